@@ -1,0 +1,1 @@
+"""Training, evaluation and comparison of context-extension methods (LinearARD and its rivals)."""

@@ -1,0 +1,110 @@
+"""Which parameters of the student are trained: LoRA adapters or everything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class LoraParameters:
+    """Low-rank adapters (Hu et al., 2106.09685) on the named projections.
+
+    They are merged into the weights when their stage ends.
+    """
+
+    type: Literal["lora"]
+    rank: Annotated[int, Field(gt=0)]
+    alpha: Annotated[float, Field(gt=0)]
+    dropout: Annotated[float, Field(ge=0, lt=1)]
+    projections: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class FullParameters:
+    """All weights are trained."""
+
+    type: Literal["full"]
+
+
+Parameters = Annotated[LoraParameters | FullParameters, Field(discriminator="type")]
+
+
+def make_trainable(
+    network: PreTrainedModel, parameters: LoraParameters | FullParameters, *, seed: int
+) -> nn.Module:
+    """Freeze what is not trained and add adapters where asked for.
+
+    Adapters take the network's own dtype: PEFT's float32 default would multiply in float32 too. The
+    engine keeps float32 master weights.
+
+    Returns:
+        The network, wrapped by PEFT for LoRA.
+
+    Raises:
+        ValueError: no module of the network has one of the projections' names.
+    """
+    if isinstance(parameters, FullParameters):
+        return network.requires_grad_(True)
+
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
+    missing = [p for p in parameters.projections if p not in names]
+    if missing:
+        raise ValueError(
+            f"parameters.projections has {missing}, which this model lacks; its modules are "
+            f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
+        )
+    lora = LoraConfig(
+        r=parameters.rank,
+        lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # PEFT only multiplies by it
+        lora_dropout=parameters.dropout,
+        target_modules=list(parameters.projections),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    # Drawn on the CPU from the run's seed, so that every rank and every device starts the same.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(network, lora, autocast_adapter_dtype=False)
+
+
+def causal_model(network: nn.Module) -> PreTrainedModel:
+    """The transformers model inside, with or without adapters around its layers."""
+    from peft import PeftModel
+
+    return network.get_base_model() if isinstance(network, PeftModel) else network  # type: ignore[return-value]
+
+
+def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
+    """Put trained parameters, by the names `named_parameters` gives, into a network built alike.
+
+    Raises:
+        ValueError: a name the network does not have, or a trainable one that is not given.
+    """
+    import torch
+
+    own = dict(network.named_parameters())
+    trainable = {name for name, p in own.items() if p.requires_grad}
+    if trainable != trained.keys():
+        odd = sorted(trainable ^ trained.keys())[:5]
+        raise ValueError(f"trained parameters do not fit the network; first differences: {odd}")
+    with torch.no_grad():
+        for name, value in trained.items():
+            own[name].copy_(value)
+
+
+def merged(network: nn.Module) -> PreTrainedModel:
+    """The transformers model with adapters merged into its weights (or as it is, without any)."""
+    from peft import PeftModel
+
+    return network.merge_and_unload(safe_merge=True) if isinstance(network, PeftModel) else network  # type: ignore[return-value]

@@ -1,0 +1,81 @@
+"""How the commands fail: a user's mistake ends in one clear message, a fault in its traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from src import config
+from src.assets import AssetError
+from src.launch import LaunchError
+
+USAGE_ERROR = 2
+FAILURE = 1
+INTERRUPTED = 130
+
+
+def job(work: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """Let a job's user mistakes end it here, before Hydra reports them in its own words."""
+
+    @functools.wraps(work)
+    def guarded(composed: DictConfig) -> None:
+        try:
+            work(composed)
+        except (ValueError, AssetError) as error:
+            if not _is_users(error):
+                raise
+            _exit(str(error), USAGE_ERROR)
+        except LaunchError as error:
+            _exit(str(error), FAILURE)
+        except KeyboardInterrupt:
+            _exit("interrupted", INTERRUPTED)
+
+    return guarded
+
+
+def run(app: Callable[[], None], boundary: type) -> None:
+    """Run a Hydra app and exit.
+
+    Hydra's own handler is bypassed: it hides tracebacks, and for a key that does not exist it does not
+    say which do.
+
+    Args:
+        app: the decorated Hydra function.
+        boundary: the config dataclass, for naming allowed keys.
+    """
+    # The deepspeed launcher adds this option; the environment says the same.
+    sys.argv = [a for a in sys.argv if not a.startswith("--local_rank")]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        app()
+    except (HydraException, OmegaConfBaseException) as error:
+        _exit(_explain_hydra(error, boundary), USAGE_ERROR)
+
+
+def _is_users(error: Exception) -> bool:
+    """Our own error classes speak to users; a bare ValueError is a fault and keeps its traceback."""
+    return isinstance(error, AssetError) or type(error).__module__.split(".")[0] == "src"
+
+
+def _exit(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _explain_hydra(error: Exception, boundary: type) -> str:
+    message = str(error)
+    found = re.search(r"Could not override '([^']+)'", message)
+    if not found:
+        return message.partition("Config search path:")[0].strip()
+    parent, _, key = found.group(1).lstrip("+").rpartition(".")
+    allowed = config.keys_at(boundary, parent.split(".") if parent else [])
+    if not allowed or key in allowed:
+        return message.strip()
+    return f"{found.group(1)}: {config.unknown_key(key, allowed)}"

@@ -1,0 +1,321 @@
+"""The one boundary between YAML and the program.
+
+Hydra composes; `load` turns the result into frozen dataclasses, strictly: an unknown key, a wrong type, a
+missing or a contradictory value is refused here with the key's full path and what is allowed. Nothing
+below this module sees Hydra or OmegaConf. Dataclasses stand beside the code that they configure; this
+module composes them.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, ClassVar, Literal, Union
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from src.data import DataConfig
+from src.evals.perplexity import PerplexityConfig
+from src.models import ModelConfig, PositiveFloat, PositiveInt
+from src.objectives import OBJECTIVES
+from src.rope import RopeScaling
+from src.schedule import StageConfig
+from src.tracking import TrackingConfig
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+NonNegative = Annotated[float, Field(ge=0)]
+AnyObjective = Annotated[Union[OBJECTIVES], Field(discriminator="type")]  # noqa: UP007
+
+
+class ConfigError(ValueError):
+    """A setting that was refused. The message names the key, the value and what is allowed."""
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """A method: stages in order."""
+
+    name: str
+    stages: Annotated[dict[str, StageConfig], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Objectives by the name that streams refer to.
+
+    `allow_beyond_native` lets a distillation block be longer than the teacher's native window.
+    """
+
+    terms: Annotated[dict[str, AnyObjective], Field(min_length=1)]
+    allow_beyond_native: bool = False
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW (Loshchilov and Hutter, 1711.05101) and clipping of the global gradient norm."""
+
+    beta1: Annotated[float, Field(ge=0, lt=1)]
+    beta2: Annotated[float, Field(ge=0, lt=1)]
+    eps: PositiveFloat
+    weight_decay: NonNegative
+    clip_norm: PositiveFloat
+
+
+@dataclass(frozen=True)
+class StudentEngineConfig:
+    """DeepSpeed's settings for the student. `micro_batch`: blocks a rank takes at once, at most."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    gradient_checkpointing: bool = True
+    micro_batch: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer=true needs zero_stage 1, 2 or 3, not 0")
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters=true needs zero_stage 3, not {self.zero_stage}")
+
+
+@dataclass(frozen=True)
+class TeacherEngineConfig:
+    """DeepSpeed's settings for the frozen teacher.
+
+    `verify_frozen` hashes its weights before and after training and fails the run if they differ.
+    """
+
+    zero_stage: Literal[0, 3] = 0
+    offload_parameters: bool = False
+    verify_frozen: bool = True
+
+    def __post_init__(self) -> None:
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError(f"offload_parameters=true needs zero_stage 3, not {self.zero_stage}")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Device, number format and both engines."""
+
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    student: StudentEngineConfig
+    teacher: TeacherEngineConfig
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Ranks started by this program on this machine (1 under torchrun, deepspeed or Slurm)."""
+
+    nproc: PositiveInt = 1
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """`every_steps` optimizer steps a checkpoint is written; the newest `keep` of them stay."""
+
+    every_steps: PositiveInt
+    keep: PositiveInt
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What is evaluated when training ends; nothing where a suite is null."""
+
+    perplexity: PerplexityConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a training run needs."""
+
+    experiment: str
+    seed: Annotated[int, Field(ge=0, lt=2**31)]
+    model: ModelConfig
+    rope: RopeScaling
+    objective: ObjectiveConfig
+    data: DataConfig
+    engine: EngineConfig
+    optim: OptimConfig
+    recipe: RecipeConfig
+    eval: EvalConfig
+    tracking: TrackingConfig
+    launch: LaunchConfig
+    checkpoint: CheckpointConfig
+    tags: tuple[str, ...] = ()
+    run_dir: str | None = None
+    dry_run: bool = False
+    resume: str | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
+
+    def __post_init__(self) -> None:
+        # Asked here so that a target below the native window is refused with the rest.
+        self.rope.resolved_factor(self.model.native_window)
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """`python -m src.evaluate`: a run folder, or a model by name, and the suites."""
+
+    eval: EvalConfig
+    data: DataConfig
+    device: Literal["auto", "cpu", "cuda"]
+    dtype: Literal["float32", "bfloat16"]
+    model: ModelConfig | None = None
+    run: str | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", strict=True, allow_inf_nan=False
+    )
+
+    def __post_init__(self) -> None:
+        if (self.run is None) == (self.model is None):
+            raise ValueError("give either run=RUN_DIR or model=NAME")
+
+
+T = typing.TypeVar("T")
+
+
+def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
+    """Turn a composed config into the frozen dataclass `cls`.
+
+    Raises:
+        ConfigError: anything refused; one line for each fault.
+    """
+    return load_plain(cls, to_plain(config))
+
+
+def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
+    """Interpolations resolved, containers plain.
+
+    Raises:
+        ConfigError: a mandatory value is missing, or an interpolation does not resolve.
+    """
+    try:
+        plain = OmegaConf.to_container(
+            OmegaConf.create(config),  # type: ignore[arg-type]  # a DictConfig is accepted too
+            resolve=True,
+            throw_on_missing=True,
+        )
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", None) or "config"
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {reason}; give it a value") from error
+    assert isinstance(plain, dict)
+    return typing.cast("dict[str, Any]", plain)
+
+
+def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
+    """Like `load`, from a plain mapping such as a run folder's config.yaml."""
+    adapter = TypeAdapter(cls)
+    try:
+        # Through JSON, because strict validation then takes lists for tuples and nothing else loosely.
+        return adapter.validate_json(json.dumps(plain))
+    except ValidationError as error:
+        lines = [_explain(cls, detail) for detail in error.errors()]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _explain(cls: type, detail: Any) -> str:
+    path, parent = _locate(cls, detail["loc"])
+    name = ".".join(path) or "config"
+    kind = detail["type"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{name}: {unknown_key(path[-1], allowed_keys(parent))}"
+    if kind in ("missing", "missing_argument"):
+        return f"{name}: a value is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{name}: {message}" if path else message
+    if kind == "union_tag_invalid":
+        context = detail["ctx"]
+        return f"{name}.type: {context['tag']!r} is not one of {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{name}.type: a value is missing"
+    got = repr(detail["input"])
+    return f"{name}: {message[0].lower()}{message[1:]} (got {got[:200]})"
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> str:
+    """The message for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key {key!r}; {hint}allowed: {', '.join(allowed) or 'nothing'}"
+
+
+def allowed_keys(kind: Any) -> list[str]:
+    """Field names of a dataclass type; nothing for other types."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return [f.name for f in fields(kind)]
+    return []
+
+
+def keys_at(cls: type, path: Sequence[str]) -> list[str]:
+    """Keys allowed below a dotted path, over all variants where the type there has several."""
+    kinds = [cls]
+    for part in path:
+        kinds = [child for kind in kinds for child in _children(kind, part)]
+    return list(dict.fromkeys(name for kind in kinds for name in allowed_keys(kind)))
+
+
+def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
+    """A pydantic location as a config path (union tags left out) and the type that holds its end."""
+    path: list[str] = []
+    kinds: list[Any] = [cls]
+    parent: Any = cls
+    for part in loc:
+        tagged = [k for k in kinds if _tag(k) == part]
+        if tagged and len(kinds) > 1:
+            kinds = tagged
+            continue
+        if isinstance(part, str) and part.startswith(("function-", "constrained-", "literal[")):
+            continue
+        if (
+            isinstance(part, str)
+            and path
+            and any(k is not None for k in kinds)
+            and (part in ("tuple", "str", "int", "float") or part.startswith("tuple["))
+        ):
+            continue
+        parent = kinds[0] if kinds else None
+        path.append(str(part))
+        kinds = [child for kind in kinds for child in _children(kind, part)]
+    return path, parent
+
+
+def _tag(kind: Any) -> str | None:
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return None
+    literal = typing.get_type_hints(kind).get("type")
+    arguments = typing.get_args(literal) if typing.get_origin(literal) is Literal else ()
+    return arguments[0] if arguments else None
+
+
+def _children(kind: Any, part: str | int) -> list[Any]:
+    if isinstance(kind, type) and is_dataclass(kind):
+        hint = typing.get_type_hints(kind, include_extras=True).get(str(part))
+        return _variants(hint) if hint is not None else []
+    if typing.get_origin(kind) is dict:
+        return _variants(typing.get_args(kind)[1])
+    return []
+
+
+def _variants(hint: Any) -> list[Any]:
+    """The concrete types in a hint: Annotated unwrapped, unions spread, None left out."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _variants(typing.get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        members = [m for m in typing.get_args(hint) if m is not type(None)]
+        return [v for m in members for v in _variants(m)]
+    return [hint]

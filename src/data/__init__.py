@@ -1,0 +1,27 @@
+"""Texts to token blocks: read sources, hold documents out, tokenize once, cut and shuffle.
+
+`DataConfig` says what a corpus is made of, `prepare_corpus` turns it into a `Corpus`, whose
+`Blocks` are random-access, sharded over ranks and resumable at any index.
+"""
+
+from src.data.blocks import Blocks
+from src.data.config import DataConfig, HubDataset, PackagedText, Source, TextFiles
+from src.data.corpus import Corpus, DocumentInfo
+from src.data.documents import DataError, Document
+from src.data.preparation import prepare_corpus
+from src.data.reading import read_source
+
+__all__ = [
+    "Blocks",
+    "Corpus",
+    "DataConfig",
+    "DataError",
+    "Document",
+    "DocumentInfo",
+    "HubDataset",
+    "PackagedText",
+    "Source",
+    "TextFiles",
+    "prepare_corpus",
+    "read_source",
+]

@@ -1,0 +1,138 @@
+"""A corpus: documents as token ids on disk, split into training and held-out texts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from src.data.blocks import Blocks
+from src.data.documents import DataError
+from src.data.overlap import Overlap, find_overlaps
+
+Split = Literal["train", "held_out"]
+INDEX_FILE = "index.json"
+TOKENS_FILE = "tokens.npy"
+
+
+@dataclass(frozen=True)
+class DocumentInfo:
+    """One document of a corpus: its number of tokens, its text's SHA-256 and its use."""
+
+    name: str
+    tokens: int
+    sha256: str
+    split: Split
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokenized documents, memory-mapped. `tokens` holds them one after the other, in order.
+
+    `overlaps` tells, for held-out documents that share text with training ones, how much.
+    """
+
+    name: str
+    key: str
+    documents: tuple[DocumentInfo, ...]
+    overlaps: dict[str, Overlap]
+    tokens: np.ndarray
+
+    @property
+    def train_tokens(self) -> int:
+        return sum(info.tokens for info in self.documents if info.split == "train")
+
+    @property
+    def held_out_tokens(self) -> int:
+        return sum(info.tokens for info in self.documents if info.split == "held_out")
+
+    def fingerprint(self, length: int) -> str:
+        """SHA-256 that is equal where texts, splits, tokenizer and block length are equal."""
+        return hashlib.sha256(f"{self.key}/{length}".encode()).hexdigest()
+
+    def blocks(self, length: int, *, seed: int, stream: str = "main") -> Blocks:
+        """Training blocks of `length` tokens; see `Blocks`.
+
+        Raises:
+            DataError: no training document is that long.
+        """
+        return Blocks(self.arrays("train"), length, seed=seed, stream=stream)
+
+    def held_out_documents(self) -> list[tuple[str, np.ndarray]]:
+        """Names and ids (int64 [tokens]) of the held-out documents, in order."""
+        return [(name, ids.astype(np.int64)) for name, ids in self.arrays("held_out")]
+
+    def arrays(self, split: Split) -> list[tuple[str, np.ndarray]]:
+        """Names and ids, as views of the mapped file, of a split's documents, in order."""
+        return [
+            (info.name, self.tokens[end - info.tokens : end])
+            for info, end in zip(self.documents, self._ends, strict=True)
+            if info.split == split
+        ]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        return np.cumsum([info.tokens for info in self.documents]).tolist()
+
+
+def save_corpus(
+    folder: Path, key: str, documents: Sequence[DocumentInfo], tokens: np.ndarray
+) -> None:
+    """Write tokens [sum of the documents' tokens], an index and the overlaps into `folder`."""
+    corpus = Corpus("", key, tuple(documents), {}, np.asarray(tokens))
+    overlaps = find_overlaps(dict(corpus.arrays("held_out")), corpus.arrays("train"))
+    index = {
+        "key": key,
+        "documents": [astuple(info) for info in documents],
+        "overlaps": {name: astuple(overlap) for name, overlap in overlaps.items()},
+    }
+    np.save(folder / TOKENS_FILE, tokens, allow_pickle=False)
+    (folder / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
+
+
+def load_corpus(name: str, folder: Path) -> Corpus:
+    """Map what `save_corpus` wrote.
+
+    Raises:
+        DataError: the index and the tokens do not belong together.
+    """
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
+    documents = tuple(DocumentInfo(*entry) for entry in index["documents"])
+    if sum(info.tokens for info in documents) != len(tokens):
+        raise DataError(f"the token cache {folder} is damaged; delete that folder")
+    overlaps = {name: Overlap(*entry) for name, entry in index["overlaps"].items()}
+    # A plain view of the mapped file: slices of a memmap object are slow to make.
+    return Corpus(name, index["key"], documents, overlaps, np.asarray(tokens))
+
+
+def refuse_overlap(corpus: Corpus, limit: float) -> None:
+    """Check that held-out documents are not training documents, wholly or in a larger part.
+
+    Args:
+        corpus: what to check.
+        limit: largest share of a held-out document's 64-token windows that may occur in training.
+
+    Raises:
+        DataError: one is above the limit, or equals a training document.
+    """
+    training = {info.sha256: info.name for info in corpus.documents if info.split == "train"}
+    for info in corpus.documents:
+        if info.split == "held_out" and info.sha256 in training:
+            raise DataError(
+                f"held-out document {info.name!r} is also the training document "
+                f"{training[info.sha256]!r}; hold out both or remove one"
+            )
+    for name, overlap in corpus.overlaps.items():
+        if overlap.fraction > limit:
+            raise DataError(
+                f"{overlap.fraction:.1%} of held-out document {name!r} occurs in training "
+                f"documents, most of it in {overlap.document!r}; hold that out too, or raise "
+                f"max_held_out_overlap (now {limit})"
+            )

@@ -1,0 +1,17 @@
+"""What every reader gives, `Document`, and what every fault in texts raises, `DataError`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class DataError(ValueError):
+    """Texts, sources or block settings that cannot be used; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text under a name that is unique in its corpus, such as `austen/emma`."""
+
+    name: str
+    text: str

@@ -1,0 +1,67 @@
+"""Hub data sets as documents, streamed, without running code from the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from src.assets import content_digest
+from src.data.config import HubDataset
+from src.data.documents import DataError, Document
+
+TITLE_FIELD = "short_book_title"
+
+
+def read_hub(source: HubDataset) -> Iterator[Document]:
+    """Yield rows in order, at most `max_documents` of them.
+
+    Raises:
+        DataError: the data set, its config, split or field is not there, or cannot be reached.
+    """
+    for index, row in enumerate(islice(_rows(source), source.max_documents)):
+        if source.text_field not in row:
+            raise DataError(
+                f"data set {source.path!r} has no field {source.text_field!r}; there are: "
+                f"{', '.join(row)} (set text_field)"
+            )
+        text = row[source.text_field]
+        if text is not None and not isinstance(text, str):
+            raise DataError(
+                f"data set {source.path!r}: field {source.text_field!r} of row {index} is "
+                f"{type(text).__name__}, not text"
+            )
+        title = f"-{row[TITLE_FIELD]}" if row.get(TITLE_FIELD) else ""
+        yield Document(f"{source.path}/{source.split}/{index}{title}", text or "")
+
+
+def hub_identity(source: HubDataset) -> str:
+    """What stands for the content of a hub source, since its texts are not read to be compared.
+
+    For a local folder it covers the files' bytes; for the hub it is the declared revision.
+    """
+    folder = Path(source.path)
+    if not folder.is_dir():
+        return f"revision {source.revision}"
+    return f"content {content_digest(folder)}"
+
+
+def _rows(source: HubDataset) -> Iterator[dict[str, Any]]:
+    from datasets import load_dataset
+
+    try:
+        yield from load_dataset(
+            source.path,
+            name=source.config,
+            split=source.split,
+            revision=source.revision,
+            streaming=True,
+        )
+    # Hub, network, file-format and naming faults share no base class.
+    except Exception as error:
+        raise DataError(
+            f"cannot read data set {source.path!r} (config {source.config}, split "
+            f"{source.split!r}, revision {source.revision}): {type(error).__name__}: {error}. "
+            "Check the names and the network, or read local texts with a source of type 'files'"
+        ) from error

@@ -1,0 +1,29 @@
+"""Shell patterns over document names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+
+from src.data.documents import DataError
+
+
+def matches_any(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a document's name matches one of the patterns, case counting."""
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def refuse_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
+    """Check that every pattern of the setting `key` matches a name.
+
+    Raises:
+        DataError: one does not; the message gives the names nearest to it.
+    """
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            near = get_close_matches(pattern, names, n=3, cutoff=0.0)
+            raise DataError(
+                f"{key}: pattern {pattern!r} matches none of {len(names)} documents; near it: "
+                f"{', '.join(near)}"
+            )

@@ -1,0 +1,203 @@
+"""From settings to a corpus: survey the sources, tokenize what is not cached, check the result."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from src.assets import cache_dir
+from src.data.config import DataConfig, HubDataset, Source
+from src.data.corpus import (
+    Corpus,
+    DocumentInfo,
+    Split,
+    load_corpus,
+    refuse_overlap,
+    save_corpus,
+)
+from src.data.documents import DataError, Document
+from src.data.hub import hub_identity
+from src.data.patterns import matches_any, refuse_idle_patterns
+from src.data.progress import Progress
+from src.data.reading import read_source
+from src.data.tokenization import token_dtype, tokenize, tokenizer_identity
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+FORMAT = 1  # of the cache; a change makes older caches be built again
+
+
+def prepare_corpus(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache: Path | None = None
+) -> Corpus:
+    """Read, tokenize and cache a corpus, or load it when the same one is in the cache.
+
+    Local and packaged texts are read at every call, since their content is part of the cache's
+    key; a hub source is read only to be tokenized. Several processes may call this at once: one
+    tokenizes, the others wait.
+
+    Args:
+        config: sources and splits.
+        tokenizer: a fast tokenizer.
+        cache: parent of the `tokens` folder; `src.assets.cache_dir()` when None.
+
+    Raises:
+        AssetError: a package cannot be fetched.
+        DataError: a text cannot be read, a pattern matches nothing, names collide, nothing is left
+            to train on, or a held-out document occurs in training.
+    """
+    survey = _Survey(config)
+    key = _key(config, survey, tokenizer_identity(tokenizer))
+    shelf = (cache or cache_dir()) / "tokens"
+    shelf.mkdir(parents=True, exist_ok=True)
+    folder = shelf / key[:32]
+    with FileLock(shelf / f"{folder.name}.lock"):
+        if not folder.exists():
+            _build(config, survey, key, tokenizer, folder)
+    corpus = load_corpus(config.name, folder)
+    refuse_overlap(corpus, config.max_held_out_overlap)
+    return corpus
+
+
+class _Survey:
+    """What is known before anything is tokenized: names, splits and hashes of local documents."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self.entries: list[Any] = []
+        self.names: list[str] = []
+        self.characters = 0
+        self.complete = True
+        for label, source, split in _sources(config):
+            if isinstance(source, HubDataset):
+                self.complete = False
+                self.entries.append([asdict(source), hub_identity(source), split, config.held_out])
+            else:
+                self._read(label, source, split, config.held_out)
+        if self.complete:
+            _check_names(self.names, config)
+
+    def _read(self, label: str, source: Source, split: Split, patterns: Sequence[str]) -> None:
+        before = len(self.names)
+        for document in read_source(source):
+            self.names.append(document.name)
+            self.characters += len(document.text)
+            split_here = _split(document.name, split, patterns)
+            self.entries.append([document.name, _text_hash(document), split_here])
+        if len(self.names) == before:
+            raise DataError(f"source {label!r} holds no text: all its documents are empty")
+
+
+def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
+    """All sources with their labels and the split of documents that no pattern names."""
+    for label, source in config.sources.items():
+        yield label, source, "train"
+    for label, source in config.held_out_sources.items():
+        yield label, source, "held_out"
+
+
+def _split(name: str, default: Split, patterns: Sequence[str]) -> Split:
+    return "held_out" if matches_any(name, patterns) else default
+
+
+def _text_hash(document: Document) -> str:
+    return hashlib.sha256(document.text.encode()).hexdigest()
+
+
+def _key(config: DataConfig, survey: _Survey, tokenizer: str) -> str:
+    parts = [FORMAT, tokenizer, config.max_tokens, survey.entries]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def _check_names(names: Sequence[str], config: DataConfig) -> None:
+    """Refuse equal names and patterns that name nothing."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(
+                f"two documents are named {name!r}; keep each text in one source, or rename a file"
+            )
+        seen.add(name)
+    refuse_idle_patterns("held_out", config.held_out, names)
+
+
+def _build(
+    config: DataConfig,
+    survey: _Survey,
+    key: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> None:
+    """Tokenize into a temporary folder that becomes `folder` when it is whole."""
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix="new-") as temporary:
+        staging = Path(temporary) / "corpus"
+        staging.mkdir()
+        raw = Path(temporary) / "tokens.raw"
+        infos = _tokenize_into(raw, config, survey, tokenizer)
+        _check_names([info.name for info in infos], config)
+        if not any(info.split == "train" for info in infos):
+            raise DataError(
+                f"corpus {config.name!r} has no document to train on: of {len(infos)} with text, "
+                f"all are held out (held_out {list(config.held_out)})"
+            )
+        tokens = np.memmap(raw, dtype=token_dtype(tokenizer), mode="r")
+        save_corpus(staging, key, infos, tokens)
+        os.replace(staging, folder)
+
+
+def _tokenize_into(
+    path: Path, config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
+) -> list[DocumentInfo]:
+    """Write all ids to one file, without a header, and return what stands in it."""
+    with path.open("wb") as file, Progress(config.name, _expected(config, survey)) as progress:
+        writer = _Writer(file, config.max_tokens)
+        for _, source, split in _sources(config):
+            documents = writer.wanted(source, split, config.held_out)
+            for document, ids in tokenize(documents, tokenizer):
+                writer.add(document, ids, _split(document.name, split, config.held_out))
+                progress.update(len(ids) if config.max_tokens else len(document.text))
+    return writer.infos
+
+
+def _expected(config: DataConfig, survey: _Survey) -> int | None:
+    """The progress bar's length: tokens under a limit, else characters where they are known."""
+    return config.max_tokens or (survey.characters if survey.complete else None)
+
+
+class _Writer:
+    """Appends ids to a file and keeps count of training tokens against the limit."""
+
+    def __init__(self, file: IO[bytes], limit: int | None) -> None:
+        self.file = file
+        self.limit = limit
+        self.train_tokens = 0
+        self.infos: list[DocumentInfo] = []
+
+    @property
+    def full(self) -> bool:
+        return self.limit is not None and self.train_tokens >= self.limit
+
+    def wanted(self, source: Source, split: Split, patterns: Sequence[str]) -> Iterator[Document]:
+        """A source's documents without the training ones beyond the limit."""
+        for document in read_source(source):
+            if not (self.full and _split(document.name, split, patterns) == "train"):
+                yield document
+            elif isinstance(source, HubDataset):
+                return  # there may be no end to what follows
+
+    def add(self, document: Document, ids: np.ndarray, split: Split) -> None:
+        if split == "train":
+            if self.full:
+                return  # read in the same batch as the document that reached the limit
+            self.train_tokens += len(ids)
+        ids.tofile(self.file)
+        self.infos.append(DocumentInfo(document.name, len(ids), _text_hash(document), split))

@@ -1,0 +1,33 @@
+"""From a source's settings to its documents."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from src.data.config import HubDataset, PackagedText, Source, TextFiles
+from src.data.documents import Document
+from src.data.files import read_files
+from src.data.hub import read_hub
+from src.data.packaged import read_package
+
+
+def read_source(source: Source) -> Iterator[Document]:
+    """Yield a source's documents in a fixed order, without those that hold no text.
+
+    Raises:
+        AssetError: a package cannot be fetched.
+        DataError: a text cannot be found or read.
+    """
+    for document in _read(source):
+        if document.text.strip():
+            yield document
+
+
+def _read(source: Source) -> Iterator[Document]:
+    match source:
+        case PackagedText():
+            return read_package(source)
+        case TextFiles():
+            return read_files(source)
+        case HubDataset():
+            return read_hub(source)

@@ -1,0 +1,307 @@
+"""DeepSpeed engines for the frozen teacher and the trainable student; the only importer of deepspeed.
+
+Both models are always run by an engine, also in one process on a CPU. Each engine has a config of its
+own and wraps a module whose forward returns what the engine is for: the teacher's captured tensors, or
+the student's loss. (A loss made outside the student's engine from recorded tensors fails under ZeRO-3.)
+The teacher is never part of the student's module tree, so it is in no optimizer and no checkpoint.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from src.adapters import causal_model
+from src.capture import QKVCapture
+from src.devices import DTYPES, device_of
+from src.facts import ModelFacts
+from src.objectives.base import Batch, Needs, Objective, Outputs
+
+if TYPE_CHECKING:
+    from src.config import EngineConfig, OptimConfig
+
+
+def _deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for a device. Its accelerator is chosen once, at import."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
+    chosen = deepspeed.get_accelerator().device_name()
+    if chosen.split(":")[0] != device.type:
+        raise RuntimeError(
+            f"DeepSpeed was set up for {chosen!r} in this process (DS_ACCELERATOR="
+            f"{os.environ['DS_ACCELERATOR']}); {device.type} needs a process of its own"
+        )
+    if device.type == "cpu":
+        # Its shared-memory collectives are compiled at first use, which needs g++ and over a minute;
+        # ranks talk through gloo without them.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def _run_decoder(network: nn.Module, batch: Batch, needs: Needs) -> Outputs:
+    """Run the transformer below its output head and collect what is needed."""
+    model = causal_model(network)
+    decoder = model.get_decoder()
+    capture = QKVCapture(needs.qkv_layers)
+    with capture.recording():
+        hidden_bth = decoder(input_ids=batch.input_ids_bt, use_cache=False).last_hidden_state
+    return Outputs(hidden_bth, capture.take(), head=model.get_output_embeddings())
+
+
+class _TeacherModule(nn.Module):
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Batch, needs: Needs) -> Outputs:
+        return _run_decoder(self.network, batch, needs)
+
+
+class _StudentModule(nn.Module):
+    def __init__(
+        self, network: nn.Module, objectives: Mapping[str, Objective], facts: ModelFacts
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.objectives = dict(objectives)
+        self.facts = facts
+
+    def forward(
+        self, batch: Batch, objective: str, teacher: Outputs | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        chosen = self.objectives[objective]
+        student = _run_decoder(self.network, batch, chosen.needs(self.facts))
+        return chosen.loss(batch, teacher, student, self.facts)
+
+
+def _common_config(dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": dtype == torch.bfloat16},
+        "steps_per_print": 10**9,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+class Teacher:
+    """The frozen native model.
+
+    Args:
+        network: in evaluation mode, with no parameter that requires a gradient.
+        config: the run's engine settings.
+    """
+
+    def __init__(self, network: nn.Module, config: EngineConfig) -> None:
+        device = device_of(config.device)
+        deepspeed = _deepspeed(device)
+        network.requires_grad_(False).eval()
+        settings = config.teacher
+        ds_config = _common_config(DTYPES[config.dtype])
+        ds_config["zero_optimization"] = {"stage": settings.zero_stage}
+        if settings.offload_parameters:
+            ds_config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+        self._engine, *_ = deepspeed.initialize(model=_TeacherModule(network), config=ds_config)
+        self._engine.eval()
+
+    def outputs(self, batch: Batch, needs: Needs) -> Outputs:
+        """Run a batch without gradients and return what was asked for."""
+        with torch.no_grad():
+            return self._engine(batch, needs)
+
+    def sha256(self) -> str:
+        """Hash of all weights, in the order of their names; a collective call under ZeRO-3."""
+        return _sha256(self._engine.module)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.destroy()
+        del self._engine
+        _release_memory()
+
+
+class Student:
+    """The model in training.
+
+    Args:
+        network: trainable parameters chosen, adapters added.
+        objectives: by the name that streams refer to.
+        facts: of the network.
+        config: the run's engine settings.
+        optim: AdamW's settings.
+        accumulation: micro-steps of a full optimizer step.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        config: EngineConfig,
+        optim: OptimConfig,
+        *,
+        accumulation: int,
+    ) -> None:
+        device = device_of(config.device)
+        deepspeed = _deepspeed(device)
+        settings = config.student
+        model = causal_model(network)
+        if settings.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        network.train()
+        dtype = DTYPES[config.dtype]
+        ds_config = _common_config(dtype)
+        # Boundaries are set by hand (see `backward`), so this only has to say that gradients of
+        # several micro-steps are added up before a step.
+        ds_config["gradient_accumulation_steps"] = max(2, accumulation)
+        ds_config["gradient_clipping"] = optim.clip_norm
+        ds_config["zero_optimization"] = _zero_config(config)
+        if dtype == torch.bfloat16 and settings.zero_stage == 0:
+            # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+            ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=_StudentModule(network, objectives, facts),
+            model_parameters=trained,
+            optimizer=_adamw(trained, optim, offload=settings.offload_optimizer),
+            config=ds_config,
+        )
+        self._full_gradients = settings.zero_stage == 0 and dtype == torch.float32
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self._engine.module.network
+
+    def loss(
+        self, batch: Batch, objective: str, teacher: Outputs | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The objective's loss on a batch, and its metrics."""
+        return self._engine(batch, objective, teacher)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-step's gradient; `last` marks the final one before `step`.
+
+        The loss must carry its own share: gradients are summed over micro-steps and averaged over
+        ranks.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> float:
+        """Clip, update and clear gradients; returns the global gradient norm before clipping."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        norm = None
+        if self._full_gradients:
+            # Plain float32 training: DeepSpeed clips without telling the norm.
+            grads = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+        self._engine.step()
+        if norm is None:
+            norm = self._engine.get_global_grad_norm()
+        return float(norm)
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Whole trained parameters by name, on the CPU, on rank 0; empty on the others.
+
+        A collective call under ZeRO-3.
+        """
+        gathered: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                with _whole(parameter):
+                    if self._engine.global_rank == 0:
+                        gathered[name] = parameter.detach().cpu().clone()
+        return gathered
+
+    def optimizer_parameters(self) -> int:
+        """How many parameters are trained, over all ranks."""
+        return sum(
+            getattr(p, "ds_numel", p.numel()) for p in self.network.parameters() if p.requires_grad
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write weights that are trained and the optimizer's state; a collective call."""
+        self._engine.save_checkpoint(
+            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote with the same number of ranks; a collective call.
+
+        Raises:
+            RuntimeError: the folder does not hold a checkpoint of this engine.
+        """
+        path, _ = self._engine.load_checkpoint(
+            str(folder), tag="engine", load_module_strict=False, load_lr_scheduler_states=False
+        )
+        if path is None:
+            raise RuntimeError(f"{folder} holds no checkpoint of this engine")
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.destroy()
+        del self._engine, self._optimizer
+        _release_memory()
+
+
+def _zero_config(config: EngineConfig) -> dict[str, Any]:
+    settings = config.student
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    if settings.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if settings.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    return zero
+
+
+def _adamw(
+    parameters: list[nn.Parameter], optim: OptimConfig, *, offload: bool
+) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (optim.beta1, optim.beta2),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameters, **common)
+    return torch.optim.AdamW(parameters, **common)
+
+
+@contextmanager
+def _whole(parameter: nn.Parameter) -> Iterator[None]:
+    """Inside, the parameter is whole on every rank, also under ZeRO-3."""
+    if not hasattr(parameter, "ds_id"):
+        yield
+        return
+    from deepspeed import zero
+
+    with zero.GatheredParameters([parameter]):
+        yield
+
+
+def _sha256(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, parameter in sorted(module.named_parameters()):
+        with _whole(parameter):
+            digest.update(name.encode())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _release_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

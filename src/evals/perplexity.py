@@ -1,0 +1,146 @@
+"""Perplexity of held-out text by window length.
+
+Every window length scores the same text: segments as long as the largest window, spread over the held-out
+documents, each cut into windows. A model sees a window and nothing before it; the first token of a window
+has no prediction. Perplexity is exp of the mean negative log-likelihood a predicted token, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from src.progress import meter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Logits are made for this many positions at once.
+_HEAD_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class PerplexityConfig:
+    """Window lengths, in tokens, and how much text is scored.
+
+    Attributes:
+        windows: lengths; the largest decides the segments.
+        tokens: text scored at each window length, rounded down to whole segments, at least one.
+        headline: the window whose scores are quoted.
+        batch_tokens: tokens of one forward pass, at most (one window at least).
+    """
+
+    windows: Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
+    tokens: Annotated[int, Field(gt=0)]
+    headline: Annotated[int, Field(gt=1)]
+    batch_tokens: Annotated[int, Field(gt=0)] = 4096
+
+    def __post_init__(self) -> None:
+        largest = max(self.windows)
+        odd = [w for w in self.windows if largest % w]
+        if odd:
+            raise ValueError(
+                f"windows={list(self.windows)}: {odd} do not divide the largest, {largest}, so they "
+                "would score other text than it does"
+            )
+        if self.headline not in self.windows:
+            raise ValueError(f"headline={self.headline} is not among windows={list(self.windows)}")
+
+
+def segments(documents: Sequence[tuple[str, np.ndarray]], config: PerplexityConfig) -> np.ndarray:
+    """Segments of the largest window from the held-out documents, int64 [segments, window].
+
+    They are taken evenly spaced from all that there are.
+
+    Raises:
+        ValueError: no held-out document is as long as the largest window.
+    """
+    length = max(config.windows)
+    found = [
+        tokens[start : start + length]
+        for _, tokens in documents
+        for start in range(0, len(tokens) - length + 1, length)
+    ]
+    if not found:
+        longest = max((len(tokens) for _, tokens in documents), default=0)
+        raise ValueError(
+            f"eval.perplexity.windows has {length}, but the longest held-out document has {longest} "
+            "tokens: give shorter windows or hold out longer documents (data.held_out)"
+        )
+    wanted = min(len(found), max(1, config.tokens // length))
+    chosen = np.linspace(0, len(found) - 1, wanted).round().astype(int)
+    return np.stack([found[i] for i in chosen]).astype(np.int64)
+
+
+@torch.no_grad()
+def negative_log_likelihood(
+    model: PreTrainedModel, windows_nt: np.ndarray, *, batch_tokens: int, name: str
+) -> float:
+    """Mean negative log-likelihood, in nats a predicted token, over windows int64 [n, t]."""
+    device = next(model.parameters()).device
+    n, t = windows_nt.shape
+    rows = max(1, batch_tokens // t)
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    total = 0.0
+    with meter(name, n) as progress:
+        for start in range(0, n, rows):
+            ids_bt = torch.from_numpy(windows_nt[start : start + rows]).to(device)
+            hidden_bth = decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
+            hidden_nh = hidden_bth[:, :-1].flatten(0, 1)
+            targets_n = ids_bt[:, 1:].flatten()
+            for at in range(0, len(targets_n), _HEAD_CHUNK):
+                logits = head(hidden_nh[at : at + _HEAD_CHUNK]).float()
+                part = torch.nn.functional.cross_entropy(
+                    logits, targets_n[at : at + _HEAD_CHUNK], reduction="sum"
+                )
+                total += part.item()
+            progress.advance(len(ids_bt))
+    return total / (n * (t - 1))
+
+
+def evaluate_model(
+    model: PreTrainedModel, segments_nt: np.ndarray, config: PerplexityConfig, *, name: str
+) -> dict[str, Any]:
+    """A model's figures at every window: `nll`, `perplexity` and scored `tokens`, by window."""
+    model.eval()
+    nll: dict[str, float] = {}
+    tokens: dict[str, int] = {}
+    for window in config.windows:
+        windows_nt = segments_nt.reshape(-1, window)
+        label = f"perplexity, {name}, window {window}"
+        nll[str(window)] = negative_log_likelihood(
+            model, windows_nt, batch_tokens=config.batch_tokens, name=label
+        )
+        tokens[str(window)] = windows_nt.shape[0] * (window - 1)
+    perplexity = {window: math.exp(value) for window, value in nll.items()}
+    return {"name": name, "perplexity": perplexity, "nll": nll, "tokens": tokens}
+
+
+def scores(
+    native: Mapping[str, float], scaled: Mapping[str, float], student: Mapping[str, float]
+) -> dict[str, dict[str, float | None]]:
+    """Restoration by window, from perplexities.
+
+    `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same on
+    its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap is None
+    where scaling has not made the model worse, since there is then nothing to close.
+    """
+    result: dict[str, dict[str, float | None]] = {}
+    for window, native_value in native.items():
+        scaled_value, value = scaled[window], student[window]
+        gap = gap_nll = None
+        if scaled_value > native_value:
+            gap = (value - scaled_value) / (native_value - scaled_value)
+            gap_nll = math.log(value / scaled_value) / math.log(native_value / scaled_value)
+        result[window] = {
+            "gap_closed": gap,
+            "gap_closed_nll": gap_nll,
+            "recovery": 100 * native_value / value,
+        }
+    return result

@@ -1,0 +1,217 @@
+"""Ranks: one process, local ranks started here, or those that a launcher has started.
+
+torchrun, the deepspeed launcher and Slurm each start every rank themselves and say so in the
+environment; `launch.nproc` starts local ranks from a single command.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PARENT_VARIABLE = "LINEARARD_LAUNCH_PARENT"
+
+
+class LaunchError(RuntimeError):
+    """A rank failed; the message holds its own traceback."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Which rank this process is."""
+
+    rank: int = 0
+    local_rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 reports, writes files and evaluates."""
+        return self.rank == 0
+
+
+def world_from_environment(environment: Mapping[str, str]) -> World | None:
+    """The rank a launcher gave this process, or None where there is no launcher.
+
+    torchrun and deepspeed set RANK, LOCAL_RANK and WORLD_SIZE; Slurm sets SLURM_PROCID, SLURM_LOCALID
+    and SLURM_NTASKS for tasks started by srun.
+    """
+    if "RANK" in environment and "WORLD_SIZE" in environment:
+        return World(
+            rank=int(environment["RANK"]),
+            local_rank=int(environment.get("LOCAL_RANK", 0)),
+            size=int(environment["WORLD_SIZE"]),
+        )
+    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        return World(
+            rank=int(environment["SLURM_PROCID"]),
+            local_rank=int(environment["SLURM_LOCALID"]),
+            size=int(environment["SLURM_NTASKS"]),
+        )
+    return None
+
+
+def join(world: World, *, cuda: bool) -> None:
+    """Set up torch.distributed for this process and choose its GPU.
+
+    Raises:
+        RuntimeError: a Slurm job does not say where rank 0 is.
+    """
+    import torch
+    from torch import distributed
+
+    if cuda:
+        torch.cuda.set_device(world.local_rank)
+    # DeepSpeed reads these, and looks for MPI where they are missing.
+    os.environ.update(
+        RANK=str(world.rank), LOCAL_RANK=str(world.local_rank), WORLD_SIZE=str(world.size)
+    )
+    backend = "nccl" if cuda else "gloo"
+    if distributed.is_initialized():
+        return
+    if world.size == 1:
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")
+        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        return
+    if "SLURM_PROCID" in os.environ:
+        _slurm_address()
+    distributed.init_process_group(backend)
+
+
+def _slurm_address() -> None:
+    """MASTER_ADDR and MASTER_PORT from the job, unless the job script has set them."""
+    if "MASTER_ADDR" not in os.environ:
+        nodes = os.environ.get("SLURM_STEP_NODELIST") or os.environ.get("SLURM_JOB_NODELIST")
+        if not nodes:
+            raise RuntimeError("Slurm gave no node list: set MASTER_ADDR to the first node's name")
+        listed = subprocess.run(
+            ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
+        )
+        os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
+    # Jobs that share a node get different ports.
+    os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+
+
+def leave() -> None:
+    """Take torch.distributed down."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def spawn(arguments: Sequence[str], *, nproc: int, logs: Path, cuda: bool) -> None:
+    """Run `python ARGUMENTS` once a rank on this machine and wait for all.
+
+    Rank 0 keeps this process's terminal; the others write to `logs/rank-N.log`. When one fails, the
+    others are stopped. Ranks die when this process does, however it ends.
+
+    Raises:
+        LaunchError: a rank failed; with its traceback.
+        ValueError: more ranks than GPUs.
+    """
+    import torch
+    from torch.distributed import TCPStore
+
+    if cuda and nproc > torch.cuda.device_count():
+        raise ValueError(
+            f"launch.nproc={nproc} but this machine has {torch.cuda.device_count()} GPUs"
+        )
+    logs.mkdir(parents=True, exist_ok=True)
+    for stale in logs.glob("rank-*.traceback"):
+        stale.unlink()
+    # The rendezvous lives here, so that its port is taken once and never raced for.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    threads = max(1, (os.cpu_count() or 1) // nproc)
+    ranks: list[subprocess.Popen[bytes]] = []
+    try:
+        for rank in range(nproc):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(nproc),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(store.port),
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                "TORCHELASTIC_RESTART_COUNT": "0",
+                "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+                PARENT_VARIABLE: str(os.getpid()),
+            }
+            with (logs / f"rank-{rank}.log").open("wb") as log:
+                output = None if rank == 0 else log
+                ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments], env=environment, stdout=output, stderr=output
+                    )
+                )
+        _wait(ranks, logs)
+    finally:
+        _stop(ranks)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+    while True:
+        codes = [process.poll() for process in ranks]
+        failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
+        if failed:
+            # The first to write its traceback is the cause; others fail for want of it.
+            time.sleep(0.5)
+            raise LaunchError(_failure(failed, codes, logs))
+        if all(code == 0 for code in codes):
+            return
+        time.sleep(0.1)
+
+
+def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> str:
+    traces = sorted(logs.glob("rank-*.traceback"), key=lambda p: p.stat().st_mtime_ns)
+    if traces:
+        first = traces[0]
+        return f"{first.stem} failed:\n{first.read_text(encoding='utf-8').rstrip()}"
+    rank = failed[0]
+    code = codes[rank]
+    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+    return f"rank-{rank} {how}; see {logs / f'rank-{rank}.log'}"
+
+
+def _stop(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for process in ranks:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    for process in ranks:
+        try:
+            process.wait(max(0.1, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def run_rank(work: Callable[[World], None], logs: Path) -> None:
+    """Run one spawned rank: end when the parent does, and leave a traceback where it fails."""
+    _die_with_parent(int(os.environ[PARENT_VARIABLE]))
+    world = world_from_environment(os.environ)
+    assert world is not None
+    try:
+        work(world)
+    except Exception:
+        trace = logs / f"rank-{world.rank}.traceback"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def _die_with_parent(parent: int) -> None:
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

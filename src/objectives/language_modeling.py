@@ -1,0 +1,75 @@
+"""Next-token prediction: continual pre-training, and the second stage of LinearARD."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from src.facts import ModelFacts
+from src.objectives.base import Batch, Needs, Outputs
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """Mean cross-entropy of each next token, natural logarithm.
+
+    The logits are made `chunk` tokens at a time and made again for the backward pass, so that no
+    [t, vocabulary] float32 tensor exists for a long block.
+    """
+
+    type: Literal["language_modeling"]
+    chunk: Annotated[int, Field(gt=0)] = 2048
+
+    bounded_by_native_window: ClassVar[bool] = False
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        """The output head; no teacher and no captured tensors."""
+        del facts
+        return Needs(teacher=False, head=True)
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """Nothing beyond the model's own forward and backward."""
+        del tokens, facts
+        return 0.0
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the b * (t - 1) predicted tokens.
+
+        Raises:
+            ValueError: blocks of fewer than two tokens, which predict nothing.
+        """
+        del teacher, facts
+        b, t = batch.input_ids_bt.shape
+        if t < 2:
+            raise ValueError(f"language modelling needs blocks of two tokens or more, got {t}")
+        head, hidden_bth = student.head, student.hidden_bth
+        assert head is not None
+        assert hidden_bth is not None
+
+        def summed(part_bch: Tensor, targets_bc: Tensor) -> Tensor:
+            logits_nv = head(part_bch).flatten(0, 1).float()
+            return functional.cross_entropy(logits_nv, targets_bc.flatten(), reduction="sum")
+
+        inputs_bth = hidden_bth[:, :-1]
+        targets_bt = batch.input_ids_bt[:, 1:]
+        total = torch.zeros((), device=hidden_bth.device)
+        for start in range(0, t - 1, self.chunk):
+            part = inputs_bth[:, start : start + self.chunk]
+            targets = targets_bt[:, start : start + self.chunk]
+            if t - 1 <= self.chunk:
+                total = total + summed(part, targets)
+            else:
+                total = total + checkpoint(summed, part, targets, use_reentrant=False)
+        loss = total / (b * (t - 1))
+        return loss, {"language_modeling": loss.detach()}
+
+
+OBJECTIVE = LanguageModeling

@@ -1,0 +1,79 @@
+"""Progress with time left: a live bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+# A log that is not a terminal gets a line at most this often, in seconds.
+LINE_INTERVAL = 15.0
+
+
+class Meter:
+    """How far a piece of work is. `advance` may carry a note, such as the latest loss."""
+
+    def __init__(self, name: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
+        self._name = name
+        self._total = total
+        self._done = done
+        self._started_at_unit = done
+        self._started = time.monotonic()
+        self._last_line = self._started
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        if not quiet and sys.stderr.isatty():
+            self._bar = Progress(
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(name, total=total, completed=done, note="")
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Count finished units."""
+        self._done += amount
+        if self._quiet:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, note=note)
+            return
+        now = time.monotonic()
+        if now - self._last_line >= LINE_INTERVAL or self._done >= self._total:
+            self._last_line = now
+            print(self._line(now, note), file=sys.stderr, flush=True)
+
+    def _line(self, now: float, note: str) -> str:
+        elapsed = now - self._started
+        pace = elapsed / max(1, self._done - self._started_at_unit)
+        left = pace * max(0, self._total - self._done)
+        head = f"{self._name} {self._done}/{self._total}"
+        return f"{head} | {elapsed:.0f} s so far, {left:.0f} s left" + (
+            f" | {note}" if note else ""
+        )
+
+    def _start(self) -> None:
+        if self._bar is not None:
+            self._bar.start()
+
+    def _stop(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+@contextmanager
+def meter(name: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Meter]:
+    """A meter that is shown inside the block."""
+    shown = Meter(name, total, done=done, quiet=quiet)
+    shown._start()
+    try:
+        yield shown
+    finally:
+        shown._stop()

@@ -1,0 +1,20 @@
+"""One rank of a run that `src.train` has started: `python -m src.rank RUN_DIR`, not typed by hand."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from src import config, launch, run
+from src.run_folder import RunFolder
+
+
+def main(run_dir: Path) -> None:
+    """Join the other ranks and do this one's part of the run."""
+    folder = RunFolder.open(run_dir)
+    settings = config.load_plain(config.RunConfig, folder.config())
+    launch.run_rank(lambda world: run.execute(settings, folder, world), folder.logs)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

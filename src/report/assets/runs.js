@@ -1,0 +1,14 @@
+"use strict";
+// The filter above the list of runs: every word must occur in a row.
+{
+  const filter = document.getElementById("run-filter");
+  const rows = [...document.querySelectorAll("#run-list tbody tr")];
+  const texts = rows.map((row) => row.textContent.toLowerCase());
+
+  filter.addEventListener("input", () => {
+    const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
+    rows.forEach((row, index) => { row.hidden = !words.every((word) => texts[index].includes(word)); });
+    const shown = rows.filter((row) => !row.hidden).length;
+    document.getElementById("run-count").value = words.length ? `${shown} of ${rows.length}` : "";
+  });
+}

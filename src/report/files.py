@@ -1,0 +1,170 @@
+"""The files of a run folder as typed records.
+
+Every reader raises `UnreadableFile`, whose message is a reason to show beside the run.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
+
+State = Literal["running", "finished", "failed", "interrupted"]
+
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads ten times faster
+
+
+class UnreadableFile(ValueError):
+    """A file of a run folder is missing, cut off or not of the expected form."""
+
+
+class AbsentFile(UnreadableFile):
+    """The file is missing or empty, which may be no fault in a run that has just begun."""
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """Times without a zone are taken as UTC, so that all of them can be compared."""
+    try:
+        return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError(f"{moment} is out of range") from error
+
+
+Moment = Annotated[datetime, AfterValidator(_in_utc)]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
+
+
+class RunRecord(_Record):
+    """`run.json`: what the run is, how far it came and where it ran."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    run_id: str
+    state: State
+    experiment: str | None = None
+    method: str | None = None
+    model: str | None = None
+    error: str | None = None
+    command: str | None = None
+    seed: int | None = None
+    git_commit: str | None = None
+    git_dirty: bool = False
+    started_at: Moment | None = None
+    finished_at: Moment | None = None
+    updated_at: Moment | None = None
+    device: str | None = None
+    tokens: NonNegativeInt = 0
+    step: NonNegativeInt = 0
+    seconds: FiniteFloat | None = None
+
+
+class RopeSettings(_Record):
+    """The scaling of a run, as its config names it."""
+
+    type: str | None = None
+    target_length: int | None = None
+
+
+class RunSettings(_Record):
+    """The part of `config.yaml` that the report shows."""
+
+    rope: RopeSettings = RopeSettings()
+
+
+class Dataset(_Record):
+    """The held-out text of an evaluation."""
+
+    name: str
+    documents: tuple[str, ...] = ()
+    fingerprint: str | None = None
+
+
+class ModelPerplexity(_Record):
+    """Perplexity of one model by window length in tokens; null: not measured."""
+
+    name: str
+    perplexity: dict[PositiveInt, float | None]
+
+
+class Score(_Record):
+    """Scores of the last model at one window; definitions: `src/evals`."""
+
+    gap_closed: float | None = None
+    recovery: float | None = None
+
+
+class PerplexityReport(_Record):
+    """`evals/perplexity.json`: models in the order native, scaled, after each stage."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    suite: Literal["perplexity"]
+    dataset: Dataset
+    windows: tuple[PositiveInt, ...] = Field(min_length=1)
+    models: tuple[ModelPerplexity, ...] = Field(min_length=1)
+    scores: dict[PositiveInt, Score] = {}
+
+    def model(self, name: str) -> ModelPerplexity | None:
+        """The model called `name`, if it was evaluated."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def students(self) -> tuple[ModelPerplexity, ...]:
+        """The trained models: all but the native and the merely scaled one."""
+        return tuple(model for model in self.models if model.name not in ("native", "scaled"))
+
+
+_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+
+
+def read_bytes(path: Path) -> bytes:
+    """The file's content; raises `AbsentFile`, or `UnreadableFile` where access is refused."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        raise AbsentFile(f"{path.name} is missing") from None
+    except OSError as error:
+        raise UnreadableFile(f"{path.name} cannot be read ({error.strerror})") from error
+    if not content.strip():
+        raise AbsentFile(f"{path.name} is empty")
+    return content
+
+
+def read_json(path: Path, kind: type[_AnyRecord]) -> _AnyRecord:
+    """The JSON file as `kind`; raises `UnreadableFile`."""
+    content = read_bytes(path)
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError as error:
+        raise UnreadableFile(f"{path.name}: {first_reason(error)}") from error
+
+
+def read_settings(path: Path) -> RunSettings:
+    """A run's `config.yaml`; raises `UnreadableFile`."""
+    content = read_bytes(path)
+    try:
+        return RunSettings.model_validate(yaml.load(content, Loader=_YAML_LOADER))
+    except ValidationError as error:
+        raise UnreadableFile(f"{path.name}: {first_reason(error)}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 13-45
+        raise UnreadableFile(f"{path.name}: not YAML ({str(error).splitlines()[0]})") from error
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first complaint of a validation, on one line: `place: what is wrong`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]

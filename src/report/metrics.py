@@ -1,0 +1,121 @@
+"""`metrics.jsonl` as columns: one row a logged step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
+
+from src.report.files import first_reason, read_bytes
+
+
+class MetricRow(BaseModel):
+    """One line. Every further key with a number is a metric."""
+
+    model_config = ConfigDict(extra="allow", allow_inf_nan=True)
+
+    step: NonNegativeInt
+    tokens: NonNegativeInt
+    stage: str
+
+    @property
+    def values(self) -> dict[str, float]:
+        """The metrics of this line by key; they may be NaN or infinite."""
+        extra = self.model_extra or {}
+        return {
+            key: _as_float(value)
+            for key, value in extra.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Columns of equal length; None in a series: not logged at that step, or not finite."""
+
+    steps: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    stages: tuple[str, ...] = ()
+    series: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+
+
+def read_metrics(path: Path) -> Metrics:
+    """All readable lines of `path`; what could not be read is told in `problems`.
+
+    Raises:
+        AbsentFile: the file is missing or empty.
+        UnreadableFile: access to the file is refused.
+    """
+    lines = read_bytes(path).split(b"\n")
+    rows: list[MetricRow] = []
+    faults: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = MetricRow.model_validate_json(line)
+        except ValidationError as error:
+            cut_off = number == len(lines)  # no newline after it: the writer was stopped
+            reason = "is cut off" if cut_off else f"is unreadable ({first_reason(error)})"
+            faults.append(f"line {number} {reason}")
+            continue
+        _replace_from(rows, row.step)
+        rows.append(row)
+    return _columns(rows, _summary(path.name, faults))
+
+
+def _as_float(value: int | float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # JSON knows integers of any size
+        return math.inf if value > 0 else -math.inf
+
+
+def _replace_from(rows: list[MetricRow], step: int) -> None:
+    """Drop what a resumed run logs again: the later line of a step counts."""
+    while rows and rows[-1].step >= step:
+        rows.pop()
+
+
+def _summary(name: str, faults: list[str]) -> list[str]:
+    if not faults:
+        return []
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return [f"{name}: {faults[0]}{more}"]
+
+
+def _columns(rows: list[MetricRow], problems: list[str]) -> Metrics:
+    table = [row.values for row in rows]
+    keys = sorted({key for values in table for key in values})
+    series: dict[str, tuple[float | None, ...]] = {}
+    for key in keys:
+        column = [values.get(key) for values in table]
+        series[key] = tuple(_finite(value) for value in column)
+        problems += _non_finite(key, rows, column)
+    return Metrics(
+        steps=tuple(row.step for row in rows),
+        tokens=tuple(row.tokens for row in rows),
+        stages=tuple(row.stage for row in rows),
+        series=series,
+        problems=tuple(problems),
+    )
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _non_finite(key: str, rows: list[MetricRow], column: list[float | None]) -> list[str]:
+    bad = [
+        (row.step, value)
+        for row, value in zip(rows, column, strict=True)
+        if value is not None and not math.isfinite(value)
+    ]
+    if not bad:
+        return []
+    step, value = bad[0]
+    more = f" (and at {len(bad) - 1} more steps)" if len(bad) > 1 else ""
+    return [f"metrics.jsonl: {key} is {value} at step {step}{more}"]

@@ -1,0 +1,113 @@
+"""Renders the page: one file with styles, scripts and data inside, which loads nothing."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from plotly.offline import get_plotlyjs
+
+from src.report.panels import PageContext, Panel
+from src.report.panels.comparison import comparison_panel
+from src.report.panels.curves import curves_panel
+from src.report.panels.headline import headline_panel
+from src.report.panels.runs import runs_panel
+from src.report.panels.start import start_panel
+from src.report.runs import Run, count_corrupt
+
+PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
+    start_panel,
+    headline_panel,
+    comparison_panel,
+    curves_panel,
+    runs_panel,
+)
+"""The panels from top to bottom. One that has nothing to show returns None."""
+
+_HERE = Path(__file__).parent
+
+
+def write_page(runs: Sequence[Run], target: Path, *, window: int | None = None) -> Path:
+    """Write the page of `runs` to `target`, at once or not at all; returns `target`.
+
+    `window` is the headline window in tokens (`table.headline_window`).
+
+    Raises:
+        ValueError: `target` is a folder, or cannot be written.
+    """
+    if target.is_dir():
+        raise ValueError(f"target_path={target}: this is a folder; name a file such as index.html")
+    page = render(runs, target, window=window, now=datetime.now(UTC))
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _replace(target, page.encode())
+    except OSError as error:
+        raise ValueError(f"target_path={target}: cannot be written ({error.strerror})") from error
+    return target
+
+
+def render(runs: Sequence[Run], target: Path, *, window: int | None = None, now: datetime) -> str:
+    """The page as HTML; `target` is where it will lie, `now` the time it shows."""
+    context = PageContext(tuple(runs), target, window, now)
+    panels = [panel for build in PANELS if (panel := build(context))]
+    scripts = _scripts(panels)
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            panels=panels,
+            run_count=len(runs),
+            corrupt_count=count_corrupt(runs),
+            now=now,
+            style=Markup(_asset("style.css")),
+            scripts=[Markup(script) for script in scripts],
+            script_hashes=[_csp_hash(script) for script in scripts],
+        )
+    )
+
+
+def _scripts(panels: Sequence[Panel]) -> list[str]:
+    names = ["base.js", *(panel.script for panel in panels if panel.script)]
+    return [get_plotlyjs(), *map(_asset, names)]
+
+
+def _asset(name: str) -> str:
+    return (_HERE / "assets" / name).read_text("utf-8")
+
+
+def _csp_hash(script: str) -> str:
+    """The source expression that lets this script run, and no other, under the page's policy."""
+    digest = hashlib.sha256(script.encode()).digest()
+    return f"'sha256-{base64.b64encode(digest).decode()}'"
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
+    return environment
+
+
+def _replace(target: Path, content: bytes) -> None:
+    """Readers see the old page or the new one, never half of one."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.chmod(name, 0o644)
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise

@@ -1,0 +1,46 @@
+"""The panels of the page. A panel is a function `(PageContext) -> Panel` and a template.
+
+To add one: write `panels/NAME.py` with the function and `templates/NAME.html`, put the function
+into `page.PANELS`; a panel that needs the browser names a script of `assets/`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from src.report.runs import Run
+
+
+@dataclass(frozen=True)
+class PageContext:
+    """What every panel may show."""
+
+    runs: tuple[Run, ...]
+    """Newest first."""
+    target: Path
+    """The page's own file: links are relative to its folder."""
+    window: int | None
+    """The headline window in tokens, see `table.headline_window`."""
+    now: datetime
+
+    def link(self, path: Path) -> str:
+        """A relative address of `path`, percent-encoded: it cannot name a scheme or a host."""
+        relative = os.path.relpath(path.absolute(), self.target.parent.absolute())
+        return quote(os.fsencode(relative))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One section of the page, rendered by `templates/<name>.html` with `values`."""
+
+    name: str
+    title: str
+    values: Mapping[str, Any] = field(default_factory=dict)
+    script: str | None = None
+    """A file of `assets/` that brings the panel to life."""

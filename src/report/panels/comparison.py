@@ -1,0 +1,48 @@
+"""Perplexity by window: a table and a chart a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from src.report import formatting
+from src.report.files import PerplexityReport
+from src.report.panels import PageContext, Panel
+from src.report.plots import perplexity_figure
+from src.report.runs import Run
+from src.report.table import Comparison, comparison, gap_closed
+
+_OPEN_BLOCKS = 3  # the newest; the others unfold on a click
+
+
+@dataclass(frozen=True)
+class Block:
+    """One evaluated run."""
+
+    name: str
+    state: str
+    gap_closed: str
+    table: Comparison
+    figure: dict[str, Any]
+    is_open: bool
+
+
+def comparison_panel(context: PageContext) -> Panel | None:
+    """A block for each run with an evaluation; None when there is none."""
+    evaluated = [(run, run.perplexity) for run in context.runs if run.perplexity]
+    blocks = [
+        _block(run, report, context.window, is_open=index < _OPEN_BLOCKS)
+        for index, (run, report) in enumerate(evaluated)
+    ]
+    return Panel("comparison", "Perplexity by window", {"blocks": blocks}) if blocks else None
+
+
+def _block(run: Run, report: PerplexityReport, window: int | None, *, is_open: bool) -> Block:
+    return Block(
+        name=formatting.text(run.name),
+        state=run.state,
+        gap_closed=gap_closed(run, window),
+        table=comparison(report),
+        figure=perplexity_figure(report).to_plotly_json(),
+        is_open=is_open,
+    )

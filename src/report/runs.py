@@ -1,0 +1,150 @@
+"""Finds run folders and reads them. One with faults is a run with `problems`, never left out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypeVar
+
+from src.report.files import (
+    AbsentFile,
+    PerplexityReport,
+    RunRecord,
+    RunSettings,
+    UnreadableFile,
+    read_json,
+    read_settings,
+)
+from src.report.metrics import Metrics, read_metrics
+
+_Content = TypeVar("_Content")
+
+# A folder is a run when it holds one of these; metrics without a record are a run that lost it.
+_MARKS = ("run.json", "metrics.jsonl")
+_INSIDE_A_RUN = {"checkpoints", "export", "evals", "wandb"}  # large, and no runs below
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder as far as it could be read."""
+
+    folder: Path
+    name: str
+    """The folder's path below `outputs`."""
+    record: RunRecord | None
+    """None: `run.json` could not be read."""
+    settings: RunSettings
+    metrics: Metrics
+    perplexity: PerplexityReport | None
+    problems: tuple[str, ...]
+    modified_at: datetime
+
+    @property
+    def state(self) -> str:
+        """The recorded state, or `corrupt` where there is no readable record."""
+        return self.record.state if self.record else "corrupt"
+
+    @property
+    def started_at(self) -> datetime:
+        """When the run began; without a record, when its folder was last changed."""
+        return (self.record and self.record.started_at) or self.modified_at
+
+
+def read_runs(outputs: Path) -> list[Run]:
+    """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
+
+    Raises:
+        ValueError: `outputs` is not a folder.
+    """
+    if not outputs.is_dir():
+        raise ValueError(f"outputs={outputs}: no such folder; name the one that holds the runs")
+    refusals: list[OSError] = []
+    runs = [read_run(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
+    runs += [_refused(error, outputs) for error in refusals]
+    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
+
+
+def read_run(folder: Path, outputs: Path) -> Run:
+    """The run in `folder`; faults of its files are told in `problems`."""
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], _Content]) -> _Content | None:
+        try:
+            return read()
+        except UnreadableFile as error:
+            problems.append(str(error))
+            return None
+
+    record = attempt(lambda: read_json(folder / "run.json", RunRecord))
+    settings = attempt(lambda: read_settings(folder / "config.yaml"))
+    metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record))
+    perplexity = attempt(lambda: _evaluation(folder / "evals" / "perplexity.json"))
+    metrics = metrics or Metrics()
+    return Run(
+        folder=folder,
+        name=_display_name(folder, outputs),
+        record=record,
+        settings=settings or RunSettings(),
+        metrics=metrics,
+        perplexity=perplexity,
+        problems=(*problems, *metrics.problems),
+        modified_at=_modified_at(folder),
+    )
+
+
+def count_corrupt(runs: Sequence[Run]) -> int:
+    """How many of `runs` have a fault in their files."""
+    return sum(bool(run.problems) for run in runs)
+
+
+def _run_folders(outputs: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
+    for root, folders, files in os.walk(outputs, onerror=refuse):
+        if any(mark in files for mark in _MARKS):
+            folders[:] = [name for name in folders if name not in _INSIDE_A_RUN]
+            yield Path(root)
+
+
+def _refused(error: OSError, outputs: Path) -> Run:
+    """A folder that cannot be listed, which may be a run."""
+    folder = Path(error.filename)
+    return Run(
+        folder=folder,
+        name=_display_name(folder, outputs),
+        record=None,
+        settings=RunSettings(),
+        metrics=Metrics(),
+        perplexity=None,
+        problems=(f"the folder cannot be read ({error.strerror})",),
+        modified_at=_modified_at(outputs),
+    )
+
+
+def _metrics(path: Path, record: RunRecord | None) -> Metrics:
+    try:
+        return read_metrics(path)
+    except AbsentFile:
+        if record and record.step == 0:  # before the first logged step there are none
+            return Metrics()
+        raise
+
+
+def _evaluation(path: Path) -> PerplexityReport | None:
+    """None: the run was not evaluated, which is no fault."""
+    try:
+        return read_json(path, PerplexityReport)
+    except AbsentFile:
+        if path.exists():
+            raise
+        return None
+
+
+def _modified_at(folder: Path) -> datetime:
+    return datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+
+
+def _display_name(folder: Path, outputs: Path) -> str:
+    """The path below `outputs`; bytes that are no UTF-8 become the replacement character."""
+    return os.fsencode(folder.relative_to(outputs)).decode("utf-8", "replace")

@@ -1,0 +1,305 @@
+"""One training run on one rank: stages in order, then export, evaluation and tracking."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import distributed
+
+from src import checkpoint, launch, models, tracking
+from src.adapters import make_trainable
+from src.checkpoint import CheckpointError, Position
+from src.config import RunConfig
+from src.data import Blocks, Corpus, prepare_corpus
+from src.devices import DTYPES, device_of
+from src.engine import Student, Teacher
+from src.evals.restoration import evaluate_run
+from src.launch import World
+from src.loop import StageRun, StepRecord
+from src.run_folder import RunFolder
+from src.schedule import StageSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class FrozenTeacherError(RuntimeError):
+    """The teacher's weights changed during training."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus and each stage's blocks by stream."""
+
+    corpus: Corpus
+    blocks: Mapping[str, Mapping[str, Blocks]]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each stream: sources, tokenizer and length."""
+        return {
+            f"{stage}/{stream}": self.corpus.fingerprint(blocks.length)
+            for stage, streams in self.blocks.items()
+            for stream, blocks in streams.items()
+        }
+
+
+def prepare_data(config: RunConfig) -> Data:
+    """Read and tokenize the text, and cut it into every stream's blocks.
+
+    Raises:
+        DataError: text that is missing, unreadable, too short, or held out and trained on at once.
+    """
+    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model))
+    blocks = {
+        name: {
+            stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
+            for stream, settings in stage.streams.items()
+        }
+        for name, stage in config.recipe.stages.items()
+    }
+    return Data(corpus, blocks)
+
+
+def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
+    """Train, export and evaluate; every rank calls it.
+
+    Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker closed.
+    """
+    cuda = torch.cuda.is_available() and config.engine.device != "cpu"
+    launch.join(world, cuda=cuda)
+    tracker: tracking.Tracker = tracking.NullTracker()
+    succeeded = False
+    try:
+        with _stoppable():
+            if world.is_main:
+                tracker = _start_tracker(config, folder)
+            _Run(config, folder, world, tracker).train()
+            launch.leave()
+            if world.is_main and config.eval.perplexity is not None:
+                results = evaluate_run(config, folder, config.eval.perplexity)
+                results.report(tracker)
+        succeeded = True
+        if world.is_main:
+            folder.end("finished")
+    except KeyboardInterrupt:
+        if world.is_main:
+            folder.end("interrupted", f"stopped; go on with resume={folder.path}")
+        raise
+    except BaseException as error:
+        if world.is_main:
+            folder.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        tracker.finish(succeeded=succeeded)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the run's record is written."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
+    record = folder.record()
+    return tracking.start(
+        config.tracking,
+        run_dir=folder.path,
+        run_id=record["run_id"],
+        name=f"{config.experiment}-{record['run_id']}",
+        job_type=config.recipe.name,
+        tags=[config.experiment, config.model.name, *config.tags],
+        settings=asdict(config),
+    )
+
+
+class _Run:
+    """The stages of a run, from wherever its newest checkpoint stands."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, world: World, tracker: tracking.Tracker
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.world = world
+        self.tracker = tracker
+        self.device = device_of(config.engine.device)
+        self.names = list(config.recipe.stages)
+        self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
+        self.seconds_before = float(folder.record()["seconds"])
+        self.began = time.perf_counter()
+
+    def train(self) -> None:
+        """All stages that are not done yet."""
+        resumed = checkpoint.newest(self.folder)
+        first, start = 0, 0
+        if resumed:
+            path, position = resumed
+            if position.world_size != self.world.size:
+                raise CheckpointError(
+                    f"{path} was written by {position.world_size} ranks and cannot be read by "
+                    f"{self.world.size}: resume with the same number"
+                )
+            first, start = self.names.index(position.stage), position.stage_step
+            if self.world.is_main:
+                self.folder.forget_metrics_after(position.step)
+        elif self.world.is_main:
+            self.folder.forget_metrics_after(0)
+        data = prepare_data(self.config)
+        for index in range(first, len(self.names)):
+            here = resumed[0] if resumed and index == first else None
+            self._train_stage(index, data, start if index == first else 0, here)
+
+    def _train_stage(self, index: int, data: Data, start: int, resumed: Path | None) -> None:
+        config, name = self.config, self.names[index]
+        stage, schedule = config.recipe.stages[name], self.schedules[name]
+        weights = self.folder.export(self.names[index - 1]) if index else None
+        objectives = {
+            s.objective: config.objective.terms[s.objective] for s in stage.streams.values()
+        }
+        native = models.native_config(config.model)
+        facts = models.facts_of(native)
+        dtype = DTYPES[config.engine.dtype]
+
+        teacher = None
+        if any(o.needs(facts).teacher for o in objectives.values()):
+            network = models.load_model(config.model, native, dtype=dtype, capture=True)
+            teacher = Teacher(network, config.engine)
+        teacher_hash = teacher.sha256() if teacher and config.engine.teacher.verify_frozen else None
+
+        scaled = models.scaled_config(config.model, config.rope)
+        base = models.load_model(config.model, scaled, dtype=dtype, weights=weights, capture=True)
+        network = make_trainable(base, stage.parameters, seed=config.seed)
+        micro_batch = config.engine.student.micro_batch
+        student = Student(
+            network,
+            objectives,
+            facts,
+            config.engine,
+            config.optim,
+            accumulation=schedule.accumulation(world_size=self.world.size, micro_batch=micro_batch),
+        )
+        if resumed is not None:
+            student.load(resumed)
+        run = StageRun(
+            name=name,
+            stage=stage,
+            schedule=schedule,
+            blocks=data.blocks[name],
+            objectives=objectives,
+            facts=facts,
+            teacher=teacher,
+            student=student,
+            world=self.world,
+            device=self.device,
+            micro_batch=micro_batch,
+            seed=config.seed,
+        )
+        began = time.perf_counter()
+        run.train(start, lambda record: self._after_step(name, student, record))
+        trained = student.trained_parameters()
+        if teacher is not None:
+            self._check_frozen(teacher, teacher_hash)
+            teacher.close()
+        student.close()
+        last = index == len(self.names) - 1
+        if self.world.is_main:
+            target = self.folder.export(None if last else name)
+            checkpoint.export(
+                target,
+                trained,
+                model=config.model,
+                scaling=config.rope,
+                parameters=stage.parameters,
+                weights=weights,
+                dtype=dtype,
+                seed=config.seed,
+                card=_model_card(config, self.folder, name),
+            )
+            self._record_stage(name, stage.tokens, schedule.steps, time.perf_counter() - began)
+        distributed.barrier()
+
+    def _after_step(self, name: str, student: Student, record: StepRecord) -> None:
+        step = self._steps_before(name) + record.step
+        tokens = self._tokens_before(name) + record.tokens
+        seconds = self.seconds_before + time.perf_counter() - self.began
+        if self.world.is_main:
+            entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
+            self.folder.log(entry | record.metrics)
+            self.tracker.log({"tokens": tokens, "seconds": seconds} | record.metrics, step=step)
+        ends = record.step == self.schedules[name].steps
+        if ends or step % self.config.checkpoint.every_steps == 0:
+            position = Position(step, name, record.step, self.world.size)
+            checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
+            if self.world.is_main:
+                self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+
+    def _steps_before(self, name: str) -> int:
+        return sum(self.schedules[n].steps for n in self.names[: self.names.index(name)])
+
+    def _tokens_before(self, name: str) -> int:
+        earlier = self.names[: self.names.index(name)]
+        return sum(self.config.recipe.stages[n].tokens for n in earlier)
+
+    def _check_frozen(self, teacher: Teacher, before: str | None) -> None:
+        if before is None:
+            return
+        after = teacher.sha256()
+        if self.world.is_main:
+            self.folder.update(teacher_sha256={"before": before, "after": after})
+        if after != before:
+            raise FrozenTeacherError(f"the teacher's weights changed: sha256 {before} -> {after}")
+
+    def _record_stage(self, name: str, tokens: int, steps: int, seconds: float) -> None:
+        stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
+        entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
+        self.folder.update(stages=[*stages, entry | {"seconds": round(seconds, 3)}])
+        self.tracker.summarize({f"stage/{name}/seconds": seconds, f"stage/{name}/tokens": tokens})
+
+
+def _model_card(config: RunConfig, folder: RunFolder, stage: str) -> str:
+    record = folder.record()
+    stages = list(config.recipe.stages)
+    done = stages[: stages.index(stage) + 1]
+    tokens = sum(config.recipe.stages[s].tokens for s in done)
+    lines = [
+        f"# {config.model.name}, context {config.rope.target_length:,}",
+        "",
+        f"{config.model.name} with its context window extended from "
+        f"{config.model.native_window:,} to {config.rope.target_length:,} tokens by "
+        f"{config.rope.type} RoPE scaling, trained with {config.recipe.name} "
+        f"(stages: {', '.join(done)}; {tokens:,} tokens of {config.data.name}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| experiment | {config.experiment} |",
+        f"| run | {record['run_id']} |",
+        f"| seed | {config.seed} |",
+        f"| code commit | {record['git_commit']} |",
+        f"| command | `{record['command']}` |",
+        "",
+        "The scaling is in `config.json`; adapters are merged. Load it with "
+        "`AutoModelForCausalLM.from_pretrained`.",
+        "",
+    ]
+    return "\n".join(lines)

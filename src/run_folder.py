@@ -1,0 +1,305 @@
+"""The folder of a run: config.yaml, run.json, metrics.jsonl, checkpoints/, export/, evals/, logs/."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SCHEMA = 1
+_PACKAGES = (
+    "torch",
+    "triton",
+    "transformers",
+    "deepspeed",
+    "peft",
+    "datasets",
+    "tokenizers",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "wandb",
+    "lm_eval",
+)
+
+
+class RunFolderError(ValueError):
+    """A folder that is not a run's, or that cannot be used for a new one."""
+
+
+def new_run_id() -> str:
+    """An id that parallel jobs started in the same second don't share."""
+    return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide a result."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def git_state(root: Path) -> dict[str, Any]:
+    """Commit of the code and whether files differ from it; None outside a repository."""
+    head = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
+    )
+    if head.returncode:
+        return {"git_commit": None, "git_dirty": None}
+    changed = subprocess.run(
+        ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False
+    )
+    return {"git_commit": head.stdout.strip(), "git_dirty": bool(changed.stdout.strip())}
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a file that is whole or not there, whatever happens meanwhile."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, allow_nan=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+class RunFolder:
+    """A run's folder and the record it holds."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def record_file(self) -> Path:
+        """State, seed, commit, versions, device, tokens, seconds."""
+        return self.path / "run.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """One object a logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """step-N folders, each whole."""
+        return self.path / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """Output of ranks other than 0."""
+        return self.path / "logs"
+
+    @property
+    def evals(self) -> Path:
+        """Results by suite."""
+        return self.path / "evals"
+
+    def export(self, stage: str | None = None) -> Path:
+        """The final model, or the one an earlier stage ended with."""
+        return self.path / ("export" if stage is None else f"export-{stage}")
+
+    @classmethod
+    def create(
+        cls, path: Path, *, config: Mapping[str, Any], record: Mapping[str, Any]
+    ) -> RunFolder:
+        """Make the folder with its config and its first record.
+
+        A rerun over a folder that holds no whole checkpoint starts anew: what the earlier attempt left
+        is removed.
+
+        Raises:
+            RunFolderError: the path holds something else, or a run that could be resumed.
+        """
+        folder = cls(path)
+        check_unused(path)
+        if path.exists():
+            _clear(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        folder.config_file.write_text(
+            yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
+        )
+        started = _now()
+        write_json(
+            folder.record_file,
+            {
+                "schema": SCHEMA,
+                "state": "running",
+                "error": None,
+                "started_at": started,
+                "updated_at": started,
+                "finished_at": None,
+                "seconds": 0.0,
+                "tokens": 0,
+                "step": 0,
+                "stages": [],
+                **record,
+            },
+        )
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """An existing run's folder.
+
+        Raises:
+            RunFolderError: the path has no readable config.yaml and run.json.
+        """
+        folder = cls(path)
+        for file in (folder.config_file, folder.record_file):
+            if not file.is_file():
+                raise RunFolderError(f"{path} is not a run folder: it has no {file.name}")
+        folder.record()
+        return folder
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config the run was made with.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        try:
+            plain = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{self.config_file} cannot be read: {error}") from error
+        if not isinstance(plain, dict):
+            raise RunFolderError(f"{self.config_file} holds no mapping")
+        return plain
+
+    def record(self) -> dict[str, Any]:
+        """The contents of run.json.
+
+        Raises:
+            RunFolderError: it cannot be read.
+        """
+        try:
+            return json.loads(self.record_file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise RunFolderError(f"{self.record_file} cannot be read: {error}") from error
+
+    def update(self, **values: Any) -> None:
+        """Change entries of run.json."""
+        write_json(self.record_file, self.record() | {"updated_at": _now()} | values)
+
+    def end(self, state: str, error: str | None = None) -> None:
+        """Record how the run ended: finished, failed or interrupted."""
+        self.update(state=state, error=error, finished_at=_now())
+
+    def log(self, metrics: Mapping[str, Any]) -> None:
+        """Append a line to metrics.jsonl; a value that is not finite is written as null."""
+        line = json.dumps(_finite(metrics), allow_nan=False)
+        with self.metrics_file.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    def forget_metrics_after(self, step: int) -> None:
+        """Drop lines of steps that a resumed run will do again, and a line cut short by a kill."""
+        if not self.metrics_file.is_file():
+            return
+        kept = [line for entry, line in self._metric_lines() if entry["step"] <= step]
+        partial = self.metrics_file.with_name(".metrics.jsonl.partial")
+        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        partial.replace(self.metrics_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All whole lines of metrics.jsonl."""
+        return [entry for entry, _ in self._metric_lines()]
+
+    def _metric_lines(self) -> Iterator[tuple[dict[str, Any], str]]:
+        if not self.metrics_file.is_file():
+            return
+        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                yield json.loads(line), line
+            except json.JSONDecodeError as error:
+                if number == len(lines):
+                    return  # the run was killed while it wrote its last line
+                raise RunFolderError(f"{self.metrics_file}, line {number}: {error}") from error
+
+
+def check_unused(path: Path) -> None:
+    """Refuse a path that a new run must not take.
+
+    Raises:
+        RunFolderError: it is a file, holds something that is no run, or a run with a checkpoint.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir():
+        raise RunFolderError(f"run_dir={path} is a file: name a new folder")
+    folder = RunFolder(path)
+    if not any(path.iterdir()):
+        return
+    if not folder.record_file.is_file():
+        raise RunFolderError(f"run_dir={path} is not empty and holds no run: name a new folder")
+    if whole_checkpoints(folder):
+        raise RunFolderError(
+            f"run_dir={path} holds a run with checkpoints: go on with resume={path}, or name a new "
+            "folder"
+        )
+    if folder.export().exists():
+        raise RunFolderError(f"run_dir={path} holds a finished run: name a new folder")
+
+
+def whole_checkpoints(folder: RunFolder) -> list[Path]:
+    """The run's checkpoints that were written to their end, oldest first."""
+    found = [p for p in folder.checkpoints.glob("step-*") if p.name[5:].isdigit()]
+    return sorted(found, key=lambda p: int(p.name[5:]))
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """The command as typed, for the record."""
+    module = "src.train" if Path(argv[0]).stem == "train" else Path(argv[0]).stem
+    return shlex.join(["python", "-m", module, *argv[1:]])
+
+
+def device_name() -> str:
+    """The GPU's name, or the processor's."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{platform.machine()} CPU, {os.cpu_count()} cores"
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what a run writes, and nothing that somebody else may have put there."""
+    for folders in (folder.checkpoints, folder.logs, folder.evals, folder.path / "wandb"):
+        shutil.rmtree(folders, ignore_errors=True)
+    for export in folder.path.glob("export-*"):
+        shutil.rmtree(export)
+    for file in (folder.config_file, folder.record_file, folder.metrics_file):
+        file.unlink(missing_ok=True)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

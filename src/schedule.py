@@ -1,0 +1,225 @@
+"""Which blocks are read at which optimizer step by which rank: pure arithmetic, the same everywhere.
+
+A stage is a mixture of streams. A slot is one stream's turn: `batch_size` blocks. Slots follow a fixed
+interleaved pattern with each stream's share. An optimizer step takes as many slots as its tokens ask
+for; the last step ends on the stage's exact token, by a shorter block if need be. Everything is a
+function of the step's number, so a resumed run continues at the exact next block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from src.adapters import Parameters
+
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Blocks of one length with one objective.
+
+    Attributes:
+        objective: a name among `objective.terms`.
+        length: tokens of a block.
+        batch_size: blocks of a slot, over all ranks together.
+        share: slots of this stream in each turn of the mixture.
+        weight: factor on the loss.
+    """
+
+    objective: str
+    length: PositiveInt
+    batch_size: PositiveInt = 1
+    share: PositiveInt = 1
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens of one slot."""
+        return self.length * self.batch_size
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A mixture of streams, trained with one set of parameters up to an exact number of tokens.
+
+    Tokens an optimizer step are the setting; how many micro-steps each rank accumulates follows.
+    The learning rate warms up linearly over `warmup_steps` (the first step already learns) and then
+    follows a cosine from `lr` to `final_lr_fraction * lr`.
+    """
+
+    tokens: PositiveInt
+    tokens_per_step: PositiveInt
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
+    parameters: Parameters
+    streams: Annotated[dict[str, StreamConfig], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        slots = [s.slot_tokens for s in self.streams.values()]
+        turn = sum(s.slot_tokens * s.share for s in self.streams.values())
+        unit = slots[0] if len(set(slots)) == 1 else turn
+        if self.tokens_per_step % unit:
+            raise ValueError(
+                f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens of "
+                f"{'a slot (length x batch_size)' if unit != turn else 'one turn of the mixture'}: "
+                f"give {self.tokens_per_step // unit * unit or unit} or "
+                f"{(self.tokens_per_step // unit + 1) * unit}"
+            )
+
+
+class Piece(NamedTuple):
+    """A block to read: its stream, its number in that stream, and how many of its tokens are used."""
+
+    stream: str
+    block: int
+    tokens: int
+
+
+class MicroStep(NamedTuple):
+    """What one rank does at once. Without pieces it joins the others' collectives, at weight 0.
+
+    Attributes:
+        stream: name of the stream.
+        tokens: tokens of each block (all ranks of a micro-step have the same).
+        pieces: this rank's blocks.
+        stand_in: a block to run where there is none of its own.
+    """
+
+    stream: str
+    tokens: int
+    pieces: tuple[Piece, ...]
+    stand_in: Piece
+
+
+class StageSchedule:
+    """The steps of a stage.
+
+    Raises:
+        ValueError: the stage would end on a block of a single token, which predicts nothing.
+    """
+
+    def __init__(self, stage: StageConfig) -> None:
+        self.stage = stage
+        self._pattern = _interleave({name: s.share for name, s in stage.streams.items()})
+        self.steps = -(-stage.tokens // stage.tokens_per_step)
+        lengths = {s.length for s in stage.streams.values()}
+        if any(p.tokens == 1 < min(lengths) for p in self.pieces(self.steps - 1)):
+            raise ValueError(
+                f"tokens={stage.tokens} ends on a block of a single token: give "
+                f"{stage.tokens - 1} or {stage.tokens + 1}"
+            )
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens of one optimizer step; the last one may have fewer than the others."""
+        return min(
+            self.stage.tokens_per_step, self.stage.tokens - step * self.stage.tokens_per_step
+        )
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens read before a step."""
+        return min(step * self.stage.tokens_per_step, self.stage.tokens)
+
+    def pieces(self, step: int) -> list[Piece]:
+        """All blocks of a step over all ranks, in order."""
+        left = self.tokens_at(step)
+        taken: list[Piece] = []
+        slot = self._first_slot(step)
+        while left > 0:
+            for piece in self._slot(slot):
+                if left <= 0:
+                    break
+                taken.append(piece._replace(tokens=min(piece.tokens, left)))
+                left -= taken[-1].tokens
+            slot += 1
+        return taken
+
+    def micro_steps(
+        self, step: int, *, rank: int, world_size: int, micro_batch: int
+    ) -> Iterator[MicroStep]:
+        """What one rank does in a step.
+
+        Neighbouring blocks of the same stream and length form micro-steps of at most
+        `world_size * micro_batch` blocks, dealt out to the ranks in turn.
+        """
+        for (stream, tokens), group in groupby(
+            self.pieces(step), key=lambda p: (p.stream, p.tokens)
+        ):
+            blocks = list(group)
+            width = world_size * micro_batch
+            for start in range(0, len(blocks), width):
+                chunk = blocks[start : start + width]
+                yield MicroStep(stream, tokens, tuple(chunk[rank::world_size]), chunk[0])
+
+    def accumulation(self, *, world_size: int, micro_batch: int) -> int:
+        """Micro-steps that each rank accumulates in a full step."""
+        return len(
+            list(self.micro_steps(0, rank=0, world_size=world_size, micro_batch=micro_batch))
+        )
+
+    def blocks_read(self) -> dict[str, int]:
+        """How many blocks of each stream the stage reads; the last one maybe in part."""
+        read = dict.fromkeys(self.stage.streams, 0)
+        for slot in range(self._first_slot(self.steps - 1)):
+            name = self._pattern[slot % len(self._pattern)]
+            read[name] += self.stage.streams[name].batch_size
+        for piece in self.pieces(self.steps - 1):
+            read[piece.stream] += 1
+        return read
+
+    def tokens_read(self) -> dict[str, int]:
+        """Tokens of each stream over the whole stage; they add up to the stage's tokens."""
+        last = self.pieces(self.steps - 1)
+        read = self.blocks_read()
+        for piece in last:
+            read[piece.stream] -= 1
+        tokens = {name: n * self.stage.streams[name].length for name, n in read.items()}
+        for piece in last:
+            tokens[piece.stream] += piece.tokens
+        return tokens
+
+    def _first_slot(self, step: int) -> int:
+        """Number of slots before a step; a step is a whole number of slots or of turns."""
+        slots = {s.slot_tokens for s in self.stage.streams.values()}
+        if len(slots) == 1:
+            return step * self.stage.tokens_per_step // slots.pop()
+        turn = sum(s.slot_tokens * s.share for s in self.stage.streams.values())
+        return step * self.stage.tokens_per_step // turn * len(self._pattern)
+
+    def _slot(self, slot: int) -> Iterator[Piece]:
+        turn, place = divmod(slot, len(self._pattern))
+        name = self._pattern[place]
+        stream = self.stage.streams[name]
+        earlier = turn * stream.share + self._pattern[:place].count(name)
+        for i in range(stream.batch_size):
+            yield Piece(name, earlier * stream.batch_size + i, stream.length)
+
+
+def _interleave(shares: dict[str, int]) -> list[str]:
+    """One turn of the mixture, each stream spread out evenly (smooth weighted round robin)."""
+    total = sum(shares.values())
+    credit = dict.fromkeys(shares, 0)
+    pattern: list[str] = []
+    for _ in range(total):
+        for name, share in shares.items():
+            credit[name] += share
+        chosen = max(shares, key=lambda name: credit[name])
+        credit[chosen] -= total
+        pattern.append(chosen)
+    return pattern
+
+
+def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
+    """Linear warm-up whose first step already learns, then a cosine down to the final fraction."""
+    if step < stage.warmup_steps:
+        return stage.lr * (step + 1) / stage.warmup_steps
+    progress = (step - stage.warmup_steps) / max(1, steps - 1 - stage.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return stage.lr * (stage.final_lr_fraction + (1 - stage.final_lr_fraction) * cosine)

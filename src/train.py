@@ -1,0 +1,226 @@
+"""Train: compose, plan, prepare, launch.
+
+python -m src.train +experiment=linearard_32k            the paper's run
+python -m src.train +experiment=quickstart               the main job, small, on a CPU
+python -m src.train +experiment=... dry_run=true         print the plan and stop
+python -m src.train resume=RUN_DIR                       go on from the newest whole checkpoint
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+
+from src import checkpoint, command, config, launch, models, plan, run
+from src.config import ConfigError, RunConfig
+from src.evals.restoration import held_out_segments
+from src.launch import World
+from src.run_folder import (
+    RunFolder,
+    RunFolderError,
+    check_unused,
+    command_line,
+    device_name,
+    git_state,
+    new_run_id,
+    versions,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def train(settings: RunConfig, world: World | None) -> Path:
+    """Prepare and run; returns the run folder.
+
+    Args:
+        settings: the accepted config.
+        world: this process's rank where a launcher started it, None otherwise.
+
+    Raises:
+        ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a run
+            folder is made.
+    """
+    if world is None:
+        folder = _prepare(settings, settings.launch.nproc)
+        _run_here(settings, folder)
+        return folder.path
+    cuda = models_on_cuda(settings)
+    launch.join(world, cuda=cuda)
+    path = _agree(str(_prepare(settings, world.size).path) if world.is_main else None)
+    run.execute(settings, RunFolder.open(Path(path)), world)
+    return Path(path)
+
+
+def resume(run_dir: Path, world: World | None) -> None:
+    """Go on with a run from its newest whole checkpoint, with its own config.
+
+    Raises:
+        RunFolderError: the folder is not a run's.
+    """
+    folder = RunFolder.open(run_dir)
+    settings = config.load_plain(RunConfig, folder.config())
+    state = folder.record()["state"]
+    if state == "finished":
+        print(f"{run_dir} is finished; nothing is left to do")
+        return
+    found = checkpoint.newest(folder)
+    where = f"step {found[1].step}" if found else "the start: it has no whole checkpoint"
+    if world is None or world.is_main:
+        print(f"resuming {run_dir} from {where}", file=sys.stderr)
+        _preflight(settings)
+        folder.update(state="running", error=None, finished_at=None)
+    if world is None:
+        _run_here(settings, folder)
+    else:
+        run.execute(settings, folder, world)
+
+
+def models_on_cuda(settings: RunConfig) -> bool:
+    """Whether the engines run on GPUs."""
+    import torch
+
+    return torch.cuda.is_available() and settings.engine.device != "cpu"
+
+
+def _run_here(settings: RunConfig, folder: RunFolder) -> None:
+    """Run on this machine: in this process, or in ranks of its own."""
+    lock = FileLock(folder.path / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(f"{folder.path} is being run by another process") from None
+    try:
+        if settings.launch.nproc == 1:
+            run.execute(settings, folder, World())
+        else:
+            _run_ranks(settings, folder)
+    finally:
+        lock.release()
+    print(f"run folder: {folder.path}")
+
+
+def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
+    try:
+        launch.spawn(
+            ["-m", "src.rank", str(folder.path)],
+            nproc=settings.launch.nproc,
+            logs=folder.logs,
+            cuda=models_on_cuda(settings),
+        )
+    except launch.LaunchError as error:
+        # Rank 0 may have been stopped before it could say why.
+        reason = str(error).splitlines()[-1]
+        folder.end("failed", reason)
+        raise
+    except KeyboardInterrupt:
+        folder.end("interrupted", f"stopped; go on with resume={folder.path}")
+        raise
+
+
+def _prepare(settings: RunConfig, world_size: int) -> RunFolder:
+    """Check everything that can be checked without loading a model, then make the run folder."""
+    path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
+    check_unused(path)
+    plan.show(plan.make(settings, world_size=world_size), settings, Console(stderr=True))
+    data = _preflight(settings)
+    accepted = replace(settings, run_dir=str(path), resume=None)
+    record: dict[str, Any] = {
+        "run_id": new_run_id() if settings.run_dir else path.name,
+        "experiment": settings.experiment,
+        "method": settings.recipe.name,
+        "model": settings.model.name,
+        "seed": settings.seed,
+        "command": command_line(sys.argv),
+        "device": device_name(),
+        "world_size": world_size,
+        "versions": versions(),
+        "data_fingerprint": data.fingerprints(),
+        **git_state(ROOT),
+    }
+    return RunFolder.create(path, config=_plain(accepted), record=record)
+
+
+def _new_path(settings: RunConfig) -> Path:
+    return Path("outputs") / settings.experiment / new_run_id()
+
+
+def _preflight(settings: RunConfig) -> run.Data:
+    """Fetch or find the model and the text; refuse text that does not suffice."""
+    if settings.engine.device == "cuda" and not models_on_cuda(settings):
+        raise ConfigError(
+            "engine.device: cuda is asked for, but torch sees no GPU; use cpu or auto"
+        )
+    models.check_available(settings.model)
+    data = run.prepare_data(settings)
+    if settings.eval.perplexity is not None:
+        try:
+            held_out_segments(settings.data, settings.model, settings.eval.perplexity)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    return data
+
+
+def _agree(path: str | None) -> str:
+    """Rank 0's run folder, told to all ranks."""
+    from torch import distributed
+
+    told = [path]
+    distributed.broadcast_object_list(told, src=0)
+    assert told[0] is not None
+    return told[0]
+
+
+def _plain(settings: RunConfig) -> dict[str, Any]:
+    """The config as YAML-safe containers that the boundary accepts again."""
+
+    def listed(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: listed(inner) for key, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [listed(inner) for inner in value]
+        return value
+
+    return listed(asdict(settings))
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="train")
+@command.job
+def _app(composed: DictConfig) -> None:
+    world = launch.world_from_environment(os.environ)
+    if composed.resume is not None:
+        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+        if others:
+            raise ConfigError(
+                f"resume={composed.resume} goes on with the run's own config; drop {' '.join(others)}"
+            )
+        resume(Path(composed.resume), world)
+        return
+    settings = config.load(RunConfig, composed)
+    if world is not None and settings.launch.nproc > 1:
+        raise ConfigError(
+            f"launch.nproc: {settings.launch.nproc} ranks are asked for, but a launcher has started "
+            f"{world.size} already; leave launch.nproc at 1"
+        )
+    if settings.dry_run:
+        size = world.size if world else settings.launch.nproc
+        plan.show(plan.make(settings, world_size=size), settings, Console())
+        return
+    train(settings, world)
+
+
+def main() -> None:
+    """Entry point."""
+    command.run(_app, RunConfig)
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,8 @@ in what their config says of RoPE.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -166,7 +167,7 @@ def _converted_package(asset: str) -> Path:
     """The packaged model as safetensors in the cache, converted from its GGUF file once."""
     import torch
     from filelock import FileLock
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     target = assets.cache_dir() / "models" / asset
     if target.is_dir():
@@ -178,9 +179,13 @@ def _converted_package(asset: str) -> Path:
             return target
         partial = target.with_name(f"{asset}.partial")
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        network = AutoModelForCausalLM.from_pretrained(
+        dequantized = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
+        # What came from GGUF refuses to be saved; its weights in a plain model do not.
+        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network.load_state_dict(dequantized.state_dict())
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(target)
@@ -245,9 +250,15 @@ def native_config(model: ModelConfig) -> PretrainedConfig:
             f"model {model.name} has native rope_parameters {parameters}: only models whose native "
             "RoPE is of type 'default' can be scaled"
         )
-    if model.shape is not None and (read := shape_of(config)) != model.shape:
+    if model.shape is not None and not _same(read := shape_of(config), model.shape):
         raise ModelError(f"model.shape says {model.shape} but {location} holds {read}")
     return config
+
+
+def _same(read: ModelShape, stated: ModelShape) -> bool:
+    """Equal up to float32 rounding: GGUF files store norm_eps and rope_theta as float32."""
+    pairs = zip(astuple(read), astuple(stated), strict=True)
+    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
 
 
 def _config_from_shape(model: ModelConfig) -> PretrainedConfig:

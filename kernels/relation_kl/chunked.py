@@ -111,9 +111,11 @@ class _ChunkedRows(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, row_gradient_bht: Tensor
     ) -> tuple[Tensor | None, ...]:
-        q_student, k_student, *_ = ctx.saved_tensors
+        # Read once: under non-reentrant checkpointing a second reading is an error.
+        tensors = ctx.saved_tensors
+        q_student, k_student, *_ = tensors
         with _plain_products(q_student.device, ctx.settings.allow_tf32):
-            problem = _Problem.of(ctx.settings, *ctx.saved_tensors)
+            problem = _Problem.of(ctx.settings, *tensors)
             gradient_q, gradient_k = _backward(
                 problem, row_gradient_bht.flatten(0, 1), self_relation=k_student is None
             )

@@ -9,16 +9,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from src.report.page import write_page
-from src.report.runs import read_runs
+from src.report.runs import ReportError, read_runs
 
 
 def build(outputs: Path, target: Path) -> Path:
     """Write the dashboard of all runs below `outputs` to the file `target`; returns `target`.
 
     Raises:
-        ValueError: `outputs` is not a folder, or `target` cannot be written.
+        ReportError: `outputs` is not a folder, or `target` cannot be written.
     """
     return write_page(read_runs(outputs), target)
 
 
-__all__ = ["build"]
+__all__ = ["ReportError", "build"]

@@ -62,7 +62,7 @@ class RunRecord(_Record):
     command: str | None = None
     seed: int | None = None
     git_commit: str | None = None
-    git_dirty: bool = False
+    git_dirty: bool | None = None
     started_at: Moment | None = None
     finished_at: Moment | None = None
     updated_at: Moment | None = None
@@ -101,7 +101,7 @@ class ModelPerplexity(_Record):
 
 
 class Score(_Record):
-    """Scores of the last model at one window; definitions: `src/evals`."""
+    """How far a trained model is restored at one window; definitions: `src/evals/perplexity.py`."""
 
     gap_closed: float | None = None
     recovery: float | None = None
@@ -115,7 +115,10 @@ class PerplexityReport(_Record):
     dataset: Dataset
     windows: tuple[PositiveInt, ...] = Field(min_length=1)
     models: tuple[ModelPerplexity, ...] = Field(min_length=1)
-    scores: dict[PositiveInt, Score] = {}
+    headline: PositiveInt | None = None
+    scores: dict[PositiveInt, Score] | None = None
+    """Of the last model."""
+    scores_by_model: dict[str, dict[PositiveInt, Score]] | None = None
 
     def model(self, name: str) -> ModelPerplexity | None:
         """The model called `name`, if it was evaluated."""
@@ -125,6 +128,16 @@ class PerplexityReport(_Record):
     def students(self) -> tuple[ModelPerplexity, ...]:
         """The trained models: all but the native and the merely scaled one."""
         return tuple(model for model in self.models if model.name not in ("native", "scaled"))
+
+    @property
+    def final(self) -> ModelPerplexity | None:
+        """The student after the last stage."""
+        return self.students[-1] if self.students else None
+
+    def score(self, model: ModelPerplexity, window: int) -> Score:
+        """The score as the evaluation wrote it; without values where it wrote none."""
+        last = self.scores if model is self.final else None
+        return ((self.scores_by_model or {}).get(model.name) or last or {}).get(window, Score())
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=_Record)

@@ -60,6 +60,6 @@ def moment(time: datetime | None) -> str:
     return DASH if time is None else f"{time:%Y-%m-%d %H:%M}"
 
 
-def commit(sha: str | None, dirty: bool) -> str:
+def commit(sha: str | None, dirty: bool | None) -> str:
     """The first ten characters, `+` behind them for uncommitted changes."""
     return DASH if not sha else text(sha)[:10] + ("+" if dirty else "")

@@ -12,7 +12,7 @@ from src.report.files import first_reason, read_bytes
 
 
 class MetricRow(BaseModel):
-    """One line. Every further key with a number is a metric."""
+    """One line. Every further key with a number is a metric; null: it was not finite."""
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
@@ -27,7 +27,7 @@ class MetricRow(BaseModel):
         return {
             key: _as_float(value)
             for key, value in extra.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
+            if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
         }
 
 
@@ -62,22 +62,17 @@ def read_metrics(path: Path) -> Metrics:
             reason = "is cut off" if cut_off else f"is unreadable ({first_reason(error)})"
             faults.append(f"line {number} {reason}")
             continue
-        _replace_from(rows, row.step)
         rows.append(row)
     return _columns(rows, _summary(path.name, faults))
 
 
-def _as_float(value: int | float) -> float:
+def _as_float(value: int | float | None) -> float:
+    if value is None:
+        return math.nan
     try:
         return float(value)
     except OverflowError:  # JSON knows integers of any size
         return math.inf if value > 0 else -math.inf
-
-
-def _replace_from(rows: list[MetricRow], step: int) -> None:
-    """Drop what a resumed run logs again: the later line of a step counts."""
-    while rows and rows[-1].step >= step:
-        rows.pop()
 
 
 def _summary(name: str, faults: list[str]) -> list[str]:
@@ -110,12 +105,11 @@ def _finite(value: float | None) -> float | None:
 
 def _non_finite(key: str, rows: list[MetricRow], column: list[float | None]) -> list[str]:
     bad = [
-        (row.step, value)
+        row.step
         for row, value in zip(rows, column, strict=True)
         if value is not None and not math.isfinite(value)
     ]
     if not bad:
         return []
-    step, value = bad[0]
-    more = f" (and at {len(bad) - 1} more steps)" if len(bad) > 1 else ""
-    return [f"metrics.jsonl: {key} is {value} at step {step}{more}"]
+    more = f" (and at {len(bad) - 1} more)" if len(bad) > 1 else ""
+    return [f"metrics.jsonl: {key} is not finite at step {bad[0]}{more}"]

@@ -20,7 +20,7 @@ from src.report.panels.curves import curves_panel
 from src.report.panels.headline import headline_panel
 from src.report.panels.runs import runs_panel
 from src.report.panels.start import start_panel
-from src.report.runs import Run, count_corrupt
+from src.report.runs import ReportError, Run, count_corrupt
 
 PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
     start_panel,
@@ -40,16 +40,16 @@ def write_page(runs: Sequence[Run], target: Path, *, window: int | None = None) 
     `window` is the headline window in tokens (`table.headline_window`).
 
     Raises:
-        ValueError: `target` is a folder, or cannot be written.
+        ReportError: `target` is a folder, or cannot be written.
     """
     if target.is_dir():
-        raise ValueError(f"target_path={target}: this is a folder; name a file such as index.html")
+        raise ReportError(f"target_path={target}: this is a folder; name a file such as index.html")
     page = render(runs, target, window=window, now=datetime.now(UTC))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(target, page.encode())
     except OSError as error:
-        raise ValueError(f"target_path={target}: cannot be written ({error.strerror})") from error
+        raise ReportError(f"target_path={target}: cannot be written ({error.strerror})") from error
     return target
 
 

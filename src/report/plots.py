@@ -24,8 +24,9 @@ MAX_CURVE_POINTS = 500
 def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> go.Figure:
     """Perplexity against window length (log2 spacing), one line a model.
 
-    The figure stands alone on white (write it with `figure.write_html(path)`); the page replaces
-    the colours of text, grid and background by its own. Text is escaped, since Plotly reads HTML.
+    The figure stands alone on white, for a picture: give it a size with `update_layout(width=,
+    height=)` and write it with `write_html(path, include_plotlyjs=True)`. The page replaces the
+    colours of text, grid and background by its own. Text is escaped, since Plotly reads HTML.
     """
     windows = sorted(set(report.windows))
     students = [model.name for model in report.students]
@@ -33,12 +34,14 @@ def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> 
     figure = go.Figure(lines)
     figure.update_layout(
         template="none",
-        title=None if title is None else {"text": html.escape(title), "x": 0, "xref": "paper"},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
-        margin={"l": 48, "r": 12, "t": 12 if title is None else 48, "b": 44},
+        margin={"l": 48, "r": 12, "t": 12, "b": 44},
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
         hovermode="x unified",
     )
+    if title is not None:
+        text = html.escape(title, quote=False)
+        figure.update_layout(title={"text": text, "x": 0.01, "y": 0.97}, margin_t=84)
     figure.update_xaxes(
         title="window (tokens)",
         type="log",
@@ -80,9 +83,10 @@ def _perplexity_axis(report: PerplexityReport) -> dict[str, Any]:
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times the powers of ten from below `low` to above `high`."""
+    """Round numbers from below `low` to above `high`, closer for a narrow span."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
-    return [step * 10.0**power for power in range(first, last + 1) for step in (1, 2, 5)]
+    steps = (1, 2, 5) if high > 20 * low else (1, 2, 3, 5, 7)
+    return [step * 10.0**power for power in range(first, last + 1) for step in steps]
 
 
 def _style(name: str, students: Sequence[str]) -> dict[str, Any]:
@@ -100,7 +104,7 @@ def _line(model: ModelPerplexity, windows: Sequence[int], style: dict[str, Any])
     return go.Scatter(
         x=list(windows),
         y=[value if value is not None and math.isfinite(value) else None for value in values],
-        name=html.escape(formatting.text(model.name)),
+        name=html.escape(formatting.text(model.name), quote=False),
         mode="lines+markers",
         line={"color": style["color"], "dash": style["dash"], "width": 2},
         marker={"symbol": style["symbol"], "size": 8},

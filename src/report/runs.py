@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,7 +25,12 @@ _Content = TypeVar("_Content")
 
 # A folder is a run when it holds one of these; metrics without a record are a run that lost it.
 _MARKS = ("run.json", "metrics.jsonl")
-_INSIDE_A_RUN = {"checkpoints", "export", "evals", "wandb"}  # large, and no runs below
+# Folders of a run that hold no runs, and may hold many files.
+_INSIDE_A_RUN = re.compile(r"(checkpoints|export(-.*)?|evals|logs|wandb)")
+
+
+class ReportError(ValueError):
+    """A folder or a file that the user named cannot be used."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Run:
     perplexity: PerplexityReport | None
     problems: tuple[str, ...]
     modified_at: datetime
+    """When a file of the folder was last written, as far as the file system tells."""
 
     @property
     def state(self) -> str:
@@ -49,18 +56,34 @@ class Run:
 
     @property
     def started_at(self) -> datetime:
-        """When the run began; without a record, when its folder was last changed."""
+        """When the run began; without a record, when it last wrote."""
         return (self.record and self.record.started_at) or self.modified_at
+
+    @property
+    def tokens(self) -> int | None:
+        """Trained tokens. The record is brought up to date now and then, the metrics every step."""
+        if self.record is None:
+            return None
+        return max([self.record.tokens, *self.metrics.tokens[-1:]])
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training, like `tokens`."""
+        if self.record is None:
+            return None
+        logged = self.metrics.series.get("seconds", ())[-1:]
+        known = [value for value in (self.record.seconds, *logged) if value is not None]
+        return max(known, default=None)
 
 
 def read_runs(outputs: Path) -> list[Run]:
     """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
 
     Raises:
-        ValueError: `outputs` is not a folder.
+        ReportError: `outputs` is not a folder.
     """
     if not outputs.is_dir():
-        raise ValueError(f"outputs={outputs}: no such folder; name the one that holds the runs")
+        raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
     refusals: list[OSError] = []
     runs = [read_run(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
     runs += [_refused(error, outputs) for error in refusals]
@@ -91,7 +114,7 @@ def read_run(folder: Path, outputs: Path) -> Run:
         metrics=metrics,
         perplexity=perplexity,
         problems=(*problems, *metrics.problems),
-        modified_at=_modified_at(folder),
+        modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
     )
 
 
@@ -103,7 +126,7 @@ def count_corrupt(runs: Sequence[Run]) -> int:
 def _run_folders(outputs: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
     for root, folders, files in os.walk(outputs, onerror=refuse):
         if any(mark in files for mark in _MARKS):
-            folders[:] = [name for name in folders if name not in _INSIDE_A_RUN]
+            folders[:] = [name for name in folders if not _INSIDE_A_RUN.fullmatch(name)]
             yield Path(root)
 
 
@@ -141,8 +164,9 @@ def _evaluation(path: Path) -> PerplexityReport | None:
         return None
 
 
-def _modified_at(folder: Path) -> datetime:
-    return datetime.fromtimestamp(folder.stat().st_mtime, UTC)
+def _modified_at(*paths: Path) -> datetime:
+    times = [path.stat().st_mtime for path in paths if path.exists()]
+    return datetime.fromtimestamp(max(times), UTC)
 
 
 def _display_name(folder: Path, outputs: Path) -> str:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.report import formatting
-from src.report.files import ModelPerplexity, PerplexityReport, RunRecord, RunSettings, Score
+from src.report.files import ModelPerplexity, PerplexityReport, RunRecord, RunSettings
 from src.report.runs import Run
 
 
@@ -33,7 +33,7 @@ class ModelRow:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """A score of the last model, one text a window."""
+    """A score of one trained model, one text a window."""
 
     name: str
     cells: tuple[str, ...]
@@ -60,32 +60,44 @@ def comparison(report: PerplexityReport) -> Comparison:
         )
         return ModelRow(formatting.text(model.name), tuple(cells))
 
-    scores = [report.scores.get(window, Score()) for window in windows]
     return Comparison(
         windows=windows,
         models=tuple(row(model) for model in report.models),
-        scores=(
-            ScoreRow("gap closed", tuple(formatting.share(score.gap_closed) for score in scores)),
-            ScoreRow("recovery", tuple(formatting.percent(score.recovery) for score in scores)),
+        scores=tuple(
+            line
+            for model in report.students
+            if model is report.final or model.name in (report.scores_by_model or {})
+            for line in _score_rows(report, model, windows)
         ),
     )
 
 
+def _score_rows(
+    report: PerplexityReport, model: ModelPerplexity, windows: Sequence[int]
+) -> tuple[ScoreRow, ScoreRow]:
+    scores = [report.score(model, window) for window in windows]
+    name = formatting.text(model.name)
+    return (
+        ScoreRow(f"gap closed, {name}", tuple(formatting.share(s.gap_closed) for s in scores)),
+        ScoreRow(f"recovery, {name}", tuple(formatting.percent(s.recovery) for s in scores)),
+    )
+
+
 def headline_window(report: PerplexityReport, window: int | None = None) -> int | None:
-    """`window` if it was evaluated; by default the largest one with a score, else the largest."""
-    if window is not None:
-        return window if window in report.windows else None
-    scored = set(report.scores) & set(report.windows)
-    return max(scored or report.windows)
+    """`window` if it was evaluated; by default the evaluation's own headline, else the largest."""
+    wanted = window or report.headline
+    if wanted is not None:
+        return wanted if wanted in report.windows else None
+    return max(report.windows)
 
 
 def gap_closed(run: Run, window: int | None = None) -> str:
     """The share of the gap that the run's last model closed at its headline window."""
-    if run.perplexity is None:
+    report = run.perplexity
+    chosen = headline_window(report, window) if report else None
+    if report is None or report.final is None or chosen is None:
         return formatting.DASH
-    chosen = headline_window(run.perplexity, window)
-    score = run.perplexity.scores.get(chosen) if chosen is not None else None
-    return formatting.share(score.gap_closed if score else None)
+    return formatting.share(report.score(report.final, chosen).gap_closed)
 
 
 def _best_student(students: Sequence[ModelPerplexity], window: int) -> ModelPerplexity | None:
@@ -123,6 +135,8 @@ def run_row(run: Run, window: int | None = None) -> RunRow:
         run=formatting.text(run.name),
         state=run.state,
         rope=_rope(run.settings),
+        tokens=formatting.integer(run.tokens),
+        duration=formatting.duration(run.seconds),
         gap_closed=gap_closed(run, window),
         note=_note(run),
         **(_record_cells(run.record) if run.record else {}),
@@ -157,8 +171,6 @@ def _record_cells(record: RunRecord) -> dict[str, str]:
         "experiment": formatting.text(record.experiment),
         "method": formatting.text(record.method),
         "model": formatting.text(record.model),
-        "tokens": formatting.integer(record.tokens),
-        "duration": formatting.duration(record.seconds),
         "seed": formatting.text(record.seed),
         "commit": formatting.commit(record.git_commit, record.git_dirty),
         "started": formatting.moment(record.started_at),

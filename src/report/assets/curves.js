@@ -106,10 +106,12 @@
       let count = 0;
       run.stages.slice(0, -1).forEach(([name, length], index) => {
         count += length;
-        ends.set(run.tokens[count - 1], `${name} | ${run.stages[index + 1][0]}`);
+        const end = run.tokens[count - 1];
+        if (!ends.has(end)) ends.set(end, new Set());
+        ends.get(end).add(`${name} | ${run.stages[index + 1][0]}`);
       });
     }
-    return [...ends];
+    return [...ends].map(([end, names]) => [end, [...names].join(", ")]);
   }
 
   function layout(name) {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from src.report import formatting
-from src.report.files import ModelPerplexity, PerplexityReport
+from src.report.files import ModelPerplexity, PerplexityReport, Score
 from src.report.panels import PageContext, Panel
 from src.report.runs import Run
 from src.report.table import headline_window, run_row
@@ -45,10 +45,9 @@ def _panel(run: Run, report: PerplexityReport, window: int) -> Panel:
 
 
 def _cards(report: PerplexityReport, window: int) -> list[Card]:
-    restored = report.students[-1] if report.students else None
-    score = report.scores.get(window)
-    gap = score.gap_closed if score else None
-    recovery = formatting.percent(score.recovery if score else None)
+    restored = report.final
+    score = report.score(restored, window) if restored else Score()
+    gap, recovery = score.gap_closed, formatting.percent(score.recovery)
     return [
         Card("Native", _at(report.model("native"), window), "the original model"),
         Card("Scaled", _at(report.model("scaled"), window), "after scaling, untrained"),

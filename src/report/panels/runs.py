@@ -47,5 +47,5 @@ def _listed(run: Run, context: PageContext) -> ListedRun:
 def _silence(run: Run, context: PageContext) -> str | None:
     if run.state != "running" or run.record is None or run.record.updated_at is None:
         return None
-    silence = context.now - run.record.updated_at
+    silence = context.now - max(run.record.updated_at, run.modified_at)
     return formatting.duration(silence.total_seconds()) if silence > _SILENCE else None

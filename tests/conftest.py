@@ -1,0 +1,114 @@
+"""Shared by all tests: a cache of their own, no network for hubs, configs composed as a user would."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def compose_plain() -> Callable[..., dict]:
+    """compose_plain("experiment=quickstart", ...) -> what the boundary gets, as plain containers."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+
+    from src import config
+
+    def composed(*overrides: str, name: str = "train") -> dict:
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+            return config.to_plain(compose(name, overrides=list(overrides)))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def compose_run(compose_plain: Callable[..., dict]) -> Callable[..., object]:
+    """compose_run("+experiment=quickstart", ...) -> RunConfig."""
+    from src import config
+
+    def composed(*overrides: str) -> object:
+        return config.load_plain(config.RunConfig, compose_plain(*overrides))
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of text files with words drawn at random: five to train on, two to hold out."""
+    import random
+
+    folder = tmp_path_factory.mktemp("prose")
+    draw = random.Random(1)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(400)]
+    for name in ("one", "two", "three", "four", "five", "held-a", "held-b"):
+        text = " ".join(draw.choices(words, k=900))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_overrides(prose: Path) -> list[str]:
+    """A run of seconds on the tiny model and text files: two stages, four and two steps."""
+    return [
+        "model=tiny",
+        "data=files",
+        f"data.sources.files.paths=[{prose}]",
+        "data.held_out=[held-*]",
+        "engine=cpu",
+        "tracking=none",
+        "eval=none",
+        "seed=3",
+        "checkpoint.every_steps=2",
+        *short_recipe(),
+    ]
+
+
+def short_recipe() -> list[str]:
+    """LinearARD's two stages on blocks of 64 and 128 tokens."""
+    return [
+        "recipe.stages.ard.tokens=1024",
+        "recipe.stages.ard.tokens_per_step=256",
+        "recipe.stages.ard.streams.short.length=64",
+        "recipe.stages.ard.parameters.dropout=0.0",
+        "recipe.stages.cpt.tokens=512",
+        "recipe.stages.cpt.tokens_per_step=256",
+        "recipe.stages.cpt.streams.long.length=128",
+    ]
+
+
+@pytest.fixture
+def run_command() -> Iterator[Callable[..., object]]:
+    """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
+    import subprocess
+    import sys
+
+    def run(module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240) -> object:
+        return subprocess.run(
+            [sys.executable, "-m", module, *arguments],
+            cwd=ROOT,
+            env=os.environ | (env or {}),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    yield run
+
+
+def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
+    """A run's logged losses."""
+    import json
+
+    lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)[key] for line in lines]

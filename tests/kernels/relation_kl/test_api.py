@@ -1,0 +1,286 @@
+"""The operator's face: refusals, choice of a backend, reductions, sets and relation heads."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.relation_kl import (
+    api,
+    attention_kl,
+    relation_kl,
+    relation_kl_set,
+    split_relation_heads,
+)
+
+ROOT = Path(__file__).parents[3]
+X = torch.zeros(2, 4, 6, 8)
+BACKENDS = pytest.mark.parametrize("backend", ["chunked", "reference"])
+
+
+def make(*shape: int, seed: int = 0, grad: bool = False) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_(grad)
+
+
+BAD_TENSORS = {
+    "not-a-tensor": ([1.0], X, "student_bhtd: got list; it must be a tensor"),
+    "three-axes": (X[0], X[0], r"student_bhtd: got shape \[4, 6, 8\]"),
+    "empty": (X[:0], X[:0], "none of them 0"),
+    "integers": (X.int(), X, "student_bhtd: got dtype int32; it must be one of float32"),
+    "complex-teacher": (X, X.cfloat(), "teacher_bhtd: got dtype complex64"),
+    "batches": (X, X[:1], r"teacher_bhtd: got batch = 1 .* must be 2, as in student_bhtd"),
+    "heads": (X, X[:, :2], "teacher_bhtd: got heads = 2"),
+    "tokens": (X, X[:, :, :5], "teacher_bhtd: got tokens = 5"),
+    "devices": (X, X.to("meta"), "teacher_bhtd: got device meta; it must be cpu"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TENSORS)
+def test_refuses_tensors(case) -> None:
+    student, teacher, message = BAD_TENSORS[case]
+    with pytest.raises(ValueError, match=message):
+        relation_kl(student, teacher)
+
+
+BAD_OPTIONS = {
+    "scale-zero": ({"scale": 0.0}, "scale: got 0.0; it must be a finite number > 0"),
+    "scale-nan": ({"scale": float("nan")}, "scale: got nan"),
+    "teacher-scale": ({"teacher_scale": -1}, "teacher_scale: got -1"),
+    "temperature-zero": ({"temperature": 0}, "temperature: got 0; it must be a finite number > 0"),
+    "temperature-text": ({"temperature": "1"}, "temperature: got '1'"),
+    "temperature-bool": ({"temperature": True}, "temperature: got True"),
+    "window-zero": ({"window": 0}, "window: got 0; it must be None or an integer >= 1"),
+    "window-float": ({"window": 2.0}, "window: got 2.0"),
+    "window-bool": ({"window": True}, "window: got True"),
+    "window-not-causal": ({"window": 2, "causal": False}, "a window needs causal=True"),
+    "segments-list": ({"segment_ids": [[0]]}, "segment_ids: got list"),
+    "segments-shape": (
+        {"segment_ids": torch.zeros(6, dtype=torch.int64)},
+        r"segment_ids: got shape \[6\]; it must be \[batch, tokens\] = \[2, 6\]",
+    ),
+    "segments-float": (
+        {"segment_ids": torch.zeros(2, 6)},
+        "segment_ids: got dtype float32; it must be an integer dtype",
+    ),
+    "segments-device": (
+        {"segment_ids": torch.zeros(2, 6, dtype=torch.int64, device="meta")},
+        "segment_ids: got device meta",
+    ),
+    "key-mask-shape": (
+        {"key_mask": torch.ones(2, 4, dtype=torch.bool)},
+        r"key_mask: got shape \[2, 4\]",
+    ),
+    "key-mask-integer": (
+        {"key_mask": torch.ones(2, 6, dtype=torch.int64)},
+        "key_mask: got dtype int64; it must be bool",
+    ),
+    "reduction": ({"reduction": "avg"}, "reduction: got 'avg'; it must be one of mean, sum, none"),
+    "backend": ({"backend": "cuda"}, "backend: got 'cuda'; it must be one of auto, triton"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_OPTIONS)
+def test_refuses_options(case) -> None:
+    options, message = BAD_OPTIONS[case]
+    with pytest.raises(ValueError, match=message):
+        relation_kl(X, X, **options)
+    with pytest.raises(ValueError, match=message):
+        attention_kl(X, X, X, X, **options)
+    with pytest.raises(ValueError, match=message):
+        relation_kl_set([X], [X], [1.0], **options)
+
+
+BAD_ATTENTION = {
+    "key-heads": ((X, X[:, :3], X, X), "k_student: got 3 heads; their number must divide .* 4"),
+    "teacher-key-heads": ((X, X, X, X[:, :3]), "k_teacher: got 3 heads"),
+    "key-head-size": ((X, X[..., :4], X, X), "k_student: got head_dim = 4"),
+    "key-tokens": ((X, X[:, :, :2], X, X), "k_student: got tokens = 2"),
+    "key-dtype": (
+        (X, X.half(), X, X),
+        "k_student: got dtype float16; it must be that of q_student",
+    ),
+    "query-heads": ((X, X, X[:, :2], X[:, :2]), "q_teacher: got heads = 2"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_ATTENTION)
+def test_refuses_attention_tensors(case) -> None:
+    tensors, message = BAD_ATTENTION[case]
+    with pytest.raises(ValueError, match=message):
+        attention_kl(*tensors)
+
+
+BAD_SETS = {
+    "none": (([], [], []), {}, "students: got none"),
+    "teachers": (([X], [X, X], [1.0]), {}, "teachers: got 2; it must have as many"),
+    "weights": (([X], [X], [1.0, 1.0]), {}, "weights: got 2"),
+    "negative-weight": (([X, X], [X, X], [1, -1.0]), {}, r"weights\[1\]: got -1.0"),
+    "infinite-weight": (([X], [X], [float("inf")]), {}, r"weights\[0\]: got inf"),
+    "second-pair": (([X, X], [X, X[:, :2]], [1, 1]), {}, r"teachers\[1\]: got heads = 2"),
+    "lengths": (([X, X[:, :, :2]], [X, X[:, :, :2]], [1, 1]), {}, r"students\[1\]: got tokens = 2"),
+    "rows": (([X], [X], [1.0]), {"reduction": "none"}, "reduction: got 'none'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SETS)
+def test_refuses_sets(case) -> None:
+    arguments, options, message = BAD_SETS[case]
+    with pytest.raises(ValueError, match=message):
+        relation_kl_set(*arguments, **options)
+
+
+@BACKENDS
+def test_reductions_agree(backend) -> None:
+    student, teacher = make(2, 3, 20, 4), make(2, 3, 20, 4, seed=1)
+    real = torch.rand(2, 20, generator=torch.Generator().manual_seed(0)) < 0.6
+    options = {"backend": backend, "key_mask": real}
+    rows = relation_kl(student, teacher, reduction="none", **options)
+    total = relation_kl(student, teacher, reduction="sum", **options)
+    mean = relation_kl(student, teacher, **options)
+    assert rows.shape == (2, 3, 20)
+    assert not rows[~real[:, None].expand_as(rows)].any()
+    torch.testing.assert_close(total, rows.sum())
+    torch.testing.assert_close(mean, rows.sum() / (3 * real.sum()))
+
+
+@BACKENDS
+def test_a_batch_of_padding_has_loss_and_gradient_zero(backend) -> None:
+    student, teacher = make(2, 3, 10, 4, grad=True), make(2, 3, 10, 4, seed=1)
+    loss = relation_kl(
+        student, teacher, key_mask=torch.zeros(2, 10, dtype=torch.bool), backend=backend
+    )
+    loss.backward()
+    assert loss.item() == 0.0
+    assert student.grad is not None
+    assert not student.grad.any()
+
+
+@BACKENDS
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_results_are_float32_and_gradients_have_the_input_dtype(backend, dtype) -> None:
+    student = make(1, 2, 10, 4).to(dtype).requires_grad_()
+    teacher = make(1, 2, 10, 4, seed=1).to(dtype)
+    for reduction in ("mean", "sum", "none"):
+        loss = relation_kl(student, teacher, reduction=reduction, backend=backend)
+        assert loss.dtype is torch.float32
+        assert torch.autograd.grad(loss.sum(), student)[0].dtype is dtype
+
+
+@BACKENDS
+def test_the_teacher_gets_no_gradient(backend) -> None:
+    student, teacher = make(1, 2, 10, 4, grad=True), make(1, 2, 10, 4, seed=1, grad=True)
+    relation_kl(student, teacher, backend=backend).backward()
+    attention_kl(student, student, teacher, teacher, backend=backend).backward()
+    relation_kl_set([student], [teacher], [1.0], backend=backend)[0].backward()
+    assert student.grad is not None
+    assert teacher.grad is None
+
+
+@BACKENDS
+def test_temperature_divides_the_scores_and_nothing_else(backend) -> None:
+    student, teacher = make(1, 2, 10, 4), make(1, 2, 10, 9, seed=1)
+    warm = relation_kl(student, teacher, temperature=2.5, backend=backend)
+    scaled = relation_kl(
+        student, teacher, scale=0.5 / 2.5, teacher_scale=1 / 3 / 2.5, backend=backend
+    )
+    torch.testing.assert_close(warm, scaled)
+
+
+@BACKENDS
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_a_set_is_the_weighted_sum_of_its_relations(backend, reduction) -> None:
+    shapes = [(2, 6, 30, 4), (2, 2, 30, 4), (2, 3, 30, 7)]
+    students = [make(*shape, seed=r, grad=True) for r, shape in enumerate(shapes)]
+    teachers = [make(*shape, seed=9 + r) for r, shape in enumerate(shapes)]
+    weights = [1.0, 0.25, 0]
+    real = torch.ones(2, 30, dtype=torch.bool)
+    real[0, 20:] = False
+    options = {"backend": backend, "reduction": reduction, "key_mask": real, "temperature": 1.5}
+    loss, by_relation = relation_kl_set(students, teachers, weights, **options)
+    single = [relation_kl(s, t, **options) for s, t in zip(students, teachers, strict=True)]
+    expected = sum(w * x for w, x in zip(weights, single, strict=True))
+    assert not by_relation.requires_grad
+    torch.testing.assert_close(by_relation, torch.stack(single).detach())
+    torch.testing.assert_close(loss, expected)
+    ours = torch.autograd.grad(loss, students)
+    for gradient, plain in zip(ours, torch.autograd.grad(expected, students), strict=True):
+        torch.testing.assert_close(gradient, plain)
+
+
+def test_split_relation_heads_concatenates_and_splits() -> None:
+    x = make(2, 6, 5, 4)
+    split = split_relation_heads(x, 3)
+    assert split.shape == (2, 3, 5, 8)
+    torch.testing.assert_close(split[:, 1], torch.cat([x[:, 2], x[:, 3]], dim=-1))
+    assert torch.equal(split_relation_heads(x, 6), x)
+    assert torch.equal(split_relation_heads(split, 6), x)
+
+
+@pytest.mark.parametrize("relation_heads", [0, -2, 5, 2.0, True])
+def test_split_relation_heads_refuses(relation_heads) -> None:
+    with pytest.raises(ValueError, match=r"divides heads \* head_dim = 6 \* 4 = 24"):
+        split_relation_heads(make(2, 6, 5, 4), relation_heads)
+
+
+def test_models_of_different_heads_and_width_compare_by_relation_heads() -> None:
+    student, teacher = make(1, 3, 12, 8, grad=True), make(1, 4, 12, 16)
+    loss = relation_kl(split_relation_heads(student, 2), split_relation_heads(teacher, 2))
+    loss.backward()
+    assert loss > 0
+    assert student.grad is not None
+    assert student.grad.isfinite().all()
+
+
+class TestTritonBackend:
+    """Where it cannot run, asking for it by name raises, and `auto` does without it."""
+
+    def test_without_its_module(self, monkeypatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+        with pytest.raises(RuntimeError, match=r"'triton' cannot run here: .* does not exist"):
+            relation_kl(X, X, backend="triton")
+        assert relation_kl(X, X) == 0
+
+    def test_without_the_package(self, monkeypatch) -> None:
+        present = {"kernels.relation_kl.triton": object()}
+        monkeypatch.setattr(importlib.util, "find_spec", present.get)
+        with pytest.raises(RuntimeError, match="the package 'triton' is not installed"):
+            relation_kl(X, X, backend="triton")
+
+    def test_off_its_device(self, monkeypatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(RuntimeError, match="the tensors are on 'cpu'"):
+            relation_kl(X, X, backend="triton")
+
+    def test_refuses_float64(self) -> None:
+        with pytest.raises(ValueError, match="'triton' does not take float64"):
+            relation_kl(X.double(), X.double(), backend="triton")
+
+    def test_interpreter_lifts_the_device_check(self, monkeypatch) -> None:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        assert api._triton_obstacle(torch.device("cpu")) is None
+
+
+def test_backends_are_imported_when_used_and_never_import_each_other() -> None:
+    code = """
+import sys, torch
+from kernels.relation_kl import relation_kl
+def loaded():
+    return {m for m in ("reference", "chunked") if f"kernels.relation_kl.{m}" in sys.modules}
+assert loaded() == set() and not {"triton", "transformers"} & set(sys.modules)
+x = torch.zeros(1, 1, 2, 2)
+relation_kl(x, x, backend="%s")
+assert loaded() == {"%s"}, loaded()
+"""
+    for backend in ("chunked", "reference"):
+        command = [sys.executable, "-c", code % (backend, backend)]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr

@@ -1,0 +1,58 @@
+"""What is written is what is loaded; damage is noticed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from src.data import DataError, DocumentInfo
+from src.data.corpus import INDEX_FILE, TOKENS_FILE, load_corpus, save_corpus
+
+INFOS = [
+    DocumentInfo("a", 3, "sha a", "train"),
+    DocumentInfo("é", 2, "sha b", "held_out"),
+    DocumentInfo("c", 5, "sha c", "train"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save_corpus(tmp_path, "key", INFOS, np.arange(10, dtype=np.uint16))
+    return tmp_path
+
+
+def test_a_saved_corpus_is_loaded(folder: Path) -> None:
+    corpus = load_corpus("name", folder)
+    assert corpus.documents == tuple(INFOS)
+    assert (corpus.train_tokens, corpus.held_out_tokens) == (8, 2)
+    assert [(name, ids.tolist()) for name, ids in corpus.arrays("train")] == [
+        ("a", [0, 1, 2]),
+        ("c", [5, 6, 7, 8, 9]),
+    ]
+    assert [(name, ids.tolist()) for name, ids in corpus.held_out_documents()] == [("é", [3, 4])]
+
+
+def test_tokens_are_read_only(folder: Path) -> None:
+    corpus = load_corpus("name", folder)
+    with pytest.raises(ValueError, match="read-only"):
+        corpus.tokens[0] = 1
+
+
+def test_tokens_that_do_not_fit_the_index_are_refused(folder: Path) -> None:
+    np.save(folder / TOKENS_FILE, np.arange(9, dtype=np.uint16))
+    with pytest.raises(DataError, match="is damaged; delete that folder"):
+        load_corpus("name", folder)
+
+
+def test_pickled_tokens_are_refused(folder: Path) -> None:
+    np.save(folder / TOKENS_FILE, np.array([object()] * 10), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"[Aa]llow_pickle|Python objects"):
+        load_corpus("name", folder)
+
+
+def test_the_index_is_plain_json(folder: Path) -> None:
+    index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    assert index["documents"][1] == ["é", 2, "sha b", "held_out"]

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from src import config, dashboard
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    """Two runs, the second with a torn record."""
+    for name in ("whole", "torn"):
+        folder = tmp_path / "outputs" / name
+        folder.mkdir(parents=True)
+        record = {"schema": 1, "run_id": name, "state": "running", "method": "linearard"}
+        (folder / "run.json").write_text(json.dumps(record))
+        (folder / "config.yaml").write_text("rope: {type: linear, target_length: 8192}\n")
+    (tmp_path / "outputs" / "torn" / "run.json").write_text("{")
+    return tmp_path / "outputs"
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command as a user types it."""
+    line = [sys.executable, "-m", "src.dashboard", *arguments]
+    return subprocess.run(line, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def composed(*overrides: str) -> dashboard.DashboardConfig:
+    """The config as the command composes it."""
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        return config.load(dashboard.DashboardConfig, compose("dashboard", list(overrides)))
+
+
+def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:
+    before = {path.name for path in ROOT.iterdir()}
+    done = command(f"outputs={outputs}")
+    target = outputs / "dashboard" / "index.html"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{target}: 2 runs, 1 corrupt\n"
+    assert target.is_file()
+    assert {path.name for path in outputs.iterdir()} == {"whole", "torn", "dashboard"}
+    new = {path.name for path in ROOT.iterdir()} - before
+    assert not new & {".hydra", "multirun", "dashboard.log", "dashboard"}
+
+
+def test_help_names_every_key() -> None:
+    done = command("--help")
+    assert done.returncode == 0
+    for word in ("outputs", "target_path", "view", "window", "python -m src.dashboard view=table"):
+        assert word in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("windw=1", "windw: unknown key 'windw'; did you mean 'window'?"),
+        ("view=graph", "view: input should be 'page' or 'table' (got 'graph')"),
+        ("outputs=/no/such/folder", "outputs=/no/such/folder: no such folder"),
+    ],
+    ids=["key", "value", "folder"],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(argument: str, message: str) -> None:
+    done = command(argument)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("override", ["window=wide", "window=0", "outputs=''", "+other=1"])
+def test_a_setting_out_of_bounds_is_refused_by_name(override: str) -> None:
+    with pytest.raises(config.ConfigError, match=override.lstrip("+").partition("=")[0]):
+        composed(override)
+
+
+def test_the_page_goes_below_the_outputs_unless_told() -> None:
+    assert composed().target_path == "outputs/dashboard/index.html"
+    assert composed("outputs=elsewhere").target_path == "elsewhere/dashboard/index.html"
+    assert composed("target_path=a.html").target_path == "a.html"
+
+
+def test_the_table_lists_the_runs_and_writes_nothing(
+    outputs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    dashboard.show(composed(f"outputs={outputs}", "view=table"))
+    printed = capsys.readouterr().out
+    assert "whole" in printed
+    assert "torn: corrupt: run.json: Invalid JSON" in " ".join(printed.split())
+    assert printed.splitlines()[-1] == "2 runs, 1 corrupt"
+    assert {path.name for path in outputs.iterdir()} == {"whole", "torn"}

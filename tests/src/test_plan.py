@@ -1,0 +1,117 @@
+"""What a run will cost."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+import pytest
+import torch
+from rich.console import Console
+
+from src import models, plan
+from src.adapters import make_trainable
+from src.config import ConfigError, RunConfig
+
+BASE = "+experiment=linearard_32k"
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b", "tiny"])
+def test_paper_run_has_its_tokens_and_steps_on_any_ranks(
+    compose_run: Callable[..., RunConfig], model: str, world_size: int
+) -> None:
+    made = plan.make(compose_run(BASE, f"model={model}"), world_size=world_size)
+    assert [(s.tokens, s.steps) for s in made.stages] == [(2_359_296, 144), (2_097_152, 64)]
+    assert (made.tokens, made.steps) == (4_456_448, 208)
+
+
+def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE)
+    text = io.StringIO()
+    plan.show(plan.make(run, world_size=8), run, Console(file=text))
+    shown = text.getvalue()
+    for expected in (
+        "2,359,296 + 2,097,152 = 4,456,448 in 144 + 64 optimizer steps",
+        "805,306,368",
+        "7,543,721,984",
+        "88% of their work repeats others'",
+    ):
+        assert expected in shown
+
+
+@pytest.mark.parametrize(
+    ("model", "parameters"),
+    [("llama2_7b", 6_738_415_616), ("llama3_8b", 8_030_261_248), ("mistral_7b", 7_241_732_096)],
+)
+def test_parameters_of_known_models(
+    compose_run: Callable[..., RunConfig], model: str, parameters: int
+) -> None:
+    assert compose_run(BASE, f"model={model}").model.shape.parameters == parameters
+
+
+def test_parameters_are_those_of_the_built_model(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "model=tiny")
+    network = models.load_model(run.model, models.native_config(run.model), dtype=torch.float32)
+    assert run.model.shape.parameters == sum(p.numel() for p in network.parameters())
+    stage = run.recipe.stages["ard"]
+    trained = make_trainable(network, stage.parameters, seed=0)
+    made = plan.make(run, world_size=1).stages[0]
+    assert made.trainable_parameters == sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    assert made.total_parameters == sum(p.numel() for p in trained.parameters())
+
+
+def test_memory_shards_with_the_stage(compose_run: Callable[..., RunConfig]) -> None:
+    def parts(*overrides: str) -> dict[str, float]:
+        return plan.make(compose_run(BASE, *overrides), world_size=4).stages[1].memory
+
+    whole = parts("engine.student.zero_stage=0")
+    for stage, part in ((1, "optimizer"), (2, "gradients"), (3, "student weights")):
+        sharded = parts(f"engine.student.zero_stage={stage}")
+        assert sharded[part] == pytest.approx(whole[part] / 4)
+    assert parts("engine.student.offload_optimizer=true")["optimizer"] == 0
+
+
+def test_work_of_a_dense_model_is_six_flops_a_weight_and_token(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    """At short length attention is negligible, so the known rule of thumb must come out."""
+    run = compose_run(
+        BASE,
+        "engine.student.gradient_checkpointing=false",
+        "recipe.stages.cpt.streams.long.length=128",
+        "recipe.stages.cpt.tokens_per_step=1024",
+    )
+    stage = plan.make(run, world_size=1).stages[1]
+    assert stage.flops / stage.tokens == pytest.approx(6 * run.model.shape.parameters, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "recipe.stages.ard.streams.short.length=8192",
+            r"recipe.stages.ard.streams.short.length: 8192 .* 4096.*objective.allow_beyond_native=true",
+        ),
+        ("recipe.stages.cpt.streams.long.objective=lm", "'lm' is not configured; .* relation"),
+        ("objective.terms.relation.layers=[3,32]", "objective.terms.relation.layers=.* from 0 to 31"),
+        ("objective.terms.relation.layers=[3,3]", "objective.terms.relation.layers"),
+        ("recipe.stages.ard.parameters.projections=[w]", "projections: .*'w'.* unknown; allowed: q_proj"),
+        ("recipe.stages.ard.tokens=2359297", "recipe.stages.ard.tokens=2359297 ends on .* single token"),
+        ("rope.target_length=16384", "recipe.stages.cpt.streams.long.length: 32768 .*=16384"),
+    ],
+)
+def test_contradictions_are_refused(
+    compose_run: Callable[..., RunConfig], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(BASE, override), world_size=1)
+
+
+def test_blocks_beyond_the_native_window_when_allowed(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(
+        BASE,
+        "recipe.stages.ard.streams.short.length=8192",
+        "objective.allow_beyond_native=true",
+    )
+    assert plan.make(run, world_size=1).stages[0].steps == 144

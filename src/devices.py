@@ -7,6 +7,11 @@ import torch
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def uses_cuda(name: str) -> bool:
+    """Whether a device setting means GPUs on this machine."""
+    return name != "cpu" and torch.cuda.is_available()
+
+
 def device_of(name: str) -> torch.device:
     """`auto` is the GPU where there is one. The current CUDA device is the rank's own.
 

@@ -6,6 +6,7 @@ environment; `launch.nproc` starts local ranks from a single command.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import subprocess
@@ -13,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,8 +61,9 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
     return None
 
 
-def join(world: World, *, cuda: bool) -> None:
-    """Set up torch.distributed for this process and choose its GPU.
+@contextmanager
+def joined(world: World, *, cuda: bool) -> Iterator[None]:
+    """Set up torch.distributed for this process and choose its GPU; entering it again is harmless.
 
     Raises:
         RuntimeError: a Slurm job does not say where rank 0 is.
@@ -71,16 +74,34 @@ def join(world: World, *, cuda: bool) -> None:
     if cuda:
         torch.cuda.set_device(world.local_rank)
     # DeepSpeed reads these, and looks for MPI where they are missing.
-    os.environ.update(
-        RANK=str(world.rank), LOCAL_RANK=str(world.local_rank), WORLD_SIZE=str(world.size)
-    )
-    backend = "nccl" if cuda else "gloo"
-    if distributed.is_initialized():
-        return
+    ranks = {
+        "RANK": str(world.rank),
+        "LOCAL_RANK": str(world.local_rank),
+        "WORLD_SIZE": str(world.size),
+    }
+    before = {name: os.environ.get(name) for name in ranks}
+    os.environ.update(ranks)
+    try:
+        if not distributed.is_initialized():
+            _initialize(world, "nccl" if cuda else "gloo")
+        yield
+    finally:
+        # A later job of this process must not take itself for one that a launcher has started.
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _initialize(world: World, backend: str) -> None:
+    from torch import distributed
+
     if world.size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
         distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        atexit.register(distributed.destroy_process_group)
         return
     if "SLURM_PROCID" in os.environ:
         _slurm_address()
@@ -101,11 +122,15 @@ def _slurm_address() -> None:
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
 
 
-def leave() -> None:
-    """Take torch.distributed down."""
+def leave(world: World) -> None:
+    """Part from the other ranks.
+
+    A single process keeps its group until it exits: DeepSpeed remembers groups for good, and the next
+    run in the same process (a sweep's, a test's) uses them again.
+    """
     from torch import distributed
 
-    if distributed.is_initialized():
+    if world.size > 1 and distributed.is_initialized():
         distributed.destroy_process_group()
 
 

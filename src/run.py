@@ -19,7 +19,7 @@ from src.adapters import make_trainable
 from src.checkpoint import CheckpointError, Position
 from src.config import RunConfig
 from src.data import Blocks, Corpus, prepare_corpus
-from src.devices import DTYPES, device_of
+from src.devices import DTYPES, device_of, uses_cuda
 from src.engine import Student, Teacher
 from src.evals.restoration import evaluate_run
 from src.launch import World
@@ -77,16 +77,14 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
 
     Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker closed.
     """
-    cuda = torch.cuda.is_available() and config.engine.device != "cpu"
-    launch.join(world, cuda=cuda)
     tracker: tracking.Tracker = tracking.NullTracker()
     succeeded = False
     try:
-        with _stoppable():
+        with _stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
             _Run(config, folder, world, tracker).train()
-            launch.leave()
+            launch.leave(world)
             if world.is_main and config.eval.perplexity is not None:
                 results = evaluate_run(config, folder, config.eval.perplexity)
                 results.report(tracker)

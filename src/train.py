@@ -22,6 +22,7 @@ from rich.console import Console
 
 from src import checkpoint, command, config, launch, models, plan, run
 from src.config import ConfigError, RunConfig
+from src.devices import uses_cuda
 from src.evals.restoration import held_out_segments
 from src.launch import World
 from src.run_folder import (
@@ -53,11 +54,10 @@ def train(settings: RunConfig, world: World | None) -> Path:
         folder = _prepare(settings, settings.launch.nproc)
         _run_here(settings, folder)
         return folder.path
-    cuda = models_on_cuda(settings)
-    launch.join(world, cuda=cuda)
-    path = _agree(str(_prepare(settings, world.size).path) if world.is_main else None)
-    run.execute(settings, RunFolder.open(Path(path)), world)
-    return Path(path)
+    with launch.joined(world, cuda=uses_cuda(settings.engine.device)):
+        path = Path(_agree(str(_prepare(settings, world.size).path) if world.is_main else None))
+    run.execute(settings, RunFolder.open(path), world)
+    return path
 
 
 def resume(run_dir: Path, world: World | None) -> None:
@@ -84,13 +84,6 @@ def resume(run_dir: Path, world: World | None) -> None:
         run.execute(settings, folder, world)
 
 
-def models_on_cuda(settings: RunConfig) -> bool:
-    """Whether the engines run on GPUs."""
-    import torch
-
-    return torch.cuda.is_available() and settings.engine.device != "cpu"
-
-
 def _run_here(settings: RunConfig, folder: RunFolder) -> None:
     """Run on this machine: in this process, or in ranks of its own."""
     lock = FileLock(folder.path / ".lock")
@@ -114,7 +107,7 @@ def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
             ["-m", "src.rank", str(folder.path)],
             nproc=settings.launch.nproc,
             logs=folder.logs,
-            cuda=models_on_cuda(settings),
+            cuda=uses_cuda(settings.engine.device),
         )
     except launch.LaunchError as error:
         # Rank 0 may have been stopped before it could say why.
@@ -155,7 +148,7 @@ def _new_path(settings: RunConfig) -> Path:
 
 def _preflight(settings: RunConfig) -> run.Data:
     """Fetch or find the model and the text; refuse text that does not suffice."""
-    if settings.engine.device == "cuda" and not models_on_cuda(settings):
+    if settings.engine.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError(
             "engine.device: cuda is asked for, but torch sees no GPU; use cpu or auto"
         )

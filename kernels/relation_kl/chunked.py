@@ -21,11 +21,11 @@ from torch.autograd.function import once_differentiable
 if TYPE_CHECKING:
     from kernels.relation_kl.api import Scales, Visibility
 
-# A chunk holds three buffers of at most so many scores: on a CPU about what its cache holds, on
-# an accelerator enough to fill it (figures: README.md). Rows are few enough that causal blocks
-# above the diagonal cost little, and many enough for fast products.
+# A chunk is at most so many scores, in each of three buffers: on a CPU about what its cache holds,
+# on an accelerator enough to hide the launches (figures: README.md).
 _CHUNK_SCORES = {"cpu": 2**20, "cuda": 2**25}
-_CHUNK_ROWS = {"cpu": 64, "cuda": 256}
+# Its fewest and most rows. Fewer waste less above the diagonal, more make fewer chunks.
+_CHUNK_ROWS = {"cpu": (64, 64), "cuda": (256, 1024)}
 
 # Stands for minus infinity in hidden scores. Finite, so that differences of two hidden scores are 0
 # and rows that see nothing stay free of NaN; so large that adding it to a score gives itself.
@@ -350,8 +350,9 @@ def _chunks(
     batch, heads, tokens, _ = shape_bhtd
     # Devices that are neither are accelerators too.
     kind = "cpu" if device_type == "cpu" else "cuda"
-    budget, rows = _CHUNK_SCORES[kind], _CHUNK_ROWS[kind]
-    widest = tokens if settings.window is None else min(tokens, settings.window + rows)
+    budget, (fewest, most) = _CHUNK_SCORES[kind], _CHUNK_ROWS[kind]
+    widest = tokens if settings.window is None else min(tokens, settings.window + most)
+    rows = min(max(fewest, budget // (batch * heads * widest)), most)
     rows = max(1, min(rows, tokens, budget // (unit * widest)))
     for head_slice in _head_slices(batch, heads, unit, budget // (rows * widest)):
         for start in range(0, tokens, rows):

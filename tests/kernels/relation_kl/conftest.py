@@ -145,7 +145,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> int:
     """Makes many chunks of small inputs; the value is their largest number of scores."""
     largest = 4096
     monkeypatch.setattr(chunked, "_CHUNK_SCORES", {"cpu": largest, "cuda": largest})
-    monkeypatch.setattr(chunked, "_CHUNK_ROWS", {"cpu": 24, "cuda": 24})
+    monkeypatch.setattr(chunked, "_CHUNK_ROWS", {"cpu": (8, 24), "cuda": (8, 24)})
     return largest
 
 

@@ -1,0 +1,72 @@
+"""Objectives are found by their file: each has a type of its own and the boundary takes it."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import typing
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+
+import pytest
+
+from src import config, objectives
+from src.objectives import OBJECTIVES
+from src.objectives.base import Objective
+
+FOLDER = Path(objectives.__file__).parent
+MODULES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+
+
+def type_of(objective: type) -> str:
+    """The one value its field `type` may have."""
+    (name,) = typing.get_args(typing.get_type_hints(objective)["type"])
+    return name
+
+
+def objective_in(module: str) -> type:
+    return importlib.import_module(f"src.objectives.{module}").OBJECTIVE
+
+
+def test_every_file_is_registered_once() -> None:
+    assert MODULES
+    assert [objective_in(m) for m in MODULES] == list(OBJECTIVES)
+
+
+def test_types_are_unique() -> None:
+    names = [type_of(o) for o in OBJECTIVES]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_an_objective_is_a_frozen_dataclass_with_the_protocols_members(module: str) -> None:
+    found = objective_in(module)
+    assert is_dataclass(found)
+    assert found.__dataclass_params__.frozen
+    assert fields(found)[0].name == "type"
+    assert isinstance(found.bounded_by_native_window, bool)
+    members = [m for m in vars(Objective) if not m.startswith("_")]
+    assert {"needs", "flops", "loss"} <= set(members)
+    assert all(callable(getattr(found, m)) for m in members)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_the_boundary_takes_it_under_its_type(
+    compose_plain: Callable[..., dict], module: str
+) -> None:
+    found = objective_in(module)
+    plain = copy.deepcopy(compose_plain("model=tiny"))
+    plain["objective"]["terms"]["mine"] = {"type": type_of(found)}
+    run = config.load_plain(config.RunConfig, plain)
+    assert type(run.objective.terms["mine"]) is found
+
+
+def test_the_boundary_names_all_types_when_it_refuses_one(
+    compose_plain: Callable[..., dict],
+) -> None:
+    plain = copy.deepcopy(compose_plain("model=tiny"))
+    plain["objective"]["terms"]["mine"] = {"type": "guess"}
+    with pytest.raises(config.ConfigError, match="'guess' is not one of") as caught:
+        config.load_plain(config.RunConfig, plain)
+    assert all(repr(type_of(o)) in str(caught.value) for o in OBJECTIVES)

@@ -1,0 +1,326 @@
+"""The relation loss against the formula, written out row by row in float64."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from src import config, models
+from src.capture import LayerQKV, QKVCapture
+from src.facts import ModelFacts
+from src.models import ModelConfig
+from src.objectives.base import Batch, Outputs
+from src.objectives.relation import Relation, RelationWeights
+from src.rope import LinearScaling
+
+T, D = 7, 6
+FACTS = ModelFacts(layers=3, windows=(None, None, None), heads=4, kv_heads=2, head_dim=D)
+BATCH = Batch(torch.zeros(2, T, dtype=torch.int64))
+RELATIONS = ("qq", "kk", "vv")
+
+
+def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> dict[int, LayerQKV]:
+    """Captured tensors of every layer, normally distributed."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def side(heads: int) -> Tensor:
+        x_bhtd = torch.randn(2, heads, T, D, generator=generator, dtype=torch.float64)
+        return x_bhtd.to(dtype).requires_grad_()
+
+    kv = facts.kv_heads
+    return {i: LayerQKV(side(facts.heads), side(kv), side(kv)) for i in range(facts.layers)}
+
+
+def row_divergences(
+    student_bhtd: Tensor, teacher_bhtd: Tensor, *, window: int | None, temperature: float
+) -> Tensor:
+    """KL(teacher || student) of each row, [b, h, t], over the j <= i with i - j < window."""
+    scale = 1 / (math.sqrt(student_bhtd.shape[-1]) * temperature)
+    rows = []
+    for i in range(student_bhtd.shape[2]):
+        first = 0 if window is None else max(0, i - window + 1)
+        seen = slice(first, i + 1)
+        s, t = (
+            scale * (x[:, :, i, None].double() * x[:, :, seen].double()).sum(-1)
+            for x in (student_bhtd, teacher_bhtd)
+        )
+        p = t.exp() / t.exp().sum(-1, keepdim=True)
+        q = s.exp() / s.exp().sum(-1, keepdim=True)
+        rows.append((p * (p / q).log()).sum(-1))
+    return torch.stack(rows, dim=-1)
+
+
+def by_the_formula(
+    student: dict[int, LayerQKV],
+    teacher: dict[int, LayerQKV],
+    *,
+    weights: Sequence[float] = (1.0, 1.0, 1.0),
+    layers: Sequence[int] = (0, 1, 2),
+    windows: Sequence[int | None] = (None, None, None),
+    temperature: float = 1.0,
+    divide_by_query_heads: bool = False,
+) -> Tensor:
+    """The loss: mean over layers of the weighted sum of the relations' mean row."""
+    total = torch.zeros((), dtype=torch.float64)
+    for layer in layers:
+        query_rows = student[layer].q_bhtd.shape[:3].numel()
+        for weight, s, t in zip(weights, student[layer], teacher[layer], strict=True):
+            rows = row_divergences(s, t.detach(), window=windows[layer], temperature=temperature)
+            count = query_rows if divide_by_query_heads else rows.numel()
+            total = total + weight * rows.sum() / count / len(layers)
+    return total
+
+
+def leaves(qkv: dict[int, LayerQKV]) -> list[Tensor]:
+    return [x for layer in qkv.values() for x in layer]
+
+
+def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
+    """Gradients, zeros for tensors that the loss does not read."""
+    found = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(inputs, found, strict=True)]
+
+
+CASES: dict[str, tuple[dict, dict, ModelFacts]] = {
+    "defaults": ({}, {}, FACTS),
+    "weights": (
+        {"weights": RelationWeights(0.5, 2.0, 3.0)},
+        {"weights": (0.5, 2.0, 3.0)},
+        FACTS,
+    ),
+    "only_queries": ({"weights": RelationWeights(1, 0, 0)}, {"weights": (1, 0, 0)}, FACTS),
+    "only_keys": ({"weights": RelationWeights(0, 1, 0)}, {"weights": (0, 1, 0)}, FACTS),
+    "only_values": ({"weights": RelationWeights(0, 0, 1)}, {"weights": (0, 0, 1)}, FACTS),
+    "no_keys": ({"weights": RelationWeights(1, 0, 2)}, {"weights": (1, 0, 2)}, FACTS),
+    "last_layer": ({"layers": "last"}, {"layers": (2,)}, FACTS),
+    "listed_layers": ({"layers": (2, 0)}, {"layers": (0, 2)}, FACTS),
+    "windows": (
+        {},
+        {"windows": (4, None, 1)},
+        replace(FACTS, windows=(4, None, 1)),
+    ),
+    "last_layers_own_window": (
+        {"layers": "last"},
+        {"layers": (2,), "windows": (None, None, 3)},
+        replace(FACTS, windows=(None, None, 3)),
+    ),
+    "temperature": ({"temperature": 2.5}, {"temperature": 2.5}, FACTS),
+    "reference_normalization": (
+        {"normalization": "reference"},
+        {"divide_by_query_heads": True},
+        FACTS,
+    ),
+    "reference_normalization_and_weights": (
+        {"normalization": "reference", "weights": RelationWeights(0, 3, 0.25)},
+        {"divide_by_query_heads": True, "weights": (0, 3, 0.25)},
+        FACTS,
+    ),
+    "one_key_head": ({}, {}, replace(FACTS, kv_heads=1)),
+    "ungrouped": ({}, {}, replace(FACTS, kv_heads=4)),
+}
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("case", CASES)
+def test_value_and_gradients_are_the_formulas(case: str, backend: str) -> None:
+    settings, formula, facts = CASES[case]
+    student, teacher = draw(1, facts), draw(2, facts)
+    loss, _ = Relation("relation", backend=backend, **settings).loss(
+        BATCH, Outputs(qkv=teacher), Outputs(qkv=student), facts
+    )
+    expected = by_the_formula(student, teacher, **formula)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    ours = gradients(loss, leaves(student))
+    theirs = gradients(expected, leaves(student))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
+def test_float32_is_the_formula_to_rounding(backend: str) -> None:
+    student, teacher = draw(1, FACTS, torch.float32), draw(2, FACTS, torch.float32)
+    loss, _ = Relation("relation", backend=backend).loss(
+        BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS
+    )
+    assert loss.dtype == torch.float32
+    expected = by_the_formula(student, teacher)
+    # A row's KL is a sum of T terms that log-sum-exps of order 10 enter with float32's half ulp.
+    rounding = 10 * T * torch.finfo(torch.float32).eps
+    torch.testing.assert_close(loss.double(), expected, rtol=0, atol=rounding)
+    ours, theirs = gradients(loss, leaves(student)), gradients(expected, leaves(student))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=rounding)
+
+
+def test_reference_normalization_underweights_grouped_keys_and_values_only() -> None:
+    student, teacher = draw(1, FACTS), draw(2, FACTS)
+
+    def loss(weights: RelationWeights, normalization: str) -> float:
+        objective = Relation("relation", weights=weights, normalization=normalization)
+        value, _ = objective.loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+        return value.item()
+
+    ratios = [
+        loss(RelationWeights(*one), "reference") / loss(RelationWeights(*one), "own_heads")
+        for one in ((1, 0, 0), (0, 1, 0), (0, 0, 1))
+    ]
+    assert ratios == pytest.approx([1.0, 0.5, 0.5], rel=1e-12)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_equal_models_have_no_loss_and_no_gradient(backend: str) -> None:
+    same = draw(1, FACTS, torch.float32)
+    loss, metrics = Relation("relation", backend=backend).loss(
+        BATCH, Outputs(qkv=same), Outputs(qkv=same), FACTS
+    )
+    rounding = 10 * torch.finfo(torch.float32).eps
+    assert abs(loss.item()) < rounding
+    assert all(value.abs().max() < rounding for value in metrics.values())
+    assert all(g.abs().max() < rounding for g in gradients(loss, leaves(same)))
+
+
+def test_metrics_are_the_unweighted_relations_and_the_weighted_layers() -> None:
+    student, teacher = draw(1, FACTS), draw(2, FACTS)
+    objective = Relation("relation", weights=RelationWeights(2.0, 0.0, 3.0), layers=(2, 1))
+    loss, metrics = objective.loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+    assert metrics.keys() == {"relation/qq", "relation/vv", "relation/by_layer"}
+    assert not any(value.requires_grad for value in metrics.values())
+    for name, alone in {"qq": (1, 0, 0), "vv": (0, 0, 1)}.items():
+        expected = by_the_formula(student, teacher, layers=(1, 2), weights=alone)
+        torch.testing.assert_close(metrics[f"relation/{name}"], expected.detach())
+    layers = [
+        by_the_formula(student, teacher, layers=(i,), weights=(2, 0, 3)).item() for i in (1, 2)
+    ]
+    assert metrics["relation/by_layer"].tolist() == pytest.approx(layers)
+    assert metrics["relation/by_layer"].mean().item() == pytest.approx(loss.item())
+
+
+def test_no_gradient_reaches_the_teacher() -> None:
+    student, teacher = draw(1, FACTS), draw(2, FACTS)
+    loss, _ = Relation("relation").loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+    loss.backward()
+    assert all(x.grad is None for x in leaves(teacher))
+    assert all(x.grad is not None for x in leaves(student))
+
+
+@pytest.mark.parametrize("layers", [(), (0, 0), (3,), (0, 7)], ids=str)
+def test_layers_the_model_lacks_are_refused(layers: tuple[int, ...]) -> None:
+    objective = Relation("relation", layers=layers)
+    with pytest.raises(ValueError, match=r"layers=\[.*\]: give .* indices from 0 to 2"):
+        objective.needs(FACTS)
+
+
+@pytest.fixture(scope="module")
+def plain(compose_plain: Callable[..., dict]) -> dict:
+    return compose_plain("model=tiny")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"layers": [-1]}, "greater than or equal to 0"),
+        ({"layers": "first"}, "'all' or 'last'"),
+        ({"temperature": 0.0}, "temperature: .*greater than 0"),
+        ({"normalization": "rows"}, "normalization: .*'own_heads' or 'reference'"),
+        ({"weights": {"qq": 0.0, "kk": 0.0, "vv": 0.0}}, "all 0"),
+        ({"weights": {"qk": 1.0}}, "unknown key 'qk'"),
+    ],
+    ids=str,
+)
+def test_the_boundary_refuses(plain: dict, change: dict, message: str) -> None:
+    changed = copy.deepcopy(plain)
+    changed["objective"]["terms"]["relation"].update(change)
+    with pytest.raises(config.ConfigError, match=rf"objective\.terms\.relation.*{message}"):
+        config.load_plain(config.RunConfig, changed)
+
+
+@pytest.mark.parametrize(
+    ("layers", "expected"), [("all", (0, 1, 2)), ("last", (2,)), ((2, 0), (0, 2))], ids=str
+)
+def test_needs_are_the_chosen_layers_and_a_teacher(layers: object, expected: tuple) -> None:
+    needs = Relation("relation", layers=layers).needs(FACTS)
+    assert (needs.teacher, needs.head, needs.qkv_layers) == (True, False, expected)
+
+
+def test_work_is_six_products_a_causal_tile_of_each_weighted_relation() -> None:
+    assert Relation("relation").flops(T, FACTS) == 3 * 6 * (4 + 2 + 2) * D * T * T
+    queries = Relation("relation", weights=RelationWeights(1, 0, 0), layers="last")
+    assert queries.flops(T, FACTS) == 6 * 4 * D * T * T
+
+
+def rotated(x_bhtd: Tensor, factor: float) -> Tensor:
+    """RoPE, two halves rotated against each other, positions divided by the factor."""
+    scaling = LinearScaling("linear", target_length=8 * T, factor=factor)
+    frequencies = scaling.inverse_frequencies(D, 10_000.0, native_window=T)
+    angles_td = torch.from_numpy(np.arange(T)[:, None] * frequencies[None, :])
+    a, b = x_bhtd.chunk(2, dim=-1)
+    cos, sin = angles_td.cos(), angles_td.sin()
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def test_scaled_rope_alone_gives_a_loss_on_queries_and_keys() -> None:
+    unrotated = draw(1, FACTS)
+
+    def model(factor: float) -> dict[int, LayerQKV]:
+        return {
+            i: LayerQKV(rotated(q, factor), rotated(k, factor), v)
+            for i, (q, k, v) in unrotated.items()
+        }
+
+    def metrics(factor: float) -> dict[str, float]:
+        _, found = Relation("relation").loss(
+            BATCH, Outputs(qkv=model(1.0)), Outputs(qkv=model(factor)), FACTS
+        )
+        return {name: found[f"relation/{name}"].item() for name in RELATIONS}
+
+    assert metrics(1.0) == pytest.approx(dict.fromkeys(RELATIONS, 0.0), abs=1e-12)
+    scaled = metrics(8.0)
+    assert scaled["qq"] > 1e-3
+    assert scaled["kk"] > 1e-3
+    assert scaled["vv"] == pytest.approx(0.0, abs=1e-12), "values are not rotated"
+
+
+@pytest.fixture(scope="module")
+def tiny(compose_run: Callable[..., config.RunConfig]) -> ModelConfig:
+    return compose_run("model=tiny").model
+
+
+def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, LayerQKV]:
+    """q, k, v of a real model with random weights of usual size, under linear scaling."""
+    scaling = LinearScaling("linear", target_length=8 * tiny.native_window, factor=factor)
+    network = models.load_model(
+        tiny, models.scaled_config(tiny, scaling), dtype=torch.float32, capture=True
+    )
+    for name, parameter in network.named_parameters():
+        if "q_proj" in name or "k_proj" in name:
+            # Random initial weights are so small that attention hardly looks at positions.
+            parameter.data.mul_(20)
+    capture = QKVCapture(range(2))
+    with capture.recording():
+        network.get_decoder()(input_ids=ids_bt, use_cache=False)
+    return capture.take()
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: str) -> None:
+    ids_bt = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(0))
+    facts = models.facts_of(models.native_config(tiny))
+    objective = Relation("relation", backend=backend)
+    teacher = captured(tiny, 1.0, ids_bt)
+
+    def loss(factor: float) -> tuple[Tensor, dict[str, Tensor]]:
+        student = captured(tiny, factor, ids_bt)
+        return objective.loss(Batch(ids_bt), Outputs(qkv=teacher), Outputs(qkv=student), facts)
+
+    unscaled, _ = loss(1.0)
+    assert abs(unscaled.item()) < 1e-6
+    scaled, metrics = loss(8.0)
+    assert scaled.item() > 1e-4
+    assert metrics["relation/qq"] > 0
+    assert metrics["relation/kk"] > 0
+    scaled.backward()

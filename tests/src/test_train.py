@@ -1,0 +1,329 @@
+"""Whole runs of the tiny model: what they leave behind, and that they repeat, resume and refuse."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src import checkpoint, train
+from src.config import ConfigError, RunConfig
+from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
+from tests.conftest import ROOT, losses
+
+Train = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def train_tiny(
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Train:
+    """train_tiny(*overrides) -> the folder of a run made in this process."""
+
+    def run(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        settings = compose_run(*tiny_overrides, f"run_dir={folder}", *overrides)
+        return train.train(settings, None)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def baseline(train_tiny: Train) -> Path:
+    return train_tiny("recipe.stages.ard.parameters.dropout=0.1")
+
+
+def test_run_folder_is_complete_and_valid(baseline: Path) -> None:
+    record = json.loads((baseline / "run.json").read_text())
+    assert record["state"] == "finished"
+    assert record["error"] is None
+    assert (record["tokens"], record["step"], record["seed"]) == (1536, 6, 3)
+    assert [(s["name"], s["tokens"], s["steps"]) for s in record["stages"]] == [
+        ("ard", 1024, 4),
+        ("cpt", 512, 2),
+    ]
+    assert {"torch", "transformers", "deepspeed"} <= record["versions"].keys()
+    assert record["data_fingerprint"].keys() == {"ard/short", "cpt/long"}
+    assert all(len(value) == 64 for value in record["data_fingerprint"].values())
+    config = yaml.safe_load((baseline / "config.yaml").read_text())
+    assert config["recipe"]["stages"]["ard"]["lr"] == 1e-3, "interpolations are resolved"
+    lines = [json.loads(line) for line in (baseline / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["tokens"] for line in lines] == [256, 512, 768, 1024, 1280, 1536]
+    assert [line["stage"] for line in lines] == ["ard"] * 4 + ["cpt"] * 2
+    assert {"loss/total", "loss/relation/qq", "lr", "grad_norm"} <= lines[0].keys()
+    assert [p.name for p in whole_checkpoints(RunFolder(baseline))] == ["step-4", "step-6"]
+
+
+def test_teacher_is_unchanged_and_in_no_checkpoint(baseline: Path) -> None:
+    hashes = json.loads((baseline / "run.json").read_text())["teacher_sha256"]
+    assert hashes["before"] == hashes["after"]
+    state = torch.load(
+        baseline / "checkpoints" / "step-4" / "engine" / "mp_rank_00_model_states.pt",
+        weights_only=False,
+    )
+    assert state["module"], "adapters are saved"
+    assert all("lora_" in name for name in state["module"])
+    trained = sum(value.numel() for value in state["module"].values())
+    moments = state["optimizer"]["state"].values()
+    assert sum(s["exp_avg"].numel() for s in moments) == trained
+
+
+def test_export_loads_generates_and_carries_the_scaling(baseline: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(baseline / "export")
+    assert model.config.rope_parameters == {
+        "rope_type": "linear",
+        "factor": 4.0,
+        "rope_theta": 10000.0,
+    }
+    assert model.config.max_position_embeddings == 32768
+    assert model.model.rotary_emb.inv_freq[0] == 0.25
+    assert not [name for name, _ in model.named_parameters() if "lora" in name]
+    tokenizer = AutoTokenizer.from_pretrained(baseline / "export")
+    ids = tokenizer("hello", return_tensors="pt").input_ids
+    assert model.generate(ids, max_new_tokens=5, do_sample=False).shape == (1, 10)
+    card = (baseline / "export" / "README.md").read_text()
+    assert "1,536 tokens" in card
+    assert "captured" not in (baseline / "export" / "config.json").read_text()
+
+
+def test_same_seed_gives_the_same_bits(baseline: Path, train_tiny: Train) -> None:
+    again = train_tiny("recipe.stages.ard.parameters.dropout=0.1")
+    assert losses(again) == losses(baseline)
+    assert losses(again, "grad_norm") == losses(baseline, "grad_norm")
+    one, two = (
+        AutoModelForCausalLM.from_pretrained(path / "export").state_dict()
+        for path in (baseline, again)
+    )
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_another_seed_gives_other_losses(baseline: Path, train_tiny: Train) -> None:
+    assert losses(train_tiny("seed=4")) != losses(baseline)
+
+
+GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
+
+
+def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
+    """A change that moves this curve changes training: regenerate with UPDATE_GOLDEN=1, say why.
+
+    Processors differ in the last bits, so the comparison across machines is to float32 rounding.
+    """
+    import os
+
+    curve = list(losses(train_tiny()))
+    if os.environ.get("UPDATE_GOLDEN"):
+        GOLDEN.write_text(json.dumps(curve, indent=2) + "\n", encoding="utf-8")
+    assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param([f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"], id=f"zero-{z}-{t}")
+        for z, t in ((1, 0), (2, 3), (3, 0), (3, 3))
+    ]
+    + [
+        pytest.param(["engine.student.gradient_checkpointing=true"], id="checkpointing"),
+        pytest.param(["engine.student.micro_batch=2"], id="micro-batch-2"),
+        pytest.param(["engine.student.micro_batch=3"], id="micro-batch-3"),
+        pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
+    ],
+)
+def test_how_it_is_computed_does_not_change_the_losses(train_tiny: Train, overrides: list[str]) -> None:
+    assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int) -> None:
+    curve = losses(train_tiny("engine.dtype=bfloat16", f"engine.student.zero_stage={zero_stage}"))
+    assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=0.1)
+
+
+def test_relation_loss_starts_at_zero_without_scaling(train_tiny: Train) -> None:
+    native = losses(train_tiny("rope.target_length=8192"))
+    scaled = losses(train_tiny("rope.target_length=65536"))
+    assert abs(native[0]) < 1e-6
+    assert scaled[0] > 1e-5
+
+
+def test_a_stage_in_full_trains_everything(train_tiny: Train) -> None:
+    folder = train_tiny(
+        "~recipe.stages.cpt",
+        "~recipe.stages.ard.parameters",
+        "+recipe.stages.ard.parameters={type: full}",
+    )
+    settings = RunFolder(folder).config()
+    assert settings["recipe"]["stages"]["ard"]["parameters"] == {"type": "full"}
+    assert losses(folder)[-1] < losses(folder)[0]
+
+
+def test_a_rerun_without_a_checkpoint_starts_anew(
+    train_tiny: Train,
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "run"
+    settings = compose_run(*tiny_overrides, f"run_dir={folder}")
+    RunFolder.create(folder, config={}, record={"run_id": "old"})
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss/total": 9}\n')
+    train.train(settings, None)
+    assert len(losses(folder)) == 6
+    with pytest.raises(RunFolderError, match="holds a run with checkpoints: go on with resume="):
+        train.train(settings, None)
+
+
+def _kill_when(process: subprocess.Popen, reached: Callable[[], bool], number: int) -> None:
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "state"), [(signal.SIGKILL, "running"), (signal.SIGTERM, "interrupted")]
+)
+def test_kill_and_resume_gives_the_same_bits(
+    baseline: Path,
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+    number: int,
+    state: str,
+) -> None:
+    folder = tmp_path / "run"
+    overrides = [*tiny_overrides, "recipe.stages.ard.parameters.dropout=0.1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *overrides, f"run_dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), number)
+    assert RunFolder(folder).record()["state"] == state
+    resumed = run_command("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(folder) == losses(baseline)
+    assert RunFolder(folder).record()["state"] == "finished"
+    again = run_command("src.train", f"resume={folder}")
+    assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
+
+
+def test_resume_without_a_checkpoint_starts_over_and_says_so(
+    baseline: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    config = yaml.safe_load((baseline / "config.yaml").read_text()) | {"run_dir": str(folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((baseline / "run.json").read_text()) | {"state": "running", "seconds": 0.0}
+    (folder / "run.json").write_text(json.dumps(record))
+    resumed = run_command("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "from the start: it has no whole checkpoint" in resumed.stderr
+    assert losses(folder) == losses(baseline)
+
+
+def test_resume_takes_no_other_settings(
+    baseline: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    refused = run_command("src.train", f"resume={baseline}", "seed=1")
+    assert refused.returncode == 2
+    assert "goes on with the run's own config; drop seed=1" in refused.stderr
+
+
+def test_resume_on_other_ranks_is_refused(baseline: Path, tmp_path: Path) -> None:
+    folder = RunFolder(baseline)
+    found = checkpoint.newest(folder)
+    assert found is not None
+    assert found[1].world_size == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        pytest.param(["sed=1"], "sed: unknown key 'sed'; did you mean 'seed'?", id="typo"),
+        pytest.param(["recipe.stages.ard.tokens=-5"], "greater than 0 (got -5)", id="negative-budget"),
+        pytest.param(
+            ["recipe.stages.ard.streams.short.length=16384", "recipe.stages.ard.tokens_per_step=16384"],
+            "exceed the native window of tiny, 8192",
+            id="beyond-native",
+        ),
+        pytest.param(["data.sources.files.paths=[/no/such.txt]"], "/no/such.txt", id="missing-file"),
+        pytest.param(["data.sources.files.paths=[{bad}]"], "bad.txt", id="unreadable-text"),
+        pytest.param(["data.sources.files.paths=[{empty}]"], "empty", id="empty-corpus"),
+        pytest.param(["recipe.stages.ard.streams.short.length=8192",
+                      "recipe.stages.ard.tokens_per_step=8192"], "longest", id="too-short-text"),
+        pytest.param(["data.held_out=[nobody*]"], "nobody*", id="held-out-nothing"),
+        pytest.param(
+            ["eval=perplexity", "eval.perplexity.windows=[8192]", "eval.perplexity.headline=8192"],
+            "eval.perplexity.windows has 8192, but the longest held-out document has",
+            id="short-held-out",
+        ),
+        pytest.param(["launch.nproc=2", "engine.device=cuda"], "engine.device", id="no-gpu",
+                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")),
+    ],
+)
+def test_a_users_mistake_is_one_message_and_leaves_nothing(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+    overrides: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "bad.txt").write_bytes(b"caf\xe9 noir")
+    (tmp_path / "empty.txt").write_text("")
+    paths = {"bad": tmp_path / "bad.txt", "empty": tmp_path / "empty.txt"}
+    filled = [o.format(**paths) if "{" in o else o for o in overrides]
+    folder = tmp_path / "deep" / "run"
+    refused = run_command("src.train", *tiny_overrides, f"run_dir={folder}", *filled)
+    assert refused.returncode == 2, refused.stderr
+    errors = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not folder.parent.exists()
+
+
+def test_a_folder_that_is_no_run_is_refused(
+    tiny_overrides: list[str], compose_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(RunFolderError, match="is not empty and holds no run"):
+        train.train(compose_run(*tiny_overrides, f"run_dir={tmp_path}"), None)
+    assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_dry_run_starts_nothing(
+    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    planned = run_command(
+        "src.train", "+experiment=linearard_32k", "dry_run=true", f"run_dir={tmp_path / 'run'}"
+    )
+    assert planned.returncode == 0
+    assert "2,359,296 + 2,097,152 = 4,456,448 in 144 + 64 optimizer steps" in planned.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_settings_for_cuda_without_a_gpu_are_refused(compose_run: Callable[..., RunConfig]) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(ConfigError, match=r"engine\.device"):
+        train._preflight(compose_run("model=tiny", "engine.device=cuda"))

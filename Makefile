@@ -1,0 +1,40 @@
+# make quickstart   the main job on real text, on a CPU, to a table and a dashboard
+# make test         the tests
+# make check        lint, format, types
+# make setup        only the environment
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN := $(VENV)/bin/python
+
+.PHONY: setup quickstart test check format clean
+
+setup: $(VENV)/.installed
+
+# The stamp is written last, so an installation that was cut off is done again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
+		{ echo "error: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version);" \
+		"name another with PYTHON=python3.12" >&2; exit 2; }
+	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+quickstart: setup
+	$(RUN) -m src.train +experiment=quickstart
+	$(RUN) -m src.dashboard
+
+test: setup
+	$(RUN) -m pytest
+
+check: setup
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	$(RUN) -m pyright
+
+format: setup
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis

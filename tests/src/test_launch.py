@@ -1,0 +1,233 @@
+"""Ranks: found in the environment, started here, stopped together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src import launch
+from src.launch import LaunchError, World, world_from_environment
+from tests.conftest import ROOT, losses
+
+# A rank's program: CODE sees `world`, and `reduce`, a sum over ranks.
+RANK = """
+import sys, time
+from pathlib import Path
+from src import launch
+def work(world):
+    import torch
+    from torch import distributed
+    with launch.joined(world, cuda=False):
+        def reduce(x):
+            t = torch.tensor(float(x)); distributed.all_reduce(t); return t.item()
+        {code}
+        launch.leave(world)
+launch.run_rank(work, Path({logs!r}))
+"""
+
+
+def rank_program(logs: Path, code: str) -> list[str]:
+    return ["-c", RANK.format(code=code, logs=str(logs))]
+
+
+@pytest.mark.parametrize(
+    ("environment", "world"),
+    [
+        pytest.param({}, None, id="none"),
+        pytest.param(
+            {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}, World(3, 1, 4), id="torchrun"
+        ),
+        pytest.param(
+            {"SLURM_PROCID": "2", "SLURM_LOCALID": "0", "SLURM_NTASKS": "4"},
+            World(2, 0, 4),
+            id="slurm",
+        ),
+        pytest.param({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None, id="slurm-one-task"),
+        pytest.param(
+            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"},
+            World(1, 1, 2),
+            id="torchrun-inside-slurm",
+        ),
+    ],
+)
+def test_world_from_environment(environment: dict[str, str], world: World | None) -> None:
+    assert world_from_environment(environment) == world
+
+
+def test_slurm_address_is_the_first_host_of_the_step(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = tmp_path / "scontrol"
+    fake.write_text('#!/bin/sh\n[ "$3" = "node[07-08]" ] && printf "node07\\nnode08\\n"\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_ID", "123")
+    monkeypatch.setenv("SLURM_STEP_NODELIST", "node[07-08]")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    launch._slurm_address()
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "20123")
+
+
+def test_ranks_talk_and_only_rank_0_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    program = rank_program(tmp_path, "print('sum', reduce(world.rank + 1), flush=True)")
+    launch.spawn(program, nproc=3, logs=tmp_path, cuda=False)
+    assert capfd.readouterr().out.count("sum 6.0") == 1
+    assert "sum 6.0" in (tmp_path / "rank-2.log").read_text()
+
+
+def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None:
+    code = "\n        if world.rank == 1: raise KeyError('the cause')\n        reduce(1); time.sleep(60)"
+    began = time.monotonic()
+    with pytest.raises(LaunchError, match=r"(?s)rank-1 failed:.*Traceback.*KeyError: 'the cause'"):
+        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
+    assert time.monotonic() - began < 45
+
+
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    code = "\n        import os\n        if world.rank == 1: os.kill(os.getpid(), 9)\n        time.sleep(60)"
+    with pytest.raises(LaunchError, match=r"rank-1 was killed by signal 9"):
+        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
+    code = f"Path({str(tmp_path)!r}, f'pid-{{world.rank}}').write_text(str(__import__('os').getpid()));"
+    program = rank_program(tmp_path, code + " time.sleep(120)")
+    parent = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys; from pathlib import Path; from src import launch\n"
+            f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}), cuda=False)",
+        ],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while len(list(tmp_path.glob("pid-*"))) < 2:
+        assert parent.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.2)
+    pids = [int(p.read_text()) for p in tmp_path.glob("pid-*")]
+    parent.send_signal(number)
+    parent.wait(30)
+    deadline = time.monotonic() + 15
+    while any(_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a rank outlived its parent"
+        time.sleep(0.1)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.slow
+def test_two_sharded_ranks_have_the_losses_of_one(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
+    runs = {
+        "one": [],
+        "two": ["launch.nproc=2", *sharded],
+        "three": ["launch.nproc=3", "engine.student.zero_stage=1"],
+    }
+    for name, overrides in runs.items():
+        done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
+        assert done.returncode == 0, done.stderr
+    one = losses(tmp_path / "one")
+    for name in ("two", "three"):
+        assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5, abs=1e-8)
+        assert losses(tmp_path / name, "grad_norm") == pytest.approx(
+            losses(tmp_path / "one", "grad_norm"), rel=1e-4
+        )
+    assert (tmp_path / "two" / "logs" / "rank-1.log").is_file()
+    assert len(list(tmp_path.glob("two*"))) == 1, "one output folder"
+
+
+@pytest.mark.slow
+def test_torchrun_ranks_are_used_as_they_are(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    done = run_command(
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "src.train",
+        *tiny_overrides,
+        f"run_dir={tmp_path / 'run'}",
+        "engine.student.zero_stage=2",
+        "--local_rank=0",
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.slow
+def test_two_ranks_resume(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    folder = tmp_path / "run"
+    ranks = ["launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
+    whole = run_command("src.train", *tiny_overrides, *ranks, f"run_dir={tmp_path / 'whole'}")
+    assert whole.returncode == 0, whole.stderr
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *tiny_overrides, *ranks, f"run_dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-2").is_dir():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.wait(30)
+    time.sleep(1.5)  # its ranks notice within half a second
+    resumed = run_command("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(folder) == losses(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_fault_in_a_run_is_recorded_and_shown(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    """A learning rate that makes the loss overflow fails the run on both ranks."""
+    folder = tmp_path / "run"
+    failed = run_command(
+        "src.train",
+        *tiny_overrides,
+        "recipe.stages.ard.lr=1e30",
+        "launch.nproc=2",
+        f"run_dir={folder}",
+    )
+    assert failed.returncode == 1
+    assert "FloatingPointError: stage ard, step 2" in failed.stderr
+    import json
+
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert "FloatingPointError" in record["error"]

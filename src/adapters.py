@@ -89,7 +89,8 @@ def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
     """Put trained parameters, by the names `named_parameters` gives, into a network built alike.
 
     Raises:
-        ValueError: a name the network does not have, or a trainable one that is not given.
+        ValueError: a name the network does not have, a trainable one that is not given, or a shape
+            that differs.
     """
     import torch
 
@@ -98,6 +99,9 @@ def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
     if trainable != trained.keys():
         odd = sorted(trainable ^ trained.keys())[:5]
         raise ValueError(f"trained parameters do not fit the network; first differences: {odd}")
+    odd = [name for name, value in trained.items() if value.shape != own[name].shape][:5]
+    if odd:
+        raise ValueError(f"trained parameters do not fit the network; first other shapes: {odd}")
     with torch.no_grad():
         for name, value in trained.items():
             own[name].copy_(value)

@@ -34,7 +34,8 @@ def _deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
-    chosen = deepspeed.get_accelerator().device_name()
+    accelerator: Any = deepspeed.get_accelerator()
+    chosen = accelerator.device_name()
     if chosen.split(":")[0] != device.type:
         raise RuntimeError(
             f"DeepSpeed was set up for {chosen!r} in this process (DS_ACCELERATOR="
@@ -106,9 +107,10 @@ class Teacher:
         network.requires_grad_(False).eval()
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
-        ds_config["zero_optimization"] = {"stage": settings.zero_stage}
+        zero: dict[str, Any] = {"stage": settings.zero_stage}
         if settings.offload_parameters:
-            ds_config["zero_optimization"]["offload_param"] = {"device": "cpu"}
+            zero["offload_param"] = {"device": "cpu"}
+        ds_config["zero_optimization"] = zero
         self._engine, *_ = deepspeed.initialize(model=_TeacherModule(network), config=ds_config)
         self._engine.eval()
 
@@ -297,7 +299,7 @@ def _sha256(module: nn.Module) -> str:
     for name, parameter in sorted(module.named_parameters()):
         with _whole(parameter):
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy())
+            digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -96,11 +96,12 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
 
 def _initialize(world: World, backend: str) -> None:
     from torch import distributed
+    from torch._C._distributed_c10d import HashStore
 
     if world.size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
-        distributed.init_process_group(backend, store=distributed.HashStore(), rank=0, world_size=1)
+        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
         atexit.register(distributed.destroy_process_group)
         return
     if "SLURM_PROCID" in os.environ:
@@ -145,7 +146,7 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path, cuda: bool) -> No
         ValueError: more ranks than GPUs.
     """
     import torch
-    from torch.distributed import TCPStore
+    from torch._C._distributed_c10d import TCPStore
 
     if cuda and nproc > torch.cuda.device_count():
         raise ValueError(

@@ -11,7 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import distributed
 
 from src import checkpoint, launch, models, tracking

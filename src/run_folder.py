@@ -55,7 +55,9 @@ def versions() -> dict[str, str]:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit of the code and whether files differ from it; None outside a repository."""
+    """Commit of the code and whether files differ from it; None where git cannot tell."""
+    if shutil.which("git") is None:
+        return {"git_commit": None, "git_dirty": None}
     head = subprocess.run(
         ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
     )
@@ -70,9 +72,9 @@ def git_state(root: Path) -> dict[str, Any]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write a file that is whole or not there, whatever happens meanwhile."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    text = json.dumps(value, indent=2, allow_nan=False)
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, allow_nan=False)
-        file.write("\n")
+        file.write(text + "\n")
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
@@ -285,7 +287,7 @@ def _clear(folder: RunFolder) -> None:
     """Remove what a run writes, and nothing that somebody else may have put there."""
     for folders in (folder.checkpoints, folder.logs, folder.evals, folder.path / "wandb"):
         shutil.rmtree(folders, ignore_errors=True)
-    for export in folder.path.glob("export-*"):
+    for export in folder.path.glob("export-*/"):
         shutil.rmtree(export)
     for file in (folder.config_file, folder.record_file, folder.metrics_file):
         file.unlink(missing_ok=True)

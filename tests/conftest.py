@@ -49,7 +49,10 @@ def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("prose")
     draw = random.Random(1)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(400)]
+    words = [
+        "".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9)))
+        for _ in range(400)
+    ]
     for name in ("one", "two", "three", "four", "five", "held-a", "held-b"):
         text = " ".join(draw.choices(words, k=900))
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
@@ -92,7 +95,9 @@ def run_command() -> Iterator[Callable[..., object]]:
     import subprocess
     import sys
 
-    def run(module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240) -> object:
+    def run(
+        module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> object:
         return subprocess.run(
             [sys.executable, "-m", module, *arguments],
             cwd=ROOT,

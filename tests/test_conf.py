@@ -34,7 +34,9 @@ def test_every_experiment_plans_for_every_model(
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_passes_the_boundary(compose_run: Callable[..., RunConfig], option: str) -> None:
+def test_every_option_passes_the_boundary(
+    compose_run: Callable[..., RunConfig], option: str
+) -> None:
     needed = ["data.sources.files.paths=[text]"] if option == "data=files" else []
     compose_run("model=tiny", option, *needed)
 
@@ -53,6 +55,8 @@ def test_resolved_experiment_is_the_golden_one(
     assert file.read_text(encoding="utf-8") == resolved
 
 
-@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF)))
+@pytest.mark.parametrize(
+    "path", sorted(CONF.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONF))
+)
 def test_every_file_says_what_it_is(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("#")

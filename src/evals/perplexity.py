@@ -87,6 +87,7 @@ def negative_log_likelihood(
     n, t = windows_nt.shape
     rows = max(1, batch_tokens // t)
     decoder, head = model.get_decoder(), model.get_output_embeddings()
+    assert head is not None, "a causal language model has an output head"
     total = 0.0
     with meter(name, n) as progress:
         for start in range(0, n, rows):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,8 @@ def network(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
                 eos_token_id=None,
             )
         )
-    return model.to(dtype).eval()
+    model.to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+    return model.eval()
 
 
 def adapted(
@@ -97,7 +99,7 @@ def test_adapters_take_the_networks_dtype(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.25])
 def test_dropout_and_scale_are_those_asked_for(dropout: float) -> None:
     model = adapted(parameters=LoraParameters("lora", 4, 10.0, dropout, ("q_proj",)))
-    layers = [m for m in model.modules() if hasattr(m, "lora_A")]
+    layers: list[Any] = [m for m in model.modules() if hasattr(m, "lora_A")]
     assert len(layers) == LAYERS
     for layer in layers:
         assert layer.scaling["default"] == 10.0 / 4

@@ -14,7 +14,9 @@ from src.adapters import LoraParameters, causal_model, make_trainable
 from src.capture import CaptureError, QKVCapture, attention_name, attention_output
 
 
-def network(implementation: str = "captured_sdpa", *, kv_heads: int = 2, family: str = "llama", **extra):
+def network(
+    implementation: str = "captured_sdpa", *, kv_heads: int = 2, family: str = "llama", **extra
+):
     config = AutoConfig.for_model(
         family,
         vocab_size=97,
@@ -116,7 +118,9 @@ def test_gradients_through_captured_tensors(checkpointing: bool) -> None:
         ids = torch.arange(24).reshape(1, 24)
         with capture.recording():
             model.get_decoder()(input_ids=ids, use_cache=False)
-        loss = sum((x.square().sum() for qkv in capture.take().values() for x in qkv), torch.zeros(()))
+        loss = sum(
+            (x.square().sum() for qkv in capture.take().values() for x in qkv), torch.zeros(())
+        )
         loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]
 
@@ -138,7 +142,10 @@ def test_only_wanted_layers_are_kept_and_only_inside_the_block() -> None:
 def test_a_second_forward_inside_the_block_is_an_error() -> None:
     model = network()
     ids = torch.randint(0, 97, (1, 5))
-    with pytest.raises(CaptureError, match="layer 0 was captured twice"), QKVCapture([0]).recording():
+    with (
+        pytest.raises(CaptureError, match="layer 0 was captured twice"),
+        QKVCapture([0]).recording(),
+    ):
         model(input_ids=ids)
         model(input_ids=ids)
 

@@ -13,7 +13,9 @@ from src.config import ConfigError, EvaluateConfig, RunConfig
 BASE = "+experiment=linearard_32k"
 
 
-def test_lists_become_tuples_and_numbers_keep_their_types(compose_run: Callable[..., RunConfig]) -> None:
+def test_lists_become_tuples_and_numbers_keep_their_types(
+    compose_run: Callable[..., RunConfig],
+) -> None:
     run = compose_run(BASE)
     ard = run.recipe.stages["ard"]
     assert isinstance(ard.parameters, LoraParameters)
@@ -32,7 +34,10 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
     ("override", "message"),
     [
         ("+optim.lr=1", "optim.lr: unknown key 'lr'; allowed: beta1, beta2"),
-        ("+recipe.stages.ard.tokns=1", "recipe.stages.ard.tokns: unknown key 'tokns'; did you mean"),
+        (
+            "+recipe.stages.ard.tokns=1",
+            "recipe.stages.ard.tokns: unknown key 'tokns'; did you mean",
+        ),
         ("recipe.stages.ard.tokens=-1", r"recipe.stages.ard.tokens: .* greater than 0 \(got -1\)"),
         ("recipe.stages.ard.tokens=oops", "recipe.stages.ard.tokens: .* valid integer"),
         ("recipe.stages.ard.tokens=1.5", "recipe.stages.ard.tokens: .* valid integer"),
@@ -40,12 +45,18 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
         ("engine.dtype=fp16", r"engine.dtype: .* 'float32' or 'bfloat16' \(got 'fp16'\)"),
         ("engine.student.zero_stage=4", "engine.student.zero_stage: .* 0, 1, 2 or 3"),
         ("engine.teacher.zero_stage=1", "engine.teacher.zero_stage: .* 0 or 3"),
-        ("engine.teacher.offload_parameters=true", "engine.teacher: offload_parameters.*zero_stage 3"),
+        (
+            "engine.teacher.offload_parameters=true",
+            "engine.teacher: offload_parameters.*zero_stage 3",
+        ),
         (
             "recipe.stages.ard.parameters.type=adapter",
             "recipe.stages.ard.parameters.type: 'adapter' is not one of 'lora', 'full'",
         ),
-        ("recipe.stages.ard.parameters.dropout=1", "recipe.stages.ard.parameters.dropout: .* less than 1"),
+        (
+            "recipe.stages.ard.parameters.dropout=1",
+            "recipe.stages.ard.parameters.dropout: .* less than 1",
+        ),
         ("rope.target_length=1024", "rope.target_length is 1024, below .* 4096"),
         ("rope.type=yarnish", "rope.type: 'yarnish' is not one of"),
         ("model=folder", "model.family: .*Missing mandatory value"),
@@ -55,7 +66,10 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
             "objective.terms.relation.weights={qq: 0, kk: 0, vv: 0}",
             "objective.terms.relation.weights: weights qq, kk and vv are all 0",
         ),
-        ("objective.terms.relation.weights.qq=-1", "objective.terms.relation.weights.qq: .* or equal to 0"),
+        (
+            "objective.terms.relation.weights.qq=-1",
+            "objective.terms.relation.weights.qq: .* or equal to 0",
+        ),
         ("eval.perplexity.headline=7", "eval.perplexity: headline=7 is not among windows"),
         ("model.shape.kv_heads=5", "model.shape|model: .*not a multiple of kv_heads=5"),
     ],
@@ -83,7 +97,10 @@ def test_a_run_folders_config_is_accepted_again(compose_run: Callable[..., RunCo
 
 def test_keys_at_names_what_is_allowed() -> None:
     assert "zero_stage" in config.keys_at(RunConfig, ["engine", "student"])
-    assert config.keys_at(RunConfig, ["recipe", "stages", "any"])[:2] == ["tokens", "tokens_per_step"]
+    assert config.keys_at(RunConfig, ["recipe", "stages", "any"])[:2] == [
+        "tokens",
+        "tokens_per_step",
+    ]
     assert {"target_length", "factor", "theta"} <= set(config.keys_at(RunConfig, ["rope"]))
 
 

@@ -51,7 +51,13 @@ def rank_program(logs: Path, code: str) -> list[str]:
         ),
         pytest.param({"SLURM_PROCID": "0", "SLURM_NTASKS": "1"}, None, id="slurm-one-task"),
         pytest.param(
-            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "SLURM_PROCID": "0", "SLURM_NTASKS": "9"},
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_NTASKS": "9",
+            },
             World(1, 1, 2),
             id="torchrun-inside-slurm",
         ),
@@ -76,7 +82,9 @@ def test_slurm_address_is_the_first_host_of_the_step(
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "20123")
 
 
-def test_ranks_talk_and_only_rank_0_reports(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_ranks_talk_and_only_rank_0_reports(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     program = rank_program(tmp_path, "print('sum', reduce(world.rank + 1), flush=True)")
     launch.spawn(program, nproc=3, logs=tmp_path, cuda=False)
     assert capfd.readouterr().out.count("sum 6.0") == 1

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def at(folder: Path, compose_run: ComposeRun) -> ModelConfig:
 
 def rotations(network: PreTrainedModel) -> np.ndarray:
     """The inverse frequencies a loaded model rotates by."""
-    return network.get_decoder().rotary_emb.inv_freq.double().numpy()
+    decoder: Any = network.get_decoder()
+    return decoder.rotary_emb.inv_freq.double().numpy()
 
 
 def logits(network: PreTrainedModel, ids_bt: Tensor = IDS) -> Tensor:
@@ -351,10 +353,12 @@ def test_smollm2s_captured_tensors_give_its_own_attention(smollm2: ModelConfig) 
 
     seen: list[Tensor] = []
     eager = models.load_model(replace(smollm2, attention="eager"), config, dtype=torch.float32)
-    projection = eager.get_decoder().layers[layer].self_attn.o_proj
-    projection.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    decoder: Any = eager.get_decoder()
+    decoder.layers[layer].self_attn.o_proj.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0])
+    )
     expected_logits = logits(eager, ids_bt)
-    del eager
+    del eager, decoder
 
     captured = models.load_model(smollm2, config, dtype=torch.float32, capture=True)
     capture = QKVCapture([layer])

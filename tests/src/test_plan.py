@@ -57,7 +57,9 @@ def test_parameters_are_those_of_the_built_model(compose_run: Callable[..., RunC
     stage = run.recipe.stages["ard"]
     trained = make_trainable(network, stage.parameters, seed=0)
     made = plan.make(run, world_size=1).stages[0]
-    assert made.trainable_parameters == sum(p.numel() for p in trained.parameters() if p.requires_grad)
+    assert made.trainable_parameters == sum(
+        p.numel() for p in trained.parameters() if p.requires_grad
+    )
     assert made.total_parameters == sum(p.numel() for p in trained.parameters())
 
 
@@ -94,10 +96,19 @@ def test_work_of_a_dense_model_is_six_flops_a_weight_and_token(
             r"recipe.stages.ard.streams.short.length: 8192 .* 4096.*objective.allow_beyond_native=true",
         ),
         ("recipe.stages.cpt.streams.long.objective=lm", "'lm' is not configured; .* relation"),
-        ("objective.terms.relation.layers=[3,32]", "objective.terms.relation.layers=.* from 0 to 31"),
+        (
+            "objective.terms.relation.layers=[3,32]",
+            "objective.terms.relation.layers=.* from 0 to 31",
+        ),
         ("objective.terms.relation.layers=[3,3]", "objective.terms.relation.layers"),
-        ("recipe.stages.ard.parameters.projections=[w]", "projections: .*'w'.* unknown; allowed: q_proj"),
-        ("recipe.stages.ard.tokens=2359297", "recipe.stages.ard.tokens=2359297 ends on .* single token"),
+        (
+            "recipe.stages.ard.parameters.projections=[w]",
+            "projections: .*'w'.* unknown; allowed: q_proj",
+        ),
+        (
+            "recipe.stages.ard.tokens=2359297",
+            "recipe.stages.ard.tokens=2359297 ends on .* single token",
+        ),
         ("rope.target_length=16384", "recipe.stages.cpt.streams.long.length: 32768 .*=16384"),
     ],
 )
@@ -108,7 +119,9 @@ def test_contradictions_are_refused(
         plan.make(compose_run(BASE, override), world_size=1)
 
 
-def test_blocks_beyond_the_native_window_when_allowed(compose_run: Callable[..., RunConfig]) -> None:
+def test_blocks_beyond_the_native_window_when_allowed(
+    compose_run: Callable[..., RunConfig],
+) -> None:
     run = compose_run(
         BASE,
         "recipe.stages.ard.streams.short.length=8192",

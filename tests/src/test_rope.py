@@ -22,7 +22,10 @@ SCALINGS = [
 def test_frequencies_are_transformers_own(scaling: LinearScaling, head_dim: int) -> None:
     parameters = scaling.rope_parameters(10000.0, 4096)
     config = LlamaConfig(
-        hidden_size=4 * head_dim, num_attention_heads=4, head_dim=head_dim, rope_parameters=parameters
+        hidden_size=4 * head_dim,
+        num_attention_heads=4,
+        head_dim=head_dim,
+        rope_parameters=parameters,
     )
     theirs = LlamaRotaryEmbedding(config).inv_freq.double().numpy()
     np.testing.assert_allclose(

@@ -10,7 +10,9 @@ from src.adapters import FullParameters
 from src.schedule import StageConfig, StageSchedule, StreamConfig, learning_rate
 
 
-def stage(tokens: int, per_step: int, streams: dict[str, StreamConfig], **extra: float) -> StageConfig:
+def stage(
+    tokens: int, per_step: int, streams: dict[str, StreamConfig], **extra: float
+) -> StageConfig:
     return StageConfig(
         tokens=tokens,
         tokens_per_step=per_step,
@@ -77,7 +79,10 @@ def test_blocks_of_a_stream_are_read_in_order_without_gaps() -> None:
     schedule = StageSchedule(stage(32 * 160, 32 * 4, MIXTURE))
     for name in MIXTURE:
         blocks = [
-            p.block for step in range(schedule.steps) for p in schedule.pieces(step) if p.stream == name
+            p.block
+            for step in range(schedule.steps)
+            for p in schedule.pieces(step)
+            if p.stream == name
         ]
         assert blocks == list(range(len(blocks)))
         assert schedule.blocks_read()[name] == len(blocks)
@@ -111,7 +116,9 @@ def test_step_that_is_no_whole_slot_is_refused_with_the_nearest() -> None:
 
 
 def test_first_step_learns_and_last_reaches_the_final_rate() -> None:
-    config = stage(100, 10, {"a": StreamConfig("lm", 10)}, lr=2.0, warmup_steps=4, final_lr_fraction=0.1)
+    config = stage(
+        100, 10, {"a": StreamConfig("lm", 10)}, lr=2.0, warmup_steps=4, final_lr_fraction=0.1
+    )
     rates = [learning_rate(config, step, 10) for step in range(10)]
     assert rates[:4] == [0.5, 1.0, 1.5, 2.0]
     assert rates[4] == pytest.approx(2.0)

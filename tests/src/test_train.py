@@ -132,7 +132,9 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param([f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"], id=f"zero-{z}-{t}")
+        pytest.param(
+            [f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"], id=f"zero-{z}-{t}"
+        )
         for z, t in ((1, 0), (2, 3), (3, 0), (3, 3))
     ]
     + [
@@ -142,7 +144,9 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
         pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
     ],
 )
-def test_how_it_is_computed_does_not_change_the_losses(train_tiny: Train, overrides: list[str]) -> None:
+def test_how_it_is_computed_does_not_change_the_losses(
+    train_tiny: Train, overrides: list[str]
+) -> None:
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
@@ -260,25 +264,42 @@ def test_resume_on_other_ranks_is_refused(baseline: Path, tmp_path: Path) -> Non
     ("overrides", "message"),
     [
         pytest.param(["sed=1"], "sed: unknown key 'sed'; did you mean 'seed'?", id="typo"),
-        pytest.param(["recipe.stages.ard.tokens=-5"], "greater than 0 (got -5)", id="negative-budget"),
         pytest.param(
-            ["recipe.stages.ard.streams.short.length=16384", "recipe.stages.ard.tokens_per_step=16384"],
+            ["recipe.stages.ard.tokens=-5"], "greater than 0 (got -5)", id="negative-budget"
+        ),
+        pytest.param(
+            [
+                "recipe.stages.ard.streams.short.length=16384",
+                "recipe.stages.ard.tokens_per_step=16384",
+            ],
             "exceed the native window of tiny, 8192",
             id="beyond-native",
         ),
-        pytest.param(["data.sources.files.paths=[/no/such.txt]"], "/no/such.txt", id="missing-file"),
+        pytest.param(
+            ["data.sources.files.paths=[/no/such.txt]"], "/no/such.txt", id="missing-file"
+        ),
         pytest.param(["data.sources.files.paths=[{bad}]"], "bad.txt", id="unreadable-text"),
         pytest.param(["data.sources.files.paths=[{empty}]"], "empty", id="empty-corpus"),
-        pytest.param(["recipe.stages.ard.streams.short.length=8192",
-                      "recipe.stages.ard.tokens_per_step=8192"], "longest", id="too-short-text"),
+        pytest.param(
+            [
+                "recipe.stages.ard.streams.short.length=8192",
+                "recipe.stages.ard.tokens_per_step=8192",
+            ],
+            "longest",
+            id="too-short-text",
+        ),
         pytest.param(["data.held_out=[nobody*]"], "nobody*", id="held-out-nothing"),
         pytest.param(
             ["eval=perplexity", "eval.perplexity.windows=[8192]", "eval.perplexity.headline=8192"],
             "eval.perplexity.windows has 8192, but the longest held-out document has",
             id="short-held-out",
         ),
-        pytest.param(["launch.nproc=2", "engine.device=cuda"], "engine.device", id="no-gpu",
-                     marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")),
+        pytest.param(
+            ["launch.nproc=2", "engine.device=cuda"],
+            "engine.device",
+            id="no-gpu",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here"),
+        ),
     ],
 )
 def test_a_users_mistake_is_one_message_and_leaves_nothing(

@@ -70,16 +70,17 @@ def test_two_tokens_predict_one(network: LlamaForCausalLM) -> None:
 
 
 def test_bfloat16_logits_are_summed_in_float32(network: LlamaForCausalLM) -> None:
-    low = network.to(torch.bfloat16)
-    loss = our_loss(low, ids(2, 64), 2048)
+    network.to(torch.bfloat16)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+    loss = our_loss(network, ids(2, 64), 2048)
     assert loss.dtype == torch.float32
     # Products round to bfloat16 one by one in either case, so chunks differ by summation alone.
-    torch.testing.assert_close(loss, our_loss(low, ids(2, 64), 10), rtol=1e-5, atol=0)
+    torch.testing.assert_close(loss, our_loss(network, ids(2, 64), 10), rtol=1e-5, atol=0)
 
 
 def test_no_more_than_a_chunk_of_logits_exists_at_once(network: LlamaForCausalLM) -> None:
     widths: list[int] = []
     head = network.get_output_embeddings()
+    assert head is not None
     head.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
     our_loss(network, ids(1, 23), 8).backward()
     assert widths == [8, 8, 6, 6, 8, 8], "each chunk once forward and once backward"

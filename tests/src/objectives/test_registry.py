@@ -6,8 +6,9 @@ import copy
 import importlib
 import typing
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import FrozenInstanceError, fields, is_dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def type_of(objective: type) -> str:
     return name
 
 
-def objective_in(module: str) -> type:
+def objective_in(module: str) -> Any:
     return importlib.import_module(f"src.objectives.{module}").OBJECTIVE
 
 
@@ -41,10 +42,11 @@ def test_types_are_unique() -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_an_objective_is_a_frozen_dataclass_with_the_protocols_members(module: str) -> None:
+    assert is_dataclass(objective_in(module))
     found = objective_in(module)
-    assert is_dataclass(found)
-    assert found.__dataclass_params__.frozen
     assert fields(found)[0].name == "type"
+    with pytest.raises(FrozenInstanceError):
+        found(type_of(found)).type = "other"
     assert isinstance(found.bounded_by_native_window, bool)
     members = [m for m in vars(Objective) if not m.startswith("_")]
     assert {"needs", "flops", "loss"} <= set(members)

@@ -6,12 +6,14 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from kernels.relation_kl.api import Backend
 from src import config, models
 from src.capture import LayerQKV, QKVCapture
 from src.facts import ModelFacts
@@ -24,6 +26,8 @@ T, D = 7, 6
 FACTS = ModelFacts(layers=3, windows=(None, None, None), heads=4, kv_heads=2, head_dim=D)
 BATCH = Batch(torch.zeros(2, T, dtype=torch.int64))
 RELATIONS = ("qq", "kk", "vv")
+
+Normalization = Literal["own_heads", "reference"]
 
 
 def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> dict[int, LayerQKV]:
@@ -129,7 +133,7 @@ CASES: dict[str, tuple[dict, dict, ModelFacts]] = {
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 @pytest.mark.parametrize("case", CASES)
-def test_value_and_gradients_are_the_formulas(case: str, backend: str) -> None:
+def test_value_and_gradients_are_the_formulas(case: str, backend: Backend) -> None:
     settings, formula, facts = CASES[case]
     student, teacher = draw(1, facts), draw(2, facts)
     loss, _ = Relation("relation", backend=backend, **settings).loss(
@@ -143,7 +147,7 @@ def test_value_and_gradients_are_the_formulas(case: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
-def test_float32_is_the_formula_to_rounding(backend: str) -> None:
+def test_float32_is_the_formula_to_rounding(backend: Backend) -> None:
     student, teacher = draw(1, FACTS, torch.float32), draw(2, FACTS, torch.float32)
     loss, _ = Relation("relation", backend=backend).loss(
         BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS
@@ -160,7 +164,7 @@ def test_float32_is_the_formula_to_rounding(backend: str) -> None:
 def test_reference_normalization_underweights_grouped_keys_and_values_only() -> None:
     student, teacher = draw(1, FACTS), draw(2, FACTS)
 
-    def loss(weights: RelationWeights, normalization: str) -> float:
+    def loss(weights: RelationWeights, normalization: Normalization) -> float:
         objective = Relation("relation", weights=weights, normalization=normalization)
         value, _ = objective.loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
         return value.item()
@@ -173,7 +177,7 @@ def test_reference_normalization_underweights_grouped_keys_and_values_only() -> 
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_equal_models_have_no_loss_and_no_gradient(backend: str) -> None:
+def test_equal_models_have_no_loss_and_no_gradient(backend: Backend) -> None:
     same = draw(1, FACTS, torch.float32)
     loss, metrics = Relation("relation", backend=backend).loss(
         BATCH, Outputs(qkv=same), Outputs(qkv=same), FACTS
@@ -242,7 +246,7 @@ def test_the_boundary_refuses(plain: dict, change: dict, message: str) -> None:
 @pytest.mark.parametrize(
     ("layers", "expected"), [("all", (0, 1, 2)), ("last", (2,)), ((2, 0), (0, 2))], ids=str
 )
-def test_needs_are_the_chosen_layers_and_a_teacher(layers: object, expected: tuple) -> None:
+def test_needs_are_the_chosen_layers_and_a_teacher(layers: Any, expected: tuple) -> None:
     needs = Relation("relation", layers=layers).needs(FACTS)
     assert (needs.teacher, needs.head, needs.qkv_layers) == (True, False, expected)
 
@@ -307,7 +311,7 @@ def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, Laye
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
-def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: str) -> None:
+def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: Backend) -> None:
     ids_bt = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(0))
     facts = models.facts_of(models.native_config(tiny))
     objective = Relation("relation", backend=backend)

@@ -1,0 +1,236 @@
+"""W&B offline, read back from the file it writes; nothing where tracking is off."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from src import tracking
+from src.tracking import NullTracker, Tracker, TrackingConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+API_KEY = "0123456789abcdef" * 2 + "76543210"
+OFFLINE = TrackingConfig("offline", "a-project", group="a-group")
+SETTINGS = {
+    "seed": 3,
+    "recipe": {"stages": {"ard": {"lr": 1e-3, "projections": ("q_proj", "k_proj")}}},
+    "run_dir": None,
+}
+
+
+def start(config: TrackingConfig, run_dir: Path, run_id: str = "20260101-000000-abc") -> Tracker:
+    return tracking.start(
+        config,
+        run_dir=run_dir,
+        run_id=run_id,
+        name="a-name",
+        job_type="linearard",
+        tags=["quickstart", "tiny"],
+        settings=SETTINGS,
+    )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def private_wandb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the user's login, settings and caches out of it; stop the service afterwards."""
+    home = tmp_path_factory.mktemp("wandb-home")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("WANDB_DATA_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR"):
+            patch.setenv(name, str(home))
+        for name in ("WANDB_MODE", "WANDB_DIR", "WANDB_RUN_ID", "WANDB_PROJECT"):
+            patch.delenv(name, raising=False)
+        patch.setenv("WANDB_API_KEY", API_KEY)
+        yield
+        import wandb
+
+        wandb.teardown()
+
+
+def log_file(run_dir: Path) -> Path:
+    (found,) = run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    return found
+
+
+def inspect(file: Path, *options: str) -> str:
+    """What W&B's own reader says of the file."""
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(file)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def records(file: Path) -> dict[str, list[dict[str, Any]]]:
+    """The file's records by their type, in order."""
+    found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in inspect(file).splitlines():
+        record = json.loads(line)
+        found[record["type"]].append(record[record["type"]])
+    return found
+
+
+@pytest.fixture(scope="module")
+def run_dir(private_wandb: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that logged three steps, a table and a summary, and succeeded."""
+    folder = tmp_path_factory.mktemp("tracked")
+    tracker = start(OFFLINE, folder)
+    for step in (1, 2, 5):
+        metrics = {"tokens": 256 * step, "lr": 0.1, "loss/total": 2.0 / step}
+        tracker.log(metrics | {"loss/by_layer": [step + 0.25, step + 0.75]}, step=step)
+    tracker.log_table("perplexity", ["model", "ppl 64"], [["native", 8.5], ["scaled", None]])
+    tracker.summarize({"eval/gap_closed/64": 0.9, "eval/recovery/64": 97.5})
+    tracker.finish(succeeded=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def summary(run_dir: Path) -> dict[str, Any]:
+    return json.loads(inspect(log_file(run_dir), "--summary"))
+
+
+def test_the_run_is_named_and_its_config_kept(run_dir: Path, summary: dict[str, Any]) -> None:
+    (run,) = records(log_file(run_dir))["run"]
+    assert run["run_id"] == "20260101-000000-abc"
+    assert (run["project"], run["run_group"]) == ("a-project", "a-group")
+    assert (run["display_name"], run["job_type"]) == ("a-name", "linearard")
+    assert run["tags"] == ["quickstart", "tiny"]
+    assert summary["config"] == {
+        "seed": 3,
+        "recipe": {"stages": {"ard": {"lr": 1e-3, "projections": ["q_proj", "k_proj"]}}},
+        "run_dir": None,
+    }
+
+
+def test_history_has_the_steps_and_lists_as_scalars(run_dir: Path) -> None:
+    history = [entry["item"] for entry in records(log_file(run_dir))["history"]]
+    assert [entry["_step"] for entry in history] == [1, 2, 5]
+    assert [entry["tokens"] for entry in history] == [256, 512, 1280]
+    assert [entry["loss/total"] for entry in history] == [2.0, 1.0, 0.4]
+    assert [entry["loss/by_layer/0"] for entry in history] == [1.25, 2.25, 5.25]
+    assert [entry["loss/by_layer/1"] for entry in history] == [1.75, 2.75, 5.75]
+    assert not any("loss/by_layer" in entry for entry in history)
+
+
+def test_curves_are_drawn_over_tokens(run_dir: Path) -> None:
+    metrics = records(log_file(run_dir))["metric"]
+    assert {m.get("glob_name"): m.get("step_metric") for m in metrics} == {
+        None: None,
+        "*": "tokens",
+    }
+    assert metrics[0]["name"] == "tokens"
+
+
+def test_summary_and_last_values_are_kept(summary: dict[str, Any]) -> None:
+    found = summary["summary"]
+    assert found["eval/gap_closed/64"] == 0.9
+    assert found["eval/recovery/64"] == 97.5
+    assert found["loss/total"] == 0.4
+
+
+def test_the_table_is_written(run_dir: Path, summary: dict[str, Any]) -> None:
+    entry = summary["summary"]["perplexity"]
+    assert (entry["_type"], entry["nrows"], entry["ncols"]) == ("table-file", 2, 2)
+    table = json.loads((log_file(run_dir).parent / "files" / entry["path"]).read_text())
+    assert table["columns"] == ["model", "ppl 64"]
+    assert table["data"] == [["native", 8.5], ["scaled", None]]
+
+
+def test_success_is_exit_code_0(summary: dict[str, Any]) -> None:
+    assert summary["exit_code"] == 0
+    assert summary["state"] == "finished"
+
+
+def test_failure_is_exit_code_1(tmp_path: Path) -> None:
+    tracker = start(OFFLINE, tmp_path)
+    tracker.log({"tokens": 1}, step=1)
+    tracker.finish(succeeded=False)
+    summary = json.loads(inspect(log_file(tmp_path), "--summary"))
+    assert summary["exit_code"] == 1
+    assert summary["state"] == "failed"
+
+
+def test_no_secret_is_written(run_dir: Path) -> None:
+    files = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert log_file(run_dir) in files
+    assert not [path for path in files if API_KEY.encode() in path.read_bytes()]
+
+
+def test_runs_of_one_process_do_not_merge(tmp_path: Path) -> None:
+    """Multirun jobs follow each other in one process."""
+    for name, tokens in (("one", 10), ("two", 20)):
+        tracker = start(OFFLINE, tmp_path / name, run_id=name)
+        tracker.log({"tokens": tokens}, step=1)
+        tracker.finish(succeeded=True)
+    for name, tokens in (("one", 10), ("two", 20)):
+        found = records(log_file(tmp_path / name))
+        assert [run["run_id"] for run in found["run"]] == [name]
+        assert [entry["item"]["tokens"] for entry in found["history"]] == [tokens]
+
+
+@pytest.fixture
+def init_arguments(monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """What wandb.init is called with, without calling it."""
+
+    def asked(config: TrackingConfig, run_dir: Path) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def init(**arguments: Any) -> SimpleNamespace:
+            seen.update(arguments)
+            return SimpleNamespace(define_metric=lambda *args, **kwargs: None)
+
+        fake = SimpleNamespace(init=init, Settings=lambda **settings: settings)
+        monkeypatch.setitem(sys.modules, "wandb", fake)
+        start(config, run_dir)
+        return seen
+
+    return asked
+
+
+def test_a_resumed_job_goes_on_in_the_same_online_run(
+    tmp_path: Path, init_arguments: Callable[..., dict[str, Any]]
+) -> None:
+    online = replace(OFFLINE, mode="online", entity="a-team")
+    asked = init_arguments(online, tmp_path)
+    assert (asked["mode"], asked["resume"]) == ("online", "allow")
+    assert (asked["id"], asked["entity"]) == ("20260101-000000-abc", "a-team")
+    assert asked["dir"] == str(tmp_path)
+
+
+def test_code_and_console_stay_here(
+    tmp_path: Path, init_arguments: Callable[..., dict[str, Any]]
+) -> None:
+    asked = init_arguments(OFFLINE, tmp_path)
+    assert (asked["mode"], asked["resume"]) == ("offline", None)
+    settings = asked["settings"]
+    assert settings["console"] == "off"
+    assert settings["disable_git"]
+    assert not settings["save_code"]
+
+
+def test_disabled_records_nothing(tmp_path: Path) -> None:
+    tracker = start(replace(OFFLINE, mode="disabled"), tmp_path)
+    assert isinstance(tracker, NullTracker)
+    tracker.log({"tokens": 1}, step=1)
+    tracker.log_table("t", ["a"], [[1]])
+    tracker.summarize({"a": 1})
+    tracker.finish(succeeded=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_disabled_imports_no_wandb(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from src.tracking import TrackingConfig, start\n"
+        "start(TrackingConfig('disabled', 'p'), run_dir=Path('.'), run_id='r', name='n',\n"
+        "      job_type='j', tags=[], settings={}).finish(succeeded=True)\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'wandb'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "[]"

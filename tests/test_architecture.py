@@ -1,0 +1,189 @@
+"""Imports run one way, and optional or dangerous parts stay where they belong.
+
+Everything is read from the syntax trees, so that imports inside functions count as well.
+"""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENTRIES = {"src.train", "src.evaluate", "src.dashboard", "src.rank"}
+CONFIG_BOUNDARY = {"src.config", "src.command", "src.train", "src.evaluate", "src.dashboard"}
+
+
+@dataclass(frozen=True)
+class Module:
+    """A source file by its import name."""
+
+    name: str
+    path: Path
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        return ast.parse(self.path.read_text(encoding="utf-8"))
+
+    @cached_property
+    def imports(self) -> frozenset[str]:
+        """Absolute names imported anywhere in the file; `from a import b` gives `a.b`."""
+        return frozenset(self._imports())
+
+    def _imports(self) -> Iterator[str]:
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.path}: relative import, line {node.lineno}"
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+    @property
+    def roots(self) -> set[str]:
+        """Top-level packages that are imported."""
+        return {name.partition(".")[0] for name in self.imports}
+
+
+def modules_of(package: str) -> dict[str, Module]:
+    found = {}
+    for path in sorted((ROOT / package).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found[name] = Module(name, path)
+    return found
+
+
+SRC = modules_of("src")
+KERNELS = modules_of("kernels")
+ALL = SRC | KERNELS
+
+
+def own_imports(module: Module) -> set[str]:
+    """Modules of this repository that a module imports itself."""
+    found = set()
+    for name in module.imports:
+        # A name that is no module is something defined in the module before it.
+        owner = name if name in ALL else name.rpartition(".")[0]
+        if owner in ALL and owner != "src":
+            found.add(owner)
+    return found
+
+
+def reached(start: str) -> set[str]:
+    """Modules of this repository that a module imports, directly or through others."""
+    found: set[str] = set()
+    waiting = [start]
+    while waiting:
+        for name in own_imports(ALL[waiting.pop()]) - found:
+            found.add(name)
+            waiting.append(name)
+    return found
+
+
+def importers(*roots: str) -> set[str]:
+    return {name for name, module in SRC.items() if module.roots & set(roots)}
+
+
+def inside(package: str) -> list[str]:
+    return [name for name in ALL if name == package or name.startswith(f"{package}.")]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_import_only_torch_triton_and_themselves(name: str) -> None:
+    allowed = {"torch", "triton", "kernels"} | sys.stdlib_module_names
+    assert KERNELS[name].roots <= allowed
+
+
+def test_deepspeed_is_imported_by_the_engine_alone() -> None:
+    assert importers("deepspeed") == {"src.engine"}
+
+
+def test_wandb_is_imported_by_tracking_alone() -> None:
+    assert importers("wandb", "wandb_workspaces") == {"src.tracking"}
+
+
+def test_hydra_stays_at_the_boundary() -> None:
+    assert importers("hydra", "omegaconf") <= CONFIG_BOUNDARY
+    assert "src.config" in importers("omegaconf")
+
+
+@pytest.mark.parametrize("name", inside("src.objectives"))
+def test_objectives_see_tensors_and_facts_only(name: str) -> None:
+    foreign = {"hydra", "omegaconf", "deepspeed", "wandb", "transformers", "peft"}
+    for module in {name} | reached(name):
+        assert not ALL[module].roots & foreign, f"{name} -> {module}"
+    own = {n for n in reached(name) if n.startswith("src.")}
+    assert own <= {"src.facts", *inside("src.objectives")}
+
+
+@pytest.mark.parametrize("name", SRC)
+def test_entries_are_imported_by_nobody(name: str) -> None:
+    assert not own_imports(SRC[name]) & ENTRIES
+
+
+LEAVES = [
+    "config",
+    "rope",
+    "models",
+    "data",
+    "capture",
+    "tracking",
+    "facts",
+    "schedule",
+    "progress",
+]
+
+
+@pytest.mark.parametrize("leaf", LEAVES)
+def test_what_the_loop_stands_on_does_not_reach_up_to_it(leaf: str) -> None:
+    above = {"src.loop", "src.engine", "src.run", "src.launch", "src.checkpoint"}
+    for name in inside(f"src.{leaf}"):
+        assert not reached(name) & above
+
+
+def test_the_loop_knows_no_method() -> None:
+    loop = SRC["src.loop"]
+    assert own_imports(loop) & set(inside("src.objectives")) == {"src.objectives.base"}
+    methods = {path.stem for path in (ROOT / "src" / "objectives").glob("[!_]*.py")} - {"base"}
+    assert {"relation", "language_modeling"} <= methods
+    text = loop.path.read_text(encoding="utf-8").lower()
+    assert not [name for name in (*methods, "linearard", "longred") if name in text]
+
+
+@pytest.mark.parametrize("package", ["src", "kernels"])
+def test_imports_have_no_cycles(package: str) -> None:
+    graph = {name: own_imports(ALL[name]) for name in inside(package)}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+    assert set(graph) <= set(order)
+
+
+def dotted(node: ast.AST) -> str:
+    """`a.b.c` for such an expression, else nothing."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute) and (left := dotted(node.value)):
+        return f"{left}.{node.attr}"
+    return ""
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_nothing_is_unpickled_and_no_remote_code_is_run(name: str) -> None:
+    module = ALL[name]
+    assert not module.roots & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert "torch.load" not in module.imports
+    for node in ast.walk(module.tree):
+        assert dotted(node) != "torch.load", f"{module.path}:{node.lineno}"  # type: ignore[attr-defined]
+        if isinstance(node, ast.keyword):
+            where = f"{module.path}:{node.value.lineno}"
+            assert node.arg != "trust_remote_code", where
+            if node.arg == "allow_pickle":
+                assert ast.literal_eval(node.value) is False, where

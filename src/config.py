@@ -9,7 +9,9 @@ module composes them.
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -35,7 +37,9 @@ NonNegative = Annotated[float, Field(ge=0)]
 if TYPE_CHECKING:
     AnyObjective = Objective
 else:
-    AnyObjective = Annotated[OBJECTIVES, Field(discriminator="type")]
+    AnyObjective = Annotated[
+        functools.reduce(operator.or_, OBJECTIVES), Field(discriminator="type")
+    ]
 
 
 class ConfigError(ValueError):

@@ -4,8 +4,8 @@
 
 The named command is run from start to end. Then the second stage is trained again from the end of
 the first with other learning rates. They are compared by the mean training loss over the last half
-of the stage: each block is read once, so that loss is on text the stage has not seen, and the held-out
-book takes no part. Table, losses and timings go to
+of the stage: each block is read once, so that loss is on text the stage has not seen, and the
+held-out book takes no part. Table, losses and timings go to
 benchmarks/results/linearard_32k_smollm2_135m.json.
 """
 
@@ -42,7 +42,7 @@ def metrics(run_dir: Path, stage: str) -> list[dict[str, Any]]:
 
 
 def branch(source: Path, target: Path, lr: float) -> None:
-    """A copy of a run as it stood at the end of its first stage, with another rate for the second."""
+    """A copy of a run as it stood after its first stage, with another rate for the second."""
     step = len(metrics(source, "ard"))
     shutil.copytree(
         source, target, ignore=shutil.ignore_patterns("export", "step-*", "logs", "evals", "wandb")

@@ -1,10 +1,10 @@
 """Collects the attention inputs of chosen layers while a model runs, and owns their lifetime.
 
 transformers hands every attention call its post-RoPE query, key and value, with grouped keys and
-values not repeated. An attention function registered over the ordinary one (SDPA, which takes flash kernels where it can, or eager)
-records them and then calls the ordinary one, so no attention map is ever built. The matching mask
-function is registered under the same name: without it transformers passes no mask at all, and
-padding or causality is silently lost.
+values not repeated. An attention function registered over the ordinary one (SDPA, which takes flash
+kernels where it can, or eager) records them and then calls the ordinary one, so no attention map is
+ever built. The matching mask function is registered under the same name: without it transformers
+passes no mask at all, and padding or causality is silently lost.
 
 Shapes: b batch, h query heads, g key-value heads, t tokens, d head size.
 """
@@ -28,7 +28,10 @@ class CaptureError(RuntimeError):
 
 
 class LayerQKV(NamedTuple):
-    """Attention inputs of one layer: q [b, h, t, d] and k [b, g, t, d] after RoPE, v [b, g, t, d]."""
+    """Attention inputs of one layer.
+
+    Q [b, h, t, d] and k [b, g, t, d] after RoPE, v [b, g, t, d].
+    """
 
     q_bhtd: Tensor
     k_bgtd: Tensor
@@ -122,7 +125,8 @@ def attention_name(implementation: str) -> str:
     """
     if implementation not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention implementation {implementation!r} is not one of {', '.join(IMPLEMENTATIONS)}"
+            f"attention implementation {implementation!r} is not one of "
+            f"{', '.join(IMPLEMENTATIONS)}"
         )
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -134,9 +138,9 @@ def attention_name(implementation: str) -> str:
 
 
 def attention_output(layer: LayerQKV, *, scale: float | None = None) -> Tensor:
-    """Causal attention recomputed from captured tensors, [b, h, t, d]: what the layer's own call gave.
+    """Causal attention recomputed from captured tensors, [b, h, t, d].
 
-    Used to check a capture against the model it was taken from.
+    It is what the layer's own call gave; used to check a capture.
     """
     group = layer.q_bhtd.shape[1] // layer.k_bgtd.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(

@@ -1,8 +1,8 @@
 """Save and resume training; export a model that transformers loads.
 
-A checkpoint holds what is trained and the optimizer's state, and where the run stands. Data and random
-numbers are functions of the step, so nothing of them needs saving. It is written beside its final name
-and renamed when whole: a folder named step-N is complete.
+A checkpoint holds what is trained and the optimizer's state, and where the run stands. Data and
+random numbers are functions of the step, so nothing of them needs saving. It is written beside its
+final name and renamed when whole: a folder named step-N is complete.
 """
 
 from __future__ import annotations
@@ -91,8 +91,9 @@ def export(
 ) -> None:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 only.
 
-    The model is built again in float32 from the weights that the stage began with, takes the trained
-    parameters, has its adapters merged there and is stored in `dtype`: so merging rounds once.
+    The model is built again in float32 from the weights that the stage began with, takes the
+    trained parameters, has its adapters merged there and is stored in `dtype`: so merging rounds
+    once.
 
     Args:
         target: the folder to write.

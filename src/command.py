@@ -43,8 +43,8 @@ def job(work: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
 def run(app: Callable[[], None], boundary: type) -> None:
     """Run a Hydra app and exit.
 
-    Hydra's own handler is bypassed: it hides tracebacks, and for a key that does not exist it does not
-    say which do.
+    Hydra's own handler is bypassed: it hides tracebacks, and for a key that does not exist it does
+    not say which do.
 
     Args:
         app: the decorated Hydra function.
@@ -60,7 +60,10 @@ def run(app: Callable[[], None], boundary: type) -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Our own error classes speak to users; a bare ValueError is a fault and keeps its traceback."""
+    """Our own error classes speak to users.
+
+    A bare ValueError is a fault and keeps its traceback.
+    """
     return isinstance(error, AssetError) or type(error).__module__.split(".")[0] == "src"
 
 

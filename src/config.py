@@ -1,9 +1,9 @@
 """The one boundary between YAML and the program.
 
-Hydra composes; `load` turns the result into frozen dataclasses, strictly: an unknown key, a wrong type, a
-missing or a contradictory value is refused here with the key's full path and what is allowed. Nothing
-below this module sees Hydra or OmegaConf. Dataclasses stand beside the code that they configure; this
-module composes them.
+Hydra composes; `load` turns the result into frozen dataclasses, strictly: an unknown key, a wrong
+type, a missing or a contradictory value is refused here with the key's full path and what is
+allowed. Nothing below this module sees Hydra or OmegaConf. Dataclasses stand beside the code that
+they configure; this module composes them.
 """
 
 from __future__ import annotations
@@ -228,7 +228,8 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
     """Like `load`, from a plain mapping such as a run folder's config.yaml."""
     adapter = TypeAdapter(cls)
     try:
-        # Through JSON, because strict validation then takes lists for tuples and nothing else loosely.
+        # Through JSON, because strict validation then takes lists for tuples and nothing else
+        # loosely.
         return adapter.validate_json(json.dumps(plain))
     except ValidationError as error:
         lines = [_explain(cls, detail) for detail in error.errors()]
@@ -278,7 +279,7 @@ def keys_at(cls: type, path: Sequence[str]) -> list[str]:
 
 
 def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
-    """A pydantic location as a config path (union tags left out) and the type that holds its end."""
+    """A pydantic location as a config path, without union tags, and the type that holds its end."""
     path: list[str] = []
     kinds: list[Any] = [cls]
     parent: Any = cls

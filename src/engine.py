@@ -1,9 +1,10 @@
-"""DeepSpeed engines for the frozen teacher and the trainable student; the only importer of deepspeed.
+"""DeepSpeed engines for the frozen teacher and the trainable student; the only deepspeed importer.
 
-Both models are always run by an engine, also in one process on a CPU. Each engine has a config of its
-own and wraps a module whose forward returns what the engine is for: the teacher's captured tensors, or
-the student's loss. (A loss made outside the student's engine from recorded tensors fails under ZeRO-3.)
-The teacher is never part of the student's module tree, so it is in no optimizer and no checkpoint.
+Both models are always run by an engine, also in one process on a CPU. Each engine has a config of
+its own and wraps a module whose forward returns what the engine is for: the teacher's captured
+tensors, or the student's loss. (A loss made outside the student's engine from recorded tensors
+fails under ZeRO-3.) The teacher is never part of the student's module tree, so it is in no
+optimizer and no checkpoint.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def _deepspeed(device: torch.device) -> Any:
             f"{os.environ['DS_ACCELERATOR']}); {device.type} needs a process of its own"
         )
     if device.type == "cpu":
-        # Its shared-memory collectives are compiled at first use, which needs g++ and over a minute;
-        # ranks talk through gloo without them.
+        # Its shared-memory collectives are compiled at first use, which needs g++ and over a
+        # minute; ranks talk through gloo without them.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 

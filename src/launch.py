@@ -43,8 +43,8 @@ class World:
 def world_from_environment(environment: Mapping[str, str]) -> World | None:
     """The rank a launcher gave this process, or None where there is no launcher.
 
-    torchrun and deepspeed set RANK, LOCAL_RANK and WORLD_SIZE; Slurm sets SLURM_PROCID, SLURM_LOCALID
-    and SLURM_NTASKS for tasks started by srun.
+    torchrun and deepspeed set RANK, LOCAL_RANK and WORLD_SIZE; Slurm sets SLURM_PROCID,
+    SLURM_LOCALID and SLURM_NTASKS for tasks started by srun.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
         return World(
@@ -126,8 +126,8 @@ def _slurm_address() -> None:
 def leave(world: World) -> None:
     """Part from the other ranks.
 
-    A single process keeps its group until it exits: DeepSpeed remembers groups for good, and the next
-    run in the same process (a sweep's, a test's) uses them again.
+    A single process keeps its group until it exits: DeepSpeed remembers groups for good, and the
+    next run in the same process (a sweep's, a test's) uses them again.
     """
     from torch import distributed
 

@@ -1,7 +1,8 @@
 """The training loop: stages of mixed streams. It knows no method by name.
 
-Each optimizer step reads its blocks over all ranks, adds up the gradients with each block's share of the
-step's tokens, clips and updates. The loss that is logged is the mean over all tokens of the step.
+Each optimizer step reads its blocks over all ranks, adds up the gradients with each block's share
+of the step's tokens, clips and updates. The loss that is logged is the mean over all tokens of the
+step.
 """
 
 from __future__ import annotations

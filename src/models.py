@@ -1,8 +1,8 @@
 """Loading of models and tokenizers, and the facts about a model that no file states reliably.
 
 Weights come from a package, a local folder, a hub, or a random number generator. Only safetensors
-are read and no remote code is run. Teacher and student are loaded from the same weights; they differ
-in what their config says of RoPE.
+are read and no remote code is run. Teacher and student are loaded from the same weights; they
+differ in what their config says of RoPE.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
-# Config classes that spell the shape the way ModelShape does; others load from their own files only.
+# Config classes that spell the shape the way ModelShape does; others load from their own files
+# only.
 RANDOM_WEIGHT_FAMILIES = ("llama", "mistral")
 
 
@@ -64,7 +65,7 @@ WeightSource = Annotated[PackagedWeights | FolderWeights | HubWeights, Field(dis
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder-only transformer with gated MLPs, as plans and random weights need them."""
+    """Sizes of a decoder-only transformer with gated MLPs."""
 
     layers: PositiveInt
     hidden: PositiveInt
@@ -142,7 +143,8 @@ class ModelConfig:
             )
         if self.shape and self.shape.heads % self.shape.kv_heads:
             raise ValueError(
-                f"shape.heads={self.shape.heads} is not a multiple of kv_heads={self.shape.kv_heads}"
+                f"shape.heads={self.shape.heads} is not a multiple of "
+                f"kv_heads={self.shape.kv_heads}"
             )
 
 
@@ -220,7 +222,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte (ids 0 to 255) and an end-of-text token (256): needs no file and no training."""
+    """One token a byte (ids 0 to 255) and an end-of-text token (256).
+
+    Needs no file and no training.
+    """
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from transformers import PreTrainedTokenizerFast
@@ -303,7 +308,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
 
 
 def resolved_shape(model: ModelConfig) -> ModelShape:
-    """The declared shape, or the one in the model's own config file (which may need the network)."""
+    """The declared shape, or the one in the model's own config, which may need the network."""
     return model.shape or shape_of(native_config(model))
 
 

@@ -1,7 +1,7 @@
 """What a run will cost, worked out from its config before anything is loaded.
 
-Tokens and steps are exact. Memory and floating-point work are estimates from shapes: weights, gradients
-and optimizer states are counted, activations modelled.
+Tokens and steps are exact. Memory and floating-point work are estimates from shapes: weights,
+gradients and optimizer states are counted, activations modelled.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def make(config: RunConfig, *, world_size: int) -> Plan:
     """Work the plan out, and refuse settings that contradict each other.
 
     Raises:
-        ConfigError: a stream names an objective that is not configured; a distillation block exceeds the
-            native window; an objective's or a schedule's settings don't fit.
+        ConfigError: a stream names an objective that is not configured; a distillation block
+            exceeds the native window; an objective's or a schedule's settings don't fit.
     """
     shape = resolved_shape(config.model)
     facts = ModelFacts(

@@ -1,4 +1,7 @@
-"""One rank of a run that `src.train` has started: `python -m src.rank RUN_DIR`, not typed by hand."""
+"""One rank of a run that `src.train` has started.
+
+`python -m src.rank RUN_DIR`, not typed by hand.
+"""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ class LinearScaling:
 
 @dataclass(frozen=True)
 class BaseFrequencyScaling:
-    """Adjusted base frequency (ABF): a larger theta, positions unchanged (Xiong et al., 2309.16039).
+    """Adjusted base frequency: a larger theta, same positions (Xiong et al., 2309.16039).
 
     There is no rule for theta from the factor that the literature agrees on, so it is required:
     LongReD (2502.07365) uses 2e7 for LLaMA-3-8B at 32K.

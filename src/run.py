@@ -74,7 +74,8 @@ def prepare_data(config: RunConfig) -> Data:
 def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     """Train, export and evaluate; every rank calls it.
 
-    Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker closed.
+    Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker
+    closed.
     """
     tracker: tracking.Tracker = tracking.NullTracker()
     succeeded = False

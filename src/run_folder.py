@@ -1,4 +1,4 @@
-"""The folder of a run: config.yaml, run.json, metrics.jsonl, checkpoints/, export/, evals/, logs/."""
+"""The folder of a run: config, record, metrics, checkpoints, exports, evaluations, logs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from typing import Any
 import yaml
 
 SCHEMA = 1
+# Held by whoever runs the folder.
+LOCK = ".lock"
 _PACKAGES = (
     "torch",
     "triton",
@@ -126,8 +128,8 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder with its config and its first record.
 
-        A rerun over a folder that holds no whole checkpoint starts anew: what the earlier attempt left
-        is removed.
+        A rerun over a folder that holds no whole checkpoint starts anew: what the earlier attempt
+        left is removed.
 
         Raises:
             RunFolderError: the path holds something else, or a run that could be resumed.
@@ -137,9 +139,6 @@ class RunFolder:
         if path.exists():
             _clear(folder)
         path.mkdir(parents=True, exist_ok=True)
-        folder.config_file.write_text(
-            yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
-        )
         started = _now()
         write_json(
             folder.record_file,
@@ -156,6 +155,10 @@ class RunFolder:
                 "stages": [],
                 **record,
             },
+        )
+        # Second, so that a start cut off in between still shows as a run that can start anew.
+        folder.config_file.write_text(
+            yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
         )
         return folder
 
@@ -249,7 +252,7 @@ def check_unused(path: Path) -> None:
     if not path.is_dir():
         raise RunFolderError(f"run_dir={path} is a file: name a new folder")
     folder = RunFolder(path)
-    if not any(path.iterdir()):
+    if all(child.name == LOCK for child in path.iterdir()):
         return
     if not folder.record_file.is_file():
         raise RunFolderError(f"run_dir={path} is not empty and holds no run: name a new folder")

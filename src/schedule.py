@@ -1,9 +1,9 @@
-"""Which blocks are read at which optimizer step by which rank: pure arithmetic, the same everywhere.
+"""Which blocks are read at which optimizer step by which rank: pure arithmetic.
 
-A stage is a mixture of streams. A slot is one stream's turn: `batch_size` blocks. Slots follow a fixed
-interleaved pattern with each stream's share. An optimizer step takes as many slots as its tokens ask
-for; the last step ends on the stage's exact token, by a shorter block if need be. Everything is a
-function of the step's number, so a resumed run continues at the exact next block.
+A stage is a mixture of streams. A slot is one stream's turn: `batch_size` blocks. Slots follow a
+fixed interleaved pattern with each stream's share. An optimizer step takes as many slots as its
+tokens ask for; the last step ends on the stage's exact token, by a shorter block if need be.
+Everything is a function of the step's number, so a resumed run continues at the exact next block.
 """
 
 from __future__ import annotations
@@ -67,16 +67,18 @@ class StageConfig:
         turn = sum(s.slot_tokens * s.share for s in self.streams.values())
         unit = slots[0] if len(set(slots)) == 1 else turn
         if self.tokens_per_step % unit:
+            equal = len(set(slots)) == 1
+            what = "a slot (length x batch_size)" if equal else "one turn of the mixture"
+            below = self.tokens_per_step // unit * unit
+            above = below + unit
             raise ValueError(
                 f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens of "
-                f"{'a slot (length x batch_size)' if unit != turn else 'one turn of the mixture'}: "
-                f"give {self.tokens_per_step // unit * unit or unit} or "
-                f"{(self.tokens_per_step // unit + 1) * unit}"
+                f"{what}: give {f'{below} or ' if below else ''}{above}"
             )
 
 
 class Piece(NamedTuple):
-    """A block to read: its stream, its number in that stream, and how many of its tokens are used."""
+    """A block to read: its stream, its number there, and how many of its tokens are used."""
 
     stream: str
     block: int

@@ -1,7 +1,7 @@
 """Weights & Biases, the only importer of wandb.
 
-A tracker starts once a job and is finished whatever happens. `metrics.jsonl` and `run.json` are written
-elsewhere, whatever the tracker.
+A tracker starts once a job and is finished whatever happens. `metrics.jsonl` and `run.json` are
+written elsewhere, whatever the tracker.
 """
 
 from __future__ import annotations

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import asdict, replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from src.devices import uses_cuda
 from src.evals.restoration import held_out_segments
 from src.launch import World
 from src.run_folder import (
+    LOCK,
     RunFolder,
     RunFolderError,
     check_unused,
@@ -47,16 +50,23 @@ def train(settings: RunConfig, world: World | None) -> Path:
         world: this process's rank where a launcher started it, None otherwise.
 
     Raises:
-        ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a run
+        ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a
+        run
             folder is made.
     """
     if world is None:
-        folder = _prepare(settings, settings.launch.nproc)
-        _run_here(settings, folder)
-        return folder.path
-    with launch.joined(world, cuda=uses_cuda(settings.engine.device)):
-        path = Path(_agree(str(_prepare(settings, world.size).path) if world.is_main else None))
-    run.execute(settings, RunFolder.open(path), world)
+        new = _prepare(settings, settings.launch.nproc)
+        with _held(new.path):
+            _run_here(settings, new.create())
+        return new.path
+    with launch.joined(world, cuda=uses_cuda(settings.engine.device)), ExitStack() as held:
+        path = None
+        if world.is_main:
+            new = _prepare(settings, world.size)
+            held.enter_context(_held(new.path))
+            path = new.create().path
+        path = _agree(path)
+        run.execute(settings, RunFolder.open(path), world)
     return path
 
 
@@ -74,30 +84,43 @@ def resume(run_dir: Path, world: World | None) -> None:
         return
     found = checkpoint.newest(folder)
     where = f"step {found[1].step}" if found else "the start: it has no whole checkpoint"
-    if world is None or world.is_main:
-        print(f"resuming {run_dir} from {where}", file=sys.stderr)
-        _preflight(settings)
-        folder.update(state="running", error=None, finished_at=None)
-    if world is None:
-        _run_here(settings, folder)
-    else:
-        run.execute(settings, folder, world)
+    with ExitStack() as held:
+        if world is None or world.is_main:
+            held.enter_context(_held(run_dir))
+            print(f"resuming {run_dir} from {where}", file=sys.stderr)
+            _preflight(settings)
+            folder.update(state="running", error=None, finished_at=None)
+        if world is None:
+            _run_here(settings, folder)
+        else:
+            run.execute(settings, folder, world)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Keep other processes from running the same folder; the system lets go when this one ends.
+
+    Raises:
+        RunFolderError: another process holds it.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunFolderError(f"{path} is being run by another process") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run_here(settings: RunConfig, folder: RunFolder) -> None:
     """Run on this machine: in this process, or in ranks of its own."""
-    lock = FileLock(folder.path / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RunFolderError(f"{folder.path} is being run by another process") from None
-    try:
-        if settings.launch.nproc == 1:
-            run.execute(settings, folder, World())
-        else:
-            _run_ranks(settings, folder)
-    finally:
-        lock.release()
+    if settings.launch.nproc == 1:
+        run.execute(settings, folder, World())
+    else:
+        _run_ranks(settings, folder)
     print(f"run folder: {folder.path}")
 
 
@@ -119,8 +142,20 @@ def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
         raise
 
 
-def _prepare(settings: RunConfig, world_size: int) -> RunFolder:
-    """Check everything that can be checked without loading a model, then make the run folder."""
+@dataclass(frozen=True)
+class _NewRun:
+    """A run that may start: where, with which config, and the beginning of its record."""
+
+    path: Path
+    config: dict[str, Any]
+    record: dict[str, Any]
+
+    def create(self) -> RunFolder:
+        return RunFolder.create(self.path, config=self.config, record=self.record)
+
+
+def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
+    """Check everything that can be checked without loading a model."""
     path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
     check_unused(path)
     plan.show(plan.make(settings, world_size=world_size), settings, Console(stderr=True))
@@ -139,7 +174,7 @@ def _prepare(settings: RunConfig, world_size: int) -> RunFolder:
         "data_fingerprint": data.fingerprints(),
         **git_state(ROOT),
     }
-    return RunFolder.create(path, config=_plain(accepted), record=record)
+    return _NewRun(path, _plain(accepted), record)
 
 
 def _new_path(settings: RunConfig) -> Path:
@@ -162,14 +197,14 @@ def _preflight(settings: RunConfig) -> run.Data:
     return data
 
 
-def _agree(path: str | None) -> str:
+def _agree(path: Path | None) -> Path:
     """Rank 0's run folder, told to all ranks."""
     from torch import distributed
 
-    told = [path]
+    told = [None if path is None else str(path)]
     distributed.broadcast_object_list(told, src=0)
     assert told[0] is not None
-    return told[0]
+    return Path(told[0])
 
 
 def _plain(settings: RunConfig) -> dict[str, Any]:
@@ -193,15 +228,16 @@ def _app(composed: DictConfig) -> None:
         others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
         if others:
             raise ConfigError(
-                f"resume={composed.resume} goes on with the run's own config; drop {' '.join(others)}"
+                f"resume={composed.resume} goes on with the run's own config; "
+                f"drop {' '.join(others)}"
             )
         resume(Path(composed.resume), world)
         return
     settings = config.load(RunConfig, composed)
     if world is not None and settings.launch.nproc > 1:
         raise ConfigError(
-            f"launch.nproc: {settings.launch.nproc} ranks are asked for, but a launcher has started "
-            f"{world.size} already; leave launch.nproc at 1"
+            f"launch.nproc: {settings.launch.nproc} ranks are asked for, but a launcher has "
+            f"started {world.size} already; leave launch.nproc at 1"
         )
     if settings.dry_run:
         size = world.size if world else settings.launch.nproc

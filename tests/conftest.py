@@ -1,9 +1,9 @@
-"""Shared by all tests: a cache of their own, no network for hubs, configs composed as a user would."""
+"""Shared by all tests: no network for hubs, configs composed as a user would."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def compose_plain() -> Callable[..., dict]:
-    """compose_plain("experiment=quickstart", ...) -> what the boundary gets, as plain containers."""
+    """compose_plain("+experiment=quickstart", ...) -> what the boundary gets."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
@@ -90,7 +90,7 @@ def short_recipe() -> list[str]:
 
 
 @pytest.fixture
-def run_command() -> Iterator[Callable[..., object]]:
+def run_command() -> Callable[..., object]:
     """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
     import subprocess
     import sys
@@ -108,7 +108,7 @@ def run_command() -> Iterator[Callable[..., object]]:
             check=False,
         )
 
-    yield run
+    return run
 
 
 def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:

@@ -1,1 +1,1 @@
-"""Evaluation suites; each runs on a loaded model or an exported folder, never in a sharded engine."""
+"""Evaluation suites; each runs on a loaded model, never in a sharded engine."""

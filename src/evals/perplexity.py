@@ -1,8 +1,9 @@
 """Perplexity of held-out text by window length.
 
-Every window length scores the same text: segments as long as the largest window, spread over the held-out
-documents, each cut into windows. A model sees a window and nothing before it; the first token of a window
-has no prediction. Perplexity is exp of the mean negative log-likelihood a predicted token, in nats.
+Every window length scores the same text: segments as long as the largest window, spread over the
+held-out documents, each cut into windows. A model sees a window and nothing before it; the first
+token of a window has no prediction. Perplexity is exp of the mean negative log-likelihood a
+predicted token, in nats.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ class PerplexityConfig:
         odd = [w for w in self.windows if largest % w]
         if odd:
             raise ValueError(
-                f"windows={list(self.windows)}: {odd} do not divide the largest, {largest}, so they "
-                "would score other text than it does"
+                f"windows={list(self.windows)}: {odd} do not divide the largest, {largest}, so "
+                "they would score other text than it does"
             )
         if self.headline not in self.windows:
             raise ValueError(f"headline={self.headline} is not among windows={list(self.windows)}")
@@ -70,8 +71,8 @@ def segments(documents: Sequence[tuple[str, np.ndarray]], config: PerplexityConf
     if not found:
         longest = max((len(tokens) for _, tokens in documents), default=0)
         raise ValueError(
-            f"eval.perplexity.windows has {length}, but the longest held-out document has {longest} "
-            "tokens: give shorter windows or hold out longer documents (data.held_out)"
+            f"eval.perplexity.windows has {length}, but the longest held-out document has "
+            f"{longest} tokens: give shorter windows or hold out longer documents (data.held_out)"
         )
     wanted = min(len(found), max(1, config.tokens // length))
     chosen = np.linspace(0, len(found) - 1, wanted).round().astype(int)
@@ -119,7 +120,8 @@ def evaluate_model(
             model, windows_nt, batch_tokens=config.batch_tokens, name=label
         )
         tokens[str(window)] = windows_nt.shape[0] * (window - 1)
-    perplexity = {window: math.exp(value) for window, value in nll.items()}
+    # Beyond exp(700) a float64 overflows; a model that far gone is reported at that bound.
+    perplexity = {window: math.exp(min(value, 700.0)) for window, value in nll.items()}
     return {"name": name, "perplexity": perplexity, "nll": nll, "tokens": tokens}
 
 
@@ -128,9 +130,9 @@ def scores(
 ) -> dict[str, dict[str, float | None]]:
     """Restoration by window, from perplexities.
 
-    `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same on
-    its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap is None
-    where scaling has not made the model worse, since there is then nothing to close.
+    `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same
+    on its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap
+    is None where scaling has not made the model worse, since there is then nothing to close.
     """
     result: dict[str, dict[str, float | None]] = {}
     for window, native_value in native.items():

@@ -35,7 +35,7 @@ class PerplexityResults:
     headline: str
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Columns and rows: a model a row, a window a column, then the gap closed at the headline."""
+        """A model a row, a window a column, and last the gap closed at the headline."""
         windows = [str(w) for w in self.content["windows"]]
         columns = ["model", *(f"ppl {w}" for w in windows), f"gap closed @{self.headline}"]
         rows = []
@@ -50,8 +50,8 @@ class PerplexityResults:
         columns, rows = self.table()
         data = self.content["dataset"]
         table = Table(
-            title=f"Perplexity of held-out {data['name']} text ({len(data['documents'])} documents, "
-            "lower is better)",
+            title=f"Perplexity of held-out {data['name']} text "
+            f"({len(data['documents'])} documents, lower is better)",
             title_justify="left",
         )
         for column in columns:

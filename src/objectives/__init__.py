@@ -1,9 +1,9 @@
 """Objectives: (batch, teacher, student) -> loss and metrics, one small file each.
 
 An objective is a frozen dataclass: its fields are its settings, `needs` says what must be collected
-from the models, and `loss` computes. A new file in this folder that defines `OBJECTIVE` is found here
-and accepted in configs under its `type`; nothing else has to know about it. Objectives see tensors and
-plain facts only.
+from the models, and `loss` computes. A new file in this folder that defines `OBJECTIVE` is found
+here and accepted in configs under its `type`; nothing else has to know about it. Objectives see
+tensors and plain facts only.
 """
 
 from __future__ import annotations

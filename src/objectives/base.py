@@ -24,7 +24,10 @@ class QKV(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective wants: q, k, v of `qkv_layers`, the output head, and whether a teacher runs."""
+    """What an objective wants.
+
+    Q, k, v of `qkv_layers`, the output head, and whether a teacher runs.
+    """
 
     teacher: bool
     qkv_layers: tuple[int, ...] = ()

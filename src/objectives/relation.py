@@ -1,8 +1,8 @@
 """Attention-relation distillation: the first stage of LinearARD (arXiv 2604.00004).
 
 At each layer the student's and the teacher's queries, keys and values give self-relations
-softmax(alpha X X^T), causal; the loss is KL(teacher || student) by row, averaged over rows, heads and
-layers and summed over the relations with their weights.
+softmax(alpha X X^T), causal; the loss is KL(teacher || student) by row, averaged over rows, heads
+and layers and summed over the relations with their weights.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class RelationWeights:
 class Relation:
     """Relation KL on chosen layers.
 
-    `normalization`: `own_heads` divides each relation by its own number of heads; `reference` divides
-    all three by the number of query heads, as the public code does, which under-weights keys and
-    values of grouped-query models.
+    `normalization`: `own_heads` divides each relation by its own number of heads; `reference`
+    divides all three by the number of query heads, as the public code does, which under-weights
+    keys and values of grouped-query models.
     """
 
     type: Literal["relation"]
@@ -89,8 +89,8 @@ class Relation:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over layers of the weighted sum of relations.
 
-        Metrics: `relation/qq`, `relation/kk`, `relation/vv` unweighted, mean over layers (each for a
-        weight above 0), and `relation/by_layer`, the weighted loss of each chosen layer.
+        Metrics: `relation/qq`, `relation/kk`, `relation/vv` unweighted, mean over layers (each
+        for a weight above 0), and `relation/by_layer`, the weighted loss of each chosen layer.
         """
         del batch
         assert teacher is not None

@@ -33,6 +33,10 @@ launch.run_rank(work, Path({logs!r}))
 """
 
 
+def statements(*lines: str) -> str:
+    return "".join(f"\n        {line}" for line in lines)
+
+
 def rank_program(logs: Path, code: str) -> list[str]:
     return ["-c", RANK.format(code=code, logs=str(logs))]
 
@@ -92,7 +96,9 @@ def test_ranks_talk_and_only_rank_0_reports(
 
 
 def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None:
-    code = "\n        if world.rank == 1: raise KeyError('the cause')\n        reduce(1); time.sleep(60)"
+    code = statements(
+        "if world.rank == 1: raise KeyError('the cause')", "reduce(1)", "time.sleep(60)"
+    )
     began = time.monotonic()
     with pytest.raises(LaunchError, match=r"(?s)rank-1 failed:.*Traceback.*KeyError: 'the cause'"):
         launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
@@ -100,15 +106,19 @@ def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None
 
 
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
-    code = "\n        import os\n        if world.rank == 1: os.kill(os.getpid(), 9)\n        time.sleep(60)"
+    code = statements("import os", "if world.rank == 1: os.kill(os.getpid(), 9)", "time.sleep(60)")
     with pytest.raises(LaunchError, match=r"rank-1 was killed by signal 9"):
         launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
-    code = f"Path({str(tmp_path)!r}, f'pid-{{world.rank}}').write_text(str(__import__('os').getpid()));"
-    program = rank_program(tmp_path, code + " time.sleep(120)")
+    code = statements(
+        "import os",
+        f"Path({str(tmp_path)!r}, f'pid-{{world.rank}}').write_text(str(os.getpid()))",
+        "time.sleep(120)",
+    )
+    program = rank_program(tmp_path, code)
     parent = subprocess.Popen(
         [
             sys.executable,

@@ -93,7 +93,7 @@ def test_work_of_a_dense_model_is_six_flops_a_weight_and_token(
     [
         (
             "recipe.stages.ard.streams.short.length=8192",
-            r"recipe.stages.ard.streams.short.length: 8192 .* 4096.*objective.allow_beyond_native=true",
+            r"streams.short.length: 8192 .* 4096.*objective.allow_beyond_native=true",
         ),
         ("recipe.stages.cpt.streams.long.objective=lm", "'lm' is not configured; .* relation"),
         (

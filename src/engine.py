@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,6 +36,8 @@ def _deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
+    # It reports every buffer it makes; warnings and errors stay.
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     accelerator: Any = deepspeed.get_accelerator()
     chosen = accelerator.device_name()
     if chosen.split(":")[0] != device.type:

@@ -72,8 +72,8 @@ class StageConfig:
             below = self.tokens_per_step // unit * unit
             above = below + unit
             raise ValueError(
-                f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens of "
-                f"{what}: give {f'{below} or ' if below else ''}{above}"
+                f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens "
+                f"of {what}: give {f'{below} or ' if below else ''}{above}"
             )
 
 

@@ -18,8 +18,9 @@ MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in
 OPTIONS = sorted(
     f"{p.parent.name}={p.stem}"
     for p in CONF.glob("*/*.yaml")
-    if p.parent.name not in ("experiment", "model", "objective")
+    if p.parent.name not in ("experiment", "model", "objective", "parameters")
 )
+OPTIONS += [f"parameters@recipe.stages.cpt.parameters={kind}" for kind in ("lora", "full")]
 
 
 @pytest.mark.parametrize("model", MODELS)

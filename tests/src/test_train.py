@@ -163,15 +163,31 @@ def test_relation_loss_starts_at_zero_without_scaling(train_tiny: Train) -> None
     assert scaled[0] > 1e-5
 
 
-def test_a_stage_in_full_trains_everything(train_tiny: Train) -> None:
-    folder = train_tiny(
-        "~recipe.stages.cpt",
-        "~recipe.stages.ard.parameters",
-        "+recipe.stages.ard.parameters={type: full}",
+def test_a_stage_trains_what_it_is_told(
+    compose_run: Callable[..., RunConfig], tiny_overrides: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train.train(
+        compose_run(
+            *(o for o in tiny_overrides if "dropout" not in o),
+            f"run_dir={folder}",
+            "parameters@recipe.stages.ard.parameters=full",
+            "parameters@recipe.stages.cpt.parameters=lora",
+        ),
+        None,
     )
-    settings = RunFolder(folder).config()
-    assert settings["recipe"]["stages"]["ard"]["parameters"] == {"type": "full"}
-    assert losses(folder)[-1] < losses(folder)[0]
+    stages = RunFolder(folder).config()["recipe"]["stages"]
+    assert list(stages) == ["ard", "cpt"]
+    assert stages["ard"]["parameters"] == {"type": "full"}
+    curve = losses(folder)
+    assert curve[3] < curve[0]
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
+        for name in ("export-ard", "export")
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.split(".")[-2] in ("q_proj", "k_proj", "v_proj") for name in changed)
 
 
 def test_a_rerun_without_a_checkpoint_starts_anew(
@@ -330,6 +346,18 @@ def test_a_folder_that_is_no_run_is_refused(
     with pytest.raises(RunFolderError, match="is not empty and holds no run"):
         train.train(compose_run(*tiny_overrides, f"run_dir={tmp_path}"), None)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
+
+
+def test_a_folder_that_is_being_run_is_left_alone(
+    tiny_overrides: list[str], compose_run: Callable[..., RunConfig], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    settings = compose_run(*tiny_overrides, f"run_dir={folder}")
+    with train._held(folder):
+        RunFolder.create(folder, config={}, record={"run_id": "live"})
+        with pytest.raises(RunFolderError, match="is being run by another process"):
+            train.train(settings, None)
+    assert RunFolder(folder).record()["run_id"] == "live"
 
 
 def test_dry_run_starts_nothing(

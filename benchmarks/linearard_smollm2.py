@@ -116,7 +116,7 @@ def write(path: Path, run_dir: Path, table: list[dict[str, Any]], commit: str | 
         "device": record["device"],
         "versions": record["versions"],
         "commit": record["git_commit"] or commit,
-        "command": record["command"],
+        "command": " ".join(w for w in record["command"].split() if not w.startswith("run_dir=")),
         "script": "python -m benchmarks.linearard_smollm2",
         "data_fingerprint": record["data_fingerprint"],
         "teacher_sha256": record["teacher_sha256"],

@@ -18,6 +18,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 PARENT_VARIABLE = "LINEARARD_LAUNCH_PARENT"
 
@@ -83,7 +87,9 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
     os.environ.update(ranks)
     try:
         if not distributed.is_initialized():
-            _initialize(world, "nccl" if cuda else "gloo")
+            # NCCL guesses the GPU from the global rank unless it is told.
+            device = torch.device("cuda", world.local_rank) if cuda else None
+            _initialize(world, "nccl" if cuda else "gloo", device)
         yield
     finally:
         # A later job of this process must not take itself for one that a launcher has started.
@@ -94,19 +100,21 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _initialize(world: World, backend: str) -> None:
+def _initialize(world: World, backend: str, device: torch.device | None) -> None:
     from torch import distributed
     from torch._C._distributed_c10d import HashStore
 
     if world.size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
         os.environ.setdefault("MASTER_PORT", "0")
-        distributed.init_process_group(backend, store=HashStore(), rank=0, world_size=1)
+        distributed.init_process_group(
+            backend, store=HashStore(), rank=0, world_size=1, device_id=device
+        )
         atexit.register(distributed.destroy_process_group)
         return
     if "SLURM_PROCID" in os.environ:
         _slurm_address()
-    distributed.init_process_group(backend)
+    distributed.init_process_group(backend, device_id=device)
 
 
 def _slurm_address() -> None:

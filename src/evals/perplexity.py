@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 # Logits are made for this many positions at once.
 _HEAD_CHUNK = 2048
+# A smaller rise of perplexity, relative to the native model's, counts as none.
+MINIMAL_GAP = 0.01
 
 
 @dataclass(frozen=True)
@@ -132,13 +134,14 @@ def scores(
 
     `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same
     on its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap
-    is None where scaling has not made the model worse, since there is then nothing to close.
+    is None where scaling has not made the model worse by at least MINIMAL_GAP: there is then
+    nothing to close but noise.
     """
     result: dict[str, dict[str, float | None]] = {}
     for window, native_value in native.items():
         scaled_value, value = scaled[window], student[window]
         gap = gap_nll = None
-        if scaled_value > native_value:
+        if scaled_value > native_value * (1 + MINIMAL_GAP):
             gap = (value - scaled_value) / (native_value - scaled_value)
             gap_nll = math.log(value / scaled_value) / math.log(native_value / scaled_value)
         result[window] = {

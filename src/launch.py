@@ -143,7 +143,7 @@ def leave(world: World) -> None:
         distributed.destroy_process_group()
 
 
-def spawn(arguments: Sequence[str], *, nproc: int, logs: Path, cuda: bool) -> None:
+def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
     """Run `python ARGUMENTS` once a rank on this machine and wait for all.
 
     Rank 0 keeps this process's terminal; the others write to `logs/rank-N.log`. When one fails, the
@@ -151,15 +151,9 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path, cuda: bool) -> No
 
     Raises:
         LaunchError: a rank failed; with its traceback.
-        ValueError: more ranks than GPUs.
     """
-    import torch
     from torch._C._distributed_c10d import TCPStore
 
-    if cuda and nproc > torch.cuda.device_count():
-        raise ValueError(
-            f"launch.nproc={nproc} but this machine has {torch.cuda.device_count()} GPUs"
-        )
     logs.mkdir(parents=True, exist_ok=True)
     for stale in logs.glob("rank-*.traceback"):
         stale.unlink()
@@ -197,8 +191,6 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
         codes = [process.poll() for process in ranks]
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
         if failed:
-            # The first to write its traceback is the cause; others fail for want of it.
-            time.sleep(0.5)
             raise LaunchError(_failure(failed, codes, logs))
         if all(code == 0 for code in codes):
             return
@@ -206,9 +198,10 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
 
 
 def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> str:
-    traces = sorted(logs.glob("rank-*.traceback"), key=lambda p: p.stat().st_mtime_ns)
+    """Why the first ranks to fail did; those that fail later do so for want of them."""
+    traces = [path for rank in failed if (path := logs / f"rank-{rank}.traceback").is_file()]
     if traces:
-        first = traces[0]
+        first = min(traces, key=lambda path: path.stat().st_mtime_ns)
         return f"{first.stem} failed:\n{first.read_text(encoding='utf-8').rstrip()}"
     rank = failed[0]
     code = codes[rank]

@@ -80,7 +80,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     tracker: tracking.Tracker = tracking.NullTracker()
     succeeded = False
     try:
-        with _stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
+        with stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
             _Run(config, folder, world, tracker).train()
@@ -104,7 +104,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
 
 
 @contextmanager
-def _stoppable() -> Iterator[None]:
+def stoppable() -> Iterator[None]:
     """SIGTERM ends the block as Ctrl-C does, so that the run's record is written."""
 
     def stop(number: int, frame: FrameType | None) -> None:

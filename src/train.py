@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import torch
 from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
@@ -125,12 +126,9 @@ def _run_here(settings: RunConfig, folder: RunFolder) -> None:
 
 def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
     try:
-        launch.spawn(
-            ["-m", "src.rank", str(folder.path)],
-            nproc=settings.launch.nproc,
-            logs=folder.logs,
-            cuda=uses_cuda(settings.engine.device),
-        )
+        with run.stoppable():
+            program = ["-m", "src.rank", str(folder.path)]
+            launch.spawn(program, nproc=settings.launch.nproc, logs=folder.logs)
     except launch.LaunchError as error:
         # Rank 0 may have been stopped before it could say why.
         reason = str(error).splitlines()[-1]
@@ -185,6 +183,11 @@ def _preflight(settings: RunConfig) -> run.Data:
     if settings.engine.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError(
             "engine.device: cuda is asked for, but torch sees no GPU; use cpu or auto"
+        )
+    if uses_cuda(settings.engine.device) and settings.launch.nproc > torch.cuda.device_count():
+        raise ConfigError(
+            f"launch.nproc: {settings.launch.nproc} ranks need as many GPUs, and this machine has "
+            f"{torch.cuda.device_count()}"
         )
     models.check_available(settings.model)
     data = run.prepare_data(settings)

@@ -90,7 +90,7 @@ def test_ranks_talk_and_only_rank_0_reports(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     program = rank_program(tmp_path, "print('sum', reduce(world.rank + 1), flush=True)")
-    launch.spawn(program, nproc=3, logs=tmp_path, cuda=False)
+    launch.spawn(program, nproc=3, logs=tmp_path)
     assert capfd.readouterr().out.count("sum 6.0") == 1
     assert "sum 6.0" in (tmp_path / "rank-2.log").read_text()
 
@@ -101,14 +101,14 @@ def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None
     )
     began = time.monotonic()
     with pytest.raises(LaunchError, match=r"(?s)rank-1 failed:.*Traceback.*KeyError: 'the cause'"):
-        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
+        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path)
     assert time.monotonic() - began < 45
 
 
 def test_a_killed_rank_is_named(tmp_path: Path) -> None:
     code = statements("import os", "if world.rank == 1: os.kill(os.getpid(), 9)", "time.sleep(60)")
     with pytest.raises(LaunchError, match=r"rank-1 was killed by signal 9"):
-        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path, cuda=False)
+        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -124,7 +124,7 @@ def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
             sys.executable,
             "-c",
             "import sys; from pathlib import Path; from src import launch\n"
-            f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}), cuda=False)",
+            f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}))",
         ],
         cwd=ROOT,
         stderr=subprocess.DEVNULL,

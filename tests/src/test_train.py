@@ -371,6 +371,29 @@ def test_dry_run_starts_nothing(
     assert not (tmp_path / "run").exists()
 
 
+def test_more_ranks_than_gpus_are_refused(
+    compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match=r"launch\.nproc: 2 ranks .* has 1"):
+        train._preflight(compose_run("model=tiny", "launch.nproc=2"))
+
+
+@pytest.mark.slow
+def test_stopped_ranks_leave_a_record(tiny_overrides: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", *tiny_overrides, "launch.nproc=2", f"run_dir={folder}"],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    _kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGTERM)
+    assert process.returncode == 130
+    assert RunFolder(folder).record()["state"] == "interrupted"
+
+
 def test_settings_for_cuda_without_a_gpu_are_refused(compose_run: Callable[..., RunConfig]) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")

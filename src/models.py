@@ -315,6 +315,9 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
         "tie_word_embeddings": shape.tied_embeddings,
         "rms_norm_eps": shape.norm_eps,
         "max_position_embeddings": model.native_window,
+        # Activations of order one at any width; the usual 0.02 leaves a narrow model's attention
+        # uniform, with nothing to distil.
+        "initializer_range": shape.hidden**-0.5,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
     }
     if model.family == "mistral":

@@ -67,6 +67,8 @@ def train(settings: RunConfig, world: World | None) -> Path:
             path = new.create().path
         path = _agree(path)
         run.execute(settings, RunFolder.open(path), world)
+        if world.is_main:
+            print(f"run folder: {path}")
     return path
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -197,6 +198,59 @@ def test_torchrun_ranks_are_used_as_they_are(
         "--local_rank=0",
     )
     assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.slow
+def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    """It adds --local_rank to each rank's arguments, which Hydra would refuse."""
+    done = run_command(
+        "deepspeed.launcher.runner",
+        "--num_gpus=2",
+        "--module",
+        "src.train",
+        *tiny_overrides,
+        f"run_dir={tmp_path / 'run'}",
+        env={
+            "DS_ACCELERATOR": "cpu",
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        },
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.slow
+def test_slurm_tasks_are_used_as_they_are(tiny_overrides: list[str], tmp_path: Path) -> None:
+    """Two tasks with the variables that srun sets; the job script names rank 0's address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    tasks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "src.train", *tiny_overrides, f"run_dir={tmp_path / 'run'}"],
+            cwd=ROOT,
+            env=os.environ
+            | {
+                "SLURM_JOB_ID": "1",
+                "SLURM_PROCID": str(rank),
+                "SLURM_LOCALID": str(rank),
+                "SLURM_NTASKS": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            },
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for task in tasks:
+        _, errors = task.communicate(timeout=200)
+        assert task.returncode == 0, errors
     assert len(losses(tmp_path / "run")) == 6
 
 

@@ -76,7 +76,7 @@ class StageRun:
         began = time.perf_counter()
         # Dropout depends on the step and the rank alone, so a resumed run draws what this one did.
         torch.manual_seed(_mixed_seed(self.seed, self.name, step, self.world.rank))
-        sums: dict[str, Tensor] = {}
+        sums = _Sums()
         micro_steps = list(
             self.schedule.micro_steps(
                 step,
@@ -89,7 +89,7 @@ class StageRun:
             self._micro_step(step, micro, sums, last=number == len(micro_steps))
         lr = learning_rate(self.stage, step, self.schedule.steps)
         grad_norm = self.student.step(lr)
-        losses = self._reduced(sums)
+        losses = sums.reduced(distribute=self.world.size > 1)
         seconds = time.perf_counter() - began
         tokens = self.schedule.tokens_at(step)
         if not np.isfinite(losses["loss/total"]) or not np.isfinite(grad_norm):
@@ -100,9 +100,7 @@ class StageRun:
         rates = {"lr": lr, "grad_norm": grad_norm, "tokens_per_second": tokens / seconds}
         return StepRecord(step + 1, self.schedule.tokens_before(step + 1), losses | rates)
 
-    def _micro_step(
-        self, step: int, micro: MicroStep, sums: dict[str, Tensor], *, last: bool
-    ) -> None:
+    def _micro_step(self, step: int, micro: MicroStep, sums: _Sums, *, last: bool) -> None:
         stream = self.stage.streams[micro.stream]
         # A rank without a block of its own runs another's at weight 0: collectives need everyone.
         batch = self._batch(micro.pieces or (micro.stand_in,))
@@ -116,26 +114,49 @@ class StageRun:
         loss, metrics = self.student.loss(batch, stream.objective, outputs)
         # DeepSpeed averages over ranks; shares already sum to one over them.
         self.student.backward(loss * (stream.weight * share * self.world.size), last=last)
-        for name, value in {"total": loss.detach() * stream.weight, **metrics}.items():
-            key = f"loss/{name}"
-            sums[key] = sums.get(key, 0.0) + value.float() * share
+        sums.add("loss/total", loss.detach() * stream.weight, share)
+        for name, value in metrics.items():
+            sums.add(f"loss/{name}", value, share)
 
     def _batch(self, pieces: tuple[Piece, ...]) -> Batch:
         rows = [self.blocks[p.stream][p.block][: p.tokens] for p in pieces]
         ids_bt = torch.from_numpy(np.stack(rows))
         return Batch(ids_bt.to(self.device))
 
-    def _reduced(self, sums: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Sums over ranks, as plain numbers (lists for vectors)."""
-        flat = torch.cat([value.reshape(-1) for value in sums.values()])
-        if self.world.size > 1:
+
+class _Sums:
+    """Weighted sums over a step's micro-steps and ranks, kept on the device until they are read."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, Tensor] = {}
+        self._shares: dict[str, float] = {}
+
+    def add(self, name: str, value: Tensor, share: float) -> None:
+        """Add a micro-step's value with its share of the step's tokens."""
+        self._values[name] = self._values.get(name, 0.0) + value.float() * share
+        self._shares[name] = self._shares.get(name, 0.0) + share
+
+    def reduced(self, *, distribute: bool) -> dict[str, Any]:
+        """Means over all ranks as plain numbers, lists for vectors.
+
+        Each is the mean over the tokens that had it: a stream's own loss is not made smaller by the
+        other streams. `loss/total` spans the step, so its shares add up to one.
+        """
+        values = list(self._values.values())
+        shares = torch.tensor(list(self._shares.values()), device=values[0].device)
+        flat = torch.cat([*(value.reshape(-1) for value in values), shares])
+        if distribute:
             distributed.all_reduce(flat)
         numbers = flat.tolist()
-        reduced: dict[str, Any] = {}
-        for name, value in sums.items():
-            part, numbers = numbers[: value.numel()], numbers[value.numel() :]
-            reduced[name] = part[0] if value.ndim == 0 else part
-        return reduced
+        means: dict[str, Any] = {}
+        start = 0
+        for (name, value), share in zip(
+            self._values.items(), numbers[len(numbers) - len(values) :], strict=True
+        ):
+            part = [number / share for number in numbers[start : start + value.numel()]]
+            means[name] = part[0] if value.ndim == 0 else part
+            start += value.numel()
+        return means
 
 
 def _mixed_seed(seed: int, stage: str, step: int, rank: int) -> int:

@@ -116,4 +116,4 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
     import json
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)[key] for line in lines]
+    return [entry[key] for line in lines if key in (entry := json.loads(line))]

@@ -150,6 +150,21 @@ def test_how_it_is_computed_does_not_change_the_losses(
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
+def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
+    """Half of a step's tokens are relation blocks, half language modelling at weight 0.5."""
+    stream = "{objective: language_modeling, length: 128, weight: 0.5}"
+    folder = train_tiny(
+        "+recipe.stages.ard.streams.short.share=2", f"+recipe.stages.ard.streams.long={stream}"
+    )
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for line in lines[:4]:
+        relation = sum(line[f"loss/relation/{name}"] for name in ("qq", "kk", "vv"))
+        expected = 0.5 * relation + 0.5 * 0.5 * line["loss/language_modeling"]
+        assert line["loss/total"] == pytest.approx(expected, rel=1e-5)
+    alone = losses(train_tiny(), "loss/relation/qq")
+    assert lines[0]["loss/relation/qq"] == pytest.approx(alone[0], rel=0.5)
+
+
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int) -> None:
     curve = losses(train_tiny("engine.dtype=bfloat16", f"engine.student.zero_stage={zero_stage}"))

@@ -198,14 +198,19 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
 
 
 def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> str:
-    """Why the first ranks to fail did; those that fail later do so for want of them."""
+    """Why the first ranks to fail did.
+
+    A killed rank leaves no traceback, and the others' then tell only that it went missing; so it
+    comes first.
+    """
+    killed = [rank for rank in failed if (codes[rank] or 0) < 0]
     traces = [path for rank in failed if (path := logs / f"rank-{rank}.traceback").is_file()]
-    if traces:
+    if traces and not killed:
         first = min(traces, key=lambda path: path.stat().st_mtime_ns)
         return f"{first.stem} failed:\n{first.read_text(encoding='utf-8').rstrip()}"
-    rank = failed[0]
-    code = codes[rank]
-    how = f"was killed by signal {-code}" if code and code < 0 else f"ended with exit code {code}"
+    rank = (killed or list(failed))[0]
+    code = codes[rank] or 0
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
     return f"rank-{rank} {how}; see {logs / f'rank-{rank}.log'}"
 
 

@@ -112,6 +112,22 @@ def test_a_killed_rank_is_named(tmp_path: Path) -> None:
         launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("codes", "expected"),
+    [
+        pytest.param([1, None], "rank-0 failed:\nlost rank 1", id="its-traceback"),
+        pytest.param([1, -9], "rank-1 was killed by signal 9", id="killed-before-traceback"),
+        pytest.param([None, 3], "rank-1 ended with exit code 3", id="no-traceback"),
+    ],
+)
+def test_the_cause_is_told_from_its_consequences(
+    tmp_path: Path, codes: list[int | None], expected: str
+) -> None:
+    (tmp_path / "rank-0.traceback").write_text("lost rank 1\n")
+    failed = [rank for rank, code in enumerate(codes) if code]
+    assert launch._failure(failed, codes, tmp_path).startswith(expected)
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
     code = statements(

@@ -39,8 +39,10 @@ def _deepspeed(device: torch.device) -> Any:
 
     # It reports every buffer it makes; warnings and errors stay.
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    # DeepSpeed asks models for an attribute that transformers has renamed.
-    warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+    # Names that DeepSpeed still uses and that transformers and torch have replaced; it warns at
+    # every collective.
+    for renamed in (".*is_gradient_checkpointing.*", ".*torch.distributed.* is deprecated.*"):
+        warnings.filterwarnings("ignore", renamed, FutureWarning)
     accelerator: Any = deepspeed.get_accelerator()
     chosen = accelerator.device_name()
     if chosen.split(":")[0] != device.type:

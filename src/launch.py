@@ -102,7 +102,7 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
 
 def _initialize(world: World, backend: str, device: torch.device | None) -> None:
     from torch import distributed
-    from torch._C._distributed_c10d import HashStore
+    from torch.distributed import HashStore  # pyright: ignore[reportPrivateImportUsage]
 
     if world.size == 1:
         os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
@@ -152,7 +152,7 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
     Raises:
         LaunchError: a rank failed; with its traceback.
     """
-    from torch._C._distributed_c10d import TCPStore
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
     logs.mkdir(parents=True, exist_ok=True)
     for stale in logs.glob("rank-*.traceback"):

@@ -15,7 +15,7 @@ from torch import distributed
 
 from src import checkpoint, launch, models, tracking
 from src.adapters import make_trainable
-from src.checkpoint import CheckpointError, Position
+from src.checkpoint import Position
 from src.config import RunConfig
 from src.data import Blocks, Corpus, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
@@ -152,12 +152,7 @@ class _Run:
         resumed = checkpoint.newest(self.folder)
         first, start = 0, 0
         if resumed:
-            path, position = resumed
-            if position.world_size != self.world.size:
-                raise CheckpointError(
-                    f"{path} was written by {position.world_size} ranks and cannot be read by "
-                    f"{self.world.size}: resume with the same number"
-                )
+            _, position = resumed
             first, start = self.names.index(position.stage), position.stage_step
             if self.world.is_main:
                 self.folder.forget_metrics_after(position.step)

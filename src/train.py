@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from src import checkpoint, command, config, launch, models, plan, run
+from src.checkpoint import CheckpointError
 from src.config import ConfigError, RunConfig
 from src.devices import uses_cuda
 from src.evals.restoration import held_out_segments
@@ -77,6 +78,7 @@ def resume(run_dir: Path, world: World | None) -> None:
 
     Raises:
         RunFolderError: the folder is not a run's.
+        CheckpointError: another number of ranks wrote the checkpoint, or it cannot be read.
     """
     folder = RunFolder.open(run_dir)
     settings = config.load_plain(RunConfig, folder.config())
@@ -85,6 +87,12 @@ def resume(run_dir: Path, world: World | None) -> None:
         print(f"{run_dir} is finished; nothing is left to do")
         return
     found = checkpoint.newest(folder)
+    size = world.size if world else settings.launch.nproc
+    if found and found[1].world_size != size:
+        raise CheckpointError(
+            f"{found[0]} was written by {found[1].world_size} ranks and cannot be read by {size}: "
+            "resume with the same number"
+        )
     where = f"step {found[1].step}" if found else "the start: it has no whole checkpoint"
     with ExitStack() as held:
         if world is None or world.is_main:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,8 +16,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import checkpoint, models, train
+from src import models, train
+from src.checkpoint import CheckpointError
 from src.config import ConfigError, RunConfig
+from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from tests.conftest import ROOT, losses
 
@@ -285,10 +288,19 @@ def test_resume_takes_no_other_settings(
 
 
 def test_resume_on_other_ranks_is_refused(baseline: Path, tmp_path: Path) -> None:
-    folder = RunFolder(baseline)
-    found = checkpoint.newest(folder)
-    assert found is not None
-    assert found[1].world_size == 1
+    folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
+    folder.update(state="interrupted")
+    with pytest.raises(CheckpointError, match=r"step-6 was written by 1 ranks .* read by 2"):
+        train.resume(folder.path, World(rank=0, local_rank=0, size=2))
+    assert folder.record()["state"] == "interrupted"
+
+
+def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Path) -> None:
+    folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
+    folder.update(state="interrupted")
+    (folder.checkpoints / "step-6" / "position.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"step-6/position\.json cannot be read: .*; remove"):
+        train.resume(folder.path, None)
 
 
 @pytest.mark.parametrize(

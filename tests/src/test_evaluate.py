@@ -1,0 +1,85 @@
+"""`python -m src.evaluate`: a run's models or a model by name, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from src import train
+from src.config import RunConfig
+
+SUITE = [
+    "eval=perplexity",
+    "eval.perplexity.windows=[16,64]",
+    "eval.perplexity.headline=64",
+    "eval.perplexity.tokens=256",
+]
+
+
+@pytest.fixture(scope="module")
+def finished(
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    return train.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
+
+
+def test_a_runs_models_are_scored_on_its_own_held_out_text(
+    finished: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    done = run_command("src.evaluate", f"run={finished}", *SUITE)
+    assert done.returncode == 0, done.stderr
+    results = json.loads((finished / "evals" / "perplexity.json").read_text())
+    names = [model["name"] for model in results["models"]]
+    assert names == ["native", "scaled", "after ard", "after cpt"]
+    assert results["dataset"]["documents"] == ["held-a", "held-b"]
+    assert results["scores_by_model"].keys() == {"after ard", "after cpt"}
+    native, scaled = (model["perplexity"]["64"] for model in results["models"][:2])
+    assert native != scaled
+    for name in names:
+        assert name in done.stdout
+
+
+def test_a_model_by_name(
+    prose: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
+    done = run_command("src.evaluate", "model=tiny", *data, *SUITE)
+    assert done.returncode == 0, done.stderr
+    assert "tiny" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(["run=/no/such/run"], "/no/such/run is not a run folder", id="no-run"),
+        pytest.param([], "give either run=RUN_DIR or model=NAME", id="neither"),
+        pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
+        pytest.param(
+            ["model=tiny", "eval=perplexty"], "Could not find 'eval/perplexty'", id="typo"
+        ),
+    ],
+)
+def test_mistakes_are_one_message(
+    run_command: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
+) -> None:
+    refused = run_command("src.evaluate", *arguments)
+    assert refused.returncode == 2
+    assert message in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+def test_a_run_without_a_model_is_refused(
+    finished: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    for name in ("config.yaml", "run.json"):
+        (tmp_path / name).write_text((finished / name).read_text())
+    refused = run_command("src.evaluate", f"run={tmp_path}", *SUITE)
+    assert refused.returncode == 2
+    assert "has no exported model: finish it with resume=" in refused.stderr

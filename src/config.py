@@ -31,7 +31,6 @@ from src.rope import RopeScaling
 from src.schedule import StageConfig
 from src.tracking import TrackingConfig
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 # The set is found at run time, so type checkers see the protocol that all objectives share.
 if TYPE_CHECKING:
@@ -288,19 +287,16 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
         if tagged and len(kinds) > 1:
             kinds = tagged
             continue
-        if isinstance(part, str) and part.startswith(("function-", "constrained-", "literal[")):
-            continue
-        if (
-            isinstance(part, str)
-            and path
-            and any(k is not None for k in kinds)
-            and (part in ("tuple", "str", "int", "float") or part.startswith("tuple["))
-        ):
-            continue
+        if isinstance(part, str) and not any(_holds_keys(kind) for kind in kinds):
+            continue  # pydantic's name for a member of a union of plain types
         parent = kinds[0] if kinds else None
         path.append(str(part))
         kinds = [child for kind in kinds for child in _children(kind, part)]
     return path, parent
+
+
+def _holds_keys(kind: Any) -> bool:
+    return is_dataclass(kind) or typing.get_origin(kind) is dict
 
 
 def _tag(kind: Any) -> str | None:

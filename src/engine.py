@@ -234,12 +234,6 @@ class Student:
                         gathered[name] = parameter.detach().cpu().clone()
         return gathered
 
-    def optimizer_parameters(self) -> int:
-        """How many parameters are trained, over all ranks."""
-        return sum(
-            getattr(p, "ds_numel", p.numel()) for p in self.network.parameters() if p.requires_grad
-        )
-
     def save(self, folder: Path) -> None:
         """Write weights that are trained and the optimizer's state; a collective call."""
         self._engine.save_checkpoint(

@@ -203,7 +203,7 @@ def _preflight(settings: RunConfig) -> run.Data:
     data = run.prepare_data(settings)
     if settings.eval.perplexity is not None:
         try:
-            held_out_segments(settings.data, settings.model, settings.eval.perplexity)
+            held_out_segments(data.corpus, settings.eval.perplexity)
         except ValueError as error:
             raise ConfigError(str(error)) from error
     return data

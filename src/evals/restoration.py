@@ -22,7 +22,7 @@ from src.run_folder import SCHEMA, RunFolder, write_json
 
 if TYPE_CHECKING:
     from src.config import RunConfig
-    from src.data import DataConfig
+    from src.data import Corpus, DataConfig
     from src.models import ModelConfig
     from src.tracking import Tracker
 
@@ -84,19 +84,17 @@ class PerplexityResults:
 
 
 def held_out_segments(
-    data: DataConfig, model: ModelConfig, config: PerplexityConfig
+    corpus: Corpus, config: PerplexityConfig
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """Segments of held-out text for a model's tokenizer, and what the results say of them.
+    """Segments of a corpus's held-out text, and what the results say of them.
 
     Raises:
-        DataError: the text cannot be had.
         ValueError: no held-out document is long enough.
     """
-    corpus = prepare_corpus(data, models.load_tokenizer(model))
     documents = corpus.held_out_documents()
     found = perplexity.segments(documents, config)
     about = {
-        "name": data.name,
+        "name": corpus.name,
         "documents": [name for name, _ in documents],
         "fingerprint": corpus.fingerprint(max(config.windows)),
         "tokens": int(found.size),
@@ -111,7 +109,8 @@ def evaluate_run(
 
     The models are loaded one after the other, trained ones from their exported folders.
     """
-    found, about = held_out_segments(config.data, config.model, suite)
+    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model))
+    found, about = held_out_segments(corpus, suite)
     stages = list(config.recipe.stages)
     exports = [(f"after {s}", folder.export(s)) for s in stages[:-1]]
     exports.append((f"after {stages[-1]}", folder.export()))
@@ -135,7 +134,8 @@ def evaluate_model(
     model: ModelConfig, data: DataConfig, suite: PerplexityConfig, *, device: str, dtype: str
 ) -> PerplexityResults:
     """Score one model as it is."""
-    found, about = held_out_segments(data, model, suite)
+    corpus = prepare_corpus(data, models.load_tokenizer(model))
+    found, about = held_out_segments(corpus, suite)
     native = models.native_config(model)
     result = _score(model, native, None, model.name, found, suite, device, dtype)
     return PerplexityResults(_content(suite, about, [result]), str(suite.headline))

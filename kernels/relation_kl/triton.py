@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+import triton.language as tl
 from torch import Tensor
-from triton.language import constexpr
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.relation_kl import launch
@@ -40,7 +40,7 @@ from kernels.relation_kl.triton_tiles import (
 )
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.api import Scales, Visibility
+    from kernels.relation_kl.contract import Scales, Visibility
 
 # Relations that one launch takes; more go in several.
 _MOST_RELATIONS = 4
@@ -57,7 +57,7 @@ def relation_rows(
     *,
     allow_tf32: bool,
 ) -> list[Tensor]:
-    """KL by row of each self-relation (`kernels.relation_kl.api.Implementation`).
+    """KL by row of each self-relation (`kernels.relation_kl.contract.Implementation`).
 
     Relations of the same dtypes and padded head sizes share a launch.
 
@@ -103,7 +103,7 @@ def attention_rows(
     *,
     allow_tf32: bool,
 ) -> Tensor:
-    """KL by row of attention (`kernels.relation_kl.api.Implementation`).
+    """KL by row of attention (`kernels.relation_kl.contract.Implementation`).
 
     Raises:
         RuntimeError: as `relation_rows`.
@@ -147,6 +147,9 @@ def _self_rows(
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """KL by row, and both sides' log-sum-exps to base 2: ``[b, h, t]`` float32 each."""
+    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    if fast is not None:
+        return fast.forward(students, teachers, student_scales, teacher_scales)
     rows_bht, student_lse_bht, teacher_lse_bht = results = _empty_rows(students)
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(
@@ -186,6 +189,12 @@ def _self_rows_backward(
     allow_tf32: bool,
 ) -> list[Tensor]:
     """Gradients of the students, in their dtypes."""
+    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    if fast is not None:
+        lse_bht = (student_lse_bht, teacher_lse_bht)
+        return fast.backward(
+            row_gradient_bht, *lse_bht, students, teachers, student_scales, teacher_scales
+        )
     gradients = [_empty_gradient(student) for student in students]
     weight_bht, peak = _normalised(row_gradient_bht, row_gradient_bht.shape[1], students[0].dtype)
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
@@ -366,6 +375,19 @@ def _differentiate_attention(
 _attention_rows.register_autograd(_differentiate_attention, setup_context=_save_attention)
 
 
+def _fast_path(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> Any:
+    """A module with kernels for just this case, or None: then the general kernels take it."""
+    return None
+
+
 @dataclass(frozen=True)
 class _Call:
     """What all launches of a call share."""
@@ -423,7 +445,7 @@ class _Call:
         chosen = launch.lookup(launch.ShapeClass(name, size, self.element_bytes), self.device)
         facts = self.shape._replace(block_m=chosen.block_m, block_n=chosen.block_n)
         # Each fact by itself, so that those passed on inside a kernel stay known to the compiler.
-        shape = Shape(*(constexpr(fact) for fact in facts))
+        shape = Shape(*(tl.constexpr(fact) for fact in facts))
         together = max(1, min(_CACHE_BYTES // self.head_bytes, self.batch * self.heads))
         _start(
             kernel,
@@ -544,7 +566,9 @@ def _normalised(row_gradient_bht: Tensor, groups: int, dtype: torch.dtype) -> tu
 
 
 def _check_device(device: torch.device) -> None:
-    interpreted = isinstance(self_forward_kernel, InterpretedFunction)
+    # Triton decides when a function is defined: its own ones when it is imported.
+    functions: tuple[object, ...] = (tl.sum, self_forward_kernel)
+    interpreted = all(isinstance(function, InterpretedFunction) for function in functions)
     if device.type != "cuda" and not interpreted:
         raise RuntimeError(
             f"backend 'triton' cannot run on '{device}': Triton was imported before "

@@ -1,8 +1,8 @@
 """Fused kernels: one pass forward, a deterministic backward, all relations in one launch each.
 
 Operators are registered with torch (``torch.ops.relation_kl.*``), so that compilers and
-checkpointing policies see them. Their small outputs, KL and log-sum-exps by row, are what a policy
-may keep instead of running the forward again. Kernels: `triton_kernels`; launch parameters:
+checkpointing policies see them. All that the forward gives is by row, `triton_tiles.RowSums`: a
+policy may keep that instead of running it again. Kernels: `triton_kernels`; launch parameters:
 `launch`. Shape suffixes: b batch, h heads (of all relations of a launch), t tokens, d head size.
 """
 
@@ -35,8 +35,9 @@ from kernels.relation_kl.triton_tiles import (
     Masks,
     Operand,
     Relation,
+    RowSums,
+    RowWeights,
     Shape,
-    Statistics,
 )
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ _MOST_RELATIONS = 4
 # Operands of heads that are worked on at the same time should stay in the second-level cache.
 _CACHE_BYTES = 24 * 2**20
 _LOG2_E = math.log2(math.e)
+# What is saved of `RowSums`: all but the KL.
+_SUMS = len(RowSums._fields) - 1
 
 
 def relation_rows(
@@ -66,7 +69,7 @@ def relation_rows(
     """
     rows: dict[int, Tensor] = {}
     for members in _launches(students, teachers):
-        joined_bht, _, _ = torch.ops.relation_kl.self_rows(
+        joined_bht, *_ = torch.ops.relation_kl.self_rows(
             [students[r] for r in members],
             [teachers[r] for r in members],
             visibility.segment_ids,
@@ -108,7 +111,7 @@ def attention_rows(
     Raises:
         RuntimeError: as `relation_rows`.
     """
-    rows_bht, _, _ = torch.ops.relation_kl.attention_rows(
+    rows_bht, *_ = torch.ops.relation_kl.attention_rows(
         q_student,
         k_student,
         q_teacher,
@@ -133,7 +136,7 @@ _SELF_ARGUMENTS = (
 @torch.library.custom_op(
     "relation_kl::self_rows",
     mutates_args=(),
-    schema=f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _self_rows(
     students: list[Tensor],
@@ -145,39 +148,35 @@ def _self_rows(
     causal: bool,
     window: int | None,
     allow_tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL by row, and both sides' log-sum-exps to base 2: ``[b, h, t]`` float32 each."""
+) -> RowSums:
+    """Row sums of all relations' heads, one relation after the other."""
     fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     if fast is not None:
         return fast.forward(students, teachers, student_scales, teacher_scales)
-    rows_bht, student_lse_bht, teacher_lse_bht = results = _empty_rows(students)
+    results = _empty_rows(students)
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(
         self_forward_kernel,
         "self_forward",
         _relations(students, teachers, students, student_scales, teacher_scales),
-        Statistics(student_lse_bht, teacher_lse_bht, rows_bht),
+        results,
     )
     return results
 
 
 @_self_rows.register_fake
-def _(students: list[Tensor], *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def _(students: list[Tensor], *_: object) -> RowSums:
     return _empty_rows(students)
 
 
 @torch.library.custom_op(
     "relation_kl::self_rows_backward",
     mutates_args=(),
-    schema=(
-        f"(Tensor row_gradient, Tensor student_lse, Tensor teacher_lse, {_SELF_ARGUMENTS})"
-        " -> Tensor[]"
-    ),
+    schema=(f"(Tensor row_gradient, Tensor[] sums, {_SELF_ARGUMENTS}) -> Tensor[]"),
 )
 def _self_rows_backward(
     row_gradient_bht: Tensor,
-    student_lse_bht: Tensor,
-    teacher_lse_bht: Tensor,
+    sums: list[Tensor],
     students: list[Tensor],
     teachers: list[Tensor],
     segment_ids: Tensor | None,
@@ -191,19 +190,18 @@ def _self_rows_backward(
     """Gradients of the students, in their dtypes."""
     fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     if fast is not None:
-        lse_bht = (student_lse_bht, teacher_lse_bht)
         return fast.backward(
-            row_gradient_bht, *lse_bht, students, teachers, student_scales, teacher_scales
+            row_gradient_bht, sums, students, teachers, student_scales, teacher_scales
         )
     gradients = [_empty_gradient(student) for student in students]
-    weight_bht, peak = _normalised(row_gradient_bht, row_gradient_bht.shape[1], students[0].dtype)
+    weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], students[0].dtype)
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(
         self_backward_kernel,
         "self_backward",
         _relations(students, teachers, gradients, student_scales, teacher_scales),
-        Statistics(student_lse_bht, teacher_lse_bht, weight_bht),
-        peak,
+        weights,
+        units,
     )
     return gradients
 
@@ -211,32 +209,29 @@ def _self_rows_backward(
 @_self_rows_backward.register_fake
 def _(
     row_gradient_bht: Tensor,
-    student_lse_bht: Tensor,
-    teacher_lse_bht: Tensor,
+    sums: list[Tensor],
     students: list[Tensor],
     *_: object,
 ) -> list[Tensor]:
     return [_empty_gradient(student) for student in students]
 
 
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _save_self(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
     students, teachers, segment_ids, key_mask, *settings = inputs
-    _, student_lse_bht, teacher_lse_bht = output
-    ctx.mark_non_differentiable(student_lse_bht, teacher_lse_bht)
+    sums = output[1:]
+    ctx.mark_non_differentiable(*sums)
     ctx.set_materialize_grads(False)
     ctx.relations, ctx.settings = len(students), settings
-    ctx.save_for_backward(
-        student_lse_bht, teacher_lse_bht, segment_ids, key_mask, *students, *teachers
-    )
+    ctx.save_for_backward(*sums, segment_ids, key_mask, *students, *teachers)
 
 
 def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[Any, ...]:
     # Read once: under non-reentrant checkpointing a second reading is an error.
-    student_lse_bht, teacher_lse_bht, segment_ids, key_mask, *sides = ctx.saved_tensors
+    tensors = ctx.saved_tensors
+    (segment_ids, key_mask, *sides), sums = tensors[_SUMS:], list(tensors[:_SUMS])
     gradients = torch.ops.relation_kl.self_rows_backward(
         row_gradient_bht,
-        student_lse_bht,
-        teacher_lse_bht,
+        sums,
         sides[: ctx.relations],
         sides[ctx.relations :],
         segment_ids,
@@ -259,7 +254,7 @@ _ATTENTION_ARGUMENTS = (
 @torch.library.custom_op(
     "relation_kl::attention_rows",
     mutates_args=(),
-    schema=f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor)",
+    schema=f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _attention_rows(
     q_student: Tensor,
@@ -273,37 +268,33 @@ def _attention_rows(
     causal: bool,
     window: int | None,
     allow_tf32: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """KL by query row, and both sides' log-sum-exps to base 2: ``[b, h, t]`` float32 each."""
-    rows_bht, student_lse_bht, teacher_lse_bht = results = _empty_rows([q_student])
+) -> RowSums:
+    """Row sums of the query heads."""
+    results = _empty_rows([q_student])
     tensors = (q_student, k_student, q_teacher, k_teacher)
     call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(
         attention_forward_kernel,
         "attention_forward",
         _attention(*tensors, q_student, student_scale, teacher_scale),
-        Statistics(student_lse_bht, teacher_lse_bht, rows_bht),
+        results,
     )
     return results
 
 
 @_attention_rows.register_fake
-def _(q_student: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
+def _(q_student: Tensor, *_: object) -> RowSums:
     return _empty_rows([q_student])
 
 
 @torch.library.custom_op(
     "relation_kl::attention_rows_backward",
     mutates_args=(),
-    schema=(
-        "(Tensor row_gradient, Tensor student_lse, Tensor teacher_lse, "
-        f"{_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)"
-    ),
+    schema=(f"(Tensor row_gradient, Tensor[] sums, {_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)"),
 )
 def _attention_rows_backward(
     row_gradient_bht: Tensor,
-    student_lse_bht: Tensor,
-    teacher_lse_bht: Tensor,
+    sums: list[Tensor],
     q_student: Tensor,
     k_student: Tensor,
     q_teacher: Tensor,
@@ -319,23 +310,22 @@ def _attention_rows_backward(
     """Gradients of the student's queries and keys, in their dtype."""
     tensors = (q_student, k_student, q_teacher, k_teacher)
     key_heads = k_student.shape[1]
-    weight_bht, peak = _normalised(row_gradient_bht, key_heads, q_student.dtype)
-    statistics = Statistics(student_lse_bht, teacher_lse_bht, weight_bht)
+    weights, units = _weights(row_gradient_bht, sums, key_heads, q_student.dtype)
     call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
     gradient_q, gradient_k = _empty_gradient(q_student), _empty_gradient(k_student)
     call.launch(
         attention_backward_queries_kernel,
         "attention_backward_queries",
         _attention(*tensors, gradient_q, student_scale, teacher_scale),
-        statistics,
-        peak,
+        weights,
+        units,
     )
     replace(call, heads=key_heads).launch(
         attention_backward_keys_kernel,
         "attention_backward_keys",
         _attention(*tensors, gradient_k, student_scale, teacher_scale),
-        statistics,
-        peak,
+        weights,
+        units,
     )
     return gradient_q, gradient_k
 
@@ -343,8 +333,7 @@ def _attention_rows_backward(
 @_attention_rows_backward.register_fake
 def _(
     row_gradient_bht: Tensor,
-    student_lse_bht: Tensor,
-    teacher_lse_bht: Tensor,
+    sums: list[Tensor],
     q_student: Tensor,
     k_student: Tensor,
     *_: object,
@@ -352,22 +341,20 @@ def _(
     return _empty_gradient(q_student), _empty_gradient(k_student)
 
 
-def _save_attention(
-    ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]
-) -> None:
-    _, student_lse_bht, teacher_lse_bht = output
-    ctx.mark_non_differentiable(student_lse_bht, teacher_lse_bht)
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
+    sums = output[1:]
+    ctx.mark_non_differentiable(*sums)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(student_lse_bht, teacher_lse_bht, *inputs[:6])
+    ctx.save_for_backward(*sums, *inputs[:6])
     ctx.settings = inputs[6:]
 
 
 def _differentiate_attention(
     ctx: Any, row_gradient_bht: Tensor, *_: None
 ) -> tuple[Tensor | None, ...]:
-    student_lse_bht, teacher_lse_bht, *tensors = ctx.saved_tensors
+    tensors = ctx.saved_tensors
     gradient_q, gradient_k = torch.ops.relation_kl.attention_rows_backward(
-        row_gradient_bht, student_lse_bht, teacher_lse_bht, *tensors, *ctx.settings
+        row_gradient_bht, list(tensors[:_SUMS]), *tensors[_SUMS:], *ctx.settings
     )
     return (gradient_q, gradient_k, *[None] * 9)
 
@@ -533,11 +520,10 @@ def _masks(segment_ids: Tensor | None, key_mask: Tensor | None, x_bhtd: Tensor) 
     return Masks(segments, real, reach)
 
 
-def _empty_rows(students: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+def _empty_rows(students: Sequence[Tensor]) -> RowSums:
     first = students[0]
     shape = (first.shape[0], sum(x.shape[1] for x in students), first.shape[2])
-    rows, student_lse, teacher_lse = (first.new_empty(shape, dtype=torch.float32) for _ in range(3))
-    return rows, student_lse, teacher_lse
+    return RowSums(*(first.new_empty(shape, dtype=torch.float32) for _ in RowSums._fields))
 
 
 def _empty_gradient(x_bhtd: Tensor) -> Tensor:
@@ -551,18 +537,25 @@ def _last_axis_is_contiguous(x_bhtd: Tensor) -> bool:
     return x_bhtd.stride(3) == 1 or x_bhtd.shape[3] == 1
 
 
-def _normalised(row_gradient_bht: Tensor, groups: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Upstream gradients as weights, and the factor taken out, one for each group of heads.
+def _weights(
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], groups: int, dtype: torch.dtype
+) -> tuple[RowWeights, Tensor]:
+    """Scaled upstream gradients over the rows' sums, and the unit taken out of each head group.
 
     A mean's gradient is one over the number of rows: in half-precision products it would underflow.
-    Weights are at most 1. In float16 they are at most 2^13, which is as exact and leaves room for
-    small probabilities.
+    So scaled ones are at most 1, or 2^13 in float16: as exact, with more room for small
+    probabilities.
     """
+    student_peak, student_sum, teacher_peak, teacher_sum = sums
     headroom = 2.0**13 if dtype is torch.float16 else 1.0
-    tiny = torch.finfo(torch.float32).tiny
+    tiny = headroom * torch.finfo(torch.float32).tiny
     grouped = row_gradient_bht.float().unflatten(1, (groups, -1))
-    peak = grouped.abs().amax(dim=(2, 3), keepdim=True).clamp_min(tiny * headroom) / headroom
-    return (grouped / peak).flatten(1, 2).contiguous(), peak
+    units = grouped.abs().amax(dim=(2, 3), keepdim=True).clamp_min(tiny) / headroom
+    scaled_bht = (grouped / units).flatten(1, 2)
+    weights = RowWeights(
+        student_peak, scaled_bht / student_sum, teacher_peak, scaled_bht / teacher_sum
+    )
+    return weights, units
 
 
 def _check_device(device: torch.device) -> None:

@@ -24,10 +24,9 @@ from kernels.relation_kl.triton_tiles import (
     at_head,
     choose_relation,
     columns_of,
-    difference,
     load,
-    load_statistics,
     load_tokens,
+    load_weights,
     locate,
     neighbours_of,
     rows_of,
@@ -49,7 +48,7 @@ def self_forward_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """KL and both log-sum-exps of all relations' rows."""
+    """KL and both sides' sums of all relations' rows."""
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
@@ -74,7 +73,7 @@ def attention_forward_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """KL and both log-sum-exps of all query rows."""
+    """KL and both sides' sums of all query rows."""
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
@@ -114,19 +113,21 @@ def _forward(q, k, scale, masks, results, batch, row_head, start, tokens, window
             totals, own, q_block, k, scale, masks, batch, tile, tokens, window, shape, False
         )
 
-    # Padding may have seen nothing. Then all three results are 0.
+    # Padding may have seen nothing: KL 0, and numbers that the backward can use.
     saw_any = totals.teacher_peak > 0.5 * HIDDEN
+    student_peak = tl.where(saw_any, totals.student_peak, 0.0)
+    teacher_peak = tl.where(saw_any, totals.teacher_peak, 0.0)
     student_sum = tl.where(saw_any, totals.student_sum, 1.0)
     teacher_sum = tl.where(saw_any, totals.teacher_sum, 1.0)
     # One logarithm of a ratio, not a difference of two, whose rounding may be more than the KL.
     kl = LN_2 * (totals.gap / teacher_sum + tl.log2(student_sum / teacher_sum))
-    student_lse = tl.where(saw_any, totals.student_peak + tl.log2(student_sum), 0.0)
-    teacher_lse = tl.where(saw_any, totals.teacher_peak + tl.log2(teacher_sum), 0.0)
     offset = tl.cast(row_head, tl.int64) * tokens + own.position
     inside = own.position < tokens
-    tl.store(results.value + offset, tl.where(saw_any, kl, 0.0), mask=inside)
-    tl.store(results.student_lse + offset, student_lse, mask=inside)
-    tl.store(results.teacher_lse + offset, teacher_lse, mask=inside)
+    tl.store(results.kl + offset, tl.where(saw_any, kl, 0.0), mask=inside)
+    tl.store(results.student_peak + offset, student_peak, mask=inside)
+    tl.store(results.student_sum + offset, student_sum, mask=inside)
+    tl.store(results.teacher_peak + offset, teacher_peak, mask=inside)
+    tl.store(results.teacher_sum + offset, teacher_sum, mask=inside)
 
 
 @triton.jit
@@ -156,8 +157,8 @@ def _forward_tile(
 def self_backward_kernel(
     relations,
     masks,
-    statistics,
-    peaks,
+    weights,
+    units,
     batches,
     heads,
     tokens,
@@ -167,8 +168,8 @@ def self_backward_kernel(
 ):
     """``dX_i = scale * sum_j (G_ij + G_ji) X_j`` of all relations' heads.
 
-    Scores of a self-relation are symmetric, so a tile's serve its rows and its columns. ``peaks``
-    ``[batch * heads]`` are what the upstream gradients in ``statistics`` were divided by.
+    Scores of a self-relation are symmetric, so a tile's serve its rows and its columns. ``units``
+    ``[batch * heads]`` are what the upstream gradients in ``weights`` were divided by.
     """
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(batches * heads, blocks, together)
@@ -180,7 +181,7 @@ def self_backward_kernel(
     start = rank * shape.block_m
 
     own = load_tokens(masks, batch, start, tokens, shape.block_m)
-    rows = load_statistics(statistics, row_head, start, tokens, shape.block_m)
+    rows = load_weights(weights, row_head, start, tokens, shape.block_m)
     x_block = Pair(
         load(x.student, start, tokens, shape.block_m, shape.block_ds, False),
         load(x.teacher, start, tokens, shape.block_m, shape.block_dt, False),
@@ -195,21 +196,21 @@ def self_backward_kernel(
         tile += tl.where(edge >= before, near.seen_stop - near.seen_first, 0)
         tile += tl.where(edge >= middle, near.seers_stop - near.seers_first, 0)
         gradient = _backward_tile(
-            gradient, own, rows, x_block, x, scale, masks, statistics, batch, row_head, tile,
+            gradient, own, rows, x_block, x, scale, masks, weights, batch, row_head, tile,
             tokens, window, shape, True, True, True,
         )  # fmt: skip
     for tile in tl.range(near.seen_first, near.seen_stop, shape.block_n):
         gradient = _backward_tile(
-            gradient, own, rows, x_block, x, scale, masks, statistics, batch, row_head, tile,
+            gradient, own, rows, x_block, x, scale, masks, weights, batch, row_head, tile,
             tokens, window, shape, True, not shape.causal, False,
         )  # fmt: skip
     if shape.causal:
         for tile in tl.range(near.seers_first, near.seers_stop, shape.block_n):
             gradient = _backward_tile(
-                gradient, own, rows, x_block, x, scale, masks, statistics, batch, row_head, tile,
+                gradient, own, rows, x_block, x, scale, masks, weights, batch, row_head, tile,
                 tokens, window, shape, False, True, False,
             )  # fmt: skip
-    gradient *= relation.student_scale * LN_2 * tl.load(peaks + row_head)
+    gradient *= relation.student_scale * LN_2 * tl.load(units + row_head)
     out = at_head(relation.gradient, batch, head)
     store(out, gradient, start, tokens, shape.block_m, shape.block_ds)
 
@@ -218,8 +219,8 @@ def self_backward_kernel(
 def attention_backward_queries_kernel(
     attention,
     masks,
-    statistics,
-    peaks,
+    weights,
+    units,
     batches,
     heads,
     tokens,
@@ -227,7 +228,7 @@ def attention_backward_queries_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """``dQ = scale * G K`` of all query heads; ``peaks`` are by key head."""
+    """``dQ = scale * G K`` of all query heads; ``units`` are by key head."""
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
@@ -239,7 +240,7 @@ def attention_backward_queries_kernel(
     start = (blocks - 1 - rank) * shape.block_m
 
     own = load_tokens(masks, batch, start, tokens, shape.block_m)
-    rows = load_statistics(statistics, row_head, start, tokens, shape.block_m)
+    rows = load_weights(weights, row_head, start, tokens, shape.block_m)
     q_student = at_head(attention.q_student, batch, head)
     q_teacher = at_head(attention.q_teacher, batch, head)
     q_block = Pair(
@@ -254,16 +255,16 @@ def attention_backward_queries_kernel(
         tile = seen.first + edge * shape.block_n
         tile += tl.where(edge >= before, seen.inner_stop - seen.inner_first, 0)
         gradient = _backward_tile(
-            gradient, own, rows, q_block, k, scale, masks, statistics, batch, row_head, tile,
+            gradient, own, rows, q_block, k, scale, masks, weights, batch, row_head, tile,
             tokens, window, shape, True, False, True,
         )  # fmt: skip
     for tile in tl.range(seen.inner_first, seen.inner_stop, shape.block_n):
         gradient = _backward_tile(
-            gradient, own, rows, q_block, k, scale, masks, statistics, batch, row_head, tile,
+            gradient, own, rows, q_block, k, scale, masks, weights, batch, row_head, tile,
             tokens, window, shape, True, False, False,
         )  # fmt: skip
-    peak = tl.load(peaks + row_head // attention.student_group)
-    gradient *= attention.student_scale * LN_2 * peak
+    unit = tl.load(units + row_head // attention.student_group)
+    gradient *= attention.student_scale * LN_2 * unit
     out = at_head(attention.gradient, batch, head)
     store(out, gradient, start, tokens, shape.block_m, shape.block_ds)
 
@@ -272,8 +273,8 @@ def attention_backward_queries_kernel(
 def attention_backward_keys_kernel(
     attention,
     masks,
-    statistics,
-    peaks,
+    weights,
+    units,
     batches,
     key_heads,
     tokens,
@@ -309,15 +310,15 @@ def attention_backward_keys_kernel(
             tile = seers.first + edge * shape.block_n
             tile += tl.where(edge >= before, seers.inner_stop - seers.inner_first, 0)
             gradient = _backward_tile(
-                gradient, own, None, k_block, q, scale, masks, statistics, batch, row_head, tile,
+                gradient, own, None, k_block, q, scale, masks, weights, batch, row_head, tile,
                 tokens, window, shape, False, True, True,
             )  # fmt: skip
         for tile in tl.range(seers.inner_first, seers.inner_stop, shape.block_n):
             gradient = _backward_tile(
-                gradient, own, None, k_block, q, scale, masks, statistics, batch, row_head, tile,
+                gradient, own, None, k_block, q, scale, masks, weights, batch, row_head, tile,
                 tokens, window, shape, False, True, False,
             )  # fmt: skip
-    gradient *= attention.student_scale * LN_2 * tl.load(peaks + column_head)
+    gradient *= attention.student_scale * LN_2 * tl.load(units + column_head)
     out = at_head(attention.gradient, batch, key_head)
     store(out, gradient, start, tokens, shape.block_m, shape.block_ds)
 
@@ -331,7 +332,7 @@ def _backward_tile(
     others,
     scale,
     masks,
-    statistics,
+    weights,
     batch,
     row_head,
     start,
@@ -344,8 +345,8 @@ def _backward_tile(
 ):
     """Adds the share of the block from ``start`` to the own block's gradient ``[M, D]``.
 
-    ``OWN_SEES``: the own tokens are rows, with statistics ``rows``, that see the others.
-    ``OTHER_SEES``: the others are rows, with statistics of ``row_head``, that see the own.
+    ``OWN_SEES``: the own tokens are rows, of weights ``rows``, that see the others.
+    ``OTHER_SEES``: the others are rows, of ``row_head``'s weights, that see the own.
     ``EDGE``: not all of them do, by position.
     """
     LABELLED: tl.constexpr = masks.reach is not None
@@ -354,29 +355,29 @@ def _backward_tile(
     s = scores(x.student, student, scale.student, shape.precision)
     teacher = load(others.teacher, start, tokens, N, shape.block_dt, shape.whole_dt and not EDGE)
     t = scores(x.teacher, teacher, scale.teacher, shape.precision)
-    weight = tl.zeros_like(s)
+    total = tl.zeros_like(s)
     own_position = own.position[:, None]
     other_position = (start + tl.arange(0, N))[None, :]
     if OWN_SEES:
-        student_lse, teacher_lse = rows.student_lse[:, None], rows.teacher_lse[:, None]
-        share = difference(s, t, student_lse, teacher_lse, rows.value[:, None])
+        share = rows.student_weight[:, None] * tl.exp2(s - rows.student_peak[:, None])
+        share -= rows.teacher_weight[:, None] * tl.exp2(t - rows.teacher_peak[:, None])
         if EDGE:
             seen = seen_by_position(own_position, other_position, tokens, window, shape.causal)
             share = tl.where(seen, share, 0.0)
-        weight += share
+        total += share
     if OTHER_SEES:
-        seers = load_statistics(statistics, row_head, start, tokens, N)
-        student_lse, teacher_lse = seers.student_lse[None, :], seers.teacher_lse[None, :]
-        share = difference(s, t, student_lse, teacher_lse, seers.value[None, :])
+        seers = load_weights(weights, row_head, start, tokens, N)
+        share = seers.student_weight[None, :] * tl.exp2(s - seers.student_peak[None, :])
+        share -= seers.teacher_weight[None, :] * tl.exp2(t - seers.teacher_peak[None, :])
         if EDGE:
             seen = seen_by_position(other_position, own_position, tokens, window, shape.causal)
             share = tl.where(seen, share, 0.0)
-        weight += share
+        total += share
     if LABELLED:
         agrees = agree(own, load_tokens(masks, batch, start, tokens, N))
-        weight = tl.where(agrees, weight, 0.0)
-    weight = weight.to(student.dtype)
-    return tl.dot(weight, student, gradient, input_precision=shape.precision)
+        total = tl.where(agrees, total, 0.0)
+    total = total.to(student.dtype)
+    return tl.dot(total, student, gradient, input_precision=shape.precision)
 
 
 @triton.jit

@@ -57,13 +57,29 @@ class Attention(NamedTuple):
     teacher_group: Any
 
 
-class Statistics(NamedTuple):
-    """float32 numbers by row, ``[batch, heads, tokens]`` in one piece: log-sum-exps to base 2, and
-    the row's KL (forward) or its scaled upstream gradient (backward)."""
+class RowSums(NamedTuple):
+    """What the forward gives by row, ``[batch, heads, tokens]`` float32: the KL and, of each side,
+    the largest score and the sum of ``2^(score - largest)``.
 
-    student_lse: Any
-    teacher_lse: Any
-    value: Any
+    A log-sum-exp in one number would be rounded to more than the difference of two sides that
+    nearly agree.
+    """
+
+    kl: Any
+    student_peak: Any
+    student_sum: Any
+    teacher_peak: Any
+    teacher_sum: Any
+
+
+class RowWeights(NamedTuple):
+    """What the backward needs by row, ``[batch, heads, tokens]`` float32: of each side, the largest
+    score and the scaled upstream gradient over the sum."""
+
+    student_peak: Any
+    student_weight: Any
+    teacher_peak: Any
+    teacher_weight: Any
 
 
 class Masks(NamedTuple):
@@ -244,14 +260,16 @@ def load_tokens(masks, batch, start, tokens, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def load_statistics(statistics, head, start, tokens, BLOCK: tl.constexpr):
+def load_weights(weights, row_head, start, tokens, BLOCK: tl.constexpr):
+    """Weights of a block of rows; 0 beyond the last token."""
     position = start + tl.arange(0, BLOCK)
     inside = position < tokens
-    offset = tl.cast(head, tl.int64) * tokens + position
-    return Statistics(
-        tl.load(statistics.student_lse + offset, mask=inside, other=0.0),
-        tl.load(statistics.teacher_lse + offset, mask=inside, other=0.0),
-        tl.load(statistics.value + offset, mask=inside, other=0.0),
+    offset = tl.cast(row_head, tl.int64) * tokens + position
+    return RowWeights(
+        tl.load(weights.student_peak + offset, mask=inside, other=0.0),
+        tl.load(weights.student_weight + offset, mask=inside, other=0.0),
+        tl.load(weights.teacher_peak + offset, mask=inside, other=0.0),
+        tl.load(weights.teacher_weight + offset, mask=inside, other=0.0),
     )
 
 
@@ -381,12 +399,6 @@ def add_columns(totals, s, t):
         teacher_keep * totals.teacher_sum + tl.sum(p_teacher, 1),
         teacher_keep * moved + tl.sum(p_teacher * (t - s), 1),
     )
-
-
-@triton.jit
-def difference(s, t, student_lse, teacher_lse, weight):
-    """``g (P_s - P_t)`` of rows whose statistics broadcast over the scores."""
-    return weight * (tl.exp2(s - student_lse) - tl.exp2(t - teacher_lse))
 
 
 @triton.jit

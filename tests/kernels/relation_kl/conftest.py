@@ -2,14 +2,10 @@
 
 `formula` is NumPy in float64, written from the definition: a Boolean matrix by loops over the rule
 for visibility, log-sum-exp by row, and the closed-form gradient.
-
-Where there is no CUDA device, Triton is loaded here with its interpreter on. The setting is taken
-back at once: it is not for the commands that other tests start.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,11 +16,6 @@ import torch
 from torch import Tensor
 
 from kernels.relation_kl import chunked
-
-if not torch.cuda.is_available():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("kernels.relation_kl.triton")
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ policy may keep that instead of running it again. Kernels: `triton_kernels`; lau
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import triton.language as tl
@@ -28,6 +28,7 @@ from kernels.relation_kl.triton_kernels import (
     self_backward_kernel,
     self_forward_kernel,
     spans_kernel,
+    weigh_kernel,
 )
 from kernels.relation_kl.triton_tiles import (
     GRANULE_TOKENS,
@@ -42,6 +43,8 @@ from kernels.relation_kl.triton_tiles import (
 
 if TYPE_CHECKING:
     from kernels.relation_kl.contract import Scales, Visibility
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Relations that one launch takes; more go in several.
 _MOST_RELATIONS = 4
@@ -127,17 +130,28 @@ def attention_rows(
     return rows_bht
 
 
+def _operator(name: str, schema: str) -> Callable[[_Function], _Function]:
+    """Registers a function as ``torch.ops.relation_kl.<name>``.
+
+    Not by `torch.library.custom_op`, which looks at every argument of every call again: that took
+    a millisecond, as long as the kernels of a layer.
+    """
+
+    def register(function: _Function) -> _Function:
+        torch.library.define(f"relation_kl::{name}", schema)
+        torch.library.impl(f"relation_kl::{name}", ["cpu", "cuda"], function)
+        return function
+
+    return register
+
+
 _SELF_ARGUMENTS = (
     "Tensor[] students, Tensor[] teachers, Tensor? segment_ids, Tensor? key_mask, "
     "float[] student_scales, float[] teacher_scales, bool causal, int? window, bool allow_tf32"
 )
 
 
-@torch.library.custom_op(
-    "relation_kl::self_rows",
-    mutates_args=(),
-    schema=f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-)
+@_operator("self_rows", f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
 def _self_rows(
     students: list[Tensor],
     teachers: list[Tensor],
@@ -150,29 +164,29 @@ def _self_rows(
     allow_tf32: bool,
 ) -> RowSums:
     """Row sums of all relations' heads, one relation after the other."""
-    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
-    if fast is not None:
-        return fast.forward(students, teachers, student_scales, teacher_scales)
     results = _empty_rows(students)
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
+    if hopper is not None:
+        hopper.forward(students, teachers, student_scales, teacher_scales, results)
     call.launch(
         self_forward_kernel,
         "self_forward",
         _relations(students, teachers, students, student_scales, teacher_scales),
         results,
+        # After the other kernel, only blocks of rows that it left to this one.
+        hopper is not None,
     )
     return results
 
 
-@_self_rows.register_fake
+@torch.library.register_fake("relation_kl::self_rows")
 def _(students: list[Tensor], *_: object) -> RowSums:
     return _empty_rows(students)
 
 
-@torch.library.custom_op(
-    "relation_kl::self_rows_backward",
-    mutates_args=(),
-    schema=(f"(Tensor row_gradient, Tensor[] sums, {_SELF_ARGUMENTS}) -> Tensor[]"),
+@_operator(
+    "self_rows_backward", f"(Tensor row_gradient, Tensor[] sums, {_SELF_ARGUMENTS}) -> Tensor[]"
 )
 def _self_rows_backward(
     row_gradient_bht: Tensor,
@@ -188,13 +202,14 @@ def _self_rows_backward(
     allow_tf32: bool,
 ) -> list[Tensor]:
     """Gradients of the students, in their dtypes."""
-    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
-    if fast is not None:
-        return fast.backward(
-            row_gradient_bht, sums, students, teachers, student_scales, teacher_scales
-        )
     gradients = [_empty_gradient(student) for student in students]
     weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], students[0].dtype)
+    hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
+    if hopper is not None:
+        hopper.backward(
+            students, teachers, student_scales, teacher_scales, weights, units, gradients
+        )
+        return gradients
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(
         self_backward_kernel,
@@ -206,7 +221,7 @@ def _self_rows_backward(
     return gradients
 
 
-@_self_rows_backward.register_fake
+@torch.library.register_fake("relation_kl::self_rows_backward")
 def _(
     row_gradient_bht: Tensor,
     sums: list[Tensor],
@@ -241,7 +256,9 @@ def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[A
     return (gradients, [None] * ctx.relations, *[None] * (2 + len(ctx.settings)))
 
 
-_self_rows.register_autograd(_differentiate_self, setup_context=_save_self)
+torch.library.register_autograd(
+    "relation_kl::self_rows", _differentiate_self, setup_context=_save_self
+)
 
 
 _ATTENTION_ARGUMENTS = (
@@ -251,10 +268,8 @@ _ATTENTION_ARGUMENTS = (
 )
 
 
-@torch.library.custom_op(
-    "relation_kl::attention_rows",
-    mutates_args=(),
-    schema=f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+@_operator(
+    "attention_rows", f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 def _attention_rows(
     q_student: Tensor,
@@ -282,15 +297,14 @@ def _attention_rows(
     return results
 
 
-@_attention_rows.register_fake
+@torch.library.register_fake("relation_kl::attention_rows")
 def _(q_student: Tensor, *_: object) -> RowSums:
     return _empty_rows([q_student])
 
 
-@torch.library.custom_op(
-    "relation_kl::attention_rows_backward",
-    mutates_args=(),
-    schema=(f"(Tensor row_gradient, Tensor[] sums, {_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)"),
+@_operator(
+    "attention_rows_backward",
+    f"(Tensor row_gradient, Tensor[] sums, {_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)",
 )
 def _attention_rows_backward(
     row_gradient_bht: Tensor,
@@ -330,7 +344,7 @@ def _attention_rows_backward(
     return gradient_q, gradient_k
 
 
-@_attention_rows_backward.register_fake
+@torch.library.register_fake("relation_kl::attention_rows_backward")
 def _(
     row_gradient_bht: Tensor,
     sums: list[Tensor],
@@ -359,20 +373,28 @@ def _differentiate_attention(
     return (gradient_q, gradient_k, *[None] * 9)
 
 
-_attention_rows.register_autograd(_differentiate_attention, setup_context=_save_attention)
+torch.library.register_autograd(
+    "relation_kl::attention_rows", _differentiate_attention, setup_context=_save_attention
+)
 
 
-def _fast_path(
+def _hopper(
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],
     segment_ids: Tensor | None,
     key_mask: Tensor | None,
     causal: bool,
     window: int | None,
-    allow_tf32: bool,
 ) -> Any:
-    """A module with kernels for just this case, or None: then the general kernels take it."""
-    return None
+    """The module of Hopper's own kernels where they take the case, else None."""
+    device = students[0].device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return None
+    from kernels.relation_kl import hopper
+
+    masked = segment_ids is not None or key_mask is not None
+    taken = hopper.supports(students, teachers, masked=masked, causal=causal, window=window)
+    return hopper if taken else None
 
 
 @dataclass(frozen=True)
@@ -542,18 +564,32 @@ def _weights(
 ) -> tuple[RowWeights, Tensor]:
     """Scaled upstream gradients over the rows' sums, and the unit taken out of each head group.
 
-    A mean's gradient is one over the number of rows: in half-precision products it would underflow.
-    So scaled ones are at most 1, or 2^13 in float16: as exact, with more room for small
-    probabilities.
+    Units are ``[batch * groups]``. A mean's gradient is one over the number of rows: in
+    half-precision products it would underflow. So scaled ones are at most 1, or 2^13 in float16:
+    as exact, with more room for small probabilities.
     """
     student_peak, student_sum, teacher_peak, teacher_sum = sums
-    headroom = 2.0**13 if dtype is torch.float16 else 1.0
-    tiny = headroom * torch.finfo(torch.float32).tiny
-    grouped = row_gradient_bht.float().unflatten(1, (groups, -1))
-    units = grouped.abs().amax(dim=(2, 3), keepdim=True).clamp_min(tiny) / headroom
-    scaled_bht = (grouped / units).flatten(1, 2)
     weights = RowWeights(
-        student_peak, scaled_bht / student_sum, teacher_peak, scaled_bht / teacher_sum
+        student_peak, torch.empty_like(student_sum), teacher_peak, torch.empty_like(teacher_sum)
+    )
+    batch, heads, tokens = row_gradient_bht.shape
+    units = student_sum.new_empty(batch * groups)
+    _start(
+        weigh_kernel,
+        batch * groups,
+        row_gradient_bht.device,
+        row_gradient_bht,
+        *row_gradient_bht.stride(),
+        student_sum,
+        teacher_sum,
+        weights.student_weight,
+        weights.teacher_weight,
+        units,
+        groups,
+        heads // groups,
+        tokens,
+        HEADROOM=2.0**13 if dtype is torch.float16 else 1.0,
+        BLOCK=min(4096, max(16, 1 << (heads // groups * tokens - 1).bit_length())),
     )
     return weights, units
 

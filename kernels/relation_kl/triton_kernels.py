@@ -35,12 +35,18 @@ from kernels.relation_kl.triton_tiles import (
     store,
 )
 
+# Of a row's sum, where its peak is not its largest score (`hopper_kernels.forward_kernel`).
+LARGEST_SUM = tl.constexpr(2.0**60)
+# The smallest normal number in float32.
+TINY = tl.constexpr(2.0**-126)
+
 
 @triton.jit
 def self_forward_kernel(
     relations,
     masks,
     results,
+    AGAIN: tl.constexpr,
     batches,
     heads,
     tokens,
@@ -48,9 +54,23 @@ def self_forward_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """KL and both sides' sums of all relations' rows."""
+    """KL and both sides' sums of all relations' rows.
+
+    ``AGAIN``: the results are there, and only blocks with a sum that is too large to be trusted are
+    done again (`hopper.forward`).
+    """
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(batches * heads, blocks, together)
+    if AGAIN:
+        position = (blocks - 1 - rank) * shape.block_m + tl.arange(0, shape.block_m)
+        offset = tl.cast(row_head, tl.int64) * tokens + position
+        inside = position < tokens
+        student_sum = tl.load(results.student_sum + offset, mask=inside, other=1.0)
+        teacher_sum = tl.load(results.teacher_sum + offset, mask=inside, other=1.0)
+        # Written so that NaN is not trusted either.
+        trusted = (student_sum < LARGEST_SUM) & (teacher_sum < LARGEST_SUM)
+        if tl.min(trusted.to(tl.int32), axis=0) == 1:
+            return
     batch, head = row_head // heads, row_head % heads
     relation = choose_relation(relations, head)
     head -= relation.first_head
@@ -422,3 +442,52 @@ def reach_kernel(reach, spans, tokens, granules, CHUNK: tl.constexpr):
     entry = reach + 2 * (tl.cast(batch, tl.int64) * granules + granule)
     tl.store(entry, first)
     tl.store(entry + 1, tl.minimum(stop, tokens))
+
+
+@triton.jit
+def weigh_kernel(
+    gradient,
+    batch_stride,
+    head_stride,
+    token_stride,
+    student_sum,
+    teacher_sum,
+    student_weight,
+    teacher_weight,
+    units,
+    groups,
+    members,
+    tokens,
+    HEADROOM: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Upstream gradients of a group of ``members`` heads, in units of their largest, over the sums.
+
+    ``gradient`` may have any strides; the others are contiguous.
+    """
+    group = tl.program_id(0)
+    rows = members * tokens
+    base = tl.cast(group, tl.int64) * rows
+    batch = tl.cast(group // groups, tl.int64)
+    first_head = (group % groups) * members
+    largest = tl.zeros([BLOCK], tl.float32)
+    for start in tl.range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        head = tl.cast(first_head + row // tokens, tl.int64)
+        offset = batch * batch_stride + head * head_stride
+        offset += tl.cast(row % tokens, tl.int64) * token_stride
+        g = tl.load(gradient + offset, mask=row < rows, other=0.0)
+        largest = tl.maximum(largest, tl.abs(g.to(tl.float32)))
+    unit = tl.maximum(tl.max(largest, axis=0), TINY * HEADROOM) / HEADROOM
+    tl.store(units + group, unit)
+    for start in tl.range(0, rows, BLOCK):
+        row = start + tl.arange(0, BLOCK)
+        inside = row < rows
+        head = tl.cast(first_head + row // tokens, tl.int64)
+        offset = batch * batch_stride + head * head_stride
+        offset += tl.cast(row % tokens, tl.int64) * token_stride
+        g = tl.load(gradient + offset, mask=inside, other=0.0).to(tl.float32) / unit
+        of_student = tl.load(student_sum + base + row, mask=inside, other=1.0)
+        of_teacher = tl.load(teacher_sum + base + row, mask=inside, other=1.0)
+        tl.store(student_weight + base + row, g / of_student, mask=inside)
+        tl.store(teacher_weight + base + row, g / of_teacher, mask=inside)

@@ -1,0 +1,217 @@
+"""The common case on Hopper GPUs: `hopper_kernels`, launched for what `supports` accepts.
+
+Part of the Triton backend, which asks here first (README.md: which kernel takes what).
+"""
+
+# Kernels and their tuples are typed for their compiler, not for a type checker.
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from kernels.relation_kl.hopper_kernels import (
+    Gradient,
+    Relation,
+    Rows,
+    backward_kernel,
+    forward_kernel,
+)
+from kernels.relation_kl.triton_tiles import RowSums, RowWeights
+
+# Relations that one launch takes.
+MOST_RELATIONS = 3
+_HEAD_SIZES = (64, 128)
+_ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+_TILE = 64
+_BLOCK = 2 * _TILE
+# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds.
+_SLOTS = {("forward", 64): 4, ("forward", 128): 4, ("backward", 64): 4, ("backward", 128): 3}
+_LOG2_E = math.log2(math.e)
+# The copy engine's coordinates are 32-bit, its addresses and strides multiples of 16 bytes.
+_MOST_ROWS = 2**31 - 2**10
+_ALIGNMENT = 16
+
+
+def supports(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    *,
+    masked: bool,
+    causal: bool,
+    window: int | None,
+) -> bool:
+    """Whether these kernels take a set of relations.
+
+    Args:
+        students: ``[batch, heads_r, tokens, head_dim]``.
+        teachers: likewise.
+        masked: there are segments or padding.
+        window: as in `relation_kl`; one that hides nothing is none.
+    """
+    first = students[0]
+    tokens = first.shape[2]
+    if masked or not causal or not (window is None or window >= tokens):
+        return False
+    if len(students) > MOST_RELATIONS or first.dtype not in _ELEMENTS:
+        return False
+    return all(
+        x.dtype is first.dtype and x.shape[3] == first.shape[3] in _HEAD_SIZES and _view(x)
+        for x in (*students, *teachers)
+    )
+
+
+def forward(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    student_scales: Sequence[float],
+    teacher_scales: Sequence[float],
+    results: RowSums,
+) -> None:
+    """Writes the row sums of all relations' heads, ``[batch, heads, tokens]``.
+
+    Rows whose scores exceed that with themselves by 2^6 or more have sums of 2^60 or more, or none
+    that is finite: they must be done again by other means.
+    """
+    call = _Call(students, teachers, student_scales, teacher_scales, "forward")
+    forward_kernel[(call.programs,)](
+        *call.descriptors,
+        call.relations,
+        results,
+        call.row_heads,
+        call.heads,
+        call.tokens,
+        call.together,
+        0,
+        R=len(students),
+        D=call.head_size,
+        SLOTS=call.slots,
+        num_warps=4,
+    )
+
+
+def backward(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    student_scales: Sequence[float],
+    teacher_scales: Sequence[float],
+    weights: RowWeights,
+    units: Tensor,
+    gradients: Sequence[Tensor],
+) -> None:
+    """Writes the students' gradients.
+
+    Args:
+        weights: by row, ``[batch, heads, tokens]``, contiguous.
+        units: ``[batch * heads]``, what the weights were divided by.
+        gradients: like the students.
+    """
+    call = _Call(students, teachers, student_scales, teacher_scales, "backward")
+    tiles = -(-call.tokens // _TILE)
+    sums = weights.student_peak.new_empty(call.row_heads * tiles * _TILE, call.head_size)
+    layout = gl.NVMMASharedLayout(128, 32, rank=2)
+    counters = torch.zeros(call.row_heads * tiles, dtype=torch.int32, device=sums.device)
+    backward_kernel[(call.programs,)](
+        *call.descriptors,
+        TensorDescriptor.from_tensor(sums, [_TILE, call.head_size], layout),
+        sums,
+        call.relations,
+        tuple(Gradient(x, *x.stride()[:3]) for x in gradients),
+        weights,
+        units,
+        counters,
+        call.row_heads,
+        call.heads,
+        call.tokens,
+        call.together,
+        R=len(students),
+        D=call.head_size,
+        SLOTS=call.slots,
+        num_warps=4,
+    )
+
+
+class _Call:
+    """What a launch is made of."""
+
+    def __init__(
+        self,
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        student_scales: Sequence[float],
+        teacher_scales: Sequence[float],
+        kernel: str,
+    ) -> None:
+        first = students[0]
+        self.heads = sum(x.shape[1] for x in students)
+        self.row_heads = first.shape[0] * self.heads
+        self.tokens, self.head_size = first.shape[2], first.shape[3]
+        self.slots = _SLOTS[kernel, self.head_size]
+        blocks = -(-self.tokens // _BLOCK)
+        self.programs = self.row_heads * blocks
+        # Enough blocks in a group that its longest is an eighth of what each multiprocessor gets.
+        together = -(-8 * _multiprocessors(first.device) // blocks)
+        self.together = min(together, self.row_heads)
+        self.descriptors: list[TensorDescriptor | None] = []
+        self.relations: tuple[Relation, ...] = ()
+        first_head = 0
+        for r, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+            places: list[Rows] = []
+            for x in (student, teacher):
+                found = _view(x)
+                assert found is not None
+                matrix, rows = found
+                self.descriptors.append(_descriptor(matrix, self.head_size))
+                places.append(rows)
+            self.relations += (
+                Relation(
+                    *places, student_scales[r] * _LOG2_E, teacher_scales[r] * _LOG2_E, first_head
+                ),
+            )
+            first_head += student.shape[1]
+        self.descriptors += [None, None] * (MOST_RELATIONS - len(students))
+
+
+def _view(x_bhtd: Tensor) -> tuple[Tensor, Rows] | None:
+    """A matrix over the tensor's memory, one row a token, and where heads lie in it.
+
+    Heads may follow each other by rows (contiguous tensors) or by columns (projections of tokens,
+    transposed). None if the strides are of another kind, or none that the copy engine takes.
+    """
+    batch, heads, tokens, head_dim = x_bhtd.shape
+    batch_stride, head_stride, token_stride, last = x_bhtd.stride()
+    head_stride = 0 if heads == 1 else head_stride
+    step = _ALIGNMENT // x_bhtd.element_size()
+    aligned = token_stride % step == 0 == head_stride % step and x_bhtd.data_ptr() % _ALIGNMENT == 0
+    if last != 1 or not aligned or token_stride < head_dim:
+        return None
+    width = (heads - 1) * head_stride + head_dim
+    if width <= token_stride and (batch == 1 or batch_stride == tokens * token_stride):
+        rows, place = batch * tokens, Rows(tokens, 0, head_stride)
+    elif head_stride == tokens * token_stride and (
+        batch == 1 or batch_stride == heads * head_stride
+    ):
+        rows, width = batch * heads * tokens, head_dim
+        place = Rows(heads * tokens, tokens, 0)
+    else:
+        return None
+    if rows > _MOST_ROWS:
+        return None
+    return x_bhtd.as_strided((rows, width), (token_stride, 1)), place
+
+
+def _descriptor(matrix: Tensor, head_dim: int) -> TensorDescriptor:
+    layout = gl.NVMMASharedLayout(128, 16, rank=2)
+    return TensorDescriptor.from_tensor(matrix, [_TILE, head_dim], layout)
+
+
+@cache
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

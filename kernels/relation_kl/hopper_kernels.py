@@ -1,0 +1,1089 @@
+"""Kernels for Hopper's matrix units (compute capability 9.0), in Triton's Gluon dialect.
+
+They take the common case (`hopper.supports`): causal self-relations of bfloat16 or float16 with
+head size 64 or 128 and no other mask. Warps have roles and meet at barriers in shared memory. One
+warp fetches tiles, warpgroups multiply them and take exponentials, and in the backward one more
+warpgroup multiplies gradients while one more warp adds them up in a fixed order. README.md derives
+the tiling and says what was measured on the way here.
+
+Letters: s student, t teacher. A tile is 64 x 64 scores. Scores are in powers of two: products
+times ``scale * log2(e)``.
+"""
+
+# Gluon's decorators and constants are typed for its compiler, not for a type checker.
+# pyright: reportAssignmentType=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
+# pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalMemberAccess=false
+
+# A condition known at compile time is not to be joined with one that is not.
+# ruff: noqa: SIM102
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from triton._C.libtriton import ir
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language._core import builtin
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+# Rows and columns of a tile.
+TILE = gl.constexpr(64)
+# Row tiles of a forward program: one a warpgroup.
+ROW_TILES = gl.constexpr(2)
+# Column tiles of a backward program: one a warpgroup that makes scores.
+COLUMN_TILES = gl.constexpr(2)
+LN_2 = gl.constexpr(0.6931471805599453)
+
+
+class Rows(NamedTuple):
+    """Where a head's rows lie in a tensor's two-dimensional view (`hopper`).
+
+    Token t of head h of batch element b is row ``b * batch_rows + h * head_rows + t``, from
+    column ``h * head_columns`` on.
+    """
+
+    batch_rows: Any
+    head_rows: Any
+    head_columns: Any
+
+
+class Relation(NamedTuple):
+    """One relation of a launch; its heads follow those of the relations before it."""
+
+    student: Rows
+    teacher: Rows
+    student_scale: Any
+    teacher_scale: Any
+    first_head: Any
+
+
+class Gradient(NamedTuple):
+    """Where a relation's gradient goes: ``[batch, heads, tokens, head_dim]``."""
+
+    pointer: Any
+    batch_stride: Any
+    head_stride: Any
+    token_stride: Any
+
+
+class Place(NamedTuple):
+    """Which head a program works on, and where its rows lie."""
+
+    relation: Any
+    batch: Any
+    head: Any
+    row_head: Any
+    student_row: Any
+    student_column: Any
+    teacher_row: Any
+    teacher_column: Any
+    student_scale: Any
+    teacher_scale: Any
+
+
+class Ring(NamedTuple):
+    """Slots in shared memory that one warp fills and others empty."""
+
+    student: Any
+    teacher: Any
+    full: Any
+    empty: Any
+
+
+@builtin
+def _reduce_add(descriptor, coordinate, source, _semantic=None):
+    """Adds a tile in shared memory to global memory, by the copy engine."""
+    coordinate = _semantic._convert_to_ir_values(coordinate, require_i64=False)
+    _semantic.builder.create_async_tma_reduce(
+        ir.DESCRIPTOR_REDUCE_KIND.ADD, descriptor.handle, coordinate, source.handle
+    )
+
+
+@gluon.jit
+def _exp2(x):
+    return gl.inline_asm_elementwise(
+        "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def _late_zero(zero):
+    """``zero``, which is 0, but only known when all that was issued before has been issued.
+
+    What depends on it is not scheduled earlier. The compiler would otherwise spread the first of
+    two products over all exponentials and leave the second without anything to overlap.
+    """
+    clock = gl.inline_asm_elementwise(
+        "mov.u32 $0, %clock; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
+    )
+    return (clock * zero).to(gl.float32)
+
+
+@gluon.jit
+def _acquire(pointer):
+    """Reads a counter; what its writers wrote before they counted is visible afterwards."""
+    return gl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.b32 $0, [$1];",
+        "=r,l",
+        [pointer.to(gl.int64)],
+        dtype=gl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@gluon.jit
+def _await_additions():
+    """Waits until this thread's additions to global memory have been done and are visible."""
+    gl.inline_asm_elementwise(
+        "cp.async.bulk.wait_group 0; // $0 $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
+    )
+
+
+@gluon.jit
+def _next(slot, phase, SLOTS: gl.constexpr):
+    slot += 1
+    phase = gl.where(slot == SLOTS, phase ^ 1, phase)
+    return gl.where(slot == SLOTS, 0, slot), phase
+
+
+@gluon.jit
+def _locate(heads_in_all, blocks, together):
+    """A program's head and its number among the head's blocks.
+
+    ``together`` heads run side by side, block by block, so that programs that run at a time read
+    the same rows, and so that enough long blocks start early.
+    """
+    program = gl.program_id(0)
+    group = program // (together * blocks)
+    members = gl.minimum(together, heads_in_all - group * together)
+    within = program - group * together * blocks
+    return group * together + within % members, within // members
+
+
+@gluon.jit
+def _place(relations, row_head, heads, R: gl.constexpr):
+    batch = row_head // heads
+    head = row_head % heads
+    relation = 0
+    chosen = relations[0]
+    first = chosen.first_head
+    s_batch, s_head, s_column = chosen.student
+    t_batch, t_head, t_column = chosen.teacher
+    student_scale = chosen.student_scale
+    teacher_scale = chosen.teacher_scale
+    for r in gl.static_range(1, R):
+        other = relations[r]
+        here = head >= other.first_head
+        relation = gl.where(here, r, relation)
+        first = gl.where(here, other.first_head, first)
+        s_batch = gl.where(here, other.student.batch_rows, s_batch)
+        s_head = gl.where(here, other.student.head_rows, s_head)
+        s_column = gl.where(here, other.student.head_columns, s_column)
+        t_batch = gl.where(here, other.teacher.batch_rows, t_batch)
+        t_head = gl.where(here, other.teacher.head_rows, t_head)
+        t_column = gl.where(here, other.teacher.head_columns, t_column)
+        student_scale = gl.where(here, other.student_scale, student_scale)
+        teacher_scale = gl.where(here, other.teacher_scale, teacher_scale)
+    head -= first
+    return Place(
+        relation,
+        batch,
+        head,
+        row_head,
+        batch * s_batch + head * s_head,
+        head * s_column,
+        batch * t_batch + head * t_head,
+        head * t_column,
+        student_scale,
+        teacher_scale,
+    )
+
+
+@gluon.jit
+def _fetch(s0, t0, s1, t1, s2, t2, place, token, barrier, student, teacher, R: gl.constexpr):
+    """Starts the copy of both sides' tile from a token on; ``barrier`` counts the bytes."""
+    at_s = place.student_row + token
+    at_t = place.teacher_row + token
+    if place.relation == 0:
+        tma.async_copy_global_to_shared(s0, [at_s, place.student_column], barrier, student)
+        tma.async_copy_global_to_shared(t0, [at_t, place.teacher_column], barrier, teacher)
+    if R > 1:
+        if place.relation == 1:
+            tma.async_copy_global_to_shared(s1, [at_s, place.student_column], barrier, student)
+            tma.async_copy_global_to_shared(t1, [at_t, place.teacher_column], barrier, teacher)
+    if R > 2:
+        if place.relation == 2:
+            tma.async_copy_global_to_shared(s2, [at_s, place.student_column], barrier, student)
+            tma.async_copy_global_to_shared(t2, [at_t, place.teacher_column], barrier, teacher)
+
+
+@gluon.jit
+def _allocate_ring(
+    dtype: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr, READERS: gl.constexpr
+):
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    ring = Ring(
+        gl.allocate_shared_memory(dtype, [SLOTS, TILE, D], layout),
+        gl.allocate_shared_memory(dtype, [SLOTS, TILE, D], layout),
+        gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout()),
+    )
+    for slot in gl.static_range(SLOTS):
+        mbarrier.init(ring.full.index(slot), count=1)
+        mbarrier.init(ring.empty.index(slot), count=READERS)
+    return ring
+
+
+@gluon.jit
+def _allocate_barrier():
+    barrier = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
+    mbarrier.init(barrier, count=1)
+    return barrier
+
+
+@gluon.jit(do_not_specialize=["zero"])
+def forward_kernel(
+    s0,
+    t0,
+    s1,
+    t1,
+    s2,
+    t2,
+    relations,
+    results,
+    heads_in_all,
+    heads,
+    tokens,
+    together,
+    zero,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """KL, peaks and sums of `ROW_TILES` tiles of rows.
+
+    The peak of a row is its score with itself, which it always sees: not its largest score, but
+    exponents stay in float32's range unless scores are extreme, and then `hopper` has the rows done
+    again.
+    """
+    BLOCK: gl.constexpr = ROW_TILES * TILE
+    blocks = gl.cdiv(tokens, BLOCK)
+    row_head, rank = _locate(heads_in_all, blocks, together)
+    place = _place(relations, row_head, heads, R)
+    # The last rows see most: they start first.
+    start = (blocks - 1 - rank) * BLOCK
+    tiles = start // TILE + ROW_TILES
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    own_s = gl.allocate_shared_memory(s0.dtype, [ROW_TILES, TILE, D], layout)
+    own_t = gl.allocate_shared_memory(s0.dtype, [ROW_TILES, TILE, D], layout)
+    own_full = _allocate_barrier()
+    ring = _allocate_ring(s0.dtype, SLOTS, D, ROW_TILES)
+    by_word: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    sums = gl.allocate_shared_memory(gl.float32, [5 * ROW_TILES, TILE], by_word)
+    gl.warp_specialize(
+        [
+            (
+                _forward_rows_0,
+                (
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    sums,
+                    start,
+                    tiles,
+                    place.student_scale,
+                    place.teacher_scale,
+                    zero,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _forward_rows_1,
+                (
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    sums,
+                    start,
+                    tiles,
+                    place.student_scale,
+                    place.teacher_scale,
+                    zero,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _forward_fetch,
+                (
+                    s0,
+                    t0,
+                    s1,
+                    t1,
+                    s2,
+                    t2,
+                    place,
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    start,
+                    tiles,
+                    R,
+                    D,
+                    SLOTS,
+                ),
+            ),
+        ],
+        [4, 1],
+        [240, 24],
+    )
+    by_thread: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    for w in gl.static_range(ROW_TILES):
+        token = start + w * TILE + gl.arange(0, TILE, by_thread)
+        offset = place.row_head.to(gl.int64) * tokens + token
+        for k in gl.static_range(5):
+            values = sums.index(k * ROW_TILES + w).load(by_thread)
+            gl.store(results[k] + offset, values, mask=token < tokens)
+
+
+@gluon.jit
+def _forward_fetch(
+    s0,
+    t0,
+    s1,
+    t1,
+    s2,
+    t2,
+    place,
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    start,
+    tiles,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    TILE_BYTES: gl.constexpr = TILE * D * 2
+    mbarrier.expect(own_full, 2 * ROW_TILES * TILE_BYTES)
+    for w in gl.static_range(ROW_TILES):
+        _fetch(
+            s0,
+            t0,
+            s1,
+            t1,
+            s2,
+            t2,
+            place,
+            start + w * TILE,
+            own_full,
+            own_s.index(w),
+            own_t.index(w),
+            R,
+        )
+    slot = 0
+    phase = 1
+    for n in range(tiles):
+        mbarrier.wait(ring.empty.index(slot), phase)
+        mbarrier.expect(ring.full.index(slot), 2 * TILE_BYTES)
+        _fetch(
+            s0,
+            t0,
+            s1,
+            t1,
+            s2,
+            t2,
+            place,
+            n * TILE,
+            ring.full.index(slot),
+            ring.student.index(slot),
+            ring.teacher.index(slot),
+            R,
+        )
+        slot, phase = _next(slot, phase, SLOTS)
+
+
+@gluon.jit
+def _forward_rows_0(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    sums,
+    start,
+    tiles,
+    scale_s,
+    scale_t,
+    zero,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    _forward_rows(
+        own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, zero, 0, D, SLOTS
+    )
+
+
+@gluon.jit
+def _forward_rows_1(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    sums,
+    start,
+    tiles,
+    scale_s,
+    scale_t,
+    zero,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    _forward_rows(
+        own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, zero, 1, D, SLOTS
+    )
+
+
+@gluon.jit
+def _sum_own(x):
+    """Row sums of each thread's own columns, [64, 4]: no shuffles until the end."""
+    return gl.sum(gl.sum(gl.reshape(x, [TILE, TILE // 8, 4, 2]), axis=3), axis=1)
+
+
+@gluon.jit
+def _squares(x):
+    """Each row's product with itself, in float32."""
+    return gl.sum(x.to(gl.float32) * x.to(gl.float32), axis=1)
+
+
+@gluon.jit
+def _add(total, x):
+    return total + gl.convert_layout(_sum_own(x), total.type.layout, assert_trivial=True)
+
+
+@gluon.jit
+def _add_scores(sum_s, sum_t, gap, s, t):
+    """Adds centred scores to a row's sums and to the expectation of their difference."""
+    e_s = _exp2(s)
+    e_t = _exp2(t)
+    weighted = e_t * (t - s)
+    return _add(sum_s, e_s), _add(sum_t, e_t), _add(gap, weighted)
+
+
+@gluon.jit
+def _start_scores(x_s, x_t, y_s, y_t, accumulators: gl.constexpr):
+    """Starts both sides' products of a tile; rows first, columns second."""
+    none = gl.zeros([TILE, TILE], gl.float32, accumulators)
+    s = warpgroup_mma(x_s, y_s.permute((1, 0)), none, use_acc=False, is_async=True)
+    t = warpgroup_mma(x_t, y_t.permute((1, 0)), none, use_acc=False, is_async=True)
+    return s, t
+
+
+@gluon.jit
+def _forward_step(
+    s,
+    t,
+    peak_s,
+    peak_t,
+    sum_s,
+    sum_t,
+    gap,
+    x_s,
+    x_t,
+    ring,
+    slot,
+    phase,
+    scale_s,
+    scale_t,
+    zero,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """Starts the next tile's products and meanwhile adds up this tile's scores."""
+    accumulators: gl.constexpr = s.type.layout
+    none = gl.zeros([TILE, TILE], gl.float32, accumulators)
+    slot, phase = _next(slot, phase, SLOTS)
+    mbarrier.wait(ring.full.index(slot), phase)
+    next_s = warpgroup_mma(
+        x_s, ring.student.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
+    )
+    late_scale_t = scale_t
+    if D == 128:
+        late_scale_t = scale_t + _late_zero(zero)
+    next_t = warpgroup_mma(
+        x_t, ring.teacher.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
+    )
+    s = s * scale_s - peak_s[:, None]
+    t = t * late_scale_t - peak_t[:, None]
+    sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
+    s, t = warpgroup_mma_wait(0, deps=[next_s, next_t])
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    return s, t, sum_s, sum_t, gap, slot, phase
+
+
+@gluon.jit
+def _forward_rows(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    sums,
+    start,
+    tiles,
+    scale_s,
+    scale_t,
+    zero,
+    W: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """One warpgroup's rows. Its own tile stays in registers as the products' first operand."""
+    accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
+    operand: gl.constexpr = gl.DotOperandLayout(0, accumulators, 2)
+    mbarrier.wait(own_full, 0)
+    x_s = own_s.index(W).load(operand)
+    x_t = own_t.index(W).load(operand)
+    peak_s = gl.convert_layout(_squares(x_s) * scale_s, by_row)
+    peak_t = gl.convert_layout(_squares(x_t) * scale_t, by_row)
+    nothing = _sum_own(gl.zeros([TILE, TILE], gl.float32, accumulators))
+    sum_s = nothing
+    sum_t = nothing
+    gap = nothing
+
+    # Tiles before the one on the diagonal are seen whole.
+    before = (start + zero) // TILE + W
+    slot = 0
+    phase = 0
+    mbarrier.wait(ring.full.index(0), 0)
+    s, t = _start_scores(x_s, x_t, ring.student.index(0), ring.teacher.index(0), accumulators)
+    s, t = warpgroup_mma_wait(0, deps=[s, t])
+    mbarrier.arrive(ring.empty.index(0), count=1)
+    for _ in range(before):
+        s, t, sum_s, sum_t, gap, slot, phase = _forward_step(
+            s,
+            t,
+            peak_s,
+            peak_t,
+            sum_s,
+            sum_t,
+            gap,
+            x_s,
+            x_t,
+            ring,
+            slot,
+            phase,
+            scale_s,
+            scale_t,
+            zero,
+            D,
+            SLOTS,
+        )
+    rows = start + W * TILE + gl.arange(0, TILE, by_row)
+    columns = before * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
+    # Subtracted rather than selected: a selection between products makes the compiler wait for
+    # each product by itself.
+    hidden = gl.where(rows[:, None] >= columns[None, :], 0.0, 1e30)
+    s = s * scale_s - (peak_s[:, None] + hidden)
+    t = t * scale_t - (peak_t[:, None] + hidden)
+    sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
+    # Tiles that only later warpgroups' rows see.
+    for _ in range(before + 1, tiles):
+        slot, phase = _next(slot, phase, SLOTS)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+
+    total_s = gl.convert_layout(gl.sum(sum_s, axis=1), by_row)
+    total_t = gl.convert_layout(gl.sum(sum_t, axis=1), by_row)
+    total_gap = gl.convert_layout(gl.sum(gap, axis=1), by_row)
+    # One logarithm of a ratio, not a difference of two, whose rounding may be more than the KL.
+    kl = LN_2 * (total_gap / total_t + gl.log2(total_s / total_t))
+    # Stored to global memory by others: their addresses would take registers here.
+    sums.index(0 * ROW_TILES + W).store(kl)
+    sums.index(1 * ROW_TILES + W).store(peak_s)
+    sums.index(2 * ROW_TILES + W).store(total_s)
+    sums.index(3 * ROW_TILES + W).store(peak_t)
+    sums.index(4 * ROW_TILES + W).store(total_t)
+
+
+@gluon.jit
+def backward_kernel(
+    s0,
+    t0,
+    s1,
+    t1,
+    s2,
+    t2,
+    sums,
+    sum_pointer,
+    relations,
+    gradients,
+    weights,
+    units,
+    counters,
+    heads_in_all,
+    heads,
+    tokens,
+    together,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """``dX = scale * (G + G^T) X``, each tile's scores made once.
+
+    A program owns `COLUMN_TILES` tiles of columns and walks over the rows that see them, from the
+    last to the diagonal. ``G^T X`` of its own columns stays in registers. ``G X`` of the rows is
+    added to ``sums``, float32, where every row tile takes programs in the order of their columns:
+    the same bits every time. ``counters`` say whose turn it is. A program waits only for programs
+    with smaller numbers, which start no later. At last its own rows' sum is whole, and what it has
+    in registers completes the gradient.
+    """
+    OWN: gl.constexpr = COLUMN_TILES * TILE
+    blocks = gl.cdiv(tokens, OWN)
+    tiles = gl.cdiv(tokens, TILE)
+    row_head, block = _locate(heads_in_all, blocks, together)
+    place = _place(relations, row_head, heads, R)
+    first = block * COLUMN_TILES
+    count = tiles - first
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    own_s = gl.allocate_shared_memory(s0.dtype, [COLUMN_TILES, TILE, D], layout)
+    own_t = gl.allocate_shared_memory(s0.dtype, [COLUMN_TILES, TILE, D], layout)
+    own_full = _allocate_barrier()
+    # Read by the warpgroups that make scores and by the one that multiplies gradients.
+    ring = _allocate_ring(s0.dtype, SLOTS, D, COLUMN_TILES + 1)
+    g = gl.allocate_shared_memory(s0.dtype, [2 * COLUMN_TILES, TILE, TILE], layout)
+    g_full = gl.allocate_shared_memory(gl.int64, [2 * COLUMN_TILES, 1], mbarrier.MBarrierLayout())
+    g_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    for k in gl.static_range(2):
+        mbarrier.init(g_empty.index(k), count=1)
+        for w in gl.static_range(COLUMN_TILES):
+            mbarrier.init(g_full.index(k * COLUMN_TILES + w), count=1)
+    wide: gl.constexpr = gl.NVMMASharedLayout(128, 32, rank=2)
+    staged = gl.allocate_shared_memory(gl.float32, [TILE, D], wide)
+    staged_full = _allocate_barrier()
+    staged_empty = _allocate_barrier()
+    sum_row = (row_head * tiles + first) * TILE
+    counters += row_head * tiles + first
+    gl.warp_specialize(
+        [
+            (
+                _multiply_gradients,
+                (
+                    own_s,
+                    ring,
+                    g,
+                    g_full,
+                    g_empty,
+                    staged,
+                    staged_full,
+                    staged_empty,
+                    sum_pointer,
+                    gradients,
+                    units,
+                    counters,
+                    place,
+                    sum_row,
+                    block,
+                    first,
+                    count,
+                    tokens,
+                    R,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _make_scores_0,
+                (
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    g,
+                    g_full,
+                    g_empty,
+                    weights,
+                    place,
+                    first,
+                    count,
+                    tokens,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _make_scores_1,
+                (
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    g,
+                    g_full,
+                    g_empty,
+                    weights,
+                    place,
+                    first,
+                    count,
+                    tokens,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _backward_fetch,
+                (
+                    s0,
+                    t0,
+                    s1,
+                    t1,
+                    s2,
+                    t2,
+                    place,
+                    own_s,
+                    own_t,
+                    own_full,
+                    ring,
+                    first,
+                    count,
+                    R,
+                    D,
+                    SLOTS,
+                ),
+            ),
+            (
+                _add_in_turn,
+                (sums, staged, staged_full, staged_empty, counters, sum_row, block, count),
+            ),
+        ],
+        [4, 4, 1, 1],
+        [128, 128, 24, 24],
+    )
+
+
+@gluon.jit
+def _backward_fetch(
+    s0,
+    t0,
+    s1,
+    t1,
+    s2,
+    t2,
+    place,
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    first,
+    count,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    TILE_BYTES: gl.constexpr = TILE * D * 2
+    mbarrier.expect(own_full, 2 * COLUMN_TILES * TILE_BYTES)
+    for w in gl.static_range(COLUMN_TILES):
+        _fetch(
+            s0,
+            t0,
+            s1,
+            t1,
+            s2,
+            t2,
+            place,
+            (first + w) * TILE,
+            own_full,
+            own_s.index(w),
+            own_t.index(w),
+            R,
+        )
+    slot = 0
+    phase = 1
+    for n in range(count):
+        mbarrier.wait(ring.empty.index(slot), phase)
+        mbarrier.expect(ring.full.index(slot), 2 * TILE_BYTES)
+        _fetch(
+            s0,
+            t0,
+            s1,
+            t1,
+            s2,
+            t2,
+            place,
+            (first + count - 1 - n) * TILE,
+            ring.full.index(slot),
+            ring.student.index(slot),
+            ring.teacher.index(slot),
+            R,
+        )
+        slot, phase = _next(slot, phase, SLOTS)
+
+
+@gluon.jit
+def _make_scores_0(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    g,
+    g_full,
+    g_empty,
+    weights,
+    place,
+    first,
+    count,
+    tokens,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    _make_scores(
+        own_s,
+        own_t,
+        own_full,
+        ring,
+        g,
+        g_full,
+        g_empty,
+        weights,
+        place,
+        first,
+        count,
+        tokens,
+        0,
+        D,
+        SLOTS,
+    )
+
+
+@gluon.jit
+def _make_scores_1(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    g,
+    g_full,
+    g_empty,
+    weights,
+    place,
+    first,
+    count,
+    tokens,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    _make_scores(
+        own_s,
+        own_t,
+        own_full,
+        ring,
+        g,
+        g_full,
+        g_empty,
+        weights,
+        place,
+        first,
+        count,
+        tokens,
+        1,
+        D,
+        SLOTS,
+    )
+
+
+@gluon.jit
+def _make_scores(
+    own_s,
+    own_t,
+    own_full,
+    ring,
+    g,
+    g_full,
+    g_empty,
+    weights,
+    place,
+    first,
+    count,
+    tokens,
+    W: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """One warpgroup's column tile of ``G``.
+
+    ``G = weight_s * 2^(s - peak_s) - weight_t * 2^(t - peak_t)``.
+    """
+    accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
+    by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
+    columns = (first + W) * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
+    offset = place.row_head.to(gl.int64) * tokens
+    mbarrier.wait(own_full, 0)
+    slot = 0
+    phase = 0
+    g_slot = 0
+    g_phase = 1
+    for n in range(count):
+        mbarrier.wait(ring.full.index(slot), phase)
+        s, t = _start_scores(
+            ring.student.index(slot),
+            ring.teacher.index(slot),
+            own_s.index(W),
+            own_t.index(W),
+            accumulators,
+        )
+        rows = (first + count - 1 - n) * TILE + gl.arange(0, TILE, by_row)
+        inside = rows < tokens
+        # Rows beyond the last have weight 0 and a peak so high that their exponentials are 0.
+        peak_s = gl.load(weights.student_peak + offset + rows, mask=inside, other=1e30)
+        peak_t = gl.load(weights.teacher_peak + offset + rows, mask=inside, other=1e30)
+        weight_s = gl.load(weights.student_weight + offset + rows, mask=inside, other=0.0)
+        weight_t = gl.load(weights.teacher_weight + offset + rows, mask=inside, other=0.0)
+        s, t = warpgroup_mma_wait(0, deps=[s, t])
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+        p_s = _exp2(s * place.student_scale - peak_s[:, None])
+        p_t = _exp2(t * place.teacher_scale - peak_t[:, None])
+        difference = p_s * weight_s[:, None] - p_t * weight_t[:, None]
+        if count - 1 - n <= W:
+            difference = gl.where(rows[:, None] >= columns[None, :], difference, 0.0)
+        mbarrier.wait(g_empty.index(g_slot), g_phase)
+        g.index(g_slot * COLUMN_TILES + W).store(difference.to(g.dtype))
+        fence_async_shared()
+        mbarrier.arrive(g_full.index(g_slot * COLUMN_TILES + W), count=1)
+        slot, phase = _next(slot, phase, SLOTS)
+        g_slot, g_phase = _next(g_slot, g_phase, 2)
+
+
+@gluon.jit
+def _multiply_gradients(
+    own_s,
+    ring,
+    g,
+    g_full,
+    g_empty,
+    staged,
+    staged_full,
+    staged_empty,
+    sum_pointer,
+    gradients,
+    units,
+    counters,
+    place,
+    sum_row,
+    block,
+    first,
+    count,
+    tokens,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, D, 16])
+    none = gl.zeros([TILE, D], gl.float32, accumulators)
+    own_0 = none
+    own_1 = none
+    slot = 0
+    phase = 0
+    g_slot = 0
+    g_phase = 0
+    for n in range(count):
+        x = ring.student.index(slot)
+        mbarrier.wait(g_full.index(g_slot * COLUMN_TILES), g_phase)
+        g_0 = g.index(g_slot * COLUMN_TILES)
+        rows = warpgroup_mma(g_0, own_s.index(0), none, use_acc=False, is_async=True)
+        own_0 = warpgroup_mma(g_0.permute((1, 0)), x, own_0, is_async=True)
+        mbarrier.wait(g_full.index(g_slot * COLUMN_TILES + 1), g_phase)
+        g_1 = g.index(g_slot * COLUMN_TILES + 1)
+        rows = warpgroup_mma(g_1, own_s.index(1), rows, is_async=True)
+        own_1 = warpgroup_mma(g_1.permute((1, 0)), x, own_1, is_async=True)
+        rows, own_0 = warpgroup_mma_wait(1, deps=[rows, own_0])
+        mbarrier.wait(staged_empty, (n & 1) ^ 1)
+        staged.store(rows)
+        fence_async_shared()
+        mbarrier.arrive(staged_full, count=1)
+        own_1 = warpgroup_mma_wait(0, deps=[own_1])
+        mbarrier.arrive(g_empty.index(g_slot), count=1)
+        mbarrier.arrive(ring.empty.index(slot), count=1)
+        slot, phase = _next(slot, phase, SLOTS)
+        g_slot, g_phase = _next(g_slot, g_phase, 2)
+
+    # The sum is whole once this program's own rows have been added: it is their last in turn.
+    while _acquire(counters) <= block:
+        pass
+    if count > 1:
+        while _acquire(counters + 1) <= block:
+            pass
+    pointer = gradients[0].pointer
+    batch_stride = gradients[0].batch_stride
+    head_stride = gradients[0].head_stride
+    token_stride = gradients[0].token_stride
+    for r in gl.static_range(1, R):
+        if place.relation == r:
+            pointer = gradients[r].pointer
+            batch_stride = gradients[r].batch_stride
+            head_stride = gradients[r].head_stride
+            token_stride = gradients[r].token_stride
+    pointer += place.batch.to(gl.int64) * batch_stride + place.head.to(gl.int64) * head_stride
+    factor = place.student_scale * LN_2 * gl.load(units + place.row_head)
+    _complete(own_0, factor, sum_pointer, sum_row, pointer, first * TILE, token_stride, tokens, D)
+    if count > 1:
+        _complete(
+            own_1,
+            factor,
+            sum_pointer,
+            sum_row + TILE,
+            pointer,
+            (first + 1) * TILE,
+            token_stride,
+            tokens,
+            D,
+        )
+
+
+@gluon.jit
+def _complete(
+    own, factor, sum_pointer, sum_row, pointer, start, token_stride, tokens, D: gl.constexpr
+):
+    """Stores a tile of the gradient: what was summed in memory and what is in registers."""
+    accumulators: gl.constexpr = own.type.layout
+    row = gl.arange(0, TILE, gl.SliceLayout(1, accumulators))
+    column = gl.arange(0, D, gl.SliceLayout(0, accumulators))
+    summed = gl.load(sum_pointer + (sum_row.to(gl.int64) + row[:, None]) * D + column[None, :])
+    token = start + row
+    gradient = (own + summed) * factor
+    gl.store(
+        pointer + token.to(gl.int64)[:, None] * token_stride + column[None, :],
+        gradient.to(pointer.dtype.element_ty),
+        mask=(token < tokens)[:, None],
+    )
+
+
+@gluon.jit
+def _add_in_turn(sums, staged, staged_full, staged_empty, counters, sum_row, block, count):
+    """Adds staged tiles to the rows' sums, after all programs with earlier columns."""
+    for n in range(count):
+        mbarrier.wait(staged_full, n & 1)
+        row = count - 1 - n
+        while _acquire(counters + row) < block:
+            pass
+        if block == 0:
+            # Nobody came before: what the memory held does not count.
+            tma.async_copy_shared_to_global(sums, [sum_row + row * TILE, 0], staged)
+        else:
+            _reduce_add(sums, [sum_row + row * TILE, 0], staged)
+        # The tile may be overwritten once it has been read, but counts only once it was added.
+        tma.store_wait(0)
+        mbarrier.arrive(staged_empty, count=1)
+        _await_additions()
+        gl.atomic_add(counters + row, 1, sem="release", scope="gpu")

@@ -22,6 +22,7 @@ if not torch.cuda.is_available():
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("kernels.relation_kl.triton")
+        importlib.import_module("kernels.relation_kl.hopper")
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ Part of the Triton backend, which asks here first (README.md: which kernel takes
 """
 
 # Kernels and their tuples are typed for their compiler, not for a type checker.
-# pyright: reportCallIssue=false, reportAttributeAccessIssue=false, reportArgumentType=false
+# pyright: reportCallIssue=false, reportAttributeAccessIssue=false
+# pyright: reportArgumentType=false, reportIndexIssue=false
 
 from __future__ import annotations
 

@@ -53,7 +53,20 @@ def test_relation_matches_the_formula(tokens, mask_kind, formula, make_masks, sm
     torch.testing.assert_close(gradient, whole, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("heads", range(1, 10))
+@pytest.mark.parametrize("tokens", [1000, 2049])
+@pytest.mark.parametrize("masks", ["causal", "window-segments-padding", "full"])
+def test_long_rows_match_the_reference(tokens, masks, make_masks) -> None:
+    torch.manual_seed(tokens)
+    student, teacher = exact(1, 2, tokens, 8, grad=True), exact(1, 2, tokens, 5)
+    upstream = exact(1, 2, tokens)
+    options = make_masks(masks, 1, tokens).arguments()
+    ours = rows_and_gradient(student, teacher, upstream, "chunked", **options)
+    plain = rows_and_gradient(student, teacher, upstream, "reference", **options)
+    for x, y in zip(ours, plain, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("heads", range(1, 34))
 def test_head_counts_and_batches_in_default_chunks(heads, formula, make_masks) -> None:
     torch.manual_seed(heads)
     student = exact(3, heads, 130, 8, grad=True)

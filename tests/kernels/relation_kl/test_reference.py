@@ -26,6 +26,20 @@ def test_relation_matches_the_formula(tokens, mask_kind, formula, make_masks) ->
     torch.testing.assert_close(student.grad, gradient, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("tokens", [1000, 2049])
+def test_long_rows_have_the_kl_of_their_definition(tokens) -> None:
+    torch.manual_seed(tokens)
+    student, teacher = torch.randn(2, 1, 2, tokens, 8, dtype=torch.float64)
+    rows = relation_kl(student, teacher, reduction="none", backend="reference")
+    for row in (0, 1, tokens // 2, tokens - 1):
+        s, t = (
+            (x[..., : row + 1, :] @ x[..., row, :, None] / 8**0.5).squeeze(-1).softmax(-1)
+            for x in (student, teacher)
+        )
+        expected = (t * (t / s).log()).sum(-1)
+        torch.testing.assert_close(rows[..., row], expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("key_heads", [1, 2, 3, 6])
 def test_attention_matches_the_formula(key_heads, mask_kind, formula, make_masks) -> None:
     torch.manual_seed(key_heads)
@@ -45,6 +59,34 @@ def test_attention_matches_the_formula(key_heads, mask_kind, formula, make_masks
     torch.testing.assert_close(rows, torch.from_numpy(expected.rows_bht), rtol=0, atol=1e-12)
     for x, gradient in ((q_student, expected.gradient_q), (k_student, expected.gradient_k)):
         torch.testing.assert_close(x.grad, torch.from_numpy(gradient), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("heads", range(1, 34))
+def test_head_counts(heads, formula, make_masks) -> None:
+    torch.manual_seed(heads)
+    student = torch.randn(2, heads, 30, 4, dtype=torch.float64, requires_grad=True)
+    teacher = torch.randn(2, heads, 30, 4, dtype=torch.float64)
+    upstream = torch.randn(2, heads, 30, dtype=torch.float64)
+    masks = make_masks("segments-padding", 2, 30)
+    rows = relation_kl(student, teacher, reduction="none", backend="reference", **masks.arguments())
+    rows.backward(upstream)
+    expected = formula(student, student, teacher, teacher, masks, upstream=upstream)
+    gradient = torch.from_numpy(expected.gradient_q + expected.gradient_k)
+    torch.testing.assert_close(rows, torch.from_numpy(expected.rows_bht), rtol=0, atol=1e-12)
+    torch.testing.assert_close(student.grad, gradient, rtol=0, atol=1e-12)
+
+
+def test_gradcheck_of_grouped_attention() -> None:
+    torch.manual_seed(0)
+    q, k, q_teacher, k_teacher = (
+        torch.randn(1, heads, 7, 3, dtype=torch.float64) for heads in (4, 2, 4, 1)
+    )
+    assert torch.autograd.gradcheck(
+        lambda q, k: attention_kl(
+            q, k, q_teacher, k_teacher, window=3, reduction="none", backend="reference"
+        ),
+        (q.requires_grad_(), k.requires_grad_()),
+    )
 
 
 def test_gradcheck() -> None:

@@ -1,0 +1,544 @@
+"""The relation kernel's figures on this machine: exactness first, then time and memory.
+
+    python -m kernels.bench                                  a table, and kernel.json beside it
+    python -m kernels.bench --out benchmarks/results/kernel.json --reference ../LinearARD
+    python -m kernels.bench --tune                           launch parameters for this device
+
+Times are medians of replayed CUDA graphs (of plain runs on a CPU and for the reference), so they
+are the device's, without the launches' cost on the host; `host_milliseconds` is that cost. A unit
+is a causal matrix product, ``B * H * T * T * D`` floating-point operations, and the floor is units over
+the rate of an 8192^3 product in the same run. No time is printed while a check fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import itertools
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot, scaled_dot_product_attention
+
+from kernels.relation_kl import relation_kl, relation_kl_set
+
+Row = dict[str, Any]
+Shape = tuple[int, int, int, int]
+Run = Callable[[], object]
+
+FAMILIES = ("normal", "large", "near", "one-hot")
+PAPER: Shape = (1, 32, 4096, 128)
+LONG: Shape = (1, 32, 32768, 128)
+SMALL_HEADS: Shape = (1, 9, 8192, 64)
+MEMORY_TOKENS = (4096, 16384, 65536, 262144, 1048576)
+# Of a row's KL: what float32 rounds away where it is next to nothing.
+ABSOLUTE = 1e-6
+WORST_RATIO = 1.2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, prints a table and writes the result file; 1 if a check fails."""
+    options = _parser().parse_args(arguments)
+    if options.tune:
+        from kernels.relation_kl import launch
+
+        return _tune(launch, options.seconds)
+    report = Report(Path(options.out), options.commit)
+    bench = Bench(options.seconds, options.reference, report)
+    for row in bench.checks():
+        report.add(row)
+        if row["value"] > WORST_RATIO:
+            print(f"error: {row} is above {WORST_RATIO}: no times are measured", file=sys.stderr)
+            return 1
+    wanted = options.rows.split(",") if options.rows else None
+    cases = [case for case in bench.cases() if wanted is None or case[0] in wanted]
+    if not cases:
+        names = ", ".join(dict.fromkeys(name for name, _ in bench.cases()))
+        print(f"error: --rows {options.rows}: none of {names}", file=sys.stderr)
+        return 2
+    began = time.perf_counter()
+    for number, (name, case) in enumerate(cases):
+        spent = time.perf_counter() - began
+        left = f", {spent / number * (len(cases) - number):.0f} s left" if number else ""
+        print(f"[{number + 1}/{len(cases)}] {name}{left}", file=sys.stderr, flush=True)
+        for row in case():
+            report.add(row)
+    report.show()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m kernels.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--out", default="kernel.json", help="result file (default: %(default)s)")
+    parser.add_argument("--rows", default="", help="names of rows to measure, by commas")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of repetitions a figure")
+    parser.add_argument("--reference", help="checkout of the public reference, to time beside ours")
+    parser.add_argument("--commit", default="", help="what is measured, outside a git checkout")
+    parser.add_argument("--tune", action="store_true", help="search and write launch parameters")
+    return parser
+
+
+class Report:
+    """The result file, written after every row."""
+
+    def __init__(self, path: Path, commit: str) -> None:
+        self.path = path
+        cuda = torch.cuda.is_available()
+        self.result: dict[str, Any] = {
+            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+            "versions": {
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "triton": _version("triton"),
+            },
+            "commit": commit or _commit(),
+            "command": "python -m kernels.bench",
+            "script": "kernels/bench.py",
+            "rows": [],
+        }
+
+    def add(self, row: Row) -> None:
+        self.result["rows"].append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(self.result, indent=1) + "\n"
+        temporary = self.path.with_suffix(".tmp")
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(self.path)
+
+    def show(self) -> None:
+        for row in self.result["rows"]:
+            shape = ",".join(str(row[k]) for k in "BHTD" if k in row)
+            others = {k: v for k, v in row.items() if k not in {"name", "value", "unit", *"BHTD"}}
+            detail = " ".join(f"{k}={_short(v)}" for k, v in others.items())
+            print(
+                f"{row['name']:32} {shape:20} {_short(row['value']):>12} {row['unit']:10} {detail}"
+            )
+
+
+class Bench:
+    """Cases by name; each yields rows."""
+
+    def __init__(self, seconds: float, reference: str | None, report: Report) -> None:
+        self.seconds = seconds
+        self.reference = reference
+        self.report = report
+        self.cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda" if self.cuda else "cpu")
+        self._rate = 0.0
+
+    def checks(self) -> Iterator[Row]:
+        """Rows' error against float64, over that of dense float32 torch."""
+        shapes: list[Shape] = (
+            [(1, 3, 513, 128), (1, 3, 777, 64)] if self.cuda else [(1, 2, 257, 64)]
+        )
+        dtype = torch.bfloat16 if self.cuda else torch.float32
+        for shape, family in itertools.product(shapes, FAMILIES):
+            torch.manual_seed(0)
+            student, teacher = (x.to(dtype) for x in self._family(family, shape))
+            student.requires_grad_()
+            rows = relation_kl(student, teacher, reduction="none")
+            (gradient,) = torch.autograd.grad(rows.sum(), student)
+            if not (rows.isfinite().all() and gradient.isfinite().all()):
+                raise ArithmeticError(f"{family} {shape}: not finite")
+            again = relation_kl(student, teacher, reduction="none")
+            if not torch.equal(rows, again):
+                raise ArithmeticError(f"{family} {shape}: two runs differ")
+            truth = _dense_rows(student.detach().double(), teacher.double())
+            plain = _dense_rows(student.detach().float(), teacher.float())
+            ours, dense = (
+                float((x.detach() - truth).square().mean().sqrt()) for x in (rows, plain)
+            )
+            yield _row(
+                "error_over_dense",
+                max(0.0, ours - ABSOLUTE) / max(dense, ABSOLUTE),
+                "ratio",
+                shape,
+                family=family,
+                rms_error=ours,
+                rms_error_dense=dense,
+            )
+
+    def cases(self) -> list[tuple[str, Callable[[], Iterator[Row]]]]:
+        if not self.cuda:
+            return [
+                ("chunked_speedup_over_dense", self._cpu_speed),
+                ("chunked_memory_over_dense", self._cpu_memory),
+            ]
+        cases: list[tuple[str, Callable[[], Iterator[Row]]]] = [
+            ("matmul_rate", self._matmul),
+            ("fwd_fraction_of_floor", lambda: self._fractions(LONG)),
+            ("fwd_fraction_of_floor", lambda: self._fractions(SMALL_HEADS)),
+            ("fwd_fraction_of_floor", lambda: self._fractions(PAPER)),
+            ("fwd_bwd_time_over_sdpa", lambda: self._over_sdpa((1, 32, 8192, 128))),
+            ("fwd_bwd_time_over_sdpa", lambda: self._over_sdpa(LONG)),
+            ("set_time_over_single", self._set),
+            ("extra_bytes_per_token", self._memory),
+            ("dense_time_over_ours", self._over_dense),
+            ("first_call_seconds", self._first_call),
+        ]
+        if self.reference is not None:
+            cases.insert(5, ("fwd_bwd_speedup_over_reference", self._over_reference))
+        return cases
+
+    def _matmul(self) -> Iterator[Row]:
+        yield _row("matmul_rate", self.rate / 1e12, "TFLOP/s")
+
+    @property
+    def rate(self) -> float:
+        """Floating-point operations a second of a bfloat16 product."""
+        if not self._rate:
+            a, b = (torch.randn(8192, 8192, device=self.device).bfloat16() for _ in range(2))
+            self._rate = 2 * 8192**3 / (self.milliseconds(lambda: a @ b) / 1e3)
+        return self._rate
+
+    def _fractions(self, shape: Shape) -> Iterator[Row]:
+        student, teacher = self._pair(shape)
+        unit = math.prod(shape) * shape[2] / self.rate * 1e3
+        forward = self.milliseconds(lambda: relation_kl(student, teacher))
+        yield _row(
+            "fwd_fraction_of_floor", 2 * unit / forward, "fraction", shape, milliseconds=forward
+        )
+        both = self.milliseconds(self._ours(student, teacher))
+        backward = both - forward
+        yield _row(
+            "bwd_fraction_of_floor", 4 * unit / backward, "fraction", shape, milliseconds=backward
+        )
+
+    def _over_sdpa(self, shape: Shape) -> Iterator[Row]:
+        student, teacher = self._pair(shape)
+        ours = self.milliseconds(self._ours(student, teacher))
+        q, k, v = (self._random(shape).requires_grad_() for _ in range(3))
+        upstream = self._random(shape)
+
+        def attention() -> object:
+            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            return torch.autograd.grad(out, (q, k, v), upstream)
+
+        theirs = self.milliseconds(attention)
+        yield _row(
+            "fwd_bwd_time_over_sdpa",
+            ours / theirs,
+            "ratio",
+            shape,
+            milliseconds=ours,
+            sdpa_milliseconds=theirs,
+        )
+
+    def _over_reference(self) -> Iterator[Row]:
+        assert self.reference is not None
+        theirs = _load_reference(Path(self.reference))
+        student, teacher = self._pair(PAPER)
+        scale = PAPER[3] ** -0.5
+
+        def run() -> object:
+            loss = theirs(student, student, teacher, teacher, None, True, scale, scale)
+            return torch.autograd.grad(loss, student)
+
+        reference = self.milliseconds(run, captured=False)
+        ours = self.milliseconds(self._ours(student, teacher))
+        yield _row(
+            "fwd_bwd_speedup_over_reference",
+            reference / ours,
+            "ratio",
+            PAPER,
+            milliseconds=ours,
+            reference_milliseconds=reference,
+            host_milliseconds=_host_milliseconds(self._ours(student, teacher)),
+        )
+
+    def _set(self) -> Iterator[Row]:
+        heads, tokens, head_dim = (32, 8, 8), 4096, 128
+        pairs = [self._pair((1, h, tokens, head_dim)) for h in heads]
+        students, teachers = ([pair[side] for pair in pairs] for side in (0, 1))
+
+        def together() -> object:
+            loss, _ = relation_kl_set(students, teachers, [1.0] * len(heads))
+            return torch.autograd.grad(loss, students)
+
+        ours = self.milliseconds(together)
+        shape = (1, sum(heads), tokens, head_dim)
+        single = self.milliseconds(self._ours(*self._pair(shape)))
+        yield _row(
+            "set_time_over_single",
+            ours / single,
+            "ratio",
+            shape,
+            heads=list(heads),
+            milliseconds=ours,
+        )
+
+    def _memory(self) -> Iterator[Row]:
+        most, seconds = 0, 0.0
+        for tokens in MEMORY_TOKENS:
+            shape = (1, 1, tokens, 128)
+            student, teacher = self._pair(shape)
+            run = self._ours(student, teacher)
+            run()
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+            began = time.perf_counter()
+            run()
+            torch.cuda.synchronize()
+            most, seconds = tokens, time.perf_counter() - began
+            extra = torch.cuda.max_memory_allocated() - before
+            yield _row("extra_bytes_per_token", extra / tokens, "bytes", shape)
+        yield _row("max_tokens", most, "tokens", (1, 1, most, 128), seconds=seconds)
+
+    def _over_dense(self) -> Iterator[Row]:
+        student, teacher = self._pair(PAPER)
+
+        def dense() -> object:
+            rows = _dense_rows(student.float(), teacher.float())
+            return torch.autograd.grad(rows.mean(), student)
+
+        theirs = self.milliseconds(dense, captured=False)
+        ours = self.milliseconds(self._ours(student, teacher))
+        yield _row("dense_time_over_ours", theirs / ours, "ratio", PAPER, dense_milliseconds=theirs)
+
+    def _first_call(self) -> Iterator[Row]:
+        program = (
+            "import time, torch\nfrom kernels.relation_kl import relation_kl\n"
+            "x = torch.randn(1, 2, 512, 128, device='cuda').bfloat16().requires_grad_()\n"
+            "y = torch.randn_like(x)\ntorch.cuda.synchronize()\nbegan = time.perf_counter()\n"
+            "relation_kl(x, y).backward()\ntorch.cuda.synchronize()\n"
+            "print(time.perf_counter() - began)\n"
+        )
+        with tempfile.TemporaryDirectory() as empty:
+            environment = os.environ | {"TRITON_CACHE_DIR": empty}
+            done = subprocess.run(
+                [sys.executable, "-c", program],
+                env=environment,
+                check=True,
+                capture_output=True,
+                text=True,
+            )
+        yield _row("first_call_seconds", float(done.stdout), "seconds", (1, 2, 512, 128))
+
+    def _cpu_speed(self) -> Iterator[Row]:
+        shape = (1, 8, 2048, 64)
+        student, teacher = self._pair(shape)
+        ours = self.milliseconds(self._ours(student, teacher))
+
+        def dense() -> object:
+            return torch.autograd.grad(_dense_rows(student, teacher).mean(), student)
+
+        theirs = self.milliseconds(dense)
+        yield _row(
+            "chunked_speedup_over_dense",
+            theirs / ours,
+            "ratio",
+            shape,
+            milliseconds=ours,
+            dense_milliseconds=theirs,
+            threads=torch.get_num_threads(),
+        )
+
+    def _cpu_memory(self) -> Iterator[Row]:
+        shape = (1, 1, 8192, 64)
+        ours, dense = (_peak_bytes(shape, way) for way in ("chunked", "dense"))
+        yield _row(
+            "chunked_memory_over_dense", ours / dense, "ratio", shape, bytes=ours, dense_bytes=dense
+        )
+
+    def _ours(self, student: Tensor, teacher: Tensor) -> Run:
+        return lambda: torch.autograd.grad(relation_kl(student, teacher), student)
+
+    def _random(self, shape: Shape) -> Tensor:
+        x = torch.randn(shape, device=self.device)
+        return x.bfloat16() if self.cuda else x
+
+    def _pair(self, shape: Shape) -> tuple[Tensor, Tensor]:
+        return self._random(shape).requires_grad_(), self._random(shape)
+
+    def _family(self, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
+        x, y = (torch.randn(shape, device=self.device) for _ in range(2))
+        if name == "large":  # a row's logit with itself is about 300
+            factor = math.sqrt(300 / math.sqrt(shape[3]))
+            return x * factor, y * factor
+        if name == "near":  # KL below 1e-6
+            return x, x * (1 + 1e-4 * y)
+        if name == "one-hot":
+            places = [torch.randint(shape[3], shape[:3], device=self.device) for _ in range(2)]
+            return tuple(30.0 * one_hot(p, shape[3]) for p in places)  # pyright: ignore[reportReturnType]
+        return x, y
+
+    def milliseconds(self, run: Run, *, captured: bool = True) -> float:
+        """Median time of a run."""
+        run()
+        if not self.cuda:
+            return statistics.median(_host_times(run, self.seconds))
+        go = _captured(run) if captured else run
+        go()
+        torch.cuda.synchronize()
+        times: list[float] = []
+        began = time.perf_counter()
+        while len(times) < 5 or (time.perf_counter() - began < self.seconds and len(times) < 100):
+            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            go()
+            stop.record()
+            stop.synchronize()
+            times.append(start.elapsed_time(stop))
+        return statistics.median(times)
+
+
+def _captured(run: Run) -> Run:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run()
+    return graph.replay
+
+
+def _host_times(run: Run, seconds: float) -> list[float]:
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 100):
+        start = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - start) * 1e3)
+    return times
+
+
+def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
+    """What launching a run costs the host."""
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(repetitions):
+        run()
+    spent = time.perf_counter() - start
+    torch.cuda.synchronize()
+    return spent / repetitions * 1e3
+
+
+def _dense_rows(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL by row, by the definition, causal."""
+    tokens = student.shape[2]
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=student.device).triu(1)
+    s, t = (
+        (x.shape[3] ** -0.5 * (x @ x.mT)).masked_fill(hidden, -math.inf).log_softmax(-1)
+        for x in (student, teacher)
+    )
+    return (t.exp() * (t - s).masked_fill(hidden, 0)).sum(-1)
+
+
+def _peak_bytes(shape: Shape, way: str) -> int:
+    """Peak memory of a forward and backward in a process of its own, beyond what it starts with."""
+    program = (
+        "import resource, torch\nfrom kernels.bench import _dense_rows\n"
+        "from kernels.relation_kl import relation_kl\n"
+        f"x = torch.randn({shape}).requires_grad_()\ny = torch.randn({shape})\n"
+        "small = torch.randn(1, 1, 64, 64, requires_grad=True)\n"
+        "def run(x, y):\n"
+        f"    loss = relation_kl(x, y) if {way == 'chunked'} else _dense_rows(x, y).mean()\n"
+        "    loss.backward()\n"
+        "run(small, small.detach())\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nrun(x, y)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+    return int(done.stdout)
+
+
+def _load_reference(path: Path) -> Callable[..., Tensor]:
+    """The public reference's autograd function, from a checkout.
+
+    Raises:
+        FileNotFoundError: the folder holds no such file.
+    """
+    folder = path / "kernels" / "attention_KL"
+    if not (folder / "integration.py").is_file():
+        raise FileNotFoundError(
+            f"--reference {path}: it has no kernels/attention_KL/integration.py"
+        )
+    sys.path.insert(0, str(folder.parent))
+    try:
+        module = importlib.import_module("attention_KL.integration")
+    finally:
+        sys.path.pop(0)
+    return module.attn_kl_align
+
+
+def _tune(launch: Any, seconds: float) -> int:
+    """Tries launch parameters for this device class and writes the fastest into the table."""
+    bench = Bench(seconds / 5, None, Report(Path(os.devnull), "none"))
+    table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
+    found = table.setdefault(launch.device_class(bench.device), {})
+    candidates = [
+        launch.Launch(m, n, w, s)
+        for m, n, w, s in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3))
+    ]
+    sizes = launch.HEAD_SIZES if bench.cuda else (64,)
+    work = list(itertools.product(("self_forward", "self_backward"), sizes))
+    for number, (kernel, size) in enumerate(work):
+        print(f"[{number + 1}/{len(work)}] {kernel} d{size}", file=sys.stderr, flush=True)
+        x, y = bench._pair((1, 16, 4096 if bench.cuda else 64, size))
+        # A mask keeps this to the general kernels.
+        real = torch.ones(1, x.shape[2], dtype=torch.bool, device=x.device)
+        best: tuple[float, Any] | None = None
+        for candidate in candidates:
+            with launch.overridden({kernel: candidate}):
+                try:
+                    spent = bench.milliseconds(
+                        lambda x=x, y=y, real=real: torch.autograd.grad(
+                            relation_kl(x, y, key_mask=real, backend="triton"), x
+                        ),
+                        captured=False,
+                    )
+                except RuntimeError as error:  # more shared memory or registers than there are
+                    print(f"  {candidate}: {str(error).splitlines()[0]}", file=sys.stderr)
+                    continue
+            if best is None or spent < best[0]:
+                best = spent, candidate
+        if best is not None:
+            chosen = best[1]
+            key = launch.ShapeClass(kernel, size, 2).key
+            found[key] = [chosen.block_m, chosen.block_n, chosen.num_warps, chosen.num_stages]
+            launch.TABLE_FILE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+            print(f"  {key}: {chosen} {best[0]:.3f} ms", file=sys.stderr)
+    return 0
+
+
+def _row(name: str, value: float, unit: str, shape: Shape | None = None, **more: Any) -> Row:
+    settings = {} if shape is None else dict(zip("BHTD", shape, strict=True))
+    return {"name": name, "value": value, "unit": unit, **settings, **more}
+
+
+def _short(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _version(module: str) -> str:
+    return str(getattr(importlib.import_module(module), "__version__", "unknown"))
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -30,7 +30,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot, scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.functional import scaled_dot_product_attention
+from triton.runtime.errors import OutOfResources
 
 from kernels.relation_kl import relation_kl, relation_kl_set
 
@@ -43,10 +45,9 @@ PAPER: Shape = (1, 32, 4096, 128)
 LONG: Shape = (1, 32, 32768, 128)
 SMALL_HEADS: Shape = (1, 9, 8192, 64)
 MEMORY_TOKENS = (4096, 16384, 65536, 262144, 1048576)
-# What a row's error may be: this much of dense float32's, and what float32 rounds away anyway, where
-# the KL is next to nothing and where it is so large that one unit in the last place is more.
+# What an error may be: this much of dense torch's, and what one float32 rounding of the result, or
+# of the numbers near 1 that it is made of, may be.
 WORST_RATIO = 1.2
-ABSOLUTE = 1e-6
 RELATIVE = torch.finfo(torch.float32).eps
 
 
@@ -54,10 +55,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Measures, prints a table and writes the result file; 1 if a check fails."""
     options = _parser().parse_args(arguments)
     if options.tune:
+        if not torch.cuda.is_available():
+            print("error: --tune: no CUDA device to tune for", file=sys.stderr)
+            return 2
         from kernels.relation_kl import launch
 
         return _tune(launch, options.seconds)
-    report = Report(Path(options.out), options.commit)
+    report = Report(Path(options.out), options.commit, _command(options))
     bench = Bench(options.seconds, options.reference, report)
     for row in bench.checks():
         report.add(row)
@@ -81,6 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _command(options: argparse.Namespace) -> str:
+    """What was typed, without this machine's paths."""
+    reference = " --reference PATH" if options.reference else ""
+    rows = f" --rows {options.rows}" if options.rows else ""
+    return f"python -m kernels.bench --seconds {options.seconds}{reference}{rows}"
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m kernels.bench",
@@ -99,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 class Report:
     """The result file, written after every row."""
 
-    def __init__(self, path: Path, commit: str) -> None:
+    def __init__(self, path: Path, commit: str, command: str) -> None:
         self.path = path
         cuda = torch.cuda.is_available()
         self.result: dict[str, Any] = {
@@ -110,7 +121,7 @@ class Report:
                 "triton": _version("triton"),
             },
             "commit": commit or _commit(),
-            "command": "python -m kernels.bench",
+            "command": command,
             "script": "kernels/bench.py",
             "rows": [],
         }
@@ -141,43 +152,46 @@ class Bench:
         self.reference = reference
         self.report = report
         self.cuda = torch.cuda.is_available()
+        # By name: what cannot run must not be timed as something else.
+        self.backend = "triton" if self.cuda else "chunked"
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self._rate = 0.0
 
     def checks(self) -> Iterator[Row]:
-        """Rows' error against float64, over that of dense float32 torch."""
-        shapes: list[Shape] = (
-            [(1, 3, 513, 128), (1, 3, 777, 64)] if self.cuda else [(1, 2, 257, 64)]
-        )
-        dtype = torch.bfloat16 if self.cuda else torch.float32
+        """Errors of rows and gradients against float64, over those of dense torch."""
+        shapes: list[Shape] = [(1, 2, 257, 64)]
+        if self.cuda:
+            shapes = [(1, 3, 513, 128), (1, 3, 777, 64)]
         for shape, family in itertools.product(shapes, FAMILIES):
             torch.manual_seed(0)
-            student, teacher = (x.to(dtype) for x in self._family(family, shape))
-            student.requires_grad_()
-            rows = relation_kl(student, teacher, reduction="none")
-            (gradient,) = torch.autograd.grad(rows.sum(), student)
-            if not (rows.isfinite().all() and gradient.isfinite().all()):
-                raise ArithmeticError(f"{family} {shape}: not finite")
-            again = relation_kl(student, teacher, reduction="none")
-            if not torch.equal(rows, again):
-                raise ArithmeticError(f"{family} {shape}: two runs differ")
-            truth = _dense_rows(student.detach().double(), teacher.double())
-            plain = _dense_rows(student.detach().float(), teacher.float())
-            ours, dense = (
-                float((x.detach() - truth).square().mean().sqrt()) for x in (rows, plain)
-            )
-            yield _row(
-                "error_over_dense",
-                ours / max(dense, torch.finfo(torch.float32).tiny),
-                "ratio",
-                shape,
-                family=family,
-                rms_error=ours,
-                rms_error_dense=dense,
-                allowed=WORST_RATIO * dense
-                + ABSOLUTE
-                + RELATIVE * float(truth.square().mean().sqrt()),
-            )
+            student, teacher, scale = self._family(family, shape)
+            scales = {"scale": scale, "teacher_scale": scale, "backend": self.backend}
+            results: list[tuple[Tensor, Tensor]] = []
+            for _ in range(2):
+                x = student.clone().requires_grad_()
+                rows = relation_kl(x, teacher, reduction="none", **scales)
+                (gradient,) = torch.autograd.grad(rows.sum(), x)
+                results.append((rows.detach(), gradient))
+            ours, again = results
+            if not all(torch.equal(x, y) for x, y in zip(ours, again, strict=True)):
+                raise ArithmeticError(f"{family} {shape}: two runs differ, or are not numbers")
+            truth = _dense(student.double(), teacher.double(), scale, torch.float64)
+            plain = _dense(student.float(), teacher.float(), scale, student.dtype)
+            for part, x, y, z in zip(("rows", "gradient"), ours, plain, truth, strict=True):
+                error, dense, size = (
+                    float(v.double().square().mean().sqrt()) for v in (x - z, y - z, z)
+                )
+                yield _row(
+                    "error_over_dense",
+                    error / max(dense, torch.finfo(torch.float32).tiny),
+                    "ratio",
+                    shape,
+                    family=family,
+                    of=part,
+                    rms_error=error,
+                    rms_error_dense=dense,
+                    allowed=WORST_RATIO * dense + RELATIVE * max(size, 1.0),
+                )
 
     def cases(self) -> list[tuple[str, Callable[[], Iterator[Row]]]]:
         if not self.cuda:
@@ -215,7 +229,7 @@ class Bench:
     def _fractions(self, shape: Shape) -> Iterator[Row]:
         student, teacher = self._pair(shape)
         unit = math.prod(shape) * shape[2] / self.rate * 1e3
-        forward = self.milliseconds(lambda: relation_kl(student, teacher))
+        forward = self.milliseconds(lambda: self._loss(student, teacher))
         yield _row(
             "fwd_fraction_of_floor", 2 * unit / forward, "fraction", shape, milliseconds=forward
         )
@@ -232,7 +246,8 @@ class Bench:
         upstream = self._random(shape)
 
         def attention() -> object:
-            out = scaled_dot_product_attention(q, k, v, is_causal=True)
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                out = scaled_dot_product_attention(q, k, v, is_causal=True)
             return torch.autograd.grad(out, (q, k, v), upstream)
 
         theirs = self.milliseconds(attention)
@@ -264,6 +279,7 @@ class Bench:
             PAPER,
             milliseconds=ours,
             reference_milliseconds=reference,
+            reference_repository="github.com/gracefulning/LinearARD",
             host_milliseconds=_host_milliseconds(self._ours(student, teacher)),
         )
 
@@ -273,7 +289,7 @@ class Bench:
         students, teachers = ([pair[side] for pair in pairs] for side in (0, 1))
 
         def together() -> object:
-            loss, _ = relation_kl_set(students, teachers, [1.0] * len(heads))
+            loss, _ = relation_kl_set(students, teachers, [1.0] * len(heads), backend="triton")
             return torch.autograd.grad(loss, students)
 
         ours = self.milliseconds(together)
@@ -363,7 +379,10 @@ class Bench:
         )
 
     def _ours(self, student: Tensor, teacher: Tensor) -> Run:
-        return lambda: torch.autograd.grad(relation_kl(student, teacher), student)
+        return lambda: torch.autograd.grad(self._loss(student, teacher), student)
+
+    def _loss(self, student: Tensor, teacher: Tensor) -> Tensor:
+        return relation_kl(student, teacher, backend=self.backend)  # pyright: ignore[reportArgumentType]
 
     def _random(self, shape: Shape) -> Tensor:
         x = torch.randn(shape, device=self.device)
@@ -372,17 +391,22 @@ class Bench:
     def _pair(self, shape: Shape) -> tuple[Tensor, Tensor]:
         return self._random(shape).requires_grad_(), self._random(shape)
 
-    def _family(self, name: str, shape: Shape) -> tuple[Tensor, Tensor]:
+    def _family(self, name: str, shape: Shape) -> tuple[Tensor, Tensor, float]:
+        """Student, teacher and scale."""
         x, y = (torch.randn(shape, device=self.device) for _ in range(2))
-        if name == "large":  # a row's logit with itself is about 300
-            factor = math.sqrt(300 / math.sqrt(shape[3]))
-            return x * factor, y * factor
-        if name == "near":  # KL below 1e-6
-            return x, x * (1 + 1e-4 * y)
-        if name == "one-hot":
-            places = [torch.randint(shape[3], shape[:3], device=self.device) for _ in range(2)]
-            return tuple(30.0 * one_hot(p, shape[3]) for p in places)  # pyright: ignore[reportReturnType]
-        return x, y
+        scale = shape[3] ** -0.5
+        if name == "large":  # logits near 300 and -300 that differ by about 1 within a sign
+            direction = torch.randn(shape[3], device=self.device)
+            signs = torch.randint(0, 2, (shape[2], 1), device=self.device) * 2.0 - 1
+            scale = 300 / float(direction.square().sum())
+            x, y = (signs * direction + 0.03 * z for z in (x, y))
+        elif name == "near":
+            y = x + 3e-4 * y
+        elif name == "one-hot":  # a token's logit with itself is far above the others
+            x, y = 4 * x, 4 * y
+        if self.cuda:
+            x, y = x.bfloat16(), y.bfloat16()
+        return x, y, scale
 
     def milliseconds(self, run: Run, *, captured: bool = True) -> float:
         """Median time of a run."""
@@ -438,14 +462,31 @@ def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
 
 
 def _dense_rows(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL by row, by the definition, causal."""
+    """KL by row, by the definition, causal; differentiable."""
+    log_s, log_t, hidden = _log_probabilities(student, teacher, student.shape[3] ** -0.5)
+    return (log_t.exp() * (log_t - log_s).masked_fill(hidden, 0)).sum(-1)
+
+
+def _dense(
+    student: Tensor, teacher: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Rows, and the gradient of their sum with its factors and itself rounded to ``dtype``."""
+    log_s, log_t, hidden = _log_probabilities(student, teacher, scale)
+    rows = (log_t.exp() * (log_t - log_s).masked_fill(hidden, 0)).sum(-1)
+    g = (log_s.exp() - log_t.exp()).to(dtype).to(student.dtype)
+    return rows, (scale * (g @ student + g.mT @ student)).to(dtype)
+
+
+def _log_probabilities(
+    student: Tensor, teacher: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
     tokens = student.shape[2]
     hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=student.device).triu(1)
     s, t = (
-        (x.shape[3] ** -0.5 * (x @ x.mT)).masked_fill(hidden, -math.inf).log_softmax(-1)
+        (scale * (x @ x.mT)).masked_fill(hidden, -math.inf).log_softmax(-1)
         for x in (student, teacher)
     )
-    return (t.exp() * (t - s).masked_fill(hidden, 0)).sum(-1)
+    return s, t, hidden
 
 
 def _peak_bytes(shape: Shape, way: str) -> int:
@@ -489,7 +530,7 @@ def _load_reference(path: Path) -> Callable[..., Tensor]:
 
 def _tune(launch: Any, seconds: float) -> int:
     """Tries launch parameters for this device class and writes the fastest into the table."""
-    bench = Bench(seconds / 5, None, Report(Path(os.devnull), "none"))
+    bench = Bench(seconds / 5, None, Report(Path(os.devnull), "none", "--tune"))
     table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
     found = table.setdefault(launch.device_class(bench.device), {})
     candidates = [
@@ -513,7 +554,7 @@ def _tune(launch: Any, seconds: float) -> int:
                         ),
                         captured=False,
                     )
-                except RuntimeError as error:  # more shared memory or registers than there are
+                except (RuntimeError, OutOfResources) as error:
                     print(f"  {candidate}: {str(error).splitlines()[0]}", file=sys.stderr)
                     continue
             if best is None or spent < best[0]:

@@ -94,16 +94,29 @@ class StudentEngineConfig:
 
 @dataclass(frozen=True)
 class TeacherEngineConfig:
-    """DeepSpeed's settings for the frozen teacher.
+    """Settings of the frozen teacher.
 
-    `verify_frozen` hashes its weights before and after training and fails the run if they differ.
+    Attributes:
+        share_base: the student's frozen weights, without adapters and with native RoPE, are the
+            teacher: one copy in memory, for stages that train adapters only.
+        keep: what it leaves behind for each layer until the student's backward pass: its `qkv`, or
+            its `layer_inputs`, which take a third of that and give q, k, v again. `auto` keeps the
+            inputs where the student's layers are checkpointed as well.
+        verify_frozen: hash its weights before and after training; the run fails if they differ.
     """
 
     zero_stage: Literal[0, 3] = 0
     offload_parameters: bool = False
+    share_base: bool = False
+    keep: Literal["auto", "layer_inputs", "qkv"] = "auto"
     verify_frozen: bool = True
 
     def __post_init__(self) -> None:
+        if self.share_base and self.zero_stage == 3:
+            raise ValueError(
+                "share_base=true has no engine for the teacher: leave zero_stage at 0 here; "
+                "engine.student.zero_stage=3 shards the weights that both use"
+            )
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters=true needs zero_stage 3, not {self.zero_stage}")
 

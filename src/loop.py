@@ -108,8 +108,8 @@ class StageRun:
         share = tokens / self.schedule.tokens_at(step)
         needs = self.objectives[stream.objective].needs(self.facts)
         outputs = None
-        if needs.teacher:
-            assert self.teacher is not None
+        # Without an engine of its own the teacher is the student's frozen part, and runs there.
+        if needs.teacher and self.teacher is not None:
             outputs = self.teacher.outputs(batch, needs)
         loss, metrics = self.student.loss(batch, stream.objective, outputs)
         # DeepSpeed averages over ranks; shares already sum to one over them.

@@ -33,6 +33,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 # only.
 RANDOM_WEIGHT_FAMILIES = ("llama", "mistral")
 
+# Families whose layers src.streaming knows from within.
+PLAIN_LAYER_FAMILIES = ("llama", "mistral")
+
 
 class ModelError(ValueError):
     """A model that cannot be had as the config asks for it."""

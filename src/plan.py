@@ -14,9 +14,10 @@ from rich.table import Table
 from src.adapters import LoraParameters
 from src.config import ConfigError, RunConfig
 from src.facts import ModelFacts
-from src.models import ModelShape, resolved_shape
+from src.models import PLAIN_LAYER_FAMILIES, ModelShape, resolved_shape
 from src.objectives.base import Objective
 from src.schedule import StageConfig, StageSchedule
+from src.streaming import Keep
 
 _BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -87,6 +88,7 @@ def make(config: RunConfig, *, world_size: int) -> Plan:
     )
     for name in config.recipe.stages:
         _check_streams(config, name, facts)
+    _check_teacher(config, facts)
     return Plan(
         model=config.model.name,
         method=config.recipe.name,
@@ -129,6 +131,46 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
             objective.needs(facts)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{stream.objective}.{error}") from error
+
+
+def kept_of_teacher(config: RunConfig) -> Keep:
+    """What the teacher leaves behind for each layer."""
+    keep = config.engine.teacher.keep
+    if keep != "auto":
+        return keep
+    known = config.model.family in PLAIN_LAYER_FAMILIES
+    return "layer_inputs" if known and config.engine.student.gradient_checkpointing else "qkv"
+
+
+def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
+    teacher, family = config.engine.teacher, config.model.family
+    known = ", ".join(PLAIN_LAYER_FAMILIES)
+    if teacher.keep == "layer_inputs" and family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.keep: layer_inputs is offered for families {known}, not {family!r}; "
+            "use qkv"
+        )
+    if not teacher.share_base:
+        return
+    if family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.share_base: true is offered for families {known}, not {family!r}; "
+            "use false"
+        )
+    for index, (name, stage) in enumerate(config.recipe.stages.items()):
+        if not any(o.needs(facts).teacher for o in _objectives(config, stage).values()):
+            continue
+        if not isinstance(stage.parameters, LoraParameters):
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} trains base weights "
+                "(parameters.type=full), which are then no teacher; use false, or train adapters "
+                f"with parameters@recipe.stages.{name}.parameters=lora"
+            )
+        if index:
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} starts from what the "
+                "stage before it has trained, which is not the teacher; use false"
+            )
 
 
 def _stage_plan(
@@ -208,7 +250,7 @@ def _memory(
     tokens = max(s.length for s in stage.streams.values()) * student.micro_batch
 
     parts: dict[str, float] = {}
-    if any(n.teacher for n in needs):
+    if any(n.teacher for n in needs) and not teacher.share_base:
         shared = world_size if teacher.zero_stage == 3 else 1
         parts["teacher weights"] = (
             0 if teacher.offload_parameters else shape.parameters * width / shared
@@ -225,9 +267,10 @@ def _memory(
         parts["activations"] = shape.layers * tokens * shape.hidden * width + layer
     else:
         parts["activations"] = shape.layers * layer
-    captured = max((len(n.qkv_layers) for n in needs), default=0)
+    captured = max((len(n.qkv_layers) for n in needs if n.teacher), default=0)
     if captured:
-        parts["captured q, k, v"] = 2 * captured * tokens * qkv * width
+        kept = shape.hidden if kept_of_teacher(config) == "layer_inputs" else qkv
+        parts["teacher's layers"] = captured * tokens * kept * width
     if any(n.head for n in needs):
         parts["logits"] = 3 * 4 * min(tokens, 2048) * shape.vocabulary
     return parts

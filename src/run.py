@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
-from src import checkpoint, launch, models, tracking
+from src import checkpoint, launch, models, plan, tracking
 from src.adapters import make_trainable
 from src.checkpoint import Position
 from src.config import RunConfig
@@ -174,12 +174,13 @@ class _Run:
         facts = models.facts_of(native)
         dtype = DTYPES[config.engine.dtype]
 
+        taught = any(o.needs(facts).teacher for o in objectives.values())
+        shared = taught and config.engine.teacher.share_base
+        keep = plan.kept_of_teacher(config)
         teacher = None
-        if any(o.needs(facts).teacher for o in objectives.values()):
+        if taught and not shared:
             network = models.load_model(config.model, native, dtype=dtype, capture=True)
-            teacher = Teacher(network, config.engine)
-        teacher_hash = teacher.sha256() if teacher and config.engine.teacher.verify_frozen else None
-
+            teacher = Teacher(network, config.engine, keep)
         scaled = models.scaled_config(config.model, config.rope)
         base = models.load_model(config.model, scaled, dtype=dtype, weights=weights, capture=True)
         network = make_trainable(base, stage.parameters, seed=config.seed)
@@ -191,7 +192,12 @@ class _Run:
             config.engine,
             config.optim,
             accumulation=schedule.accumulation(world_size=self.world.size, micro_batch=micro_batch),
+            native=native if shared else None,
+            keep=keep,
         )
+        hashed = teacher.sha256 if teacher else student.frozen_sha256
+        verified = taught and config.engine.teacher.verify_frozen
+        teacher_hash = hashed() if verified else None
         if resumed is not None:
             student.load(resumed)
         run = StageRun(
@@ -211,8 +217,9 @@ class _Run:
         began = time.perf_counter()
         run.train(start, lambda record: self._after_step(name, student, record))
         trained = student.trained_parameters()
+        if teacher_hash is not None:
+            self._check_frozen(teacher_hash, hashed())
         if teacher is not None:
-            self._check_frozen(teacher, teacher_hash)
             teacher.close()
         student.close()
         last = index == len(self.names) - 1
@@ -254,10 +261,7 @@ class _Run:
         earlier = self.names[: self.names.index(name)]
         return sum(self.config.recipe.stages[n].tokens for n in earlier)
 
-    def _check_frozen(self, teacher: Teacher, before: str | None) -> None:
-        if before is None:
-            return
-        after = teacher.sha256()
+    def _check_frozen(self, before: str, after: str) -> None:
         if self.world.is_main:
             self.folder.update(teacher_sha256={"before": before, "after": after})
         if after != before:

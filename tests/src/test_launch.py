@@ -177,17 +177,24 @@ def test_two_sharded_ranks_have_the_losses_of_one(
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
+    checkpointed = "engine.student.gradient_checkpointing=true"
+    sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3", checkpointed]
     runs = {
         "one": [],
         "two": ["launch.nproc=2", *sharded],
+        "shared": [
+            "launch.nproc=2",
+            "engine.student.zero_stage=3",
+            "engine.teacher.share_base=true",
+            checkpointed,
+        ],
         "three": ["launch.nproc=3", "engine.student.zero_stage=1"],
     }
     for name, overrides in runs.items():
         done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
         assert done.returncode == 0, done.stderr
     one = losses(tmp_path / "one")
-    for name in ("two", "three"):
+    for name in runs:
         assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5, abs=1e-8)
         assert losses(tmp_path / name, "grad_norm") == pytest.approx(
             losses(tmp_path / "one", "grad_norm"), rel=1e-4

@@ -14,6 +14,7 @@ from src.adapters import make_trainable
 from src.config import ConfigError, RunConfig
 
 BASE = "+experiment=linearard_32k"
+LORA_CPT = ("parameters@recipe.stages.cpt.parameters=lora", "objective.allow_beyond_native=true")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 64])
@@ -117,6 +118,51 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan.make(compose_run(BASE, override), world_size=1)
+
+
+SHARED = "engine.teacher.share_base=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["parameters@recipe.stages.ard.parameters=full"],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.ard trains base weights",
+        ),
+        (
+            ["recipe.stages.cpt.streams.long.objective=relation", *LORA_CPT],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.cpt starts from what",
+        ),
+        (["model.family=gemma"], r"engine\.teacher\.share_base: .* llama, mistral, not 'gemma'"),
+        (["engine.teacher.zero_stage=3"], r"engine\.teacher: share_base=true has no engine"),
+        (["engine.teacher.offload_parameters=true"], r"offload_parameters=true needs zero_stage 3"),
+    ],
+    ids=["full", "later-stage", "family", "zero-3", "offload"],
+)
+def test_a_base_that_cannot_be_shared_is_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(BASE, SHARED, *overrides), world_size=1)
+
+
+def test_layer_inputs_of_unknown_layers_are_refused(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "model.family=gemma", "engine.teacher.keep=layer_inputs")
+    with pytest.raises(
+        ConfigError, match=r"engine\.teacher\.keep: layer_inputs .*'gemma'; use qkv"
+    ):
+        plan.make(run, world_size=1)
+    assert plan.kept_of_teacher(compose_run(BASE, "model.family=gemma")) == "qkv"
+
+
+def test_one_copy_of_the_weights_saves_the_teachers(compose_run: Callable[..., RunConfig]) -> None:
+    two, one = (
+        plan.make(compose_run(BASE, *more), world_size=1).stages[0].memory
+        for more in ([], [SHARED])
+    )
+    assert two["teacher weights"] == 2 * 6_738_415_616
+    assert one == {part: size for part, size in two.items() if part != "teacher weights"}
 
 
 def test_blocks_beyond_the_native_window_when_allowed(

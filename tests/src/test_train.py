@@ -142,6 +142,15 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
     ]
     + [
         pytest.param(["engine.student.gradient_checkpointing=true"], id="checkpointing"),
+        pytest.param(["engine.teacher.keep=layer_inputs"], id="layer-inputs"),
+        pytest.param(
+            [
+                "engine.student.zero_stage=3",
+                "engine.teacher.zero_stage=3",
+                "engine.student.gradient_checkpointing=true",
+            ],
+            id="zero-3-3-checkpointing",
+        ),
         pytest.param(["engine.student.micro_batch=2"], id="micro-batch-2"),
         pytest.param(["engine.student.micro_batch=3"], id="micro-batch-3"),
         pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
@@ -151,6 +160,28 @@ def test_how_it_is_computed_does_not_change_the_losses(
     train_tiny: Train, overrides: list[str]
 ) -> None:
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["engine.dtype=bfloat16"],
+        ["engine.student.gradient_checkpointing=true"],
+        ["engine.student.zero_stage=2"],
+        ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
+        ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],
+    ],
+    ids=["float32", "bfloat16", "checkpointing", "zero-2", "zero-3-checkpointing", "dropout"],
+)
+def test_one_copy_of_the_weights_gives_the_bits_of_two(
+    train_tiny: Train, overrides: list[str]
+) -> None:
+    two = train_tiny(*overrides)
+    one = train_tiny("engine.teacher.share_base=true", *overrides)
+    assert losses(one) == losses(two)
+    hashes = json.loads((one / "run.json").read_text())["teacher_sha256"]
+    assert hashes["before"] == hashes["after"]
 
 
 def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:

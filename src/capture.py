@@ -172,6 +172,8 @@ def _ordinary_attention(implementation: str, module: nn.Module) -> Callable[...,
 
 
 def _capturing(implementation: str) -> Callable[..., Any]:
+    # Not traced where layers are compiled: what a pass does here depends on the pass.
+    @torch.compiler.disable
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:

@@ -32,6 +32,7 @@ from src.streaming import (
     SharedTeacherPass,
     TeacherPass,
     checkpoint_contexts,
+    compile_layers,
     skip_unwanted,
 )
 
@@ -70,9 +71,7 @@ class _TeacherModule(nn.Module):
     def __init__(self, network: nn.Module, keep: Keep) -> None:
         super().__init__()
         self.network = network
-        model = causal_model(network)
-        skip_unwanted(model.get_decoder())
-        self._pass = TeacherPass(model, keep)
+        self._pass = TeacherPass(causal_model(network), keep)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
         return _teach(self._pass, batch, needs)
@@ -95,7 +94,6 @@ class _StudentModule(nn.Module):
         self.network = network
         self.objectives = dict(objectives)
         self.facts = facts
-        skip_unwanted(causal_model(network).get_decoder())
         self._shared = shared
 
     def forward(
@@ -146,14 +144,28 @@ class Teacher:
 
     Args:
         network: in evaluation mode, with no parameter that requires a gradient.
+        objectives: by the name that streams refer to.
+        facts: of the network.
         config: the run's engine settings.
         keep: what is left behind for each layer.
     """
 
-    def __init__(self, network: nn.Module, config: EngineConfig, keep: Keep) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        config: EngineConfig,
+        keep: Keep,
+    ) -> None:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
+        decoder = causal_model(network).get_decoder()
+        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        if config.compile:
+            compile_layers(decoder, ends)
+        skip_unwanted(decoder, ends)
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
         zero: dict[str, Any] = {"stage": settings.zero_stage}
@@ -191,6 +203,7 @@ class Student:
         config: the run's engine settings.
         optim: AdamW's settings.
         accumulation: micro-steps of a full optimizer step.
+        checkpointing: layers run again in the backward pass.
         native: the model's config with native RoPE, where the student's frozen weights are the
             teacher's as well; None where there is no teacher, or one of its own.
         keep: what a teacher of that kind leaves behind for each layer.
@@ -205,6 +218,7 @@ class Student:
         optim: OptimConfig,
         *,
         accumulation: int,
+        checkpointing: bool,
         native: PretrainedConfig | None = None,
         keep: Keep = "qkv",
     ) -> None:
@@ -212,7 +226,11 @@ class Student:
         deepspeed = _deepspeed(device)
         settings = config.student
         model = causal_model(network)
-        if settings.gradient_checkpointing:
+        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        if config.compile:
+            compile_layers(model.get_decoder(), ends)
+        skip_unwanted(model.get_decoder(), ends)
+        if checkpointing:
             model.gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}
             )
@@ -224,15 +242,14 @@ class Student:
         ds_config["gradient_accumulation_steps"] = max(2, accumulation)
         ds_config["gradient_clipping"] = optim.clip_norm
         ds_config["zero_optimization"] = _zero_config(config)
-        if dtype == torch.bfloat16 and settings.zero_stage == 0:
-            # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+        if accumulation_dtype(config) == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
         shared = None if native is None else SharedTeacherPass(network, keep, native, device)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=_StudentModule(network, objectives, facts, shared),
             model_parameters=trained,
-            optimizer=_adamw(trained, optim, offload=settings.offload_optimizer),
+            optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=ds_config,
         )
         self._full_gradients = settings.zero_stage == 0 and dtype == torch.float32
@@ -257,7 +274,7 @@ class Student:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor | float:
         """Clip, update and clear gradients; returns the global gradient norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -267,9 +284,7 @@ class Student:
             grads = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
         self._engine.step()
-        if norm is None:
-            norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        return self._engine.get_global_grad_norm() if norm is None else norm
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Whole trained parameters by name, on the CPU, on rank 0; empty on the others.
@@ -314,6 +329,15 @@ class Student:
         _release_memory()
 
 
+def accumulation_dtype(config: EngineConfig) -> str:
+    """Number format in which gradients of micro-steps are added up."""
+    settings = config.student
+    if settings.accumulate_in != "auto":
+        return settings.accumulate_in
+    # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+    return "bfloat16" if config.dtype == "bfloat16" and settings.zero_stage == 0 else "float32"
+
+
 def _zero_config(config: EngineConfig) -> dict[str, Any]:
     settings = config.student
     zero: dict[str, Any] = {"stage": settings.zero_stage}
@@ -325,7 +349,7 @@ def _zero_config(config: EngineConfig) -> dict[str, Any]:
 
 
 def _adamw(
-    parameters: list[nn.Parameter], optim: OptimConfig, *, offload: bool
+    parameters: list[nn.Parameter], optim: OptimConfig, device: torch.device, *, offload: bool
 ) -> torch.optim.Optimizer:
     common: dict[str, Any] = {
         "lr": 0.0,
@@ -337,7 +361,8 @@ def _adamw(
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(parameters, **common)
-    return torch.optim.AdamW(parameters, **common)
+    # One kernel for all parameters, and no temporary copies of them.
+    return torch.optim.AdamW(parameters, **common, fused=device.type == "cuda")
 
 
 @contextmanager

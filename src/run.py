@@ -142,6 +142,7 @@ class _Run:
         self.world = world
         self.tracker = tracker
         self.device = device_of(config.engine.device)
+        self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
         self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
         self.seconds_before = float(folder.record()["seconds"])
@@ -176,11 +177,11 @@ class _Run:
 
         taught = any(o.needs(facts).teacher for o in objectives.values())
         shared = taught and config.engine.teacher.share_base
-        keep = plan.kept_of_teacher(config)
+        planned = self.plan.stage(name)
         teacher = None
         if taught and not shared:
             network = models.load_model(config.model, native, dtype=dtype, capture=True)
-            teacher = Teacher(network, config.engine, keep)
+            teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
         scaled = models.scaled_config(config.model, config.rope)
         base = models.load_model(config.model, scaled, dtype=dtype, weights=weights, capture=True)
         network = make_trainable(base, stage.parameters, seed=config.seed)
@@ -192,8 +193,9 @@ class _Run:
             config.engine,
             config.optim,
             accumulation=schedule.accumulation(world_size=self.world.size, micro_batch=micro_batch),
+            checkpointing=planned.checkpointing,
             native=native if shared else None,
-            keep=keep,
+            keep=planned.keep,
         )
         hashed = teacher.sha256 if teacher else student.frozen_sha256
         verified = taught and config.engine.teacher.verify_frozen
@@ -215,7 +217,11 @@ class _Run:
             seed=config.seed,
         )
         began = time.perf_counter()
-        run.train(start, lambda record: self._after_step(name, student, record))
+        run.train(
+            start,
+            lambda record: self._after_step(name, student, record),
+            lambda step: self._saves_after(name, step),
+        )
         trained = student.trained_parameters()
         if teacher_hash is not None:
             self._check_frozen(teacher_hash, hashed())
@@ -247,12 +253,16 @@ class _Run:
             entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
             self.folder.log(entry | record.metrics)
             self.tracker.log({"tokens": tokens, "seconds": seconds} | record.metrics, step=step)
-        ends = record.step == self.schedules[name].steps
-        if ends or step % self.config.checkpoint.every_steps == 0:
+        if self._saves_after(name, record.step):
             position = Position(step, name, record.step, self.world.size)
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
             if self.world.is_main:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+
+    def _saves_after(self, name: str, step: int) -> bool:
+        """Whether a checkpoint is written after a step of a stage, counted from 1."""
+        every = self.config.checkpoint.every_steps
+        return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
 
     def _steps_before(self, name: str) -> int:
         return sum(self.schedules[n].steps for n in self.names[: self.names.index(name)])

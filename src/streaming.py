@@ -10,7 +10,7 @@ Shapes: b batch, t tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -47,32 +47,48 @@ def plain_layers(decoder: nn.Module) -> bool:
     )
 
 
-def skip_unwanted(decoder: nn.Module) -> None:
-    """Let a pass with `stops_at` leave out everything after that layer's q, k and v.
+def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Let a pass leave out everything after the q, k and v of the layer that it stops at.
 
     Layers of another kind (`plain_layers`) run whole, as without this.
+
+    Args:
+        decoder: the transformer below the output head.
+        ends: layers that passes may stop at; None stands for passes that run to the end.
     """
-    if not plain_layers(decoder):
+    stops = [end for end in ends if end is not None]
+    if not stops or not plain_layers(decoder):
         return
-    for index, layer in enumerate(decoder.layers):  # type: ignore[arg-type]  # a ModuleList
+    layers: Any = decoder.layers
+    for index in stops:
         for name in _AFTER_QKV:
-            _skippable(layer.get_submodule(name), lambda p, i=index: p.skips(i), _zeros)
-        # Not its q, k and v either, beyond the last wanted layer.
-        _skippable(layer, lambda p, i=index: i > 0 and p.skips(i - 1), _unchanged)
-    norm: Any = decoder.norm
-    _skippable(norm, lambda p: p.stops_at is not None, _unchanged)
+            _skippable(layers[index].get_submodule(name), index, _zeros)
+    for index in range(min(stops) + 1, len(layers)):
+        # Not its q, k and v either.
+        _skippable(layers[index], index - 1, _unchanged)
+    _skippable(decoder.norm, len(layers) - 1, _unchanged)  # type: ignore[arg-type]  # a module
+
+
+def compile_layers(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Compile each layer's forward, but for those that a pass may stop at.
+
+    The captured attention is not traced (src/capture.py): a layer is compiled up to it and after.
+    """
+    layers: Any = getattr(decoder, "layers", ())
+    for index, layer in enumerate(layers):
+        if index not in ends:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
 
 
 def _skippable(
-    module: nn.Module,
-    skipped: Callable[[LayerPass], bool],
-    instead: Callable[[nn.Module, Tensor], Tensor],
+    module: nn.Module, after: int, instead: Callable[[nn.Module, Tensor], Tensor]
 ) -> None:
+    """Let `instead` stand for a module in passes that stop at layer `after` or before."""
     ordinary = module.forward
 
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
         running = active_pass()
-        if running is not None and skipped(running):
+        if running is not None and running.skips(after):
             return instead(module, x)
         return ordinary(x, *args, **kwargs)
 
@@ -167,7 +183,12 @@ class TeacherPass:
         """A layer's q, k, v from its input, by its own norm, projections and RoPE."""
         layer = self._decoder.layers[index]
         capture = QKVCapture([index], stops_at=index)
-        with torch.no_grad(), self._one_layer(), capture.recording():
+        with (
+            torch.no_grad(),
+            self._one_layer(),
+            _left_out(layer.self_attn.o_proj),
+            capture.recording(),
+        ):
             normed_bth = layer.input_layernorm(kept.hidden_bth)
             layer.self_attn(hidden_states=normed_bth, **kept.arguments)
         return capture.take()[index]
@@ -226,6 +247,20 @@ class SharedTeacherPass(TeacherPass):
         finally:
             for adapter in self._adapters:
                 adapter._disable_adapters = False
+
+
+@contextmanager
+def _left_out(module: nn.Module) -> Iterator[None]:
+    """Inside, the module does nothing."""
+    own = vars(module).get("forward")
+    module.forward = lambda x, *args, **kwargs: _zeros(module, x)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
 
 
 def _nothing(layer: int, qkv: LayerQKV, *, again: bool) -> None:

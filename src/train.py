@@ -165,7 +165,9 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     """Check everything that can be checked without loading a model."""
     path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
     check_unused(path)
-    plan.show(plan.make(settings, world_size=world_size), settings, Console(stderr=True))
+    made = plan.make(settings, world_size=world_size)
+    plan.show(made, settings, Console(stderr=True))
+    plan.check_fits(made, settings)
     data = _preflight(settings)
     accepted = replace(settings, run_dir=str(path), resume=None)
     record: dict[str, Any] = {

@@ -34,6 +34,7 @@ from src.streaming import (
     TeacherPass,
     checkpoint_contexts,
     plain_layers,
+    skip_unwanted,
 )
 
 LAYERS, TOKENS = 3, 13
@@ -113,9 +114,15 @@ def pair(
     facts = models.facts_of(config(family, factor=None))
     native = config(family, factor=None)
     device = torch.device("cpu")
+    ends = {chosen.needs(facts).stops_at}
+    skip_unwanted(causal_model(student).get_decoder(), ends)
     base = SharedTeacherPass(student, keep, native, device) if shared else None
     module = _StudentModule(student, {"it": chosen}, facts, base)
-    teacher = None if shared else _TeacherModule(network(family, dtype=dtype), keep)
+    teacher = None
+    if not shared:
+        taught = network(family, dtype=dtype)
+        skip_unwanted(taught.get_decoder(), ends)
+        teacher = _TeacherModule(taught, keep)
     return Pair(module, teacher, chosen, facts)
 
 

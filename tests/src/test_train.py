@@ -16,9 +16,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import models, train
+from src import models, plan, train
 from src.checkpoint import CheckpointError
 from src.config import ConfigError, RunConfig
+from src.devices import DeviceFacts
 from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from tests.conftest import ROOT, losses
@@ -427,6 +428,23 @@ def test_dry_run_starts_nothing(
     assert planned.returncode == 0
     assert "2,359,296 + 2,097,152 = 4,456,448 in 144 + 64 optimizer steps" in planned.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_made(
+    tiny_overrides: list[str],
+    compose_run: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        plan, "device_facts", lambda *a, **k: DeviceFacts("a toy", 2**20, is_cpu=True)
+    )
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"stage \w+ needs .* allow_oversubscribe=true"):
+        train.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
+    assert not folder.exists()
+    train.train(compose_run(*tiny_overrides, f"run_dir={folder}", "allow_oversubscribe=true"), None)
+    assert RunFolder(folder).record()["state"] == "finished"
 
 
 def test_more_ranks_than_gpus_are_refused(

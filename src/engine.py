@@ -182,6 +182,10 @@ class Teacher:
         with torch.no_grad():
             return self._engine(batch, needs)
 
+    def weight_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return _weight_bytes(self._engine.module)
+
     def sha256(self) -> str:
         """Hash of all weights, in the order of their names; a collective call under ZeRO-3."""
         return _sha256(self._engine.module.named_parameters())
@@ -299,6 +303,10 @@ class Student:
                         gathered[name] = parameter.detach().cpu().clone()
         return gathered
 
+    def weight_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return _weight_bytes(self.network)
+
     def frozen_sha256(self) -> str:
         """Hash of the weights that are not trained; a collective call under ZeRO-3."""
         named = self.network.named_parameters()
@@ -375,6 +383,12 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
 
     with zero.GatheredParameters([parameter]):
         yield
+
+
+def _weight_bytes(module: nn.Module) -> int:
+    """Bytes of parameters, under ZeRO-3 of this rank's part of them."""
+    held = (getattr(p, "ds_tensor", p) for p in module.parameters())
+    return sum(x.numel() * x.element_size() for x in held)
 
 
 def _sha256(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:

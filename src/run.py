@@ -21,13 +21,18 @@ from src.data import Blocks, Corpus, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
 from src.engine import Student, Teacher
 from src.evals.restoration import evaluate_run
+from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
+from src.objectives.base import Objective
+from src.plan import StagePlan
 from src.run_folder import RunFolder
 from src.schedule import StageSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
 
 class FrozenTeacherError(RuntimeError):
@@ -131,6 +136,80 @@ def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
     )
 
 
+@dataclass(frozen=True)
+class Built:
+    """The engines of a stage.
+
+    Attributes:
+        taught: whether an objective wants a teacher; without an engine of its own it is the
+            student's frozen part.
+    """
+
+    teacher: Teacher | None
+    student: Student
+    facts: ModelFacts
+    taught: bool
+
+
+def objectives_of(config: RunConfig, stage: str) -> dict[str, Objective]:
+    """A stage's objectives by the name that streams refer to."""
+    streams = config.recipe.stages[stage].streams.values()
+    return {s.objective: config.objective.terms[s.objective] for s in streams}
+
+
+def build(
+    config: RunConfig,
+    name: str,
+    planned: StagePlan,
+    objectives: Mapping[str, Objective],
+    world_size: int,
+    *,
+    weights: Path | None = None,
+    random_on: torch.device | None = None,
+) -> Built:
+    """Load teacher and student of a stage and set up their engines; every rank calls it.
+
+    Args:
+        config: the run.
+        name: of the stage.
+        planned: its plan.
+        objectives: by the name that streams refer to.
+        world_size: ranks.
+        weights: the folder the stage begins with, None for the model's source.
+        random_on: where random weights are drawn, the CPU by default.
+    """
+    stage = config.recipe.stages[name]
+    native = models.native_config(config.model)
+    facts = models.facts_of(native)
+    dtype = DTYPES[config.engine.dtype]
+    taught = any(o.needs(facts).teacher for o in objectives.values())
+    shared = taught and config.engine.teacher.share_base
+    teacher = None
+    if taught and not shared:
+        network = models.load_model(
+            config.model, native, dtype=dtype, capture=True, random_on=random_on
+        )
+        teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
+    scaled = models.scaled_config(config.model, config.rope)
+    base = models.load_model(
+        config.model, scaled, dtype=dtype, weights=weights, capture=True, random_on=random_on
+    )
+    student = Student(
+        make_trainable(base, stage.parameters, seed=config.seed),
+        objectives,
+        facts,
+        config.engine,
+        config.optim,
+        accumulation=StageSchedule(stage).accumulation(
+            world_size=world_size, micro_batch=config.engine.student.micro_batch
+        ),
+        checkpointing=planned.checkpointing,
+        native=native if shared else None,
+        keep=planned.keep,
+    )
+    return Built(teacher, student, facts, taught)
+
+
 class _Run:
     """The stages of a run, from wherever its newest checkpoint stands."""
 
@@ -168,37 +247,13 @@ class _Run:
         config, name = self.config, self.names[index]
         stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
-        objectives = {
-            s.objective: config.objective.terms[s.objective] for s in stage.streams.values()
-        }
-        native = models.native_config(config.model)
-        facts = models.facts_of(native)
-        dtype = DTYPES[config.engine.dtype]
-
-        taught = any(o.needs(facts).teacher for o in objectives.values())
-        shared = taught and config.engine.teacher.share_base
-        planned = self.plan.stage(name)
-        teacher = None
-        if taught and not shared:
-            network = models.load_model(config.model, native, dtype=dtype, capture=True)
-            teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
-        scaled = models.scaled_config(config.model, config.rope)
-        base = models.load_model(config.model, scaled, dtype=dtype, weights=weights, capture=True)
-        network = make_trainable(base, stage.parameters, seed=config.seed)
-        micro_batch = config.engine.student.micro_batch
-        student = Student(
-            network,
-            objectives,
-            facts,
-            config.engine,
-            config.optim,
-            accumulation=schedule.accumulation(world_size=self.world.size, micro_batch=micro_batch),
-            checkpointing=planned.checkpointing,
-            native=native if shared else None,
-            keep=planned.keep,
+        objectives = objectives_of(config, name)
+        built = build(
+            config, name, self.plan.stage(name), objectives, self.world.size, weights=weights
         )
+        teacher, student, facts = built.teacher, built.student, built.facts
         hashed = teacher.sha256 if teacher else student.frozen_sha256
-        verified = taught and config.engine.teacher.verify_frozen
+        verified = built.taught and config.engine.teacher.verify_frozen
         teacher_hash = hashed() if verified else None
         if resumed is not None:
             student.load(resumed)
@@ -213,7 +268,7 @@ class _Run:
             student=student,
             world=self.world,
             device=self.device,
-            micro_batch=micro_batch,
+            micro_batch=config.engine.student.micro_batch,
             seed=config.seed,
         )
         began = time.perf_counter()
@@ -238,7 +293,7 @@ class _Run:
                 scaling=config.rope,
                 parameters=stage.parameters,
                 weights=weights,
-                dtype=dtype,
+                dtype=DTYPES[config.engine.dtype],
                 seed=config.seed,
                 card=_model_card(config, self.folder, name),
             )

@@ -163,6 +163,16 @@ def test_how_it_is_computed_does_not_change_the_losses(
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ on a CPU")
+@pytest.mark.parametrize("share", ["false", "true"])
+def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> None:
+    """Four layers: the last stays as it is, since passes may stop there."""
+    shape = ["model.shape.layers=4", f"engine.teacher.share_base={share}"]
+    compiled = losses(train_tiny("engine.compile=true", *shape))
+    assert compiled == pytest.approx(losses(train_tiny(*shape)), rel=1e-5)
+
+
 @pytest.mark.parametrize(
     "overrides",
     [

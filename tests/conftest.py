@@ -1,18 +1,27 @@
-"""Shared by all tests: no network for hubs, configs composed as a user would."""
+"""Shared by all tests: no network for hubs, Triton interpreted, configs as a user composes them."""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 ROOT = Path(__file__).resolve().parents[1]
+
+if not torch.cuda.is_available():
+    # Triton decides when it is loaded, and much loads it: so here, before anything else. The
+    # setting is taken back, as it is not for the commands that tests start.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        importlib.import_module("kernels.relation_kl.triton")
 
 
 @pytest.fixture(scope="session")

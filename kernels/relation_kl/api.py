@@ -1,24 +1,24 @@
 """The operator's face: validation, choice of an implementation, reduction of its rows.
 
 Shape suffixes: b batch, h heads, t tokens, d head size. Implementations are modules of this
-package that follow `Implementation`; they are imported when first used and never import each
-other. Everything they share is done here: they return one KL a row, and padding and reduction
+package that follow `contract.Implementation`; they are imported when first used and never import
+each other. Everything they share is done here: they return one KL a row, and padding and reduction
 follow from plain autograd.
 """
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Real
-from typing import Literal, Protocol, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from kernels.relation_kl.contract import Implementation, Scales, Visibility
 
 Backend = Literal["auto", "triton", "chunked", "reference"]
 Reduction = Literal["mean", "sum", "none"]
@@ -26,61 +26,8 @@ Reduction = Literal["mean", "sum", "none"]
 _BACKENDS = ("auto", "triton", "chunked", "reference")
 _REDUCTIONS = ("mean", "sum", "none")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_TRITON_LARGEST_HEAD = 256
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-
-
-@dataclass(frozen=True)
-class Visibility:
-    """What a row may see: A(i) = {j: j <= i if causal, same segment, key real, i - j < window}."""
-
-    causal: bool
-    window: int | None
-    segment_ids: Tensor | None
-    key_mask: Tensor | None
-
-
-@dataclass(frozen=True)
-class Scales:
-    """Factors of the two sides' raw products, the temperature already divided out."""
-
-    student: float
-    teacher: float
-
-
-class Implementation(Protocol):
-    """What a backend's module provides.
-
-    Both functions return ``KL(teacher || student)`` by row, ``[batch, heads, tokens]`` (float64
-    where an input is, else float32), differentiable with respect to the student's tensors. Rows
-    of padding may hold any value, and get upstream gradient 0. Arguments have been validated;
-    teachers are detached.
-    """
-
-    def relation_rows(
-        self,
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
-        scales: Sequence[Scales],
-        visibility: Visibility,
-        *,
-        allow_tf32: bool,
-    ) -> list[Tensor]:
-        """Rows of each self-relation; head counts and head sizes may differ between relations."""
-        ...
-
-    def attention_rows(
-        self,
-        q_student: Tensor,
-        k_student: Tensor,
-        q_teacher: Tensor,
-        k_teacher: Tensor,
-        scales: Scales,
-        visibility: Visibility,
-        *,
-        allow_tf32: bool,
-    ) -> Tensor:
-        """Rows of causal attention; keys may have fewer heads than queries (grouped)."""
-        ...
 
 
 def relation_kl(
@@ -343,33 +290,47 @@ def _scales(
 def _implementation(backend: Backend, tensors: Sequence[Tensor]) -> Implementation:
     if backend not in _BACKENDS:
         raise ValueError(f"backend: got {backend!r}; it must be one of {', '.join(_BACKENDS)}")
-    has_float64 = any(x.dtype is torch.float64 for x in tensors)
-    chosen = backend
     if backend == "auto":
-        on_cuda = tensors[0].is_cuda
-        can = on_cuda and not has_float64 and _triton_obstacle(tensors[0].device) is None
-        chosen = "triton" if can else "chunked"
-    elif backend == "triton":
-        if has_float64:
-            raise ValueError(
-                "backend: 'triton' does not take float64; use 'chunked' or 'reference'"
+        fused = tensors[0].is_cuda and _triton_obstacle(tensors) is None
+        return _module("triton" if fused else "chunked")
+    if backend == "triton" and (obstacle := _triton_obstacle(tensors)) is not None:
+        raise RuntimeError(f"backend 'triton' cannot run here: {obstacle}")
+    return _module(backend)
+
+
+def _module(name: str) -> Implementation:
+    # Import statements, not importlib: torch.compile can follow these.
+    if name == "triton":
+        from kernels.relation_kl import triton
+
+        return triton
+    if name == "chunked":
+        from kernels.relation_kl import chunked
+
+        return chunked
+    from kernels.relation_kl import reference
+
+    return reference
+
+
+def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
+    """Why the Triton backend cannot take these tensors; None if it can."""
+    for x in tensors:
+        if x.dtype is torch.float64:
+            return "it does not take float64; use 'chunked' or 'reference'"
+        if x.shape[-1] > _TRITON_LARGEST_HEAD:
+            return (
+                f"it takes head sizes to {_TRITON_LARGEST_HEAD}, and got head_dim = "
+                f"{x.shape[-1]}; use 'chunked'"
             )
-        obstacle = _triton_obstacle(tensors[0].device)
-        if obstacle is not None:
-            raise RuntimeError(f"backend 'triton' cannot run here: {obstacle}")
-    module = importlib.import_module(f"kernels.relation_kl.{chosen}")
-    return cast(Implementation, module)
-
-
-def _triton_obstacle(device: torch.device) -> str | None:
-    """Why the Triton backend cannot run on ``device``; None if it can."""
-    if importlib.util.find_spec("kernels.relation_kl.triton") is None:
-        return "kernels/relation_kl/triton.py does not exist"
-    if importlib.util.find_spec("triton") is None:
-        return "the package 'triton' is not installed"
+    device = tensors[0].device
     interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
     if device.type != "cuda" and not interpreted:
         return f"the tensors are on '{device}', not on a CUDA device, and TRITON_INTERPRET is off"
+    if interpreted and any(x.dtype is torch.bfloat16 for x in tensors):
+        return "Triton's interpreter multiplies bfloat16 wrongly; use float32 or float16 there"
+    if importlib.util.find_spec("triton") is None:
+        return "the package 'triton' is not installed"
     return None
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.api import Scales, Visibility
+    from kernels.relation_kl.contract import Scales, Visibility
 
 # A chunk is at most so many scores, in each of three buffers: on a CPU about what its cache holds,
 # on an accelerator enough to hide the launches (figures: README.md).
@@ -40,7 +40,7 @@ def relation_rows(
     *,
     allow_tf32: bool,
 ) -> list[Tensor]:
-    """KL by row of each self-relation (`kernels.relation_kl.api.Implementation`)."""
+    """KL by row of each self-relation (`kernels.relation_kl.contract.Implementation`)."""
     return [
         _rows(student, None, teacher, None, scale, visibility, allow_tf32)
         for student, teacher, scale in zip(students, teachers, scales, strict=True)
@@ -57,7 +57,7 @@ def attention_rows(
     *,
     allow_tf32: bool,
 ) -> Tensor:
-    """KL by row of attention (`kernels.relation_kl.api.Implementation`)."""
+    """KL by row of attention (`kernels.relation_kl.contract.Implementation`)."""
     return _rows(q_student, k_student, q_teacher, k_teacher, scales, visibility, allow_tf32)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.api import Scales, Visibility
+    from kernels.relation_kl.contract import Scales, Visibility
 
 
 def relation_rows(
@@ -24,7 +24,7 @@ def relation_rows(
     *,
     allow_tf32: bool,
 ) -> list[Tensor]:
-    """KL by row of each self-relation (`kernels.relation_kl.api.Implementation`)."""
+    """KL by row of each self-relation (`kernels.relation_kl.contract.Implementation`)."""
     return [
         attention_rows(student, student, teacher, teacher, scale, visibility, allow_tf32=allow_tf32)
         for student, teacher, scale in zip(students, teachers, scales, strict=True)
@@ -41,7 +41,7 @@ def attention_rows(
     *,
     allow_tf32: bool,
 ) -> Tensor:
-    """KL by row of attention (`kernels.relation_kl.api.Implementation`).
+    """KL by row of attention (`kernels.relation_kl.contract.Implementation`).
 
     Raises:
         RuntimeError: torch's own setting lets float32 matrix products lose precision and

@@ -241,32 +241,62 @@ def test_models_of_different_heads_and_width_compare_by_relation_heads() -> None
 class TestTritonBackend:
     """Where it cannot run, asking for it by name raises, and `auto` does without it."""
 
-    def test_without_its_module(self, monkeypatch) -> None:
+    def test_without_the_package(self, monkeypatch) -> None:
         monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-        with pytest.raises(RuntimeError, match=r"'triton' cannot run here: .* does not exist"):
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        with pytest.raises(RuntimeError, match="the package 'triton' is not installed"):
             relation_kl(X, X, backend="triton")
         assert relation_kl(X, X) == 0
 
-    def test_without_the_package(self, monkeypatch) -> None:
-        present = {"kernels.relation_kl.triton": object()}
-        monkeypatch.setattr(importlib.util, "find_spec", present.get)
-        with pytest.raises(RuntimeError, match="the package 'triton' is not installed"):
-            relation_kl(X, X, backend="triton")
-
     def test_off_its_device(self, monkeypatch) -> None:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-        with pytest.raises(RuntimeError, match="the tensors are on 'cpu'"):
+        with pytest.raises(
+            RuntimeError, match="'triton' cannot run here: the tensors are on 'cpu'"
+        ):
             relation_kl(X, X, backend="triton")
 
-    def test_refuses_float64(self) -> None:
-        with pytest.raises(ValueError, match="'triton' does not take float64"):
-            relation_kl(X.double(), X.double(), backend="triton")
+    @pytest.mark.parametrize("interpreted", ["0", "1"])
+    def test_refuses_float64(self, interpreted, monkeypatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", interpreted)
+        for student, teacher in ((X.double(), X), (X, X.double())):
+            with pytest.raises(RuntimeError, match="float64; use 'chunked' or 'reference'"):
+                relation_kl(student, teacher, backend="triton")
+            assert relation_kl(student, teacher) == 0
+
+    def test_refuses_heads_that_do_not_fit(self) -> None:
+        x = torch.zeros(1, 1, 2, 257)
+        with pytest.raises(RuntimeError, match="head sizes to 256, and got head_dim = 257"):
+            relation_kl(x, x, backend="triton")
+
+    def test_refuses_bfloat16_in_the_interpreter(self, monkeypatch) -> None:
+        monkeypatch.setenv("TRITON_INTERPRET", "1")
+        x = X.bfloat16()
+        with pytest.raises(RuntimeError, match="interpreter multiplies bfloat16 wrongly"):
+            relation_kl_set([X, x], [X, X], [1.0, 1.0], backend="triton")
+        with pytest.raises(RuntimeError, match="interpreter multiplies bfloat16 wrongly"):
+            attention_kl(X, X, x, x, backend="triton")
 
     def test_interpreter_lifts_the_device_check(self, monkeypatch) -> None:
-        monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
         monkeypatch.setenv("TRITON_INTERPRET", "1")
-        assert api._triton_obstacle(torch.device("cpu")) is None
+        assert api._triton_obstacle([X]) is None
+
+    def test_an_interpreter_asked_for_too_late_is_refused(self) -> None:
+        code = """
+import os, torch
+os.environ.pop("TRITON_INTERPRET", None)
+import triton
+from kernels.relation_kl import relation_kl
+os.environ["TRITON_INTERPRET"] = "1"
+x = torch.zeros(1, 1, 2, 2)
+try:
+    relation_kl(x, x, backend="triton")
+except RuntimeError as error:
+    print(error)
+"""
+        command = [sys.executable, "-c", code]
+        finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr
+        assert "imported before TRITON_INTERPRET=1 was set" in finished.stdout
 
 
 def test_backends_are_imported_when_used_and_never_import_each_other() -> None:

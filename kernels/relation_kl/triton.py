@@ -1,0 +1,582 @@
+"""Fused kernels: one pass forward, a deterministic backward, all relations in one launch each.
+
+Operators are registered with torch (``torch.ops.relation_kl.*``), so that compilers and
+checkpointing policies see them. All that the forward gives is by row, `triton_tiles.RowSums`: a
+policy may keep that instead of running it again. Kernels: `triton_kernels`; launch parameters:
+`launch`. Shape suffixes: b batch, h heads (of all relations of a launch), t tokens, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import triton.language as tl
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from kernels.relation_kl import launch
+from kernels.relation_kl.triton_kernels import (
+    attention_backward_keys_kernel,
+    attention_backward_queries_kernel,
+    attention_forward_kernel,
+    reach_kernel,
+    self_backward_kernel,
+    self_forward_kernel,
+    spans_kernel,
+)
+from kernels.relation_kl.triton_tiles import (
+    GRANULE_TOKENS,
+    Attention,
+    Masks,
+    Operand,
+    Relation,
+    RowSums,
+    RowWeights,
+    Shape,
+)
+
+if TYPE_CHECKING:
+    from kernels.relation_kl.contract import Scales, Visibility
+
+# Relations that one launch takes; more go in several.
+_MOST_RELATIONS = 4
+# Operands of heads that are worked on at the same time should stay in the second-level cache.
+_CACHE_BYTES = 24 * 2**20
+_LOG2_E = math.log2(math.e)
+# What is saved of `RowSums`: all but the KL.
+_SUMS = len(RowSums._fields) - 1
+
+
+def relation_rows(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    scales: Sequence[Scales],
+    visibility: Visibility,
+    *,
+    allow_tf32: bool,
+) -> list[Tensor]:
+    """KL by row of each self-relation (`kernels.relation_kl.contract.Implementation`).
+
+    Relations of the same dtypes and padded head sizes share a launch.
+
+    Raises:
+        RuntimeError: Triton's interpreter was asked for after Triton had been imported.
+    """
+    rows: dict[int, Tensor] = {}
+    for members in _launches(students, teachers):
+        joined_bht, *_ = torch.ops.relation_kl.self_rows(
+            [students[r] for r in members],
+            [teachers[r] for r in members],
+            visibility.segment_ids,
+            visibility.key_mask,
+            [scales[r].student for r in members],
+            [scales[r].teacher for r in members],
+            visibility.causal,
+            visibility.window,
+            allow_tf32,
+        )
+        heads = [students[r].shape[1] for r in members]
+        rows.update(zip(members, joined_bht.split(heads, dim=1), strict=True))
+    return [rows[r] for r in range(len(students))]
+
+
+def _launches(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Indices of relations that one kernel can take: the same dtypes and padded head sizes."""
+    alike: dict[tuple[object, ...], list[int]] = {}
+    for r, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+        sizes = [launch.padded_head_size(x.shape[-1]) for x in (student, teacher)]
+        alike.setdefault((student.dtype, teacher.dtype, *sizes), []).append(r)
+    for members in alike.values():
+        for start in range(0, len(members), _MOST_RELATIONS):
+            yield members[start : start + _MOST_RELATIONS]
+
+
+def attention_rows(
+    q_student: Tensor,
+    k_student: Tensor,
+    q_teacher: Tensor,
+    k_teacher: Tensor,
+    scales: Scales,
+    visibility: Visibility,
+    *,
+    allow_tf32: bool,
+) -> Tensor:
+    """KL by row of attention (`kernels.relation_kl.contract.Implementation`).
+
+    Raises:
+        RuntimeError: as `relation_rows`.
+    """
+    rows_bht, *_ = torch.ops.relation_kl.attention_rows(
+        q_student,
+        k_student,
+        q_teacher,
+        k_teacher,
+        visibility.segment_ids,
+        visibility.key_mask,
+        scales.student,
+        scales.teacher,
+        visibility.causal,
+        visibility.window,
+        allow_tf32,
+    )
+    return rows_bht
+
+
+_SELF_ARGUMENTS = (
+    "Tensor[] students, Tensor[] teachers, Tensor? segment_ids, Tensor? key_mask, "
+    "float[] student_scales, float[] teacher_scales, bool causal, int? window, bool allow_tf32"
+)
+
+
+@torch.library.custom_op(
+    "relation_kl::self_rows",
+    mutates_args=(),
+    schema=f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _self_rows(
+    students: list[Tensor],
+    teachers: list[Tensor],
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    student_scales: list[float],
+    teacher_scales: list[float],
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> RowSums:
+    """Row sums of all relations' heads, one relation after the other."""
+    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    if fast is not None:
+        return fast.forward(students, teachers, student_scales, teacher_scales)
+    results = _empty_rows(students)
+    call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    call.launch(
+        self_forward_kernel,
+        "self_forward",
+        _relations(students, teachers, students, student_scales, teacher_scales),
+        results,
+    )
+    return results
+
+
+@_self_rows.register_fake
+def _(students: list[Tensor], *_: object) -> RowSums:
+    return _empty_rows(students)
+
+
+@torch.library.custom_op(
+    "relation_kl::self_rows_backward",
+    mutates_args=(),
+    schema=(f"(Tensor row_gradient, Tensor[] sums, {_SELF_ARGUMENTS}) -> Tensor[]"),
+)
+def _self_rows_backward(
+    row_gradient_bht: Tensor,
+    sums: list[Tensor],
+    students: list[Tensor],
+    teachers: list[Tensor],
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    student_scales: list[float],
+    teacher_scales: list[float],
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> list[Tensor]:
+    """Gradients of the students, in their dtypes."""
+    fast = _fast_path(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    if fast is not None:
+        return fast.backward(
+            row_gradient_bht, sums, students, teachers, student_scales, teacher_scales
+        )
+    gradients = [_empty_gradient(student) for student in students]
+    weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], students[0].dtype)
+    call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    call.launch(
+        self_backward_kernel,
+        "self_backward",
+        _relations(students, teachers, gradients, student_scales, teacher_scales),
+        weights,
+        units,
+    )
+    return gradients
+
+
+@_self_rows_backward.register_fake
+def _(
+    row_gradient_bht: Tensor,
+    sums: list[Tensor],
+    students: list[Tensor],
+    *_: object,
+) -> list[Tensor]:
+    return [_empty_gradient(student) for student in students]
+
+
+def _save_self(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
+    students, teachers, segment_ids, key_mask, *settings = inputs
+    sums = output[1:]
+    ctx.mark_non_differentiable(*sums)
+    ctx.set_materialize_grads(False)
+    ctx.relations, ctx.settings = len(students), settings
+    ctx.save_for_backward(*sums, segment_ids, key_mask, *students, *teachers)
+
+
+def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[Any, ...]:
+    # Read once: under non-reentrant checkpointing a second reading is an error.
+    tensors = ctx.saved_tensors
+    (segment_ids, key_mask, *sides), sums = tensors[_SUMS:], list(tensors[:_SUMS])
+    gradients = torch.ops.relation_kl.self_rows_backward(
+        row_gradient_bht,
+        sums,
+        sides[: ctx.relations],
+        sides[ctx.relations :],
+        segment_ids,
+        key_mask,
+        *ctx.settings,
+    )
+    return (gradients, [None] * ctx.relations, *[None] * (2 + len(ctx.settings)))
+
+
+_self_rows.register_autograd(_differentiate_self, setup_context=_save_self)
+
+
+_ATTENTION_ARGUMENTS = (
+    "Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, "
+    "Tensor? segment_ids, Tensor? key_mask, float student_scale, float teacher_scale, "
+    "bool causal, int? window, bool allow_tf32"
+)
+
+
+@torch.library.custom_op(
+    "relation_kl::attention_rows",
+    mutates_args=(),
+    schema=f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+)
+def _attention_rows(
+    q_student: Tensor,
+    k_student: Tensor,
+    q_teacher: Tensor,
+    k_teacher: Tensor,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    student_scale: float,
+    teacher_scale: float,
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> RowSums:
+    """Row sums of the query heads."""
+    results = _empty_rows([q_student])
+    tensors = (q_student, k_student, q_teacher, k_teacher)
+    call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
+    call.launch(
+        attention_forward_kernel,
+        "attention_forward",
+        _attention(*tensors, q_student, student_scale, teacher_scale),
+        results,
+    )
+    return results
+
+
+@_attention_rows.register_fake
+def _(q_student: Tensor, *_: object) -> RowSums:
+    return _empty_rows([q_student])
+
+
+@torch.library.custom_op(
+    "relation_kl::attention_rows_backward",
+    mutates_args=(),
+    schema=(f"(Tensor row_gradient, Tensor[] sums, {_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)"),
+)
+def _attention_rows_backward(
+    row_gradient_bht: Tensor,
+    sums: list[Tensor],
+    q_student: Tensor,
+    k_student: Tensor,
+    q_teacher: Tensor,
+    k_teacher: Tensor,
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    student_scale: float,
+    teacher_scale: float,
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the student's queries and keys, in their dtype."""
+    tensors = (q_student, k_student, q_teacher, k_teacher)
+    key_heads = k_student.shape[1]
+    weights, units = _weights(row_gradient_bht, sums, key_heads, q_student.dtype)
+    call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
+    gradient_q, gradient_k = _empty_gradient(q_student), _empty_gradient(k_student)
+    call.launch(
+        attention_backward_queries_kernel,
+        "attention_backward_queries",
+        _attention(*tensors, gradient_q, student_scale, teacher_scale),
+        weights,
+        units,
+    )
+    replace(call, heads=key_heads).launch(
+        attention_backward_keys_kernel,
+        "attention_backward_keys",
+        _attention(*tensors, gradient_k, student_scale, teacher_scale),
+        weights,
+        units,
+    )
+    return gradient_q, gradient_k
+
+
+@_attention_rows_backward.register_fake
+def _(
+    row_gradient_bht: Tensor,
+    sums: list[Tensor],
+    q_student: Tensor,
+    k_student: Tensor,
+    *_: object,
+) -> tuple[Tensor, Tensor]:
+    return _empty_gradient(q_student), _empty_gradient(k_student)
+
+
+def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
+    sums = output[1:]
+    ctx.mark_non_differentiable(*sums)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*sums, *inputs[:6])
+    ctx.settings = inputs[6:]
+
+
+def _differentiate_attention(
+    ctx: Any, row_gradient_bht: Tensor, *_: None
+) -> tuple[Tensor | None, ...]:
+    tensors = ctx.saved_tensors
+    gradient_q, gradient_k = torch.ops.relation_kl.attention_rows_backward(
+        row_gradient_bht, list(tensors[:_SUMS]), *tensors[_SUMS:], *ctx.settings
+    )
+    return (gradient_q, gradient_k, *[None] * 9)
+
+
+_attention_rows.register_autograd(_differentiate_attention, setup_context=_save_attention)
+
+
+def _fast_path(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    segment_ids: Tensor | None,
+    key_mask: Tensor | None,
+    causal: bool,
+    window: int | None,
+    allow_tf32: bool,
+) -> Any:
+    """A module with kernels for just this case, or None: then the general kernels take it."""
+    return None
+
+
+@dataclass(frozen=True)
+class _Call:
+    """What all launches of a call share."""
+
+    batch: int
+    heads: int
+    tokens: int
+    device: torch.device
+    element_bytes: int
+    head_bytes: int
+    masks: Masks
+    window: int | None
+    shape: Shape
+
+    @staticmethod
+    def of(
+        students: Sequence[Tensor],
+        teachers: Sequence[Tensor],
+        segment_ids: Tensor | None,
+        key_mask: Tensor | None,
+        causal: bool,
+        window: int | None,
+        allow_tf32: bool,
+    ) -> _Call:
+        """``students`` and ``teachers`` are the tensors whose tokens are rows."""
+        student, teacher = students[0], teachers[0]
+        batch, _, tokens, _ = student.shape
+        _check_device(student.device)
+        size_s, size_t = (launch.padded_head_size(x.shape[3]) for x in (student, teacher))
+        return _Call(
+            batch=batch,
+            heads=sum(x.shape[1] for x in students),
+            tokens=tokens,
+            device=student.device,
+            element_bytes=max(student.element_size(), teacher.element_size()),
+            head_bytes=tokens * (size_s * student.element_size() + size_t * teacher.element_size()),
+            masks=_masks(segment_ids, key_mask, student),
+            # One that hides nothing would only cost time.
+            window=None if window is None or window >= tokens else window,
+            shape=Shape(
+                causal=causal,
+                block_m=0,
+                block_n=0,
+                block_ds=size_s,
+                block_dt=size_t,
+                whole_ds=all(x.shape[3] == size_s for x in students),
+                whole_dt=all(x.shape[3] == size_t for x in teachers),
+                precision="tf32" if allow_tf32 else "ieee",
+            ),
+        )
+
+    def launch(self, kernel: Any, name: launch.Kernel, operands: Any, *tensors: Any) -> None:
+        """Starts one program for each block of tokens of each head."""
+        size = max(self.shape.block_ds, self.shape.block_dt)
+        chosen = launch.lookup(launch.ShapeClass(name, size, self.element_bytes), self.device)
+        facts = self.shape._replace(block_m=chosen.block_m, block_n=chosen.block_n)
+        # Each fact by itself, so that those passed on inside a kernel stay known to the compiler.
+        shape = Shape(*(tl.constexpr(fact) for fact in facts))
+        together = max(1, min(_CACHE_BYTES // self.head_bytes, self.batch * self.heads))
+        _start(
+            kernel,
+            self.batch * self.heads * _blocks(self.tokens, chosen.block_m),
+            self.device,
+            operands,
+            self.masks,
+            *tensors,
+            self.batch,
+            self.heads,
+            self.tokens,
+            self.window,
+            together,
+            shape,
+            num_warps=chosen.num_warps,
+            num_stages=chosen.num_stages,
+        )
+
+
+def _relations(
+    students: Sequence[Tensor],
+    teachers: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    student_scales: Sequence[float],
+    teacher_scales: Sequence[float],
+) -> tuple[Relation, ...]:
+    relations: list[Relation] = []
+    first_head = 0
+    for r, student in enumerate(students):
+        relations.append(
+            Relation(
+                student=_operand(student),
+                teacher=_operand(teachers[r]),
+                gradient=_operand(gradients[r]),
+                student_scale=student_scales[r] * _LOG2_E,
+                teacher_scale=teacher_scales[r] * _LOG2_E,
+                first_head=first_head,
+            )
+        )
+        first_head += student.shape[1]
+    return tuple(relations)
+
+
+def _operand(x_bhtd: Tensor) -> Operand:
+    x_bhtd = x_bhtd if _last_axis_is_contiguous(x_bhtd) else x_bhtd.contiguous()
+    batch_stride, head_stride, token_stride, _ = x_bhtd.stride()
+    return Operand(x_bhtd, batch_stride, head_stride, token_stride, x_bhtd.shape[3])
+
+
+def _attention(
+    q_student: Tensor,
+    k_student: Tensor,
+    q_teacher: Tensor,
+    k_teacher: Tensor,
+    gradient: Tensor,
+    student_scale: float,
+    teacher_scale: float,
+) -> Attention:
+    return Attention(
+        q_student=_operand(q_student),
+        k_student=_operand(k_student),
+        q_teacher=_operand(q_teacher),
+        k_teacher=_operand(k_teacher),
+        gradient=_operand(gradient),
+        student_scale=student_scale * _LOG2_E,
+        teacher_scale=teacher_scale * _LOG2_E,
+        student_group=q_student.shape[1] // k_student.shape[1],
+        teacher_group=q_teacher.shape[1] // k_teacher.shape[1],
+    )
+
+
+def _masks(segment_ids: Tensor | None, key_mask: Tensor | None, x_bhtd: Tensor) -> Masks:
+    """The masks as kernels read them, with the reach of each granule of tokens."""
+    if segment_ids is None and key_mask is None:
+        return Masks(None, None, None)
+    segments = None if segment_ids is None else segment_ids.contiguous()
+    real = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
+    batch, _, tokens, _ = x_bhtd.shape
+    granules = _blocks(tokens, GRANULE_TOKENS)
+    spans = x_bhtd.new_empty(batch, 2, granules, dtype=torch.int64)
+    reach = x_bhtd.new_empty(batch, granules, 2, dtype=torch.int32)
+    programs, device = batch * granules, x_bhtd.device
+    _start(spans_kernel, programs, device, spans, segments, real, tokens, granules)
+    _start(reach_kernel, programs, device, reach, spans, tokens, granules, CHUNK=128)
+    return Masks(segments, real, reach)
+
+
+def _empty_rows(students: Sequence[Tensor]) -> RowSums:
+    first = students[0]
+    shape = (first.shape[0], sum(x.shape[1] for x in students), first.shape[2])
+    return RowSums(*(first.new_empty(shape, dtype=torch.float32) for _ in RowSums._fields))
+
+
+def _empty_gradient(x_bhtd: Tensor) -> Tensor:
+    """Laid out as the tensor itself, so that what comes before it needs no copy."""
+    if _last_axis_is_contiguous(x_bhtd):
+        return torch.empty_like(x_bhtd)
+    return torch.empty_like(x_bhtd, memory_format=torch.contiguous_format)
+
+
+def _last_axis_is_contiguous(x_bhtd: Tensor) -> bool:
+    return x_bhtd.stride(3) == 1 or x_bhtd.shape[3] == 1
+
+
+def _weights(
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], groups: int, dtype: torch.dtype
+) -> tuple[RowWeights, Tensor]:
+    """Scaled upstream gradients over the rows' sums, and the unit taken out of each head group.
+
+    A mean's gradient is one over the number of rows: in half-precision products it would underflow.
+    So scaled ones are at most 1, or 2^13 in float16: as exact, with more room for small
+    probabilities.
+    """
+    student_peak, student_sum, teacher_peak, teacher_sum = sums
+    headroom = 2.0**13 if dtype is torch.float16 else 1.0
+    tiny = headroom * torch.finfo(torch.float32).tiny
+    grouped = row_gradient_bht.float().unflatten(1, (groups, -1))
+    units = grouped.abs().amax(dim=(2, 3), keepdim=True).clamp_min(tiny) / headroom
+    scaled_bht = (grouped / units).flatten(1, 2)
+    weights = RowWeights(
+        student_peak, scaled_bht / student_sum, teacher_peak, scaled_bht / teacher_sum
+    )
+    return weights, units
+
+
+def _check_device(device: torch.device) -> None:
+    # Triton decides when a function is defined: its own ones when it is imported.
+    functions: tuple[object, ...] = (tl.sum, self_forward_kernel)
+    interpreted = all(isinstance(function, InterpretedFunction) for function in functions)
+    if device.type != "cuda" and not interpreted:
+        raise RuntimeError(
+            f"backend 'triton' cannot run on '{device}': Triton was imported before "
+            "TRITON_INTERPRET=1 was set, so its kernels are not interpreted"
+        )
+
+
+def _blocks(tokens: int, size: int) -> int:
+    return -(-tokens // size)
+
+
+def _start(
+    kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any
+) -> None:
+    """Launches on the tensors' device, which need not be the current one."""
+    context = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+    with context:
+        kernel[(programs,)](*arguments, **options)

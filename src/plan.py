@@ -427,7 +427,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
                 f"{1 - stage.busy:.0%} of their work repeats others' blocks at weight 0[/yellow]"
             )
     for stage in plan.stages:
-        again = "layers run again in the backward pass" if stage.checkpointing else "all kept"
+        again = "on: layers run again in the backward pass" if stage.checkpointing else "off"
         console.print(f"{stage.name}: gradient checkpointing {again}")
     memory = Table(
         title=f"Memory a rank at the peak, estimated (GiB), on {plan.device.name}",

@@ -25,12 +25,15 @@ _WIDTH = {"float32": 4, "bfloat16": 2}
 # Shares of the device's matrix rate that kinds of work reach, and of its bandwidth.
 _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.68, 0.42, 0.30, 0.75, 0.6
 
-# DeepSpeed's defaults, in elements: gradients are reduced, and sharded weights fetched ahead, in
-# pieces of this size.
-_REDUCE_BUCKET, _PREFETCH_BUCKET = 5e8, 5e7
+# Elements in which DeepSpeed reduces gradients (src/engine.py) and, by its default, fetches sharded
+# weights ahead.
+REDUCE_BUCKET, _PREFETCH_BUCKET = 100_000_000, 50_000_000
 
-# The chunked backend's buffers on a GPU (kernels/relation_kl/chunked.py), and cuBLAS's.
-_CHUNK_BUFFERS, _WORKSPACE = 3 * 4 * 2**25, 72 * 2**20
+# Bytes a row and head of what the relations' operator gives (kernels/relation_kl/triton.py).
+_ROW_SUMS = 5 * 4
+
+# cuBLAS's own buffers.
+_WORKSPACE = 72 * 2**20
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,8 @@ def memory(setting: Setting) -> dict[str, float]:
         ahead = min(shape.parameters, _PREFETCH_BUCKET + 2 * shape.layer_parameters)
         parts["gathered weights"] = ahead * width
     parts["gradients"] = setting.trainable * _gradient_width(setting) / shards[2]
-    if student.zero_stage >= 2:
-        parts["gradient buckets"] = min(_REDUCE_BUCKET, setting.trainable) * width
+    if student.zero_stage >= 2 or (student.zero_stage == 1 and _gradient_width(setting) == width):
+        parts["gradient buckets"] = min(REDUCE_BUCKET, setting.trainable) * width
     # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
     state = setting.trainable * (8 if width == 4 else 12) / shards[1]
     parts["optimizer"] = 0 if student.offload_optimizer else state
@@ -139,11 +142,11 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     # In the MLP's backward: gradients of its product and of both factors, beside what is kept.
     temporary = n * width * (3 * shape.intermediate + 4 * shape.hidden)
     parts: dict[str, float] = {}
+    rows = _ROW_SUMS * (shape.heads + 2 * shape.kv_heads) if wants.qkv_layers else 0
     if setting.checkpointing:
-        rows = 12 * (shape.heads + 2 * shape.kv_heads) if wants.qkv_layers else 0
         parts["activations"] = layers * n * (shape.hidden * width + rows) + layer + temporary
     else:
-        parts["activations"] = layers * layer + temporary
+        parts["activations"] = layers * (layer + n * rows) + temporary
     if wants.teacher and wants.qkv_layers:
         qkv = setting.queries + 2 * setting.keys
         kept = shape.hidden if setting.keep == "layer_inputs" else qkv

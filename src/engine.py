@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV
+from src.cost import REDUCE_BUCKET
 from src.devices import DTYPES, device_of
 from src.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
@@ -348,7 +349,8 @@ def accumulation_dtype(config: EngineConfig) -> str:
 
 def _zero_config(config: EngineConfig) -> dict[str, Any]:
     settings = config.student
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    # DeepSpeed's own default takes a gigabyte for it, whatever is reduced.
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if settings.offload_parameters:

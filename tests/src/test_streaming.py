@@ -346,6 +346,33 @@ def test_kernels_results_are_kept_and_not_computed_again() -> None:
     assert all(torch.allclose(g, expected[n], rtol=1e-12) for n, g in found.items())
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is interpreted on a CPU only")
+def test_tritons_forward_runs_once_for_each_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from kernels.relation_kl import triton
+
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    launched: list[str] = []
+    launch = triton._Call.launch
+
+    def noted(self: Any, kernel: Any, name: str, *args: Any) -> None:
+        launched.append(name)
+        launch(self, kernel, name, *args)
+
+    monkeypatch.setattr(triton._Call, "launch", noted)
+    chunked = pair(objective=Relation("relation"), dtype=torch.float32)
+    expected = gradients(chunked.loss(), chunked.student)
+    made = pair(
+        objective=Relation("relation", backend="triton"),
+        checkpointing=True,
+        keep="layer_inputs",
+        dtype=torch.float32,
+    )
+    found = gradients(made.loss(), made.student)
+    assert launched.count("self_forward") == launched.count("self_backward") == LAYERS
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
+
+
 def test_layers_of_another_kind_run_whole() -> None:
     plain = network()
     assert plain_layers(plain.get_decoder())

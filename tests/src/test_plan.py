@@ -123,6 +123,7 @@ def test_contradictions_are_refused(
         plan.make(compose_run(BASE, override), world_size=1)
 
 
+CHECKPOINTING = "engine.student.gradient_checkpointing"
 SHARED = "engine.teacher.share_base=true"
 
 
@@ -148,6 +149,31 @@ def test_a_base_that_cannot_be_shared_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan.make(compose_run(BASE, SHARED, *overrides), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.compile=true", f"{CHECKPOINTING}=true"], "compile=true and student.gradient_che"),
+        (["engine.compile=true", "engine.student.zero_stage=3"], "compile=true needs whole weigh"),
+        (["engine.compile=true", "engine.teacher.zero_stage=3"], "compile=true needs whole weigh"),
+        (
+            ["engine.student.zero_stage=0", "engine.student.accumulate_in=float32"],
+            "student.accumulate_in=float32 needs zero_stage 1, 2 or 3 in bfloat16",
+        ),
+        (
+            ["engine.dtype=float32", "engine.student.accumulate_in=bfloat16"],
+            "student.accumulate_in=bfloat16 is for dtype=bfloat16",
+        ),
+        ([f"{CHECKPOINTING}=sometimes"], CHECKPOINTING),
+    ],
+    ids=["checkpointing", "student", "teacher", "no-zero", "float32", "word"],
+)
+def test_engines_that_contradict_themselves_are_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"engine.*{re.escape(message)}|^{re.escape(message)}"):
+        compose_run(BASE, *overrides)
 
 
 def test_layer_inputs_of_unknown_layers_are_refused(compose_run: Callable[..., RunConfig]) -> None:

@@ -210,9 +210,18 @@ def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
     assert lines[0]["loss/relation/qq"] == pytest.approx(alone[0], rel=0.5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int) -> None:
-    curve = losses(train_tiny("engine.dtype=bfloat16", f"engine.student.zero_stage={zero_stage}"))
+@pytest.mark.parametrize(
+    ("zero_stage", "accumulate_in"),
+    [(0, "auto"), (1, "auto"), (1, "bfloat16"), (2, "auto"), (2, "bfloat16"), (3, "auto")],
+)
+def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int, accumulate_in: str) -> None:
+    curve = losses(
+        train_tiny(
+            "engine.dtype=bfloat16",
+            f"engine.student.zero_stage={zero_stage}",
+            f"engine.student.accumulate_in={accumulate_in}",
+        )
+    )
     assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=0.1)
 
 

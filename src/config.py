@@ -168,9 +168,29 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Ranks started by this program on this machine (1 under torchrun, deepspeed or Slurm)."""
+    """Who starts the ranks, and how many there are.
 
+    Attributes:
+        by: `local`, this program on this machine; or the launcher that must have started it.
+        nproc: ranks on a machine.
+        nodes: machines; more than one needs a launcher.
+    """
+
+    by: Literal["local", "torchrun", "deepspeed", "slurm"] = "local"
     nproc: PositiveInt = 1
+    nodes: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        if self.by == "local" and self.nodes > 1:
+            raise ValueError(
+                f"nodes={self.nodes} needs a launcher: use launch=torchrun, launch=deepspeed or "
+                "launch=slurm"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.nproc * self.nodes
 
 
 @dataclass(frozen=True)

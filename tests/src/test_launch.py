@@ -225,6 +225,53 @@ def test_torchrun_ranks_are_used_as_they_are(
 
 
 @pytest.mark.slow
+def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    """Each node has a torchrun of its own; they meet on the loopback interface."""
+    one = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes=2",
+                "--nproc-per-node=2",
+                f"--node-rank={node}",
+                "--master-addr=127.0.0.1",
+                f"--master-port={port}",
+                "-m",
+                "src.train",
+                *tiny_overrides,
+                "launch=torchrun",
+                "launch.nodes=2",
+                "launch.nproc=2",
+                "engine.student.zero_stage=3",
+                "engine.teacher.zero_stage=3",
+                f"run_dir={tmp_path / 'four'}",
+            ],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=300)
+        assert node.returncode == 0, errors
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-8)
+    assert (tmp_path / "four" / "export" / "config.json").is_file()
+
+
+@pytest.mark.slow
 def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
     tiny_overrides: list[str],
     tmp_path: Path,

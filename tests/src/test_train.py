@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src import models, plan, train
 from src.checkpoint import CheckpointError
-from src.config import ConfigError, RunConfig
+from src.config import ConfigError, LaunchConfig, RunConfig
 from src.devices import DeviceFacts
 from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
@@ -436,6 +436,24 @@ def test_a_folder_that_is_being_run_is_left_alone(
         with pytest.raises(RunFolderError, match="is being run by another process"):
             train.train(settings, None)
     assert RunFolder(folder).record()["run_id"] == "live"
+
+
+@pytest.mark.parametrize("by", ["torchrun", "deepspeed", "slurm"])
+def test_a_launcher_that_has_not_started_this_process_is_named(by: str) -> None:
+    asked = LaunchConfig(by, nproc=4, nodes=2)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"launch\.by: {by} has not .* type \w+ .*2.*4.*train"):
+        train._check_launch(asked, None, dry_run=False)
+    train._check_launch(asked, None, dry_run=True)
+    train._check_launch(asked, World(0, 0, 8), dry_run=False)
+    with pytest.raises(ConfigError, match=r"2 x 4 ranks are asked for and 2 have been started"):
+        train._check_launch(asked, World(0, 0, 2), dry_run=False)
+
+
+def test_several_machines_need_a_launcher(compose_run: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"launch: nodes=2 needs a launcher"):
+        compose_run("model=tiny", "launch.nodes=2")
+    run = compose_run("model=tiny", "launch=slurm", "launch.nodes=2")
+    assert run.launch.ranks == 16
 
 
 def test_dry_run_starts_nothing(

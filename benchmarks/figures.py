@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import plotly.graph_objects as go
+
 from src.report import plots
 from src.report.files import PerplexityReport
 
@@ -87,15 +89,8 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def picture(result: Mapping[str, Any], target: Path) -> None:
-    """Draw perplexity against window into a PNG.
-
-    Raises:
-        RuntimeError: there is no Chromium.
-    """
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise RuntimeError("no chromium on the path: install it to draw pictures")
+def perplexity_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Perplexity against window."""
     perplexity = by_model(result["rows"], "perplexity")
     windows = sorted(next(iter(perplexity.values())))
     report = PerplexityReport.model_validate(
@@ -110,9 +105,52 @@ def picture(result: Mapping[str, Any], target: Path) -> None:
             ],
         }
     )
-    figure = plots.perplexity_figure(
+    return plots.perplexity_figure(
         report, title="SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
     )
+
+
+def step_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Peak memory against speed of each case, measured and planned."""
+    cases = [m for m in result["measurements"] if m["kind"] == "ard" and m["planned_seconds"]]
+    figure = go.Figure()
+    for name, memory, speed, symbol in (
+        ("measured", "peak_gib", lambda m: m["tokens_per_second"], "circle"),
+        ("planned", "planned_gib", _planned_speed, "circle-open"),
+    ):
+        figure.add_scatter(
+            x=[speed(m) for m in cases],
+            y=[m[memory] for m in cases],
+            text=[m["case"] for m in cases] if name == "measured" else None,
+            textposition="top center",
+            mode="markers+text" if name == "measured" else "markers",
+            marker={"symbol": symbol, "size": 10, "color": plots.STUDENT_COLORS[0]},
+            name=name,
+        )
+    figure.update_layout(
+        template="none",
+        title={"text": f"A step of attention restoration, {result['device']}", "x": 0.01},
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_xaxes(title="tokens a second", gridcolor="#e6e8ec", rangemode="tozero")
+    figure.update_yaxes(title="peak memory a rank (GiB)", gridcolor="#e6e8ec", rangemode="tozero")
+    return figure
+
+
+def _planned_speed(measured: Mapping[str, Any]) -> float:
+    return measured["settings"]["tokens_per_step"] / measured["planned_seconds"]
+
+
+def picture(figure: go.Figure, target: Path) -> None:
+    """Draw a figure into a PNG.
+
+    Raises:
+        RuntimeError: there is no Chromium.
+    """
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        raise RuntimeError("no chromium on the path: install it to draw pictures")
     figure.update_layout(width=SIZE[0], height=SIZE[1])
     with tempfile.TemporaryDirectory() as folder:
         page = Path(folder) / "figure.html"
@@ -152,7 +190,9 @@ def main() -> None:
         sys.exit(0 if filled == text else "README.md: tables differ from benchmarks/results")
     README.write_text(filled, encoding="utf-8")
     IMAGES.mkdir(parents=True, exist_ok=True)
-    picture(result, IMAGES / f"{NAMED_RUN}.png")
+    picture(perplexity_picture(result), IMAGES / f"{NAMED_RUN}.png")
+    if (RESULTS / "step.json").is_file():
+        picture(step_picture(load("step")), IMAGES / "step.png")
 
 
 if __name__ == "__main__":

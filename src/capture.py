@@ -1,10 +1,10 @@
-"""Collects the attention inputs of chosen layers while a model runs, and owns their lifetime.
+"""What is done with a layer's attention inputs while a model runs.
 
 transformers hands every attention call its post-RoPE query, key and value, with grouped keys and
 values not repeated. An attention function registered over the ordinary one (SDPA, which takes flash
-kernels where it can, or eager) records them and then calls the ordinary one, so no attention map is
-ever built. The matching mask function is registered under the same name: without it transformers
-passes no mask at all, and padding or causality is silently lost.
+kernels where it can, or eager) shows them to the pass that is running and then calls the ordinary
+one, so no attention map is ever built. The matching mask function is registered under the same
+name: without it transformers passes no mask at all, and padding or causality is silently lost.
 
 Shapes: b batch, h query heads, g key-value heads, t tokens, d head size.
 """
@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +38,96 @@ class LayerQKV(NamedTuple):
     v_bgtd: Tensor
 
 
-_active: ContextVar[QKVCapture | None] = ContextVar("active_qkv_capture", default=None)
+class Visit(Protocol):
+    """What is done at a wanted layer; `again` where checkpointing runs it for the backward pass."""
+
+    def __call__(self, layer: int, qkv: LayerQKV, *, again: bool) -> None: ...
+
+
+class _Active(NamedTuple):
+    layer_pass: LayerPass
+    again: bool
+
+
+_active: ContextVar[_Active | None] = ContextVar("active_layer_pass", default=None)
+
+
+class LayerPass:
+    """One forward pass of a decoder, and what is done at its layers.
+
+    Args:
+        layers: indices at which `visit` is called.
+        visit: gets each wanted layer's attention inputs, where they are born.
+        stops_at: nothing after the attention inputs of this layer is wanted: its attention and
+            whatever `src.streaming.skip_unwanted` has prepared are left out. The pass then gives
+            no hidden states.
+    """
+
+    def __init__(self, layers: Iterable[int], visit: Visit, *, stops_at: int | None = None) -> None:
+        self.wanted = frozenset(layers)
+        self.stops_at = stops_at
+        self._visit = visit
+        self._seen: set[int] = set()
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The forward pass that runs inside this block is this one.
+
+        Raises:
+            CaptureError: a wanted layer was run twice, or not at all, by the block's end; or
+                another pass is running.
+        """
+        if _active.get() is not None:
+            raise CaptureError("a pass is already running: passes of one model do not nest")
+        self._seen.clear()
+        with _activated(_Active(self, again=False)):
+            yield
+        missing = sorted(self.wanted - self._seen)
+        if missing:
+            raise CaptureError(
+                f"layers {missing} gave no q, k, v: the model did not run them through the "
+                "captured attention (set attn_implementation with capture.attention_name)"
+            )
+
+    @contextmanager
+    def again(self) -> Iterator[None]:
+        """Layers that run inside this block are those of this pass, for the second time.
+
+        Gradient checkpointing runs them for the backward pass, maybe in another thread.
+        """
+        with _activated(_Active(self, again=True)):
+            yield
+
+    def skips(self, layer: int) -> bool:
+        """Whether what follows this layer's attention inputs is wanted by nobody."""
+        return self.stops_at is not None and layer >= self.stops_at
+
+    def visit(self, layer: int, qkv: LayerQKV, *, again: bool) -> None:
+        """Do what is to be done at a layer; called by the attention function."""
+        if layer not in self.wanted:
+            return
+        if not again:
+            if layer in self._seen:
+                raise CaptureError(f"layer {layer} was captured twice in one forward pass")
+            self._seen.add(layer)
+        # A model that runs for the sake of this layer, the teacher's, is not part of this pass.
+        with _activated(None):
+            self._visit(layer, qkv, again=again)
+
+
+@contextmanager
+def _activated(active: _Active | None) -> Iterator[None]:
+    token = _active.set(active)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def active_pass() -> LayerPass | None:
+    """The pass that is running in this thread."""
+    active = _active.get()
+    return active.layer_pass if active else None
 
 
 class QKVCapture:
@@ -48,40 +137,24 @@ class QKVCapture:
     during backward; by then the block has ended, so nothing is recorded a second time.
     """
 
-    def __init__(self, layers: Iterable[int]) -> None:
-        self.wanted = frozenset(layers)
+    def __init__(self, layers: Iterable[int], *, stops_at: int | None = None) -> None:
         self._recorded: dict[int, LayerQKV] = {}
+        self._pass = LayerPass(layers, self._record, stops_at=stops_at)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
         """Record the forward pass that runs inside this block.
 
         Raises:
-            CaptureError: a wanted layer was recorded twice, or not at all, by the block's end; or
-                blocks are nested.
+            CaptureError: as `LayerPass.running` does.
         """
-        if _active.get() is not None:
-            raise CaptureError("a capture is already recording: captures do not nest")
         self._recorded.clear()
-        token = _active.set(self)
-        try:
+        with self._pass.running():
             yield
-        finally:
-            _active.reset(token)
-        missing = sorted(self.wanted - self._recorded.keys())
-        if missing:
-            raise CaptureError(
-                f"layers {missing} gave no q, k, v: the model did not run them through the "
-                "captured attention (set attn_implementation with capture.attention_name)"
-            )
 
-    def record(self, layer: int, tensors: LayerQKV) -> None:
-        """Keep a layer's tensors; called by the attention function."""
-        if layer not in self.wanted:
-            return
-        if layer in self._recorded:
-            raise CaptureError(f"layer {layer} was captured twice in one forward pass")
-        self._recorded[layer] = tensors
+    def _record(self, layer: int, qkv: LayerQKV, *, again: bool) -> None:
+        if not again:
+            self._recorded[layer] = qkv
 
     def take(self) -> dict[int, LayerQKV]:
         """Hand the tensors over by layer and forget them, so that nobody keeps them alive here."""
@@ -99,15 +172,19 @@ def _ordinary_attention(implementation: str, module: nn.Module) -> Callable[...,
 
 
 def _capturing(implementation: str) -> Callable[..., Any]:
+    # Not traced where layers are compiled: what a pass does here depends on the pass.
+    @torch.compiler.disable
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        capture = _active.get()
-        if capture is not None:
+        active = _active.get()
+        if active is not None:
             layer = module.layer_idx
             if not isinstance(layer, int):
                 raise CaptureError(f"{type(module).__name__} has no integer layer_idx: {layer!r}")
-            capture.record(layer, LayerQKV(query, key, value))
+            active.layer_pass.visit(layer, LayerQKV(query, key, value), again=active.again)
+            if active.layer_pass.skips(layer):
+                return query.transpose(1, 2), None
         ordinary = _ordinary_attention(implementation, module)
         return ordinary(module, query, key, value, *args, **kwargs)
 

@@ -77,12 +77,21 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class StudentEngineConfig:
-    """DeepSpeed's settings for the student. `micro_batch`: blocks a rank takes at once, at most."""
+    """DeepSpeed's settings for the student, and how its step is computed.
+
+    Attributes:
+        gradient_checkpointing: run each layer again in the backward pass instead of keeping what it
+            computed; `auto` does so in the stages that would not fit otherwise (src/plan.py).
+        accumulate_in: number format in which gradients of micro-steps are added up; `auto` is
+            float32, except where DeepSpeed has none (bfloat16 at zero_stage 0).
+        micro_batch: blocks a rank takes at once, at most.
+    """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     offload_optimizer: bool = False
     offload_parameters: bool = False
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Literal["auto"] | bool = "auto"
+    accumulate_in: Literal["auto", "float32", "bfloat16"] = "auto"
     micro_batch: PositiveInt = 1
 
     def __post_init__(self) -> None:
@@ -94,35 +103,94 @@ class StudentEngineConfig:
 
 @dataclass(frozen=True)
 class TeacherEngineConfig:
-    """DeepSpeed's settings for the frozen teacher.
+    """Settings of the frozen teacher.
 
-    `verify_frozen` hashes its weights before and after training and fails the run if they differ.
+    Attributes:
+        share_base: the student's frozen weights, without adapters and with native RoPE, are the
+            teacher: one copy in memory, for stages that train adapters only.
+        keep: what it leaves behind for each layer until the student's backward pass: its `qkv`, or
+            its `layer_inputs`, which take a third of that and give q, k, v again. `auto` keeps the
+            inputs where the student's layers are checkpointed as well.
+        verify_frozen: hash its weights before and after training; the run fails if they differ.
     """
 
     zero_stage: Literal[0, 3] = 0
     offload_parameters: bool = False
+    share_base: bool = False
+    keep: Literal["auto", "layer_inputs", "qkv"] = "auto"
     verify_frozen: bool = True
 
     def __post_init__(self) -> None:
+        if self.share_base and self.zero_stage == 3:
+            raise ValueError(
+                "share_base=true has no engine for the teacher: leave zero_stage at 0 here; "
+                "engine.student.zero_stage=3 shards the weights that both use"
+            )
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError(f"offload_parameters=true needs zero_stage 3, not {self.zero_stage}")
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Device, number format and both engines."""
+    """Device, number format and both engines.
+
+    `compile` lets torch.compile fuse what lies between the matrix products of each decoder layer;
+    it takes a minute at a stage's start.
+    """
 
     device: Literal["auto", "cpu", "cuda"]
     dtype: Literal["float32", "bfloat16"]
     student: StudentEngineConfig
     teacher: TeacherEngineConfig
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        student = self.student
+        if self.compile and student.gradient_checkpointing is True:
+            raise ValueError(
+                "compile=true and student.gradient_checkpointing=true do not go together: a "
+                "compiled layer chooses itself what it keeps; leave one of them out"
+            )
+        if self.compile and 3 in (student.zero_stage, self.teacher.zero_stage):
+            raise ValueError(
+                "compile=true needs whole weights: use zero_stage 0, 1 or 2 for the student and 0 "
+                "for the teacher"
+            )
+        whole = self.dtype == "bfloat16" and student.zero_stage == 0
+        if whole and student.accumulate_in == "float32":
+            raise ValueError(
+                "student.accumulate_in=float32 needs zero_stage 1, 2 or 3 in bfloat16; on one rank "
+                "zero_stage=1 costs nothing"
+            )
+        if self.dtype == "float32" and student.accumulate_in == "bfloat16":
+            raise ValueError("student.accumulate_in=bfloat16 is for dtype=bfloat16")
 
 
 @dataclass(frozen=True)
 class LaunchConfig:
-    """Ranks started by this program on this machine (1 under torchrun, deepspeed or Slurm)."""
+    """Who starts the ranks, and how many there are.
 
+    Attributes:
+        by: `local`, this program on this machine; or the launcher that must have started it.
+        nproc: ranks on a machine.
+        nodes: machines; more than one needs a launcher.
+    """
+
+    by: Literal["local", "torchrun", "deepspeed", "slurm"] = "local"
     nproc: PositiveInt = 1
+    nodes: PositiveInt = 1
+
+    def __post_init__(self) -> None:
+        if self.by == "local" and self.nodes > 1:
+            raise ValueError(
+                f"nodes={self.nodes} needs a launcher: use launch=torchrun, launch=deepspeed or "
+                "launch=slurm"
+            )
+
+    @property
+    def ranks(self) -> int:
+        """All ranks."""
+        return self.nproc * self.nodes
 
 
 @dataclass(frozen=True)
@@ -142,7 +210,11 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a training run needs."""
+    """Everything a training run needs.
+
+    `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for` is the device
+    that a dry run plans for.
+    """
 
     experiment: str
     seed: Annotated[int, Field(ge=0, lt=2**31)]
@@ -161,12 +233,18 @@ class RunConfig:
     run_dir: str | None = None
     dry_run: bool = False
     resume: str | None = None
+    allow_oversubscribe: bool = False
+    plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False
     )
 
     def __post_init__(self) -> None:
+        if self.plan_for != "this_machine" and not self.dry_run:
+            raise ValueError(
+                f"plan_for={self.plan_for} is for dry runs: add dry_run=true, or leave it out"
+            )
         # Asked here so that a target below the native window is refused with the rest.
         self.rope.resolved_factor(self.model.native_window)
 

@@ -1,6 +1,9 @@
-"""Names of devices and number formats in configs, and what torch calls them."""
+"""Names of devices and number formats in configs, what torch calls them, and what they can do."""
 
 from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,4 +27,62 @@ def device_of(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     return (
         torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
+    )
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan needs to know of a device.
+
+    Attributes:
+        name: for people.
+        memory: bytes that a rank can have.
+        matrix_rate: floating-point operations a second of dense bfloat16 matrix products (float32
+            on a CPU); None where it is not known.
+        bandwidth: bytes a second of its memory; None where it is not known.
+        link: bytes a second to another device of the machine, one way; None where there is none.
+        is_cpu: its memory is the machine's.
+    """
+
+    name: str
+    memory: int
+    matrix_rate: float | None = None
+    bandwidth: float | None = None
+    link: float | None = None
+    is_cpu: bool = False
+
+
+# From the makers' data sheets (SXM parts, dense rates); memory as the driver reports it.
+ACCELERATORS = {
+    "a100": DeviceFacts("NVIDIA A100 80GB", int(79.2 * 2**30), 312e12, 2.04e12, 3e11),
+    "h100": DeviceFacts("NVIDIA H100 80GB", int(79.2 * 2**30), 989e12, 3.35e12, 4.5e11),
+    "h200": DeviceFacts("NVIDIA H200", int(139.8 * 2**30), 989e12, 4.8e12, 4.5e11),
+}
+
+# A core of a present server: 16 float32 multiply-adds a clock in two units at about 2 GHz, half of
+# it reached; and its share of memory bandwidth.
+_CPU_CORE_RATE, _CPU_CORE_BANDWIDTH = 6e10, 1e10
+
+
+def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
+    """Facts of this machine's device, for one of `local_ranks` ranks on it.
+
+    Args:
+        device: `auto`, `cpu` or `cuda`, as in configs.
+        local_ranks: ranks that share the machine: each has its own GPU, but a part of a CPU.
+    """
+    if uses_cuda(device):
+        properties = torch.cuda.get_device_properties(0)
+        for kind, facts in ACCELERATORS.items():
+            if kind in properties.name.lower():
+                return replace(facts, name=properties.name, memory=properties.total_memory)
+        return DeviceFacts(properties.name, properties.total_memory)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = os.cpu_count() or 1
+    return DeviceFacts(
+        f"CPU, {cores} cores",
+        memory // local_ranks,
+        cores * _CPU_CORE_RATE / local_ranks,
+        cores * _CPU_CORE_BANDWIDTH / local_ranks,
+        is_cpu=True,
     )

@@ -1,10 +1,10 @@
 """DeepSpeed engines for the frozen teacher and the trainable student; the only deepspeed importer.
 
 Both models are always run by an engine, also in one process on a CPU. Each engine has a config of
-its own and wraps a module whose forward returns what the engine is for: the teacher's captured
-tensors, or the student's loss. (A loss made outside the student's engine from recorded tensors
-fails under ZeRO-3.) The teacher is never part of the student's module tree, so it is in no
-optimizer and no checkpoint.
+its own and wraps a module whose forward returns what the engine is for: the teacher's outputs, or
+the student's loss. (A loss made outside the student's engine from recorded tensors fails under
+ZeRO-3.) The teacher is never part of the student's module tree, so it is in no optimizer and no
+checkpoint; or, where they share their weights, it is the student's frozen part.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,12 +23,23 @@ import torch
 from torch import Tensor, nn
 
 from src.adapters import causal_model
-from src.capture import QKVCapture
+from src.capture import LayerPass, LayerQKV
+from src.cost import REDUCE_BUCKET
 from src.devices import DTYPES, device_of
 from src.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.streaming import (
+    Keep,
+    SharedTeacherPass,
+    TeacherPass,
+    checkpoint_contexts,
+    compile_layers,
+    skip_unwanted,
+)
 
 if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
     from src.config import EngineConfig, OptimConfig
 
 
@@ -57,40 +68,67 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
-def _run_decoder(network: nn.Module, batch: Batch, needs: Needs) -> Outputs:
-    """Run the transformer below its output head and collect what is needed."""
-    model = causal_model(network)
-    decoder = model.get_decoder()
-    capture = QKVCapture(needs.qkv_layers)
-    with capture.recording():
-        hidden_bth = decoder(input_ids=batch.input_ids_bt, use_cache=False).last_hidden_state
-    return Outputs(hidden_bth, capture.take(), head=model.get_output_embeddings())
-
-
 class _TeacherModule(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, keep: Keep) -> None:
         super().__init__()
         self.network = network
+        self._pass = TeacherPass(causal_model(network), keep)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        return _run_decoder(self.network, batch, needs)
+        return _teach(self._pass, batch, needs)
+
+
+def _teach(teacher: TeacherPass, batch: Batch, needs: Needs) -> Outputs:
+    hidden_bth, qkv = teacher.run(batch.input_ids_bt, needs.qkv_layers, hidden=needs.hidden)
+    return Outputs(hidden_bth, qkv=qkv)
 
 
 class _StudentModule(nn.Module):
     def __init__(
-        self, network: nn.Module, objectives: Mapping[str, Objective], facts: ModelFacts
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        shared: TeacherPass | None,
     ) -> None:
         super().__init__()
         self.network = network
         self.objectives = dict(objectives)
         self.facts = facts
+        self._shared = shared
 
     def forward(
         self, batch: Batch, objective: str, teacher: Outputs | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         chosen = self.objectives[objective]
-        student = _run_decoder(self.network, batch, chosen.needs(self.facts))
+        needs = chosen.needs(self.facts)
+        if needs.teacher and teacher is None:
+            assert self._shared is not None
+            teacher = _teach(self._shared, batch, needs)
+        student = self._run(batch, chosen, needs, teacher)
         return chosen.loss(batch, teacher, student, self.facts)
+
+    def _run(
+        self, batch: Batch, objective: Objective, needs: Needs, teacher: Outputs | None
+    ) -> Outputs:
+        """Run the transformer below its output head, the objective at the layers it asks for."""
+        model = causal_model(self.network)
+        layers: dict[int, Any] = {}
+
+        def visit(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+            taught = teacher.qkv[layer]() if teacher else None
+            value = objective.layer(layer, taught, qkv, self.facts)
+            if not again:
+                layers[layer] = value
+
+        layer_pass = LayerPass(needs.qkv_layers, visit, stops_at=needs.stops_at)
+        with layer_pass.running():
+            ran = model.get_decoder()(input_ids=batch.input_ids_bt, use_cache=False)
+        hidden_bth = ran.last_hidden_state if needs.stops_at is None else None
+        outputs = Outputs(hidden_bth, layers=dict(layers), head=model.get_output_embeddings())
+        # Checkpointed layers hold on to `visit`, and what it gave holds on to them.
+        layers.clear()
+        return outputs
 
 
 def _common_config(dtype: torch.dtype) -> dict[str, Any]:
@@ -107,30 +145,51 @@ class Teacher:
 
     Args:
         network: in evaluation mode, with no parameter that requires a gradient.
+        objectives: by the name that streams refer to.
+        facts: of the network.
         config: the run's engine settings.
+        keep: what is left behind for each layer.
     """
 
-    def __init__(self, network: nn.Module, config: EngineConfig) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        config: EngineConfig,
+        keep: Keep,
+    ) -> None:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
+        decoder = causal_model(network).get_decoder()
+        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        if config.compile:
+            compile_layers(decoder, ends)
+        skip_unwanted(decoder, ends)
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
         zero: dict[str, Any] = {"stage": settings.zero_stage}
         if settings.offload_parameters:
             zero["offload_param"] = {"device": "cpu"}
         ds_config["zero_optimization"] = zero
-        self._engine, *_ = deepspeed.initialize(model=_TeacherModule(network), config=ds_config)
+        self._engine, *_ = deepspeed.initialize(
+            model=_TeacherModule(network, keep), config=ds_config
+        )
         self._engine.eval()
 
     def outputs(self, batch: Batch, needs: Needs) -> Outputs:
-        """Run a batch without gradients and return what was asked for."""
+        """Run a batch and return what was asked for, without gradients."""
         with torch.no_grad():
             return self._engine(batch, needs)
 
+    def weight_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return _weight_bytes(self._engine.module)
+
     def sha256(self) -> str:
         """Hash of all weights, in the order of their names; a collective call under ZeRO-3."""
-        return _sha256(self._engine.module)
+        return _sha256(self._engine.module.named_parameters())
 
     def close(self) -> None:
         """Free the engine."""
@@ -149,6 +208,10 @@ class Student:
         config: the run's engine settings.
         optim: AdamW's settings.
         accumulation: micro-steps of a full optimizer step.
+        checkpointing: layers run again in the backward pass.
+        native: the model's config with native RoPE, where the student's frozen weights are the
+            teacher's as well; None where there is no teacher, or one of its own.
+        keep: what a teacher of that kind leaves behind for each layer.
     """
 
     def __init__(
@@ -160,13 +223,22 @@ class Student:
         optim: OptimConfig,
         *,
         accumulation: int,
+        checkpointing: bool,
+        native: PretrainedConfig | None = None,
+        keep: Keep = "qkv",
     ) -> None:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         settings = config.student
         model = causal_model(network)
-        if settings.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        if config.compile:
+            compile_layers(model.get_decoder(), ends)
+        skip_unwanted(model.get_decoder(), ends)
+        if checkpointing:
+            model.gradient_checkpointing_enable(
+                {"use_reentrant": False, "context_fn": checkpoint_contexts}
+            )
         network.train()
         dtype = DTYPES[config.dtype]
         ds_config = _common_config(dtype)
@@ -175,14 +247,14 @@ class Student:
         ds_config["gradient_accumulation_steps"] = max(2, accumulation)
         ds_config["gradient_clipping"] = optim.clip_norm
         ds_config["zero_optimization"] = _zero_config(config)
-        if dtype == torch.bfloat16 and settings.zero_stage == 0:
-            # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+        if accumulation_dtype(config) == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
+        shared = None if native is None else SharedTeacherPass(network, keep, native, device)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_StudentModule(network, objectives, facts),
+            model=_StudentModule(network, objectives, facts, shared),
             model_parameters=trained,
-            optimizer=_adamw(trained, optim, offload=settings.offload_optimizer),
+            optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=ds_config,
         )
         self._full_gradients = settings.zero_stage == 0 and dtype == torch.float32
@@ -207,7 +279,7 @@ class Student:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss, scale_wrt_gas=False)
 
-    def step(self, lr: float) -> float:
+    def step(self, lr: float) -> Tensor | float:
         """Clip, update and clear gradients; returns the global gradient norm before clipping."""
         for group in self._optimizer.param_groups:
             group["lr"] = lr
@@ -217,9 +289,7 @@ class Student:
             grads = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
         self._engine.step()
-        if norm is None:
-            norm = self._engine.get_global_grad_norm()
-        return float(norm)
+        return self._engine.get_global_grad_norm() if norm is None else norm
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Whole trained parameters by name, on the CPU, on rank 0; empty on the others.
@@ -233,6 +303,15 @@ class Student:
                     if self._engine.global_rank == 0:
                         gathered[name] = parameter.detach().cpu().clone()
         return gathered
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return _weight_bytes(self.network)
+
+    def frozen_sha256(self) -> str:
+        """Hash of the weights that are not trained; a collective call under ZeRO-3."""
+        named = self.network.named_parameters()
+        return _sha256((name, p) for name, p in named if not p.requires_grad)
 
     def save(self, folder: Path) -> None:
         """Write weights that are trained and the optimizer's state; a collective call."""
@@ -259,9 +338,19 @@ class Student:
         _release_memory()
 
 
+def accumulation_dtype(config: EngineConfig) -> str:
+    """Number format in which gradients of micro-steps are added up."""
+    settings = config.student
+    if settings.accumulate_in != "auto":
+        return settings.accumulate_in
+    # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+    return "bfloat16" if config.dtype == "bfloat16" and settings.zero_stage == 0 else "float32"
+
+
 def _zero_config(config: EngineConfig) -> dict[str, Any]:
     settings = config.student
-    zero: dict[str, Any] = {"stage": settings.zero_stage}
+    # DeepSpeed's own default takes a gigabyte for it, whatever is reduced.
+    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
     if settings.offload_parameters:
@@ -270,7 +359,7 @@ def _zero_config(config: EngineConfig) -> dict[str, Any]:
 
 
 def _adamw(
-    parameters: list[nn.Parameter], optim: OptimConfig, *, offload: bool
+    parameters: list[nn.Parameter], optim: OptimConfig, device: torch.device, *, offload: bool
 ) -> torch.optim.Optimizer:
     common: dict[str, Any] = {
         "lr": 0.0,
@@ -282,7 +371,8 @@ def _adamw(
         from deepspeed.ops.adam import DeepSpeedCPUAdam
 
         return DeepSpeedCPUAdam(parameters, **common)
-    return torch.optim.AdamW(parameters, **common)
+    # One kernel for all parameters, and no temporary copies of them.
+    return torch.optim.AdamW(parameters, **common, fused=device.type == "cuda")
 
 
 @contextmanager
@@ -297,9 +387,15 @@ def _whole(parameter: nn.Parameter) -> Iterator[None]:
         yield
 
 
-def _sha256(module: nn.Module) -> str:
+def _weight_bytes(module: nn.Module) -> int:
+    """Bytes of parameters, under ZeRO-3 of this rank's part of them."""
+    held = (getattr(p, "ds_tensor", p) for p in module.parameters())
+    return sum(x.numel() * x.element_size() for x in held)
+
+
+def _sha256(parameters: Iterable[tuple[str, nn.Parameter]]) -> str:
     digest = hashlib.sha256()
-    for name, parameter in sorted(module.named_parameters()):
+    for name, parameter in sorted(parameters, key=lambda named: named[0]):
         with _whole(parameter):
             digest.update(name.encode())
             digest.update(parameter.detach().cpu().contiguous().view(torch.uint8).numpy().data)

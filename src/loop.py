@@ -19,7 +19,7 @@ from torch import Tensor, distributed
 from src.facts import ModelFacts
 from src.objectives.base import Batch, Objective
 from src.progress import meter
-from src.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
+from src.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
 
 if TYPE_CHECKING:
     from src.data import Blocks
@@ -59,21 +59,45 @@ class StageRun:
     micro_batch: int
     seed: int
 
-    def train(self, start: int, after_step: Callable[[StepRecord], None]) -> None:
+    def train(
+        self,
+        start: int,
+        after_step: Callable[[StepRecord], None],
+        saves_after: Callable[[int], bool] = lambda step: False,
+    ) -> None:
         """Train from step `start` to the stage's end, calling `after_step` on every rank.
+
+        A step's numbers are read when the next step is under way, so that a GPU never waits for
+        them; but at once where the run is saved after it.
+
+        Args:
+            start: steps that are done.
+            after_step: gets each step's record, in order.
+            saves_after: whether `after_step` saves the run at this step, counted from 1.
 
         Raises:
             FloatingPointError: the loss or the gradient norm is not finite.
         """
         total = self.schedule.steps
         with meter(self.name, total, done=start, quiet=not self.world.is_main) as progress:
-            for step in range(start, total):
-                record = self._step(step)
+
+            def finish(pending: _Pending) -> None:
+                record = self._record(pending)
                 after_step(record)
                 progress.advance(note=f"loss {record.metrics['loss/total']:.4g}")
 
-    def _step(self, step: int) -> StepRecord:
-        began = time.perf_counter()
+            waiting: _Pending | None = None
+            for step in range(start, total):
+                pending = self._step(step)
+                if waiting is not None:
+                    finish(waiting)
+                waiting = pending
+                if step + 1 == total or saves_after(step + 1):
+                    finish(waiting)
+                    waiting = None
+
+    def _step(self, step: int) -> _Pending:
+        clock = _Clock(self.device)
         # Dropout depends on the step and the rank alone, so a resumed run draws what this one did.
         torch.manual_seed(_mixed_seed(self.seed, self.name, step, self.world.rank))
         sums = _Sums()
@@ -85,31 +109,41 @@ class StageRun:
                 micro_batch=self.micro_batch,
             )
         )
+        batch = self._batch(micro_steps[0])
         for number, micro in enumerate(micro_steps, start=1):
-            self._micro_step(step, micro, sums, last=number == len(micro_steps))
+            # The next blocks are on their way while this one is computed.
+            ahead = None if number == len(micro_steps) else self._batch(micro_steps[number])
+            self._micro_step(step, micro, batch, sums, last=ahead is None)
+            batch = ahead or batch
         lr = learning_rate(self.stage, step, self.schedule.steps)
         grad_norm = self.student.step(lr)
-        losses = sums.reduced(distribute=self.world.size > 1)
-        seconds = time.perf_counter() - began
+        sums.reduce(distribute=self.world.size > 1)
+        clock.stop()
+        return _Pending(step, lr, grad_norm, sums, clock)
+
+    def _record(self, pending: _Pending) -> StepRecord:
+        step = pending.step
+        losses, grad_norm = pending.sums.means(), float(pending.grad_norm)
+        seconds = pending.clock.seconds()
         tokens = self.schedule.tokens_at(step)
         if not np.isfinite(losses["loss/total"]) or not np.isfinite(grad_norm):
             raise FloatingPointError(
                 f"stage {self.name}, step {step + 1}: loss {losses['loss/total']}, gradient norm "
                 f"{grad_norm}: lower the stage's lr, or train in float32"
             )
-        rates = {"lr": lr, "grad_norm": grad_norm, "tokens_per_second": tokens / seconds}
+        rates = {"lr": pending.lr, "grad_norm": grad_norm, "tokens_per_second": tokens / seconds}
         return StepRecord(step + 1, self.schedule.tokens_before(step + 1), losses | rates)
 
-    def _micro_step(self, step: int, micro: MicroStep, sums: _Sums, *, last: bool) -> None:
+    def _micro_step(
+        self, step: int, micro: MicroStep, batch: Batch, sums: _Sums, *, last: bool
+    ) -> None:
         stream = self.stage.streams[micro.stream]
-        # A rank without a block of its own runs another's at weight 0: collectives need everyone.
-        batch = self._batch(micro.pieces or (micro.stand_in,))
         tokens = len(micro.pieces) * micro.tokens
         share = tokens / self.schedule.tokens_at(step)
         needs = self.objectives[stream.objective].needs(self.facts)
         outputs = None
-        if needs.teacher:
-            assert self.teacher is not None
+        # Without an engine of its own the teacher is the student's frozen part, and runs there.
+        if needs.teacher and self.teacher is not None:
             outputs = self.teacher.outputs(batch, needs)
         loss, metrics = self.student.loss(batch, stream.objective, outputs)
         # DeepSpeed averages over ranks; shares already sum to one over them.
@@ -118,10 +152,54 @@ class StageRun:
         for name, value in metrics.items():
             sums.add(f"loss/{name}", value, share)
 
-    def _batch(self, pieces: tuple[Piece, ...]) -> Batch:
+    def _batch(self, micro: MicroStep) -> Batch:
+        # A rank without a block of its own runs another's at weight 0: collectives need everyone.
+        pieces = micro.pieces or (micro.stand_in,)
         rows = [self.blocks[p.stream][p.block][: p.tokens] for p in pieces]
         ids_bt = torch.from_numpy(np.stack(rows))
-        return Batch(ids_bt.to(self.device))
+        if self.device.type == "cuda":
+            # From pinned memory the copy runs beside the computation.
+            ids_bt = ids_bt.pin_memory()
+        return Batch(ids_bt.to(self.device, non_blocking=True))
+
+
+class _Clock:
+    """Seconds between two points of a device's work, without waiting for either."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._began = self._now()
+        self._ended = self._began
+
+    def stop(self) -> None:
+        """The second point is here."""
+        self._ended = self._now()
+
+    def seconds(self) -> float:
+        """Seconds from the first point to the second; waits for the device to get there."""
+        if isinstance(self._ended, float):
+            assert isinstance(self._began, float)
+            return self._ended - self._began
+        self._ended.synchronize()
+        return self._began.elapsed_time(self._ended) / 1000
+
+    def _now(self) -> Any:
+        if self._device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are not read yet."""
+
+    step: int
+    lr: float
+    grad_norm: Tensor | float
+    sums: _Sums
+    clock: _Clock
 
 
 class _Sums:
@@ -130,24 +208,33 @@ class _Sums:
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
         self._shares: dict[str, float] = {}
+        self._flat: Tensor | None = None
 
     def add(self, name: str, value: Tensor, share: float) -> None:
         """Add a micro-step's value with its share of the step's tokens."""
         self._values[name] = self._values.get(name, 0.0) + value.float() * share
         self._shares[name] = self._shares.get(name, 0.0) + share
 
-    def reduced(self, *, distribute: bool) -> dict[str, Any]:
-        """Means over all ranks as plain numbers, lists for vectors.
+    def reduce(self, *, distribute: bool) -> None:
+        """Add up over all ranks, without waiting for it."""
+        values = list(self._values.values())
+        shares = torch.tensor(list(self._shares.values()))
+        device = values[0].device
+        if device.type == "cuda":
+            shares = shares.pin_memory().to(device, non_blocking=True)
+        self._flat = torch.cat([*(value.reshape(-1) for value in values), shares])
+        if distribute:
+            distributed.all_reduce(self._flat)
+
+    def means(self) -> dict[str, Any]:
+        """Means over all ranks as plain numbers, lists for vectors; waits for the device.
 
         Each is the mean over the tokens that had it: a stream's own loss is not made smaller by the
         other streams. `loss/total` spans the step, so its shares add up to one.
         """
         values = list(self._values.values())
-        shares = torch.tensor(list(self._shares.values()), device=values[0].device)
-        flat = torch.cat([*(value.reshape(-1) for value in values), shares])
-        if distribute:
-            distributed.all_reduce(flat)
-        numbers = flat.tolist()
+        assert self._flat is not None
+        numbers = self._flat.tolist()
         means: dict[str, Any] = {}
         start = 0
         for (name, value), share in zip(

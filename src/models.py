@@ -33,6 +33,9 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 # only.
 RANDOM_WEIGHT_FAMILIES = ("llama", "mistral")
 
+# Families whose layers src.streaming knows from within.
+PLAIN_LAYER_FAMILIES = ("llama", "mistral")
+
 
 class ModelError(ValueError):
     """A model that cannot be had as the config asks for it."""
@@ -364,6 +367,7 @@ def load_model(
     dtype: torch.dtype,
     weights: Path | None = None,
     capture: bool = False,
+    random_on: torch.device | None = None,
 ) -> PreTrainedModel:
     """Load the weights under a given config.
 
@@ -374,9 +378,11 @@ def load_model(
         weights: a folder to take the weights from instead of the model's source (an earlier
             stage's export, with the same architecture).
         capture: run attention through src.capture, so that q, k and v can be recorded.
+        random_on: where random weights are drawn. The CPU, the default, gives every device and
+            rank the same; a GPU has its own, and takes seconds for a model of billions.
 
     Returns:
-        A causal language model in evaluation mode, on the CPU.
+        A causal language model in evaluation mode, on the CPU (or on `random_on`).
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -387,7 +393,7 @@ def load_model(
         transformers_logging.disable_progress_bar()
     attention = attention_name(model.attention) if capture else model.attention
     if weights is None and model.random_weights:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), torch.device(random_on or "cpu"):
             torch.manual_seed(model.weights_seed)
             network = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention

@@ -1,24 +1,32 @@
 """What a run will cost, worked out from its config before anything is loaded.
 
-Tokens and steps are exact. Memory and floating-point work are estimates from shapes: weights,
-gradients and optimizer states are counted, activations modelled.
+Tokens and steps are exact. Memory and time are estimates from shapes (src/cost.py). What a setting
+leaves to the plan (`auto`) is decided here, and a run that does not fit its device is refused with
+settings that would make it fit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from rich.console import Console
 from rich.table import Table
 
+from src import cost
 from src.adapters import LoraParameters
 from src.config import ConfigError, RunConfig
+from src.cost import Setting
+from src.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.facts import ModelFacts
-from src.models import ModelShape, resolved_shape
+from src.models import PLAIN_LAYER_FAMILIES, ModelShape, resolved_shape
 from src.objectives.base import Objective
 from src.schedule import StageConfig, StageSchedule
+from src.streaming import Keep
 
-_BYTES = {"float32": 4, "bfloat16": 2}
+# Memory that a plan counts on: the rest goes to the driver's context, NCCL, and to gaps between
+# tensors. Of a machine without a GPU it goes to the system and to other ranks' libraries.
+USABLE = 0.93
 
 
 @dataclass(frozen=True)
@@ -30,8 +38,11 @@ class StagePlan:
         busy: share of the ranks' micro-steps that carry a block of their own.
         stream_tokens: tokens by stream; they add up to `tokens`.
         trainable_parameters, total_parameters: of the student.
-        memory: estimated bytes a rank, by part.
+        memory: estimated bytes a rank at the peak, by part.
         flops: floating-point operations of the whole stage, teacher's included.
+        seconds_per_step: estimated, of a full step; None for a device of unknown speed.
+        checkpointing: layers run again in the backward pass.
+        keep: what the teacher leaves behind for each layer.
     """
 
     name: str
@@ -45,11 +56,19 @@ class StagePlan:
     total_parameters: int
     memory: dict[str, float]
     flops: float
+    seconds_per_step: float | None
+    checkpointing: bool
+    keep: Keep
+
+    @property
+    def peak(self) -> float:
+        """Estimated bytes a rank."""
+        return sum(self.memory.values())
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its stages, and how many ranks share the work."""
+    """A run: its stages, how many ranks share the work, and the device of each."""
 
     model: str
     method: str
@@ -57,7 +76,17 @@ class Plan:
     native_window: int
     target_length: int
     world_size: int
+    device: DeviceFacts
     stages: tuple[StagePlan, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether every stage's estimate is within what the device has."""
+        return all(_fits(stage.peak, self.device) for stage in self.stages)
+
+    def stage(self, name: str) -> StagePlan:
+        """A stage by its name."""
+        return next(stage for stage in self.stages if stage.name == name)
 
     @property
     def tokens(self) -> int:
@@ -70,8 +99,13 @@ class Plan:
         return sum(stage.steps for stage in self.stages)
 
 
-def make(config: RunConfig, *, world_size: int) -> Plan:
+def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = None) -> Plan:
     """Work the plan out, and refuse settings that contradict each other.
+
+    Args:
+        config: the run.
+        world_size: ranks.
+        device: of each rank; by default what `plan_for` says.
 
     Raises:
         ConfigError: a stream names an objective that is not configured; a distillation block
@@ -87,6 +121,8 @@ def make(config: RunConfig, *, world_size: int) -> Plan:
     )
     for name in config.recipe.stages:
         _check_streams(config, name, facts)
+    _check_teacher(config, facts)
+    device = device or _device(config)
     return Plan(
         model=config.model.name,
         method=config.recipe.name,
@@ -94,10 +130,22 @@ def make(config: RunConfig, *, world_size: int) -> Plan:
         native_window=config.model.native_window,
         target_length=config.rope.target_length,
         world_size=world_size,
+        device=device,
         stages=tuple(
-            _stage_plan(config, name, shape, facts, world_size) for name in config.recipe.stages
+            _stage_plan(config, name, shape, facts, world_size, device)
+            for name in config.recipe.stages
         ),
     )
+
+
+def _device(config: RunConfig) -> DeviceFacts:
+    if config.plan_for != "this_machine":
+        return ACCELERATORS[config.plan_for]
+    return device_facts(config.engine.device, local_ranks=config.launch.nproc)
+
+
+def _fits(size: float, device: DeviceFacts) -> bool:
+    return size <= USABLE * device.memory
 
 
 def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
@@ -131,8 +179,44 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
             raise ConfigError(f"objective.terms.{stream.objective}.{error}") from error
 
 
+def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
+    teacher, family = config.engine.teacher, config.model.family
+    known = ", ".join(PLAIN_LAYER_FAMILIES)
+    if teacher.keep == "layer_inputs" and family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.keep: layer_inputs is offered for families {known}, not {family!r}; "
+            "use qkv"
+        )
+    if not teacher.share_base:
+        return
+    if family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.share_base: true is offered for families {known}, not {family!r}; "
+            "use false"
+        )
+    for index, (name, stage) in enumerate(config.recipe.stages.items()):
+        if not any(o.needs(facts).teacher for o in _objectives(config, stage).values()):
+            continue
+        if not isinstance(stage.parameters, LoraParameters):
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} trains base weights "
+                "(parameters.type=full), which are then no teacher; use false, or train adapters "
+                f"with parameters@recipe.stages.{name}.parameters=lora"
+            )
+        if index:
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} starts from what the "
+                "stage before it has trained, which is not the teacher; use false"
+            )
+
+
 def _stage_plan(
-    config: RunConfig, name: str, shape: ModelShape, facts: ModelFacts, world_size: int
+    config: RunConfig,
+    name: str,
+    shape: ModelShape,
+    facts: ModelFacts,
+    world_size: int,
+    device: DeviceFacts,
 ) -> StagePlan:
     stage = config.recipe.stages[name]
     try:
@@ -149,6 +233,7 @@ def _stage_plan(
         )
     ]
     adapters = _adapter_parameters(stage, shape, name)
+    setting = _decided(config, stage, shape, facts, adapters, world_size, device)
     return StagePlan(
         name=name,
         tokens=stage.tokens,
@@ -159,9 +244,111 @@ def _stage_plan(
         stream_tokens=schedule.tokens_read(),
         trainable_parameters=shape.parameters if adapters is None else adapters,
         total_parameters=shape.parameters + (adapters or 0),
-        memory=_memory(config, stage, shape, facts, adapters, world_size),
-        flops=_flops(config, stage, schedule, shape, facts, adapters),
+        memory=cost.memory(setting),
+        flops=cost.work(setting, schedule).flops,
+        seconds_per_step=cost.step_seconds(setting, schedule, device),
+        checkpointing=setting.checkpointing,
+        keep=setting.keep,
     )
+
+
+def _decided(
+    config: RunConfig,
+    stage: StageConfig,
+    shape: ModelShape,
+    facts: ModelFacts,
+    adapters: int | None,
+    world_size: int,
+    device: DeviceFacts,
+) -> Setting:
+    """The stage's setting, with what is `auto` decided: checkpointing where memory asks for it."""
+
+    def setting(checkpointing: bool) -> Setting:
+        keep = config.engine.teacher.keep
+        if keep == "auto":
+            known = config.model.family in PLAIN_LAYER_FAMILIES
+            keep = "layer_inputs" if known and checkpointing else "qkv"
+        return Setting(config, stage, shape, facts, adapters, world_size, checkpointing, keep)
+
+    asked = config.engine.student.gradient_checkpointing
+    if asked != "auto":
+        return setting(asked)
+    stored = setting(False)
+    # A compiled layer chooses itself what it keeps.
+    if config.engine.compile or _fits(sum(cost.memory(stored).values()), device):
+        return stored
+    return setting(True)
+
+
+def check_fits(made: Plan, config: RunConfig) -> None:
+    """Refuse a run that its device cannot hold, unless told to try.
+
+    Raises:
+        ConfigError: with the settings that would make it fit.
+    """
+    if not made.fits and not config.allow_oversubscribe:
+        raise ConfigError(misfit(made, config))
+
+
+def misfit(made: Plan, config: RunConfig) -> str:
+    """Why a run does not fit, and which settings would make it."""
+    worst = max(made.stages, key=lambda stage: stage.peak)
+    device = made.device
+    why = (
+        f"stage {worst.name} needs an estimated {_gib(worst.peak)} GiB a rank, and {device.name} "
+        f"has {_gib(USABLE * device.memory)} GiB for it"
+    )
+    taken: list[str] = []
+    for key, change in _savings(config, on_cpu=device.is_cpu):
+        try:
+            changed = change(config)
+            planned = make(changed, world_size=made.world_size, device=device)
+        except ValueError:
+            continue  # it does not go with the other settings
+        if max(s.peak for s in planned.stages) >= max(s.peak for s in made.stages):
+            continue
+        made, config = planned, changed
+        taken.append(key)
+        if made.fits:
+            return f"{why}; it fits with {' '.join(taken)} (or try with allow_oversubscribe=true)"
+    more = f" with {' '.join(taken)} it would need {_gib(max(s.peak for s in made.stages))} GiB;"
+    return (
+        f"{why};{more if taken else ''} use more ranks with engine=zero3, shorter blocks or a "
+        "smaller model (or try with allow_oversubscribe=true)"
+    )
+
+
+def _savings(
+    config: RunConfig, *, on_cpu: bool
+) -> Iterator[tuple[str, Callable[[RunConfig], RunConfig]]]:
+    """Settings that take less memory, the cheapest in time first."""
+
+    def student(key: str, value: object) -> tuple[str, Callable[[RunConfig], RunConfig]]:
+        return f"engine.student.{key}={str(value).lower()}", lambda c: replace(
+            c, engine=replace(c.engine, student=replace(c.engine.student, **{key: value}))
+        )
+
+    def teacher(key: str, value: object) -> tuple[str, Callable[[RunConfig], RunConfig]]:
+        return f"engine.teacher.{key}={str(value).lower()}", lambda c: replace(
+            c, engine=replace(c.engine, teacher=replace(c.engine.teacher, **{key: value}))
+        )
+
+    if config.engine.compile:
+        yield "engine.compile=false", lambda c: replace(c, engine=replace(c.engine, compile=False))
+    if config.engine.student.micro_batch > 1:
+        yield student("micro_batch", 1)
+    yield teacher("share_base", True)
+    yield student("gradient_checkpointing", True)
+    yield teacher("keep", "layer_inputs")
+    yield student("accumulate_in", "bfloat16")
+    for stage in (1, 2, 3):
+        yield student("zero_stage", stage)
+    yield teacher("zero_stage", 3)
+    if on_cpu:
+        return
+    yield student("offload_optimizer", True)
+    yield teacher("offload_parameters", True)
+    yield student("offload_parameters", True)
 
 
 def _adapter_parameters(stage: StageConfig, shape: ModelShape, name: str) -> int | None:
@@ -192,79 +379,6 @@ def _objectives(config: RunConfig, stage: StageConfig) -> dict[str, Objective]:
     return {s.objective: config.objective.terms[s.objective] for s in stage.streams.values()}
 
 
-def _memory(
-    config: RunConfig,
-    stage: StageConfig,
-    shape: ModelShape,
-    facts: ModelFacts,
-    adapters: int | None,
-    world_size: int,
-) -> dict[str, float]:
-    width = _BYTES[config.engine.dtype]
-    student, teacher = config.engine.student, config.engine.teacher
-    trainable = shape.parameters if adapters is None else adapters
-    total = shape.parameters + (adapters or 0)
-    needs = [o.needs(facts) for o in _objectives(config, stage).values()]
-    tokens = max(s.length for s in stage.streams.values()) * student.micro_batch
-
-    parts: dict[str, float] = {}
-    if any(n.teacher for n in needs):
-        shared = world_size if teacher.zero_stage == 3 else 1
-        parts["teacher weights"] = (
-            0 if teacher.offload_parameters else shape.parameters * width / shared
-        )
-    sharded = {stage: world_size if student.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    parts["student weights"] = 0 if student.offload_parameters else total * width / sharded[3]
-    parts["gradients"] = trainable * width / sharded[2]
-    # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
-    state = trainable * (8 if width == 4 else 12) / sharded[1]
-    parts["optimizer"] = 0 if student.offload_optimizer else state
-    qkv = (shape.heads + 2 * shape.kv_heads) * shape.head_dim
-    layer = tokens * width * (6 * shape.hidden + 3 * shape.intermediate + 2 * qkv)
-    if student.gradient_checkpointing:
-        parts["activations"] = shape.layers * tokens * shape.hidden * width + layer
-    else:
-        parts["activations"] = shape.layers * layer
-    captured = max((len(n.qkv_layers) for n in needs), default=0)
-    if captured:
-        parts["captured q, k, v"] = 2 * captured * tokens * qkv * width
-    if any(n.head for n in needs):
-        parts["logits"] = 3 * 4 * min(tokens, 2048) * shape.vocabulary
-    return parts
-
-
-def _flops(
-    config: RunConfig,
-    stage: StageConfig,
-    schedule: StageSchedule,
-    shape: ModelShape,
-    facts: ModelFacts,
-    adapters: int | None,
-) -> float:
-    """Forward and backward of student and teacher; a multiplication and an addition are two."""
-    objectives = _objectives(config, stage)
-    total = 0.0
-    for name, tokens in schedule.tokens_read().items():
-        stream = stage.streams[name]
-        objective = objectives[stream.objective]
-        needs = objective.needs(facts)
-        blocks = tokens / stream.length
-        weights = shape.layers * (shape.layer_parameters - 2 * shape.hidden)
-        products = 2.0 * weights * stream.length
-        # Causal attention: two products over half the square forward, five backward.
-        unit = float(shape.layers * shape.heads * shape.head_dim) * stream.length**2
-        head = 2.0 * shape.embedding_parameters * stream.length if needs.head else 0.0
-        lora = 0.0 if adapters is None else 2.0 * adapters * stream.length
-        forward = products + 2 * unit + head + lora
-        # Frozen weights need the gradient of their inputs only.
-        backward = products * (2 if adapters is None else 1) + 5 * unit + 2 * head + 2 * lora
-        again = products + 2 * unit + lora if config.engine.student.gradient_checkpointing else 0.0
-        teacher = products + 2 * unit if needs.teacher else 0.0
-        extra = objective.flops(stream.length, facts)
-        total += blocks * (forward + backward + again + teacher + extra)
-    return total
-
-
 def show(plan: Plan, config: RunConfig, console: Console) -> None:
     """Print the plan; output that is no terminal is wide enough for every figure."""
     if not console.is_terminal:
@@ -286,6 +400,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     ):
         table.add_column(column, justify="left" if column == "stage" else "right")
     table.add_column("PFLOP", justify="right")
+    table.add_column("s/step", justify="right")
     for stage in plan.stages:
         table.add_row(
             stage.name,
@@ -296,6 +411,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
             f"{stage.trainable_parameters:,}",
             f"{stage.total_parameters:,}",
             f"{stage.flops / 1e15:,.3g}",
+            _seconds(stage.seconds_per_step),
         )
     console.print(table)
     tokens = " + ".join(f"{stage.tokens:,}" for stage in plan.stages)
@@ -310,15 +426,31 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
                 f"[yellow]{stage.name}: a step has too few blocks for {plan.world_size} ranks; "
                 f"{1 - stage.busy:.0%} of their work repeats others' blocks at weight 0[/yellow]"
             )
-    memory = Table(title="Memory a rank, estimated (GiB)", title_justify="left")
+    for stage in plan.stages:
+        again = "on: layers run again in the backward pass" if stage.checkpointing else "off"
+        console.print(f"{stage.name}: gradient checkpointing {again}")
+    memory = Table(
+        title=f"Memory a rank at the peak, estimated (GiB), on {plan.device.name}",
+        title_justify="left",
+    )
     memory.add_column("part")
     parts = list(dict.fromkeys(part for stage in plan.stages for part in stage.memory))
     for stage in plan.stages:
         memory.add_column(stage.name, justify="right")
     for part in parts:
         memory.add_row(part, *(_gib(stage.memory.get(part)) for stage in plan.stages))
-    memory.add_row("[bold]all[/bold]", *(_gib(sum(stage.memory.values())) for stage in plan.stages))
+    memory.add_row("[bold]all[/bold]", *(_gib(stage.peak) for stage in plan.stages))
     console.print(memory)
+    seconds = [s.seconds_per_step for s in plan.stages]
+    if None not in seconds:
+        total = sum((s.seconds_per_step or 0) * s.steps for s in plan.stages)
+        console.print(f"time: about {total / 3600:.2g} hours of training on {plan.device.name}")
+    if not plan.fits:
+        console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
+
+
+def _seconds(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _gib(size: float | None) -> str:

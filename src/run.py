@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import distributed
 
-from src import checkpoint, launch, models, tracking
+from src import checkpoint, launch, models, plan, tracking
 from src.adapters import make_trainable
 from src.checkpoint import Position
 from src.config import RunConfig
@@ -21,13 +21,18 @@ from src.data import Blocks, Corpus, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
 from src.engine import Student, Teacher
 from src.evals.restoration import evaluate_run
+from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
+from src.objectives.base import Objective
+from src.plan import StagePlan
 from src.run_folder import RunFolder
 from src.schedule import StageSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    import torch
 
 
 class FrozenTeacherError(RuntimeError):
@@ -131,6 +136,80 @@ def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
     )
 
 
+@dataclass(frozen=True)
+class Built:
+    """The engines of a stage.
+
+    Attributes:
+        taught: whether an objective wants a teacher; without an engine of its own it is the
+            student's frozen part.
+    """
+
+    teacher: Teacher | None
+    student: Student
+    facts: ModelFacts
+    taught: bool
+
+
+def objectives_of(config: RunConfig, stage: str) -> dict[str, Objective]:
+    """A stage's objectives by the name that streams refer to."""
+    streams = config.recipe.stages[stage].streams.values()
+    return {s.objective: config.objective.terms[s.objective] for s in streams}
+
+
+def build(
+    config: RunConfig,
+    name: str,
+    planned: StagePlan,
+    objectives: Mapping[str, Objective],
+    world_size: int,
+    *,
+    weights: Path | None = None,
+    random_on: torch.device | None = None,
+) -> Built:
+    """Load teacher and student of a stage and set up their engines; every rank calls it.
+
+    Args:
+        config: the run.
+        name: of the stage.
+        planned: its plan.
+        objectives: by the name that streams refer to.
+        world_size: ranks.
+        weights: the folder the stage begins with, None for the model's source.
+        random_on: where random weights are drawn, the CPU by default.
+    """
+    stage = config.recipe.stages[name]
+    native = models.native_config(config.model)
+    facts = models.facts_of(native)
+    dtype = DTYPES[config.engine.dtype]
+    taught = any(o.needs(facts).teacher for o in objectives.values())
+    shared = taught and config.engine.teacher.share_base
+    teacher = None
+    if taught and not shared:
+        network = models.load_model(
+            config.model, native, dtype=dtype, capture=True, random_on=random_on
+        )
+        teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
+    scaled = models.scaled_config(config.model, config.rope)
+    base = models.load_model(
+        config.model, scaled, dtype=dtype, weights=weights, capture=True, random_on=random_on
+    )
+    student = Student(
+        make_trainable(base, stage.parameters, seed=config.seed),
+        objectives,
+        facts,
+        config.engine,
+        config.optim,
+        accumulation=StageSchedule(stage).accumulation(
+            world_size=world_size, micro_batch=config.engine.student.micro_batch
+        ),
+        checkpointing=planned.checkpointing,
+        native=native if shared else None,
+        keep=planned.keep,
+    )
+    return Built(teacher, student, facts, taught)
+
+
 class _Run:
     """The stages of a run, from wherever its newest checkpoint stands."""
 
@@ -142,6 +221,7 @@ class _Run:
         self.world = world
         self.tracker = tracker
         self.device = device_of(config.engine.device)
+        self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
         self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
         self.seconds_before = float(folder.record()["seconds"])
@@ -167,31 +247,14 @@ class _Run:
         config, name = self.config, self.names[index]
         stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
-        objectives = {
-            s.objective: config.objective.terms[s.objective] for s in stage.streams.values()
-        }
-        native = models.native_config(config.model)
-        facts = models.facts_of(native)
-        dtype = DTYPES[config.engine.dtype]
-
-        teacher = None
-        if any(o.needs(facts).teacher for o in objectives.values()):
-            network = models.load_model(config.model, native, dtype=dtype, capture=True)
-            teacher = Teacher(network, config.engine)
-        teacher_hash = teacher.sha256() if teacher and config.engine.teacher.verify_frozen else None
-
-        scaled = models.scaled_config(config.model, config.rope)
-        base = models.load_model(config.model, scaled, dtype=dtype, weights=weights, capture=True)
-        network = make_trainable(base, stage.parameters, seed=config.seed)
-        micro_batch = config.engine.student.micro_batch
-        student = Student(
-            network,
-            objectives,
-            facts,
-            config.engine,
-            config.optim,
-            accumulation=schedule.accumulation(world_size=self.world.size, micro_batch=micro_batch),
+        objectives = objectives_of(config, name)
+        built = build(
+            config, name, self.plan.stage(name), objectives, self.world.size, weights=weights
         )
+        teacher, student, facts = built.teacher, built.student, built.facts
+        hashed = teacher.sha256 if teacher else student.frozen_sha256
+        verified = built.taught and config.engine.teacher.verify_frozen
+        teacher_hash = hashed() if verified else None
         if resumed is not None:
             student.load(resumed)
         run = StageRun(
@@ -205,14 +268,19 @@ class _Run:
             student=student,
             world=self.world,
             device=self.device,
-            micro_batch=micro_batch,
+            micro_batch=config.engine.student.micro_batch,
             seed=config.seed,
         )
         began = time.perf_counter()
-        run.train(start, lambda record: self._after_step(name, student, record))
+        run.train(
+            start,
+            lambda record: self._after_step(name, student, record),
+            lambda step: self._saves_after(name, step),
+        )
         trained = student.trained_parameters()
+        if teacher_hash is not None:
+            self._check_frozen(teacher_hash, hashed())
         if teacher is not None:
-            self._check_frozen(teacher, teacher_hash)
             teacher.close()
         student.close()
         last = index == len(self.names) - 1
@@ -225,7 +293,7 @@ class _Run:
                 scaling=config.rope,
                 parameters=stage.parameters,
                 weights=weights,
-                dtype=dtype,
+                dtype=DTYPES[config.engine.dtype],
                 seed=config.seed,
                 card=_model_card(config, self.folder, name),
             )
@@ -240,12 +308,16 @@ class _Run:
             entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
             self.folder.log(entry | record.metrics)
             self.tracker.log({"tokens": tokens, "seconds": seconds} | record.metrics, step=step)
-        ends = record.step == self.schedules[name].steps
-        if ends or step % self.config.checkpoint.every_steps == 0:
+        if self._saves_after(name, record.step):
             position = Position(step, name, record.step, self.world.size)
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
             if self.world.is_main:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+
+    def _saves_after(self, name: str, step: int) -> bool:
+        """Whether a checkpoint is written after a step of a stage, counted from 1."""
+        every = self.config.checkpoint.every_steps
+        return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
 
     def _steps_before(self, name: str) -> int:
         return sum(self.schedules[n].steps for n in self.names[: self.names.index(name)])
@@ -254,10 +326,7 @@ class _Run:
         earlier = self.names[: self.names.index(name)]
         return sum(self.config.recipe.stages[n].tokens for n in earlier)
 
-    def _check_frozen(self, teacher: Teacher, before: str | None) -> None:
-        if before is None:
-            return
-        after = teacher.sha256()
+    def _check_frozen(self, before: str, after: str) -> None:
         if self.world.is_main:
             self.folder.update(teacher_sha256={"before": before, "after": after})
         if after != before:

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from src import checkpoint, command, config, launch, models, plan, run
 from src.checkpoint import CheckpointError
-from src.config import ConfigError, RunConfig
+from src.config import ConfigError, LaunchConfig, RunConfig
 from src.devices import uses_cuda
 from src.evals.restoration import held_out_segments
 from src.launch import World
@@ -79,6 +79,7 @@ def resume(run_dir: Path, world: World | None) -> None:
     Raises:
         RunFolderError: the folder is not a run's.
         CheckpointError: another number of ranks wrote the checkpoint, or it cannot be read.
+        ConfigError: the run's launcher has not started this process.
     """
     folder = RunFolder.open(run_dir)
     settings = config.load_plain(RunConfig, folder.config())
@@ -86,6 +87,8 @@ def resume(run_dir: Path, world: World | None) -> None:
     if state == "finished":
         print(f"{run_dir} is finished; nothing is left to do")
         return
+    if settings.launch.by != "local":
+        _check_launch(settings.launch, world, dry_run=False)
     found = checkpoint.newest(folder)
     size = world.size if world else settings.launch.nproc
     if found and found[1].world_size != size:
@@ -165,7 +168,9 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     """Check everything that can be checked without loading a model."""
     path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
     check_unused(path)
-    plan.show(plan.make(settings, world_size=world_size), settings, Console(stderr=True))
+    made = plan.make(settings, world_size=world_size)
+    plan.show(made, settings, Console(stderr=True))
+    plan.check_fits(made, settings)
     data = _preflight(settings)
     accepted = replace(settings, run_dir=str(path), resume=None)
     record: dict[str, Any] = {
@@ -186,6 +191,39 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
 
 def _new_path(settings: RunConfig) -> Path:
     return Path("outputs") / settings.experiment / new_run_id()
+
+
+# What is typed on every machine, or once where the launcher does the rest.
+_LAUNCHERS = {
+    "torchrun": "torchrun --nnodes={nodes} --nproc-per-node={nproc} --rdzv-backend=c10d "
+    "--rdzv-endpoint=HOST:29400 -m src.train ...",
+    "deepspeed": "deepspeed --hostfile=HOSTS --num_nodes={nodes} --num_gpus={nproc} "
+    "--module src.train ...",
+    "slurm": "srun --nodes={nodes} --ntasks-per-node={nproc} python -m src.train ...",
+}
+
+
+def _check_launch(asked: LaunchConfig, world: World | None, *, dry_run: bool) -> None:
+    """Refuse a run whose ranks are not those that were asked for.
+
+    Raises:
+        ConfigError: a launcher is asked for and has started nothing, or other ranks.
+    """
+    if world is not None and asked.by == "local" and asked.nproc > 1:
+        raise ConfigError(
+            f"launch.nproc: {asked.nproc} ranks are asked for, but a launcher has started "
+            f"{world.size} already; leave launch.nproc at 1"
+        )
+    if asked.by == "local":
+        return
+    command = _LAUNCHERS[asked.by].format(nodes=asked.nodes, nproc=asked.nproc)
+    if world is None and not dry_run:
+        raise ConfigError(f"launch.by: {asked.by} has not started this process; type {command}")
+    if world is not None and world.size != asked.ranks:
+        raise ConfigError(
+            f"launch: {asked.nodes} x {asked.nproc} ranks are asked for and {world.size} have been "
+            f"started; set launch.nodes and launch.nproc, or type {command}"
+        )
 
 
 def _preflight(settings: RunConfig) -> run.Data:
@@ -246,13 +284,9 @@ def _app(composed: DictConfig) -> None:
         resume(Path(composed.resume), world)
         return
     settings = config.load(RunConfig, composed)
-    if world is not None and settings.launch.nproc > 1:
-        raise ConfigError(
-            f"launch.nproc: {settings.launch.nproc} ranks are asked for, but a launcher has "
-            f"started {world.size} already; leave launch.nproc at 1"
-        )
+    _check_launch(settings.launch, world, dry_run=settings.dry_run)
     if settings.dry_run:
-        size = world.size if world else settings.launch.nproc
+        size = world.size if world else settings.launch.ranks
         plan.show(plan.make(settings, world_size=size), settings, Console())
         return
     train(settings, world)

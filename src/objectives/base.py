@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -26,12 +26,24 @@ class QKV(Protocol):
 class Needs:
     """What an objective wants.
 
-    Q, k, v of `qkv_layers`, the output head, and whether a teacher runs.
+    Attributes:
+        teacher: whether a teacher runs.
+        qkv_layers: `Objective.layer` is called at these, with their attention inputs.
+        hidden: last hidden states, of the teacher too where there is one.
+        head: the student's output head, and the hidden states it is for.
     """
 
     teacher: bool
     qkv_layers: tuple[int, ...] = ()
+    hidden: bool = False
     head: bool = False
+
+    @property
+    def stops_at(self) -> int | None:
+        """The layer after whose attention inputs nothing is wanted; None if all is."""
+        if self.hidden or self.head:
+            return None
+        return max(self.qkv_layers, default=None)
 
 
 class Batch(NamedTuple):
@@ -45,13 +57,16 @@ class Outputs:
     """What a model's forward pass left behind.
 
     Attributes:
-        hidden_bth: last hidden states after the final norm, [b, t, hidden].
-        qkv: attention inputs by layer.
+        hidden_bth: last hidden states after the final norm, [b, t, hidden]; None where they are
+            not wanted.
+        layers: what `Objective.layer` gave at each layer (student).
+        qkv: gives a layer's attention inputs when they are wanted (teacher).
         head: maps hidden states [..., hidden] to logits [..., vocabulary].
     """
 
     hidden_bth: Tensor | None = None
-    qkv: dict[int, Any] = field(default_factory=dict)
+    layers: Mapping[int, Any] = field(default_factory=dict)
+    qkv: Mapping[int, Callable[[], QKV]] = field(default_factory=dict)
     head: Callable[[Tensor], Tensor] | None = None
 
 
@@ -70,6 +85,14 @@ class Objective(Protocol):
 
         Returns:
             floating-point operations.
+        """
+        ...
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Any:
+        """What is computed of a layer where its attention inputs are born, if any is wanted.
+
+        It should be small, tensors of a few numbers: it outlives the layer, whose inputs do not.
+        Gradient checkpointing calls this again for the backward pass.
         """
         ...
 

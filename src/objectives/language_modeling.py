@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.facts import ModelFacts
-from src.objectives.base import Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class LanguageModeling:
         """Nothing beyond the model's own forward and backward."""
         del tokens, facts
         return 0.0
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
+        """Nothing: no layer is asked for."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts

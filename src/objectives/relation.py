@@ -8,7 +8,7 @@ and layers and summed over the relations with their weights.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import Field
@@ -32,6 +32,13 @@ class RelationWeights:
     def __post_init__(self) -> None:
         if self.qq + self.kk + self.vv == 0:
             raise ValueError("weights qq, kk and vv are all 0: give at least one a positive weight")
+
+
+class LayerRelations(NamedTuple):
+    """A layer's weighted loss, a scalar, and the unweighted one of each relation, detached [r]."""
+
+    loss: Tensor
+    each: Tensor
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,22 @@ class Relation:
         layers = len(self.chosen_layers(facts))
         return 6.0 * weighted * facts.head_dim * tokens**2 * layers
 
+    def layer(
+        self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
+    ) -> LayerRelations:
+        """The layer's loss, and its relations' own."""
+        assert teacher is not None
+        names = self._relations()
+        loss, each = relation_kl_set(
+            _sides(student, names),
+            _sides(teacher, names),
+            self._layer_weights(student, names),
+            window=facts.windows[layer],
+            temperature=self.temperature,
+            backend=self.backend,
+        )
+        return LayerRelations(loss, each)
+
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -92,26 +115,11 @@ class Relation:
         Metrics: `relation/qq`, `relation/kk`, `relation/vv` unweighted, mean over layers (each
         for a weight above 0), and `relation/by_layer`, the weighted loss of each chosen layer.
         """
-        del batch
-        assert teacher is not None
-        names = self._relations()
-        by_layer: list[Tensor] = []
-        parts: list[Tensor] = []
-        for layer in self.chosen_layers(facts):
-            qkv = student.qkv[layer]
-            loss, each = relation_kl_set(
-                _sides(qkv, names),
-                _sides(teacher.qkv[layer], names),
-                self._layer_weights(qkv, names),
-                window=facts.windows[layer],
-                temperature=self.temperature,
-                backend=self.backend,
-            )
-            by_layer.append(loss)
-            parts.append(each)
-        stacked = torch.stack(by_layer)
-        mean_parts = torch.stack(parts).mean(0)
-        metrics = {f"relation/{n}": mean_parts[i] for i, n in enumerate(names)}
+        del batch, teacher
+        layers: list[LayerRelations] = [student.layers[i] for i in self.chosen_layers(facts)]
+        stacked = torch.stack([layer.loss for layer in layers])
+        mean_parts = torch.stack([layer.each for layer in layers]).mean(0)
+        metrics = {f"relation/{n}": mean_parts[i] for i, n in enumerate(self._relations())}
         metrics["relation/by_layer"] = stacked.detach()
         return stacked.mean(), metrics
 

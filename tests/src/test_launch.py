@@ -177,17 +177,24 @@ def test_two_sharded_ranks_have_the_losses_of_one(
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
+    checkpointed = "engine.student.gradient_checkpointing=true"
+    sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3", checkpointed]
     runs = {
         "one": [],
         "two": ["launch.nproc=2", *sharded],
+        "shared": [
+            "launch.nproc=2",
+            "engine.student.zero_stage=3",
+            "engine.teacher.share_base=true",
+            checkpointed,
+        ],
         "three": ["launch.nproc=3", "engine.student.zero_stage=1"],
     }
     for name, overrides in runs.items():
         done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
         assert done.returncode == 0, done.stderr
     one = losses(tmp_path / "one")
-    for name in ("two", "three"):
+    for name in runs:
         assert losses(tmp_path / name) == pytest.approx(one, rel=1e-5, abs=1e-8)
         assert losses(tmp_path / name, "grad_norm") == pytest.approx(
             losses(tmp_path / "one", "grad_norm"), rel=1e-4
@@ -215,6 +222,53 @@ def test_torchrun_ranks_are_used_as_they_are(
     )
     assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "run")) == 6
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    """Each node has a torchrun of its own; they meet on the loopback interface."""
+    one = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / 'one'}")
+    assert one.returncode == 0, one.stderr
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    nodes = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--nnodes=2",
+                "--nproc-per-node=2",
+                f"--node-rank={node}",
+                "--master-addr=127.0.0.1",
+                f"--master-port={port}",
+                "-m",
+                "src.train",
+                *tiny_overrides,
+                "launch=torchrun",
+                "launch.nodes=2",
+                "launch.nproc=2",
+                "engine.student.zero_stage=3",
+                "engine.teacher.zero_stage=3",
+                f"run_dir={tmp_path / 'four'}",
+            ],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for node in range(2)
+    ]
+    for node in nodes:
+        _, errors = node.communicate(timeout=300)
+        assert node.returncode == 0, errors
+    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-8)
+    assert (tmp_path / "four" / "export" / "config.json").is_file()
 
 
 @pytest.mark.slow

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from rich.console import Console
 from src import models, plan
 from src.adapters import make_trainable
 from src.config import ConfigError, RunConfig
+from src.devices import ACCELERATORS, DeviceFacts
 
 BASE = "+experiment=linearard_32k"
+LORA_CPT = ("parameters@recipe.stages.cpt.parameters=lora", "objective.allow_beyond_native=true")
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 8, 64])
@@ -67,8 +71,8 @@ def test_memory_shards_with_the_stage(compose_run: Callable[..., RunConfig]) -> 
     def parts(*overrides: str) -> dict[str, float]:
         return plan.make(compose_run(BASE, *overrides), world_size=4).stages[1].memory
 
-    whole = parts("engine.student.zero_stage=0")
     for stage, part in ((1, "optimizer"), (2, "gradients"), (3, "student weights")):
+        whole = parts(f"engine.student.zero_stage={stage - 1}")
         sharded = parts(f"engine.student.zero_stage={stage}")
         assert sharded[part] == pytest.approx(whole[part] / 4)
     assert parts("engine.student.offload_optimizer=true")["optimizer"] == 0
@@ -117,6 +121,164 @@ def test_contradictions_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         plan.make(compose_run(BASE, override), world_size=1)
+
+
+CHECKPOINTING = "engine.student.gradient_checkpointing"
+SHARED = "engine.teacher.share_base=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["parameters@recipe.stages.ard.parameters=full"],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.ard trains base weights",
+        ),
+        (
+            ["recipe.stages.cpt.streams.long.objective=relation", *LORA_CPT],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.cpt starts from what",
+        ),
+        (["model.family=gemma"], r"engine\.teacher\.share_base: .* llama, mistral, not 'gemma'"),
+        (["engine.teacher.zero_stage=3"], r"engine\.teacher: share_base=true has no engine"),
+        (["engine.teacher.offload_parameters=true"], r"offload_parameters=true needs zero_stage 3"),
+    ],
+    ids=["full", "later-stage", "family", "zero-3", "offload"],
+)
+def test_a_base_that_cannot_be_shared_is_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(BASE, SHARED, *overrides), world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.compile=true", f"{CHECKPOINTING}=true"], "compile=true and student.gradient_che"),
+        (["engine.compile=true", "engine.student.zero_stage=3"], "compile=true needs whole weigh"),
+        (["engine.compile=true", "engine.teacher.zero_stage=3"], "compile=true needs whole weigh"),
+        (
+            ["engine.student.zero_stage=0", "engine.student.accumulate_in=float32"],
+            "student.accumulate_in=float32 needs zero_stage 1, 2 or 3 in bfloat16",
+        ),
+        (
+            ["engine.dtype=float32", "engine.student.accumulate_in=bfloat16"],
+            "student.accumulate_in=bfloat16 is for dtype=bfloat16",
+        ),
+        ([f"{CHECKPOINTING}=sometimes"], CHECKPOINTING),
+    ],
+    ids=["checkpointing", "student", "teacher", "no-zero", "float32", "word"],
+)
+def test_engines_that_contradict_themselves_are_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=f"engine.*{re.escape(message)}|^{re.escape(message)}"):
+        compose_run(BASE, *overrides)
+
+
+def test_layer_inputs_of_unknown_layers_are_refused(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "model.family=gemma", "engine.teacher.keep=layer_inputs")
+    with pytest.raises(
+        ConfigError, match=r"engine\.teacher\.keep: layer_inputs .*'gemma'; use qkv"
+    ):
+        plan.make(run, world_size=1)
+    left = plan.make(compose_run(BASE, "model.family=gemma"), world_size=1)
+    assert {stage.keep for stage in left.stages} == {"qkv"}
+
+
+def test_one_copy_of_the_weights_saves_the_teachers(compose_run: Callable[..., RunConfig]) -> None:
+    two, one = (
+        plan.make(compose_run(BASE, *more), world_size=1).stages[0].memory
+        for more in ([], [SHARED])
+    )
+    assert two["teacher weights"] == 2 * 6_738_415_616
+    assert one == {part: size for part, size in two.items() if part != "teacher weights"}
+
+
+H200 = ACCELERATORS["h200"]
+
+
+def small(gib: float) -> DeviceFacts:
+    return replace(H200, memory=int(gib * 2**30))
+
+
+def test_layers_run_again_only_where_memory_asks_for_it(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(BASE)
+    large, little = (plan.make(run, world_size=1, device=d) for d in (H200, small(60)))
+    assert [(s.checkpointing, s.keep) for s in large.stages] == [
+        (False, "qkv"),
+        (True, "layer_inputs"),
+    ]
+    assert little.stages[0].checkpointing
+    assert little.stages[0].peak < 0.7 * large.stages[0].peak
+    told = compose_run(BASE, "engine.student.gradient_checkpointing=false")
+    assert not plan.make(told, world_size=1, device=small(60)).stages[1].checkpointing
+
+
+@pytest.mark.parametrize(
+    ("gib", "world_size", "overrides", "remedy"),
+    [
+        (40, 1, (), r"it fits with engine\.teacher\.share_base=true \(or"),
+        (
+            140,
+            8,
+            ("engine.student.zero_stage=0", "engine.student.gradient_checkpointing=false"),
+            r"it fits with engine\.student\.gradient_checkpointing=true",
+        ),
+        (
+            40,
+            8,
+            ("recipe.stages.ard.parameters.rank=4",),
+            r"engine\.student\.zero_stage=3",
+        ),
+        (5, 1, (), r"with .*offload_optimizer=true.* it would need .* GiB; use more ranks"),
+    ],
+    ids=["one-copy", "checkpointing", "shards", "nothing"],
+)
+def test_a_run_that_does_not_fit_is_refused_with_what_would(
+    compose_run: Callable[..., RunConfig],
+    gib: float,
+    world_size: int,
+    overrides: tuple[str, ...],
+    remedy: str,
+) -> None:
+    only_ard = ["~recipe.stages.cpt"] if world_size == 1 else []
+    run = compose_run(BASE, *only_ard, *overrides)
+    made = plan.make(run, world_size=world_size, device=small(gib))
+    with pytest.raises(ConfigError, match=remedy):
+        plan.check_fits(made, run)
+    plan.check_fits(made, replace(run, allow_oversubscribe=True))
+
+
+def test_the_settings_it_names_do_fit(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "~recipe.stages.cpt")
+    named = re.search(
+        r"it fits with (.*) \(or", plan.misfit(plan.make(run, world_size=1, device=small(40)), run)
+    )
+    assert named
+    changed = compose_run(BASE, "~recipe.stages.cpt", *named[1].split())
+    plan.check_fits(plan.make(changed, world_size=1, device=small(40)), changed)
+
+
+def test_a_dry_run_may_plan_for_another_device(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "dry_run=true", "plan_for=h200")
+    made = plan.make(run, world_size=1)
+    assert made.device == H200
+    assert all(stage.seconds_per_step for stage in made.stages)
+    with pytest.raises(ConfigError, match=r"plan_for=h200 is for dry runs: add dry_run=true"):
+        compose_run(BASE, "plan_for=h200")
+
+
+def test_an_unknown_gpu_has_a_plan_without_times(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE)
+    made = plan.make(run, world_size=1, device=DeviceFacts("some GPU", 24 * 2**30))
+    assert [stage.seconds_per_step for stage in made.stages] == [None, None]
+    text = io.StringIO()
+    plan.show(made, run, Console(file=text))
+    assert "does not fit: stage cpt needs" in text.getvalue()
+    assert "hours" not in text.getvalue()
 
 
 def test_blocks_beyond_the_native_window_when_allowed(

@@ -16,9 +16,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import models, train
+from src import models, plan, train
 from src.checkpoint import CheckpointError
-from src.config import ConfigError, RunConfig
+from src.config import ConfigError, LaunchConfig, RunConfig
+from src.devices import DeviceFacts
 from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from tests.conftest import ROOT, losses
@@ -142,6 +143,15 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
     ]
     + [
         pytest.param(["engine.student.gradient_checkpointing=true"], id="checkpointing"),
+        pytest.param(["engine.teacher.keep=layer_inputs"], id="layer-inputs"),
+        pytest.param(
+            [
+                "engine.student.zero_stage=3",
+                "engine.teacher.zero_stage=3",
+                "engine.student.gradient_checkpointing=true",
+            ],
+            id="zero-3-3-checkpointing",
+        ),
         pytest.param(["engine.student.micro_batch=2"], id="micro-batch-2"),
         pytest.param(["engine.student.micro_batch=3"], id="micro-batch-3"),
         pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
@@ -151,6 +161,38 @@ def test_how_it_is_computed_does_not_change_the_losses(
     train_tiny: Train, overrides: list[str]
 ) -> None:
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ on a CPU")
+@pytest.mark.parametrize("share", ["false", "true"])
+def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> None:
+    """Four layers: the last stays as it is, since passes may stop there."""
+    shape = ["model.shape.layers=4", f"engine.teacher.share_base={share}"]
+    compiled = losses(train_tiny("engine.compile=true", *shape))
+    assert compiled == pytest.approx(losses(train_tiny(*shape)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["engine.dtype=bfloat16"],
+        ["engine.student.gradient_checkpointing=true"],
+        ["engine.student.zero_stage=2"],
+        ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
+        ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],
+    ],
+    ids=["float32", "bfloat16", "checkpointing", "zero-2", "zero-3-checkpointing", "dropout"],
+)
+def test_one_copy_of_the_weights_gives_the_bits_of_two(
+    train_tiny: Train, overrides: list[str]
+) -> None:
+    two = train_tiny(*overrides)
+    one = train_tiny("engine.teacher.share_base=true", *overrides)
+    assert losses(one) == losses(two)
+    hashes = json.loads((one / "run.json").read_text())["teacher_sha256"]
+    assert hashes["before"] == hashes["after"]
 
 
 def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
@@ -168,9 +210,18 @@ def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
     assert lines[0]["loss/relation/qq"] == pytest.approx(alone[0], rel=0.5)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int) -> None:
-    curve = losses(train_tiny("engine.dtype=bfloat16", f"engine.student.zero_stage={zero_stage}"))
+@pytest.mark.parametrize(
+    ("zero_stage", "accumulate_in"),
+    [(0, "auto"), (1, "auto"), (1, "bfloat16"), (2, "auto"), (2, "bfloat16"), (3, "auto")],
+)
+def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int, accumulate_in: str) -> None:
+    curve = losses(
+        train_tiny(
+            "engine.dtype=bfloat16",
+            f"engine.student.zero_stage={zero_stage}",
+            f"engine.student.accumulate_in={accumulate_in}",
+        )
+    )
     assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=0.1)
 
 
@@ -387,6 +438,24 @@ def test_a_folder_that_is_being_run_is_left_alone(
     assert RunFolder(folder).record()["run_id"] == "live"
 
 
+@pytest.mark.parametrize("by", ["torchrun", "deepspeed", "slurm"])
+def test_a_launcher_that_has_not_started_this_process_is_named(by: str) -> None:
+    asked = LaunchConfig(by, nproc=4, nodes=2)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"launch\.by: {by} has not .* type \w+ .*2.*4.*train"):
+        train._check_launch(asked, None, dry_run=False)
+    train._check_launch(asked, None, dry_run=True)
+    train._check_launch(asked, World(0, 0, 8), dry_run=False)
+    with pytest.raises(ConfigError, match=r"2 x 4 ranks are asked for and 2 have been started"):
+        train._check_launch(asked, World(0, 0, 2), dry_run=False)
+
+
+def test_several_machines_need_a_launcher(compose_run: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"launch: nodes=2 needs a launcher"):
+        compose_run("model=tiny", "launch.nodes=2")
+    run = compose_run("model=tiny", "launch=slurm", "launch.nodes=2")
+    assert run.launch.ranks == 16
+
+
 def test_dry_run_starts_nothing(
     tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
 ) -> None:
@@ -396,6 +465,23 @@ def test_dry_run_starts_nothing(
     assert planned.returncode == 0
     assert "2,359,296 + 2,097,152 = 4,456,448 in 144 + 64 optimizer steps" in planned.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_does_not_fit_is_refused_before_anything_is_made(
+    tiny_overrides: list[str],
+    compose_run: Callable[..., RunConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        plan, "device_facts", lambda *a, **k: DeviceFacts("a toy", 2**20, is_cpu=True)
+    )
+    folder = tmp_path / "run"
+    with pytest.raises(ConfigError, match=r"stage \w+ needs .* allow_oversubscribe=true"):
+        train.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
+    assert not folder.exists()
+    train.train(compose_run(*tiny_overrides, f"run_dir={folder}", "allow_oversubscribe=true"), None)
+    assert RunFolder(folder).record()["state"] == "finished"
 
 
 def test_more_ranks_than_gpus_are_refused(

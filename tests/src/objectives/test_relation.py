@@ -42,6 +42,19 @@ def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> di
     return {i: LayerQKV(side(facts.heads), side(kv), side(kv)) for i in range(facts.layers)}
 
 
+def loss_of(
+    objective: Relation,
+    student: dict[int, LayerQKV],
+    teacher: dict[int, LayerQKV],
+    facts: ModelFacts = FACTS,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """What the objective gives for two models, layer by layer as the engine calls it."""
+    layers = {
+        i: objective.layer(i, teacher[i], student[i], facts) for i in objective.chosen_layers(facts)
+    }
+    return objective.loss(BATCH, None, Outputs(layers=layers), facts)
+
+
 def row_divergences(
     student_bhtd: Tensor, teacher_bhtd: Tensor, *, window: int | None, temperature: float
 ) -> Tensor:
@@ -136,9 +149,7 @@ CASES: dict[str, tuple[dict, dict, ModelFacts]] = {
 def test_value_and_gradients_are_the_formulas(case: str, backend: Backend) -> None:
     settings, formula, facts = CASES[case]
     student, teacher = draw(1, facts), draw(2, facts)
-    loss, _ = Relation("relation", backend=backend, **settings).loss(
-        BATCH, Outputs(qkv=teacher), Outputs(qkv=student), facts
-    )
+    loss, _ = loss_of(Relation("relation", backend=backend, **settings), student, teacher, facts)
     expected = by_the_formula(student, teacher, **formula)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     ours = gradients(loss, leaves(student))
@@ -149,9 +160,7 @@ def test_value_and_gradients_are_the_formulas(case: str, backend: Backend) -> No
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
 def test_float32_is_the_formula_to_rounding(backend: Backend) -> None:
     student, teacher = draw(1, FACTS, torch.float32), draw(2, FACTS, torch.float32)
-    loss, _ = Relation("relation", backend=backend).loss(
-        BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS
-    )
+    loss, _ = loss_of(Relation("relation", backend=backend), student, teacher)
     assert loss.dtype == torch.float32
     expected = by_the_formula(student, teacher)
     # A row's KL is a sum of T terms that log-sum-exps of order 10 enter with float32's half ulp.
@@ -166,7 +175,7 @@ def test_reference_normalization_underweights_grouped_keys_and_values_only() -> 
 
     def loss(weights: RelationWeights, normalization: Normalization) -> float:
         objective = Relation("relation", weights=weights, normalization=normalization)
-        value, _ = objective.loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+        value, _ = loss_of(objective, student, teacher)
         return value.item()
 
     ratios = [
@@ -179,9 +188,7 @@ def test_reference_normalization_underweights_grouped_keys_and_values_only() -> 
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_equal_models_have_no_loss_and_no_gradient(backend: Backend) -> None:
     same = draw(1, FACTS, torch.float32)
-    loss, metrics = Relation("relation", backend=backend).loss(
-        BATCH, Outputs(qkv=same), Outputs(qkv=same), FACTS
-    )
+    loss, metrics = loss_of(Relation("relation", backend=backend), same, same)
     rounding = 10 * torch.finfo(torch.float32).eps
     assert abs(loss.item()) < rounding
     assert all(value.abs().max() < rounding for value in metrics.values())
@@ -191,7 +198,7 @@ def test_equal_models_have_no_loss_and_no_gradient(backend: Backend) -> None:
 def test_metrics_are_the_unweighted_relations_and_the_weighted_layers() -> None:
     student, teacher = draw(1, FACTS), draw(2, FACTS)
     objective = Relation("relation", weights=RelationWeights(2.0, 0.0, 3.0), layers=(2, 1))
-    loss, metrics = objective.loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+    loss, metrics = loss_of(objective, student, teacher)
     assert metrics.keys() == {"relation/qq", "relation/vv", "relation/by_layer"}
     assert not any(value.requires_grad for value in metrics.values())
     for name, alone in {"qq": (1, 0, 0), "vv": (0, 0, 1)}.items():
@@ -206,7 +213,7 @@ def test_metrics_are_the_unweighted_relations_and_the_weighted_layers() -> None:
 
 def test_no_gradient_reaches_the_teacher() -> None:
     student, teacher = draw(1, FACTS), draw(2, FACTS)
-    loss, _ = Relation("relation").loss(BATCH, Outputs(qkv=teacher), Outputs(qkv=student), FACTS)
+    loss, _ = loss_of(Relation("relation"), student, teacher)
     loss.backward()
     assert all(x.grad is None for x in leaves(teacher))
     assert all(x.grad is not None for x in leaves(student))
@@ -277,9 +284,7 @@ def test_scaled_rope_alone_gives_a_loss_on_queries_and_keys() -> None:
         }
 
     def metrics(factor: float) -> dict[str, float]:
-        _, found = Relation("relation").loss(
-            BATCH, Outputs(qkv=model(1.0)), Outputs(qkv=model(factor)), FACTS
-        )
+        _, found = loss_of(Relation("relation"), model(factor), model(1.0))
         return {name: found[f"relation/{name}"].item() for name in RELATIONS}
 
     assert metrics(1.0) == pytest.approx(dict.fromkeys(RELATIONS, 0.0), abs=1e-12)
@@ -319,7 +324,7 @@ def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: 
 
     def loss(factor: float) -> tuple[Tensor, dict[str, Tensor]]:
         student = captured(tiny, factor, ids_bt)
-        return objective.loss(Batch(ids_bt), Outputs(qkv=teacher), Outputs(qkv=student), facts)
+        return loss_of(objective, student, teacher, facts)
 
     unscaled, _ = loss(1.0)
     assert abs(unscaled.item()) < 1e-6

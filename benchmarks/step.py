@@ -1,0 +1,598 @@
+"""Speed and memory of a training step, and how well the plan foresees them.
+
+    python -m benchmarks.step                                    all cases of one GPU
+    python -m benchmarks.step --rows peak_gib                    cases that these rows need
+    python -m benchmarks.step --cases stored-shared,plain        these cases
+    python -m benchmarks.step --quick                            a smoke run: the tiny model
+    torchrun --nproc-per-node=2 -m benchmarks.step --cases zero3 two GPUs, both models sharded
+    python -m benchmarks.step --merge A.json B.json              one file from several files
+
+A case is a stage of attention restoration under some settings, or a part of it, with random
+weights of a named shape and random tokens. Each runs in a process of its own: engines are built as
+for a run, two optimizer steps warm up, the next are timed by the loop's own clock. Measurements add
+to those that the result file already holds, and all rows are made anew from them. `--list` shows
+the cases.
+
+Rows: `ard_tokens_per_second`, `peak_gib` (torch's allocator, from when the engines are built),
+`mfu` (work without repetitions by the device's dense bfloat16 rate), `relation_share` (of a step's
+time: against the same step with the layers' losses replaced by means), `ard_time_over_plain`
+(against a teacher's forward pass plus a LoRA step without teacher or head), `plan_error_memory`,
+`plan_error_time` (in percent), `weights_gib_per_rank`, `throughput_over_one`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from torch import Tensor
+
+from src import config, cost, launch, plan, run
+from src.config import RunConfig
+from src.cost import Setting
+from src.devices import DeviceFacts, device_facts, device_of, uses_cuda
+from src.facts import ModelFacts
+from src.launch import World
+from src.loop import StageRun, StepRecord
+from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
+from src.run_folder import device_name, git_state, versions
+from src.schedule import StageSchedule
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "step.json"
+STAGE, STREAM, TERM = "ard", "short", "relation"
+WARM_UP, TIMED = 2, 5
+CASE_SECONDS = 500
+
+
+@dataclass(frozen=True)
+class Case:
+    """Settings under which a step is measured.
+
+    Attributes:
+        overrides: settings of `src.train`.
+        kind: `ard`, the whole step; `sums`, the same with sums for the layers' losses; `plain`, a
+            LoRA step without teacher or head; `teacher`, its forward pass alone.
+        length: tokens of a block.
+        rows: that it is for, beside the plan's errors.
+        per_step: tokens of an optimizer step.
+    """
+
+    overrides: tuple[str, ...]
+    kind: str = "ard"
+    length: int = 4096
+    rows: tuple[str, ...] = ()
+    per_step: int = 16384
+
+
+def _engine(**settings: Any) -> tuple[str, ...]:
+    names = {
+        "share": "engine.teacher.share_base",
+        "keep": "engine.teacher.keep",
+        "again": "engine.student.gradient_checkpointing",
+        "sum_in": "engine.student.accumulate_in",
+        "compile": "engine.compile",
+    }
+    return tuple(f"{names[name]}={str(value).lower()}" for name, value in settings.items())
+
+
+_FAST = ("ard_tokens_per_second", "mfu")
+_LEAN = {"again": True, "keep": "layer_inputs", "sum_in": "bfloat16"}
+_SHARED = ("ard_tokens_per_second", "mfu", "relation_share", "ard_time_over_plain")
+_RATIO = ("ard_time_over_plain",)
+
+CASES: dict[str, Case] = {
+    "stored-two": Case(_engine(share=False, again=False), rows=_SHARED),
+    "stored-shared": Case(_engine(share=True, again=False), rows=_FAST),
+    "compiled-two": Case(_engine(share=False, again=False, compile=True), rows=_SHARED),
+    "compiled-shared": Case(_engine(share=True, again=False, compile=True), rows=_FAST),
+    "sums-stored": Case(_engine(share=False, again=False), "sums", rows=("relation_share",)),
+    "sums-compiled": Case(
+        _engine(share=False, again=False, compile=True), "sums", rows=("relation_share",)
+    ),
+    "plain-stored": Case(_engine(again=False), "plain", rows=_RATIO),
+    "plain-compiled": Case(_engine(again=False, compile=True), "plain", rows=_RATIO),
+    "teacher-stored": Case(_engine(), "teacher", rows=_RATIO),
+    "teacher-compiled": Case(_engine(again=False, compile=True), "teacher", rows=_RATIO),
+    "lean-two": Case(_engine(share=False, **_LEAN), rows=("peak_gib",)),
+    "lean-shared": Case(_engine(share=True, **_LEAN), rows=("peak_gib",)),
+    "lean-two-32k": Case(
+        _engine(share=False, **_LEAN), length=32768, per_step=32768, rows=("peak_gib",)
+    ),
+    "lean-shared-32k": Case(
+        _engine(share=True, **_LEAN), length=32768, per_step=32768, rows=("peak_gib",)
+    ),
+    "zero3": Case(
+        ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3", *_engine(again=True)),
+        rows=("weights_gib_per_rank", "throughput_over_one"),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a case gave on one machine.
+
+    Attributes:
+        settings: what distinguishes it, for the rows.
+        step_seconds: median of the timed steps; of a forward pass for kind `teacher`.
+        peak_gib, build_peak_gib: allocated at most while steps ran, and while engines were built.
+        weights_gib: both models' weights on a rank.
+        planned_gib, planned_seconds: what the plan said (none for a part of a step).
+        flops: of a step over all ranks, without repetitions.
+    """
+
+    case: str
+    kind: str
+    device: str
+    ranks: int
+    settings: dict[str, Any]
+    step_seconds: float
+    tokens_per_second: float
+    peak_gib: float
+    build_peak_gib: float
+    weights_gib: float
+    planned_gib: float
+    planned_seconds: float | None
+    flops: float
+    matrix_rate: float | None
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        """One measurement a case, number of ranks and device is kept."""
+        return self.case, self.ranks, self.device
+
+
+@dataclass(frozen=True)
+class HiddenOnly:
+    """A step of the same kind without teacher or head: a mean square of the last hidden states."""
+
+    bounded_by_native_window: ClassVar[bool] = False
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        """Hidden states."""
+        return Needs(teacher=False, hidden=True)
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """None to speak of."""
+        return 0.0
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
+        """Not called."""
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A scalar that every layer's gradient depends on."""
+        assert student.hidden_bth is not None
+        return student.hidden_bth.float().square().mean(), {}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The whole step but for the relations: each layer's loss is a sum of its attention inputs."""
+
+    bounded_by_native_window: ClassVar[bool] = True
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        """What relations of all layers need."""
+        return Needs(teacher=True, qkv_layers=tuple(range(facts.layers)))
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """None to speak of."""
+        return 0.0
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Tensor:
+        """Both sides' numbers are read once."""
+        assert teacher is not None
+        pairs = (
+            (student.q_bhtd, teacher.q_bhtd),
+            (student.k_bgtd, teacher.k_bgtd),
+            (student.v_bgtd, teacher.v_bgtd),
+        )
+        return torch.stack([s.mean() - t.mean() for s, t in pairs]).sum()
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over layers."""
+        return torch.stack(list(student.layers.values())).mean(), {}
+
+
+class RandomBlocks:
+    """Blocks of random tokens, by number."""
+
+    def __init__(self, length: int, vocabulary: int) -> None:
+        self._length, self._vocabulary = length, vocabulary
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        draw = np.random.default_rng(index)
+        return draw.integers(0, self._vocabulary, self._length, dtype=np.int64)
+
+
+def composed(case: Case, model: str, *, quick: bool) -> RunConfig:
+    """The case as a run's config."""
+    length, per_step = (64, 128) if quick else (case.length, case.per_step)
+    overrides = [
+        "+experiment=linearard_32k",
+        f"model={'tiny' if quick else model}",
+        *([] if quick else ["+model.random_weights=true"]),
+        *(["engine=cpu"] if quick and not torch.cuda.is_available() else []),
+        "eval=none",
+        "tracking=none",
+        "objective.allow_beyond_native=true",
+        "allow_oversubscribe=true",
+        "engine.teacher.verify_frozen=false",
+        "~recipe.stages.cpt",
+        f"recipe.stages.{STAGE}.streams.{STREAM}.length={length}",
+        f"recipe.stages.{STAGE}.tokens_per_step={per_step}",
+        f"recipe.stages.{STAGE}.tokens={per_step * (WARM_UP + TIMED)}",
+        *(o for o in case.overrides if not (quick and "accumulate_in" in o)),
+    ]
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
+        return config.load(RunConfig, compose("train", overrides=overrides))
+
+
+def measure(name: str, model: str, world: World, *, quick: bool) -> Measurement:
+    """Run one case in this process."""
+    case = CASES[name]
+    settings = composed(case, model, quick=quick)
+    cuda = uses_cuda(settings.engine.device)
+    with launch.joined(world, cuda=cuda):
+        device = device_of(settings.engine.device)
+        if quick and not cuda:
+            # Work this small is done before a second thread has started.
+            torch.set_num_threads(1)
+        planned = plan.make(settings, world_size=world.size).stage(STAGE)
+        objectives = _objectives(case, settings)
+        gauge = _Gauge(device)
+        built = run.build(
+            settings, STAGE, planned, objectives, world.size, random_on=device if cuda else None
+        )
+        build_peak = gauge.peak()
+        gauge.reset()
+        vocabulary = settings.model.shape.vocabulary if settings.model.shape else 256
+        blocks = RandomBlocks(settings.recipe.stages[STAGE].streams[STREAM].length, vocabulary)
+        if case.kind == "teacher":
+            seconds = _teacher_seconds(built, blocks, device)
+        else:
+            seconds = _step_seconds(built, settings, objectives, blocks, world, device)
+        held = built.student.weight_bytes()
+        held += built.teacher.weight_bytes() if built.teacher else 0
+        result = _measurement(
+            name, settings, world, device_facts(settings.engine.device), planned, seconds
+        )
+        return Measurement(
+            **result,
+            peak_gib=gauge.peak() / 2**30,
+            build_peak_gib=build_peak / 2**30,
+            weights_gib=held / 2**30,
+        )
+
+
+def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
+    if case.kind == "plain":
+        return {TERM: HiddenOnly()}
+    if case.kind == "sums":
+        return {TERM: Sums()}
+    return run.objectives_of(settings, STAGE)
+
+
+def _step_seconds(
+    built: run.Built,
+    settings: RunConfig,
+    objectives: Mapping[str, Objective],
+    blocks: Any,
+    world: World,
+    device: torch.device,
+) -> float:
+    """Median seconds of the timed optimizer steps."""
+    stage = settings.recipe.stages[STAGE]
+    stage_run = StageRun(
+        name=STAGE,
+        stage=stage,
+        schedule=StageSchedule(stage),
+        blocks={STREAM: blocks},
+        objectives=objectives,
+        facts=built.facts,
+        teacher=built.teacher,
+        student=built.student,
+        world=world,
+        device=device,
+        micro_batch=settings.engine.student.micro_batch,
+        seed=settings.seed,
+    )
+    records: list[StepRecord] = []
+    stage_run.train(0, records.append)
+    paces = [record.metrics["tokens_per_second"] for record in records[WARM_UP:]]
+    return stage.tokens_per_step / statistics.median(paces)
+
+
+def _teacher_seconds(built: run.Built, blocks: Any, device: torch.device) -> float:
+    """Median seconds of the teacher's whole forward pass on a block."""
+    assert built.teacher is not None
+    batch = Batch(torch.from_numpy(blocks[0])[None].to(device))
+    seconds = []
+    for _ in range(WARM_UP + TIMED):
+        _wait(device)
+        began = time.perf_counter()
+        built.teacher.outputs(batch, Needs(teacher=True, hidden=True, qkv_layers=(0,)))
+        _wait(device)
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[WARM_UP:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+class _Gauge:
+    """The most memory allocated since the last reset; the process's own on a CPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self.reset()
+
+    def reset(self) -> None:
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> float:
+        if self._cuda:
+            return float(torch.cuda.max_memory_allocated())
+        import resource
+
+        return float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def _measurement(
+    name: str,
+    settings: RunConfig,
+    world: World,
+    device: DeviceFacts,
+    planned: plan.StagePlan,
+    seconds: float,
+) -> dict[str, Any]:
+    case, stage = CASES[name], settings.recipe.stages[STAGE]
+    length = stage.streams[STREAM].length
+    tokens = length if case.kind == "teacher" else stage.tokens_per_step
+    about = {
+        "case": name,
+        "model": settings.model.name,
+        "tokens": length,
+        "tokens_per_step": stage.tokens_per_step,
+        "ranks": world.size,
+        "share_base": settings.engine.teacher.share_base,
+        "checkpointing": planned.checkpointing,
+        "keep": planned.keep,
+        "compile": settings.engine.compile,
+        "zero_stages": [settings.engine.student.zero_stage, settings.engine.teacher.zero_stage],
+    }
+    parameters = stage.parameters
+    if hasattr(parameters, "rank"):
+        about |= {"lora_rank": parameters.rank, "lora_dropout": parameters.dropout}  # type: ignore[union-attr]
+    return {
+        "case": name,
+        "kind": case.kind,
+        "device": device.name if device.is_cpu else device_name(),
+        "ranks": world.size,
+        "settings": about,
+        "step_seconds": seconds,
+        "tokens_per_second": tokens / seconds,
+        "planned_gib": planned.peak / 2**30,
+        "planned_seconds": planned.seconds_per_step,
+        "flops": _plain_flops(settings, planned, world) * tokens / length,
+        "matrix_rate": device.matrix_rate,
+    }
+
+
+def _plain_flops(settings: RunConfig, planned: plan.StagePlan, world: World) -> float:
+    """Floating-point operations of a block, nothing done twice."""
+    shape = settings.model.shape
+    assert shape is not None
+    facts = ModelFacts(
+        shape.layers, (None,) * shape.layers, shape.heads, shape.kv_heads, shape.head_dim
+    )
+    adapters = planned.total_parameters - shape.parameters
+    setting = Setting(
+        settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size, False, "qkv"
+    )
+    return cost.block_work(setting, STREAM).flops
+
+
+def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+    """The result's rows, from all measurements."""
+    made: list[dict[str, Any]] = []
+
+    def add(name: str, value: float, unit: str, of: Measurement, **more: Any) -> None:
+        made.append(
+            {"name": name, "value": value, "unit": unit, **of.settings, "device": of.device, **more}
+        )
+
+    for of in measurements:
+        if of.kind == "ard":
+            _ard_rows(of, add)
+    for of in measurements:
+        if of.kind != "ard":
+            continue
+        sums = _like(measurements, of, "sums")
+        plain, teacher = _like(measurements, of, "plain"), _like(measurements, of, "teacher")
+        if sums:
+            share = 1 - sums.step_seconds / of.step_seconds
+            add("relation_share", share, "of a step's time", of)
+        if plain and teacher:
+            blocks = of.settings["tokens_per_step"] / of.settings["tokens"]
+            base = plain.step_seconds + blocks * teacher.step_seconds
+            add("ard_time_over_plain", of.step_seconds / base, "", of, plain_seconds=base)
+        one = next((m for m in measurements if m.case == of.case and m.ranks == 1), None)
+        if of.ranks > 1 and one and one.device == of.device:
+            ratio = of.tokens_per_second / one.tokens_per_second
+            add("throughput_over_one", ratio, "", of)
+    return made
+
+
+def _ard_rows(of: Measurement, add: Any) -> None:
+    add("ard_tokens_per_second", of.tokens_per_second, "tokens/s, median step", of)
+    add("peak_gib", of.peak_gib, "GiB a rank", of, build_peak_gib=of.build_peak_gib)
+    add("weights_gib_per_rank", of.weights_gib, "GiB", of)
+    if of.matrix_rate:
+        rate = of.flops / of.step_seconds / of.ranks
+        add("mfu", rate / of.matrix_rate, "of the device's dense rate", of)
+    error = 100 * abs(of.planned_gib / of.peak_gib - 1)
+    add("plan_error_memory", error, "%", of, planned=of.planned_gib, measured=of.peak_gib)
+    if of.planned_seconds:
+        error = 100 * abs(of.planned_seconds / of.step_seconds - 1)
+        add(
+            "plan_error_time",
+            error,
+            "%",
+            of,
+            planned=of.planned_seconds,
+            measured=of.step_seconds,
+        )
+
+
+def _like(measurements: Sequence[Measurement], of: Measurement, kind: str) -> Measurement | None:
+    """A part's measurement under the same settings, as far as they matter to it."""
+    same = ["model", "tokens", "compile", "ranks"]
+    if kind != "teacher":
+        same += ["checkpointing", "tokens_per_step"]
+    if kind == "sums":
+        same += ["share_base", "keep"]
+    fitting = (
+        found
+        for found in measurements
+        if found.kind == kind
+        and found.device == of.device
+        and all(found.settings[name] == of.settings[name] for name in same)
+    )
+    return next(fitting, None)
+
+
+def load(path: Path) -> list[Measurement]:
+    """Measurements of a result file; none where there is no file."""
+    if not path.is_file():
+        return []
+    held = json.loads(path.read_text(encoding="utf-8"))["measurements"]
+    return [Measurement(**entry) for entry in held]
+
+
+def write(path: Path, measurements: Sequence[Measurement], commit: str | None) -> None:
+    """Write the result file; the newest of measurements of the same case stays."""
+    newest = {m.key: m for m in measurements}
+    order = list(CASES)
+    kept = sorted(newest.values(), key=lambda m: (m.device, order.index(m.case), m.ranks))
+    result = {
+        "device": ", ".join(dict.fromkeys(m.device for m in kept)),
+        "versions": versions(),
+        "commit": git_state(ROOT)["git_commit"] or commit,
+        "command": " ".join(["python -m benchmarks.step", *sys.argv[1:]]),
+        "script": "python -m benchmarks.step",
+        "rows": rows(kept),
+        "measurements": [asdict(m) for m in kept],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def chosen(names: str | None, wanted: str | None) -> list[str]:
+    """Cases by name, or those that the wanted rows need; without both, all of one GPU.
+
+    Raises:
+        SystemExit: an unknown case or row.
+    """
+    if names:
+        found = names.split(",")
+        unknown = [n for n in found if n not in CASES]
+    else:
+        known = {row for case in CASES.values() for row in case.rows} | {
+            "plan_error_memory",
+            "plan_error_time",
+        }
+        asked = set(wanted.split(",")) if wanted else known
+        unknown = sorted(asked - known)
+        plans = {"plan_error_memory", "plan_error_time"} & asked
+        found = [n for n, c in CASES.items() if asked & set(c.rows) or (plans and c.kind == "ard")]
+    if unknown:
+        sys.exit(f"error: {', '.join(unknown)} unknown; cases: {', '.join(CASES)}")
+    return found
+
+
+def _in_a_process(name: str, given: argparse.Namespace, target: Path) -> bool:
+    """Measure a case in a process of its own; whether it ended well."""
+    command = [sys.executable, "-m", "benchmarks.step", "--case", name, "--out", str(target)]
+    command += ["--model", given.model, *(["--quick"] if given.quick else [])]
+    command += ["--commit", given.commit] if given.commit else []
+    print(f"measuring {name}", flush=True)
+    try:
+        done = subprocess.run(command, cwd=ROOT, check=False, timeout=CASE_SECONDS)
+    except subprocess.TimeoutExpired:
+        print(f"{name}: not done after {CASE_SECONDS} s", flush=True)
+        return False
+    if done.returncode:
+        print(f"{name}: failed with exit code {done.returncode}", flush=True)
+    return done.returncode == 0
+
+
+def _here(name: str, given: argparse.Namespace, world: World) -> None:
+    measured = measure(name, given.model, world, quick=given.quick)
+    if world.is_main:
+        write(given.out, [*load(given.out), measured], given.commit)
+        print(
+            f"{name}: {measured.tokens_per_second:,.0f} tokens/s, peak {measured.peak_gib:.2f} GiB "
+            f"(planned {measured.planned_gib:.2f}), step {measured.step_seconds:.3f} s "
+            f"(planned {measured.planned_seconds or float('nan'):.3f})",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Measure, or merge files."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", help="names of rows, by commas")
+    parser.add_argument("--cases", help="names of cases, by commas")
+    parser.add_argument("--model", default="llama2_7b", help="a model whose shape is known")
+    parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--merge", type=Path, nargs="+", help="result files to put into --out")
+    parser.add_argument("--commit", help="commit of the code, where there is no repository")
+    parser.add_argument("--list", action="store_true", help="show the cases and end")
+    parser.add_argument("--case", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.list:
+        for name, case in CASES.items():
+            print(f"{name:16} {case.kind:8} {case.length:6} tokens  {' '.join(case.overrides)}")
+        return
+    if given.merge:
+        held = [m for path in given.merge for m in load(path)]
+        write(given.out, [*load(given.out), *held], given.commit)
+        return
+    world = launch.world_from_environment(os.environ)
+    if given.case or world:
+        names = [given.case] if given.case else chosen(given.cases, given.rows)
+        for name in names:
+            _here(name, given, world or World())
+        return
+    names = chosen(given.cases, given.rows)
+    failed = [name for name in names if not _in_a_process(name, given, given.out)]
+    if failed:
+        sys.exit(f"error: not measured: {', '.join(failed)}")
+
+
+if __name__ == "__main__":
+    main()

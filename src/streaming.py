@@ -1,0 +1,294 @@
+"""Layers that stream: the teacher's side kept small, unwanted work left out, kernels run once.
+
+A distillation loss of a layer is computed inside the student's layer, where its q, k and v are born
+(src/capture.py); what then remains of it is a scalar. The teacher runs before, and leaves for each
+layer either its q, k and v, or only the layer's input, from which the layer's own code gives them
+again when they are wanted.
+
+Shapes: b batch, t tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from src.adapters import causal_model
+from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+# What the teacher leaves behind for each layer.
+Keep = Literal["layer_inputs", "qkv"]
+
+# Parts of a decoder layer that come after its q, k and v, for the layers that consist of nothing
+# else (LLaMA and its likes).
+_AFTER_QKV = ("self_attn.o_proj", "post_attention_layernorm", "mlp")
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+
+
+class LayerKindError(ValueError):
+    """Layers that consist of other parts than this module knows."""
+
+
+def plain_layers(decoder: nn.Module) -> bool:
+    """Whether every layer is norm, attention, norm and MLP, each added to a residual stream."""
+    layers: Any = getattr(decoder, "layers", None)
+    return (
+        isinstance(layers, nn.ModuleList)
+        and isinstance(getattr(decoder, "norm", None), nn.Module)
+        and all({name for name, _ in layer.named_children()} == _PARTS for layer in layers)
+    )
+
+
+def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Let a pass leave out everything after the q, k and v of the layer that it stops at.
+
+    Layers of another kind (`plain_layers`) run whole, as without this.
+
+    Args:
+        decoder: the transformer below the output head.
+        ends: layers that passes may stop at; None stands for passes that run to the end.
+    """
+    stops = [end for end in ends if end is not None]
+    if not stops or not plain_layers(decoder):
+        return
+    layers: Any = decoder.layers
+    for index in stops:
+        for name in _AFTER_QKV:
+            _skippable(layers[index].get_submodule(name), index, _zeros)
+    for index in range(min(stops) + 1, len(layers)):
+        # Not its q, k and v either.
+        _skippable(layers[index], index - 1, _unchanged)
+    _skippable(decoder.norm, len(layers) - 1, _unchanged)  # type: ignore[arg-type]  # a module
+
+
+def compile_layers(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Compile each layer's forward, but for those that a pass may stop at.
+
+    The captured attention is not traced (src/capture.py): a layer is compiled up to it and after.
+    """
+    layers: Any = getattr(decoder, "layers", ())
+    for index, layer in enumerate(layers):
+        if index not in ends:
+            layer.forward = torch.compile(layer.forward, dynamic=False)
+
+
+def _skippable(
+    module: nn.Module, after: int, instead: Callable[[nn.Module, Tensor], Tensor]
+) -> None:
+    """Let `instead` stand for a module in passes that stop at layer `after` or before."""
+    ordinary = module.forward
+
+    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        running = active_pass()
+        if running is not None and running.skips(after):
+            return instead(module, x)
+        return ordinary(x, *args, **kwargs)
+
+    # On the module itself, so that hooks (ZeRO-3 has many) stay where they are.
+    module.forward = forward
+
+
+def _unchanged(module: nn.Module, x: Tensor) -> Tensor:
+    del module
+    return x
+
+
+def _zeros(module: nn.Module, x: Tensor) -> Tensor:
+    """Zeros of the module's output's shape, without memory: nobody reads them."""
+    width = getattr(module, "out_features", x.shape[-1])
+    return x.new_zeros(()).expand(*x.shape[:-1], width)
+
+
+class _LayerInput(NamedTuple):
+    hidden_bth: Tensor
+    arguments: dict[str, Any]
+
+
+class TeacherPass:
+    """Runs a model as the teacher.
+
+    Args:
+        model: the causal language model, without anything around it.
+        keep: what is left behind for each layer.
+
+    Raises:
+        LayerKindError: `layer_inputs` for layers that are not plain.
+    """
+
+    def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
+        self._decoder: Any = model.get_decoder()
+        self._keep: Keep = keep
+        self._inputs: dict[int, _LayerInput] | None = None
+        self._wanted: frozenset[int] = frozenset()
+        if keep == "layer_inputs":
+            if not plain_layers(self._decoder):
+                raise LayerKindError(
+                    "engine.teacher.keep=layer_inputs knows layers of norm, attention, norm and "
+                    f"MLP only, not those of {type(model).__name__}: use keep=qkv"
+                )
+            for index, layer in enumerate(self._decoder.layers):
+                layer.register_forward_pre_hook(self._noting(index), with_kwargs=True)
+
+    def run(
+        self, ids_bt: Tensor, layers: tuple[int, ...], *, hidden: bool
+    ) -> tuple[Tensor | None, Mapping[int, Callable[[], LayerQKV]]]:
+        """Last hidden states (None unless asked for), and a supplier of q, k, v by layer."""
+        stops_at = None if hidden else max(layers)
+        with torch.no_grad(), self._whole():
+            if self._keep == "qkv":
+                capture = QKVCapture(layers, stops_at=stops_at)
+                with capture.recording():
+                    hidden_bth = self._decode(ids_bt)
+                stored = capture.take()
+                suppliers = {layer: lambda kept=stored[layer]: kept for layer in layers}
+            else:
+                self._inputs, self._wanted = {}, frozenset(layers)
+                with LayerPass((), _nothing, stops_at=stops_at).running():
+                    hidden_bth = self._decode(ids_bt)
+                inputs, self._inputs = self._inputs, None
+                suppliers = {
+                    layer: lambda i=layer, kept=inputs[layer]: self._again(i, kept)
+                    for layer in layers
+                }
+        return (hidden_bth if hidden else None), suppliers
+
+    def _whole(self) -> AbstractContextManager[None]:
+        """Entered while the whole model runs as the teacher."""
+        return nullcontext()
+
+    def _one_layer(self) -> AbstractContextManager[None]:
+        """Entered while one layer gives its q, k, v."""
+        return nullcontext()
+
+    def _decode(self, ids_bt: Tensor) -> Tensor:
+        return self._decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
+
+    def _noting(self, index: int) -> Callable[..., None]:
+        def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            if self._inputs is not None and index in self._wanted:
+                self._inputs[index] = _LayerInput(args[0], kwargs)
+
+        return note
+
+    def _again(self, index: int, kept: _LayerInput) -> LayerQKV:
+        """A layer's q, k, v from its input, by its own norm, projections and RoPE."""
+        layer = self._decoder.layers[index]
+        capture = QKVCapture([index], stops_at=index)
+        with (
+            torch.no_grad(),
+            self._one_layer(),
+            _left_out(layer.self_attn.o_proj),
+            capture.recording(),
+        ):
+            normed_bth = layer.input_layernorm(kept.hidden_bth)
+            layer.self_attn(hidden_states=normed_bth, **kept.arguments)
+        return capture.take()[index]
+
+
+class SharedTeacherPass(TeacherPass):
+    """Runs the student's own model as the teacher: adapters off, native RoPE, no dropout.
+
+    Args:
+        network: the student's, with adapters.
+        keep: as in `TeacherPass`.
+        native: the model's config with native RoPE.
+        device: where the student runs.
+
+    Raises:
+        LayerKindError: a decoder that does not keep its RoPE in one place.
+    """
+
+    def __init__(
+        self, network: nn.Module, keep: Keep, native: PretrainedConfig, device: torch.device
+    ) -> None:
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model = causal_model(network)
+        super().__init__(model, keep)
+        self._model = model
+        self._adapters = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+        rotary: Any = getattr(self._decoder, "rotary_emb", None)
+        if not isinstance(rotary, nn.Module):
+            raise LayerKindError(
+                f"engine.teacher.share_base=true: {type(self._decoder).__name__} has no rotary_emb "
+                "to exchange for the native one: use share_base=false"
+            )
+        # Not a submodule of the student's: it is in none of its checkpoints.
+        self._native_rotary = type(rotary)(native).to(device)
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        training, scaled = self._model.training, self._decoder.rotary_emb
+        self._model.eval()
+        self._decoder.rotary_emb = self._native_rotary
+        try:
+            with self._one_layer():
+                yield
+        finally:
+            self._decoder.rotary_emb = scaled
+            self._model.train(training)
+
+    @contextmanager
+    def _one_layer(self) -> Iterator[None]:
+        # PEFT's own switch also stops the adapters' gradients, which are being computed just then.
+        for adapter in self._adapters:
+            adapter._disable_adapters = True
+        try:
+            yield
+        finally:
+            for adapter in self._adapters:
+                adapter._disable_adapters = False
+
+
+@contextmanager
+def _left_out(module: nn.Module) -> Iterator[None]:
+    """Inside, the module does nothing."""
+    own = vars(module).get("forward")
+    module.forward = lambda x, *args, **kwargs: _zeros(module, x)
+    try:
+        yield
+    finally:
+        if own is None:
+            del module.forward
+        else:
+            module.forward = own
+
+
+def _nothing(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+    del layer, qkv, again
+
+
+def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """`context_fn` of torch.utils.checkpoint: of a layer's forward pass, and of its second run.
+
+    In the second run the pass is what it was in the first, so that the layer's loss is there
+    again. Results of operators in the namespace `relation_kl` are kept from the first: they are
+    small and dear. A backend that is not an operator (chunked, reference) runs again.
+    """
+    running = active_pass()
+    if running is None:
+        return nullcontext(), nullcontext()
+    first, second = create_selective_checkpoint_contexts(_keep_relation_kl)
+    return first, _second_run(running, second)
+
+
+@contextmanager
+def _second_run(layer_pass: LayerPass, cached: AbstractContextManager[Any]) -> Iterator[None]:
+    with cached, layer_pass.again():
+        yield
+
+
+def _keep_relation_kl(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    del context, args, kwargs
+    if getattr(operator, "namespace", None) == "relation_kl":
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE

@@ -1,0 +1,118 @@
+"""The step's benchmark: rows from measurements, and a smoke run of the tiny model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import figures, step
+from benchmarks.step import CASES, Measurement
+from src.launch import World
+
+ISSUE_ROWS = {
+    "ard_tokens_per_second",
+    "ard_time_over_plain",
+    "peak_gib",
+    "weights_gib_per_rank",
+    "throughput_over_one",
+    "plan_error_memory",
+    "plan_error_time",
+    "mfu",
+    "relation_share",
+}
+
+
+def measurement(case: str, *, ranks: int = 1, seconds: float = 2.0) -> Measurement:
+    settings = {
+        "case": case,
+        "model": "llama2_7b",
+        "tokens": 4096,
+        "tokens_per_step": 16384,
+        "ranks": ranks,
+        "share_base": False,
+        "checkpointing": False,
+        "keep": "qkv",
+        "compile": False,
+    }
+    return Measurement(
+        case=case,
+        kind=CASES[case].kind,
+        device="a GPU",
+        ranks=ranks,
+        settings=settings,
+        step_seconds=seconds,
+        tokens_per_second=16384 / seconds,
+        peak_gib=40.0,
+        build_peak_gib=30.0,
+        weights_gib=26.0 / ranks,
+        planned_gib=44.0,
+        planned_seconds=1.5,
+        flops=1e15,
+        matrix_rate=1e15,
+    )
+
+
+def test_every_row_is_made_from_its_measurements() -> None:
+    made = step.rows(
+        [
+            measurement("stored-two", seconds=2.0),
+            measurement("sums-stored", seconds=1.8),
+            measurement("plain-stored", seconds=1.2),
+            measurement("teacher-stored", seconds=0.1),
+            measurement("zero3", seconds=4.0),
+            measurement("zero3", ranks=2, seconds=2.2),
+        ]
+    )
+    assert {row["name"] for row in made} == ISSUE_ROWS
+    values = {row["name"]: row["value"] for row in made if row["case"] == "stored-two"}
+    assert values["relation_share"] == pytest.approx(0.1)
+    assert values["ard_time_over_plain"] == pytest.approx(2.0 / (1.2 + 4 * 0.1))
+    assert values["plan_error_memory"] == pytest.approx(10)
+    assert values["plan_error_time"] == pytest.approx(25)
+    assert values["mfu"] == pytest.approx(0.5)
+    (scaling,) = [row for row in made if row["name"] == "throughput_over_one"]
+    assert scaling["value"] == pytest.approx(4.0 / 2.2)
+
+
+def test_cases_are_chosen_by_the_rows_that_need_them() -> None:
+    assert step.chosen(None, "peak_gib") == [n for n in CASES if n.startswith("lean")]
+    assert set(step.chosen(None, "ard_time_over_plain")) >= {"plain-stored", "teacher-stored"}
+    assert step.chosen("zero3", None) == ["zero3"]
+    with pytest.raises(SystemExit, match="speed unknown"):
+        step.chosen(None, "speed")
+
+
+def test_a_newer_measurement_replaces_an_older_one(tmp_path: Path) -> None:
+    path = tmp_path / "step.json"
+    step.write(path, [measurement("stored-two"), measurement("zero3")], "0" * 40)
+    step.write(path, [*step.load(path), measurement("stored-two", seconds=1.0)], "0" * 40)
+    assert [(m.case, m.step_seconds) for m in step.load(path)] == [
+        ("stored-two", 1.0),
+        ("zero3", 2.0),
+    ]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_is_accepted(name: str) -> None:
+    case = replace(CASES[name])
+    settings = step.composed(case, "llama2_7b", quick=False)
+    assert settings.model.random_weights
+    assert list(settings.recipe.stages) == ["ard"]
+    assert settings.recipe.stages["ard"].parameters.rank == 1024  # type: ignore[union-attr]
+
+
+@pytest.mark.slow
+def test_a_quick_run_measures_every_kind(tmp_path: Path) -> None:
+    names = ["stored-two", "sums-stored", "plain-stored", "teacher-stored", "lean-shared", "zero3"]
+    found = [step.measure(name, "llama2_7b", World(), quick=True) for name in names]
+    path = tmp_path / "step.json"
+    step.write(path, found, "0" * 40)
+    result = json.loads(path.read_text())
+    assert {"ard_tokens_per_second", "peak_gib", "ard_time_over_plain", "relation_share"} <= {
+        row["name"] for row in result["rows"]
+    }
+    assert all(row["value"] == row["value"] for row in result["rows"])
+    assert len(figures.step_picture(result).data) == 2

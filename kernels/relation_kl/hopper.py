@@ -30,7 +30,7 @@ from kernels.relation_kl.triton_tiles import RowSums, RowWeights
 # Relations that one launch takes.
 MOST_RELATIONS = 3
 _HEAD_SIZES = (64, 128)
-_ELEMENTS = {torch.bfloat16: gl.bfloat16, torch.float16: gl.float16}
+_DTYPES = (torch.bfloat16, torch.float16)
 _TILE = 64
 _BLOCK = 2 * _TILE
 # Slots of the ring of tiles, by kernel and head size: as many as shared memory holds.
@@ -61,7 +61,7 @@ def supports(
     tokens = first.shape[2]
     if masked or not causal or not (window is None or window >= tokens):
         return False
-    if len(students) > MOST_RELATIONS or first.dtype not in _ELEMENTS:
+    if len(students) > MOST_RELATIONS or first.dtype not in _DTYPES:
         return False
     return all(
         x.dtype is first.dtype and x.shape[3] == first.shape[3] in _HEAD_SIZES and _view(x)

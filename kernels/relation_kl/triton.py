@@ -168,7 +168,8 @@ def _self_rows(
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
     if hopper is not None:
-        hopper.forward(students, teachers, student_scales, teacher_scales, results)
+        with torch.cuda.device(call.device):
+            hopper.forward(students, teachers, student_scales, teacher_scales, results)
     call.launch(
         self_forward_kernel,
         "self_forward",
@@ -206,9 +207,10 @@ def _self_rows_backward(
     weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], students[0].dtype)
     hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
     if hopper is not None:
-        hopper.backward(
-            students, teachers, student_scales, teacher_scales, weights, units, gradients
-        )
+        with torch.cuda.device(row_gradient_bht.device):
+            hopper.backward(
+                students, teachers, student_scales, teacher_scales, weights, units, gradients
+            )
         return gradients
     call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
     call.launch(

@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +33,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
-from triton.runtime.errors import OutOfResources
 
-from kernels.relation_kl import relation_kl, relation_kl_set
+from kernels import tune
+from kernels.relation_kl import launch, relation_kl, relation_kl_set
 
 Row = dict[str, Any]
 Shape = tuple[int, int, int, int]
 Run = Callable[[], object]
 
+ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ("normal", "large", "near", "one-hot")
 PAPER: Shape = (1, 32, 4096, 128)
 LONG: Shape = (1, 32, 32768, 128)
@@ -58,22 +60,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("error: --tune: no CUDA device to tune for", file=sys.stderr)
             return 2
-        from kernels.relation_kl import launch
-
-        return _tune(launch, options.seconds)
+        timer = Bench(options.seconds / 10, None)
+        sizes = [int(size) for size in options.head_sizes.split(",")]
+        return tune.tune(sizes, partial(timer.milliseconds, captured=False))
     report = Report(Path(options.out), options.commit, _command(options))
-    bench = Bench(options.seconds, options.reference, report)
+    bench = Bench(options.seconds, options.reference)
+    names = dict.fromkeys(name for names, _ in bench.cases() for name in names)
+    wanted = set(options.rows.split(",") if options.rows else names)
+    if unknown := wanted - set(names):
+        print(
+            f"error: --rows {','.join(sorted(unknown))}: the rows here are {', '.join(names)}",
+            file=sys.stderr,
+        )
+        return 2
     for row in bench.checks():
         report.add(row)
         if row["rms_error"] > row["allowed"]:
             print(f"error: more than is allowed, so no times are measured: {row}", file=sys.stderr)
             return 1
-    wanted = options.rows.split(",") if options.rows else None
-    cases = [case for case in bench.cases() if wanted is None or case[0] in wanted]
-    if not cases:
-        names = ", ".join(dict.fromkeys(name for name, _ in bench.cases()))
-        print(f"error: --rows {options.rows}: none of {names}", file=sys.stderr)
-        return 2
+    cases = [(", ".join(rows), case) for rows, case in bench.cases() if wanted & set(rows)]
     began = time.perf_counter()
     for number, (name, case) in enumerate(cases):
         spent = time.perf_counter() - began
@@ -104,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--reference", help="checkout of the public reference, to time beside ours")
     parser.add_argument("--commit", default="", help="what is measured, outside a git checkout")
     parser.add_argument("--tune", action="store_true", help="search and write launch parameters")
+    parser.add_argument(
+        "--head-sizes",
+        default=",".join(str(size) for size in launch.HEAD_SIZES),
+        help="head sizes to tune, by commas (default: all)",
+    )
     return parser
 
 
@@ -114,13 +124,13 @@ class Report:
         self.path = path
         cuda = torch.cuda.is_available()
         self.result: dict[str, Any] = {
-            "device": torch.cuda.get_device_name() if cuda else platform.processor() or "CPU",
+            "device": torch.cuda.get_device_name() if cuda else _processor(),
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
                 "triton": _version("triton"),
             },
-            "commit": commit or _commit(),
+            "commit": commit or _commit(ROOT),
             "command": command,
             "script": "kernels/bench.py",
             "rows": [],
@@ -147,10 +157,9 @@ class Report:
 class Bench:
     """Cases by name; each yields rows."""
 
-    def __init__(self, seconds: float, reference: str | None, report: Report) -> None:
+    def __init__(self, seconds: float, reference: str | None) -> None:
         self.seconds = seconds
         self.reference = reference
-        self.report = report
         self.cuda = torch.cuda.is_available()
         # By name: what cannot run must not be timed as something else.
         self.backend = "triton" if self.cuda else "chunked"
@@ -193,26 +202,29 @@ class Bench:
                     allowed=WORST_RATIO * dense + RELATIVE * max(size, 1.0),
                 )
 
-    def cases(self) -> list[tuple[str, Callable[[], Iterator[Row]]]]:
+    def cases(self) -> list[tuple[tuple[str, ...], Callable[[], Iterator[Row]]]]:
+        """Measurements, with the names of the rows that each gives."""
         if not self.cuda:
             return [
-                ("chunked_speedup_over_dense", self._cpu_speed),
-                ("chunked_memory_over_dense", self._cpu_memory),
+                (("chunked_speedup_over_dense",), self._cpu_speed),
+                (("chunked_memory_over_dense",), self._cpu_memory),
             ]
-        cases: list[tuple[str, Callable[[], Iterator[Row]]]] = [
-            ("matmul_rate", self._matmul),
-            ("fwd_fraction_of_floor", lambda: self._fractions(LONG)),
-            ("fwd_fraction_of_floor", lambda: self._fractions(SMALL_HEADS)),
-            ("fwd_fraction_of_floor", lambda: self._fractions(PAPER)),
-            ("fwd_bwd_time_over_sdpa", lambda: self._over_sdpa((1, 32, 8192, 128))),
-            ("fwd_bwd_time_over_sdpa", lambda: self._over_sdpa(LONG)),
-            ("set_time_over_single", self._set),
-            ("extra_bytes_per_token", self._memory),
-            ("dense_time_over_ours", self._over_dense),
-            ("first_call_seconds", self._first_call),
+        fractions = ("fwd_fraction_of_floor", "bwd_fraction_of_floor")
+        cases: list[tuple[tuple[str, ...], Callable[[], Iterator[Row]]]] = [
+            (("matmul_rate",), self._matmul),
+            *((fractions, partial(self._fractions, shape)) for shape in (LONG, SMALL_HEADS, PAPER)),
+            *(
+                (("fwd_bwd_time_over_sdpa",), partial(self._over_sdpa, shape))
+                for shape in (PAPER, (1, 32, 8192, 128), LONG, SMALL_HEADS)
+            ),
+            (("set_time_over_single",), self._set),
+            (("extra_bytes_per_token", "max_tokens"), self._memory),
+            (("dense_time_over_ours",), self._over_dense),
+            (("masked_time_over_causal",), self._masked),
+            (("first_call_seconds",), self._first_call),
         ]
         if self.reference is not None:
-            cases.insert(5, ("fwd_bwd_speedup_over_reference", self._over_reference))
+            cases.insert(4, (("fwd_bwd_speedup_over_reference",), self._over_reference))
         return cases
 
     def _matmul(self) -> Iterator[Row]:
@@ -280,6 +292,7 @@ class Bench:
             milliseconds=ours,
             reference_milliseconds=reference,
             reference_repository="github.com/gracefulning/LinearARD",
+            reference_commit=_commit(Path(self.reference)),
             host_milliseconds=_host_milliseconds(self._ours(student, teacher)),
         )
 
@@ -310,7 +323,10 @@ class Bench:
             shape = (1, 1, tokens, 128)
             student, teacher = self._pair(shape)
             run = self._ours(student, teacher)
-            run()
+            try:
+                run()
+            except torch.OutOfMemoryError:
+                break
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
@@ -333,6 +349,19 @@ class Bench:
         ours = self.milliseconds(self._ours(student, teacher))
         yield _row("dense_time_over_ours", theirs / ours, "ratio", PAPER, dense_milliseconds=theirs)
 
+    def _masked(self) -> Iterator[Row]:
+        """Documents of 1000 tokens in one sequence, over the whole triangle without masks."""
+        student, teacher = self._pair(PAPER)
+        segments = (torch.arange(PAPER[2], device=self.device) // 1000).expand(1, -1)
+
+        def packed() -> object:
+            loss = relation_kl(student, teacher, segment_ids=segments, backend="triton")
+            return torch.autograd.grad(loss, student)
+
+        ours = self.milliseconds(packed)
+        whole = self.milliseconds(self._ours(student, teacher))
+        yield _row("masked_time_over_causal", ours / whole, "ratio", PAPER, milliseconds=ours)
+
     def _first_call(self) -> Iterator[Row]:
         program = (
             "import time, torch\nfrom kernels.relation_kl import relation_kl\n"
@@ -346,6 +375,7 @@ class Bench:
             done = subprocess.run(
                 [sys.executable, "-c", program],
                 env=environment,
+                cwd=ROOT,
                 check=True,
                 capture_output=True,
                 text=True,
@@ -504,7 +534,7 @@ def _peak_bytes(shape: Shape, way: str) -> int:
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )
     return int(done.stdout)
 
@@ -528,46 +558,6 @@ def _load_reference(path: Path) -> Callable[..., Tensor]:
     return module.attn_kl_align
 
 
-def _tune(launch: Any, seconds: float) -> int:
-    """Tries launch parameters for this device class and writes the fastest into the table."""
-    bench = Bench(seconds / 5, None, Report(Path(os.devnull), "none", "--tune"))
-    table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
-    found = table.setdefault(launch.device_class(bench.device), {})
-    candidates = [
-        launch.Launch(m, n, w, s)
-        for m, n, w, s in itertools.product((64, 128), (32, 64, 128), (4, 8), (2, 3))
-    ]
-    sizes = launch.HEAD_SIZES if bench.cuda else (64,)
-    work = list(itertools.product(("self_forward", "self_backward"), sizes))
-    for number, (kernel, size) in enumerate(work):
-        print(f"[{number + 1}/{len(work)}] {kernel} d{size}", file=sys.stderr, flush=True)
-        x, y = bench._pair((1, 16, 4096 if bench.cuda else 64, size))
-        # A mask keeps this to the general kernels.
-        real = torch.ones(1, x.shape[2], dtype=torch.bool, device=x.device)
-        best: tuple[float, Any] | None = None
-        for candidate in candidates:
-            with launch.overridden({kernel: candidate}):
-                try:
-                    spent = bench.milliseconds(
-                        lambda x=x, y=y, real=real: torch.autograd.grad(
-                            relation_kl(x, y, key_mask=real, backend="triton"), x
-                        ),
-                        captured=False,
-                    )
-                except (RuntimeError, OutOfResources) as error:
-                    print(f"  {candidate}: {str(error).splitlines()[0]}", file=sys.stderr)
-                    continue
-            if best is None or spent < best[0]:
-                best = spent, candidate
-        if best is not None:
-            chosen = best[1]
-            key = launch.ShapeClass(kernel, size, 2).key
-            found[key] = [chosen.block_m, chosen.block_n, chosen.num_warps, chosen.num_stages]
-            launch.TABLE_FILE.write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-            print(f"  {key}: {chosen} {best[0]:.3f} ms", file=sys.stderr)
-    return 0
-
-
 def _row(name: str, value: float, unit: str, shape: Shape | None = None, **more: Any) -> Row:
     settings = {} if shape is None else dict(zip("BHTD", shape, strict=True))
     return {"name": name, "value": value, "unit": unit, **settings, **more}
@@ -577,12 +567,25 @@ def _short(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _processor() -> str:
+    """The processor's name and how many of its cores this process may use."""
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"
+
+
 def _version(module: str) -> str:
     return str(getattr(importlib.import_module(module), "__version__", "unknown"))
 
 
-def _commit() -> str:
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+def _commit(checkout: Path) -> str:
+    """What a checkout holds; a copy without its history may have a file COMMIT that says so."""
+    if (named := checkout / "COMMIT").is_file():
+        return named.read_text(encoding="utf-8").strip()
+    command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     return done.stdout.strip() or "unknown"
 
 

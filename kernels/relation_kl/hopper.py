@@ -35,6 +35,9 @@ _TILE = 64
 _BLOCK = 2 * _TILE
 # Slots of the ring of tiles, by kernel and head size: as many as shared memory holds.
 _SLOTS = {("forward", 64): 4, ("forward", 128): 4, ("backward", 64): 4, ("backward", 128): 3}
+# What a token and a head's element take in the cache: both sides, and float32 sums.
+_ROW_BYTES = {"forward": 2 + 2, "backward": 2 + 2 + 4}
+_CACHE_SHARE = 0.8
 _LOG2_E = math.log2(math.e)
 # The copy engine's coordinates are 32-bit, its addresses and strides multiples of 16 bytes.
 _MOST_ROWS = 2**31 - 2**10
@@ -90,7 +93,6 @@ def forward(
         call.heads,
         call.tokens,
         call.together,
-        0,
         R=len(students),
         D=call.head_size,
         SLOTS=call.slots,
@@ -157,9 +159,14 @@ class _Call:
         self.slots = _SLOTS[kernel, self.head_size]
         blocks = -(-self.tokens // _BLOCK)
         self.programs = self.row_heads * blocks
-        # Enough blocks in a group that its longest is an eighth of what each multiprocessor gets.
-        together = -(-8 * _multiprocessors(first.device) // blocks)
-        self.together = min(together, self.row_heads)
+        # Heads whose rows, and whose sums in the backward, the second-level cache holds together.
+        row_bytes = self.head_size * _ROW_BYTES[kernel]
+        together = max(
+            1, int(_CACHE_SHARE * _cache_bytes(first.device)) // (self.tokens * row_bytes)
+        )
+        # In groups of one size: a small last one would leave multiprocessors idle.
+        groups = -(-self.row_heads // together)
+        self.together = -(-self.row_heads // groups)
         self.descriptors: list[TensorDescriptor | None] = []
         self.relations: tuple[Relation, ...] = ()
         first_head = 0
@@ -214,5 +221,5 @@ def _descriptor(matrix: Tensor, head_dim: int) -> TensorDescriptor:
 
 
 @cache
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count
+def _cache_bytes(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).L2_cache_size

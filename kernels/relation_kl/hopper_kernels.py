@@ -89,6 +89,17 @@ class Place(NamedTuple):
     teacher_scale: Any
 
 
+class Own(NamedTuple):
+    """What a warpgroup of the forward knows of its own rows."""
+
+    student: Any
+    teacher: Any
+    student_peak: Any
+    teacher_peak: Any
+    student_scale: Any
+    teacher_scale: Any
+
+
 class Ring(NamedTuple):
     """Slots in shared memory that one warp fills and others empty."""
 
@@ -112,19 +123,6 @@ def _exp2(x):
     return gl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=gl.float32, is_pure=True, pack=1
     )
-
-
-@gluon.jit
-def _late_zero(zero):
-    """``zero``, which is 0, but only known when all that was issued before has been issued.
-
-    What depends on it is not scheduled earlier. The compiler would otherwise spread the first of
-    two products over all exponentials and leave the second without anything to overlap.
-    """
-    clock = gl.inline_asm_elementwise(
-        "mov.u32 $0, %clock; // $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
-    )
-    return (clock * zero).to(gl.float32)
 
 
 @gluon.jit
@@ -250,7 +248,7 @@ def _allocate_barrier():
     return barrier
 
 
-@gluon.jit(do_not_specialize=["zero"])
+@gluon.jit
 def forward_kernel(
     s0,
     t0,
@@ -264,7 +262,6 @@ def forward_kernel(
     heads,
     tokens,
     together,
-    zero,
     R: gl.constexpr,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
@@ -303,7 +300,6 @@ def forward_kernel(
                     tiles,
                     place.student_scale,
                     place.teacher_scale,
-                    zero,
                     D,
                     SLOTS,
                 ),
@@ -320,7 +316,6 @@ def forward_kernel(
                     tiles,
                     place.student_scale,
                     place.teacher_scale,
-                    zero,
                     D,
                     SLOTS,
                 ),
@@ -428,13 +423,10 @@ def _forward_rows_0(
     tiles,
     scale_s,
     scale_t,
-    zero,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    _forward_rows(
-        own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, zero, 0, D, SLOTS
-    )
+    _forward_rows(own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, 0, D, SLOTS)
 
 
 @gluon.jit
@@ -448,13 +440,10 @@ def _forward_rows_1(
     tiles,
     scale_s,
     scale_t,
-    zero,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    _forward_rows(
-        own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, zero, 1, D, SLOTS
-    )
+    _forward_rows(own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, 1, D, SLOTS)
 
 
 @gluon.jit
@@ -493,41 +482,20 @@ def _start_scores(x_s, x_t, y_s, y_t, accumulators: gl.constexpr):
 
 
 @gluon.jit
-def _forward_step(
-    s,
-    t,
-    peak_s,
-    peak_t,
-    sum_s,
-    sum_t,
-    gap,
-    x_s,
-    x_t,
-    ring,
-    slot,
-    phase,
-    scale_s,
-    scale_t,
-    zero,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
+def _forward_step(s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS: gl.constexpr):
     """Starts the next tile's products and meanwhile adds up this tile's scores."""
     accumulators: gl.constexpr = s.type.layout
     none = gl.zeros([TILE, TILE], gl.float32, accumulators)
     slot, phase = _next(slot, phase, SLOTS)
     mbarrier.wait(ring.full.index(slot), phase)
     next_s = warpgroup_mma(
-        x_s, ring.student.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
+        own.student, ring.student.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
     )
-    late_scale_t = scale_t
-    if D == 128:
-        late_scale_t = scale_t + _late_zero(zero)
     next_t = warpgroup_mma(
-        x_t, ring.teacher.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
+        own.teacher, ring.teacher.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
     )
-    s = s * scale_s - peak_s[:, None]
-    t = t * late_scale_t - peak_t[:, None]
+    s = s * own.student_scale - own.student_peak[:, None]
+    t = t * own.teacher_scale - own.teacher_peak[:, None]
     sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
     s, t = warpgroup_mma_wait(0, deps=[next_s, next_t])
     mbarrier.arrive(ring.empty.index(slot), count=1)
@@ -545,7 +513,6 @@ def _forward_rows(
     tiles,
     scale_s,
     scale_t,
-    zero,
     W: gl.constexpr,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
@@ -565,32 +532,23 @@ def _forward_rows(
     gap = nothing
 
     # Tiles before the one on the diagonal are seen whole.
-    before = (start + zero) // TILE + W
+    before = start // TILE + W
     slot = 0
     phase = 0
     mbarrier.wait(ring.full.index(0), 0)
     s, t = _start_scores(x_s, x_t, ring.student.index(0), ring.teacher.index(0), accumulators)
     s, t = warpgroup_mma_wait(0, deps=[s, t])
     mbarrier.arrive(ring.empty.index(0), count=1)
-    for _ in range(before):
+    own = Own(x_s, x_t, peak_s, peak_t, scale_s, scale_t)
+    # In pairs, so that two tiles' scores need not change registers; W more make the number whole.
+    for _ in range(start // (2 * TILE)):
+        for _ in gl.static_range(2):
+            s, t, sum_s, sum_t, gap, slot, phase = _forward_step(
+                s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS
+            )
+    for _ in gl.static_range(W):
         s, t, sum_s, sum_t, gap, slot, phase = _forward_step(
-            s,
-            t,
-            peak_s,
-            peak_t,
-            sum_s,
-            sum_t,
-            gap,
-            x_s,
-            x_t,
-            ring,
-            slot,
-            phase,
-            scale_s,
-            scale_t,
-            zero,
-            D,
-            SLOTS,
+            s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS
         )
     rows = start + W * TILE + gl.arange(0, TILE, by_row)
     columns = before * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))

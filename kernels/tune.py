@@ -1,0 +1,136 @@
+"""Search for the launch parameters in `relation_kl/launch_table.json`, on the device at hand.
+
+Called by ``python -m kernels.bench --tune``. Processes compile every candidate first, several at a
+time, into Triton's cache; then each is timed alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+
+import torch
+from torch import Tensor
+from triton.runtime.errors import OutOfResources
+
+from kernels.relation_kl import attention_kl, launch, relation_kl
+from kernels.relation_kl.launch import Launch, ShapeClass
+
+Run = Callable[[], object]
+
+_HEADS = 8
+# float32 multiplies many times slower, so fewer tokens tell as much.
+_TOKENS = {2: 4096, 4: 1024}
+_DTYPES = {2: torch.bfloat16, 4: torch.float32}
+# One side's own tile; more than that of both sides leaves no room for others.
+_MOST_TILE_BYTES = 2**15
+
+
+def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int:
+    """Times candidates of every kernel and writes the fastest under this device's class.
+
+    Args:
+        head_sizes: of `launch.HEAD_SIZES`.
+        milliseconds: times a call.
+
+    Raises:
+        ValueError: a head size that the table does not know.
+    """
+    if unknown := set(head_sizes) - set(launch.HEAD_SIZES):
+        raise ValueError(
+            f"--head-sizes {','.join(map(str, sorted(unknown)))}: allowed are "
+            f"{','.join(map(str, launch.HEAD_SIZES))}"
+        )
+    device = torch.device("cuda")
+    table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
+    found = table.setdefault(launch.device_class(device), {})
+    shapes = [
+        ShapeClass(*facts)
+        for facts in itertools.product(launch.KERNELS, head_sizes, launch.ELEMENT_BYTES)
+    ]
+    work = [(shape, candidate) for shape in shapes for candidate in candidates(shape, device)]
+    usable = _compile(work)
+    print(f"{len(usable)} of {len(work)} candidates can run", file=sys.stderr, flush=True)
+    for shape in shapes:
+        run = _work(shape, _TOKENS[shape.element_bytes])
+        default = launch.lookup(shape, device)
+        times: dict[Launch, float] = {}
+        for candidate in dict.fromkeys(c for s, c in usable if s == shape):
+            with launch.overridden({shape.kernel: candidate}):
+                times[candidate] = milliseconds(run)
+        if not times:
+            continue
+        best = min(times, key=times.__getitem__)
+        before = f"{times[default]:.3f}" if default in times else "cannot run"
+        print(f"{shape.key}: {best} {times[best]:.3f} ms (before: {before})", flush=True)
+        found[shape.key] = [best.block_m, best.block_n, best.num_warps, best.num_stages]
+        launch.TABLE_FILE.write_text(_text(table), encoding="utf-8")
+    return 0
+
+
+def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:
+    """Parameters worth a try: the device's present ones first, then tiles of a sensible size."""
+    present = launch.lookup(shape, device)
+    sides, stages = ((32, 64, 128), (2, 3)) if shape.element_bytes == 2 else ((16, 32, 64), (1, 2))
+    found = [
+        Launch(m, n, warps, count)
+        for m, n, warps, count in itertools.product(sides, sides, (4, 8), stages)
+        if n <= m and m * shape.head_size * shape.element_bytes <= _MOST_TILE_BYTES
+    ]
+    return list(dict.fromkeys([present, *found]))
+
+
+def _compile(work: Sequence[tuple[ShapeClass, Launch]]) -> list[tuple[ShapeClass, Launch]]:
+    """Those that compile and whose needs the device can meet."""
+    workers = max(1, min(12, (os.cpu_count() or 1) - 2))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        runs = list(pool.map(_runs, work, chunksize=4))
+    return [pair for pair, can_run in zip(work, runs, strict=True) if can_run]
+
+
+def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
+    shape, candidate = pair
+    try:
+        with launch.overridden({shape.kernel: candidate}):
+            _work(shape, 256)()
+            torch.cuda.synchronize()
+    except OutOfResources:
+        return False
+    return True
+
+
+def _work(shape: ShapeClass, tokens: int) -> Run:
+    """A call that spends its time, or a fixed part of it, in the shape class's kernel."""
+    dtype = _DTYPES[shape.element_bytes]
+    x, y = (
+        torch.randn(1, _HEADS, tokens, shape.head_size, device="cuda", dtype=dtype)
+        for _ in range(2)
+    )
+    # It hides nothing, but keeps self-relations to the general kernels (`hopper.supports`).
+    real = torch.ones(1, tokens, dtype=torch.bool, device="cuda")
+
+    def loss(x: Tensor) -> Tensor:
+        if shape.kernel.startswith("self"):
+            return relation_kl(x, y, key_mask=real, backend="triton")
+        return attention_kl(x, x, y, y, key_mask=real, backend="triton")
+
+    if shape.kernel.endswith("forward"):
+        return lambda: loss(x)
+    x.requires_grad_()
+    value = loss(x)
+    return lambda: torch.autograd.grad(value, x, retain_graph=True)
+
+
+def _text(table: dict[str, dict[str, list[int]]]) -> str:
+    """The table with one shape class a line."""
+    classes = []
+    for device, shapes in table.items():
+        lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in shapes.items()]
+        classes.append(f"  {json.dumps(device)}: {{\n" + ",\n".join(lines) + "\n  }")
+    return "{\n" + ",\n".join(classes) + "\n}\n"

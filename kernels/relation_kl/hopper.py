@@ -161,12 +161,8 @@ class _Call:
         self.programs = self.row_heads * blocks
         # Heads whose rows, and whose sums in the backward, the second-level cache holds together.
         row_bytes = self.head_size * _ROW_BYTES[kernel]
-        together = max(
-            1, int(_CACHE_SHARE * _cache_bytes(first.device)) // (self.tokens * row_bytes)
-        )
-        # In groups of one size: a small last one would leave multiprocessors idle.
-        groups = -(-self.row_heads // together)
-        self.together = -(-self.row_heads // groups)
+        most = int(_CACHE_SHARE * _cache_bytes(first.device)) // (self.tokens * row_bytes)
+        self.together = _group(self.row_heads, most)
         self.descriptors: list[TensorDescriptor | None] = []
         self.relations: tuple[Relation, ...] = ()
         first_head = 0
@@ -218,6 +214,16 @@ def _view(x_bhtd: Tensor) -> tuple[Tensor, Rows] | None:
 def _descriptor(matrix: Tensor, head_dim: int) -> TensorDescriptor:
     layout = gl.NVMMASharedLayout(128, 16, rank=2)
     return TensorDescriptor.from_tensor(matrix, [_TILE, head_dim], layout)
+
+
+def _group(heads: int, most: int) -> int:
+    """How many heads run together: at most ``most``, in groups of one size where that is not small.
+
+    A last group of another size leaves multiprocessors idle.
+    """
+    most = min(max(1, most), heads)
+    even = max(size for size in range(1, most + 1) if heads % size == 0)
+    return even if 2 * even > most else -(-heads // -(-heads // most))
 
 
 @cache

@@ -568,6 +568,8 @@ def _forward_rows(
     total_gap = gl.convert_layout(gl.sum(gap, axis=1), by_row)
     # One logarithm of a ratio, not a difference of two, whose rounding may be more than the KL.
     kl = LN_2 * (total_gap / total_t + gl.log2(total_s / total_t))
+    # The first row sees itself alone. Its score and its peak are one sum in two orders.
+    kl = gl.where(rows == 0, 0.0, kl)
     # Stored to global memory by others: their addresses would take registers here.
     sums.index(0 * ROW_TILES + W).store(kl)
     sums.index(1 * ROW_TILES + W).store(peak_s)
@@ -862,6 +864,20 @@ def _make_scores_1(
 
 
 @gluon.jit
+def _load_weights(weights, offset, rows, tokens):
+    """Both sides' peaks and weights of rows.
+
+    Rows that do not exist have weight 0 and a peak so high that their exponentials are 0.
+    """
+    inside = (rows >= 0) & (rows < tokens)
+    peak_s = gl.load(weights.student_peak + offset + rows, mask=inside, other=1e30)
+    peak_t = gl.load(weights.teacher_peak + offset + rows, mask=inside, other=1e30)
+    weight_s = gl.load(weights.student_weight + offset + rows, mask=inside, other=0.0)
+    weight_t = gl.load(weights.teacher_weight + offset + rows, mask=inside, other=0.0)
+    return peak_s, peak_t, weight_s, weight_t
+
+
+@gluon.jit
 def _make_scores(
     own_s,
     own_t,
@@ -887,11 +903,13 @@ def _make_scores(
     by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
     columns = (first + W) * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
     offset = place.row_head.to(gl.int64) * tokens
+    last = (first + count - 1) * TILE + gl.arange(0, TILE, by_row)
     mbarrier.wait(own_full, 0)
     slot = 0
     phase = 0
     g_slot = 0
     g_phase = 1
+    peak_s, peak_t, weight_s, weight_t = _load_weights(weights, offset, last, tokens)
     for n in range(count):
         mbarrier.wait(ring.full.index(slot), phase)
         s, t = _start_scores(
@@ -901,20 +919,17 @@ def _make_scores(
             own_t.index(W),
             accumulators,
         )
-        rows = (first + count - 1 - n) * TILE + gl.arange(0, TILE, by_row)
-        inside = rows < tokens
-        # Rows beyond the last have weight 0 and a peak so high that their exponentials are 0.
-        peak_s = gl.load(weights.student_peak + offset + rows, mask=inside, other=1e30)
-        peak_t = gl.load(weights.teacher_peak + offset + rows, mask=inside, other=1e30)
-        weight_s = gl.load(weights.student_weight + offset + rows, mask=inside, other=0.0)
-        weight_t = gl.load(weights.teacher_weight + offset + rows, mask=inside, other=0.0)
+        # A tile ahead: nothing waits for them.
+        later = _load_weights(weights, offset, last - (n + 1) * TILE, tokens)
         s, t = warpgroup_mma_wait(0, deps=[s, t])
         mbarrier.arrive(ring.empty.index(slot), count=1)
         p_s = _exp2(s * place.student_scale - peak_s[:, None])
         p_t = _exp2(t * place.teacher_scale - peak_t[:, None])
         difference = p_s * weight_s[:, None] - p_t * weight_t[:, None]
         if count - 1 - n <= W:
+            rows = last - n * TILE
             difference = gl.where(rows[:, None] >= columns[None, :], difference, 0.0)
+        peak_s, peak_t, weight_s, weight_t = later
         mbarrier.wait(g_empty.index(g_slot), g_phase)
         g.index(g_slot * COLUMN_TILES + W).store(difference.to(g.dtype))
         fence_async_shared()

@@ -34,6 +34,7 @@ DEVICES = {"interpreter": ("cpu", INTERPRETED), "gpu": ("cuda", COMPILED)}
 
 FEW_NUMBERS = 4.0  # how much more than dense torch's largest error is luck
 MANY_NUMBERS = 1.2
+ONE_ROUNDING = torch.finfo(torch.float32).eps / 2
 # Below this, errors are those of a few roundings, and dense torch's may happen to be none.
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 
@@ -332,9 +333,11 @@ def test_error_is_that_of_dense_torch(kind, setting) -> None:
     truth = of_relation(wide(student), wide(teacher), upstream, "reference", **numbers)
     if kind == "near":
         assert truth[0].max() < 1e-6 or setting.dtype is not torch.float32
-    for x, y, z in zip(ours, dense, truth, strict=True):
+    # Rows are made of numbers near 1, gradients of numbers of their own size.
+    for x, y, z, least in zip(ours, dense, truth, (1.0, 0.0), strict=True):
         assert x.isfinite().all()
-        bound = MANY_NUMBERS * (y - z).square().mean().sqrt() + torch.finfo(torch.float64).eps
+        size = z.square().mean().sqrt().clamp(min=least)
+        bound = MANY_NUMBERS * (y - z).square().mean().sqrt() + ONE_ROUNDING * size
         assert (x - z).square().mean().sqrt() <= bound
     assert ours[0].min() >= -1e-5 or kind == "large"
 
@@ -390,7 +393,8 @@ def test_upstream_gradients_of_very_different_size_keep_their_heads_apart(device
     _, gradient = of_relation(student.float(), teacher, upstream, "triton")
     _, expected = of_relation(wide(student), wide(teacher), upstream, "reference")
     for head in range(2):
-        torch.testing.assert_close(gradient[:, head], expected[:, head], rtol=1e-3, atol=1e-10)
+        error = (gradient[:, head] - expected[:, head]).norm()
+        assert error <= 1e-3 * expected[:, head].norm()
 
 
 @pytest.mark.parametrize("make", ["zeros", "expanded", "strided"])

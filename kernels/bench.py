@@ -252,7 +252,7 @@ class Bench:
         )
 
     def _over_sdpa(self, shape: Shape) -> Iterator[Row]:
-        """Beside torch's attention by its fastest backend, which it chooses itself, and by flash."""
+        """Beside torch's attention by the faster of its backends, which it takes by itself."""
         student, teacher = self._pair(shape)
         ours = self.milliseconds(self._ours(student, teacher))
         q, k, v = (self._random(shape).requires_grad_() for _ in range(3))

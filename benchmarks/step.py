@@ -6,12 +6,13 @@
     python -m benchmarks.step --quick                            a smoke run: the tiny model
     torchrun --nproc-per-node=2 -m benchmarks.step --cases zero3 two GPUs, both models sharded
     python -m benchmarks.step --merge A.json B.json              one file from several files
+    python -m benchmarks.step --replan                           errors of the present plan
 
 A case is a stage of attention restoration under some settings, or a part of it, with random
 weights of a named shape and random tokens. Each runs in a process of its own: engines are built as
-for a run, two optimizer steps warm up, the next are timed by the loop's own clock. Measurements add
-to those that the result file already holds, and all rows are made anew from them. `--list` shows
-the cases.
+for a run, one or two optimizer steps warm up, the next are timed by the loop's own clock.
+Measurements add to those that the result file already holds, and all rows are made anew from them.
+`--list` shows the cases.
 
 Rows: `ard_tokens_per_second`, `peak_gib` (torch's allocator, from when the engines are built),
 `mfu` (work without repetitions by the device's dense bfloat16 rate), `relation_share` (of a step's
@@ -30,7 +31,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,7 +43,7 @@ from torch import Tensor
 from src import config, cost, launch, plan, run
 from src.config import RunConfig
 from src.cost import Setting
-from src.devices import DeviceFacts, device_facts, device_of, uses_cuda
+from src.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
 from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
@@ -53,7 +54,6 @@ from src.schedule import StageSchedule
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step.json"
 STAGE, STREAM, TERM = "ard", "short", "relation"
-WARM_UP, TIMED = 2, 5
 CASE_SECONDS = 500
 
 
@@ -68,6 +68,7 @@ class Case:
         length: tokens of a block.
         rows: that it is for, beside the plan's errors.
         per_step: tokens of an optimizer step.
+        steps: that warm up, and that are timed.
     """
 
     overrides: tuple[str, ...]
@@ -75,6 +76,7 @@ class Case:
     length: int = 4096
     rows: tuple[str, ...] = ()
     per_step: int = 16384
+    steps: tuple[int, int] = (2, 5)
 
 
 def _engine(**settings: Any) -> tuple[str, ...]:
@@ -109,10 +111,14 @@ CASES: dict[str, Case] = {
     "lean-two": Case(_engine(share=False, **_LEAN), rows=("peak_gib",)),
     "lean-shared": Case(_engine(share=True, **_LEAN), rows=("peak_gib",)),
     "lean-two-32k": Case(
-        _engine(share=False, **_LEAN), length=32768, per_step=32768, rows=("peak_gib",)
+        _engine(share=False, **_LEAN),
+        length=32768,
+        per_step=32768,
+        steps=(1, 2),
+        rows=("peak_gib",),
     ),
     "lean-shared-32k": Case(
-        _engine(share=True, **_LEAN), length=32768, per_step=32768, rows=("peak_gib",)
+        _engine(share=True, **_LEAN), length=32768, per_step=32768, steps=(1, 2), rows=("peak_gib",)
     ),
     "zero3": Case(
         ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3", *_engine(again=True)),
@@ -132,6 +138,7 @@ class Measurement:
         weights_gib: both models' weights on a rank.
         planned_gib, planned_seconds: what the plan said (none for a part of a step).
         flops: of a step over all ranks, without repetitions.
+        versions, commit: of what was measured.
     """
 
     case: str
@@ -148,6 +155,8 @@ class Measurement:
     planned_seconds: float | None
     flops: float
     matrix_rate: float | None
+    versions: dict[str, str]
+    commit: str
 
     @property
     def key(self) -> tuple[str, int, str]:
@@ -238,14 +247,14 @@ def composed(case: Case, model: str, *, quick: bool) -> RunConfig:
         "~recipe.stages.cpt",
         f"recipe.stages.{STAGE}.streams.{STREAM}.length={length}",
         f"recipe.stages.{STAGE}.tokens_per_step={per_step}",
-        f"recipe.stages.{STAGE}.tokens={per_step * (WARM_UP + TIMED)}",
+        f"recipe.stages.{STAGE}.tokens={per_step * sum(case.steps)}",
         *(o for o in case.overrides if not (quick and "accumulate_in" in o)),
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         return config.load(RunConfig, compose("train", overrides=overrides))
 
 
-def measure(name: str, model: str, world: World, *, quick: bool) -> Measurement:
+def measure(name: str, model: str, world: World, *, quick: bool, commit: str | None) -> Measurement:
     """Run one case in this process."""
     case = CASES[name]
     settings = composed(case, model, quick=quick)
@@ -266,9 +275,11 @@ def measure(name: str, model: str, world: World, *, quick: bool) -> Measurement:
         vocabulary = settings.model.shape.vocabulary if settings.model.shape else 256
         blocks = RandomBlocks(settings.recipe.stages[STAGE].streams[STREAM].length, vocabulary)
         if case.kind == "teacher":
-            seconds = _teacher_seconds(built, blocks, device)
+            seconds = _teacher_seconds(built, blocks, device, case.steps)
         else:
-            seconds = _step_seconds(built, settings, objectives, blocks, world, device)
+            seconds = _step_seconds(
+                built, settings, objectives, blocks, world, device, warm_up=case.steps[0]
+            )
         held = built.student.weight_bytes()
         held += built.teacher.weight_bytes() if built.teacher else 0
         result = _measurement(
@@ -279,6 +290,8 @@ def measure(name: str, model: str, world: World, *, quick: bool) -> Measurement:
             peak_gib=gauge.peak() / 2**30,
             build_peak_gib=build_peak / 2**30,
             weights_gib=held / 2**30,
+            versions=versions(),
+            commit=commit or git_state(ROOT)["git_commit"] or "unknown",
         )
 
 
@@ -297,6 +310,8 @@ def _step_seconds(
     blocks: Any,
     world: World,
     device: torch.device,
+    *,
+    warm_up: int,
 ) -> float:
     """Median seconds of the timed optimizer steps."""
     stage = settings.recipe.stages[STAGE]
@@ -316,22 +331,24 @@ def _step_seconds(
     )
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
-    paces = [record.metrics["tokens_per_second"] for record in records[WARM_UP:]]
+    paces = [record.metrics["tokens_per_second"] for record in records[warm_up:]]
     return stage.tokens_per_step / statistics.median(paces)
 
 
-def _teacher_seconds(built: run.Built, blocks: Any, device: torch.device) -> float:
+def _teacher_seconds(
+    built: run.Built, blocks: Any, device: torch.device, steps: tuple[int, int]
+) -> float:
     """Median seconds of the teacher's whole forward pass on a block."""
     assert built.teacher is not None
     batch = Batch(torch.from_numpy(blocks[0])[None].to(device))
     seconds = []
-    for _ in range(WARM_UP + TIMED):
+    for _ in range(sum(steps)):
         _wait(device)
         began = time.perf_counter()
         built.teacher.outputs(batch, Needs(teacher=True, hidden=True, qkv_layers=(0,)))
         _wait(device)
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[WARM_UP:])
+    return statistics.median(seconds[steps[0] :])
 
 
 def _wait(device: torch.device) -> None:
@@ -374,6 +391,7 @@ def _measurement(
         "model": settings.model.name,
         "tokens": length,
         "tokens_per_step": stage.tokens_per_step,
+        "timed_steps": case.steps[1],
         "ranks": world.size,
         "share_base": settings.engine.teacher.share_base,
         "checkpointing": planned.checkpointing,
@@ -490,22 +508,42 @@ def load(path: Path) -> list[Measurement]:
     return [Measurement(**entry) for entry in held]
 
 
-def write(path: Path, measurements: Sequence[Measurement], commit: str | None) -> None:
+def write(path: Path, measurements: Sequence[Measurement]) -> None:
     """Write the result file; the newest of measurements of the same case stays."""
     newest = {m.key: m for m in measurements}
     order = list(CASES)
     kept = sorted(newest.values(), key=lambda m: (m.device, order.index(m.case), m.ranks))
     result = {
         "device": ", ".join(dict.fromkeys(m.device for m in kept)),
-        "versions": versions(),
-        "commit": git_state(ROOT)["git_commit"] or commit,
-        "command": " ".join(["python -m benchmarks.step", *sys.argv[1:]]),
+        "versions": _common([m.versions for m in kept]),
+        "commit": _common([m.commit for m in kept]),
+        "command": f"python -m benchmarks.step --cases {','.join(m.case for m in kept)}",
         "script": "python -m benchmarks.step",
         "rows": rows(kept),
         "measurements": [asdict(m) for m in kept],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+def _common(values: Sequence[Any]) -> Any:
+    """What all measurements share; where they differ, each says its own."""
+    return values[0] if all(value == values[0] for value in values) else "as each measurement says"
+
+
+def replanned(of: Measurement) -> Measurement:
+    """A measurement beside what the present code plans for its settings.
+
+    Raises:
+        SystemExit: its device is none that a plan can be made for.
+    """
+    kinds = [kind for kind in ACCELERATORS if kind in of.device.lower()]
+    if not kinds:
+        sys.exit(f"error: --replan: no plan can be made for {of.device}")
+    settings = composed(CASES[of.case], of.settings["model"], quick=False)
+    settings = replace(settings, dry_run=True, plan_for=kinds[0])  # type: ignore[arg-type]
+    planned = plan.make(settings, world_size=of.ranks).stage(STAGE)
+    return replace(of, planned_gib=planned.peak / 2**30, planned_seconds=planned.seconds_per_step)
 
 
 def chosen(names: str | None, wanted: str | None) -> list[str]:
@@ -548,9 +586,9 @@ def _in_a_process(name: str, given: argparse.Namespace, target: Path) -> bool:
 
 
 def _here(name: str, given: argparse.Namespace, world: World) -> None:
-    measured = measure(name, given.model, world, quick=given.quick)
+    measured = measure(name, given.model, world, quick=given.quick, commit=given.commit)
     if world.is_main:
-        write(given.out, [*load(given.out), measured], given.commit)
+        write(given.out, [*load(given.out), measured])
         print(
             f"{name}: {measured.tokens_per_second:,.0f} tokens/s, peak {measured.peak_gib:.2f} GiB "
             f"(planned {measured.planned_gib:.2f}), step {measured.step_seconds:.3f} s "
@@ -570,6 +608,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--merge", type=Path, nargs="+", help="result files to put into --out")
+    parser.add_argument(
+        "--replan", action="store_true", help="put the present plan beside --out's measurements"
+    )
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     parser.add_argument("--list", action="store_true", help="show the cases and end")
     parser.add_argument("--case", help=argparse.SUPPRESS)
@@ -580,7 +621,10 @@ def main() -> None:
         return
     if given.merge:
         held = [m for path in given.merge for m in load(path)]
-        write(given.out, [*load(given.out), *held], given.commit)
+        write(given.out, [*load(given.out), *held])
+        return
+    if given.replan:
+        write(given.out, [replanned(m) for m in load(given.out)])
         return
     world = launch.world_from_environment(os.environ)
     if given.case or world:

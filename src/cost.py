@@ -22,8 +22,11 @@ from src.streaming import Keep
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
 
-# Shares of the device's matrix rate that kinds of work reach, and of its bandwidth.
-_PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.68, 0.42, 0.30, 0.75, 0.6
+# Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
+# benchmarks/results/step.json and kernel.json (one H100).
+_PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
+# Attention and relations reach half of their shares at this many tokens, and all of it at many.
+_HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 
 # Elements in which DeepSpeed reduces gradients (src/engine.py) and, by its default, fetches sharded
 # weights ahead.
@@ -164,7 +167,8 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     shape, width, lora = setting.shape, setting.width, setting.lora
     hidden, intermediate = shape.hidden, shape.intermediate
     q, k = setting.queries, setting.keys
-    norms = 2 * 4 * hidden  # float32 input of each norm
+    compiled = setting.config.engine.compile
+    norms = 2 * (width if compiled else 4) * hidden  # input of each norm, in float32 if it is made
     attention = width * (2 * q + 2 * k)  # q, k, v and the output
     mlp = width * 3 * intermediate  # gate, up, and the activated gate
     kept = norms + attention + mlp
@@ -173,7 +177,9 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
         kept += width * (4 * hidden + intermediate)
     else:
         count = len(lora.projections)
-        inputs = count * (width + 1) * hidden if lora.dropout else width * hidden
+        # Compiled, what was dropped out is made again from the input and the masks.
+        dropped = (count + width if compiled else count * (width + 1)) * hidden
+        inputs = dropped if lora.dropout else width * hidden
         kept += inputs + width * count * lora.rank
     if wants.teacher and wants.qkv_layers and (setting.keep == "layer_inputs"):
         kept += width * (q + 2 * k)  # the teacher's, which the relation's gradient reads
@@ -283,19 +289,29 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
     return total
 
 
+def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
+    """Seconds of a block's work on one device whose speed is known."""
+    assert device.matrix_rate is not None
+    assert device.bandwidth is not None
+    done, length = block_work(setting, name), setting.stage.streams[name].length
+    seconds = (
+        done.products / _PRODUCTS
+        + done.attention / _ATTENTION * (1 + _HALF_ATTENTION / length)
+        + done.relations / _RELATIONS * (1 + _HALF_RELATIONS / length)
+    )
+    return seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
+
+
 def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:
     """Seconds of a full optimizer step; None for a device whose speed is not known."""
     if device.matrix_rate is None or device.bandwidth is None:
         return None
-    ranks, steps = setting.world_size, schedule.steps
-    done = work(setting, schedule).times(1 / steps / ranks)
-    rate, bandwidth = device.matrix_rate, device.bandwidth * _BANDWIDTH
-    seconds = (
-        done.products / (rate * _PRODUCTS)
-        + done.attention / (rate * _ATTENTION)
-        + done.relations / (rate * _RELATIONS)
-        + done.traffic / bandwidth
+    ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH
+    seconds = sum(
+        tokens / setting.stage.streams[name].length * _block_seconds(setting, name, device)
+        for name, tokens in schedule.tokens_read().items()
     )
+    seconds /= schedule.steps * ranks
     student, teacher = setting.config.engine.student, setting.config.engine.teacher
     # AdamW reads and writes master weight and moments, and clipping its gradient.
     shards = ranks if student.zero_stage else 1

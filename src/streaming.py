@@ -10,7 +10,7 @@ Shapes: b batch, t tokens.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -164,8 +164,9 @@ class TeacherPass:
         """Entered while the whole model runs as the teacher."""
         return nullcontext()
 
-    def _one_layer(self) -> AbstractContextManager[None]:
+    def _one_layer(self, index: int) -> AbstractContextManager[None]:
         """Entered while one layer gives its q, k, v."""
+        del index
         return nullcontext()
 
     def _decode(self, ids_bt: Tensor) -> Tensor:
@@ -185,7 +186,7 @@ class TeacherPass:
         capture = QKVCapture([index], stops_at=index)
         with (
             torch.no_grad(),
-            self._one_layer(),
+            self._one_layer(index),
             _left_out(layer.self_attn.o_proj),
             capture.recording(),
         ):
@@ -216,6 +217,10 @@ class SharedTeacherPass(TeacherPass):
         super().__init__(model, keep)
         self._model = model
         self._adapters = [m for m in network.modules() if isinstance(m, BaseTunerLayer)]
+        self._adapters_of = [
+            [m for m in layer.modules() if isinstance(m, BaseTunerLayer)]
+            for layer in getattr(self._decoder, "layers", ())
+        ]
         rotary: Any = getattr(self._decoder, "rotary_emb", None)
         if not isinstance(rotary, nn.Module):
             raise LayerKindError(
@@ -231,22 +236,27 @@ class SharedTeacherPass(TeacherPass):
         self._model.eval()
         self._decoder.rotary_emb = self._native_rotary
         try:
-            with self._one_layer():
+            with _switched_off(self._adapters):
                 yield
         finally:
             self._decoder.rotary_emb = scaled
             self._model.train(training)
 
-    @contextmanager
-    def _one_layer(self) -> Iterator[None]:
-        # PEFT's own switch also stops the adapters' gradients, which are being computed just then.
-        for adapter in self._adapters:
-            adapter._disable_adapters = True
-        try:
-            yield
-        finally:
-            for adapter in self._adapters:
-                adapter._disable_adapters = False
+    def _one_layer(self, index: int) -> AbstractContextManager[None]:
+        # Its own only: all of them, for each layer, would be thousands of switches a block.
+        return _switched_off(self._adapters_of[index])
+
+
+@contextmanager
+def _switched_off(adapters: Sequence[Any]) -> Iterator[None]:
+    # PEFT's own switch also stops the adapters' gradients, which are being computed just then.
+    for adapter in adapters:
+        adapter._disable_adapters = True
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter._disable_adapters = False
 
 
 @contextmanager

@@ -25,7 +25,9 @@ ISSUE_ROWS = {
 }
 
 
-def measurement(case: str, *, ranks: int = 1, seconds: float = 2.0) -> Measurement:
+def measurement(
+    case: str, *, ranks: int = 1, seconds: float = 2.0, commit: str = "0" * 40
+) -> Measurement:
     settings = {
         "case": case,
         "model": "llama2_7b",
@@ -36,6 +38,7 @@ def measurement(case: str, *, ranks: int = 1, seconds: float = 2.0) -> Measureme
         "checkpointing": False,
         "keep": "qkv",
         "compile": False,
+        "timed_steps": 5,
     }
     return Measurement(
         case=case,
@@ -52,6 +55,8 @@ def measurement(case: str, *, ranks: int = 1, seconds: float = 2.0) -> Measureme
         planned_seconds=1.5,
         flops=1e15,
         matrix_rate=1e15,
+        versions={"torch": "2.11.0"},
+        commit=commit,
     )
 
 
@@ -87,12 +92,37 @@ def test_cases_are_chosen_by_the_rows_that_need_them() -> None:
 
 def test_a_newer_measurement_replaces_an_older_one(tmp_path: Path) -> None:
     path = tmp_path / "step.json"
-    step.write(path, [measurement("stored-two"), measurement("zero3")], "0" * 40)
-    step.write(path, [*step.load(path), measurement("stored-two", seconds=1.0)], "0" * 40)
+    step.write(path, [measurement("stored-two"), measurement("zero3")])
+    step.write(path, [*step.load(path), measurement("stored-two", seconds=1.0)])
     assert [(m.case, m.step_seconds) for m in step.load(path)] == [
         ("stored-two", 1.0),
         ("zero3", 2.0),
     ]
+
+
+def test_a_file_names_versions_and_commit_only_where_all_measurements_share_them(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "step.json"
+    first = measurement("stored-two")
+    step.write(path, [first])
+    assert json.loads(path.read_text())["commit"] == "0" * 40
+    step.write(path, [first, measurement("zero3", commit="1" * 40)])
+    result = json.loads(path.read_text())
+    assert result["commit"] == "as each measurement says"
+    assert result["versions"] == {"torch": "2.11.0"}
+    assert [m["commit"] for m in result["measurements"]] == ["0" * 40, "1" * 40]
+
+
+def test_the_present_plan_is_put_beside_a_measurement() -> None:
+    before = replace(measurement("lean-shared"), device="NVIDIA H100 80GB HBM3")
+    after = step.replanned(before)
+    assert (after.peak_gib, after.step_seconds) == (before.peak_gib, before.step_seconds)
+    assert 20 < after.planned_gib < 40
+    assert after.planned_seconds is not None
+    assert 1 < after.planned_seconds < 10
+    with pytest.raises(SystemExit, match="no plan can be made for a GPU"):
+        step.replanned(measurement("lean-shared"))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -107,9 +137,9 @@ def test_every_case_is_accepted(name: str) -> None:
 @pytest.mark.slow
 def test_a_quick_run_measures_every_kind(tmp_path: Path) -> None:
     names = ["stored-two", "sums-stored", "plain-stored", "teacher-stored", "lean-shared", "zero3"]
-    found = [step.measure(name, "llama2_7b", World(), quick=True) for name in names]
+    found = [step.measure(name, "llama2_7b", World(), quick=True, commit=None) for name in names]
     path = tmp_path / "step.json"
-    step.write(path, found, "0" * 40)
+    step.write(path, found)
     result = json.loads(path.read_text())
     assert {"ard_tokens_per_second", "peak_gib", "ard_time_over_plain", "relation_share"} <= {
         row["name"] for row in result["rows"]

@@ -34,7 +34,7 @@ DEVICES = {"interpreter": ("cpu", INTERPRETED), "gpu": ("cuda", COMPILED)}
 
 FEW_NUMBERS = 4.0  # how much more than dense torch's largest error is luck
 MANY_NUMBERS = 1.2
-ONE_ROUNDING = torch.finfo(torch.float32).eps / 2
+A_FEW_ROUNDINGS = 2 * torch.finfo(torch.float32).eps
 # Below this, errors are those of a few roundings, and dense torch's may happen to be none.
 ROUNDING = 16 * torch.finfo(torch.float32).eps
 
@@ -322,6 +322,15 @@ def make_family(kind: str, setting: Setting) -> tuple[Tensor, Tensor, float | No
     return student.to(**move), teacher.to(**move), scale
 
 
+def probability_noise(x: Tensor, upstream: Tensor, scale: float | None) -> Tensor:
+    """What a relative error of 1 in every probability does to a gradient, root mean square."""
+    scale = x.shape[-1] ** -0.5 if scale is None else scale
+    scores = scale * wide(x) @ wide(x).mT
+    hidden = torch.ones_like(scores[0, 0]).triu(1).bool()
+    squares = (wide(upstream)[..., None] * scores.masked_fill(hidden, -math.inf).softmax(-1)) ** 2
+    return scale * ((squares + squares.mT) @ wide(x) ** 2).mean().sqrt()
+
+
 @pytest.mark.parametrize("kind", FAMILIES)
 def test_error_is_that_of_dense_torch(kind, setting) -> None:
     torch.manual_seed(3)
@@ -333,11 +342,12 @@ def test_error_is_that_of_dense_torch(kind, setting) -> None:
     truth = of_relation(wide(student), wide(teacher), upstream, "reference", **numbers)
     if kind == "near":
         assert truth[0].max() < 1e-6 or setting.dtype is not torch.float32
-    # Rows are made of numbers near 1, gradients of numbers of their own size.
-    for x, y, z, least in zip(ours, dense, truth, (1.0, 0.0), strict=True):
+    # Dense torch's error may happen to be none, as in one-hot rows: a few roundings of the numbers
+    # that results are made of are allowed beside it.
+    made_of = (torch.ones(()), probability_noise(teacher, upstream, scale))
+    for x, y, z, noise in zip(ours, dense, truth, made_of, strict=True):
         assert x.isfinite().all()
-        size = z.square().mean().sqrt().clamp(min=least)
-        bound = MANY_NUMBERS * (y - z).square().mean().sqrt() + ONE_ROUNDING * size
+        bound = MANY_NUMBERS * (y - z).square().mean().sqrt() + A_FEW_ROUNDINGS * noise.item()
         assert (x - z).square().mean().sqrt() <= bound
     assert ours[0].min() >= -1e-5 or kind == "large"
 
@@ -671,7 +681,8 @@ def test_default_launches_with_masks(dtype, head_dim, mask_kind, make_masks) -> 
         truth = function(*map(wide, inputs), upstream, "reference", **options)
         assert (ours[0] - truth[0]).abs().max() < 1e-4
         for x, y in zip(ours[1:], truth[1:], strict=True):
-            eps = 1e-5 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps
+            # In float32 the device's exponentials, good to 2^-22, decide.
+            eps = 2**-15 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps
             assert (x - y).norm() <= eps * y.norm()
 
 
@@ -703,7 +714,9 @@ def test_offsets_beyond_32_bits(axis) -> None:
     copy = student.detach().clone(memory_format=torch.contiguous_format)
     ours = of_relation(student, teacher, upstream, "triton")
     plain = of_relation(copy, teacher, upstream, "triton")
-    assert all(torch.equal(x, y) for x, y in zip(ours, plain, strict=True))
+    for x, y in zip(ours, plain, strict=True):
+        # Not equal bits: Hopper's own kernels may take one of the layouts and not the other.
+        assert (x - y).norm() <= 2 * torch.finfo(torch.float16).eps * y.norm()
     flipped = of_relation(copy, student, upstream, "triton")
     assert flipped[0].abs().max() <= 1e-6
 

@@ -1,0 +1,123 @@
+"""Results of the suites as typed records: `evals/short.json`, `long.json` and `drift.json`.
+
+Scores are defined in docs/method.md: recovery is in percent of the native model, the gap closed a
+share.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+
+from src.report.files import Record
+
+BASELINES = ("native", "scaled")
+Curve = tuple[float | None, ...]
+
+
+class Average(Record):
+    """A mean over tasks with its standard error."""
+
+    value: float | None = None
+    stderr: float | None = None
+
+
+class TaskResult(Record):
+    """One task of one model."""
+
+    value: float | None = None
+    stderr: float | None = None
+    n: NonNegativeInt | None = None
+
+
+class SuiteModel(Record):
+    """Results of one model."""
+
+    name: str
+    results: dict[str, TaskResult] = Field(default_factory=dict)
+    categories: dict[str, Average] = Field(default_factory=dict)
+    average: Average | None = None
+    ruler_by_length: dict[PositiveInt, Average] = Field(default_factory=dict)
+    """RULER's mean by length in tokens."""
+
+
+class Intervals(Record):
+    """95% intervals, low and high."""
+
+    recovery: tuple[float, float] | None = None
+    gap_closed: tuple[float, float] | None = None
+
+
+class SuiteScore(Record):
+    """How far a trained model is restored on a task, a category or on the average."""
+
+    recovery: float | None = None
+    gap_closed: float | None = None
+    recovery_vs_best: float | None = None
+    interval: Intervals = Intervals()
+
+
+class ModelScores(Record):
+    """Scores of one trained model; `average` is over the discriminating tasks."""
+
+    tasks: dict[str, SuiteScore] = Field(default_factory=dict)
+    categories: dict[str, SuiteScore] = Field(default_factory=dict)
+    average: SuiteScore | None = None
+    full_average: SuiteScore | None = None
+
+
+class NeedleCell(Record):
+    """Share of needles found at a length in tokens and a depth from 0 (start) to 1 (end)."""
+
+    length: PositiveInt
+    depth: NonNegativeFloat
+    value: float | None = None
+    n: NonNegativeInt | None = None
+
+
+class SuiteReport(Record):
+    """`evals/short.json` or `evals/long.json`: models in the order native, scaled, after stages."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    suite: Literal["short", "long"]
+    limit: NonNegativeInt | None = None
+    """Items a task that were scored; None: all."""
+    models: tuple[SuiteModel, ...] = Field(min_length=1)
+    scores_by_model: dict[str, ModelScores] = Field(default_factory=dict)
+    needle_depth: dict[str, tuple[NeedleCell, ...]] = Field(default_factory=dict)
+
+    def model(self, name: str) -> SuiteModel | None:
+        """The model called `name`, if it was evaluated."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def final(self) -> SuiteModel | None:
+        """The model after the last stage."""
+        trained = [model for model in self.models if model.name not in BASELINES]
+        return trained[-1] if trained else None
+
+    @property
+    def final_scores(self) -> ModelScores:
+        """Scores of the last model; empty where the evaluation wrote none."""
+        final = self.final
+        return self.scores_by_model.get(final.name, ModelScores()) if final else ModelScores()
+
+
+class DriftModel(Record):
+    """How far a model's inner states are from the native model's, layer by layer."""
+
+    name: str
+    relation_kl: dict[str, Curve] = Field(default_factory=dict)
+    """By relation (`qq`, `kk`, `vv`), in nats."""
+    attention_kl: Curve = ()
+    hidden_cosine: Curve = ()
+    logit_kl: float | None = None
+
+
+class DriftReport(Record):
+    """`evals/drift.json`."""
+
+    schema_version: Literal[1] = Field(alias="schema")
+    suite: Literal["drift"]
+    models: tuple[DriftModel, ...] = Field(min_length=1)

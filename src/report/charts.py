@@ -257,7 +257,7 @@ def _axis(axis: Axis) -> dict[str, Any]:
     }
 
 
-def _short(value: float | None, digits: int = 6) -> float | None:
+def _short(value: float | None, digits: int = 5) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")

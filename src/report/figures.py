@@ -55,7 +55,7 @@ def budget_figure(found: Sequence[Group]) -> Figure:
     """Scores against training tokens, one line a method; a chart a model, scaling and metric."""
     choices = (
         ((look_label(look), metric.label), _budget_chart(kin, metric, found))
-        for look, kin in _by_look(found)
+        for look, kin in by_look(found)
         for metric in metrics_of(kin)
     )
     return Figure("budget", "Recovery against tokens", ("model", "metric"), tuple(choices))
@@ -86,7 +86,7 @@ def _budget_chart(kin: Sequence[Group], metric: Metric, found: Sequence[Group]) 
     )
 
 
-def _by_look(found: Sequence[Group]) -> list[tuple[tuple[str, str, float | None], list[Group]]]:
+def by_look(found: Sequence[Group]) -> list[tuple[tuple[str, str, float | None], list[Group]]]:
     """Groups by model and scaling, where most methods are compared first."""
     kin: dict[tuple[str, str, float | None], list[Group]] = defaultdict(list)
     for group in found:
@@ -135,9 +135,13 @@ def _weights_chart(found: Sequence[Group], metric: Metric) -> Chart | None:
     series = [
         Series(
             _ablation_name(one, sets),
-            tuple(_point(group, metric, labels.index(group.weights or "")) for group in one),
+            tuple(
+                _point(group, metric, labels.index(group.weights or ""))
+                for group in sorted(one, key=lambda group: group.rank)
+            ),
             slot,
             mode="dots",
+            alternatives=True,
         )
         for slot, one in enumerate(sets)
     ]
@@ -203,7 +207,7 @@ def _scaling_chart(kin: Sequence[Group], metric: Metric, found: Sequence[Group])
 def ruler_figure(found: Sequence[Group]) -> Figure:
     """RULER against length: all methods at one budget, or each at its largest."""
     choices: list[tuple[tuple[str, str], Chart]] = []
-    for look, kin in _by_look([group for group in found if lengths([group])]):
+    for look, kin in by_look([group for group in found if lengths([group])]):
         label = look_label(look)
         most = {
             method: max(group.tokens for group in members) for method, members in _by_method(kin)
@@ -261,7 +265,12 @@ def short_length(tokens: int) -> str:
 def needle_figure(found: Sequence[Group]) -> Figure:
     """Needles found by length and depth, one map a group."""
     charts = []
-    for group in sorted(found, key=lambda group: not group.is_main):
+    looks = [look for look, _ in by_look(found)]
+    order = {look: place for place, look in enumerate(looks)}
+    slots = method_slots([group.method for group in found])
+    for group in sorted(
+        found, key=lambda g: (not g.is_main, order[g.look], slots[g.method], -g.tokens)
+    ):
         if group.needles:
             columns = sorted({length for length, _ in group.needles})
             rows = sorted({depth for _, depth in group.needles})
@@ -302,12 +311,16 @@ def layers_figure(runs: Sequence[Run]) -> Figure:
     """Relation loss by layer and tokens, one map a run and logged key, the newest first."""
     charts = [
         ((_run_label(run, key, run.metrics.layers),), chart)
-        for index, run in enumerate(runs)
+        for index, run in _whole_first(runs)
         for key in run.metrics.layers
         if (chart := _layers_chart(run, index, key))
     ]
     title = "Relation KL by layer, in training"
     return Figure("layers", title, ("run",), tuple(charts), tall=True)
+
+
+def _whole_first(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+    return sorted(enumerate(runs), key=lambda pair: bool(pair[1].problems))
 
 
 def _run_label(run: Run, key: str, keys: Iterable[str]) -> str:
@@ -344,7 +357,7 @@ def drift_figure(runs: Sequence[Run]) -> Figure:
     """Distance from the native model by layer after each stage, one chart a run."""
     charts = [
         ((formatting.text(run.name),), _drift_chart(run, index))
-        for index, run in enumerate(runs)
+        for index, run in _whole_first(runs)
         if run.drift and any(model.relation_kl for model in run.drift.models)
     ]
     title = "Relation KL by layer, evaluated"
@@ -389,12 +402,10 @@ def _ablations(
     varied: Callable[[Group], object],
 ) -> list[list[Group]]:
     """Groups equal but for what is varied, where that takes at least two values."""
-    sets: dict[str, dict[object, Group]] = defaultdict(dict)
+    sets: dict[str, list[Group]] = defaultdict(list)
     for group in found:
-        kept = sets[apart(group)].get(varied(group))
-        if kept is None or group.seeds > kept.seeds:
-            sets[apart(group)][varied(group)] = group
-    return [list(one.values()) for one in sets.values() if len(one) > 1]
+        sets[apart(group)].append(group)
+    return [one for one in sets.values() if len(set(map(varied, one))) > 1]
 
 
 def _ablation_name(one: Sequence[Group], sets: Sequence[Sequence[Group]]) -> str:

@@ -167,7 +167,7 @@ def _damages() -> list[Any]:
 
 def _closed(job: Job, noise: random.Random) -> float:
     """The share of the gap that this job closes."""
-    most, half = LAW[job.method] if job.method in LAW else (0.5, MIB)
+    most, half = LAW.get(job.method, (0.5, MIB))
     closed = most * job.tokens / (job.tokens + half)
     closed -= 0.05 * (math.log2(job.factor) - 1) * (1.6 if job.method == "cpt_long" else 0.5)
     closed += {"linear": 0.0, "abf": 0.015, "yarn": 0.025}.get(job.rope, 0.0)

@@ -14,8 +14,8 @@ from src.report.files import (
     RunSettings,
     UnreadableFile,
     read_bytes,
-    read_json,
     read_config,
+    read_json,
 )
 
 RECORD = {"schema": 1, "run_id": "a", "state": "finished"}

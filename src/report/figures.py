@@ -58,7 +58,7 @@ def budget_figure(found: Sequence[Group]) -> Figure:
         for look, kin in by_look(found)
         for metric in metrics_of(kin)
     )
-    return Figure("budget", "Recovery against tokens", ("model", "metric"), tuple(choices))
+    return Figure("budget", "Scores by training tokens", ("model", "metric"), tuple(choices))
 
 
 def _budget_chart(kin: Sequence[Group], metric: Metric, found: Sequence[Group]) -> Chart:
@@ -151,9 +151,11 @@ def _weights_chart(found: Sequence[Group], metric: Metric) -> Chart | None:
     return Chart(metric.label, Axis("aligned", categories=tuple(labels)), y, tuple(series))
 
 
-def _weights_order(label: str) -> tuple[int, bool, str]:
-    """One relation first, then two, then three; equal weights before others."""
-    return (label.count("+"), any(char.isdigit() for char in label), label)
+def _weights_order(label: str) -> tuple[int, bool, list[int]]:
+    """One relation first, then two, then three; equal weights before others; queries first."""
+    parts = label.split("+")
+    order = [place for part in parts for place, letter in enumerate("QKVA") if letter in part[:2]]
+    return (len(parts), any(part[0].isdigit() for part in parts), order)
 
 
 def scaling_figure(found: Sequence[Group]) -> Figure:

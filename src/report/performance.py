@@ -115,30 +115,41 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
 
 
 def setting_labels(rows: Sequence[ResultRow]) -> list[str]:
-    """What tells each row from the others: settings that vary; a number behind equal ones."""
-    varied = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row.settings)
-        if len({str(row.settings.get(key)) for row in rows}) > 1
-        and not key.endswith(("milliseconds", "_seconds"))
-    ]
+    """What tells each row from the others: its shape, or as few settings as needed.
+
+    Rows that settings do not tell apart get a number.
+    """
     shape = [key for key in "BHTD" if any(key in row.settings for row in rows)]
-    keys = shape or varied[:4]
-    labels = [
-        " ".join(
-            f"{key}{row.settings[key]}" if key in shape else formatting.text(str(row.settings[key]))
-            for key in keys
-            if key in row.settings
-        )
-        for row in rows
-    ]
+    if shape:
+        labels = [
+            " ".join(f"{key}{row.settings[key]}" for key in shape if key in row.settings)
+            for row in rows
+        ]
+    else:
+        labels = _fewest_settings(rows)
     seen: dict[str, int] = {}
     unique = []
     for label in labels:
         seen[label] = seen.get(label, 0) + 1
         again = f" #{seen[label]}" if seen[label] > 1 else ""
-        unique.append(formatting.text(f"{label}{again}".strip() or "one figure"))
+        unique.append(formatting.text(f"{label}{again}".strip()))
     return unique
+
+
+def _fewest_settings(rows: Sequence[ResultRow]) -> list[str]:
+    varied = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row.settings)
+        if len({str(row.settings.get(key)) for row in rows}) > 1
+    ]
+    labels = [row.name for row in rows]
+    for count in range(1, len(varied) + 1):
+        labels = [
+            ", ".join(f"{key} {row.settings.get(key)}" for key in varied[:count]) for row in rows
+        ]
+        if len(set(labels)) == len(rows):
+            break
+    return labels
 
 
 def _is_plain(value: object) -> bool:

@@ -22,9 +22,9 @@ MAX_CURVE_POINTS = 500
 def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> dict[str, Any]:
     """Perplexity against window length (log2 spacing), one line a model: Plotly's data and layout.
 
-    The figure stands alone on white, for a picture: `plotly.graph_objects.Figure(...)` takes it. The
+    The figure stands alone on white, for a picture: `plotly.graph_objects.Figure` takes it. The
     page replaces the colours of text, grid and background by its own. Text is escaped, since Plotly
-    reads HTML. Plain values, because Plotly's own objects take fifty times as long to make.
+    reads HTML. Plain values, because Plotly's own objects take long to make for many runs.
     """
     windows = sorted(set(report.windows))
     students = [model.name for model in report.students]

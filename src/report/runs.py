@@ -88,20 +88,6 @@ class Run:
         return max(known, default=None)
 
 
-def read_runs(outputs: Path) -> list[Run]:
-    """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
-
-    Raises:
-        ReportError: `outputs` is not a folder.
-    """
-    if not outputs.is_dir():
-        raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
-    refusals: list[OSError] = []
-    runs = [read_run(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
-    runs += [_refused(error, outputs) for error in refusals]
-    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
-
-
 def read_run(folder: Path, outputs: Path) -> Run:
     """The run in `folder`; faults of its files are told in `problems`."""
     problems: list[str] = []
@@ -134,6 +120,22 @@ def read_run(folder: Path, outputs: Path) -> Run:
         long=long,
         drift=drift,
     )
+
+
+def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> list[Run]:
+    """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
+
+    `read` reads one folder, for who keeps what did not change.
+
+    Raises:
+        ReportError: `outputs` is not a folder.
+    """
+    if not outputs.is_dir():
+        raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
+    refusals: list[OSError] = []
+    runs = [read(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
+    runs += [_refused(error, outputs) for error in refusals]
+    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
 
 
 def count_corrupt(runs: Sequence[Run]) -> int:

@@ -29,7 +29,7 @@ const figures = (() => {
   }
 
   function axis(given) {
-    const look = { title: { text: charts.plain(given.title) }, zeroline: false, automargin: true };
+    const look = { title: { text: charts.plain(given.title), standoff: 8 }, zeroline: false, automargin: true };
     if (given.categories.length) {
       const places = given.categories.map((_, place) => place);
       return { ...look, tickvals: places, ticktext: given.categories.map(charts.plain), range: [-0.6, places.length - 0.4] };
@@ -90,7 +90,7 @@ const figures = (() => {
       layout: {
         margin: { l: 58, r: 12, t: chart.marks.length ? 20 : 8, b: 44 },
         showlegend: series.length > 1 || chart.series.length > 1,
-        legend: { orientation: "h", x: 0, y: -0.2, yanchor: "top" },
+        legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
         hovermode: "closest",
         xaxis: chart.horizontal ? { ...y, rangemode: "tozero" } : x,
         yaxis: chart.horizontal ? { ...x, range: [chart.x.categories.length - 0.4, -0.6], title: { text: "" } } : y,

@@ -32,6 +32,7 @@ class Block:
 def comparison_panel(context: PageContext) -> Panel | None:
     """A block for each run with an evaluation; None when there is none."""
     evaluated = [(i, run, run.perplexity) for i, run in enumerate(context.runs) if run.perplexity]
+    evaluated.sort(key=lambda item: item[1].record is None)  # unreadable ones last
     blocks = [
         _block(index, run, report, context.window, is_open=place < _OPEN_BLOCKS)
         for place, (index, run, report) in enumerate(evaluated)

@@ -105,9 +105,9 @@ def perplexity_picture(result: Mapping[str, Any]) -> go.Figure:
             ],
         }
     )
-    title = "SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
-    figure = go.Figure(plots.perplexity_figure(report, title=title))
-    return figure.update_layout(template="none")
+    return plots.perplexity_figure(
+        report, title="SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
+    )
 
 
 def step_picture(result: Mapping[str, Any]) -> go.Figure:

@@ -147,7 +147,9 @@ def _suite_figures(suite: SuiteReport) -> dict[str, str]:
     average = suite.final_scores.average
     if average and average.recovery is not None:
         ends = average.interval.recovery
-        interval = f" ({ends[0]:.1f} to {ends[1]:.1f})" if ends else ""
+        low, high = ends or (None, None)
+        known = low is not None and high is not None
+        interval = f" ({low:.1f} to {high:.1f})" if known else ""
         found[f"recovery, {suite.suite} suite{limit}"] = f"{average.recovery:.1f}%{interval}"
     if average and average.gap_closed is not None:
         found[f"gap closed, {suite.suite} suite{limit}"] = formatting.share(average.gap_closed)

@@ -5,10 +5,11 @@ Every reader raises `UnreadableFile`, whose message is a reason to show beside t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import (
@@ -132,6 +133,27 @@ class Dataset(Record):
     fingerprint: str | None = None
 
 
+class Named(Protocol):
+    """A model in a file of results."""
+
+    @property
+    def name(self) -> str:
+        """As the results call it."""
+        ...
+
+
+_AnyNamed = TypeVar("_AnyNamed", bound=Named)
+
+
+def final_of(students: Sequence[_AnyNamed]) -> _AnyNamed | None:
+    """The run's own last model: the last called `after STAGE` or `restored`, else the last.
+
+    So models that only stand beside it for comparison are passed over.
+    """
+    own = [m for m in students if m.name.startswith("after ") or m.name == "restored"]
+    return next(iter((own or list(students))[-1:]), None)
+
+
 class ModelPerplexity(Record):
     """Perplexity of one model by window length in tokens; null: not measured."""
 
@@ -171,7 +193,7 @@ class PerplexityReport(Record):
     @property
     def final(self) -> ModelPerplexity | None:
         """The student after the last stage."""
-        return self.students[-1] if self.students else None
+        return final_of(self.students)
 
     def score(self, model: ModelPerplexity, window: int) -> Score:
         """The score as the evaluation wrote it; without values where it wrote none."""

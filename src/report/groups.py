@@ -16,7 +16,7 @@ from typing import Any
 from src.report import noise
 from src.report.noise import Estimate
 from src.report.runs import Run
-from src.report.suites import SuiteModel, SuiteReport
+from src.report.suites import Interval, SuiteModel, SuiteReport
 from src.report.table import headline_window
 
 # Settings that do not change what is trained, by their first key.
@@ -25,7 +25,7 @@ _NOT_TRAINING = {
     *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
 }
 # Settings that have columns of their own; `model.tuning` is where others take their values from.
-_SHOWN_ELSEWHERE = ("rope.", "model.", "recipe.name")
+_SHOWN_ELSEWHERE = ("rope.", "model.", "recipe.name", "budget")
 _MAX_NAMED_DIFFERENCES = 3
 _RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
 
@@ -248,20 +248,22 @@ def _scores(report: SuiteReport) -> dict[str, Estimate]:
     score = report.final_scores.average
     if score is None:
         return {}
-    found: dict[str, Estimate] = {}
-    if score.recovery is not None:
-        low, high = score.interval.recovery or (None, None)
-        found[RECOVERY.key] = Estimate(score.recovery, low, high)
-    if score.gap_closed is not None:
-        low, high = _percent(score.interval.gap_closed)
-        found[GAP_CLOSED.key] = Estimate(100 * score.gap_closed, low, high)
-    if score.recovery_vs_best is not None:
-        found[RECOVERY_VS_BEST.key] = Estimate(score.recovery_vs_best)
-    return found
+    ends = score.interval
+    found = {
+        RECOVERY.key: _estimate(score.recovery, ends.recovery, 1),
+        GAP_CLOSED.key: _estimate(score.gap_closed, ends.gap_closed, 100),
+        RECOVERY_VS_BEST.key: _estimate(score.recovery_vs_best, ends.recovery_vs_best, 1),
+    }
+    return {key: estimate for key, estimate in found.items() if estimate is not None}
 
 
-def _percent(interval: tuple[float, float] | None) -> tuple[float | None, float | None]:
-    return (100 * interval[0], 100 * interval[1]) if interval else (None, None)
+def _estimate(value: float | None, ends: Interval | None, scale: float) -> Estimate | None:
+    if value is None:
+        return None
+    low, high = ends or (None, None)
+    if low is None or high is None:
+        return Estimate(scale * value)
+    return Estimate(scale * value, scale * low, scale * high)
 
 
 def suite_figures(report: SuiteReport, model: SuiteModel) -> dict[str, Estimate]:

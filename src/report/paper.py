@@ -12,7 +12,7 @@ import resvg_py
 from src.report import figures, performance, svg
 from src.report.charts import Chart, Figure, Heatmap, table_csv
 from src.report.groups import Group, group_runs
-from src.report.headline import Block, Cell, Headline, Row, headline
+from src.report.headline import Block, Cell, Column, Headline, Row, headline
 from src.report.noise import Mark
 from src.report.performance import Result
 from src.report.runs import ReportError, Run
@@ -152,7 +152,10 @@ def markdown(table: Headline) -> str:
         lines = [f"**{_markdown(_title(block))}**", "", "| " + " | ".join(header) + " |"]
         lines.append("|---" + "|---:" * (len(header) - 1) + "|")
         for row in _main_rows(block):
-            cells = [_markdown(_marked(cell, "**{}**")) for cell in row.cells]
+            cells = [
+                _markdown(_marked(cell, "**{}**") + _interval(cell, column))
+                for cell, column in zip(row.cells, table.columns, strict=True)
+            ]
             line = [_markdown(row.name), row.tokens, _seeds(row), *cells, row.hours]
             lines.append("| " + " | ".join(line) + " |")
         parts.append("\n".join(lines) + "\n")
@@ -168,7 +171,10 @@ def latex(table: Headline) -> str:
         lines += [r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule"]
         lines += [" & ".join(_latex(name) for name in header) + r" \\", r"\midrule"]
         for row in _main_rows(block):
-            cells = [_latex_cell(cell) for cell in row.cells]
+            cells = [
+                _latex_cell(cell) + _latex(_interval(cell, column))
+                for cell, column in zip(row.cells, table.columns, strict=True)
+            ]
             line = [_latex(row.name), _latex(row.tokens), _seeds(row), *cells, _latex(row.hours)]
             lines.append(" & ".join(line) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
@@ -178,8 +184,9 @@ def latex(table: Headline) -> str:
 
 
 _CAPTION = (
-    "Percent, means over seeds. **Bold**: the best of its table; ≈: not told apart from the best "
-    "(95% intervals over seeds and items); ?: no interval is known."
+    "Percent, means over seeds, in brackets 95% intervals. **Bold**: the best of its table; "
+    "≈: not told apart from the best (intervals over seeds and items; one seed: over items alone); "
+    "?: no interval is known."
 )
 
 
@@ -198,6 +205,10 @@ def _seeds(row: Row) -> str:
 def _marked(cell: Cell, bold: str) -> str:
     marks = {Mark.BEST: bold, Mark.NEAR: "≈ {}", Mark.UNKNOWN: "? {}"}
     return marks.get(cell.mark, "{}").format(cell.text)
+
+
+def _interval(cell: Cell, column: Column) -> str:
+    return f" ({cell.interval})" if column.with_interval and cell.interval else ""
 
 
 def _latex_cell(cell: Cell) -> str:

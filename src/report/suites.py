@@ -10,9 +10,10 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from src.report.files import Record
+from src.report.files import Record, final_of
 
 BASELINES = ("native", "scaled")
+Interval = tuple[float | None, float | None]
 Curve = tuple[float | None, ...]
 
 
@@ -43,10 +44,11 @@ class SuiteModel(Record):
 
 
 class Intervals(Record):
-    """95% intervals, low and high."""
+    """95% intervals, low and high; an end that is not defined is null."""
 
-    recovery: tuple[float, float] | None = None
-    gap_closed: tuple[float, float] | None = None
+    recovery: Interval | None = None
+    gap_closed: Interval | None = None
+    recovery_vs_best: Interval | None = None
 
 
 class SuiteScore(Record):
@@ -94,8 +96,7 @@ class SuiteReport(Record):
     @property
     def final(self) -> SuiteModel | None:
         """The model after the last stage."""
-        trained = [model for model in self.models if model.name not in BASELINES]
-        return trained[-1] if trained else None
+        return final_of([model for model in self.models if model.name not in BASELINES])
 
     @property
     def final_scores(self) -> ModelScores:

@@ -260,10 +260,10 @@ def _colorbar(
     low, high = limits
     steps = 40
     for i in range(steps):
-        y = bottom - (i + 1) * (bottom - top) / steps
-        color = _blend(stops, (i + 0.5) / steps)
+        y = top + i * (bottom - top) / steps
+        color = _blend(stops, 1 - (i + 0.5) / steps)
         yield (
-            f'<rect x="{x:.1f}" y="{y:.2f}" width="12" height="{(bottom - top) / steps + 0.2:.2f}" '
+            f'<rect x="{x:.1f}" y="{y:.2f}" width="12" height="{(bottom - top) / steps + 0.6:.2f}" '
             f'fill="{color}"/>\n'
         )
     for share in (0.0, 0.5, 1.0):

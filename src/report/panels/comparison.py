@@ -8,7 +8,7 @@ from typing import Any
 from src.report import formatting
 from src.report.files import PerplexityReport
 from src.report.panels import PageContext, Panel
-from src.report.plots import perplexity_figure
+from src.report.plots import perplexity_data
 from src.report.runs import Run
 from src.report.table import Comparison, comparison, gap_closed
 
@@ -49,6 +49,6 @@ def _block(
         state=run.state,
         gap_closed=gap_closed(run, window),
         table=comparison(report),
-        figure=perplexity_figure(report),
+        figure=perplexity_data(report),
         is_open=is_open,
     )

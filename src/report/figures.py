@@ -137,7 +137,9 @@ def _weights_chart(found: Sequence[Group], metric: Metric) -> Chart | None:
             _ablation_name(one, sets),
             tuple(
                 _point(group, metric, labels.index(group.weights or ""))
-                for group in sorted(one, key=lambda group: group.rank)
+                for group in sorted(
+                    one, key=lambda group: (labels.index(group.weights or ""), group.rank)
+                )
             ),
             slot,
             mode="dots",

@@ -176,9 +176,9 @@ const figures = (() => {
       this.data = charts.json(`data-${element.dataset.chart}`);
       const root = element.closest("figure");
       this.selects = [...root.querySelectorAll("[data-choice]")];
-      this.labels = [...this.data.choices[0].labels];
+      this.wanted = [...this.data.choices[0].labels]; // kept while filters do not let it be shown
       this.selects.forEach((select, level) => select.addEventListener("change", () => {
-        this.labels[level] = select.value;
+        this.wanted[level] = select.value;
         this.refresh();
       }));
       for (const button of root.querySelectorAll("[data-save]")) {
@@ -196,10 +196,10 @@ const figures = (() => {
       let left = this.data.choices.filter(isShown);
       this.selects.forEach((select, level) => {
         const labels = [...new Set(left.map((choice) => choice.labels[level]))];
-        if (!labels.includes(this.labels[level]) && labels.length) this.labels[level] = labels[0];
-        select.replaceChildren(...labels.map((label) => new Option(label, label, false, label === this.labels[level])));
+        const chosen = labels.includes(this.wanted[level]) ? this.wanted[level] : labels[0];
+        select.replaceChildren(...labels.map((label) => new Option(label, label, false, label === chosen)));
         select.disabled = labels.length < 2;
-        left = left.filter((choice) => choice.labels[level] === this.labels[level]);
+        left = left.filter((choice) => choice.labels[level] === chosen);
       });
       this.left = left;
     }
@@ -218,10 +218,10 @@ const figures = (() => {
   filters.onChange(() => { for (const figure of all) figure.refresh(); });
 
   return {
-    state: () => Object.fromEntries(all.map((figure) => [figure.data.name, figure.labels])),
+    state: () => Object.fromEntries(all.map((figure) => [figure.data.name, figure.wanted])),
     restore(state) {
       for (const figure of all) {
-        if (state[figure.data.name]) figure.labels = [...state[figure.data.name]];
+        if (state[figure.data.name]) figure.wanted = [...state[figure.data.name]];
         figure.refresh();
       }
     },

@@ -44,14 +44,16 @@
     }
   }
 
-  /** The blocks that the filters leave, of which one is chosen; the first unless it still passes. */
+  let wanted = "0"; // kept while the filters do not let it be shown
+
+  /** The blocks that the filters leave, of which one is chosen. */
   function chosenBlocks() {
     const passing = [...table.tBodies].filter((block) => passingRows(block).length);
     for (const option of blocks.options) {
       if (option.value !== "all") option.hidden = option.disabled = !passing.some((block) => block.dataset.block === option.value);
     }
-    if (blocks.value === "all") return passing;
-    const chosen = passing.find((block) => block.dataset.block === blocks.value) ?? passing[0];
+    if (wanted === "all") return passing;
+    const chosen = passing.find((block) => block.dataset.block === wanted) ?? passing[0];
     if (chosen) blocks.value = chosen.dataset.block;
     return chosen ? [chosen] : [];
   }
@@ -76,7 +78,10 @@
 
   if (table) {
     variants.addEventListener("input", update);
-    blocks.addEventListener("change", update);
+    blocks.addEventListener("change", () => {
+      wanted = blocks.value;
+      update();
+    });
     filters.onChange(update);
     update();
   }

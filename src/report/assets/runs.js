@@ -3,7 +3,8 @@
 {
   const filter = document.getElementById("run-filter");
   const rows = [...document.querySelectorAll("#run-list tbody tr")];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
+  // Not the links' own words, of which "folder" holds "old".
+  const texts = rows.map((row) => [...row.querySelectorAll("td, .open, .fault")].map((part) => part.textContent).join(" ").toLowerCase());
 
   function update() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);

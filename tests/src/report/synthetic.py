@@ -118,24 +118,29 @@ def jobs() -> Iterator[Job]:
         seed += 1
 
 
-def write(outputs: Path, count: int = 200) -> dict[str, int]:
-    """Write `count` run folders below `outputs`; how many there are of each kind."""
+def write(outputs: Path, count: int = 200, *, faulty: bool = True) -> dict[str, int]:
+    """Write `count` run folders below `outputs`; how many there are of each kind.
+
+    Without `faulty` none is corrupt or hostile.
+    """
     made = {"corrupt": 0, "hostile": 0, "unfinished": 0}
     source = jobs()
     damages = _damages()
-    damaged = min(len(damages), max(1, count // 20))
-    for index in range(count - damaged - 1):
+    damaged = min(len(damages), max(1, count // 20)) if faulty else 0
+    for index in range(count - damaged - faulty):
         job = next(source)
         made["unfinished"] += job.state != "finished"
-        _write_run(outputs / job.experiment / f"20251101-{index:06d}", job, index)
+        write_run(outputs / job.experiment / f"20251101-{index:06d}", job, index)
     for index in range(damaged):
         folder = outputs / "damaged" / f"case-{index}"
-        _write_run(folder, Job(seed=50 + index, experiment="damaged"), 1000 + index)
+        write_run(folder, Job(seed=50 + index, experiment="damaged"), 1000 + index)
         damages[index](folder)
         made["corrupt"] += 1
+    if not faulty:
+        return made
     job = Job(seed=66, experiment=INJECTION, method=INJECTION, sweep=INJECTION, model=INJECTION)
     folder = outputs / HOSTILE_NAME
-    _write_run(folder, job, 2000)
+    write_run(folder, job, 2000)
     made["hostile"] += 1
     return made
 
@@ -178,7 +183,8 @@ def _closed(job: Job, noise: random.Random) -> float:
     return max(0.02, closed + noise.gauss(0, 0.006))
 
 
-def _write_run(folder: Path, job: Job, number: int) -> None:
+def write_run(folder: Path, job: Job, number: int) -> None:
+    """Write one run folder; `number` decides its noise and when it began."""
     noise = random.Random(f"{job}-{number}")
     (folder / "evals").mkdir(parents=True)
     done = 1.0 if job.state == "finished" else 0.4
@@ -474,8 +480,9 @@ def main() -> None:
     )
     parser.add_argument("--to", type=Path, required=True)
     parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--whole", action="store_true", help="none corrupt, none hostile")
     given = parser.parse_args()
-    print(write(given.to, given.count))
+    print(write(given.to, given.count, faulty=not given.whole))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import pytest
 from src.report import ReportError, build
 from src.report.page import render, write_page
 from src.report.runs import read_runs
+from tests.src.report import synthetic
 
 MakeRun = Callable[..., Path]
 
@@ -178,6 +179,16 @@ def test_two_hundred_runs_in_ten_seconds(
     assert time.perf_counter() - begin < 10
     text = target.read_text("utf-8")
     assert all(f"run-{index}</button>" in text for index in range(200))
+
+
+def test_two_hundred_runs_with_everything_in_ten_seconds(outputs: Path) -> None:
+    made = synthetic.write(outputs)
+    begin = time.perf_counter()
+    text = build(outputs, outputs / "dashboard" / "index.html").read_text("utf-8")
+    assert time.perf_counter() - begin < 10
+    assert f'200 runs, <span class="bad">{made["corrupt"]} corrupt</span>' in text
+    assert len(text) < 12_000_000
+    assert "<script>window.injected" not in text
 
 
 def test_a_folder_as_target_is_refused(outputs: Path) -> None:

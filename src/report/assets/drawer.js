@@ -80,7 +80,8 @@ const drawer = (() => {
     const button = event.target.closest("button.open");
     if (!button) return;
     event.preventDefault(); // it may stand in a summary, which a click would fold
-    open(button.closest("[data-runs]").dataset.runs.split(" ").map(Number));
+    const chosen = button.dataset.open ?? button.closest("[data-runs]").dataset.runs;
+    open(chosen.split(" ").map(Number));
   });
 
   return { runs, open, el, isOpen: () => dialog.open };

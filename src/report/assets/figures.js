@@ -88,7 +88,7 @@ const figures = (() => {
     return {
       data: series.map((one, place) => trace(one, place, series.length, chart)),
       layout: {
-        margin: { l: 58, r: 12, t: chart.marks.length ? 20 : 8, b: 44 },
+        margin: { l: 58, r: chart.x.categories.length && !chart.horizontal ? 30 : 12, t: chart.marks.length ? 20 : 8, b: 44 },
         showlegend: series.length > 1 || chart.series.length > 1,
         legend: { orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" },
         hovermode: "closest",

@@ -25,16 +25,17 @@ def newest_panel(context: PageContext) -> Panel | None:
     """Cards of the newest finished run evaluated at the headline window; None without runs."""
     if not context.runs:
         return None
-    for run in context.runs:
+    for index, run in enumerate(context.runs):
         report = run.perplexity
         window = headline_window(report, context.window) if report else None
         if run.state == "finished" and report and window:
-            return _panel(run, report, window)
+            return _panel(index, run, report, window)
     return Panel("newest", "Newest result", {"row": None, "window": context.window})
 
 
-def _panel(run: Run, report: PerplexityReport, window: int) -> Panel:
+def _panel(index: int, run: Run, report: PerplexityReport, window: int) -> Panel:
     values = {
+        "run": index,
         "row": run_row(run, window),
         "cards": _cards(report, window),
         "window": window,

@@ -351,7 +351,7 @@ def _layers_chart(run: Run, index: int, key: str) -> Heatmap | None:
         tuple(short_number(run.metrics.tokens[i]) for i in kept),
         tuple(str(layer) for layer in range(depth)),
         values,
-        "KL (nats)",
+        "KL (nats)" if "relation" in key else "loss",
         (index,),
         log=True,
     )

@@ -7,6 +7,7 @@ by its newest run.
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -239,7 +240,7 @@ def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
     chosen = headline_window(report, window) if report else None
     if report and report.final and chosen:
         gap = report.score(report.final, chosen).gap_closed
-        if gap is not None:
+        if gap is not None and math.isfinite(gap):
             found[PERPLEXITY_GAP.key] = Estimate(100 * gap)
     return found
 

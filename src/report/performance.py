@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +99,15 @@ def _row_names(content: ResultContent) -> list[str]:
 
 
 def _bars(content: ResultContent, name: str) -> Chart | None:
-    rows = [row for row in content.rows if row.name == name and row.value is not None]
-    if not rows or len(rows) > _MAX_BARS:
+    named = [(row, row.value) for row in content.rows if row.name == name]
+    known = [(row, value) for row, value in named if value is not None and math.isfinite(value)]
+    if not known or len(known) > _MAX_BARS:
         return None
+    rows = [row for row, _ in known]
     labels = tuple(setting_labels(rows))
     points = tuple(
-        Point(place, row.value, note=label)
-        for place, (row, label) in enumerate(zip(rows, labels, strict=True))
-        if row.value is not None
+        Point(place, value, note=label)
+        for place, ((_, value), label) in enumerate(zip(known, labels, strict=True))
     )
     unit = rows[0].unit
     title = formatting.text(f"{name} ({unit})" if unit else name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from src.report.files import Record, final_of
 
@@ -17,14 +17,20 @@ Interval = tuple[float | None, float | None]
 Curve = tuple[float | None, ...]
 
 
-class Average(Record):
+class _Strict(Record):
+    """These files hold no NaN: what is not defined is null."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class Average(_Strict):
     """A mean over tasks with its standard error."""
 
     value: float | None = None
     stderr: float | None = None
 
 
-class TaskResult(Record):
+class TaskResult(_Strict):
     """One task of one model."""
 
     value: float | None = None
@@ -32,7 +38,7 @@ class TaskResult(Record):
     n: NonNegativeInt | None = None
 
 
-class SuiteModel(Record):
+class SuiteModel(_Strict):
     """Results of one model."""
 
     name: str
@@ -43,7 +49,7 @@ class SuiteModel(Record):
     """RULER's mean by length in tokens."""
 
 
-class Intervals(Record):
+class Intervals(_Strict):
     """95% intervals, low and high; an end that is not defined is null."""
 
     recovery: Interval | None = None
@@ -51,7 +57,7 @@ class Intervals(Record):
     recovery_vs_best: Interval | None = None
 
 
-class SuiteScore(Record):
+class SuiteScore(_Strict):
     """How far a trained model is restored on a task, a category or on the average."""
 
     recovery: float | None = None
@@ -60,7 +66,7 @@ class SuiteScore(Record):
     interval: Intervals = Intervals()
 
 
-class ModelScores(Record):
+class ModelScores(_Strict):
     """Scores of one trained model; `average` is over the discriminating tasks."""
 
     tasks: dict[str, SuiteScore] = Field(default_factory=dict)
@@ -69,7 +75,7 @@ class ModelScores(Record):
     full_average: SuiteScore | None = None
 
 
-class NeedleCell(Record):
+class NeedleCell(_Strict):
     """Share of needles found at a length in tokens and a depth from 0 (start) to 1 (end)."""
 
     length: PositiveInt
@@ -78,7 +84,7 @@ class NeedleCell(Record):
     n: NonNegativeInt | None = None
 
 
-class SuiteReport(Record):
+class SuiteReport(_Strict):
     """`evals/short.json` or `evals/long.json`: models in the order native, scaled, after stages."""
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -105,7 +111,7 @@ class SuiteReport(Record):
         return self.scores_by_model.get(final.name, ModelScores()) if final else ModelScores()
 
 
-class DriftModel(Record):
+class DriftModel(_Strict):
     """How far a model's inner states are from the native model's, layer by layer."""
 
     name: str
@@ -116,7 +122,7 @@ class DriftModel(Record):
     logit_kl: float | None = None
 
 
-class DriftReport(Record):
+class DriftReport(_Strict):
     """`evals/drift.json`."""
 
     schema_version: Literal[1] = Field(alias="schema")

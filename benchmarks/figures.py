@@ -1,6 +1,6 @@
 """Pictures and tables of the documents, made from benchmarks/results/*.json.
 
-    python -m benchmarks.figures            write docs/images/*.png and the tables in README.md
+    python -m benchmarks.figures            write docs/images/*.png and the documents' tables
     python -m benchmarks.figures --check    only say whether the tables are what the results give
 
 Pictures need a Chromium on the path.
@@ -27,7 +27,6 @@ from src.report.files import PerplexityReport
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-README = ROOT / "README.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (760, 420)
 
@@ -79,13 +78,60 @@ def stage_table(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def kernel_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: a shape a row, times in milliseconds and what they are compared with."""
+    shapes: dict[tuple[int, ...], dict[str, Any]] = {}
+    for row in result["rows"]:
+        if "H" in row:
+            shapes.setdefault(tuple(row[axis] for axis in "BHTD"), {})[row["name"]] = row
+    lines = [
+        "| [B, H, T, D] | forward (of 2 units) | backward (of 4 units) | both | "
+        "SDPA by cuDNN, both | ratio | SDPA by flash |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for shape, rows in sorted(shapes.items()):
+        if "fwd_bwd_time_over_sdpa" not in rows:
+            continue
+        sdpa, cells = rows["fwd_bwd_time_over_sdpa"], []
+        for part in ("fwd_fraction_of_floor", "bwd_fraction_of_floor"):
+            found = rows.get(part)
+            cells.append(f"{found['milliseconds']:.3f} ({found['value']:.2f})" if found else "")
+        lines.append(
+            f"| {', '.join(map(str, shape))} | {cells[0]} | {cells[1]} | "
+            f"{sdpa['milliseconds']:.3f} | {sdpa['cudnn_milliseconds']:.3f} | "
+            f"{sdpa['value']:.2f} | {sdpa['flash_milliseconds']:.3f} |"
+        )
+    return "\n".join(lines)
+
+
+def step_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: a case a row."""
+    lines = [
+        "| case | tokens | tokens/s | of the dense rate | peak GiB (planned) | step s (planned) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    mfu = {row["case"]: row["value"] for row in result["rows"] if row["name"] == "mfu"}
+    for m in result["measurements"]:
+        if m["kind"] == "ard":
+            lines.append(
+                f"| {m['case']} | {m['settings']['tokens']:,} | {m['tokens_per_second']:,.0f} | "
+                f"{mfu[m['case']]:.0%} | {m['peak_gib']:.1f} ({m['planned_gib']:.1f}) | "
+                f"{m['step_seconds']:.2f} ({m['planned_seconds']:.2f}) |"
+            )
+    return "\n".join(lines)
+
+
 def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """The text with every `<!-- table: NAME -->` ... `<!-- end -->` filled anew."""
+    """The text with every `<!-- table: NAME -->` ... `<!-- end -->` filled anew.
+
+    Raises:
+        ValueError: a table that has no place, or several.
+    """
     for name, table in tables.items():
         pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"README.md has {count} places for table {name!r}, not 1")
+            raise ValueError(f"the document has {count} places for table {name!r}, not 1")
     return text
 
 
@@ -127,14 +173,71 @@ def step_picture(result: Mapping[str, Any]) -> go.Figure:
             marker={"symbol": symbol, "size": 10, "color": plots.STUDENT_COLORS[0]},
             name=name,
         )
+    _plain(
+        figure,
+        f"A step of attention restoration, {result['device']}",
+        "tokens a second",
+        "peak memory a rank (GiB)",
+    )
+    # Room for the last label.
+    figure.update_xaxes(range=[0, 1.15 * max(m["tokens_per_second"] for m in cases)])
+    return figure
+
+
+def kernel_time_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Forward and backward beside attention's, by shape, in units of the faster attention."""
+    rows = [row for row in result["rows"] if row["name"] == "fwd_bwd_time_over_sdpa"]
+    shapes = [f"{row['T']:,} tokens<br>{row['H']} heads of {row['D']}" for row in rows]
+    figure = go.Figure()
+    for name, key, color in (
+        ("relation_kl", "milliseconds", plots.STUDENT_COLORS[0]),
+        ("attention, cuDNN", "cudnn_milliseconds", "#8a909c"),
+        ("attention, flash", "flash_milliseconds", "#c9cdd5"),
+    ):
+        base = [row["milliseconds"] / row["value"] for row in rows]
+        relative = [row[key] / least for row, least in zip(rows, base, strict=True)]
+        texts = [f"{row[key]:.3g}" for row in rows]
+        figure.add_bar(
+            x=shapes,
+            y=relative,
+            name=name,
+            marker={"color": color},
+            text=texts,
+            textposition="outside",
+        )
+    figure.update_layout(barmode="group")
+    return _plain(figure, f"Forward and backward, {result['device']}", "", "time (labels: ms)")
+
+
+def kernel_memory_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Memory beyond the inputs, a token, against tokens."""
+    rows = [row for row in result["rows"] if row["name"] == "extra_bytes_per_token"]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[row["T"] for row in rows],
+        y=[row["value"] for row in rows],
+        mode="lines+markers",
+        marker={"size": 9, "color": plots.STUDENT_COLORS[0]},
+    )
+    _plain(
+        figure,
+        f"Memory beyond inputs, one head of {rows[0]['D']}, {result['device']}",
+        "tokens",
+        "bytes a token",
+    )
+    figure.update_xaxes(type="log", dtick=1)
+    return figure
+
+
+def _plain(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
     figure.update_layout(
         template="none",
-        title={"text": f"A step of attention restoration, {result['device']}", "x": 0.01},
+        title={"text": title, "x": 0.01},
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
         legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
     )
-    figure.update_xaxes(title="tokens a second", gridcolor="#e6e8ec", rangemode="tozero")
-    figure.update_yaxes(title="peak memory a rank (GiB)", gridcolor="#e6e8ec", rangemode="tozero")
+    figure.update_xaxes(title=x, gridcolor="#e6e8ec", automargin=True)
+    figure.update_yaxes(title=y, gridcolor="#e6e8ec", rangemode="tozero", automargin=True)
     return figure
 
 
@@ -175,6 +278,16 @@ def picture(figure: go.Figure, target: Path) -> None:
         )
 
 
+def documents() -> dict[Path, dict[str, str]]:
+    """Documents with tables that come from result files, and those tables."""
+    named = load(NAMED_RUN)
+    return {
+        ROOT / "README.md": {"perplexity": perplexity_table(named), "stages": stage_table(named)},
+        ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
+        ROOT / "docs" / "scale.md": {"step": step_table(load("step"))},
+    }
+
+
 def main() -> None:
     """Write pictures and tables, or check the tables."""
     parser = argparse.ArgumentParser(
@@ -182,17 +295,23 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true")
     given = parser.parse_args()
-    result = load(NAMED_RUN)
-    tables = {"perplexity": perplexity_table(result), "stages": stage_table(result)}
-    text = README.read_text(encoding="utf-8")
-    filled = with_tables(text, tables)
+    for path, tables in documents().items():
+        text = path.read_text(encoding="utf-8")
+        filled = with_tables(text, tables)
+        if filled != text and given.check:
+            sys.exit(f"{path.relative_to(ROOT)}: tables differ from benchmarks/results")
+        path.write_text(filled, encoding="utf-8")
     if given.check:
-        sys.exit(0 if filled == text else "README.md: tables differ from benchmarks/results")
-    README.write_text(filled, encoding="utf-8")
+        return
     IMAGES.mkdir(parents=True, exist_ok=True)
-    picture(perplexity_picture(result), IMAGES / f"{NAMED_RUN}.png")
-    if (RESULTS / "step.json").is_file():
-        picture(step_picture(load("step")), IMAGES / "step.png")
+    kernel = load("kernel")
+    for name, figure in (
+        (NAMED_RUN, perplexity_picture(load(NAMED_RUN))),
+        ("step", step_picture(load("step"))),
+        ("kernel_time", kernel_time_picture(kernel)),
+        ("kernel_memory", kernel_memory_picture(kernel)),
+    ):
+        picture(figure, IMAGES / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,23 @@ from benchmarks import figures
 RESULTS = sorted(figures.RESULTS.glob("*.json"))
 
 
-def test_readme_tables_come_from_the_results() -> None:
-    result = figures.load(figures.NAMED_RUN)
-    tables = {
-        "perplexity": figures.perplexity_table(result),
-        "stages": figures.stage_table(result),
-    }
-    text = figures.README.read_text(encoding="utf-8")
+@pytest.mark.parametrize("path", figures.documents(), ids=lambda p: p.name)
+def test_tables_come_from_the_results(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    tables = figures.documents()[path]
     assert figures.with_tables(text, tables) == text, "run python -m benchmarks.figures"
+
+
+@pytest.mark.parametrize(
+    "draw", [figures.kernel_time_picture, figures.kernel_memory_picture], ids=lambda f: f.__name__
+)
+def test_kernel_pictures_show_every_row(draw) -> None:
+    result = figures.load("kernel")
+    drawn = {len(trace.x) for trace in draw(result).data}
+    name = {"kernel_time_picture": "fwd_bwd_time_over_sdpa"}.get(
+        draw.__name__, "extra_bytes_per_token"
+    )
+    assert drawn == {sum(row["name"] == name for row in result["rows"])}
 
 
 def test_named_run_is_the_whole_experiment() -> None:

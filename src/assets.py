@@ -167,6 +167,19 @@ _TABLE = (
         archive_sha256=None,
         payload_sha256="030f161be96cd0273dfb736a0f9cdac67081dc35dc638a0687395e275cbfc012",
     ),
+    PackagedAsset(
+        name="wonderwords",
+        description="lists of English nouns, adjectives and verbs, as RULER takes them",
+        licence="MIT",
+        client="pip",
+        package="wonderwords",
+        version="3.0.1",
+        megabytes=1,
+        archive="wonderwords-3.0.1-*.whl",
+        payload="wonderwords/assets",
+        archive_sha256="4dd66deb6a76ca9e0b0422d1d3e111f9b910d7c16922d42de733ee8def98f8d0",
+        payload_sha256="f2bb8295dda71ef7006078dfc7e92ca96be01c2af0794ce2023dbcf2a0281d8f",
+    ),
 )
 
 ASSETS: dict[str, PackagedAsset] = {asset.name: asset for asset in _TABLE}

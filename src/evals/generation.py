@@ -11,7 +11,7 @@ Shapes: b rows, t tokens, s keys kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -49,7 +49,8 @@ def encode(
             beginning-of-text tokens; a tokenizer that ends prompts with an end-of-text token.
     """
     encoded: list[list[int]] = tokenizer(list(prompts), verbose=False)["input_ids"]
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    specials: tuple[Any, Any] = (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    begin, end = specials
     for ids, new in zip(encoded, room, strict=True):
         if len(ids) + new > window:
             raise GenerationError(
@@ -213,7 +214,7 @@ class _Batch:
         return cache, lengths_b, head(ends_bh).argmax(-1)
 
     def _masks(self, keys_bs: torch.Tensor, at_b1: torch.Tensor) -> object:
-        """What the next token of each row may see, [b, 1, 1, s]; by kind of layer where they differ."""
+        """What each row's next token may see, [b, 1, 1, s]; by kind of layer where kinds differ."""
 
         def mask(window: int | None) -> torch.Tensor:
             seen_bs = keys_bs <= at_b1
@@ -234,7 +235,7 @@ class _Batch:
         for name, ids, ended in zip(names, written_bt.tolist(), ended_bt, strict=True):
             if stopped := True in ended:
                 ids = ids[: ended.index(True)]
-            answers[name] = self._tokenizer.decode(ids, skip_special_tokens=True)
+            (answers[name],) = self._tokenizer.batch_decode([ids], skip_special_tokens=True)
             enough = self._enough is not None and self._enough(name, answers[name])
             finished.append(last or stopped or enough)
         return finished

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import Any
 
 # A sentence ends with . ! or ?, maybe a closing quote, before a space and a capital or a quote ...
 _BOUNDARY = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])""")
@@ -60,12 +61,13 @@ class Material:
         """All words once, in alphabetical order."""
         return tuple(sorted({*self.adjectives, *self.nouns, *self.verbs}))
 
-    @cached_property
-    def fingerprint(self) -> str:
-        """SHA-256 of everything that can come to stand in a prompt."""
-        content = [self.sentences, self.adjectives, self.nouns, self.verbs]
-        sets = {name: asdict(questions) for name, questions in sorted(self.questions.items())}
-        return hashlib.sha256(json.dumps([content, sets]).encode()).hexdigest()
+    def fingerprint(self, uses: Iterable[str]) -> str:
+        """SHA-256 of the named parts: fields of this class, or question sets."""
+        parts: dict[str, Any] = {
+            name: asdict(self.questions[name]) if name in self.questions else getattr(self, name)
+            for name in sorted(uses)
+        }
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def sentences_of(texts: Iterable[str]) -> tuple[str, ...]:

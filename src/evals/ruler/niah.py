@@ -12,15 +12,13 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import ClassVar, Literal
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
 from src.evals.ruler.sample import Sample
 
-NOISE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-)
+NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
 # RULER changes plural to singular in its template by replacing words; these are the results.
 HEAD = {
@@ -61,7 +59,14 @@ class Niah:
     num_values: int = 1
     num_queries: int = 1
 
-    max_new_tokens = MAX_NEW_TOKENS
+    max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Parts of the material that it draws from."""
+        prose = {"sentences"} if self.haystack == "prose" else set()
+        words = {"adjectives", "nouns"} if "words" in (self.keys, self.values) else set()
+        return frozenset(prose | words)
 
     def sample(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material, QuestionSet
@@ -31,7 +32,12 @@ class QuestionAnswering:
 
     dataset: str
 
-    max_new_tokens = MAX_NEW_TOKENS
+    max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Parts of the material that it draws from."""
+        return frozenset({self.dataset})
 
     def sample(
         self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material

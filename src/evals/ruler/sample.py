@@ -7,7 +7,6 @@ import json
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Literal
 
 Match = Literal["all", "part"]
@@ -67,17 +66,8 @@ def stream(*parts: object) -> random.Random:
 
 
 def dump(samples: Iterable[Sample]) -> str:
-    """Samples as JSON lines, keys in a fixed order."""
-    return "".join(json.dumps(asdict(s), ensure_ascii=False) + "\n" for s in samples)
-
-
-def load(path: Path) -> list[Sample]:
-    """Read what `dump` gave.
-
-    Raises:
-        RulerError: a line is damaged.
-    """
-    return parse(path.read_text(encoding="utf-8").splitlines(), path.name)
+    """Samples as JSON lines, keys in a fixed order, all characters beyond ASCII escaped."""
+    return "".join(json.dumps(asdict(s)) + "\n" for s in samples)
 
 
 def parse(lines: Sequence[str], name: str) -> list[Sample]:

@@ -40,8 +40,12 @@ TASKS: dict[str, Task] = {
     "qa_squad": QuestionAnswering("squad"),
     "qa_drop": QuestionAnswering("drop"),
 }
+# RULER's own second QA task, for whoever has HotpotQA's file (`MaterialConfig.hotpotqa`).
+HOTPOT = "qa_hotpot"
+ALL_TASKS: dict[str, Task] = TASKS | {HOTPOT: QuestionAnswering("hotpotqa")}
 # The task of the needle-depth grid: niah_single_2 with the needle where it is told to be.
 DEPTH_TASK = "niah_depth"
+DEPTH = TASKS["niah_single_2"]
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -51,10 +55,11 @@ def check_names(names: Sequence[str]) -> None:
         RulerError: it names the nearest one that is.
     """
     for name in names:
-        if name not in TASKS:
-            near = difflib.get_close_matches(name, TASKS, n=1)
+        if name not in ALL_TASKS:
+            near = difflib.get_close_matches(name, ALL_TASKS, n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
-            raise RulerError(f"no RULER task is named {name!r}; {hint}there are {', '.join(TASKS)}")
+            allowed = ", ".join(ALL_TASKS)
+            raise RulerError(f"no RULER task is named {name!r}; {hint}there are {allowed}")
 
 
 def samples_of(
@@ -75,7 +80,7 @@ def samples_of(
         RulerError: no such task, or the length does not suit it.
     """
     check_names([name])
-    task = TASKS[name]
+    task = ALL_TASKS[name]
     ruler = Ruler(tokenizer, length, task.max_new_tokens)
     for index in range(number):
         draw = stream("ruler", seed, name, length, index)
@@ -98,7 +103,8 @@ def depth_samples(
     Raises:
         RulerError: the length is too short.
     """
-    task = Niah("prose", "words", "numbers")
+    task = DEPTH
+    assert isinstance(task, Niah)
     ruler = Ruler(tokenizer, length, task.max_new_tokens)
     for depth in depths:
         for index in range(number):

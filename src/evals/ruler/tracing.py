@@ -12,15 +12,15 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
 from src.evals.ruler.niah import FILLER, NOISE, filling
 from src.evals.ruler.sample import Sample
 
-HEAD = (
-    "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
-)
+HEAD = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
 TAIL = (
     "\nQuestion: Find all variables that are assigned the value {value} in the text above. Answer: "
     "According to the chain(s) of variable assignment in the text above, {number} variables are "
@@ -39,7 +39,8 @@ class VariableTracking:
     num_chains: int = 1
     num_hops: int = 4
 
-    max_new_tokens = MAX_NEW_TOKENS
+    max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def sample(
         self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
@@ -113,7 +114,7 @@ class VariableTracking:
         values = [str(v) for v in draw.sample(range(10000, 99999), self.num_chains)]
         chains = [
             [f"VAR {group[0]} = {value}"]
-            + [f"VAR {new} = VAR {old} " for old, new in zip(group, group[1:], strict=False)]
+            + [f"VAR {new} = VAR {old} " for old, new in pairwise(group)]
             for group, value in zip(groups, values, strict=True)
         ]
         return groups[0], chains, values[0]

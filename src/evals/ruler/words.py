@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
@@ -51,7 +52,8 @@ class CommonWords:
     uncommon: int = 3
     number: int = 10
 
-    max_new_tokens = COMMON_NEW_TOKENS
+    max_new_tokens: ClassVar[int] = COMMON_NEW_TOKENS
+    uses: ClassVar[frozenset[str]] = frozenset({"adjectives", "nouns", "verbs"})
 
     def sample(
         self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
@@ -125,7 +127,8 @@ class FrequentWords:
     alpha: float = 2.0
     letters: int = 6
 
-    max_new_tokens = FREQUENT_NEW_TOKENS
+    max_new_tokens: ClassVar[int] = FREQUENT_NEW_TOKENS
+    uses: ClassVar[frozenset[str]] = frozenset()
 
     def sample(
         self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
@@ -154,7 +157,7 @@ class FrequentWords:
             return FREQUENT_HEAD + context(words, dots) + FREQUENT_TAIL
 
         words = most(prompt, ruler, least=1, limit=2 * ruler.length, task=name)
-        # Several words may become one more frequent at once, which leaves a gap; the noise fills it.
+        # Several words may become one more frequent at once; noise fills the gap that this leaves.
         dots = most(lambda n: prompt(words, n), ruler, least=0, limit=ruler.length, task=name)
         if not counts(words)[3] > counts(words)[4]:
             raise RulerError(

@@ -1,0 +1,141 @@
+"""Samples on disk: made once for each task, length, seed, tokenizer and material."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from src.assets import cache_dir
+from src.data.tokenization import tokenizer_identity
+from src.evals.ruler import loading, sample
+from src.evals.ruler.loading import MaterialConfig
+from src.evals.ruler.material import Material, QuestionSet
+from src.evals.ruler.sample import Sample
+from src.evals.ruler.tasks import (
+    ALL_TASKS,
+    DEPTH,
+    DEPTH_TASK,
+    VERSION,
+    depth_samples,
+    samples_of,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass
+class SampleStore:
+    """Gives samples, from its folder where they have been made before.
+
+    Attributes:
+        tokenizer: of the model that will read them.
+        config: sources of the material, read when something has to be made or identified.
+        seed: of every random choice.
+        folder: where files lie; None for the cache.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    config: MaterialConfig
+    seed: int
+    folder: Path | None = None
+
+    _parts: dict[str, Any] = field(default_factory=dict)
+
+    def material(self, uses: Iterable[str]) -> Material:
+        """The parts of the material that a task draws from; the others are empty.
+
+        Raises:
+            RulerError, AssetError, DataError, EvaluationError: a part cannot be had.
+        """
+        for name in uses:
+            if name not in self._parts:
+                self._parts[name] = loading.part(self.config, name)
+        lists = {name: self._parts.get(name, ()) for name in ("sentences", *loading.WORD_FILES)}
+        sets = {n: p for n, p in self._parts.items() if isinstance(p, QuestionSet)}
+        return Material(**lists, questions=sets)
+
+    def samples(self, task: str, length: int, number: int) -> list[Sample]:
+        """The first `number` samples of a task.
+
+        Raises:
+            RulerError: they cannot be made at that length.
+        """
+        uses = ALL_TASKS[task].uses
+        return self._get(
+            task,
+            length,
+            uses,
+            number,
+            lambda: samples_of(
+                task,
+                length,
+                number,
+                seed=self.seed,
+                tokenizer=self.tokenizer,
+                material=self.material(uses),
+            ),
+        )
+
+    def depths(self, length: int, depths: Sequence[float], number: int) -> list[Sample]:
+        """`number` samples of the depth grid at each depth.
+
+        Raises:
+            RulerError: they cannot be made at that length.
+        """
+        uses = DEPTH.uses
+        return self._get(
+            DEPTH_TASK,
+            length,
+            uses,
+            number * len(depths),
+            lambda: depth_samples(
+                length,
+                depths,
+                number,
+                seed=self.seed,
+                tokenizer=self.tokenizer,
+                material=self.material(uses),
+            ),
+            note={"depths": list(depths), "number": number},
+        )
+
+    def _get(
+        self,
+        task: str,
+        length: int,
+        uses: Iterable[str],
+        number: int,
+        make: Callable[[], Iterable[Sample]],
+        note: object = None,
+    ) -> list[Sample]:
+        key = {
+            "version": VERSION,
+            "task": task,
+            "length": length,
+            "seed": self.seed,
+            "tokenizer": tokenizer_identity(self.tokenizer),
+            "material": self.material(uses).fingerprint(uses),
+            "note": note,
+        }
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        folder = self.folder or cache_dir() / "ruler"
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{task}-{length}-{digest[:16]}.jsonl"
+        with FileLock(path.with_suffix(".lock")):
+            if path.is_file():
+                lines = path.read_text(encoding="utf-8").splitlines()
+                if len(lines) >= number:
+                    return sample.parse(lines[:number], str(path))
+            made = list(make())
+            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+            partial.write_text(sample.dump(made), encoding="utf-8")
+            partial.replace(path)
+        return made

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 CHOICES = (" Yes", " No")
+# Tokens that a choice may have, at most.
+CHOICE_ROOM = 8
 # Part of the key under which results are cached: to be raised when a prompt changes.
 VERSION = 1
 
@@ -93,7 +95,8 @@ def _rows(
     tail = tokenizer(item.tail, add_special_tokens=False)["input_ids"]
     paper = tokenizer(item.paper, verbose=False)["input_ids"]
     choices = [_continuation(tokenizer, item.tail, choice, len(tail)) for choice in CHOICES]
-    room = window - len(tail) - max(len(choice) for choice in choices)
+    assert max(len(choice) for choice in choices) <= CHOICE_ROOM
+    room = window - len(tail) - CHOICE_ROOM
     if room < 1:
         raise PaperError(
             f"a window of {window} tokens has no room for a question of {len(tail)} tokens"

@@ -152,6 +152,16 @@ class Evaluation:
         """The tokenizer that all candidates share."""
         return models.load_tokenizer(self.candidates[0].model)
 
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, told to all processes that share the work."""
+        if self.size == 1:
+            return value
+        from torch import distributed
+
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
     def of_role(self, *roles: Role) -> tuple[Candidate, ...]:
         """Candidates of these roles."""
         return tuple(c for c in self.candidates if c.role in roles)

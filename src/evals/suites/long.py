@@ -239,12 +239,7 @@ class LongSuite:
     ) -> dict[str, list[Any]]:
         """A reader's values by unit, from the cache or by asking it."""
         keys = {unit.name: self._key(evaluation, reader, unit) for unit in units}
-        known = _from_main(
-            evaluation,
-            {name: evaluation.cache.get(key) for name, key in keys.items()}
-            if evaluation.is_main
-            else None,
-        )
+        known = evaluation.agreed({n: evaluation.cache.get(key) for n, key in keys.items()})
         missing = [unit for unit in units if known[unit.name] is None]
         if missing:
             with reader.candidate.loaded(
@@ -300,17 +295,6 @@ def _refuse(task: str) -> Unit:
 
 def _ruler_unit(name: str, length: int, samples: Callable[[], list[Sample]]) -> Unit:
     return RulerUnit(name, length, tuple(samples()))
-
-
-def _from_main(evaluation: Evaluation, value: Any) -> Any:
-    """What rank 0 says, so that all ranks do the same whatever others write meanwhile."""
-    if evaluation.size == 1:
-        return value
-    from torch import distributed
-
-    box = [value]
-    distributed.broadcast_object_list(box, src=0)
-    return box[0]
 
 
 def _gathered(evaluation: Evaluation, unit: Unit, session: Session) -> tuple[list[Any], str | None]:

@@ -1,0 +1,281 @@
+"""What is left of the native model's ability, and how sure that is.
+
+From every model's answers to the same items: values with standard errors, and for each student
+
+    recovery         = 100 * student / native
+    recovery_vs_best = 100 * student / best of the other runs
+    gap_closed       = (student - scaled) / (native - scaled)
+
+for each task, each category and the average. Where lower is better, the ratios are turned over.
+Intervals are 95% percentiles of a paired bootstrap: every resample draws items with replacement,
+the same for all models, since they answer the same questions; tasks are drawn independently.
+
+A task discriminates if the native model is above chance by two standard errors; the average is
+over those, and the full average stands beside it. Shares of right answers and bits per byte don't
+mix: an average is over tasks of one kind, shares where there are any.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+# Resamples drawn at once; bounds memory.
+_CHUNK = 64
+_CONFIDENCE = (2.5, 97.5)
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """What scores need to know of a task.
+
+    Attributes:
+        name: of the task.
+        category: whose average it counts in.
+        metric: what its value is.
+        higher_is_better: False for bits per byte.
+        chance: what guessing scores, None where that means nothing.
+    """
+
+    name: str
+    category: str
+    metric: str
+    higher_is_better: bool = True
+    chance: float | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to a task, float64 [items]; its value is sum(score) / sum(weight)."""
+
+    score: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The task's figure."""
+        return float(self.score.sum() / self.weight.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the value: of a mean where weights are 1, else of a linearised ratio."""
+        n = len(self.score)
+        if n < 2:
+            return 0.0
+        residual = (self.score - self.value * self.weight) / self.weight.mean()
+        return float(residual.std(ddof=1) / np.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which model is which, by name."""
+
+    native: str | None
+    scaled: str | None
+    students: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
+
+
+class Comparison:
+    """All models' answers to all tasks, and every figure that follows.
+
+    A task that one of the models has no answers to stays out of averages.
+    """
+
+    def __init__(
+        self,
+        tasks: Sequence[TaskFacts],
+        answers: Mapping[str, Mapping[str, Answered]],
+        roles: Roles,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        """Draw the bootstrap.
+
+        Args:
+            tasks: in the order of results.
+            answers: by model and task; of one task, all models' have the same items.
+            roles: which model is which.
+            resamples: of the bootstrap.
+            seed: of the bootstrap; a task's resamples depend on it and on the task's name.
+        """
+        self.tasks = [t for t in tasks if any(t.name in a for a in answers.values())]
+        self.models = list(answers)
+        self.answers = answers
+        self.roles = roles
+        self._common = [t for t in self.tasks if all(t.name in a for a in answers.values())]
+        self._drawn = {t.name: self._draw(t.name, resamples, seed) for t in self.tasks}
+
+    def results(self, model: str) -> dict[str, Any]:
+        """A model's figures by task."""
+        return {
+            task.name: {
+                "metric": task.metric,
+                "value": given.value,
+                "stderr": given.stderr,
+                "n": len(given.score),
+                "higher_is_better": task.higher_is_better,
+                "chance": task.chance,
+            }
+            for task in self.tasks
+            if (given := self.answers[model].get(task.name)) is not None
+        }
+
+    def categories(self, model: str) -> dict[str, Any]:
+        """A model's averages by category."""
+        return {name: self._mean(model, members) for name, members in self._by_category().items()}
+
+    def average(self, model: str, *, full: bool = False) -> dict[str, Any] | None:
+        """A model's average over the tasks that discriminate, or over all."""
+        members = self._averaged(full=full)
+        return self._mean(model, members) if members else None
+
+    def scores(self) -> dict[str, Any]:
+        """Each student's scores; nothing where there is no native or scaled model."""
+        if self.roles.native is None or self.roles.scaled is None:
+            return {}
+        return {student: self._scores_of(student) for student in self.roles.students}
+
+    def discriminates(self, task: TaskFacts) -> bool:
+        """Whether the native model is above chance by two standard errors."""
+        if task.chance is None:
+            return True
+        native = self.answers.get(self.roles.native or "", {}).get(task.name)
+        return native is not None and native.value > task.chance + 2 * native.stderr
+
+    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Resampled values of a task by model, float64 [resamples]."""
+        given = {m: a[task] for m, a in self.answers.items() if task in a}
+        n = len(next(iter(given.values())).score)
+        different = {m: len(a.score) for m, a in given.items() if len(a.score) != n}
+        assert not different, f"{task}: models answered other numbers of items: {different}"
+        columns = np.stack([x for a in given.values() for x in (a.score, a.weight)], axis=1)
+        draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
+        sums = np.concatenate(
+            [
+                _counts(draw, min(_CHUNK, resamples - start), n) @ columns
+                for start in range(0, resamples, _CHUNK)
+            ]
+        )
+        return {m: sums[:, 2 * i] / sums[:, 2 * i + 1] for i, m in enumerate(given)}
+
+    def _by_category(self) -> dict[str, list[TaskFacts]]:
+        found: dict[str, list[TaskFacts]] = {}
+        for task in self._common:
+            found.setdefault(task.category, []).append(task)
+        return {name: _one_kind(members) for name, members in found.items()}
+
+    def _averaged(self, *, full: bool) -> list[TaskFacts]:
+        chosen = [t for t in self._common if full or self.discriminates(t)]
+        return _one_kind(chosen)
+
+    def _mean(self, model: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
+        given = [self.answers[model][t.name] for t in members]
+        errors = np.array([a.stderr for a in given])
+        return {
+            "value": float(np.mean([a.value for a in given])),
+            "stderr": float(np.sqrt((errors**2).sum()) / len(given)),
+            "tasks": [t.name for t in members],
+            "higher_is_better": members[0].higher_is_better,
+        }
+
+    def _scores_of(self, student: str) -> dict[str, Any]:
+        groups = self._by_category()
+        average, full = self._averaged(full=False), self._averaged(full=True)
+        return {
+            "tasks": {
+                t.name: self._score(student, [t])
+                for t in self.tasks
+                if all(t.name in self.answers[m] for m in self._needed(student))
+            },
+            "categories": {name: self._score(student, group) for name, group in groups.items()},
+            "average": self._score(student, average) if average else None,
+            "full_average": self._score(student, full) if full else None,
+        }
+
+    def _needed(self, student: str) -> tuple[str, ...]:
+        assert self.roles.native is not None
+        assert self.roles.scaled is not None
+        return (self.roles.native, self.roles.scaled, student)
+
+    def _score(self, student: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
+        """Scores of a task, or of the mean of several."""
+        better = members[0].higher_is_better
+        native, scaled, mine = (self._both(m, members) for m in self._needed(student))
+        lost = _interval((native[1] - scaled[1]) * (1 if better else -1))
+        gap = lost[0] > 0
+        gained = _interval(mine[1] - scaled[1])
+        behind = _interval(mine[1] - native[1])
+        best = self._best(student, members)
+        best_interval = _interval(_recovery(mine[1], best[1], better)) if best else None
+        return {
+            "recovery": float(_recovery(mine[0], native[0], better)),
+            "gap_closed": float(_gap(mine[0], scaled[0], native[0])) if gap else None,
+            "recovery_vs_best": float(_recovery(mine[0], best[0], better)) if best else None,
+            "interval": {
+                "recovery": _interval(_recovery(mine[1], native[1], better)),
+                "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
+                "recovery_vs_best": best_interval,
+            },
+            "difference": {
+                "to_scaled": {"value": mine[0] - scaled[0], "interval": gained},
+                "to_native": {"value": mine[0] - native[0], "interval": behind},
+            },
+            "discriminating": any(self.discriminates(t) for t in members),
+            "significant": gained[0] > 0 or gained[1] < 0,
+        }
+
+    def _both(self, model: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray]:
+        """The mean of some tasks: its value and its resampled values."""
+        value = float(np.mean([self.answers[model][t.name].value for t in members]))
+        return value, np.mean([self._drawn[t.name][model] for t in members], axis=0)
+
+    def _best(self, student: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray] | None:
+        """The best of the other runs' models on these tasks."""
+        able = [
+            m
+            for m in self.roles.baselines
+            if m != student and all(t.name in self.answers[m] for t in members)
+        ]
+        if not able:
+            return None
+        choose = max if members[0].higher_is_better else min
+        return choose((self._both(m, members) for m in able), key=lambda pair: pair[0])
+
+
+def _one_kind(members: Sequence[TaskFacts]) -> list[TaskFacts]:
+    shares = [t for t in members if t.higher_is_better]
+    return shares or list(members)
+
+
+def _counts(draw: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    """How often each item is in each resample, float64 [resamples, n]."""
+    chosen = draw.integers(0, n, size=(resamples, n))
+    chosen += np.arange(resamples)[:, None] * n
+    counts = np.bincount(chosen.ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(np.float64)
+
+
+def _recovery(value: Any, reference: Any, higher_is_better: bool) -> Any:
+    above, below = (value, reference) if higher_is_better else (reference, value)
+    # A resample in which the reference is 0 says nothing.
+    return 100 * np.divide(
+        above,
+        below,
+        out=np.full_like(np.asarray(below, float), np.nan),
+        where=np.asarray(below) != 0,
+    )
+
+
+def _gap(value: Any, scaled: Any, native: Any) -> Any:
+    lost = np.asarray(native - scaled, dtype=float)
+    return np.divide(value - scaled, lost, out=np.full_like(lost, np.nan), where=lost != 0)
+
+
+def _interval(resampled: np.ndarray) -> list[float]:
+    return [float(x) for x in np.nanpercentile(resampled, _CONFIDENCE)]

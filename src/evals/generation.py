@@ -154,6 +154,7 @@ class _Batch:
         self._device = next(model.parameters()).device
         self._windows = attention_windows(model.config)
         self._kinds = getattr(model.config, "layer_types", None)
+        self._eager = str(model.config._attn_implementation).endswith("eager")
         stops = model.generation_config.eos_token_id if model.generation_config else None
         ids = stops if isinstance(stops, list) else [stops, tokenizer.eos_token_id]
         self._stops = torch.tensor(
@@ -220,7 +221,12 @@ class _Batch:
             seen_bs = keys_bs <= at_b1
             if window is not None:
                 seen_bs &= at_b1 - keys_bs < window
-            return seen_bs[:, None, None, :]
+            seen = seen_bs[:, None, None, :]
+            if not self._eager:
+                return seen
+            # Eager attention adds its mask to the scores.
+            hidden = torch.zeros(seen.shape, dtype=self._model.dtype, device=self._device)
+            return hidden.masked_fill(~seen, torch.finfo(self._model.dtype).min)
 
         if self._kinds is None or len(set(self._kinds)) == 1:
             return mask(self._windows[0])

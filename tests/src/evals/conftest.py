@@ -66,7 +66,7 @@ def story() -> tuple[str, ...]:
     return STORY
 
 
-def _small(family: str, **changes: object) -> object:
+def _small(family: str, attention: str = "sdpa", **changes: object) -> object:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     sizes: dict[str, object] = {
@@ -85,7 +85,9 @@ def _small(family: str, **changes: object) -> object:
     config = AutoConfig.for_model(family, **sizes | changes)
     with torch.random.fork_rng():
         torch.manual_seed(2)
-        return AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        return AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=attention
+        ).eval()
 
 
 @pytest.fixture(scope="session")
@@ -93,6 +95,20 @@ def small_llama() -> object:
     """Three layers of random weights with scaled RoPE, for the byte tokenizer."""
     scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
     return _small("llama", rope_parameters=scaled)
+
+
+@pytest.fixture(scope="session")
+def small_llama_eager() -> object:
+    """The same with attention that adds its mask."""
+    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
+    return _small("llama", "eager", rope_parameters=scaled)
+
+
+@pytest.fixture(scope="session")
+def small_gemma() -> object:
+    """Layers of two kinds: two with a sliding window of 24 tokens, one without."""
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    return _small("gemma3_text", sliding_window=24, layer_types=kinds)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ def alone(model: Any, tokenizer: Any, prompt: str, room: int) -> str:
     return tokenizer.decode(ids[start:], skip_special_tokens=True)
 
 
-@pytest.mark.parametrize("family", ["small_llama", "small_mistral"])
+@pytest.mark.parametrize(
+    "family", ["small_llama", "small_llama_eager", "small_mistral", "small_gemma"]
+)
 @pytest.mark.parametrize("batch_tokens", [1, 120, 10_000])
 def test_a_batch_gives_what_each_prompt_gives_alone(
     family: str, batch_tokens: int, byte_tokenizer: Any, request: pytest.FixtureRequest

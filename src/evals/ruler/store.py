@@ -6,18 +6,22 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from src.assets import cache_dir
+from src.assets import AssetError, cache_dir
+from src.data import DataError
 from src.data.tokenization import tokenizer_identity
 from src.evals.ruler import loading, sample
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.ruler.material import Material, QuestionSet
-from src.evals.ruler.sample import Sample
+from src.evals.ruler.sample import RulerError, Sample
 from src.evals.ruler.tasks import (
     ALL_TASKS,
     DEPTH,
@@ -26,9 +30,15 @@ from src.evals.ruler.tasks import (
     depth_samples,
     samples_of,
 )
+from src.evals.suite import EvaluationError
+from src.progress import meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+# Prompts of so many tokens in all take about a minute on one core; processes take seconds to start.
+WORTH_PROCESSES = 2_000_000
+MOST_WORKERS = 16
 
 
 @dataclass
@@ -99,6 +109,35 @@ class SampleStore:
                 material=self.material(DEPTH.uses),
             ),
         )
+
+    def prepare(self, wanted: Sequence[tuple[str, int]], number: int) -> None:
+        """Make samples of several tasks and lengths at once, in processes, where that pays.
+
+        What cannot be made is left out; `samples` says why.
+        """
+        missing = [(task, length) for task, length in wanted if not self._made(task, length)]
+        tokens = sum(length * number for _, length in missing)
+        workers = min(len(missing), os.cpu_count() or 1, MOST_WORKERS)
+        if workers < 2 or tokens < WORTH_PROCESSES:
+            return
+        with (
+            ProcessPoolExecutor(workers, get_context("spawn")) as pool,
+            meter("making RULER samples, tasks and lengths", len(missing)) as progress,
+        ):
+            # The longest first, so that none of them is left for the end.
+            missing.sort(key=lambda pair: -pair[1])
+            made = [pool.submit(self.samples, task, length, number) for task, length in missing]
+            for future in as_completed(made):
+                with suppress(RulerError):
+                    future.result()
+                progress.advance()
+
+    def _made(self, task: str, length: int) -> bool:
+        """Whether a task's samples are there, or will never be for want of their material."""
+        try:
+            return self.file(task, length).is_file()
+        except (RulerError, AssetError, DataError, EvaluationError):
+            return True
 
     def file(self, task: str, length: int) -> Path:
         """Where a task's samples lie, or will."""

@@ -190,7 +190,12 @@ class LongSuite:
         store = SampleStore(evaluation.tokenizer, material, self.seed)
         if self.ruler is not None:
             number = self._limited(self.ruler.samples)
-            for task in self.ruler.tasks or tuple(TASKS):
+            tasks = self.ruler.tasks or tuple(TASKS)
+            if evaluation.is_main:
+                known = [task for task in tasks if task in ALL_TASKS]
+                store.prepare([(task, n) for task in known for n in lengths], number)
+            evaluation.agreed(None)  # the others wait for the files
+            for task in tasks:
                 if task not in ALL_TASKS:
                     yield f"ruler_{task}", partial(_refuse, task)
                     continue

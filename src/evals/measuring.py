@@ -79,11 +79,13 @@ class Prepared:
         Raises:
             EvaluationError: a document does not fit the task, or the hub cannot be reached.
         """
+        from jinja2 import TemplateError
+
         if self.documents is None:
             return self.definition.build_from_hub()
         try:
             return self.definition.build(self.documents)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, TemplateError) as error:
             raise EvaluationError(
                 f"the documents do not fit the task: {type(error).__name__}: {error}"
             ) from error
@@ -127,6 +129,9 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
             raise EvaluationError(f"{file}, line {number}, is no JSON: {error}") from error
+        # lm-eval looks at the first document only.
+        if not isinstance(found[-1], dict) or found[-1].keys() != found[0].keys():
+            raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
     if not found:
         raise EvaluationError(f"{file} holds no documents")
     return found

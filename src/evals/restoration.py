@@ -62,7 +62,7 @@ class Answered:
 
     @property
     def stderr(self) -> float:
-        """Standard error of the value: of a mean where weights are 1, else of a linearised ratio."""
+        """Standard error of the value: of a mean where weights are 1, else of a ratio."""
         n = len(self.score)
         if n < 2:
             return 0.0
@@ -207,20 +207,20 @@ class Comparison:
         """Scores of a task, or of the mean of several."""
         better = members[0].higher_is_better
         native, scaled, mine = (self._both(m, members) for m in self._needed(student))
-        lost = _interval((native[1] - scaled[1]) * (1 if better else -1))
+        lost = _percentiles((native[1] - scaled[1]) * (1 if better else -1))
         gap = lost[0] > 0
-        gained = _interval(mine[1] - scaled[1])
-        behind = _interval(mine[1] - native[1])
+        gained, behind = _percentiles(mine[1] - scaled[1]), _percentiles(mine[1] - native[1])
         best = self._best(student, members)
-        best_interval = _interval(_recovery(mine[1], best[1], better)) if best else None
         return {
-            "recovery": float(_recovery(mine[0], native[0], better)),
-            "gap_closed": float(_gap(mine[0], scaled[0], native[0])) if gap else None,
-            "recovery_vs_best": float(_recovery(mine[0], best[0], better)) if best else None,
+            "recovery": _number(_recovery(mine[0], native[0], better)),
+            "gap_closed": _number(_gap(mine[0], scaled[0], native[0])) if gap else None,
+            "recovery_vs_best": _number(_recovery(mine[0], best[0], better)) if best else None,
             "interval": {
                 "recovery": _interval(_recovery(mine[1], native[1], better)),
                 "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
-                "recovery_vs_best": best_interval,
+                "recovery_vs_best": (
+                    _interval(_recovery(mine[1], best[1], better)) if best else None
+                ),
             },
             "difference": {
                 "to_scaled": {"value": mine[0] - scaled[0], "interval": gained},
@@ -263,19 +263,29 @@ def _counts(draw: np.random.Generator, resamples: int, n: int) -> np.ndarray:
 
 def _recovery(value: Any, reference: Any, higher_is_better: bool) -> Any:
     above, below = (value, reference) if higher_is_better else (reference, value)
-    # A resample in which the reference is 0 says nothing.
-    return 100 * np.divide(
-        above,
-        below,
-        out=np.full_like(np.asarray(below, float), np.nan),
-        where=np.asarray(below) != 0,
-    )
+    return 100 * _ratio(above, below)
 
 
 def _gap(value: Any, scaled: Any, native: Any) -> Any:
-    lost = np.asarray(native - scaled, dtype=float)
-    return np.divide(value - scaled, lost, out=np.full_like(lost, np.nan), where=lost != 0)
+    return _ratio(value - scaled, native - scaled)
 
 
-def _interval(resampled: np.ndarray) -> list[float]:
+def _ratio(above: Any, below: Any) -> np.ndarray:
+    """A quotient, NaN where the divisor is 0: such a resample says nothing."""
+    divisor = np.asarray(below, dtype=float)
+    nothing = np.full_like(divisor, np.nan)
+    return np.divide(above, divisor, out=nothing, where=divisor != 0)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _percentiles(resampled: np.ndarray) -> list[float]:
+    return [float(x) for x in np.percentile(resampled, _CONFIDENCE)]
+
+
+def _interval(resampled: np.ndarray) -> list[float] | None:
+    if not np.isfinite(resampled).any():
+        return None
     return [float(x) for x in np.nanpercentile(resampled, _CONFIDENCE)]

@@ -274,7 +274,7 @@ def _scores(content: Mapping[str, Any]) -> list[ResultTable]:
 
 
 def _with_interval(scored: Mapping[str, Any], name: str, form: str, scale: float) -> str | None:
-    if scored[name] is None:
+    if scored[name] is None or scored["interval"][name] is None:
         return None
     low, high = scored["interval"][name]
     values = (form.format(scale * x) for x in (scored[name], low, high))

@@ -64,7 +64,7 @@ def content(
         "seed": seed,
         "lengths": list(lengths),
         "models": [_model(reader, units, values[reader.name], compared) for reader in answered],
-        "scores_by_model": _finite(compared.scores()),
+        "scores_by_model": compared.scores(),
         "needle_depth": {
             reader.name: grid for reader in answered if (grid := _grid(units, values[reader.name]))
         },
@@ -102,15 +102,6 @@ def _roles(readers: Sequence[Reader]) -> Roles:
         students=(*named("trained", "comparison"), *retrieving),
         baselines=tuple(named("comparison")),
     )
-
-
-def _finite(value: Any) -> Any:
-    """None in place of what is not defined, such as a share of a native model's 0."""
-    if isinstance(value, Mapping):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _model(

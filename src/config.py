@@ -15,15 +15,18 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from src.data import DataConfig
-from src.evals.perplexity import PerplexityConfig
+from src.devices import uses_cuda
+from src.evals.suite import Suite
+from src.evals.suites import SUITES
 from src.models import ModelConfig, PositiveFloat, PositiveInt
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
@@ -202,10 +205,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """What is evaluated when training ends; nothing where a suite is null."""
+class ChosenSuites:
+    """What is evaluated; nothing where a suite is null."""
 
-    perplexity: PerplexityConfig | None = None
+    def suites(self) -> list[Suite]:
+        """The chosen suites, in the order of their files' names."""
+        chosen = [getattr(self, name) for name in SUITES]
+        return [suite for suite in chosen if suite is not None]
+
+
+if TYPE_CHECKING:
+    EvalConfig = ChosenSuites
+else:
+    # A field for each suite, since they are found at run time.
+    EvalConfig = make_dataclass(
+        "EvalConfig",
+        [(name, suite | None, None) for name, suite in SUITES.items()],
+        bases=(ChosenSuites,),
+        frozen=True,
+        namespace={"__doc__": ChosenSuites.__doc__, "__module__": __name__},
+    )
 
 
 @dataclass(frozen=True)
@@ -251,14 +270,29 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """`python -m src.evaluate`: a run folder, or a model by name, and the suites."""
+    """`python -m src.evaluate`: a run folder, or a model by name, and the suites.
+
+    Attributes:
+        dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
+        compare: folders of other runs, whose final models are evaluated beside.
+        limit: items of each task, for a quick look; the suites' own settings read it.
+        nproc: processes that share the work, each with a GPU of its own; `auto` is one for each
+            GPU.
+        cache: take results that are known already from the cache, and keep new ones there.
+        out: folder for the results of a model by name; a run's go to its evals/.
+    """
 
     eval: EvalConfig
     data: DataConfig
-    device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     model: ModelConfig | None = None
     run: str | None = None
+    compare: tuple[str, ...] = ()
+    limit: PositiveInt | None = None
+    nproc: Literal["auto"] | PositiveInt = "auto"
+    cache: bool = True
+    out: str | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False
@@ -267,6 +301,22 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.run is None) == (self.model is None):
             raise ValueError("give either run=RUN_DIR or model=NAME")
+        if self.compare and self.run is None:
+            raise ValueError("compare is for run=RUN_DIR: it adds other runs' models to its own")
+
+    @property
+    def processes(self) -> int:
+        """How many processes share the work."""
+        if self.nproc != "auto":
+            return self.nproc
+        return torch.cuda.device_count() if uses_cuda(self.device) else 1
+
+    @property
+    def resolved_dtype(self) -> Literal["float32", "bfloat16"]:
+        """The number format of the models."""
+        if self.dtype != "auto":
+            return self.dtype
+        return "bfloat16" if uses_cuda(self.device) else "float32"
 
 
 T = typing.TypeVar("T")

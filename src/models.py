@@ -171,6 +171,23 @@ def _location(model: ModelConfig) -> tuple[str, dict[str, Any]]:
     return source.repo, {"revision": source.revision}
 
 
+def local_folder(model: ModelConfig) -> Path:
+    """The folder that holds a model's files, downloading them from the hub when need be.
+
+    Raises:
+        ModelError: they cannot be had.
+        assets.AssetError: a package cannot be fetched.
+    """
+    location, where = _location(model)
+    if not isinstance(model.source, HubWeights):
+        return Path(location)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "*.safetensors", "*.model", "tokenizer*", "*.jinja"]
+    with _reported(model):
+        return Path(snapshot_download(location, allow_patterns=wanted, **where))
+
+
 def _converted_package(asset: str) -> Path:
     """The packaged model as safetensors in the cache, converted from its GGUF file once."""
     import torch
@@ -227,14 +244,8 @@ def check_available(model: ModelConfig) -> None:
     """
     if model.random_weights:
         return
-    location, where = _location(model)
-    if isinstance(model.source, HubWeights):
-        from huggingface_hub import snapshot_download
-
-        wanted = ["*.json", "*.safetensors", "*.model", "tokenizer*", "*.jinja"]
-        with _reported(model):
-            location = snapshot_download(location, allow_patterns=wanted, **where)
-    if not list(Path(location).glob("*.safetensors")):
+    location = local_folder(model)
+    if not list(location.glob("*.safetensors")):
         raise ModelError(
             f"model {model.name}: {location} has no *.safetensors; pickled weights are not read: "
             "save the model again with save_pretrained"

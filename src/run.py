@@ -20,7 +20,7 @@ from src.config import RunConfig
 from src.data import Blocks, Corpus, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
 from src.engine import Student, Teacher
-from src.evals.restoration import evaluate_run
+from src.evals import running
 from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
@@ -90,9 +90,10 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
                 tracker = _start_tracker(config, folder)
             _Run(config, folder, world, tracker).train()
             launch.leave(world)
-            if world.is_main and config.eval.perplexity is not None:
-                results = evaluate_run(config, folder, config.eval.perplexity)
+            if world.is_main and config.eval.suites():
+                results = running.evaluate_finished(config, folder)
                 results.report(tracker)
+                results.check()
         succeeded = True
         if world.is_main:
             folder.end("finished")

@@ -27,7 +27,7 @@ from src import checkpoint, command, config, launch, models, plan, run
 from src.checkpoint import CheckpointError
 from src.config import ConfigError, LaunchConfig, RunConfig
 from src.devices import uses_cuda
-from src.evals.restoration import held_out_segments
+from src.evals import running
 from src.launch import World
 from src.run_folder import (
     LOCK,
@@ -239,11 +239,8 @@ def _preflight(settings: RunConfig) -> run.Data:
         )
     models.check_available(settings.model)
     data = run.prepare_data(settings)
-    if settings.eval.perplexity is not None:
-        try:
-            held_out_segments(data.corpus, settings.eval.perplexity)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    if refused := running.problems(settings):
+        raise ConfigError("\n".join(refused))
     return data
 
 

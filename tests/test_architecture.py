@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRIES = {"src.train", "src.evaluate", "src.dashboard", "src.rank"}
+ENTRIES = {"src.train", "src.evaluate", "src.dashboard", "src.rank", "src.evaluation_rank"}
 CONFIG_BOUNDARY = {"src.config", "src.command", "src.train", "src.evaluate", "src.dashboard"}
 
 

@@ -1,185 +1,291 @@
-"""The question a run answers: native, scaled and trained models on the same held-out text."""
+"""What is left of the native model's ability, and how sure that is.
+
+From every model's answers to the same items: values with standard errors, and for each student
+
+    recovery         = 100 * student / native
+    recovery_vs_best = 100 * student / best of the other runs
+    gap_closed       = (student - scaled) / (native - scaled)
+
+for each task, each category and the average. Where lower is better, the ratios are turned over.
+Intervals are 95% percentiles of a paired bootstrap: every resample draws items with replacement,
+the same for all models, since they answer the same questions; tasks are drawn independently.
+
+A task discriminates if the native model is above chance by two standard errors; the average is
+over those, and the full average stands beside it. Shares of right answers and bits per byte don't
+mix: an average is over tasks of one kind, shares where there are any.
+"""
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Sequence
+import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.table import Table
 
-from src import models
-from src.data import prepare_corpus
-from src.devices import DTYPES, device_of
-from src.evals import perplexity
-from src.evals.perplexity import PerplexityConfig
-from src.run_folder import SCHEMA, RunFolder, write_json
-
-if TYPE_CHECKING:
-    from src.config import RunConfig
-    from src.data import Corpus, DataConfig
-    from src.models import ModelConfig
-    from src.tracking import Tracker
+# Resamples drawn at once; bounds memory.
+_CHUNK = 64
+_CONFIDENCE = (2.5, 97.5)
 
 
 @dataclass(frozen=True)
-class PerplexityResults:
-    """A run's perplexities: what evals/perplexity.json holds."""
+class TaskFacts:
+    """What scores need to know of a task.
 
-    content: dict[str, Any]
-    headline: str
-
-    def table(self) -> tuple[list[str], list[list[Any]]]:
-        """A model a row, a window a column, and last the gap closed at the headline."""
-        windows = [str(w) for w in self.content["windows"]]
-        columns = ["model", *(f"ppl {w}" for w in windows), f"gap closed @{self.headline}"]
-        rows = []
-        for model in self.content["models"]:
-            scored = self.content["scores_by_model"].get(model["name"])
-            closed = scored[self.headline]["gap_closed"] if scored else None
-            rows.append([model["name"], *(model["perplexity"][w] for w in windows), closed])
-        return columns, rows
-
-    def print(self, console: Console) -> None:
-        """Print the table; output that is no terminal is wide enough for every figure."""
-        if not console.is_terminal:
-            console.width = max(console.width, 120)
-        columns, rows = self.table()
-        data = self.content["dataset"]
-        table = Table(
-            title=f"Perplexity of held-out {data['name']} text "
-            f"({len(data['documents'])} documents, lower is better)",
-            title_justify="left",
-        )
-        for column in columns:
-            table.add_column(column, justify="left" if column == "model" else "right")
-        for name, *values, closed in rows:
-            gap = "-" if closed is None else f"{closed:.1%}"
-            table.add_row(name, *(f"{v:.2f}" for v in values), gap)
-        console.print(table)
-        if scored := self.content["scores"]:
-            recovery = scored[self.headline]["recovery"]
-            console.print(
-                f"recovery at window {self.headline}: {recovery:.1f}% of the native model"
-            )
-
-    def report(self, tracker: Tracker) -> None:
-        """Print the table and give it to the tracker, with the last model's scores as summary."""
-        self.print(Console())
-        columns, rows = self.table()
-        tracker.log_table("perplexity", columns, rows)
-        summary = {
-            f"eval/{model['name']}/perplexity/{window}": value
-            for model in self.content["models"]
-            for window, value in model["perplexity"].items()
-        }
-        for window, scored in (self.content["scores"] or {}).items():
-            summary |= {f"eval/{key}/{window}": value for key, value in scored.items()}
-        tracker.summarize(summary)
-
-
-def held_out_segments(
-    corpus: Corpus, config: PerplexityConfig
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """Segments of a corpus's held-out text, and what the results say of them.
-
-    Raises:
-        ValueError: no held-out document is long enough.
+    Attributes:
+        name: of the task.
+        category: whose average it counts in.
+        metric: what its value is.
+        higher_is_better: False for bits per byte.
+        chance: what guessing scores, None where that means nothing.
     """
-    documents = corpus.held_out_documents()
-    found = perplexity.segments(documents, config)
-    about = {
-        "name": corpus.name,
-        "documents": [name for name, _ in documents],
-        "fingerprint": corpus.fingerprint(max(config.windows)),
-        "tokens": int(found.size),
-    }
-    return found, about
+
+    name: str
+    category: str
+    metric: str
+    higher_is_better: bool = True
+    chance: float | None = None
 
 
-def evaluate_run(
-    config: RunConfig, folder: RunFolder, suite: PerplexityConfig
-) -> PerplexityResults:
-    """Score the native model, the scaled one and what each stage made of it; write the results.
+@dataclass(frozen=True)
+class Answered:
+    """A model's answers to a task, float64 [items]; its value is sum(score) / sum(weight)."""
 
-    The models are loaded one after the other, trained ones from their exported folders.
+    score: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def value(self) -> float:
+        """The task's figure."""
+        return float(self.score.sum() / self.weight.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the value: of a mean where weights are 1, else of a ratio."""
+        n = len(self.score)
+        if n < 2:
+            return 0.0
+        residual = (self.score - self.value * self.weight) / self.weight.mean()
+        return float(residual.std(ddof=1) / np.sqrt(n))
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Which model is which, by name."""
+
+    native: str | None
+    scaled: str | None
+    students: tuple[str, ...]
+    baselines: tuple[str, ...] = ()
+
+
+class Comparison:
+    """All models' answers to all tasks, and every figure that follows.
+
+    A task that one of the models has no answers to stays out of averages.
     """
-    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model))
-    found, about = held_out_segments(corpus, suite)
-    stages = list(config.recipe.stages)
-    exports = [(f"after {s}", folder.export(s)) for s in stages[:-1]]
-    exports.append((f"after {stages[-1]}", folder.export()))
-    native = models.native_config(config.model)
-    scaled = models.scaled_config(config.model, config.rope)
-    candidates = [("native", native, None), ("scaled", scaled, None)]
-    candidates += [(name, scaled, path) for name, path in exports]
-    results = [
-        _score(
-            config.model, kind, path, name, found, suite, config.engine.device, config.engine.dtype
-        )
-        for name, kind, path in candidates
-    ]
-    content = _content(suite, about, results)
-    folder.evals.mkdir(exist_ok=True)
-    write_json(folder.evals / "perplexity.json", content)
-    return PerplexityResults(content, str(suite.headline))
 
+    def __init__(
+        self,
+        tasks: Sequence[TaskFacts],
+        answers: Mapping[str, Mapping[str, Answered]],
+        roles: Roles,
+        *,
+        resamples: int,
+        seed: int,
+    ) -> None:
+        """Draw the bootstrap.
 
-def evaluate_model(
-    model: ModelConfig, data: DataConfig, suite: PerplexityConfig, *, device: str, dtype: str
-) -> PerplexityResults:
-    """Score one model as it is."""
-    corpus = prepare_corpus(data, models.load_tokenizer(model))
-    found, about = held_out_segments(corpus, suite)
-    native = models.native_config(model)
-    result = _score(model, native, None, model.name, found, suite, device, dtype)
-    return PerplexityResults(_content(suite, about, [result]), str(suite.headline))
+        Args:
+            tasks: in the order of results.
+            answers: by model and task; of one task, all models' have the same items.
+            roles: which model is which.
+            resamples: of the bootstrap.
+            seed: of the bootstrap; a task's resamples depend on it and on the task's name.
+        """
+        self.tasks = [t for t in tasks if any(t.name in a for a in answers.values())]
+        self.models = list(answers)
+        self.answers = answers
+        self.roles = roles
+        self._common = [t for t in self.tasks if all(t.name in a for a in answers.values())]
+        self._drawn = {t.name: self._draw(t.name, resamples, seed) for t in self.tasks}
 
-
-def _score(
-    model: ModelConfig,
-    config: Any,
-    weights: Path | None,
-    name: str,
-    found: np.ndarray,
-    suite: PerplexityConfig,
-    device: str,
-    dtype: str,
-) -> dict[str, Any]:
-    network = models.load_model(model, config, dtype=DTYPES[dtype], weights=weights)
-    network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
-    result = perplexity.evaluate_model(network, found, suite, name=name)
-    del network
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return result
-
-
-def _content(
-    suite: PerplexityConfig, about: dict[str, Any], results: Sequence[dict[str, Any]]
-) -> dict[str, Any]:
-    by_name = {result["name"]: result["perplexity"] for result in results}
-    scored: dict[str, Any] = {}
-    if "native" in by_name and "scaled" in by_name:
-        students = [name for name in by_name if name not in ("native", "scaled")]
-        scored = {
-            name: perplexity.scores(by_name["native"], by_name["scaled"], by_name[name])
-            for name in students
+    def results(self, model: str) -> dict[str, Any]:
+        """A model's figures by task."""
+        return {
+            task.name: {
+                "metric": task.metric,
+                "value": given.value,
+                "stderr": given.stderr,
+                "n": len(given.score),
+                "higher_is_better": task.higher_is_better,
+                "chance": task.chance,
+            }
+            for task in self.tasks
+            if (given := self.answers[model].get(task.name)) is not None
         }
-    last = results[-1]["name"]
-    return {
-        "schema": SCHEMA,
-        "suite": "perplexity",
-        "dataset": about,
-        "windows": list(suite.windows),
-        "headline": suite.headline,
-        "models": list(results),
-        "scores": scored.get(last),
-        "scores_by_model": scored,
-    }
+
+    def categories(self, model: str) -> dict[str, Any]:
+        """A model's averages by category."""
+        return {name: self._mean(model, members) for name, members in self._by_category().items()}
+
+    def average(self, model: str, *, full: bool = False) -> dict[str, Any] | None:
+        """A model's average over the tasks that discriminate, or over all."""
+        members = self._averaged(full=full)
+        return self._mean(model, members) if members else None
+
+    def scores(self) -> dict[str, Any]:
+        """Each student's scores; nothing where there is no native or scaled model."""
+        if self.roles.native is None or self.roles.scaled is None:
+            return {}
+        return {student: self._scores_of(student) for student in self.roles.students}
+
+    def discriminates(self, task: TaskFacts) -> bool:
+        """Whether the native model is above chance by two standard errors."""
+        if task.chance is None:
+            return True
+        native = self.answers.get(self.roles.native or "", {}).get(task.name)
+        return native is not None and native.value > task.chance + 2 * native.stderr
+
+    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Resampled values of a task by model, float64 [resamples]."""
+        given = {m: a[task] for m, a in self.answers.items() if task in a}
+        n = len(next(iter(given.values())).score)
+        different = {m: len(a.score) for m, a in given.items() if len(a.score) != n}
+        assert not different, f"{task}: models answered other numbers of items: {different}"
+        columns = np.stack([x for a in given.values() for x in (a.score, a.weight)], axis=1)
+        draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
+        sums = np.concatenate(
+            [
+                _counts(draw, min(_CHUNK, resamples - start), n) @ columns
+                for start in range(0, resamples, _CHUNK)
+            ]
+        )
+        return {m: sums[:, 2 * i] / sums[:, 2 * i + 1] for i, m in enumerate(given)}
+
+    def _by_category(self) -> dict[str, list[TaskFacts]]:
+        found: dict[str, list[TaskFacts]] = {}
+        for task in self._common:
+            found.setdefault(task.category, []).append(task)
+        return {name: _one_kind(members) for name, members in found.items()}
+
+    def _averaged(self, *, full: bool) -> list[TaskFacts]:
+        chosen = [t for t in self._common if full or self.discriminates(t)]
+        return _one_kind(chosen)
+
+    def _mean(self, model: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
+        given = [self.answers[model][t.name] for t in members]
+        errors = np.array([a.stderr for a in given])
+        return {
+            "value": float(np.mean([a.value for a in given])),
+            "stderr": float(np.sqrt((errors**2).sum()) / len(given)),
+            "tasks": [t.name for t in members],
+            "higher_is_better": members[0].higher_is_better,
+        }
+
+    def _scores_of(self, student: str) -> dict[str, Any]:
+        groups = self._by_category()
+        average, full = self._averaged(full=False), self._averaged(full=True)
+        return {
+            "tasks": {
+                t.name: self._score(student, [t])
+                for t in self.tasks
+                if all(t.name in self.answers[m] for m in self._needed(student))
+            },
+            "categories": {name: self._score(student, group) for name, group in groups.items()},
+            "average": self._score(student, average) if average else None,
+            "full_average": self._score(student, full) if full else None,
+        }
+
+    def _needed(self, student: str) -> tuple[str, ...]:
+        assert self.roles.native is not None
+        assert self.roles.scaled is not None
+        return (self.roles.native, self.roles.scaled, student)
+
+    def _score(self, student: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
+        """Scores of a task, or of the mean of several."""
+        better = members[0].higher_is_better
+        native, scaled, mine = (self._both(m, members) for m in self._needed(student))
+        lost = _percentiles((native[1] - scaled[1]) * (1 if better else -1))
+        gap = lost[0] > 0
+        gained, behind = _percentiles(mine[1] - scaled[1]), _percentiles(mine[1] - native[1])
+        best = self._best(student, members)
+        return {
+            "recovery": _number(_recovery(mine[0], native[0], better)),
+            "gap_closed": _number(_gap(mine[0], scaled[0], native[0])) if gap else None,
+            "recovery_vs_best": _number(_recovery(mine[0], best[0], better)) if best else None,
+            "interval": {
+                "recovery": _interval(_recovery(mine[1], native[1], better)),
+                "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
+                "recovery_vs_best": (
+                    _interval(_recovery(mine[1], best[1], better)) if best else None
+                ),
+            },
+            "difference": {
+                "to_scaled": {"value": mine[0] - scaled[0], "interval": gained},
+                "to_native": {"value": mine[0] - native[0], "interval": behind},
+            },
+            "discriminating": any(self.discriminates(t) for t in members),
+            "significant": gained[0] > 0 or gained[1] < 0,
+        }
+
+    def _both(self, model: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray]:
+        """The mean of some tasks: its value and its resampled values."""
+        value = float(np.mean([self.answers[model][t.name].value for t in members]))
+        return value, np.mean([self._drawn[t.name][model] for t in members], axis=0)
+
+    def _best(self, student: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray] | None:
+        """The best of the other runs' models on these tasks."""
+        able = [
+            m
+            for m in self.roles.baselines
+            if m != student and all(t.name in self.answers[m] for t in members)
+        ]
+        if not able:
+            return None
+        choose = max if members[0].higher_is_better else min
+        return choose((self._both(m, members) for m in able), key=lambda pair: pair[0])
+
+
+def _one_kind(members: Sequence[TaskFacts]) -> list[TaskFacts]:
+    shares = [t for t in members if t.higher_is_better]
+    return shares or list(members)
+
+
+def _counts(draw: np.random.Generator, resamples: int, n: int) -> np.ndarray:
+    """How often each item is in each resample, float64 [resamples, n]."""
+    chosen = draw.integers(0, n, size=(resamples, n))
+    chosen += np.arange(resamples)[:, None] * n
+    counts = np.bincount(chosen.ravel(), minlength=resamples * n)
+    return counts.reshape(resamples, n).astype(np.float64)
+
+
+def _recovery(value: Any, reference: Any, higher_is_better: bool) -> Any:
+    above, below = (value, reference) if higher_is_better else (reference, value)
+    return 100 * _ratio(above, below)
+
+
+def _gap(value: Any, scaled: Any, native: Any) -> Any:
+    return _ratio(value - scaled, native - scaled)
+
+
+def _ratio(above: Any, below: Any) -> np.ndarray:
+    """A quotient, NaN where the divisor is 0: such a resample says nothing."""
+    divisor = np.asarray(below, dtype=float)
+    nothing = np.full_like(divisor, np.nan)
+    return np.divide(above, divisor, out=nothing, where=divisor != 0)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _percentiles(resampled: np.ndarray) -> list[float]:
+    return [float(x) for x in np.percentile(resampled, _CONFIDENCE)]
+
+
+def _interval(resampled: np.ndarray) -> list[float] | None:
+    if not np.isfinite(resampled).any():
+        return None
+    return [float(x) for x in np.nanpercentile(resampled, _CONFIDENCE)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from src import train
 from src.config import RunConfig
 
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
     "eval=perplexity",
     "eval.perplexity.windows=[16,64]",
@@ -47,12 +49,74 @@ def test_a_runs_models_are_scored_on_its_own_held_out_text(
 
 
 def test_a_model_by_name(
-    prose: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    prose: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
-    done = run_command("src.evaluate", "model=tiny", *data, *SUITE)
+    done = run_command("src.evaluate", "model=tiny", *data, *SUITE, f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "tiny" in done.stdout
+    results = json.loads((tmp_path / "perplexity.json").read_text())
+    assert [model["name"] for model in results["models"]] == ["tiny"]
+
+
+SHORT = [
+    "eval=short",
+    "eval.short.source=folder",
+    f"eval.short.folder={FIXTURES}",
+    "eval.short.tasks=[arc_easy,lambada,gsm8k_bpb]",
+    "eval.short.resamples=100",
+]
+
+
+def test_the_short_suite_of_a_run_beside_another_run(
+    finished: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    other = shutil.copytree(finished, tmp_path / "other")
+    done = run_command("src.evaluate", f"run={finished}", *SHORT, "limit=2", f"compare=[{other}]")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((finished / "evals" / "short.json").read_text())
+    names = [model["name"] for model in results["models"]]
+    assert names == ["native", "scaled", "after ard", "after cpt", "linearard"]
+    assert results["limit"] == 2
+    assert results["failures"] == {}
+    scored = results["scores_by_model"]["after cpt"]
+    assert scored["tasks"]["gsm8k_bpb"]["recovery_vs_best"] == pytest.approx(100)
+    lines = (finished / "evals" / "short.items.jsonl").read_text().splitlines()
+    assert len(lines) == len(names) * 3
+    assert "a quick look" in done.stdout
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_and_find_the_same(
+    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    found = []
+    for nproc in (1, 2):
+        out = tmp_path / str(nproc)
+        done = run_command(
+            "src.evaluate", "model=tiny", *SHORT, f"nproc={nproc}", f"out={out}", "cache=false"
+        )
+        assert done.returncode == 0, done.stderr
+        lines = (out / "short.items.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    assert len(found[0]) == 3
+    for alone, shared in zip(*found, strict=True):
+        assert shared["score"] == pytest.approx(alone["score"], rel=1e-5)
+        assert shared["predicted"] == alone["predicted"]
+
+
+def test_what_fails_is_named_after_the_results_of_the_rest(
+    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    asked = [*SHORT, "eval.short.tasks=[arc_easy,lambadda]", f"out={tmp_path}"]
+    done = run_command("src.evaluate", "model=tiny", *asked)
+    assert done.returncode == 2
+    assert "eval short: lambadda: unknown task 'lambadda'; did you mean 'lambada'" in done.stderr
+    assert "Traceback" not in done.stderr
+    results = json.loads((tmp_path / "short.json").read_text())
+    assert set(results["models"][0]["results"]) == {"arc_easy"}
+    assert set(results["failures"]) == {"lambadda"}
+    assert "arc_easy" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -61,6 +125,7 @@ def test_a_model_by_name(
         pytest.param(["run=/no/such/run"], "/no/such/run is not a run folder", id="no-run"),
         pytest.param([], "give either run=RUN_DIR or model=NAME", id="neither"),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
+        pytest.param(["model=tiny", "compare=[x]"], "compare is for run=RUN_DIR", id="compare"),
         pytest.param(
             ["model=tiny", "eval=perplexty"], "Could not find 'eval/perplexty'", id="typo"
         ),

@@ -1,236 +1,196 @@
-"""Native, scaled and trained models on the same held-out text, and what is said of them."""
+"""Scores between models, against cases worked out by hand."""
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import shutil
-import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
+import numpy as np
 import pytest
-import torch
-from rich.console import Console
 
-from src import models
-from src.config import RunConfig
-from src.evals import restoration
-from src.evals.perplexity import PerplexityConfig, scores
-from src.evals.restoration import PerplexityResults, evaluate_model, evaluate_run
-from src.run_folder import RunFolder
-from src.tracking import NullTracker
+from src.evals.restoration import Answered, Comparison, Roles, TaskFacts
 
-SUITE = PerplexityConfig(windows=(16, 64, 256), tokens=1024, headline=64, batch_tokens=512)
+ROLES = Roles("native", "scaled", ("student", "other"), ("other",))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A cache of its own, for the tokenized text."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("LINEARARD_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
+def right(count: int, of: int, seed: int = 0) -> Answered:
+    """`count` right answers of `of`, in a drawn order."""
+    score = np.zeros(of)
+    score[np.random.default_rng(seed).permutation(of)[:count]] = 1
+    return Answered(score, np.ones(of))
 
 
-@pytest.fixture(scope="module")
-def run(
-    cache: None, compose_run: Callable[..., RunConfig], tiny_overrides: Sequence[str]
-) -> RunConfig:
-    return compose_run(*tiny_overrides)
+def bits(per_byte: float, items: int = 400) -> Answered:
+    weight = np.full(items, 100.0)
+    noise = np.random.default_rng(1).normal(1, 0.1, items)
+    return Answered(per_byte * weight * noise / noise.mean(), weight)
 
 
-@pytest.fixture(scope="module")
-def alone(run: RunConfig) -> PerplexityResults:
-    return evaluate_model(run.model, run.data, SUITE, device="cpu", dtype="float32")
+def compared(
+    tasks: list[TaskFacts], answers: dict[str, dict[str, Answered]], resamples: int = 1000
+) -> Comparison:
+    return Comparison(tasks, answers, ROLES, resamples=resamples, seed=0)
 
 
-def test_a_model_is_scored_at_every_window(alone: PerplexityResults) -> None:
-    content = alone.content
-    assert content["suite"] == "perplexity"
-    assert content["windows"] == [16, 64, 256]
-    assert content["headline"] == 64
-    (model,) = content["models"]
-    assert model["name"] == "tiny"
-    for window in ("16", "64", "256"):
-        assert model["perplexity"][window] == pytest.approx(math.exp(model["nll"][window]))
-        # Random weights know nothing of the text: no better than a guess among their 272 tokens.
-        assert 272 * 0.9 < model["perplexity"][window] < 272 * 4
-    assert model["tokens"] == {"16": 64 * 15, "64": 16 * 63, "256": 4 * 255}
+QA = TaskFacts("qa", "Common sense", "acc", chance=0.25)
+GUESSED = TaskFacts("guessed", "Common sense", "acc", chance=0.5)
+BITS = TaskFacts("bits", "Coding", "bits_per_byte", higher_is_better=False)
 
 
-def test_the_text_is_named_and_held_out(alone: PerplexityResults) -> None:
-    dataset = alone.content["dataset"]
-    assert dataset["name"] == "files"
-    assert sorted(dataset["documents"]) == ["held-a", "held-b"]
-    assert dataset["tokens"] == 1024
-    assert len(dataset["fingerprint"]) == 64
+@pytest.fixture
+def three() -> Comparison:
+    return compared(
+        [QA, GUESSED, BITS],
+        {
+            "native": {
+                "qa": right(800, 1000),
+                "guessed": right(505, 1000, seed=505),
+                "bits": bits(1.0),
+            },
+            "scaled": {
+                "qa": right(400, 1000),
+                "guessed": right(500, 1000, seed=500),
+                "bits": bits(2.0),
+            },
+            "student": {
+                "qa": right(700, 1000),
+                "guessed": right(495, 1000, seed=495),
+                "bits": bits(1.25),
+            },
+            "other": {
+                "qa": right(600, 1000),
+                "guessed": right(498, 1000, seed=498),
+                "bits": bits(1.5),
+            },
+        },
+    )
 
 
-def test_a_model_alone_has_no_scores(alone: PerplexityResults) -> None:
-    assert alone.content["scores"] is None
-    assert alone.content["scores_by_model"] == {}
-    columns, rows = alone.table()
-    assert columns == ["model", "ppl 16", "ppl 64", "ppl 256", "gap closed @64"]
-    perplexity = alone.content["models"][0]["perplexity"]
-    assert rows == [["tiny", perplexity["16"], perplexity["64"], perplexity["256"], None]]
+def test_a_value_and_its_standard_error_are_those_of_a_mean(three: Comparison) -> None:
+    found = three.results("native")["qa"]
+    assert found["value"] == pytest.approx(0.8)
+    assert found["stderr"] == pytest.approx(np.sqrt(0.8 * 0.2 / 999))
+    assert (found["n"], found["metric"], found["chance"]) == (1000, "acc", 0.25)
 
 
-def test_text_that_is_too_short_is_refused(run: RunConfig) -> None:
-    suite = PerplexityConfig(windows=(16_384,), tokens=16_384, headline=16_384)
-    with pytest.raises(ValueError, match="windows has 16384, but the longest held-out document"):
-        evaluate_model(run.model, run.data, suite, device="cpu", dtype="float32")
+def test_a_ratios_standard_error_is_the_bootstraps() -> None:
+    draw = np.random.default_rng(5)
+    weight = draw.uniform(20, 300, 500)
+    given = Answered(weight * draw.normal(1.1, 0.3, 500), weight)
+    chosen = draw.integers(0, 500, (4000, 500))
+    resampled = given.score[chosen].sum(1) / given.weight[chosen].sum(1)
+    assert given.stderr == pytest.approx(resampled.std(), rel=0.05)
 
 
-def export(run: RunConfig, folder: RunFolder, stage: str | None, noise: float) -> None:
-    """An exported student: the model's weights and some noise."""
-    scaled = models.scaled_config(run.model, run.rope)
-    network = models.load_model(run.model, scaled, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        parameter.data.add_(noise * torch.randn(parameter.shape, generator=generator))
-    network.save_pretrained(folder.export(stage))
+def test_scores_of_a_task(three: Comparison) -> None:
+    found = three.scores()["student"]["tasks"]["qa"]
+    assert found["recovery"] == pytest.approx(100 * 0.7 / 0.8)
+    assert found["gap_closed"] == pytest.approx(0.75)
+    assert found["recovery_vs_best"] == pytest.approx(100 * 0.7 / 0.6)
+    assert found["difference"]["to_scaled"]["value"] == pytest.approx(0.3)
+    assert found["significant"]
+    assert found["discriminating"]
+    for name in ("recovery", "gap_closed", "recovery_vs_best"):
+        low, high = found["interval"][name]
+        assert low < found[name] < high
 
 
-@pytest.fixture(scope="module")
-def folder(run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    made = RunFolder.create(tmp_path_factory.mktemp("runs") / "run", config={}, record={})
-    export(run, made, "ard", noise=0.0)
-    export(run, made, None, noise=0.1)
-    return made
+def test_lower_is_better_turns_the_ratios_over(three: Comparison) -> None:
+    found = three.scores()["student"]["tasks"]["bits"]
+    assert found["recovery"] == pytest.approx(100 * 1.0 / 1.25)
+    assert found["gap_closed"] == pytest.approx(0.75)
+    assert found["recovery_vs_best"] == pytest.approx(100 * 1.5 / 1.25)
 
 
-@pytest.fixture(scope="module")
-def compared(run: RunConfig, folder: RunFolder) -> PerplexityResults:
-    return evaluate_run(run, folder, SUITE)
+def test_a_difference_within_noise_is_shown_as_such(three: Comparison) -> None:
+    found = three.scores()["student"]["tasks"]["guessed"]
+    assert not found["significant"]
+    assert not found["discriminating"]
+    assert found["gap_closed"] is None
+    assert found["interval"]["gap_closed"] is None
 
 
-def test_a_run_compares_native_scaled_and_every_stage(
-    run: RunConfig, alone: PerplexityResults, compared: PerplexityResults
-) -> None:
-    assert list(run.recipe.stages) == ["ard", "cpt"]
-    found = {m["name"]: m["perplexity"] for m in compared.content["models"]}
-    assert list(found) == ["native", "scaled", "after ard", "after cpt"]
-    assert found["native"] == alone.content["models"][0]["perplexity"]
-    assert found["scaled"] != found["native"]
-    assert found["after ard"] == pytest.approx(found["scaled"]), "it was exported untrained"
-    assert found["after cpt"] != pytest.approx(found["scaled"])
-    assert compared.content["dataset"] == alone.content["dataset"]
+def test_the_average_is_over_discriminating_tasks_of_one_kind(three: Comparison) -> None:
+    average, full = three.average("native"), three.average("native", full=True)
+    assert average is not None
+    assert full is not None
+    assert average["tasks"] == ["qa"]
+    assert full["tasks"] == ["qa", "guessed"]
+    assert full["value"] == pytest.approx((0.8 + 0.505) / 2)
+    errors = [three.results("native")[t]["stderr"] for t in ("qa", "guessed")]
+    assert full["stderr"] == pytest.approx(np.hypot(*errors) / 2)
+    scored = three.scores()["student"]
+    assert scored["average"]["recovery"] == pytest.approx(87.5)
+    assert scored["full_average"]["recovery"] == pytest.approx(100 * 0.5975 / 0.6525)
+    assert scored["categories"]["Coding"]["gap_closed"] == pytest.approx(0.75)
 
 
-def test_scores_are_those_of_the_last_stage_and_of_each(compared: PerplexityResults) -> None:
-    content = compared.content
-    found = {m["name"]: m["perplexity"] for m in content["models"]}
-    assert content["scores_by_model"] == {
-        name: scores(found["native"], found["scaled"], found[name])
-        for name in ("after ard", "after cpt")
-    }
-    assert content["scores"] == content["scores_by_model"]["after cpt"]
+def test_the_bootstrap_is_paired() -> None:
+    """Two models that differ in few items: an unpaired interval would hide it."""
+    native = right(500, 1000, seed=3)
+    scaled = Answered(native.score.copy(), native.weight)
+    wrong = np.flatnonzero(native.score)[:12]
+    scaled.score[wrong] = 0
+    student = Answered(scaled.score.copy(), native.weight)
+    student.score[wrong[:10]] = 1
+    answers = {"native": native, "scaled": scaled, "student": student}
+    found = Comparison(
+        [QA],
+        {name: {"qa": given} for name, given in answers.items()},
+        Roles("native", "scaled", ("student",)),
+        resamples=2000,
+        seed=0,
+    ).scores()["student"]["tasks"]["qa"]
+    assert found["significant"]
+    low, high = found["difference"]["to_scaled"]["interval"]
+    # Of a thousand items, ten differ: the difference is 0.010 with a standard error of 0.0031.
+    assert low == pytest.approx(0.010 - 1.96 * 0.0031, abs=0.0015)
+    assert high == pytest.approx(0.010 + 1.96 * 0.0031, abs=0.0015)
 
 
-def test_results_are_written_into_the_run(folder: RunFolder, compared: PerplexityResults) -> None:
-    written = json.loads((folder.evals / "perplexity.json").read_text(encoding="utf-8"))
-    assert written == compared.content
-    assert [p.name for p in folder.evals.iterdir()] == ["perplexity.json"]
+def test_intervals_cover_as_often_as_they_say() -> None:
+    hits = 0
+    for trial in range(200):
+        draw = np.random.default_rng(trial)
+        answers = {
+            name: {"qa": Answered((draw.random(300) < p).astype(float), np.ones(300))}
+            for name, p in (("native", 0.8), ("scaled", 0.4), ("student", 0.6))
+        }
+        roles = Roles("native", "scaled", ("student",))
+        found = Comparison([QA], answers, roles, resamples=300, seed=trial)
+        low, high = found.scores()["student"]["tasks"]["qa"]["interval"]["recovery"]
+        hits += low <= 75 <= high
+    assert hits >= 180
 
 
-def results(gap_closed: float | None = 0.915) -> PerplexityResults:
-    """Made-up figures of the shape that a run gives."""
-    perplexity = {
-        "native": {"128": 40.0, "512": 33.456},
-        "scaled": {"128": 90.0, "512": 132.9},
-        "after ard": {"128": 45.0, "512": 39.5},
-    }
-    scored = {
-        window: {"gap_closed": gap_closed, "gap_closed_nll": 0.87, "recovery": recovery}
-        for window, recovery in {"128": 88.9, "512": 84.7}.items()
-    }
-    content = {
-        "windows": [128, 512],
-        "headline": 512,
-        "dataset": {"name": "sotu", "documents": ["a", "b", "c"]},
-        "models": [{"name": name, "perplexity": value} for name, value in perplexity.items()],
-        "scores": scored,
-        "scores_by_model": {"after ard": scored},
-    }
-    return PerplexityResults(content, "512")
+def test_a_seed_gives_the_same_intervals_whatever_other_tasks_there_are(three: Comparison) -> None:
+    alone = compared([QA], {m: {"qa": a["qa"]} for m, a in three.answers.items()})
+    key = "interval"
+    assert (
+        alone.scores()["student"]["tasks"]["qa"][key]
+        == three.scores()["student"]["tasks"]["qa"][key]
+    )
 
 
-def printed(shown: PerplexityResults) -> list[str]:
-    text = io.StringIO()
-    shown.print(Console(width=100, file=text))
-    return text.getvalue().splitlines()
+def test_a_task_that_one_model_lacks_stays_out_of_averages(three: Comparison) -> None:
+    answers = {m: dict(a) for m, a in three.answers.items()}
+    del answers["student"]["guessed"]
+    found = compared([QA, GUESSED, BITS], answers)
+    full = found.average("native", full=True)
+    assert full is not None
+    assert full["tasks"] == ["qa"]
+    assert "guessed" in found.results("native")
+    assert "guessed" not in found.scores()["student"]["tasks"]
+    assert "guessed" in found.scores()["other"]["tasks"]
 
 
-def test_the_table_has_a_row_a_model() -> None:
-    columns, rows = results().table()
-    assert columns == ["model", "ppl 128", "ppl 512", "gap closed @512"]
-    assert rows == [
-        ["native", 40.0, 33.456, None],
-        ["scaled", 90.0, 132.9, None],
-        ["after ard", 45.0, 39.5, 0.915],
-    ]
+def test_a_model_alone_has_no_scores() -> None:
+    found = Comparison(
+        [QA], {"m": {"qa": right(5, 10)}}, Roles("m", None, ()), resamples=100, seed=0
+    )
+    assert found.scores() == {}
+    assert found.results("m")["qa"]["value"] == 0.5
 
 
-def test_what_is_printed_can_be_read() -> None:
-    lines = printed(results())
-    assert lines[0].startswith("Perplexity of held-out sotu text (3 documents")
-    (native,) = [line for line in lines if "native" in line and "33.46" in line]
-    assert "40.00" in native
-    (student,) = [line for line in lines if "after ard" in line]
-    assert "39.50" in student
-    assert "91.5%" in student
-    assert lines[-1] == "recovery at window 512: 84.7% of the native model"
-
-
-def test_a_gap_that_is_not_there_is_printed_as_a_dash() -> None:
-    (student,) = [line for line in printed(results(None)) if "after ard" in line]
-    assert "-" in student
-    assert "%" not in student
-
-
-class RecordingTracker(NullTracker):
-    """Keeps what it is given."""
-
-    def __init__(self) -> None:
-        self.summary: dict[str, Any] = {}
-        self.tables: dict[str, tuple] = {}
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        self.summary.update(values)
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        self.tables[name] = (columns, rows)
-
-
-def test_the_tracker_gets_the_table_and_the_last_models_scores(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    tracker = RecordingTracker()
-    results().report(tracker)
-    assert tracker.tables == {"perplexity": results().table()}
-    assert tracker.summary["eval/native/perplexity/512"] == 33.456
-    assert tracker.summary["eval/after ard/perplexity/128"] == 45.0
-    assert tracker.summary["eval/gap_closed/512"] == 0.915
-    assert tracker.summary["eval/recovery/128"] == 88.9
-    assert "91.5%" in capsys.readouterr().out
-
-
-def test_models_are_freed_one_after_the_other(
-    run: RunConfig, folder: RunFolder, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    alive: list[weakref.ref] = []
-    load = models.load_model
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        assert not any(reference() is not None for reference in alive)
-        network = load(*args, **kwargs)
-        alive.append(weakref.ref(network))
-        return network
-
-    monkeypatch.setattr(restoration.models, "load_model", watched)
-    small = PerplexityConfig(windows=(16,), tokens=64, headline=16)
-    copy = RunFolder(shutil.copytree(folder.path, tmp_path / "run"))
-    evaluate_run(run, copy, small)
-    assert len(alive) == 4
+def test_a_reference_at_zero_gives_no_infinite_score() -> None:
+    answers = {m: {"qa": right(0, 10)} for m in ("native", "scaled", "student", "other")}
+    found = compared([QA], answers).scores()["student"]["tasks"]["qa"]
+    assert found["recovery"] is None
+    assert found["interval"]["recovery"] is None

@@ -1,0 +1,322 @@
+"""The long suite on SmolLM2-135M: native, scaled four times, and restored; timed.
+
+    python -m benchmarks.long_suite --out FILE --commit HASH                    on one GPU
+    python -m benchmarks.long_suite --run RUN_DIR --out FILE --commit HASH      with a run's models
+
+RULER's 13 tasks at 4K and 8K (100 samples each), the needle-depth grid, questions on papers,
+perplexity by position, and drift. For a machine without a network, everything that is needed is
+packed into parcels on one that has it, and unpacked into the cache there, in any order:
+
+    python -m benchmarks.long_suite --pack PARCELS
+    python -m benchmarks.long_suite --unpack PARCELS
+
+Rows: `ruler` (0 to 100, by task and length; task `mean` is over tasks), `needle_depth` (0 to 100),
+`qasper_yesno`, `perplexity_last_k`, `perplexity_sliding`, `perplexity_at` (by position),
+`recovery` and `gap_closed` with their intervals, drift's figures (means over layers), and
+`ruler_seconds`: loading, reading and answering all of RULER's samples by one model, which were
+made before. The file is written after every model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import sys
+import tarfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from src import assets, config, models
+from src.config import RunConfig
+from src.data import DataConfig, PackagedText
+from src.devices import uses_cuda
+from src.evals import packaged
+from src.evals.cache import ResultCache
+from src.evals.positions import PositionsConfig
+from src.evals.retrieval import RetrievalConfig
+from src.evals.ruler import TASKS
+from src.evals.ruler.store import SampleStore
+from src.evals.suite import Candidate, Evaluation, SuiteResult
+from src.evals.suites.drift import DriftSuite
+from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
+from src.models import ModelConfig
+from src.rope import LinearScaling
+from src.run_folder import RunFolder, device_name, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = "smollm2_135m"
+PACKAGES = ("moby_dick", "kjv", "wonderwords")
+SETS = ("squad", "drop", "qasper_yesno")
+PARCEL_BYTES = 48 * 2**20
+# Text that scores perplexity and drift: a book that no corpus of this project trains on.
+HELD_OUT = DataConfig(
+    "moby_dick",
+    {"kjv": PackagedText("package", "kjv")},
+    held_out_sources={"moby_dick": PackagedText("package", "moby_dick")},
+)
+
+
+def suite(options: argparse.Namespace) -> LongSuite:
+    """The parts that are run."""
+    return LongSuite(
+        lengths=tuple(options.lengths),
+        ruler=RulerConfig(samples=options.samples),
+        depth=DepthConfig(tuple(float(d) for d in range(0, 101, 10)), 10),
+        papers=True,
+        positions=PositionsConfig(),
+        retrieval=RetrievalConfig() if options.retrieval else None,
+        limit=options.limit,
+    )
+
+
+def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
+    """Native and scaled by the run's own settings, or four times, and what its stages made."""
+    if options.run is not None:
+        folder = RunFolder.open(options.run)
+        own = config.load_plain(RunConfig, folder.config())
+        *earlier, last = own.recipe.stages
+        exports = [(s, folder.export(s)) for s in earlier] + [(last, folder.export())]
+        model, scaling = own.model, own.rope
+    else:
+        text = (ROOT / "conf" / "model" / f"{MODEL}.yaml").read_text(encoding="utf-8")
+        model = config.load_plain(ModelConfig, yaml.safe_load(text))
+        scaling, exports = LinearScaling("linear", 4 * model.native_window), []
+    return (
+        Candidate("native", "native", model),
+        Candidate("scaled", "scaled", model, scaling),
+        *(Candidate(f"after {s}", "trained", model, scaling, path) for s, path in exports),
+    )
+
+
+def evaluation(options: argparse.Namespace) -> Evaluation:
+    """All models, in bfloat16 on a GPU, with nothing known beforehand but what this script did."""
+    cuda = uses_cuda("auto")
+    return Evaluation(
+        candidates=candidates(options),
+        data=HELD_OUT,
+        device="cuda" if cuda else "cpu",
+        dtype="bfloat16" if cuda else "float32",
+        cache=ResultCache(options.work / "results"),
+    )
+
+
+def timed_rows(options: argparse.Namespace, whole: Evaluation) -> Iterator[dict[str, Any]]:
+    """Ask each model RULER's questions and nothing else, by the clock."""
+    ruler = replace(suite(options), depth=None, papers=False, positions=None, retrieval=None)
+    for candidate in whole.candidates:
+        alone = replace(whole, candidates=(candidate,))
+        started = time.monotonic()
+        problems = ruler.problems(alone)
+        if problems:
+            sys.exit("\n".join(problems))
+        made = time.monotonic() - started
+        # Cached answers would be read, not timed.
+        found = ruler.run(replace(alone, cache=Renewed(whole.cache.folder)))
+        seconds = time.monotonic() - started - made
+        about = {
+            "model": candidate.name,
+            "lengths": options.lengths,
+            "samples": options.samples if options.limit is None else options.limit,
+            "tasks": len({n.rpartition("_")[0] for n in found.content["models"][0]["results"]}),
+        }
+        yield {"name": "ruler_seconds", "value": seconds, "unit": "s", **about}
+        yield {"name": "samples_seconds", "value": made, "unit": "s", **about}
+
+
+class Renewed(ResultCache):
+    """A cache that is written and not read."""
+
+    def get(self, key: Mapping[str, Any]) -> Any | None:
+        """Nothing is known."""
+        del key
+        return None
+
+
+def long_rows(found: SuiteResult) -> Iterator[dict[str, Any]]:
+    """Figures of the long suite."""
+    for model in found.content["models"]:
+        name = {"model": model["name"]}
+        for task, result in model["results"].items():
+            if "length" in result:
+                about = {"task": task.removeprefix("ruler_").rpartition("_")[0]}
+                yield ruler_row(result, name | about | {"length": result["length"]})
+            else:
+                about = {k: result[k] for k in ("stderr", "n", "chance", "truncated")}
+                yield {"name": task, "value": result["value"], "unit": "acc", **name, **about}
+        for length, result in model["ruler_by_length"].items():
+            yield ruler_row(result, name | {"task": "mean", "length": int(length)})
+        text = model.get("text", {})
+        for kind in ("last_k", "sliding"):
+            for length, figures in text.get(kind, {}).items():
+                about = name | {"length": int(length), "tokens": figures["tokens"]}
+                value = figures["perplexity"]
+                yield {"name": f"perplexity_{kind}", "value": value, "unit": "", **about}
+        bins = text.get("by_position", {"edges": [], "perplexity": []})
+        for edge, value in zip(bins["edges"], bins["perplexity"], strict=True):
+            yield {"name": "perplexity_at", "value": value, "unit": "", "from": edge, **name}
+    for model, grid in found.content["needle_depth"].items():
+        for cell in grid:
+            about = {key: cell[key] for key in ("length", "depth", "n")}
+            value = 100 * cell["value"]
+            yield {"name": "needle_depth", "value": value, "unit": "%", "model": model, **about}
+    for model, scores in found.content["scores_by_model"].items():
+        groups = {**scores["tasks"], **scores["categories"], "average": scores["average"]}
+        for group, scored in groups.items():
+            for kind in ("recovery", "gap_closed"):
+                if scored is not None and scored[kind] is not None:
+                    about = {"model": model, "of": group, "interval": scored["interval"][kind]}
+                    yield {"name": kind, "value": scored[kind], "unit": "", **about}
+
+
+def ruler_row(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A score with its error."""
+    error = {"stderr": 100 * result["stderr"]}
+    return {"name": "ruler", "value": result["score"], "unit": "0 to 100", **error, **about}
+
+
+def drift_rows(whole: Evaluation) -> Iterator[dict[str, Any]]:
+    """Means over layers."""
+    found = DriftSuite().run(whole)
+    for path, value in DriftSuite.summary(found.content).items():
+        _, model, _, name = path.split("/")
+        yield {"name": f"drift_{name}", "value": value, "unit": "", "model": model}
+
+
+def pack(options: argparse.Namespace) -> None:
+    """Make the samples, and write all that a run needs from the cache into parcels."""
+    whole = evaluation(options)
+    problems = suite(options).problems(whole)
+    if problems:
+        sys.exit("\n".join(problems))
+    paths = sample_files(suite(options), whole)
+    for name in PACKAGES:
+        paths += [path for path in assets.fetch(name).parent.rglob("*") if path.is_file()]
+    for name in SETS:
+        packaged.documents(name)
+        paths.append(packaged.file_of(name))
+    if options.model:
+        paths.append(assets.fetch(MODEL))
+    stream = io.BytesIO()
+    root = assets.cache_dir()
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as bundle:
+        for path in sorted(paths):
+            bundle.add(path, arcname=path.relative_to(root).as_posix())
+    content = stream.getvalue()
+    options.pack.mkdir(parents=True, exist_ok=True)
+    parts = range(0, len(content), PARCEL_BYTES)
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    for number, start in enumerate(parts):
+        target = options.pack / f"long-{digest}-{number}-of-{len(parts)}.parcel"
+        target.write_bytes(content[start : start + PARCEL_BYTES])
+        print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+
+
+def sample_files(chosen: LongSuite, whole: Evaluation) -> list[Path]:
+    """The samples that the suite has made."""
+    assert chosen.lengths is not None
+    assert chosen.ruler is not None
+    assert chosen.depth is not None
+    store = SampleStore(whole.tokenizer, chosen.ruler.material, chosen.seed)
+    depth = chosen.depth
+    number = min(depth.samples, chosen.limit or depth.samples)
+    return [
+        *(store.file(task, length) for task in TASKS for length in chosen.lengths),
+        *(store.depth_file(n, depth.depths, number) for n in chosen.lengths),
+    ]
+
+
+def unpack(folder: Path) -> None:
+    """Keep the folder's parcels, and when all are there put their files into the cache."""
+    shelf = assets.cache_dir() / "parcels"
+    shelf.mkdir(exist_ok=True)
+    for parcel in sorted(folder.glob("long-*.parcel")):
+        (shelf / parcel.name).write_bytes(parcel.read_bytes())
+    kept = sorted(shelf.glob("long-*.parcel"), key=lambda p: int(p.name.split("-")[2]))
+    if not kept:
+        sys.exit(f"{folder} holds no parcels")
+    wanted = int(kept[0].stem.rpartition("-")[2])
+    if len({p.name.split("-")[1] for p in kept}) > 1:
+        sys.exit(f"{shelf} holds parcels of different packings: remove the older ones")
+    if len(kept) < wanted:
+        print(f"{len(kept)} of {wanted} parcels are here")
+        return
+    content = b"".join(parcel.read_bytes() for parcel in kept)
+    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as bundle:
+        bundle.extractall(assets.cache_dir(), filter="data")
+    print(f"unpacked into {assets.cache_dir()}")
+
+
+def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the result file as it stands."""
+    result = {
+        "device": device_name(),
+        "versions": versions(),
+        "commit": options.commit,
+        "command": "python -m benchmarks.long_suite "
+        f"--lengths {' '.join(map(str, options.lengths))} --samples {options.samples}",
+        "limit": options.limit,
+        "rows": list(rows),
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    partial = options.out.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    partial.replace(options.out)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Everything, written as it comes."""
+    whole = evaluation(options)
+    models.check_available(whole.candidates[0].model)
+    rows: list[dict[str, Any]] = []
+    for row in timed_rows(options, whole):
+        rows.append(row)
+        print(row, flush=True)
+        write(options, rows)
+    found = suite(options).run(whole)
+    rows += long_rows(found)
+    write(options, rows)
+    rows += drift_rows(whole)
+    write(options, rows)
+    for table in LongSuite.tables(found.content):
+        print(f"\n{table.title}\n" + "\t".join(table.columns))
+        for row in table.rows:
+            print("\t".join(table.cells(row)))
+    for what, why in found.failures.items():
+        print(f"failed: {what}: {why}")
+    print(f"wrote {options.out}", flush=True)
+
+
+def main() -> None:
+    """Pack, unpack or run."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/long_suite.json")
+    parser.add_argument("--commit", help="commit of the code, where there is no repository")
+    parser.add_argument("--run", type=Path, help="a run folder whose exported models take part")
+    parser.add_argument("--work", type=Path, default=Path("outputs/long_suite"))
+    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
+    parser.add_argument("--samples", type=int, default=100)
+    parser.add_argument("--limit", type=int, help="a quick look")
+    parser.add_argument("--retrieval", action="store_true", help="native + BM25 (needs bm25s)")
+    parser.add_argument("--pack", type=Path, metavar="DIR")
+    parser.add_argument("--unpack", type=Path, metavar="DIR")
+    parser.add_argument("--no-model", dest="model", action="store_false", help="pack no weights")
+    options = parser.parse_args()
+    if options.pack is not None:
+        pack(options)
+    elif options.unpack is not None:
+        unpack(options.unpack)
+    else:
+        run(options)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The short suite on SmolLM2-135M, native, scaled by 4 and restored: figures, intervals, seconds.
+
+    python -m benchmarks.short_suite --work DIR         train +experiment=linearard_32k, evaluate
+    python -m benchmarks.short_suite --run RUN_DIR      evaluate a run that is there
+    python -m benchmarks.short_suite --docs             write the table of docs/evaluation.md
+    python -m benchmarks.short_suite --pack DIR         what a machine without a network needs
+    python -m benchmarks.short_suite --unpack DIR ...   put that into the cache, then go on
+
+First the fast tasks (multiple choice, LAMBADA, bits per byte) are timed on the native model with a
+process and nothing cached. Then the whole suite runs on all of the run's models, and teacher
+inheritance on what is known by then. The result file is written after each part; what has been
+evaluated is cached, so a second call goes on.
+
+`--pack` writes parcels of at most 60 MiB: `evaluation-sets.tar` (9 MB), `model.tar.NN` (the
+packaged weights) and `books.tar.NN` (the training text, needed without `--run`). `--unpack` puts
+all that it finds in DIR into the cache folder that LINEARARD_CACHE names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from src import assets
+from src.evals import packaged
+from src.run_folder import device_name, git_state, versions
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
+DOCS = ROOT / "docs" / "evaluation.md"
+BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
+PARCEL = 60 << 20
+MODEL = "smollm2_135m"
+BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
+
+
+def pack(target: Path) -> list[Path]:
+    """Write the parcels; returns their files."""
+    written = [packaged.pack(list(packaged.SETS), target)]
+    for name, kept in (("model", (MODEL,)), ("books", BOOKS)):
+        whole = io.BytesIO()
+        with tarfile.open(fileobj=whole, mode="w") as bundle:
+            for asset in kept:
+                home = assets.fetch(asset).parent
+                bundle.add(home, arcname=home.relative_to(assets.cache_dir()).as_posix())
+        content = whole.getvalue()
+        for number, start in enumerate(range(0, len(content), PARCEL)):
+            part = target / f"{name}.tar.{number:02}"
+            part.write_bytes(content[start : start + PARCEL])
+            written.append(part)
+    return written
+
+
+def unpack(source: Path) -> None:
+    """Put every parcel of a folder into the cache."""
+    if (archive := source / "evaluation-sets.tar").is_file():
+        print("unpacked", ", ".join(packaged.unpack(archive)), flush=True)
+    for name in ("model", "books"):
+        parts = sorted(source.glob(f"{name}.tar.*"))
+        if parts:
+            whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
+            with tarfile.open(fileobj=whole) as bundle:
+                bundle.extractall(assets.cache_dir(), filter="data")
+            print("unpacked", name, flush=True)
+
+
+def run(*arguments: str) -> float:
+    """Run a command of the project; returns its seconds."""
+    command = [sys.executable, "-m", *arguments]
+    print("$ python", " ".join(command[1:]), flush=True)
+    began = time.perf_counter()
+    subprocess.run(command, cwd=ROOT, check=True)
+    return time.perf_counter() - began
+
+
+def trained(work: Path, overrides: Sequence[str]) -> Path:
+    """The run that is evaluated, trained unless it is there."""
+    folder = work / "run"
+    if not (folder / "export").is_dir():
+        run(
+            "src.train",
+            "+experiment=linearard_32k",
+            f"model={MODEL}",
+            "data=books",
+            "eval=none",
+            "tracking=none",
+            f"run_dir={folder}",
+            *overrides,
+        )
+    return folder
+
+
+def timed(work: Path, limit: Sequence[str]) -> list[dict[str, Any]]:
+    """Seconds of the fast tasks on the native model, as a user waits for them."""
+    out = work / "timed"
+    seconds = run(
+        "src.evaluate",
+        f"model={MODEL}",
+        "eval=short_fast",
+        "cache=false",
+        "nproc=1",
+        f"out={out}",
+        *limit,
+    )
+    content = json.loads((out / "short.json").read_text(encoding="utf-8"))
+    (model,) = content["models"]
+    about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
+    rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
+    return rows + [
+        {"name": "task_seconds", "value": value, "unit": "s", "task": task, **about}
+        for task, value in model["seconds"].items()
+    ]
+
+
+def figures(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of a short.json: values with standard errors, scores with intervals."""
+    about = {"limit": content["limit"], "dtype": content["dtype"]}
+    rows: list[dict[str, Any]] = []
+    for model in content["models"]:
+        named = {"model": model["name"], **about}
+        for task, found in model["results"].items():
+            kept = {k: found[k] for k in ("stderr", "n", "chance", "higher_is_better")}
+            row = {"name": "value", "task": task, "value": found["value"], "unit": found["metric"]}
+            rows.append(row | kept | named)
+        means = {f"category {k}": v for k, v in model["categories"].items()}
+        means |= {k: model[k] for k in ("average", "full_average") if model[k] is not None}
+        for label, mean in means.items():
+            kept = {k: mean[k] for k in ("stderr", "tasks", "higher_is_better")}
+            rows.append(
+                {"name": "value", "task": label, "value": mean["value"], "unit": "mean"}
+                | kept
+                | named
+            )
+    for model, scored in content["scores_by_model"].items():
+        groups = dict(scored["tasks"])
+        groups |= {f"category {k}": v for k, v in scored["categories"].items()}
+        groups |= {k: scored[k] for k in ("average", "full_average") if scored[k] is not None}
+        for label, found in groups.items():
+            for name, unit in (("recovery", "%"), ("gap_closed", "")):
+                rows.append(
+                    {
+                        "name": name,
+                        "task": label,
+                        "value": found[name],
+                        "unit": unit,
+                        "interval": found["interval"][name],
+                        "significant": found["significant"],
+                        "discriminating": found["discriminating"],
+                        "model": model,
+                        **about,
+                    }
+                )
+    return rows
+
+
+def inherited(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of an inheritance.json: mistakes of the native model that were repeated."""
+    return [
+        {
+            "name": "mistakes_repeated",
+            "value": model["all"]["same"],
+            "unit": "share",
+            "interval": model["all"]["interval"],
+            "same_of_wrong": model["all"]["same_of_wrong"],
+            "native_wrong": model["all"]["native_wrong"],
+            "model": model["name"],
+            "limit": content["limit"],
+        }
+        for model in content["models"]
+    ]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], commit: str | None) -> None:
+    """Write the result file."""
+    result = {
+        "device": device_name(),
+        "versions": versions(),
+        "commit": git_state(ROOT)["git_commit"] or commit,
+        "command": f"python -m src.evaluate run=RUN_DIR eval=short (of {MODEL}, linearard_32k)",
+        "script": "python -m benchmarks.short_suite",
+        "rows": list(rows),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    print(f"wrote {path}", flush=True)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """The region of the document between its marks."""
+    rows = result["rows"]
+    values = {(r["task"], r["model"]): r for r in rows if r["name"] == "value"}
+    scored = {
+        (r["task"], r["model"], r["name"]): r for r in rows if "interval" in r and "task" in r
+    }
+    models = list(dict.fromkeys(model for _, model in values))
+    tasks = list(dict.fromkeys(task for task, _ in values))
+    last = models[-1]
+    lines = [
+        f"Device: {result['device']}; code: {str(result['commit'])[:12]}. Values in percent (bits "
+        "per byte: as they are) ± standard error; recovery and gap closed are those of "
+        f"*{last}*, with 95% intervals. A dash: scaling has cost no more than noise there.",
+        "",
+        f"| task | n | {' | '.join(models)} | recovery | gap closed |",
+        "|---|--:|" + "--:|" * (len(models) + 2),
+    ]
+    for task in tasks:
+        cells = [_value(values.get((task, model))) for model in models]
+        n = values[task, models[0]].get("n", "")
+        scores = [
+            _score(scored.get((task, last, "recovery")), 1, "{:.1f}%"),
+            _score(scored.get((task, last, "gap_closed")), 100, "{:.0f}%"),
+        ]
+        name = task.removeprefix("category ").replace("full_average", "average of all")
+        mark = f"**{name}**" if "n" not in values[task, models[0]] else name
+        lines.append(f"| {mark} | {n} | {' | '.join([*cells, *scores])} |")
+    quick = next((r["limit"] for r in rows if r.get("limit") is not None), None)
+    if quick is not None:
+        lines += ["", f"**A quick look: at most {quick} items of each task.**"]
+    for row in rows:
+        if row["name"] == "suite_seconds":
+            lines += ["", f"The fast tasks took {row['value']:.0f} s on the native model."]
+    repeated = [r for r in rows if r["name"] == "mistakes_repeated"]
+    if repeated:
+        lines += ["", "| model | native model's mistakes repeated | of its own mistakes there |"]
+        lines.append("|---|--:|--:|")
+        for r in repeated:
+            share = "-" if r["same_of_wrong"] is None else f"{r['same_of_wrong']:.1%}"
+            low, high = r["interval"]
+            lines.append(
+                f"| {r['model']} | {r['value']:.1%} [{low:.1%}, {high:.1%}] of "
+                f"{r['native_wrong']} | {share} |"
+            )
+    return "\n".join(lines)
+
+
+def _value(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "-"
+    scale, digits = (100, 1) if row["higher_is_better"] else (1, 3)
+    return f"{scale * row['value']:.{digits}f} ± {scale * row['stderr']:.{digits}f}"
+
+
+def _score(row: Mapping[str, Any] | None, scale: float, form: str) -> str:
+    if row is None or row["value"] is None or row["interval"] is None:
+        return "-"
+    value, low, high = (form.format(scale * x) for x in (row["value"], *row["interval"]))
+    return f"{value} [{low}, {high}]" + ("" if row["discriminating"] else " (native at chance)")
+
+
+def document(result: Path, docs: Path) -> None:
+    """Put the table into the document, between its marks."""
+    text = docs.read_text(encoding="utf-8")
+    region = table(json.loads(result.read_text(encoding="utf-8")))
+    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    assert pattern.search(text), f"{docs} has no marks {BEGIN} and {END}"
+    docs.write_text(pattern.sub(lambda _: f"{BEGIN}\n{region}\n{END}", text), encoding="utf-8")
+
+
+def main() -> None:
+    """Pack, unpack, document, or measure."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="a finished run folder of SmolLM2")
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "short_suite")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--commit", help="commit of the code, where there is no repository")
+    parser.add_argument("--limit", type=int, help="items of each task, for a try")
+    parser.add_argument("--pack", type=Path)
+    parser.add_argument("--unpack", type=Path)
+    parser.add_argument("--docs", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="further settings of src.train")
+    given = parser.parse_args()
+    if given.pack:
+        for file in pack(given.pack):
+            print(f"{file}  {file.stat().st_size / (1 << 20):.1f} MiB")
+        return
+    if given.docs:
+        document(given.out, DOCS)
+        return
+    if given.unpack:
+        unpack(given.unpack)
+    limit = [f"limit={given.limit}"] if given.limit else []
+    rows = timed(given.work, limit)
+    write(given.out, rows, given.commit)
+    folder = given.run or trained(given.work, given.overrides)
+    seconds = run("src.evaluate", f"run={folder}", "eval=short", *limit)
+    content = json.loads((folder / "evals" / "short.json").read_text(encoding="utf-8"))
+    about = {"suite": "short", "model": "all of the run's", "limit": content["limit"]}
+    rows += figures(content)
+    rows.append({"name": "run_seconds", "value": round(seconds, 1), "unit": "s", **about})
+    write(given.out, rows, given.commit)
+    run("src.evaluate", f"run={folder}", "eval=inheritance", *limit)
+    repeated = json.loads((folder / "evals" / "inheritance.json").read_text(encoding="utf-8"))
+    write(given.out, rows + inherited(repeated), given.commit)
+
+
+if __name__ == "__main__":
+    main()

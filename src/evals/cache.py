@@ -1,0 +1,62 @@
+"""Results by everything that decides them, so that nothing is evaluated twice.
+
+An entry is one compressed JSON file that names its whole key; it is written at once or not at all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Part of every key: a change of how results are stored or computed makes older ones unknown.
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ResultCache:
+    """A folder of results.
+
+    Attributes:
+        folder: where entries lie; None remembers nothing.
+    """
+
+    folder: Path | None
+
+    def get(self, key: Mapping[str, Any]) -> Any | None:
+        """What was stored under an equal key, or None."""
+        path = self._path(key)
+        if path is None or not path.is_file():
+            return None
+        try:
+            entry = json.loads(gzip.decompress(path.read_bytes()))
+        except (OSError, EOFError, ValueError):
+            # A damaged entry is no answer: it is computed and written again.
+            return None
+        return entry["value"] if entry["key"] == _plain(key) else None
+
+    def put(self, key: Mapping[str, Any], value: Any) -> None:
+        """Store a JSON value."""
+        path = self._path(key)
+        if path is None:
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"key": _plain(key), "value": value}, allow_nan=False)
+        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial.write_bytes(gzip.compress(text.encode(), compresslevel=3, mtime=0))
+        partial.replace(path)
+
+    def _path(self, key: Mapping[str, Any]) -> Path | None:
+        if self.folder is None:
+            return None
+        digest = hashlib.sha256(json.dumps(_plain(key), sort_keys=True).encode()).hexdigest()
+        return self.folder / digest[:2] / f"{digest[:32]}.json.gz"
+
+
+def _plain(key: Mapping[str, Any]) -> Any:
+    return json.loads(json.dumps({"format": FORMAT, **key}, sort_keys=True))

@@ -1,0 +1,186 @@
+"""How far a student has drifted from the native model on short text: what distillation lowers.
+
+Both read the same text. Compared are, layer by layer, the self-relations of queries, keys and
+values (softmax(alpha X X^T), as the objective of src/objectives/relation.py), the rows of the
+attention itself (softmax(alpha Q K^T)), the hidden states after each layer, and the predictions.
+All divergences are KL(native || student) in nats, means over heads and tokens. By position the
+first tokens stand apart, since attention gathers on them.
+
+Shapes: b rows, h heads, g key-value heads, t tokens, d head size, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from kernels.relation_kl import attention_kl, relation_kl
+from src.capture import LayerQKV, QKVCapture
+from src.models import facts_of
+from src.progress import meter
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RELATIONS = ("qq", "kk", "vv")
+# Predictions are compared for this many positions at once.
+_HEAD_CHUNK = 512
+
+Count = Annotated[int, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class DriftConfig:
+    """What text is compared.
+
+    Attributes:
+        length: tokens of a segment, at most the native window.
+        segments: how many, evenly spaced over the held-out text.
+        edges: where bins of token positions begin, ascending from 0; the last bin has no end.
+            Position 0 sees only itself: its relations cannot differ.
+    """
+
+    length: Count = 2048
+    segments: Count = 8
+    edges: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
+        *(0, 1, 4, 16, 64, 256, 1024, 4096),
+    )
+
+    def __post_init__(self) -> None:
+        if self.edges[0] != 0 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges={list(self.edges)}: give ascending positions that begin at 0")
+
+    @property
+    def bins(self) -> tuple[int, ...]:
+        """Edges below the segment's length."""
+        return tuple(edge for edge in self.edges if edge < self.length)
+
+
+class Reading:
+    """What a model makes of one text: q, k, v by layer, hidden states by layer, predictions."""
+
+    def __init__(self, model: PreTrainedModel, ids_bt: torch.Tensor) -> None:
+        capture = QKVCapture(range(model.config.num_hidden_layers))
+        with capture.recording():
+            outputs = model.get_decoder()(
+                input_ids=ids_bt, use_cache=False, output_hidden_states=True
+            )
+        self.qkv: dict[int, LayerQKV] = capture.take()
+        # The first are the embeddings, which both models share.
+        self.hidden: tuple[torch.Tensor, ...] = outputs.hidden_states[1:]
+        self._last, self._head = outputs.last_hidden_state, model.get_output_embeddings()
+
+    def log_probabilities(self, start: int, end: int) -> torch.Tensor:
+        """Of the next token at positions start to end, float32 [b, end - start, v]."""
+        assert self._head is not None, "a causal language model has an output head"
+        return torch.log_softmax(self._head(self._last[:, start:end]).float(), dim=-1)
+
+
+@torch.no_grad()
+def evaluate(
+    native: PreTrainedModel,
+    student: PreTrainedModel,
+    segments_nt: np.ndarray,
+    config: DriftConfig,
+    *,
+    name: str,
+) -> dict[str, Any]:
+    """A student's drift, in the layout of `evals/drift.json`'s models without the name.
+
+    Args:
+        native: loaded with capture.
+        student: likewise, of the same shape.
+        segments_nt: token ids, int64 [n, length].
+        config: bins of positions.
+        name: for the progress meter.
+    """
+    device = next(native.parameters()).device
+    layers = native.config.num_hidden_layers
+    windows = facts_of(student.config).windows
+    length = segments_nt.shape[1]
+    # Sums over segments of means over heads, by layer and position; float64 keeps their order
+    # of addition from showing.
+    relation = {r: torch.zeros(layers, length, dtype=torch.float64) for r in RELATIONS}
+    attention = torch.zeros(layers, length, dtype=torch.float64)
+    cosine = torch.zeros(layers, dtype=torch.float64)
+    logits = torch.zeros(length, dtype=torch.float64)
+    with meter(f"drift, {name}", len(segments_nt)) as progress:
+        for segment in segments_nt:
+            ids_bt = torch.from_numpy(segment[None]).to(device)
+            teacher, pupil = Reading(native, ids_bt), Reading(student, ids_bt)
+            for layer in range(layers):
+                sides = (pupil.qkv.pop(layer), teacher.qkv.pop(layer))
+                rows = _relation_rows(*sides, window=windows[layer])
+                for kind, kl_t in rows.items():
+                    relation[kind][layer] += kl_t
+                attention[layer] += _attention_rows(*sides, window=windows[layer])
+                similarity = torch.nn.functional.cosine_similarity(
+                    pupil.hidden[layer].double(), teacher.hidden[layer].double(), dim=-1
+                )
+                cosine[layer] += similarity.mean().cpu()
+            logits += _prediction_rows(pupil, teacher, length)
+            progress.advance()
+    n = len(segments_nt)
+    return {
+        "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in relation.items()},
+        "relation_kl_by_position": {"edges": list(config.bins)}
+        | {r: _binned(values.mean(0) / n, config.bins) for r, values in relation.items()},
+        "relation_kl_by_layer_and_position": {
+            r: [_binned(row / n, config.bins) for row in values] for r, values in relation.items()
+        },
+        "attention_kl": (attention.mean(1) / n).tolist(),
+        "attention_kl_by_position": _binned(attention.mean(0) / n, config.bins),
+        "hidden_cosine": (cosine / n).tolist(),
+        "logit_kl": (logits.mean() / n).item(),
+        "logit_kl_by_position": _binned(logits / n, config.bins),
+    }
+
+
+def _relation_rows(
+    student: LayerQKV, teacher: LayerQKV, *, window: int | None
+) -> dict[str, torch.Tensor]:
+    """KL of each relation by row, mean over heads, float64 [t] on the CPU."""
+    pairs = zip(RELATIONS, student, teacher, strict=True)
+    return {
+        name: _mean_rows(relation_kl(own, other, window=window, reduction="none"))
+        for name, own, other in pairs
+    }
+
+
+def _attention_rows(student: LayerQKV, teacher: LayerQKV, *, window: int | None) -> torch.Tensor:
+    """KL of the attention's rows, mean over heads, float64 [t] on the CPU."""
+    kl_bht = attention_kl(
+        student.q_bhtd,
+        student.k_bgtd,
+        teacher.q_bhtd,
+        teacher.k_bgtd,
+        window=window,
+        reduction="none",
+    )
+    return _mean_rows(kl_bht)
+
+
+def _mean_rows(kl_bht: torch.Tensor) -> torch.Tensor:
+    return kl_bht.double().mean((0, 1)).cpu()
+
+
+def _prediction_rows(student: Reading, teacher: Reading, length: int) -> torch.Tensor:
+    """KL of the predictions by position, float64 [t] on the CPU."""
+    parts = []
+    for start in range(0, length, _HEAD_CHUNK):
+        end = min(start + _HEAD_CHUNK, length)
+        own_btv = student.log_probabilities(start, end)
+        other_btv = teacher.log_probabilities(start, end)
+        kl_bt = (other_btv.exp() * (other_btv - own_btv)).sum(-1)
+        parts.append(kl_bt.double().mean(0).cpu())
+    return torch.cat(parts)
+
+
+def _binned(values_t: torch.Tensor, edges: Sequence[int]) -> list[float]:
+    ends = [*edges[1:], len(values_t)]
+    return [values_t[a:b].mean().item() for a, b in zip(edges, ends, strict=True)]

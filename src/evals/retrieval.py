@@ -1,0 +1,169 @@
+"""Retrieval in place of a longer window: BM25 chooses what the model reads.
+
+A context that does not fit is cut into chunks of about equal size, at ends of sentences; BM25
+(Robertson and Zaragoza, 2009, in the variant of Lucene, k1 = 1.5 and b = 0.75, by the package
+bm25s) ranks them by the question; the best that fit stand in the prompt in their old order. The
+instruction, the question and worked examples stay whole. A prompt that fits is left as it is, so
+within its window the native model with retrieval is the native model.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left, bisect_right
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from src.evals.ruler import Sample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Between chunks that were not neighbours.
+GAP = "\n"
+# The end of a line, or of a sentence before another that begins with a capital.
+_END = re.compile(r"""\n+|(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z])""")
+_SPACE = re.compile(r"\s+")
+
+
+class RetrievalError(ValueError):
+    """A prompt that cannot be made to fit by leaving out parts of its context."""
+
+
+@dataclass(frozen=True)
+class RetrievalConfig:
+    """How contexts are cut.
+
+    Attributes:
+        chunk_tokens: of a chunk, about.
+        budget: tokens that prompt and answer may have together; null for the native window.
+    """
+
+    chunk_tokens: Annotated[int, Field(gt=0)] = 128
+    budget: Annotated[int, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """A shortened context: how many of its chunks it kept, and the whole prompt's tokens."""
+
+    context: str
+    kept: int
+    chunks: int
+    prompt_tokens: int
+
+
+def chunks_of(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
+    """A text in pieces of about `size` tokens; joined they are the text.
+
+    A piece ends with a line or a sentence where it has one, else with a word, so that no fact is
+    torn apart that fits a piece.
+    """
+    encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
+    starts = [start for start, _ in encoded["offset_mapping"]]
+    ends = [match.end() for match in _END.finditer(text)]
+    cuts = [0]
+    while (first := bisect_left(starts, cuts[-1])) + size < len(starts):
+        limit = starts[first + size]
+        last_end = bisect_right(ends, limit) - 1
+        if last_end >= 0 and ends[last_end] > cuts[-1]:
+            cuts.append(ends[last_end])
+            continue
+        space = _SPACE.search(text, limit)
+        if space is None:
+            break
+        cuts.append(space.end())
+    if cuts[-1] < len(text):
+        cuts.append(len(text))
+    return [text[a:b] for a, b in pairwise(cuts)]
+
+
+def ranked(chunks: list[str], query: str) -> list[int]:
+    """Numbers of the chunks, the best match of the query first; earlier ones first among equals."""
+    import bm25s
+
+    words, (asked,) = (
+        bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+        for texts in (chunks, [query])
+    )
+    if not asked or not any(words):
+        return list(range(len(chunks)))
+    index = bm25s.BM25(backend="numpy")
+    index.index(words, show_progress=False)
+    scores = index.get_scores(asked)
+    return sorted(range(len(chunks)), key=lambda i: (-float(scores[i]), i))
+
+
+def retrieve(
+    tokenizer: PreTrainedTokenizerBase,
+    around: tuple[str, str],
+    context: str,
+    query: str,
+    *,
+    room: int,
+    config: RetrievalConfig,
+) -> Retrieved:
+    """The chunks of a context that fit into `room` tokens with what stands before and after it.
+
+    Raises:
+        RetrievalError: what stands around the context does not fit by itself.
+    """
+    head, tail = around
+
+    def measure(text: str) -> int:
+        return len(tokenizer(head + text + tail, verbose=False)["input_ids"])
+
+    whole = measure(context)
+    chunks = chunks_of(tokenizer, context, config.chunk_tokens)
+    if whole <= room:
+        return Retrieved(context, len(chunks), len(chunks), whole)
+    if measure("") > room:
+        raise RetrievalError(
+            f"instruction and question have {measure('')} tokens, more than the {room} that a "
+            "prompt may have: raise eval.long.retrieval.budget"
+        )
+    order = ranked(chunks, query)
+    # Tokens grow with the number of chunks, all but evenly: the largest number that fits.
+    low, high = 0, len(order)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if measure(_joined(chunks, order[:middle])) <= room:
+            low = middle
+        else:
+            high = middle
+    text = _joined(chunks, order[:low])
+    return Retrieved(text, low, len(chunks), measure(text))
+
+
+def shortened(
+    tokenizer: PreTrainedTokenizerBase, sample: Sample, budget: int, config: RetrievalConfig
+) -> Sample:
+    """A RULER sample with what retrieval leaves of its context; prompt and answer fit `budget`.
+
+    Raises:
+        RetrievalError: as `retrieve` does.
+    """
+    room = budget - sample.max_new_tokens
+    found = retrieve(
+        tokenizer,
+        (sample.head, sample.tail),
+        sample.context,
+        sample.query,
+        room=room,
+        config=config,
+    )
+    return replace(sample, context=found.context, prompt_tokens=found.prompt_tokens)
+
+
+def _joined(chunks: list[str], chosen: list[int]) -> str:
+    parts: list[str] = []
+    previous = None
+    for number in sorted(chosen):
+        if previous is not None and number != previous + 1:
+            parts.append(GAP)
+        parts.append(chunks[number])
+        previous = number
+    return "".join(parts)

@@ -1,0 +1,24 @@
+"""RULER (arXiv 2404.06654): 13 synthetic long-context tasks, made for the tokenizer at hand.
+
+`samples_of` makes a task's prompts, each filling its length exactly; `score` judges an answer.
+"""
+
+from src.evals.ruler.material import Material, Question, QuestionSet, sentences_of
+from src.evals.ruler.sample import RulerError, Sample
+from src.evals.ruler.scoring import score
+from src.evals.ruler.tasks import TASKS, VERSION, check_names, depth_samples, samples_of
+
+__all__ = [
+    "TASKS",
+    "VERSION",
+    "Material",
+    "Question",
+    "QuestionSet",
+    "RulerError",
+    "Sample",
+    "check_names",
+    "depth_samples",
+    "samples_of",
+    "score",
+    "sentences_of",
+]

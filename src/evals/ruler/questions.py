@@ -1,0 +1,121 @@
+"""Question answering among distracting documents: RULER's two QA tasks.
+
+Wording and composition follow NVIDIA/RULER, scripts/data/synthetic/qa.py and constants.py (commit
+c3f5e3b): the document that answers the question among others, in random order.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from src.evals.ruler.fitting import Ruler, most
+from src.evals.ruler.material import Material, QuestionSet
+from src.evals.ruler.sample import RulerError, Sample, stream
+
+HEAD = (
+    "Answer the question based on the given documents. Only give me the answer and do not output "
+    "any other words.\n\nThe following are given documents.\n\n"
+)
+TAIL = (
+    "\n\nAnswer the question based on the given documents. Only give me the answer and do not "
+    "output any other words.\n\nQuestion: {query} Answer:"
+)
+MAX_NEW_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class QuestionAnswering:
+    """Questions of one set (a name in `Material.questions`)."""
+
+    dataset: str
+
+    max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Parts of the material that it draws from."""
+        return frozenset({self.dataset})
+
+    def sample(
+        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
+    ) -> Sample:
+        """One sample that fills the length.
+
+        Samples of one run have different questions. As in RULER the documents are those that stand
+        beside the answering one in the data set, then random ones. The last distractor is cut at a
+        word to fill the length.
+
+        Raises:
+            RulerError: the length is too short for the answering document or too long for all
+                documents, or there are fewer questions than samples.
+        """
+        found = material.questions[self.dataset]
+        question = found.questions[self._choice(name, index, found)]
+        others = self._distractors(draw, found, question.document, question.related)
+        order = draw.getrandbits(64)
+        tail = TAIL.format(query=question.text)
+        gold = found.documents[question.document]
+
+        def context(number: int, words: int = 0) -> str:
+            chosen = [gold, *others[:number]]
+            if words:
+                chosen.append(" ".join(others[number].split(" ")[:words]))
+            random.Random(order).shuffle(chosen)
+            return "\n\n".join(f"Document {i}:\n{d}" for i, d in enumerate(chosen, start=1))
+
+        number = most(
+            lambda n: HEAD + context(n) + tail, ruler, least=0, limit=len(others) - 1, task=name
+        )
+        # The order is drawn anew with one document more, so its first word may not fit.
+        words = most(
+            lambda n: HEAD + context(number, n) + tail,
+            ruler,
+            least=0,
+            limit=others[number].count(" ") + 1,
+            task=name,
+        )
+        body = context(number, words)
+        tokens = ruler.measure(HEAD + body + tail)
+        if number == len(others) - 1:
+            raise RulerError(
+                f"{name} at length {ruler.length} needs more than the {len(found.documents)} "
+                f"documents of {found.name}: choose a shorter length"
+            )
+        ruler.check(name, tokens)
+        return Sample(
+            task=name,
+            length=ruler.length,
+            index=index,
+            head=HEAD,
+            context=body,
+            tail=tail,
+            query=question.text,
+            outputs=question.answers,
+            match="part",
+            prompt_tokens=tokens,
+            max_new_tokens=MAX_NEW_TOKENS,
+        )
+
+    def _choice(self, name: str, index: int, found: QuestionSet) -> int:
+        """The question of a sample: a random order, the same at every length and seed."""
+        if index >= len(found.questions):
+            raise RulerError(
+                f"{name} has {len(found.questions)} questions, so no sample {index + 1}: ask for "
+                "fewer samples"
+            )
+        order = list(range(len(found.questions)))
+        stream(name, "order").shuffle(order)
+        return order[index]
+
+    def _distractors(
+        self, draw: random.Random, found: QuestionSet, gold: int, related: Sequence[int]
+    ) -> list[str]:
+        near = [d for d in related if d != gold]
+        known = {gold, *near}
+        far = [d for d in range(len(found.documents)) if d not in known]
+        draw.shuffle(near)
+        draw.shuffle(far)
+        return [found.documents[d] for d in (*near, *far)]

@@ -1,0 +1,89 @@
+"""A RULER sample, and how it is stored: one JSON object a line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Match = Literal["all", "part"]
+
+
+class RulerError(ValueError):
+    """Samples that cannot be made or read as they are asked for; the message names the remedy."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt and its reference answers.
+
+    Attributes:
+        task: RULER's name of the task.
+        length: target, in tokens: prompt and tokens to generate together, as RULER counts.
+        index: number within task and length.
+        head, context, tail: the prompt in three parts, to be joined without anything between. The
+            context is what a retriever may choose from; head and tail hold the instruction, the
+            worked example where the task has one, the question and the answer's beginning.
+        query: what is asked, for a retriever.
+        outputs: reference answers.
+        match: `all` scores the share of `outputs` found in the answer, `part` whether any is.
+        prompt_tokens: of the whole prompt, special tokens included.
+        max_new_tokens: tokens to generate.
+        depth: of the needle in percent of the context, where the task sets it.
+    """
+
+    task: str
+    length: int
+    index: int
+    head: str
+    context: str
+    tail: str
+    query: str
+    outputs: tuple[str, ...]
+    match: Match
+    prompt_tokens: int
+    max_new_tokens: int
+    depth: float | None = None
+
+    @property
+    def prompt(self) -> str:
+        """The whole text that is given to the model."""
+        return self.head + self.context + self.tail
+
+    @property
+    def tokens(self) -> int:
+        """What is compared with `length`."""
+        return self.prompt_tokens + self.max_new_tokens
+
+
+def stream(*parts: object) -> random.Random:
+    """A random stream of its own for what `parts` name; equal for equal parts on every machine."""
+    name = "/".join(str(part) for part in parts)
+    return random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+
+
+def dump(samples: Iterable[Sample]) -> str:
+    """Samples as JSON lines, keys in a fixed order, all characters beyond ASCII escaped."""
+    return "".join(json.dumps(asdict(s)) + "\n" for s in samples)
+
+
+def parse(lines: Sequence[str], name: str) -> list[Sample]:
+    """Samples from JSON lines; `name` is for messages.
+
+    Raises:
+        RulerError: a line is damaged.
+    """
+    samples = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            fields = json.loads(line)
+            samples.append(Sample(**fields | {"outputs": tuple(fields["outputs"])}))
+        except (ValueError, TypeError, KeyError) as error:
+            raise RulerError(
+                f"{name}, line {number}, is no RULER sample ({error}): delete the file, it is made "
+                "again"
+            ) from error
+    return samples

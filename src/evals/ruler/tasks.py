@@ -1,0 +1,112 @@
+"""RULER's 13 tasks with the parameters of its paper, and the making of their samples.
+
+Source: Hsieh et al., RULER (arXiv 2404.06654), NVIDIA/RULER scripts/synthetic.yaml.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from src.evals.ruler.fitting import Ruler
+from src.evals.ruler.material import Material
+from src.evals.ruler.niah import Niah
+from src.evals.ruler.questions import QuestionAnswering
+from src.evals.ruler.sample import RulerError, Sample, stream
+from src.evals.ruler.tracing import VariableTracking
+from src.evals.ruler.words import CommonWords, FrequentWords
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Task = Niah | VariableTracking | CommonWords | FrequentWords | QuestionAnswering
+
+# Part of the key under which samples are cached: to be raised when a prompt changes.
+VERSION = 1
+
+TASKS: dict[str, Task] = {
+    "niah_single_1": Niah("noise", "words", "numbers"),
+    "niah_single_2": Niah("prose", "words", "numbers"),
+    "niah_single_3": Niah("prose", "words", "uuids"),
+    "niah_multikey_1": Niah("prose", "words", "numbers", num_keys=4),
+    "niah_multikey_2": Niah("needle", "words", "numbers"),
+    "niah_multikey_3": Niah("needle", "uuids", "uuids"),
+    "niah_multivalue": Niah("prose", "words", "numbers", num_values=4),
+    "niah_multiquery": Niah("prose", "words", "numbers", num_keys=4, num_queries=4),
+    "vt": VariableTracking(),
+    "cwe": CommonWords(),
+    "fwe": FrequentWords(),
+    "qa_squad": QuestionAnswering("squad"),
+    "qa_drop": QuestionAnswering("drop"),
+}
+# RULER's own second QA task, for whoever has HotpotQA's file (`MaterialConfig.hotpotqa`).
+HOTPOT = "qa_hotpot"
+ALL_TASKS: dict[str, Task] = TASKS | {HOTPOT: QuestionAnswering("hotpotqa")}
+# The task of the needle-depth grid: niah_single_2 with the needle where it is told to be.
+DEPTH_TASK = "niah_depth"
+DEPTH = TASKS["niah_single_2"]
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that are no tasks.
+
+    Raises:
+        RulerError: it names the nearest one that is.
+    """
+    for name in names:
+        if name not in ALL_TASKS:
+            near = difflib.get_close_matches(name, ALL_TASKS, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            allowed = ", ".join(ALL_TASKS)
+            raise RulerError(f"no RULER task is named {name!r}; {hint}there are {allowed}")
+
+
+def samples_of(
+    name: str,
+    length: int,
+    number: int,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+) -> Iterator[Sample]:
+    """The first `number` samples of a task at a length.
+
+    Each has a random stream of its own, so that the first are the same however many are made, and
+    in whatever order.
+
+    Raises:
+        RulerError: no such task, or the length does not suit it.
+    """
+    check_names([name])
+    task = ALL_TASKS[name]
+    ruler = Ruler(tokenizer, length, task.max_new_tokens)
+    for index in range(number):
+        draw = stream("ruler", seed, name, length, index)
+        yield task.sample(name, index, draw, ruler, material)
+
+
+def depth_samples(
+    length: int,
+    depths: Sequence[float],
+    number: int,
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase,
+    material: Material,
+) -> Iterator[Sample]:
+    """`number` samples at each depth (percent of the context's sentences before the needle).
+
+    Sample i has the same needle and the same text at every depth.
+
+    Raises:
+        RulerError: the length is too short.
+    """
+    task = DEPTH
+    assert isinstance(task, Niah)
+    ruler = Ruler(tokenizer, length, task.max_new_tokens)
+    for depth in depths:
+        for index in range(number):
+            draw = stream("ruler", seed, DEPTH_TASK, length, index)
+            yield task.sample(DEPTH_TASK, index, draw, ruler, material, depth=depth)

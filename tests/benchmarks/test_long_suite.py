@@ -1,0 +1,122 @@
+"""Parcels come apart as they were put together, and rows are the suite's figures."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from benchmarks import long_suite
+from src.evals.suite import SuiteResult
+
+
+def parcels(folder: Path, files: dict[str, bytes], parts: int) -> list[Path]:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as bundle:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            bundle.addfile(member, io.BytesIO(content))
+    whole = stream.getvalue()
+    size = -(-len(whole) // parts)
+    digest = hashlib.sha256(whole).hexdigest()[:12]
+    folder.mkdir()
+    made = []
+    for number in range(parts):
+        path = folder / f"long-{digest}-{number}-of-{parts}.parcel"
+        path.write_bytes(whole[number * size : (number + 1) * size])
+        made.append(path)
+    return made
+
+
+def test_parcels_may_come_one_at_a_time_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("LINEARARD_CACHE", str(cache))
+    files = {"ruler/a.jsonl": b"one\n" * 50, "packages/b/c.txt": bytes(range(256)) * 9}
+    made = parcels(tmp_path / "all", files, 3)
+    for number, parcel in enumerate(reversed(made)):
+        arriving = tmp_path / f"arriving-{number}"
+        arriving.mkdir()
+        parcel.rename(arriving / parcel.name)
+        assert not (cache / "ruler").exists()
+        long_suite.unpack(arriving)
+    assert "2 of 3 parcels are here" in capsys.readouterr().out
+    assert {name: (cache / name).read_bytes() for name in files} == files
+
+
+def test_nothing_to_unpack_and_mixed_packings_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SystemExit, match="holds no parcels"):
+        long_suite.unpack(tmp_path / "empty")
+    first, _ = parcels(tmp_path / "one", {"a": b"1"}, 2)
+    first.rename(tmp_path / "empty" / first.name)
+    long_suite.unpack(tmp_path / "empty")
+    parcels(tmp_path / "two", {"a": b"2"}, 1)
+    with pytest.raises(SystemExit, match="different packings"):
+        long_suite.unpack(tmp_path / "two")
+
+
+def test_rows_name_task_length_model_and_error() -> None:
+    ruler = {"value": 0.5, "score": 50.0, "stderr": 0.05, "n": 10, "length": 4096}
+    scored = {
+        "recovery": 80.0,
+        "gap_closed": None,
+        "interval": {"recovery": [70.0, 90.0], "gap_closed": None},
+    }
+    content = {
+        "models": [
+            {
+                "name": "after ard",
+                "results": {
+                    "ruler_niah_single_1_4096": ruler,
+                    "qasper_yesno": {
+                        "value": 0.7,
+                        "stderr": 0.02,
+                        "n": 319,
+                        "chance": 0.674,
+                        "truncated": 3,
+                    },
+                },
+                "ruler_by_length": {"4096": {"value": 0.5, "score": 50.0, "stderr": 0.05}},
+                "text": {
+                    "by_position": {"edges": [1, 64], "perplexity": [90.0, 30.0]},
+                    "last_k": {"4096": {"perplexity": 20.0, "tokens": 256}},
+                    "sliding": {},
+                },
+            }
+        ],
+        "needle_depth": {
+            "after ard": [{"length": 4096, "depth": 50.0, "value": 0.9, "stderr": 0.1, "n": 10}]
+        },
+        "scores_by_model": {
+            "after ard": {"tasks": {"qasper_yesno": scored}, "categories": {}, "average": None}
+        },
+    }
+    rows = list(long_suite.long_rows(SuiteResult(content)))
+    found = {row["name"]: row for row in rows}
+    assert [r for r in rows if r["name"] == "ruler"] == [
+        {
+            "name": "ruler",
+            "value": 50.0,
+            "unit": "0 to 100",
+            "stderr": 5.0,
+            "model": "after ard",
+            "task": task,
+            "length": 4096,
+        }
+        for task in ("niah_single_1", "mean")
+    ]
+    assert found["qasper_yesno"]["truncated"] == 3
+    assert found["perplexity_last_k"]["value"] == 20.0
+    assert [r["from"] for r in rows if r["name"] == "perplexity_at"] == [1, 64]
+    assert found["needle_depth"]["value"] == 90.0
+    assert found["recovery"]["interval"] == [70.0, 90.0]
+    assert "gap_closed" not in found

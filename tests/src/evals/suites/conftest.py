@@ -1,0 +1,42 @@
+"""Three models of random weights that suites evaluate: native, scaled and trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data import DataConfig, TextFiles
+from src.evals.cache import ResultCache
+from src.evals.suite import Candidate, Evaluation
+from src.rope import LinearScaling
+
+NATIVE, SCALED = 1024, 2048
+
+
+@pytest.fixture
+def evaluation(
+    compose_run: Callable[..., Any],
+    prose: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Evaluation:
+    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "cache"))
+    own = compose_run("+experiment=quickstart", "model=tiny")
+    model = replace(own.model, native_window=NATIVE)
+    scaling = LinearScaling("linear", SCALED)
+    trained = replace(model, weights_seed=3)
+    return Evaluation(
+        candidates=(
+            Candidate("native", "native", model),
+            Candidate("scaled", "scaled", model, scaling),
+            Candidate("after ard", "trained", trained, scaling),
+        ),
+        data=DataConfig("prose", {"files": TextFiles("files", (str(prose),))}, ("held-*",)),
+        device="cpu",
+        dtype="float32",
+        cache=ResultCache(tmp_path / "results"),
+    )

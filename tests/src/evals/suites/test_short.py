@@ -1,0 +1,237 @@
+"""The short suite on the tiny model and our own sentences: no network, a few items a task."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from src import models
+from src.config import RunConfig
+from src.evals import measuring
+from src.evals.cache import ResultCache
+from src.evals.suite import Candidate, Evaluation, EvaluationError
+from src.evals.suites.inheritance import InheritanceSuite
+from src.evals.suites.short import ShortSuite
+from src.evals.tasks import definitions
+
+FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "short"
+TASKS = tuple(name for name, task in definitions().items() if not task.executes)
+CHOICES = tuple(name for name, task in definitions().items() if task.choices)
+
+
+def suite(*tasks: str, **settings: Any) -> ShortSuite:
+    return ShortSuite(
+        tasks=tasks or TASKS,
+        source="folder",
+        folder=str(FIXTURES),
+        resamples=100,
+        generation_tokens=2048,
+        **settings,
+    )
+
+
+@pytest.fixture(scope="module")
+def run(compose_run: Callable[..., RunConfig], tiny_overrides: list[str]) -> RunConfig:
+    return compose_run(*tiny_overrides)
+
+
+@pytest.fixture(scope="module")
+def export(run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student that differs a little from the scaled model."""
+    scaled = models.scaled_config(run.model, run.rope)
+    network = models.load_model(run.model, scaled, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in network.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    folder = tmp_path_factory.mktemp("export")
+    network.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluation(run: RunConfig, export: Path, tmp_path: Path) -> Evaluation:
+    return Evaluation(
+        candidates=(
+            Candidate("native", "native", run.model),
+            Candidate("scaled", "scaled", run.model, run.rope),
+            Candidate("after cpt", "trained", run.model, run.rope, export),
+            Candidate("cpt", "comparison", run.model, run.rope, export),
+        ),
+        data=run.data,
+        device="cpu",
+        dtype="float32",
+        cache=ResultCache(tmp_path / "cache"),
+    )
+
+
+def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
+    result = suite(limit=2).run(evaluation)
+    assert result.failures == {}
+    content = json.loads(json.dumps(result.content, allow_nan=False))
+    assert (content["schema"], content["suite"], content["limit"]) == (1, "short", 2)
+    assert [m["name"] for m in content["models"]] == ["native", "scaled", "after cpt", "cpt"]
+    for model in content["models"]:
+        assert set(model["results"]) == set(TASKS)
+        assert set(model["categories"]) == {t.category for t in definitions().values()}
+        for task, found in model["results"].items():
+            # MMLU's limit is each subject's, of which the fixture has two.
+            assert found["n"] == (4 if task == "mmlu" else 2)
+            assert found["limit"] == 2
+        assert model["lm_eval"]["arc_easy"]["acc_norm,none"] == pytest.approx(
+            model["results"]["arc_easy"]["value"]
+        )
+        assert len(model["weights"]) == 64
+    assert set(content["scores_by_model"]) == {"after cpt", "cpt"}
+    scored = content["scores_by_model"]["after cpt"]["tasks"]["humaneval_bpb"]
+    # The other run's model is the same one.
+    assert scored["recovery_vs_best"] == pytest.approx(100)
+    lines = [(item["model"], item["task"]) for item in result.items]
+    assert len(lines) == len(set(lines)) == 4 * len(TASKS)
+
+
+def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> None:
+    asked = suite("piqa", "gsm8k_bpb", limit=2)
+    content = asked.run(evaluation).content
+    for table in asked.tables(content):
+        assert "a quick look" in table.title
+        assert "2" in table.title
+        assert "limit_2" in table.name
+    assert all("short@limit2" in key for key in asked.summary(content))
+    whole = suite("piqa").run(evaluation).content
+    assert "eval/native/short/piqa" in suite("piqa").summary(whole)
+
+
+def test_nothing_is_evaluated_twice_and_what_is_done_is_kept(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = measuring._ask
+
+    def stopping(*args: Any) -> Any:
+        asked.append(1)
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return ask(*args)
+
+    monkeypatch.setattr(measuring, "_ask", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        suite("piqa", "boolq").run(evaluation)
+    first = suite("piqa", "boolq").run(evaluation)
+    # Four models on two tasks, of which the third and the fourth are the same.
+    assert len(asked) == 1 + 6
+    again = suite("piqa", "boolq").run(evaluation)
+    assert len(asked) == 1 + 6
+    stripped = [
+        [{k: v for k, v in m.items() if k != "seconds"} for m in r.content["models"]]
+        for r in (first, again)
+    ]
+    assert stripped[0] == stripped[1]
+    suite("piqa", limit=1).run(evaluation)
+    assert len(asked) > 1 + 6
+
+
+def test_what_fails_is_named_and_the_rest_is_kept(
+    evaluation: Evaluation, run: RunConfig, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(FIXTURES, tmp_path / "own"))
+    (folder / "sciq.jsonl").unlink()
+    (folder / "boolq.jsonl").write_text('{"question": "cut o', encoding="utf-8")
+    (folder / "openbookqa.jsonl").write_text('{"question": "no stem"}\n', encoding="utf-8")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    candidates = (
+        *evaluation.candidates[:2],
+        Candidate("after cpt", "trained", run.model, run.rope, empty),
+        Candidate("narrow", "comparison", replace(run.model, native_window=450)),
+    )
+    tasks = ("piqa", "arc_eazy", "sciq", "boolq", "openbookqa", "squad", "humaneval")
+    asked = replace(suite(*tasks), folder=str(folder))
+    result = asked.run(replace(evaluation, candidates=candidates))
+    assert set(result.failures) == {
+        "arc_eazy",
+        "sciq",
+        "boolq",
+        "openbookqa",
+        "humaneval",
+        "after cpt",
+        "squad, narrow",
+    }
+    assert "did you mean 'arc_easy'" in result.failures["arc_eazy"]
+    assert "sciq.jsonl is missing" in result.failures["sciq"]
+    assert "line 1, is no JSON" in result.failures["boolq"]
+    assert "do not fit the task" in result.failures["openbookqa"]
+    assert "execute_code=true" in result.failures["humaneval"]
+    assert "has no weights" in result.failures["after cpt"]
+    assert "does not fit the model's window of 450" in result.failures["squad, narrow"]
+    found = {m["name"]: set(m["results"]) for m in result.content["models"]}
+    assert found == {
+        "native": {"piqa", "squad"},
+        "scaled": {"piqa", "squad"},
+        "narrow": {"piqa"},
+    }
+
+
+def test_what_is_wrong_is_known_before_a_run_starts(evaluation: Evaluation) -> None:
+    assert suite("piqa").problems(evaluation) == []
+    (line,) = suite("piqa", "winogrand").problems(evaluation)
+    assert line.startswith("eval.short.tasks: unknown task 'winogrand'")
+
+
+def test_where_nothing_can_be_evaluated_there_is_one_error(evaluation: Evaluation) -> None:
+    with pytest.raises(EvaluationError, match="unknown task 'nope'"):
+        suite("nope").run(evaluation)
+
+
+def test_a_folder_and_its_source_go_together() -> None:
+    with pytest.raises(ValueError, match="source=folder and folder=DIR go together"):
+        ShortSuite(tasks=("piqa",), source="folder")
+
+
+@pytest.mark.parametrize("execute", [pytest.param(True, id="allowed")])
+def test_code_is_run_when_asked_for(evaluation: Evaluation, execute: bool) -> None:
+    result = suite("humaneval", "mbpp", execute_code=execute).run(
+        replace(evaluation, candidates=evaluation.candidates[:1])
+    )
+    assert result.failures == {}
+    values = [r["value"] for r in result.content["models"][0]["results"].values()]
+    assert values == [0.0, 0.0], "random weights write no programs"
+
+
+def test_inheritance_counts_repeated_mistakes(evaluation: Evaluation) -> None:
+    asked = InheritanceSuite(tasks=CHOICES, source="folder", folder=str(FIXTURES), resamples=100)
+    content = asked.run(evaluation).content
+    assert [m["name"] for m in content["models"]] == ["scaled", "after cpt", "cpt"]
+    short = suite(*CHOICES).run(evaluation)
+    lists = {(i["model"], i["task"]): i for i in short.items}
+    missed = same = wrong = 0
+    for task in CHOICES:
+        native, mine = lists["native", task], lists["after cpt", task]
+        for gold, a, b in zip(native["gold"], native["predicted"], mine["predicted"], strict=True):
+            missed += a != gold
+            same += a != gold and a == b
+            wrong += a != gold and b != gold
+    found = content["models"][1]["all"]
+    assert found["native_wrong"] == missed
+    assert found["same"] == pytest.approx(same / missed)
+    assert found["same_of_wrong"] == pytest.approx(same / wrong)
+    low, high = found["interval"]
+    assert low <= found["same"] <= high
+    (table,) = asked.tables(content)
+    assert table.columns == ("task", "native model wrong", "scaled", "after cpt", "cpt")
+    assert asked.summary(content)["eval/after cpt/inheritance/same"] == found["same"]
+
+
+def test_inheritance_needs_choices_and_a_second_model(evaluation: Evaluation) -> None:
+    with pytest.raises(ValueError, match=r"tasks=\['lambada'\]: there are no answers to choose"):
+        InheritanceSuite(tasks=("lambada",))
+    alone = replace(evaluation, candidates=evaluation.candidates[:1])
+    asked = InheritanceSuite(tasks=("piqa",), source="folder", folder=str(FIXTURES))
+    with pytest.raises(EvaluationError, match="nothing to compare the native model with"):
+        asked.run(alone)

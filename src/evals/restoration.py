@@ -171,8 +171,7 @@ class Comparison:
         return {name: _one_kind(members) for name, members in found.items()}
 
     def _averaged(self, *, full: bool) -> list[TaskFacts]:
-        chosen = [t for t in self._common if full or self.discriminates(t)]
-        return _one_kind(chosen)
+        return [t for t in _one_kind(self._common) if full or self.discriminates(t)]
 
     def _mean(self, model: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
         given = [self.answers[model][t.name] for t in members]

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, cast, Annotated
 
 from pydantic import Field
 
@@ -86,7 +86,11 @@ def ranked(chunks: list[str], query: str) -> list[int]:
     import bm25s
 
     words, (asked,) = (
-        bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
+        # Its types leave open what it gives: words here, a list for each text.
+        cast(
+            "list[list[str]]",
+            bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False),
+        )
         for texts in (chunks, [query])
     )
     if not asked or not any(words):

@@ -122,6 +122,19 @@ def test_the_average_is_over_discriminating_tasks_of_one_kind(three: Comparison)
     assert scored["categories"]["Coding"]["gap_closed"] == pytest.approx(0.75)
 
 
+def test_where_no_share_discriminates_bits_do_not_take_the_averages_place() -> None:
+    answers = {
+        name: {"guessed": right(500, 1000), "bits": bits(1.0)}
+        for name in ("native", "scaled", "student", "other")
+    }
+    found = compared([GUESSED, BITS], answers)
+    assert found.average("native") is None
+    assert found.scores()["student"]["average"] is None
+    full = found.average("native", full=True)
+    assert full is not None
+    assert full["tasks"] == ["guessed"]
+
+
 def test_the_bootstrap_is_paired() -> None:
     """Two models that differ in few items: an unpaired interval would hide it."""
     native = right(500, 1000, seed=3)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from src.adapters import LoraParameters
+from src.adapters import LoraParameters, QkvParameters
 from src.config import RunConfig
 from src.devices import DeviceFacts
 from src.facts import ModelFacts
@@ -41,7 +41,7 @@ class Setting:
     """What the cost of a stage depends on.
 
     Attributes:
-        adapters: LoRA weights of the student; None where all weights are trained.
+        adapters: LoRA weights of the student; None where there are none.
         checkpointing: layers run again in the backward pass.
         keep: what the teacher leaves behind for each layer.
     """
@@ -67,9 +67,18 @@ class Setting:
         return {s.objective: terms[s.objective] for s in self.stage.streams.values()}
 
     @property
+    def base(self) -> int:
+        """The model's own weights that are trained."""
+        if self.lora is not None:
+            return 0
+        if isinstance(self.stage.parameters, QkvParameters):
+            return self.shape.layers * self.shape.qkv_parameters
+        return self.shape.parameters
+
+    @property
     def trainable(self) -> int:
         """Trained weights."""
-        return self.shape.parameters if self.adapters is None else self.adapters
+        return self.base + (self.adapters or 0)
 
     @property
     def total(self) -> int:
@@ -168,7 +177,9 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     attention = width * (2 * q + 2 * k)  # q, k, v and the output
     mlp = width * 3 * intermediate  # gate, up, and the activated gate
     kept = norms + attention + mlp
-    if lora is None:
+    if isinstance(setting.stage.parameters, QkvParameters):
+        kept += width * hidden  # the projections' common input
+    elif lora is None:
         # Inputs of the projections, and of the norms' weights.
         kept += width * (4 * hidden + intermediate)
     else:
@@ -246,7 +257,8 @@ def block_work(setting: Setting, name: str) -> Work:
     lora = 0.0 if adapters is None else 2.0 * adapters * n
     again = 1 if setting.checkpointing else 0
     # Frozen weights need the gradient of their inputs only.
-    backward = products * (2 if adapters is None else 1)
+    trained = setting.base / shape.parameters if setting.base < shape.parameters else 1.0
+    backward = products * (1 + trained)
     done = Work(
         (1 + again) * (products + lora) + backward + 2 * lora + 3 * head,
         (2 * (1 + again) + 5) * unit,

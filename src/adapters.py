@@ -55,6 +55,10 @@ Parameters = Annotated[AnyParameters, Field(discriminator="type")]
 _QKV = ("q_proj", "k_proj", "v_proj")
 
 
+class ParametersError(ValueError):
+    """Parameters that the model does not have."""
+
+
 def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed: int) -> nn.Module:
     """Freeze what is not trained and add adapters where asked for.
 
@@ -65,7 +69,7 @@ def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed:
         The network, wrapped by PEFT for LoRA.
 
     Raises:
-        ValueError: no module of the network has one of the projections' names.
+        ParametersError: no module of the network has one of the projections' names.
     """
     if isinstance(parameters, FullParameters):
         return network.requires_grad_(True)
@@ -79,7 +83,7 @@ def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed:
             if isinstance(parameters, LoraParameters)
             else "parameters.type=qkv trains"
         )
-        raise ValueError(
+        raise ParametersError(
             f"{setting} {missing}, which this model lacks; its modules are "
             f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
         )

@@ -340,6 +340,8 @@ def native_config(model: ModelConfig) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(location, **where)
     _check_family(model, config)
     _check_rope(model, config)
+    if model.family not in FAMILIES:
+        _check_layers(model, config)
     if model.shape is not None:
         if not _same(read := shape_of(config), model.shape):
             raise ModelError(f"model.shape says {model.shape} but {location} holds {read}")
@@ -382,6 +384,32 @@ def _check_family(model: ModelConfig, config: PretrainedConfig) -> None:
             raise ModelError(
                 f"model {model.name} has {name}={value} in its config, which the objectives do not "
                 "know: without it their scores and logits would not be the model's"
+            )
+
+
+def _check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse an unlisted model whose attention is not what the defaults make of its config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    found = {
+        module.layer_idx: module
+        for module in network.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")
+    }
+    facts = facts_of(config)
+    for layer, window in enumerate(facts.windows):
+        attention: Any = found.get(layer)
+        own = (attention.scaling, getattr(attention, "sliding_window", None)) if attention else None
+        expected = (facts.scale or facts.head_dim**-0.5, window)
+        if own is None or not math.isclose(own[0], expected[0]) or own[1] != window:
+            has = f"scale {own[0]:.4g} and window {own[1]}" if own else "no attention with q, k, v"
+            raise ModelError(
+                f"model {model.name}: layer {layer} of {type(network).__name__} has {has}, but its "
+                f"config seems to say scale {expected[0]:.4g} and window {window}. What is missing "
+                f"is a file in src/families for {model.family}"
             )
 
 

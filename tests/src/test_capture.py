@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from src import models
 from src.adapters import LoraParameters, causal_model, make_trainable
 from src.capture import CaptureError, QKVCapture, attention_name, attention_output
+from src.facts import ModelFacts
+from src.rope.yarn import YarnScaling
 
 
 def network(
@@ -80,6 +86,124 @@ def test_attention_from_captured_tensors_is_the_models_own(
         assert qkv.q_bhtd.shape == (2, 4, tokens, 8)
         assert qkv.k_bgtd.shape == qkv.v_bgtd.shape == (2, kv_heads, tokens, 8)
         torch.testing.assert_close(attention_output(qkv), own[layer], rtol=1e-5, atol=1e-6)
+
+
+FAMILIES = ["tiny", "tiny_mistral", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"]
+TOKENS = 21
+
+
+def of_family(
+    compose_run: Callable[..., Any],
+    name: str,
+    *,
+    lora: bool = False,
+    attention: str = "sdpa",
+    dtype: torch.dtype = torch.float64,
+) -> tuple[nn.Module, ModelFacts]:
+    """A family's tiny model, extended, with a window that binds and biases and norms that count."""
+    model = compose_run(f"model={name}").model
+    window = 5 if model.sliding_window else None
+    every = 3 if model.full_attention_every else None
+    model = replace(
+        model,
+        sliding_window=window,
+        full_attention_every=every,
+        attention=attention,
+        shape=replace(model.shape, layers=3),
+    )
+    config = models.scaled_config(model, YarnScaling("yarn", 32_768))
+    network = models.load_model(model, config, dtype=dtype, capture=True)
+    draw = torch.Generator().manual_seed(4)
+    for parameter_name, parameter in network.named_parameters():
+        if "norm" in parameter_name or "bias" in parameter_name:
+            noise = torch.randn(parameter.shape, generator=draw, dtype=dtype)
+            parameter.data.add_(0.3 * noise)
+    facts = models.facts_of(config)
+    if not lora:
+        return network, facts
+    parameters = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj", "up_proj"))
+    adapted = make_trainable(network, parameters, seed=1)
+    for parameter_name, parameter in adapted.named_parameters():
+        if "lora_B" in parameter_name:
+            parameter.data.normal_(std=0.2, generator=draw)
+    return adapted, facts
+
+
+def padding(side: str) -> torch.Tensor | None:
+    mask = torch.ones(2, TOKENS, dtype=torch.long)
+    if side == "none":
+        return None
+    mask[1, :8] = 0
+    return mask if side == "left" else mask.flip(1)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
+@pytest.mark.parametrize("lora", [False, True], ids=["plain", "lora"])
+@pytest.mark.parametrize("side", ["none", "left", "right"])
+def test_attention_of_every_family_is_recomputed_from_its_captured_tensors(
+    compose_run: Callable[..., Any],
+    name: str,
+    attention: str,
+    checkpointing: bool,
+    lora: bool,
+    side: str,
+) -> None:
+    # Eager attention takes its softmax in float32 and has masks that are infinite there.
+    dtype, close = torch.float32, {"rtol": 1e-4, "atol": 1e-5}
+    if attention == "sdpa":
+        dtype, close = torch.float64, {"rtol": 1e-9, "atol": 1e-11}
+    made, facts = of_family(compose_run, name, lora=lora, attention=attention, dtype=dtype)
+    network = causal_model(made)
+    if checkpointing:
+        made.train()
+        network.gradient_checkpointing_enable({"use_reentrant": False})
+    ids = torch.randint(0, 256, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    mask = padding(side)
+    inputs: dict[int, torch.Tensor] = {}
+    for index, layer in enumerate(network.get_decoder().layers):
+        layer.self_attn.o_proj.register_forward_pre_hook(
+            lambda module, args, index=index: inputs.__setitem__(index, args[0])
+        )
+    capture = QKVCapture(range(facts.layers))
+    with capture.recording():
+        network.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
+    real = torch.ones(2, TOKENS, dtype=torch.bool) if mask is None else mask.bool()
+    taken = capture.take()
+    assert taken.keys() == set(range(facts.layers))
+    for layer, qkv in taken.items():
+        ours_bhtd = attention_output(
+            qkv, scale=facts.scale, window=facts.windows[layer], key_mask_bt=mask
+        )
+        ours_bth = ours_bhtd.transpose(1, 2).flatten(2)
+        # Rows of padding are whatever the model makes of them.
+        torch.testing.assert_close(ours_bth[real], inputs[layer][real], **close)
+    if "mistral" in name or "gemma3" in name:
+        assert 5 in facts.windows
+        whole = attention_output(taken[0], scale=facts.scale, key_mask_bt=mask)
+        seen = whole.transpose(1, 2).flatten(2)[real]
+        assert not torch.allclose(seen, inputs[0][real], rtol=1e-3), "the window does not bind"
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("side", ["none", "left"])
+def test_sdpa_and_eager_capture_the_same(
+    compose_run: Callable[..., Any], name: str, side: str
+) -> None:
+    ids = torch.randint(0, 256, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    mask, taken = padding(side), []
+    for attention in ("sdpa", "eager"):
+        network, facts = of_family(compose_run, name, attention=attention, dtype=torch.float32)
+        capture = QKVCapture(range(facts.layers))
+        with capture.recording():
+            causal_model(network)(input_ids=ids, attention_mask=mask, use_cache=False)
+        taken.append(capture.take())
+    real = torch.ones(2, TOKENS, dtype=torch.bool) if mask is None else mask.bool()
+    for layer in range(facts.layers):
+        for ours, theirs in zip(taken[0][layer], taken[1][layer], strict=True):
+            ours, theirs = ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_outputs_are_those_of_the_ordinary_attention_also_with_padding() -> None:

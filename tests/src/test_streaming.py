@@ -33,7 +33,7 @@ from src.streaming import (
     SharedTeacherPass,
     TeacherPass,
     checkpoint_contexts,
-    plain_layers,
+    known_parts,
     skip_unwanted,
 )
 
@@ -375,10 +375,10 @@ def test_tritons_forward_runs_once_for_each_layer(monkeypatch: pytest.MonkeyPatc
 
 def test_layers_of_another_kind_run_whole() -> None:
     plain = network()
-    assert plain_layers(plain.get_decoder())
+    assert known_parts(plain.get_decoder())
     odd = copy.deepcopy(plain)
     odd.get_decoder().layers[1].extra = nn.Identity()  # type: ignore[union-attr]
-    assert not plain_layers(odd.get_decoder())
+    assert known_parts(odd.get_decoder()) is None
     with pytest.raises(LayerKindError, match=r"engine\.teacher\.keep=layer_inputs .* keep=qkv"):
         TeacherPass(odd, "layer_inputs")
 

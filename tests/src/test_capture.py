@@ -13,10 +13,17 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from src import models
+from src import assets, models
 from src.adapters import LoraParameters, causal_model, make_trainable
-from src.capture import CaptureError, QKVCapture, attention_name, attention_output
+from src.capture import (
+    CaptureError,
+    LayerQKV,
+    QKVCapture,
+    attention_name,
+    attention_output,
+)
 from src.facts import ModelFacts
+from src.models import ModelConfig
 from src.rope.yarn import YarnScaling
 
 
@@ -204,6 +211,94 @@ def test_sdpa_and_eager_capture_the_same(
         for ours, theirs in zip(taken[0][layer], taken[1][layer], strict=True):
             ours, theirs = ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+PASSAGE = """The harbour was quiet when the first boats came in. A few men stood on the quay with
+their hands in their pockets and watched the nets being lifted out, and nobody said very much,
+because everyone could see that the catch was poor. """
+
+
+class Watched:
+    """A real model, and what its layers hand to their output projections."""
+
+    def __init__(self, model: ModelConfig, attention: str) -> None:
+        scaling = YarnScaling("yarn", 4 * model.native_window)
+        self.network: Any = models.load_model(
+            replace(model, attention=attention),
+            models.scaled_config(model, scaling),
+            dtype=torch.float32,
+            capture=True,
+        )
+        self.facts = models.facts_of(self.network.config)
+        self.inputs: dict[int, torch.Tensor] = {}
+        for index, layer in enumerate(self.network.get_decoder().layers):
+            layer.self_attn.o_proj.register_forward_pre_hook(self._noting(index))
+
+    def _noting(self, index: int) -> Callable[..., None]:
+        return lambda module, args: self.inputs.__setitem__(index, args[0].detach())
+
+    def adapt(self) -> None:
+        lora = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
+        self.network = make_trainable(self.network, lora, seed=1)
+        for name, parameter in self.network.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.02)
+
+    def checked(
+        self, ids: torch.Tensor, padding: torch.Tensor | None = None
+    ) -> dict[int, LayerQKV]:
+        """The captured tensors. Errors are relative to a layer's largest number."""
+        capture = QKVCapture(range(self.facts.layers))
+        with capture.recording():
+            decoder = causal_model(self.network).get_decoder()
+            decoder(input_ids=ids, attention_mask=padding, use_cache=False)
+        real = torch.ones_like(ids).bool() if padding is None else padding.bool()
+        taken = capture.take()
+        for layer, qkv in taken.items():
+            ours = attention_output(
+                LayerQKV(*(x.detach() for x in qkv)),
+                scale=self.facts.scale,
+                window=self.facts.windows[layer],
+                key_mask_bt=padding,
+            )
+            ours = ours.transpose(1, 2).flatten(2)[real]
+            error = (ours - self.inputs[layer][real]).abs().max() / ours.abs().max()
+            assert error < 1e-4, f"layer {layer}: {error}"
+        return taken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "tokens"), [("smollm2_135m", 96), ("gemma3_270m", 560)])
+def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
+    compose_run: Callable[..., Any], name: str, tokens: int
+) -> None:
+    """Gemma's text is longer than its window."""
+    if not (assets.cache_dir() / "models" / name).is_dir():
+        try:
+            assets.fetch(name)
+        except assets.AssetError as error:
+            pytest.skip(f"{name} is not to be had: {error}")
+    model = compose_run(f"model={name}").model
+    models.check_available(model)
+    text = models.load_tokenizer(model)(PASSAGE * 12).input_ids[:tokens]
+    ids = torch.tensor([text, text[::-1]])
+    mask = torch.ones_like(ids)
+    mask[1, : tokens // 3] = 0
+    plain: list[dict[int, LayerQKV]] = []
+    for attention in ("sdpa", "eager"):
+        watched = Watched(model, attention)
+        with torch.no_grad():
+            plain.append(watched.checked(ids))
+            watched.checked(ids, mask)
+            watched.adapt()
+            watched.checked(ids, mask)
+        watched.network.train()
+        inside = causal_model(watched.network)
+        inside.gradient_checkpointing_enable({"use_reentrant": False})
+        watched.checked(ids, mask)
+    for layer, qkv in plain[0].items():
+        for ours, theirs in zip(qkv, plain[1][layer], strict=True):
+            assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-3
 
 
 def test_outputs_are_those_of_the_ordinary_attention_also_with_padding() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -95,7 +96,9 @@ def test_attention_from_captured_tensors_is_the_models_own(
         torch.testing.assert_close(attention_output(qkv), own[layer], rtol=1e-5, atol=1e-6)
 
 
-FAMILIES = ["tiny", "tiny_mistral", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"]
+CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
+# One for each family.
+FAMILIES = sorted(p.stem for p in CONF.glob("tiny*.yaml"))
 TOKENS = 21
 
 

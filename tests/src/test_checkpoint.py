@@ -23,7 +23,9 @@ from src.adapters import (
 from src.rope import LinearScaling
 from src.rope.yarn import YarnScaling
 
-FAMILIES = ["tiny", "tiny_mistral", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"]
+CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
+# One for each family.
+FAMILIES = sorted(p.stem for p in CONF.glob("tiny*.yaml"))
 ATTENTION = ("q_proj", "k_proj", "v_proj")
 ALL = (*ATTENTION, "o_proj", "gate_proj", "up_proj", "down_proj")
 PARAMETERS: dict[str, AnyParameters] = {

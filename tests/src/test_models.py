@@ -25,8 +25,9 @@ from src.models import ModelConfig, ModelError, ModelShape
 from src.rope import BaseFrequencyScaling, LinearScaling, NativeRope
 
 ComposeRun = Callable[..., RunConfig]
-# Each family's own.
-TINY = ("tiny", "tiny_mistral", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3")
+CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
+# One for each family.
+TINY = sorted(p.stem for p in CONF.glob("tiny*.yaml"))
 LINEAR = LinearScaling("linear", target_length=32_768)
 ABF = BaseFrequencyScaling("abf", target_length=32_768, theta=2e7)
 IDS = torch.arange(40).reshape(2, 20)

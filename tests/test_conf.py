@@ -46,6 +46,16 @@ def test_every_option_passes_the_boundary(
     compose_run("model=tiny", option, *needed.get(option, []))
 
 
+@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("experiment", ["linearard_32k", "quickstart"])
+def test_the_first_stage_takes_any_parameters(
+    compose_run: Callable[..., RunConfig], experiment: str, kind: str
+) -> None:
+    chosen = f"parameters@recipe.stages.ard.parameters={kind}"
+    made = plan.make(compose_run(f"+experiment={experiment}", chosen), world_size=1)
+    assert made.stages[0].trainable_parameters > 0
+
+
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_resolved_experiment_is_the_golden_one(
     compose_plain: Callable[..., dict], experiment: str

@@ -173,7 +173,8 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     shape, width, lora = setting.shape, setting.width, setting.lora
     hidden, intermediate = shape.hidden, shape.intermediate
     q, k = setting.queries, setting.keys
-    norms = 2 * 4 * hidden  # float32 input of each norm
+    # Float32 input of each norm, those of queries and keys included.
+    norms = 4 * (shape.norms * hidden + (q + k if shape.qk_norm else 0))
     attention = width * (2 * q + 2 * k)  # q, k, v and the output
     mlp = width * 3 * intermediate  # gate, up, and the activated gate
     kept = norms + attention + mlp
@@ -181,7 +182,8 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
         kept += width * hidden  # the projections' common input
     elif lora is None:
         # Inputs of the projections, and of the norms' weights.
-        kept += width * (4 * hidden + intermediate)
+        kept += width * ((2 + shape.norms) * hidden + intermediate)
+        kept += width * (q + k if shape.qk_norm else 0)
     else:
         count = len(lora.projections)
         inputs = count * (width + 1) * hidden if lora.dropout else width * hidden
@@ -282,7 +284,8 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
     shape, width, lora = setting.shape, setting.width, setting.lora
     compiled = setting.config.engine.compile
     turned = setting.queries + setting.keys
-    norms = 2 * (2 * width if compiled else 20 + 8 * width) * shape.hidden
+    normed = shape.norms * shape.hidden + (turned if shape.qk_norm else 0)
+    norms = (2 * width if compiled else 20 + 8 * width) * normed
     rope = (2 if compiled else 9) * width * turned
     mlp = (3 if compiled else 5) * width * shape.intermediate
     residual = 6 * width * shape.hidden

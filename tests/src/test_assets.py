@@ -284,7 +284,7 @@ def test_a_zstandard_package_is_read_through_dpkg(workshop: Workshop) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(AssetError, match="'nosuch'; there are: smollm2_135m, sotu, "):
+    with pytest.raises(AssetError, match="'nosuch'; there are: gemma3_270m, smollm2_135m, "):
         assets.fetch("nosuch")
 
 

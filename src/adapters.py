@@ -1,4 +1,4 @@
-"""Which parameters of the student are trained: LoRA adapters or everything."""
+"""Which parameters of the student are trained: adapters, the q, k, v projections, or everything."""
 
 from __future__ import annotations
 
@@ -18,6 +18,12 @@ class LoraParameters:
     """Low-rank adapters (Hu et al., 2106.09685) on the named projections.
 
     They are merged into the weights when their stage ends.
+
+    Attributes:
+        rank, alpha: an adapter adds alpha / rank * B A to a weight.
+        projections: the linear layers of a decoder layer, by their names.
+        use_dora: a trained magnitude for each output besides (DoRA: Liu et al., 2402.09353).
+        use_rslora: alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, 2312.03732).
     """
 
     type: Literal["lora"]
@@ -25,6 +31,15 @@ class LoraParameters:
     alpha: Annotated[float, Field(gt=0)]
     dropout: Annotated[float, Field(ge=0, lt=1)]
     projections: Annotated[tuple[str, ...], Field(min_length=1)]
+    use_dora: bool = False
+    use_rslora: bool = False
+
+
+@dataclass(frozen=True)
+class QkvParameters:
+    """The q, k and v projections of every layer are trained, whole, and nothing else."""
+
+    type: Literal["qkv"]
 
 
 @dataclass(frozen=True)
@@ -34,12 +49,17 @@ class FullParameters:
     type: Literal["full"]
 
 
-Parameters = Annotated[LoraParameters | FullParameters, Field(discriminator="type")]
+AnyParameters = LoraParameters | QkvParameters | FullParameters
+Parameters = Annotated[AnyParameters, Field(discriminator="type")]
+
+_QKV = ("q_proj", "k_proj", "v_proj")
 
 
-def make_trainable(
-    network: PreTrainedModel, parameters: LoraParameters | FullParameters, *, seed: int
-) -> nn.Module:
+class ParametersError(ValueError):
+    """Parameters that the model does not have."""
+
+
+def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed: int) -> nn.Module:
     """Freeze what is not trained and add adapters where asked for.
 
     Adapters take the network's own dtype: PEFT's float32 default would multiply in float32 too. The
@@ -49,26 +69,41 @@ def make_trainable(
         The network, wrapped by PEFT for LoRA.
 
     Raises:
-        ValueError: no module of the network has one of the projections' names.
+        ParametersError: no module of the network has one of the projections' names.
     """
     if isinstance(parameters, FullParameters):
         return network.requires_grad_(True)
 
+    names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
+    wanted = parameters.projections if isinstance(parameters, LoraParameters) else _QKV
+    missing = [p for p in wanted if p not in names]
+    if missing:
+        setting = (
+            "parameters.projections has"
+            if isinstance(parameters, LoraParameters)
+            else "parameters.type=qkv trains"
+        )
+        raise ParametersError(
+            f"{setting} {missing}, which this model lacks; its modules are "
+            f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
+        )
+    if isinstance(parameters, QkvParameters):
+        network.requires_grad_(False)
+        for name, module in network.named_modules():
+            if name.rpartition(".")[2] in _QKV:
+                module.requires_grad_(True)
+        return network
+
     import torch
     from peft import LoraConfig, get_peft_model
 
-    names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    missing = [p for p in parameters.projections if p not in names]
-    if missing:
-        raise ValueError(
-            f"parameters.projections has {missing}, which this model lacks; its modules are "
-            f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
-        )
     lora = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # PEFT only multiplies by it
         lora_dropout=parameters.dropout,
         target_modules=list(parameters.projections),
+        use_dora=parameters.use_dora,
+        use_rslora=parameters.use_rslora,
         bias="none",
         task_type="CAUSAL_LM",
     )

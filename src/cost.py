@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from src.adapters import LoraParameters
+from src.adapters import LoraParameters, QkvParameters
 from src.config import RunConfig
 from src.devices import DeviceFacts
 from src.facts import ModelFacts
@@ -44,7 +44,7 @@ class Setting:
     """What the cost of a stage depends on.
 
     Attributes:
-        adapters: LoRA weights of the student; None where all weights are trained.
+        adapters: LoRA weights of the student; None where there are none.
         checkpointing: layers run again in the backward pass.
         keep: what the teacher leaves behind for each layer.
     """
@@ -70,9 +70,18 @@ class Setting:
         return {s.objective: terms[s.objective] for s in self.stage.streams.values()}
 
     @property
+    def base(self) -> int:
+        """The model's own weights that are trained."""
+        if self.lora is not None:
+            return 0
+        if isinstance(self.stage.parameters, QkvParameters):
+            return self.shape.layers * self.shape.qkv_parameters
+        return self.shape.parameters
+
+    @property
     def trainable(self) -> int:
         """Trained weights."""
-        return self.shape.parameters if self.adapters is None else self.adapters
+        return self.base + (self.adapters or 0)
 
     @property
     def total(self) -> int:
@@ -168,13 +177,18 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     hidden, intermediate = shape.hidden, shape.intermediate
     q, k = setting.queries, setting.keys
     compiled = setting.config.engine.compile
-    norms = 2 * (width if compiled else 4) * hidden  # input of each norm, in float32 if it is made
+    # Input of each norm, those of queries and keys included, in float32 if it is made.
+    norms = width if compiled else 4
+    norms *= shape.norms * hidden + (q + k if shape.qk_norm else 0)
     attention = width * (2 * q + 2 * k)  # q, k, v and the output
     mlp = width * 3 * intermediate  # gate, up, and the activated gate
     kept = norms + attention + mlp
-    if lora is None:
+    if isinstance(setting.stage.parameters, QkvParameters):
+        kept += width * hidden  # the projections' common input
+    elif lora is None:
         # Inputs of the projections, and of the norms' weights.
-        kept += width * (4 * hidden + intermediate)
+        kept += width * ((2 + shape.norms) * hidden + intermediate)
+        kept += width * (q + k if shape.qk_norm else 0)
     else:
         count = len(lora.projections)
         # Compiled, what was dropped out is made again from the input and the masks.
@@ -252,7 +266,8 @@ def block_work(setting: Setting, name: str) -> Work:
     lora = 0.0 if adapters is None else 2.0 * adapters * n
     again = 1 if setting.checkpointing else 0
     # Frozen weights need the gradient of their inputs only.
-    backward = products * (2 if adapters is None else 1)
+    trained = setting.base / shape.parameters if setting.base < shape.parameters else 1.0
+    backward = products * (1 + trained)
     done = Work(
         (1 + again) * (products + lora) + backward + 2 * lora + 3 * head,
         (2 * (1 + again) + 5) * unit,
@@ -276,7 +291,8 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
     shape, width, lora = setting.shape, setting.width, setting.lora
     compiled = setting.config.engine.compile
     turned = setting.queries + setting.keys
-    norms = 2 * (2 * width if compiled else 20 + 8 * width) * shape.hidden
+    normed = shape.norms * shape.hidden + (turned if shape.qk_norm else 0)
+    norms = (2 * width if compiled else 20 + 8 * width) * normed
     rope = (2 if compiled else 9) * width * turned
     mlp = (3 if compiled else 5) * width * shape.intermediate
     residual = 6 * width * shape.hidden

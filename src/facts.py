@@ -7,10 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an objective may know about a model: its layers, each layer's window, and its heads."""
+    """What an objective may know about a model.
+
+    Attributes:
+        windows: of each layer: a query at i sees keys j with i - j < window; None: all before it.
+        scale: factor on attention scores; None for the usual head_dim ** -0.5.
+    """
 
     layers: int
     windows: tuple[int | None, ...]
     heads: int
     kv_heads: int
     head_dim: int
+    scale: float | None = None

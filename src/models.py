@@ -20,7 +20,8 @@ from pydantic import Field
 from src import assets
 from src.capture import attention_name
 from src.facts import ModelFacts
-from src.rope import RopeScaling
+from src.families import FAMILIES, Family, family_of
+from src.rope import NativeRope, RopeScaling
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,21 @@ if TYPE_CHECKING:
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
-# Config classes that spell the shape the way ModelShape does; others load from their own files
-# only.
-RANDOM_WEIGHT_FAMILIES = ("llama", "mistral")
-
 # Families whose layers src.streaming knows from within.
-PLAIN_LAYER_FAMILIES = ("llama", "mistral")
+PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.parts)
+
+# transformers' names for kinds of layers.
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+
+# What makes logits or attention scores other than the plain products that objectives work with, by
+# the config's name for it and the value that means nothing.
+_BEYOND_PRODUCTS = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+}
 
 
 class ModelError(ValueError):
@@ -46,7 +56,7 @@ class PackagedWeights:
     """Weights that travel inside a package of a package registry (see src/assets.py)."""
 
     type: Literal["package"]
-    asset: Literal["smollm2_135m"]
+    asset: Literal["smollm2_135m", "gemma3_270m"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,16 @@ WeightSource = Annotated[PackagedWeights | FolderWeights | HubWeights, Field(dis
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a decoder-only transformer with gated MLPs."""
+    """Sizes of a decoder-only transformer with gated MLPs.
+
+    Attributes:
+        rope_theta: base frequency, where layers differ that of the full-attention ones.
+        sliding_rope_theta: that of the sliding ones, where they have their own.
+        query_scalar: attention scores are divided by its square root; null: by head_dim's.
+        norms: of a layer, each of the hidden size.
+        qk_norm: whether queries and keys have a norm of their own, of the head size.
+        qkv_bias: whether q, k and v projections have a bias.
+    """
 
     layers: PositiveInt
     hidden: PositiveInt
@@ -83,16 +102,28 @@ class ModelShape:
     rope_theta: PositiveFloat
     tied_embeddings: bool = False
     norm_eps: PositiveFloat = 1e-5
+    sliding_rope_theta: PositiveFloat | None = None
+    query_scalar: PositiveInt | None = None
+    norms: PositiveInt = 2
+    qk_norm: bool = False
+    qkv_bias: bool = False
+
+    @property
+    def qkv_parameters(self) -> int:
+        """Weights of one layer's q, k and v projections."""
+        width = self.head_dim * (self.heads + 2 * self.kv_heads)
+        return width * (self.hidden + self.qkv_bias)
 
     @property
     def attention_parameters(self) -> int:
         """Weights of one layer's q, k, v and output projections."""
-        return self.hidden * self.head_dim * 2 * (self.heads + self.kv_heads)
+        return self.qkv_parameters + self.hidden * self.head_dim * self.heads
 
     @property
     def layer_parameters(self) -> int:
-        """Weights of one layer: attention, gated MLP and two norms."""
-        return self.attention_parameters + 3 * self.hidden * self.intermediate + 2 * self.hidden
+        """Weights of one layer: attention, gated MLP and norms."""
+        norms = self.norms * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        return self.attention_parameters + 3 * self.hidden * self.intermediate + norms
 
     @property
     def embedding_parameters(self) -> int:
@@ -120,8 +151,13 @@ class Tuning:
 class ModelConfig:
     """A model and the facts about it.
 
-    `native_window` is the length the model was trained at. It is stated here and never read from
-    `max_position_embeddings`, which some checkpoints set to something else.
+    Attributes:
+        family: of src/families, or the `model_type` of a model without a file there.
+        native_window: the length the model was trained at. It is stated here and never read from
+            `max_position_embeddings`, which some checkpoints set to something else.
+        sliding_window: how far layers look back that do not look back to the start.
+        full_attention_every: every so-manieth layer is a full-attention one beside sliding ones;
+            if null all layers slide, where there is a window.
     """
 
     name: str
@@ -129,6 +165,7 @@ class ModelConfig:
     native_window: PositiveInt
     tuning: Tuning
     sliding_window: PositiveInt | None = None
+    full_attention_every: PositiveInt | None = None
     shape: ModelShape | None = None
     source: WeightSource | None = None
     random_weights: bool = False
@@ -138,11 +175,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.random_weights and self.shape is None:
             raise ValueError("random_weights=true needs a shape: give model.shape")
-        if self.random_weights and self.family not in RANDOM_WEIGHT_FAMILIES:
+        if self.random_weights and self.family not in FAMILIES:
             raise ValueError(
-                f"random_weights=true is offered for families {', '.join(RANDOM_WEIGHT_FAMILIES)}, "
+                f"random_weights=true is offered for families {', '.join(FAMILIES)}, "
                 f"not {self.family!r}"
             )
+        if self.full_attention_every and self.sliding_window is None:
+            raise ValueError("full_attention_every needs a sliding_window for the other layers")
         if not self.random_weights and self.source is None:
             raise ValueError(
                 "source is missing: give model.source or set model.random_weights=true"
@@ -152,6 +191,20 @@ class ModelConfig:
                 f"shape.heads={self.shape.heads} is not a multiple of "
                 f"kv_heads={self.shape.kv_heads}"
             )
+        if self.shape and self.family in FAMILIES:
+            family = FAMILIES[self.family]
+            for fact in ("norms", "qk_norm", "qkv_bias"):
+                stated, known = getattr(self.shape, fact), getattr(family, fact)
+                if stated != known:
+                    raise ValueError(
+                        f"shape.{fact}={stated}, but {self.family} models have {known}: state that"
+                    )
+            if family.rope_by_layer_type != (self.shape.sliding_rope_theta is not None):
+                has = "need one" if family.rope_by_layer_type else "have none"
+                raise ValueError(
+                    f"shape.sliding_rope_theta={self.shape.sliding_rope_theta}, but "
+                    f"{self.family} models {has}"
+                )
 
 
 def _location(model: ModelConfig) -> tuple[str, dict[str, Any]]:
@@ -296,27 +349,124 @@ def native_config(model: ModelConfig) -> PretrainedConfig:
     location, where = _location(model)
     with _reported(model):
         config = AutoConfig.from_pretrained(location, **where)
-    parameters = config.rope_parameters
-    if "rope_type" not in parameters or parameters["rope_type"] != "default":
-        raise ModelError(
-            f"model {model.name} has native rope_parameters {parameters}: only models whose native "
-            "RoPE is of type 'default' can be scaled"
-        )
-    if model.shape is not None and not _same(read := shape_of(config), model.shape):
-        raise ModelError(f"model.shape says {model.shape} but {location} holds {read}")
+    _check_family(model, config)
+    _check_rope(model, config)
+    if model.family not in FAMILIES:
+        _check_layers(model, config)
+    if model.shape is not None:
+        if not _same(read := shape_of(config), model.shape):
+            raise ModelError(f"model.shape says {model.shape} but {location} holds {read}")
+        if (windows := attention_windows(config)) != stated_windows(model):
+            raise ModelError(
+                f"model.sliding_window={model.sliding_window} and model.full_attention_every="
+                f"{model.full_attention_every} mean windows {stated_windows(model)}, layer by "
+                f"layer, but {location} has {windows}"
+            )
     return config
+
+
+def _check_family(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse a model that is of another family, or does what nobody here knows of."""
+    from transformers import AutoModelForCausalLM
+
+    family = family_of(model.family)
+    if config.model_type != family.model_type:
+        listed = [name for name, f in FAMILIES.items() if f.model_type == config.model_type]
+        raise ModelError(
+            f"model.family={model.family} is for models of type {family.model_type!r}, but "
+            f"{model.name} is of type {config.model_type!r}: use model.family="
+            f"{listed[0] if listed else config.model_type}"
+        )
+    classes: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in classes or not hasattr(config, "num_attention_heads"):
+        raise ModelError(
+            f"model {model.name} is of type {config.model_type!r}, which transformers does not "
+            "load as a text model with attention layers throughout: give a text-only model"
+        )
+    if not classes[type(config)]._supports_attention_backend:
+        raise ModelError(
+            f"model {model.name}: the attention of {classes[type(config)].__name__} cannot be "
+            "exchanged, so its q, k and v cannot be had (transformers' attention interface is "
+            "missing from it)"
+        )
+    for name, plain in _BEYOND_PRODUCTS.items():
+        value = getattr(config, name, plain)
+        if value not in (None, plain):
+            raise ModelError(
+                f"model {model.name} has {name}={value} in its config, which the objectives do not "
+                "know: without it their scores and logits would not be the model's"
+            )
+
+
+def _check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse an unlisted model whose attention is not what the defaults make of its config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    found = {
+        module.layer_idx: module
+        for module in network.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")
+    }
+    facts = facts_of(config)
+    for layer, window in enumerate(facts.windows):
+        attention: Any = found.get(layer)
+        own = (attention.scaling, getattr(attention, "sliding_window", None)) if attention else None
+        expected = (facts.scale or facts.head_dim**-0.5, window)
+        if own is None or not math.isclose(own[0], expected[0]) or own[1] != window:
+            has = f"scale {own[0]:.4g} and window {own[1]}" if own else "no attention with q, k, v"
+            raise ModelError(
+                f"model {model.name}: layer {layer} of {type(network).__name__} has {has}, but its "
+                f"config seems to say scale {expected[0]:.4g} and window {window}. What is missing "
+                f"is a file in src/families for {model.family}"
+            )
+
+
+def _check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse positions that no scaling here knows how to scale."""
+    family = family_of(model.family)
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise ModelError(
+            f"model {model.name} has no rope_parameters in its config: only models whose positions "
+            "are RoPE can be scaled"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ())
+    by_layer = {kind: parameters[kind] for kind in kinds if kind in parameters}
+    if bool(by_layer) != family.rope_by_layer_type:
+        raise ModelError(
+            f"model {model.name} has "
+            f"{'a RoPE for each kind of layer' if by_layer else 'one RoPE for all layers'}, which "
+            f"is not what family {model.family} has; rope_parameters is {parameters}. What is "
+            "missing is a file in src/families that says which of them is scaled"
+        )
+    for one in by_layer.values() if by_layer else [parameters]:
+        if one.get("rope_type") != "default":
+            raise ModelError(
+                f"model {model.name} has native rope_parameters {parameters}: only models whose "
+                "native RoPE is of type 'default' can be scaled"
+            )
+        if one.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ModelError(
+                f"model {model.name} has native rope_parameters {parameters}: only models that "
+                "rotate whole heads can be scaled (partial_rotary_factor 1)"
+            )
 
 
 def _same(read: ModelShape, stated: ModelShape) -> bool:
     """Equal up to float32 rounding: GGUF files store norm_eps and rope_theta as float32."""
     pairs = zip(astuple(read), astuple(stated), strict=True)
-    return all(math.isclose(a, b, rel_tol=1e-6) for a, b in pairs)
+    return all(
+        a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=1e-6)) for a, b in pairs
+    )
 
 
 def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
     from transformers import AutoConfig
 
-    shape = model.shape
+    shape, family = model.shape, family_of(model.family)
     assert shape is not None
     sizes: dict[str, Any] = {
         "vocab_size": shape.vocabulary,
@@ -333,28 +483,66 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
         # uniform, with nothing to distil.
         "initializer_range": shape.hidden**-0.5,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        # The byte tokenizer's end-of-text; the classes' defaults lie outside a small vocabulary.
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "pad_token_id": None,
     }
-    if model.family == "mistral":
+    sizes |= family.random_config
+    windows = stated_windows(model)
+    if model.sliding_window is not None:
         sizes["sliding_window"] = model.sliding_window
-    # The byte tokenizer's end-of-text; the classes' defaults lie outside a small vocabulary.
-    return AutoConfig.for_model(model.family, bos_token_id=None, eos_token_id=256, **sizes)
+        # Qwen's classes drop the window without this.
+        sizes["use_sliding_window"] = True
+    if family.layer_types:
+        sizes["layer_types"] = [_SLIDING if window else _FULL for window in windows]
+    if family.rope_by_layer_type:
+        sizes["rope_parameters"] = {
+            _FULL: {"rope_type": "default", "rope_theta": shape.rope_theta},
+            _SLIDING: {"rope_type": "default", "rope_theta": shape.sliding_rope_theta},
+        }
+    if shape.query_scalar is not None:
+        sizes["query_pre_attn_scalar"] = shape.query_scalar
+    return AutoConfig.for_model(family.model_type, **sizes)
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
     """Read the sizes from a transformers config."""
     heads = config.num_attention_heads
+    family = _family_of_type(config.model_type)
+    full, sliding = _thetas(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    scalar = getattr(config, "query_pre_attn_scalar", None)
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         heads=heads,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        head_dim=head_dim,
         vocabulary=config.vocab_size,
-        rope_theta=float(config.rope_parameters["rope_theta"]),
+        rope_theta=full,
         tied_embeddings=bool(config.tie_word_embeddings),
         norm_eps=config.rms_norm_eps,
+        sliding_rope_theta=sliding,
+        query_scalar=None if scalar in (None, head_dim) else int(scalar),
+        norms=family.norms,
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
     )
+
+
+def _family_of_type(model_type: str) -> Family:
+    listed = [family for family in FAMILIES.values() if family.model_type == model_type]
+    return listed[0] if listed else family_of(model_type)
+
+
+def _thetas(config: PretrainedConfig) -> tuple[float, float | None]:
+    """Base frequencies of full-attention layers, and of sliding ones that have their own."""
+    parameters = config.rope_parameters
+    if _FULL in parameters:
+        return float(parameters[_FULL]["rope_theta"]), float(parameters[_SLIDING]["rope_theta"])
+    return float(parameters["rope_theta"]), None
 
 
 def resolved_shape(model: ModelConfig) -> ModelShape:
@@ -362,13 +550,40 @@ def resolved_shape(model: ModelConfig) -> ModelShape:
     return model.shape or shape_of(native_config(model))
 
 
+def native_rope(model: ModelConfig, shape: ModelShape) -> NativeRope:
+    """What a scaling must know of the model."""
+    by_layer_type = family_of(model.family).rope_by_layer_type
+    return NativeRope(shape.head_dim, shape.rope_theta, model.native_window, by_layer_type)
+
+
 def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
-    """The model's config with the scaling written into it as transformers 5 reads it."""
+    """The model's config with the scaling written into it as transformers 5 reads it.
+
+    Where each kind of layer has a RoPE of its own, that of the full-attention layers is scaled.
+
+    Raises:
+        ModelError: as `native_config`.
+        ValueError: the scaling's fields do not fit the model.
+    """
     config = native_config(model)
-    theta = float(config.rope_parameters["rope_theta"])
-    config.rope_parameters = scaling.rope_parameters(theta, model.native_window)
-    config.max_position_embeddings = scaling.target_length
+    rope = native_rope(model, shape_of(config))
+    parameters = scaling.rope_parameters(rope)
+    if rope.by_layer_type:
+        parameters = {**config.rope_parameters, _FULL: parameters}
+    config.rope_parameters = parameters
+    config.max_position_embeddings = scaling.max_position_embeddings(rope)
     return config
+
+
+def served_length(model: ModelConfig, scaling: RopeScaling) -> int | None:
+    """What an exported config needs besides, as `max_seq_len`, for servers to find the target.
+
+    vLLM takes the least length that a config states and multiplies it by the scaling's factor. None
+    where `max_position_embeddings` will do.
+    """
+    if family_of(model.family).length_is_scaled:
+        return None
+    return scaling.multiplied_length(native_rope(model, resolved_shape(model)))
 
 
 def load_model(
@@ -409,10 +624,10 @@ def load_model(
             network = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, attn_implementation=attention
             )
-        return network.eval()
+        return _of_length_alone(network.eval())
     location, where = (str(weights), {"local_files_only": True}) if weights else _location(model)
     with _reported(model):
-        return AutoModelForCausalLM.from_pretrained(
+        network = AutoModelForCausalLM.from_pretrained(
             location,
             config=config,
             dtype=dtype,
@@ -420,18 +635,66 @@ def load_model(
             use_safetensors=True,
             **where,
         )
+    return _of_length_alone(network)
+
+
+def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:
+    """Let dynamic RoPE depend on the sequence at hand and not on those before it.
+
+    transformers keeps the frequencies of the longest sequence so far until one comes that is
+    shorter than the native window: a resumed run would not see what an undisturbed one does.
+    """
+    decoder: Any = network.get_decoder()
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    parameters = network.config.rope_parameters
+    kinds = [kind for kind in (_FULL, _SLIDING) if kind in parameters]
+    prefixes = {
+        f"{kind}_" if kind else "": (parameters[kind] if kind else parameters)["rope_type"]
+        for kind in kinds or [""]
+    }
+    dynamic = [prefix for prefix, rope_type in prefixes.items() if rope_type == "dynamic"]
+
+    def forget(module: Any, args: Any) -> None:
+        del args
+        for prefix in dynamic:
+            native = getattr(module, f"{prefix}original_inv_freq")
+            setattr(module, f"{prefix}inv_freq", native.to(getattr(module, f"{prefix}inv_freq")))
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+    if dynamic:
+        rotary.register_forward_pre_hook(forget)
+    return network
 
 
 def facts_of(config: PretrainedConfig) -> ModelFacts:
     """What objectives may know of a model."""
-    shape = shape_of(config)
+    return _facts(shape_of(config), attention_windows(config))
+
+
+def planned_facts(model: ModelConfig) -> ModelFacts:
+    """The same, from what is stated of a model where its shape is, without a network."""
+    if model.shape is None:
+        return facts_of(native_config(model))
+    return _facts(model.shape, stated_windows(model))
+
+
+def _facts(shape: ModelShape, windows: tuple[int | None, ...]) -> ModelFacts:
     return ModelFacts(
         layers=shape.layers,
-        windows=attention_windows(config),
+        windows=windows,
         heads=shape.heads,
         kv_heads=shape.kv_heads,
         head_dim=shape.head_dim,
+        scale=None if shape.query_scalar is None else shape.query_scalar**-0.5,
     )
+
+
+def stated_windows(model: ModelConfig) -> tuple[int | None, ...]:
+    """How far back each layer may look (None: to the start), as the model's settings have it."""
+    assert model.shape is not None
+    every, window = model.full_attention_every, model.sliding_window
+    layers = range(1, model.shape.layers + 1)
+    return tuple(None if every and layer % every == 0 else window for layer in layers)
 
 
 def attention_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
@@ -443,4 +706,4 @@ def attention_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     kinds = getattr(config, "layer_types", None)
     if kinds is None:
         return (window,) * config.num_hidden_layers
-    return tuple(window if kind == "sliding_attention" else None for kind in kinds)
+    return tuple(window if kind == _SLIDING else None for kind in kinds)

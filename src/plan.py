@@ -7,7 +7,7 @@ settings that would make it fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.console import Console
@@ -19,7 +19,14 @@ from src.config import ConfigError, RunConfig
 from src.cost import Setting
 from src.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.facts import ModelFacts
-from src.models import PLAIN_LAYER_FAMILIES, ModelShape, resolved_shape
+from src.families import PROJECTIONS, family_of
+from src.models import (
+    PLAIN_LAYER_FAMILIES,
+    ModelShape,
+    native_rope,
+    planned_facts,
+    resolved_shape,
+)
 from src.objectives.base import Objective
 from src.schedule import StageConfig, StageSchedule
 from src.streaming import Keep
@@ -112,13 +119,13 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
             exceeds the native window; an objective's or a schedule's settings don't fit.
     """
     shape = resolved_shape(config.model)
-    facts = ModelFacts(
-        layers=shape.layers,
-        windows=(config.model.sliding_window,) * shape.layers,
-        heads=shape.heads,
-        kv_heads=shape.kv_heads,
-        head_dim=shape.head_dim,
-    )
+    facts = planned_facts(config.model)
+    rope = native_rope(config.model, shape)
+    try:
+        # Tables of another length, for example.
+        config.rope.rope_parameters(rope)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for name in config.recipe.stages:
         _check_streams(config, name, facts)
     _check_teacher(config, facts)
@@ -200,7 +207,8 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
         if not isinstance(stage.parameters, LoraParameters):
             raise ConfigError(
                 f"engine.teacher.share_base: true, but recipe.stages.{name} trains base weights "
-                "(parameters.type=full), which are then no teacher; use false, or train adapters "
+                f"(parameters.type={stage.parameters.type}), which are then no teacher; use false, "
+                "or train adapters "
                 f"with parameters@recipe.stages.{name}.parameters=lora"
             )
         if index:
@@ -232,7 +240,8 @@ def _stage_plan(
             0, rank=rank, world_size=world_size, micro_batch=micro_batch
         )
     ]
-    adapters = _adapter_parameters(stage, shape, name)
+    projections = family_of(config.model.family).projections
+    adapters = _adapter_parameters(stage, shape, name, projections)
     setting = _decided(config, stage, shape, facts, adapters, world_size, device)
     return StagePlan(
         name=name,
@@ -242,8 +251,8 @@ def _stage_plan(
         accumulation=accumulation,
         busy=sum(1 for micro in turns if micro.pieces) / len(turns),
         stream_tokens=schedule.tokens_read(),
-        trainable_parameters=shape.parameters if adapters is None else adapters,
-        total_parameters=shape.parameters + (adapters or 0),
+        trainable_parameters=setting.trainable,
+        total_parameters=setting.total,
         memory=cost.memory(setting),
         flops=cost.work(setting, schedule).flops,
         seconds_per_step=cost.step_seconds(setting, schedule, device),
@@ -351,28 +360,33 @@ def _savings(
     yield student("offload_parameters", True)
 
 
-def _adapter_parameters(stage: StageConfig, shape: ModelShape, name: str) -> int | None:
-    """Weights of the LoRA adapters, None where all parameters are trained."""
-    if not isinstance(stage.parameters, LoraParameters):
+def _adapter_parameters(
+    stage: StageConfig, shape: ModelShape, name: str, allowed: Sequence[str] = PROJECTIONS
+) -> int | None:
+    """Weights of the LoRA adapters, None where there are none."""
+    parameters = stage.parameters
+    if not isinstance(parameters, LoraParameters):
         return None
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    sides = {
-        "q_proj": shape.hidden + queries,
-        "k_proj": shape.hidden + keys,
-        "v_proj": shape.hidden + keys,
-        "o_proj": queries + shape.hidden,
-        "gate_proj": shape.hidden + shape.intermediate,
-        "up_proj": shape.hidden + shape.intermediate,
-        "down_proj": shape.intermediate + shape.hidden,
+    sizes = {
+        "q_proj": (shape.hidden, queries),
+        "k_proj": (shape.hidden, keys),
+        "v_proj": (shape.hidden, keys),
+        "o_proj": (queries, shape.hidden),
+        "gate_proj": (shape.hidden, shape.intermediate),
+        "up_proj": (shape.hidden, shape.intermediate),
+        "down_proj": (shape.intermediate, shape.hidden),
     }
-    unknown = [p for p in stage.parameters.projections if p not in sides]
+    unknown = [p for p in parameters.projections if p not in allowed]
     if unknown:
         raise ConfigError(
             f"recipe.stages.{name}.parameters.projections: {unknown} unknown; allowed: "
-            f"{', '.join(sides)}"
+            f"{', '.join(allowed)}"
         )
-    rank = stage.parameters.rank
-    return shape.layers * rank * sum(sides[p] for p in stage.parameters.projections)
+    chosen = [sizes[p] for p in parameters.projections]
+    # DoRA has a magnitude for each output besides.
+    magnitudes = sum(out for _, out in chosen) if parameters.use_dora else 0
+    return shape.layers * (parameters.rank * sum(map(sum, chosen)) + magnitudes)
 
 
 def _objectives(config: RunConfig, stage: StageConfig) -> dict[str, Objective]:
@@ -426,6 +440,8 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
                 f"[yellow]{stage.name}: a step has too few blocks for {plan.world_size} ranks; "
                 f"{1 - stage.busy:.0%} of their work repeats others' blocks at weight 0[/yellow]"
             )
+    for note in _unscaled(config):
+        console.print(f"[yellow]{note}[/yellow]")
     for stage in plan.stages:
         again = "on: layers run again in the backward pass" if stage.checkpointing else "off"
         console.print(f"{stage.name}: gradient checkpointing {again}")
@@ -447,6 +463,20 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
         console.print(f"time: about {total / 3600:.2g} hours of training on {plan.device.name}")
     if not plan.fits:
         console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
+
+
+def _unscaled(config: RunConfig) -> Iterator[str]:
+    """Streams whose blocks the student rotates as its teacher does, so that they teach nothing."""
+    rope = native_rope(config.model, resolved_shape(config.model))
+    for name, stage in config.recipe.stages.items():
+        for stream_name, stream in stage.streams.items():
+            distilled = config.objective.terms[stream.objective].bounded_by_native_window
+            if distilled and config.rope.is_native_at(rope, stream.length):
+                yield (
+                    f"{name}: at {stream.length:,} tokens {config.rope.type} scaling leaves RoPE "
+                    f"as it is, so a student that starts from its teacher's weights has nothing to "
+                    f"learn from it in stream {stream_name}"
+                )
 
 
 def _seconds(value: float | None) -> str:

@@ -20,6 +20,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass
+from src.families import FAMILIES, LayerParts, layer_parts
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -27,41 +28,38 @@ if TYPE_CHECKING:
 # What the teacher leaves behind for each layer.
 Keep = Literal["layer_inputs", "qkv"]
 
-# Parts of a decoder layer that come after its q, k and v, for the layers that consist of nothing
-# else (LLaMA and its likes).
-_AFTER_QKV = ("self_attn.o_proj", "post_attention_layernorm", "mlp")
-_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-
 
 class LayerKindError(ValueError):
     """Layers that consist of other parts than this module knows."""
 
 
-def plain_layers(decoder: nn.Module) -> bool:
-    """Whether every layer is norm, attention, norm and MLP, each added to a residual stream."""
+def known_parts(decoder: nn.Module) -> LayerParts | None:
+    """What every layer consists of, if that is what the layers of a listed family do."""
     layers: Any = getattr(decoder, "layers", None)
-    return (
-        isinstance(layers, nn.ModuleList)
-        and isinstance(getattr(decoder, "norm", None), nn.Module)
-        and all({name for name, _ in layer.named_children()} == _PARTS for layer in layers)
-    )
+    if not isinstance(layers, nn.ModuleList) or not isinstance(
+        getattr(decoder, "norm", None), nn.Module
+    ):
+        return None
+    found = {layer_parts({name for name, _ in layer.named_children()}) for layer in layers}
+    return found.pop() if len(found) == 1 else None
 
 
 def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:
     """Let a pass leave out everything after the q, k and v of the layer that it stops at.
 
-    Layers of another kind (`plain_layers`) run whole, as without this.
+    Layers of an unknown kind (`known_parts`) run whole, as without this.
 
     Args:
         decoder: the transformer below the output head.
         ends: layers that passes may stop at; None stands for passes that run to the end.
     """
     stops = [end for end in ends if end is not None]
-    if not stops or not plain_layers(decoder):
+    parts = known_parts(decoder)
+    if not stops or parts is None:
         return
     layers: Any = decoder.layers
     for index in stops:
-        for name in _AFTER_QKV:
+        for name in (f"{parts.attention}.{parts.output}", *parts.after):
             _skippable(layers[index].get_submodule(name), index, _zeros)
     for index in range(min(stops) + 1, len(layers)):
         # Not its q, k and v either.
@@ -120,7 +118,7 @@ class TeacherPass:
         keep: what is left behind for each layer.
 
     Raises:
-        LayerKindError: `layer_inputs` for layers that are not plain.
+        LayerKindError: `layer_inputs` for layers of an unknown kind.
     """
 
     def __init__(self, model: PreTrainedModel, keep: Keep) -> None:
@@ -128,11 +126,12 @@ class TeacherPass:
         self._keep: Keep = keep
         self._inputs: dict[int, _LayerInput] | None = None
         self._wanted: frozenset[int] = frozenset()
+        self._parts = known_parts(self._decoder)
         if keep == "layer_inputs":
-            if not plain_layers(self._decoder):
+            if self._parts is None:
                 raise LayerKindError(
-                    "engine.teacher.keep=layer_inputs knows layers of norm, attention, norm and "
-                    f"MLP only, not those of {type(model).__name__}: use keep=qkv"
+                    f"engine.teacher.keep=layer_inputs knows the layers of {', '.join(FAMILIES)} "
+                    f"only, not those of {type(model).__name__}: use keep=qkv"
                 )
             for index, layer in enumerate(self._decoder.layers):
                 layer.register_forward_pre_hook(self._noting(index), with_kwargs=True)
@@ -182,16 +181,18 @@ class TeacherPass:
 
     def _again(self, index: int, kept: _LayerInput) -> LayerQKV:
         """A layer's q, k, v from its input, by its own norm, projections and RoPE."""
+        assert self._parts is not None
         layer = self._decoder.layers[index]
+        attention = layer.get_submodule(self._parts.attention)
         capture = QKVCapture([index], stops_at=index)
         with (
             torch.no_grad(),
             self._one_layer(index),
-            _left_out(layer.self_attn.o_proj),
+            _left_out(attention.get_submodule(self._parts.output)),
             capture.recording(),
         ):
-            normed_bth = layer.input_layernorm(kept.hidden_bth)
-            layer.self_attn(hidden_states=normed_bth, **kept.arguments)
+            normed_bth = layer.get_submodule(self._parts.norm)(kept.hidden_bth)
+            attention(hidden_states=normed_bth, **kept.arguments)
         return capture.take()[index]
 
 

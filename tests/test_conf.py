@@ -20,7 +20,8 @@ OPTIONS = sorted(
     for p in CONF.glob("*/*.yaml")
     if p.parent.name not in ("experiment", "model", "objective", "parameters")
 )
-OPTIONS += [f"parameters@recipe.stages.cpt.parameters={kind}" for kind in ("lora", "full")]
+PARAMETERS = sorted(p.stem for p in (CONF / "parameters").glob("*.yaml"))
+OPTIONS += [f"parameters@recipe.stages.cpt.parameters={kind}" for kind in PARAMETERS]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -38,8 +39,21 @@ def test_every_experiment_plans_for_every_model(
 def test_every_option_passes_the_boundary(
     compose_run: Callable[..., RunConfig], option: str
 ) -> None:
-    needed = ["data.sources.files.paths=[text]"] if option == "data=files" else []
-    compose_run("model=tiny", option, *needed)
+    needed = {
+        "data=files": ["data.sources.files.paths=[text]"],
+        "rope=per_frequency": ["rope.factors=[1.0,1.0,2.0,4.0]"],
+    }
+    compose_run("model=tiny", option, *needed.get(option, []))
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+@pytest.mark.parametrize("experiment", ["linearard_32k", "quickstart"])
+def test_the_first_stage_takes_any_parameters(
+    compose_run: Callable[..., RunConfig], experiment: str, kind: str
+) -> None:
+    chosen = f"parameters@recipe.stages.ard.parameters={kind}"
+    made = plan.make(compose_run(f"+experiment={experiment}", chosen), world_size=1)
+    assert made.stages[0].trainable_parameters > 0
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)

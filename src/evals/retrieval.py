@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, cast, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import Field
 

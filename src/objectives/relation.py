@@ -101,6 +101,8 @@ class Relation:
             _sides(student, names),
             _sides(teacher, names),
             self._layer_weights(student, names),
+            scale=facts.scale,
+            teacher_scale=facts.scale,
             window=facts.windows[layer],
             temperature=self.temperature,
             backend=self.backend,

@@ -13,6 +13,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from src.adapters import (
     FullParameters,
     LoraParameters,
+    ParametersError,
+    QkvParameters,
     causal_model,
     load_trained,
     make_trainable,
@@ -104,6 +106,45 @@ def test_dropout_and_scale_are_those_asked_for(dropout: float) -> None:
     for layer in layers:
         assert layer.scaling["default"] == 10.0 / 4
         assert getattr(layer.lora_dropout["default"], "p", 0.0) == dropout
+
+
+@pytest.mark.parametrize("rslora", [False, True], ids=["lora", "rslora"])
+def test_the_scale_of_rslora_is_by_the_ranks_root(rslora: bool) -> None:
+    lora = LoraParameters("lora", 4, 10.0, 0.0, ("q_proj",), use_rslora=rslora)
+    layers: list[Any] = [m for m in adapted(parameters=lora).modules() if hasattr(m, "lora_A")]
+    assert {layer.scaling["default"] for layer in layers} == {10.0 / (2 if rslora else 4)}
+
+
+def test_dora_trains_a_magnitude_for_each_output_and_starts_as_it_was() -> None:
+    lora = LoraParameters("lora", RANK, 6.0, 0.0, ("q_proj", "k_proj"), use_dora=True)
+    model = adapted(parameters=lora)
+    magnitudes = {n: p for n, p in trainable(model).items() if "magnitude" in n}
+    assert sorted(p.numel() for p in magnitudes.values()) == [KEYS] * LAYERS + [QUERIES] * LAYERS
+    torch.testing.assert_close(logits(model), logits(network()), rtol=1e-5, atol=1e-6)
+    model(input_ids=IDS, labels=IDS).loss.backward()
+    with_gradient = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert with_gradient == trainable(model).keys()
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_qkv_are_trained_whole_and_nothing_else(frozen: bool) -> None:
+    model = network().requires_grad_(not frozen)
+    trained = make_trainable(model, QkvParameters("qkv"), seed=1)
+    assert trained is model
+    names = trainable(trained)
+    assert len(names) == 3 * LAYERS
+    assert {name.split(".")[-2] for name in names} == {"q_proj", "k_proj", "v_proj"}
+    torch.testing.assert_close(logits(trained), logits(network()), rtol=0, atol=0)
+    assert merged(trained) is model
+
+
+def test_qkv_of_a_model_without_them_is_refused() -> None:
+    model = network()
+    for layer in model.model.layers:
+        layer.self_attn.qkv_proj = layer.self_attn.q_proj
+        del layer.self_attn.q_proj
+    with pytest.raises(ParametersError, match=r"type=qkv trains \['q_proj'\], which .* qkv_proj"):
+        make_trainable(model, QkvParameters("qkv"), seed=1)
 
 
 def test_a_seed_decides_how_adapters_start() -> None:

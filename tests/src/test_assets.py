@@ -284,7 +284,7 @@ def test_a_zstandard_package_is_read_through_dpkg(workshop: Workshop) -> None:
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
-    with pytest.raises(AssetError, match="'nosuch'; there are: smollm2_135m, sotu, "):
+    with pytest.raises(AssetError, match="'nosuch'; there are: gemma3_270m, smollm2_135m, "):
         assets.fetch("nosuch")
 
 
@@ -319,6 +319,52 @@ def test_importing_assets_stays_light() -> None:
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_pieces_are_joined_in_order_and_checked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Workshop(tmp_path, monkeypatch)
+    pieces = {"1": b"first half, ", "2": b"second half"}
+    parts = []
+    for number, content in pieces.items():
+        name = f"toy{number}-1.0-py3-none-any.whl"
+        archive = make_wheel(tmp_path / name, {f"toy{number}/piece": content})
+        piece = tmp_path / f"piece{number}"
+        piece.write_bytes(content)
+        shop.asset("pip")
+        toy = assets.ASSETS["toy"]
+        assert isinstance(toy, PackagedAsset)
+        part = replace(
+            toy,
+            name=f"toy, part {number}",
+            package=f"toy{number}",
+            archive=f"toy{number}-*.whl",
+            payload=f"toy{number}/piece",
+            archive_sha256=content_digest(archive),
+            payload_sha256=content_digest(piece),
+        )
+        parts.append(part)
+    whole = tmp_path / "whole"
+    whole.write_bytes(b"first half, second half")
+    split = assets.SplitAsset(
+        "toy", "a toy", "none", tuple(parts), "toy.bin", content_digest(whole)
+    )
+    monkeypatch.setitem(assets.ASSETS, "toy", split)
+    shop.client("pip", f'cp "{tmp_path}"/$(grep -o "toy[12]" requirements.txt)-1.0-*.whl .')
+    fetched = assets.fetch("toy")
+    assert fetched.name == "toy.bin"
+    assert fetched.read_bytes() == b"first half, second half"
+    assert len(shop.called()) == 2
+    assert assets.fetch("toy") == fetched
+    assert len(shop.called()) == 2, "what is there is not fetched again"
+    assert len(shop.leftovers()) == 1
+
+    swapped = replace(split, parts=split.parts[::-1])
+    monkeypatch.setitem(assets.ASSETS, "toy", swapped)
+    shutil.rmtree(fetched.parent)
+    with pytest.raises(AssetError, match=r"toy1==1\.0 differs|toy2==1\.0 toy1==1\.0 differs"):
+        assets.fetch("toy")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
         ),
         (
             "recipe.stages.ard.parameters.type=adapter",
-            "recipe.stages.ard.parameters.type: 'adapter' is not one of 'lora', 'full'",
+            "recipe.stages.ard.parameters.type: 'adapter' is not one of 'lora', 'qkv', 'full'",
         ),
         (
             "recipe.stages.ard.parameters.dropout=1",

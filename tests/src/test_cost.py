@@ -32,9 +32,10 @@ def setting(run: RunConfig, stage: str = "ard", *, checkpointing: bool = False, 
     return replace(made, **more)
 
 
-@pytest.mark.parametrize("stage", ["ard", "cpt"], ids=["lora", "full"])
+@pytest.mark.parametrize("model", ["tiny", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"])
+@pytest.mark.parametrize("kind", ["lora", "full", "qkv"])
 def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
-    compose_run: Callable[..., RunConfig], stage: str, monkeypatch: pytest.MonkeyPatch
+    compose_run: Callable[..., RunConfig], model: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes saved for the backward pass by a deep model, less those of a shallow one.
 
@@ -47,16 +48,17 @@ def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
     def kept(layers: int) -> tuple[float, Setting]:
         run = compose_run(
             BASE,
-            "model=tiny",
+            f"model={model}",
             "engine=cpu",
+            f"parameters@recipe.stages.cpt.parameters={kind}",
             f"model.shape.layers={layers}",
             "model.shape.hidden=64",
             "model.shape.heads=8",
             "model.shape.kv_heads=8",
             "model.shape.intermediate=176",
-            "recipe.stages.ard.parameters.dropout=0.0",
+            *(["recipe.stages.cpt.parameters.dropout=0.0"] if kind == "lora" else []),
         )
-        parameters = run.recipe.stages[stage].parameters
+        parameters = run.recipe.stages["cpt"].parameters
         base = models.load_model(
             run.model, models.native_config(run.model), dtype=torch.float32, capture=True
         )
@@ -74,7 +76,7 @@ def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
             out = causal_model(network).get_decoder()(input_ids=ids, use_cache=False)
         total = float(sum(saved.values()))
         del out
-        return total, setting(run, stage)
+        return total, setting(run, "cpt")
 
     (few, made), (many, _) = kept(1), kept(5)
     wants = made.objectives[next(iter(made.objectives))].needs(made.facts)

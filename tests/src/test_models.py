@@ -15,16 +15,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from src import assets, models
 from src.capture import QKVCapture, attention_output
 from src.config import RunConfig
 from src.evals.perplexity import negative_log_likelihood
 from src.models import ModelConfig, ModelError, ModelShape
-from src.rope import BaseFrequencyScaling, LinearScaling
+from src.rope import BaseFrequencyScaling, LinearScaling, NativeRope
 
 ComposeRun = Callable[..., RunConfig]
+CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
+# One for each family.
+TINY = sorted(p.stem for p in CONF.glob("tiny*.yaml"))
 LINEAR = LinearScaling("linear", target_length=32_768)
 ABF = BaseFrequencyScaling("abf", target_length=32_768, theta=2e7)
 IDS = torch.arange(40).reshape(2, 20)
@@ -67,10 +70,10 @@ def logits(network: PreTrainedModel, ids_bt: Tensor = IDS) -> Tensor:
         return network(input_ids=ids_bt).logits
 
 
-@pytest.mark.parametrize("family", models.RANDOM_WEIGHT_FAMILIES)
-def test_random_weights_follow_their_seed_alone(tiny: ModelConfig, family: str) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_random_weights_follow_their_seed_alone(compose_run: ComposeRun, name: str) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
-        model = replace(tiny, family=family, weights_seed=seed)
+        model = replace(compose_run(f"model={name}").model, weights_seed=seed)
         network = models.load_model(model, models.native_config(model), dtype=torch.float32)
         return network.state_dict()
 
@@ -91,14 +94,15 @@ def test_student_and_teacher_differ_in_rope_only(
         key: value for key, value in scaled.to_dict().items() if native.to_dict()[key] != value
     }
     assert changed.keys() == {"rope_parameters", "max_position_embeddings"}
-    assert changed["rope_parameters"] == scaling.rope_parameters(10_000.0, 8192)
+    rope = NativeRope(8, 10_000.0, 8192)
+    assert changed["rope_parameters"] == scaling.rope_parameters(rope)
     assert changed["max_position_embeddings"] == 32_768
 
     teacher = models.load_model(tiny, native, dtype=torch.float32)
     student = models.load_model(tiny, scaled, dtype=torch.float32)
     torch.testing.assert_close(student.state_dict(), teacher.state_dict(), rtol=0, atol=0)
     assert not torch.equal(logits(student), logits(teacher))
-    frequencies = scaling.inverse_frequencies(8, 10_000.0, 8192)
+    frequencies = scaling.inverse_frequencies(rope)
     np.testing.assert_allclose(rotations(student), frequencies, rtol=1e-6)
 
 
@@ -184,6 +188,106 @@ def test_windows_follow_layer_types(tiny: ModelConfig) -> None:
     config.sliding_window = 16
     config.layer_types = ["full_attention", "sliding_attention"]
     assert models.attention_windows(config) == (None, 16)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_what_is_stated_of_a_family_is_what_its_config_says(
+    compose_run: ComposeRun, name: str
+) -> None:
+    model = compose_run(f"model={name}").model
+    config = models.native_config(model)
+    assert models.shape_of(config) == model.shape
+    assert models.attention_windows(config) == models.stated_windows(model)
+    assert models.planned_facts(model) == models.facts_of(config)
+
+
+def test_facts_of_gemma3_are_its_own(compose_run: ComposeRun) -> None:
+    facts = models.planned_facts(compose_run("model=tiny_gemma3").model)
+    assert facts.windows == (48, None)
+    assert facts.scale == pytest.approx(12**-0.5)
+    big = models.planned_facts(compose_run("model=gemma3_270m").model)
+    assert big.windows == (512, 512, 512, 512, 512, None) * 3
+    assert big.scale is None
+
+
+@pytest.mark.parametrize("scaling", [LINEAR, ABF], ids=lambda s: s.type)
+def test_of_two_ropes_that_of_full_attention_layers_is_scaled(
+    compose_run: ComposeRun, scaling: LinearScaling | BaseFrequencyScaling
+) -> None:
+    model = compose_run("model=tiny_gemma3").model
+    native, scaled = models.native_config(model), models.scaled_config(model, scaling)
+    rope = NativeRope(8, 10_000.0, 8192, by_layer_type=True)
+    assert scaled.rope_parameters == {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+        "full_attention": scaling.rope_parameters(rope),
+    }
+    assert (
+        scaled.rope_parameters["sliding_attention"] == native.rope_parameters["sliding_attention"]
+    )
+    assert scaled.max_position_embeddings == 32_768
+
+
+def saved_as(
+    tmp_path: Path, compose_run: ComposeRun, model_type: str, family: str, **more: Any
+) -> ModelConfig:
+    """A small random model of any type, and how a user would name it."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    config = AutoConfig.for_model(model_type, **(sizes | more))
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    BYTES.save_pretrained(tmp_path)
+    model = at(tmp_path, compose_run)
+    return replace(model, family=family)
+
+
+@pytest.mark.parametrize("family", ["olmo2", "smollm3"])
+def test_a_family_without_a_file_works_by_the_defaults(
+    tmp_path: Path, compose_run: ComposeRun, family: str
+) -> None:
+    model = saved_as(tmp_path, compose_run, family, family)
+    network = models.load_model(
+        model, models.scaled_config(model, LINEAR), dtype=torch.float32, capture=True
+    )
+    assert rotations(network)[0] == pytest.approx(1 / 4)
+    facts = models.facts_of(network.config)
+    capture = QKVCapture(range(facts.layers))
+    with capture.recording():
+        logits(network)
+    assert capture.take().keys() == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "family", "more", "missing"),
+    [
+        ("qwen2", "llama", {}, r"is of type 'qwen2': use model\.family=qwen2"),
+        ("gemma3_text", "gemma3_text", {}, r"a RoPE for each kind of layer.* src/families"),
+        ("gemma2", "gemma2", {}, r"attn_logit_softcapping=50\.0 .* objectives do not know"),
+        ("granite", "granite", {}, r"layer 0 of Granite.* has scale 1 .* say scale 0\.3536"),
+        ("gpt2", "gpt2", {}, r"no rope_parameters in its config"),
+        ("phi", "phi", {"partial_rotary_factor": 0.5}, r"rotate whole heads"),
+    ],
+    ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
+)
+def test_a_family_that_cannot_be_had_is_refused_with_what_is_missing(
+    tmp_path: Path,
+    compose_run: ComposeRun,
+    model_type: str,
+    family: str,
+    more: dict,
+    missing: str,
+) -> None:
+    model = saved_as(tmp_path, compose_run, model_type, family, **more)
+    with pytest.raises(ModelError, match=missing):
+        models.native_config(model)
 
 
 @settings(max_examples=200, deadline=None)
@@ -282,7 +386,11 @@ def test_native_rope_that_is_scaled_already_is_refused(
     ("change", "message"),
     [
         ({"shape": None}, "random_weights=true needs a shape"),
-        ({"family": "gemma3"}, "families llama, mistral, not 'gemma3'"),
+        ({"family": "phi3"}, "families gemma3, llama, mistral, qwen2, qwen3, not 'phi3'"),
+        ({"full_attention_every": 2}, "full_attention_every needs a sliding_window"),
+        ({"family": "qwen2"}, "shape.qkv_bias=False, but qwen2 models have True"),
+        ({"family": "qwen3"}, "shape.qk_norm=False, but qwen3 models have True"),
+        ({"family": "gemma3"}, "shape.norms=2, but gemma3 models have 4"),
         ({"random_weights": False}, "give model.source or set model.random_weights=true"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -292,7 +400,9 @@ def test_contradictions_are_refused(tiny: ModelConfig, change: dict, message: st
         replace(tiny, **change)
 
 
-def test_parameters_are_counted_as_torch_counts_them(tiny: ModelConfig) -> None:
+@pytest.mark.parametrize("name", TINY)
+def test_parameters_are_counted_as_torch_counts_them(compose_run: ComposeRun, name: str) -> None:
+    tiny = compose_run(f"model={name}").model
     assert tiny.shape is not None
     for tied in (False, True):
         shape: ModelShape = replace(tiny.shape, tied_embeddings=tied)

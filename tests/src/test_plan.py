@@ -46,7 +46,17 @@ def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [("llama2_7b", 6_738_415_616), ("llama3_8b", 8_030_261_248), ("mistral_7b", 7_241_732_096)],
+    [
+        ("llama2_7b", 6_738_415_616),
+        ("llama3_8b", 8_030_261_248),
+        ("mistral_7b", 7_241_732_096),
+        ("qwen2_5_0_5b", 494_032_768),
+        ("qwen2_5_7b", 7_615_616_512),
+        ("qwen3_0_6b", 596_049_920),
+        ("qwen3_8b", 8_190_735_360),
+        ("gemma3_270m", 268_098_176),
+        ("gemma3_1b", 999_885_952),
+    ],
 )
 def test_parameters_of_known_models(
     compose_run: Callable[..., RunConfig], model: str, parameters: int
@@ -54,8 +64,15 @@ def test_parameters_of_known_models(
     assert compose_run(BASE, f"model={model}").model.shape.parameters == parameters
 
 
-def test_parameters_are_those_of_the_built_model(compose_run: Callable[..., RunConfig]) -> None:
-    run = compose_run(BASE, "model=tiny")
+@pytest.mark.parametrize("kind", ["lora", "dora", "rslora", "qkv", "full"])
+@pytest.mark.parametrize(
+    "model", ["tiny", "tiny_mistral", "tiny_qwen2", "tiny_qwen3", "tiny_gemma3"]
+)
+def test_parameters_are_those_of_the_built_model(
+    compose_run: Callable[..., RunConfig], model: str, kind: str
+) -> None:
+    chosen = f"parameters@recipe.stages.ard.parameters={kind}"
+    run = compose_run(BASE, f"model={model}", chosen)
     network = models.load_model(run.model, models.native_config(run.model), dtype=torch.float32)
     assert run.model.shape.parameters == sum(p.numel() for p in network.parameters())
     stage = run.recipe.stages["ard"]
@@ -65,6 +82,21 @@ def test_parameters_are_those_of_the_built_model(compose_run: Callable[..., RunC
         p.numel() for p in trained.parameters() if p.requires_grad
     )
     assert made.total_parameters == sum(p.numel() for p in trained.parameters())
+
+
+def test_text_that_the_scaling_leaves_as_it_was_is_pointed_out(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    def printed(*overrides: str) -> str:
+        run = compose_run(BASE, "model=tiny", *overrides)
+        console = Console(file=io.StringIO(), width=300)
+        plan.show(plan.make(run, world_size=1), run, console)
+        return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+    assert "nothing to learn" not in printed("rope=yarn")
+    note = printed("rope=dynamic")
+    assert "ard: at 4,096 tokens dynamic scaling leaves RoPE as it is" in note
+    assert "in stream short" in note
 
 
 def test_memory_shards_with_the_stage(compose_run: Callable[..., RunConfig]) -> None:
@@ -138,7 +170,7 @@ SHARED = "engine.teacher.share_base=true"
             ["recipe.stages.cpt.streams.long.objective=relation", *LORA_CPT],
             r"engine\.teacher\.share_base: true, but recipe\.stages\.cpt starts from what",
         ),
-        (["model.family=gemma"], r"engine\.teacher\.share_base: .* llama, mistral, not 'gemma'"),
+        (["model.family=gemma"], r"engine\.teacher\.share_base: .* qwen3, not 'gemma'"),
         (["engine.teacher.zero_stage=3"], r"engine\.teacher: share_base=true has no engine"),
         (["engine.teacher.offload_parameters=true"], r"offload_parameters=true needs zero_stage 3"),
     ],

@@ -25,6 +25,7 @@ from src.adapters import (
 from src.capture import LayerQKV, QKVCapture, attention_name
 from src.engine import _StudentModule, _TeacherModule
 from src.facts import ModelFacts
+from src.families import FAMILIES
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.objectives.relation import Relation
 from src.streaming import (
@@ -33,7 +34,7 @@ from src.streaming import (
     SharedTeacherPass,
     TeacherPass,
     checkpoint_contexts,
-    plain_layers,
+    known_parts,
     skip_unwanted,
 )
 
@@ -46,9 +47,14 @@ def config(family: str, *, factor: float | None) -> PretrainedConfig:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if factor:
         rope = {"rope_type": "linear", "factor": factor, "rope_theta": 10000.0}
-    extra = {"sliding_window": 5} if family == "mistral" else {}
+    extra: dict[str, Any] = {"sliding_window": 5} if family == "mistral" else {}
+    if family == "gemma3":
+        kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+        sliding = {"rope_type": "default", "rope_theta": 100.0}
+        rope = {"sliding_attention": sliding, "full_attention": rope}
+        extra = {"sliding_window": 5, "layer_types": kinds, "query_pre_attn_scalar": 12}
     return AutoConfig.for_model(
-        family,
+        FAMILIES[family].model_type,
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
@@ -70,9 +76,14 @@ def network(
 ) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(
+        made = AutoModelForCausalLM.from_config(
             config(family, factor=factor), attn_implementation=attention_name("sdpa"), dtype=dtype
         ).eval()
+        for name, parameter in made.named_parameters():
+            # As they are not when new: different in every dimension.
+            if "norm" in name or "bias" in name:
+                parameter.data.add_(0.3 * torch.randn_like(parameter))
+        return made
 
 
 @dataclass
@@ -148,14 +159,21 @@ def whole(family: str, parameters: LoraParameters | FullParameters) -> tuple[Ten
     assert made.teacher is not None
     student, teacher = captured(made.student.network), captured(made.teacher.network)
     losses = [
-        relation_kl_set(student[i], teacher[i], [1.0] * 3, window=made.facts.windows[i])[0]
+        relation_kl_set(
+            student[i],
+            teacher[i],
+            [1.0] * 3,
+            window=made.facts.windows[i],
+            scale=made.facts.scale,
+            teacher_scale=made.facts.scale,
+        )[0]
         for i in (0, 2)
     ]
     loss = torch.stack(losses).mean()
     return loss, gradients(loss, made.student)
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("parameters", [LORA, FullParameters("full")], ids=["lora", "full"])
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize("keep", ["qkv", "layer_inputs"])
@@ -174,7 +192,7 @@ def test_loss_and_gradients_are_those_of_whole_models(
     assert any(value.abs().max() > 1e-6 for value in found.values())
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral"])
+@pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize("keep", ["qkv", "layer_inputs"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
@@ -373,12 +391,17 @@ def test_tritons_forward_runs_once_for_each_layer(monkeypatch: pytest.MonkeyPatc
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_layers_of_every_listed_family_are_known(family: str) -> None:
+    assert known_parts(network(family).get_decoder()) == FAMILIES[family].parts
+
+
 def test_layers_of_another_kind_run_whole() -> None:
     plain = network()
-    assert plain_layers(plain.get_decoder())
+    assert known_parts(plain.get_decoder())
     odd = copy.deepcopy(plain)
     odd.get_decoder().layers[1].extra = nn.Identity()  # type: ignore[union-attr]
-    assert not plain_layers(odd.get_decoder())
+    assert known_parts(odd.get_decoder()) is None
     with pytest.raises(LayerKindError, match=r"engine\.teacher\.keep=layer_inputs .* keep=qkv"):
         TeacherPass(odd, "layer_inputs")
 

@@ -70,6 +70,35 @@ def test_run_folder_is_complete_and_valid(baseline: Path) -> None:
     assert [p.name for p in whole_checkpoints(RunFolder(baseline))] == ["step-4", "step-6"]
 
 
+FAMILY_RUNS = {
+    "tiny_mistral": ("rope=linear", "lora"),
+    "tiny_qwen2": ("rope=llama3", "rslora"),
+    "tiny_qwen3": ("rope=ntk", "lora"),
+    "tiny_gemma3": ("rope=yarn", "dora"),
+}
+
+
+@pytest.mark.parametrize("model", FAMILY_RUNS)
+def test_runs_of_other_families_train_and_export(train_tiny: Train, model: str) -> None:
+    rope, kind = FAMILY_RUNS[model]
+    folder = train_tiny(
+        f"model={model}",
+        rope,
+        f"parameters@recipe.stages.ard.parameters={kind}",
+        "engine.teacher.keep=layer_inputs",
+        "engine.student.gradient_checkpointing=true",
+    )
+    distilled, modelled = losses(folder, "loss/relation/qq"), losses(folder)[4:]
+    assert len(distilled) == 4
+    assert all(0 < loss < 1 for loss in distilled)
+    assert len(modelled) == 2
+    assert all(0 < loss < 10 for loss in modelled)
+    hashes = json.loads((folder / "run.json").read_text())["teacher_sha256"]
+    assert hashes["before"] == hashes["after"]
+    exported = AutoModelForCausalLM.from_pretrained(folder / "export")
+    assert exported(input_ids=torch.arange(20)[None]).logits.isfinite().all()
+
+
 def test_teacher_is_unchanged_and_in_no_checkpoint(baseline: Path) -> None:
     hashes = json.loads((baseline / "run.json").read_text())["teacher_sha256"]
     assert hashes["before"] == hashes["after"]

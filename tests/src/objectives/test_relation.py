@@ -20,7 +20,7 @@ from src.facts import ModelFacts
 from src.models import ModelConfig
 from src.objectives.base import Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
-from src.rope import LinearScaling
+from src.rope import LinearScaling, NativeRope
 
 T, D = 7, 6
 FACTS = ModelFacts(layers=3, windows=(None, None, None), heads=4, kv_heads=2, head_dim=D)
@@ -267,7 +267,7 @@ def test_work_is_six_products_a_causal_tile_of_each_weighted_relation() -> None:
 def rotated(x_bhtd: Tensor, factor: float) -> Tensor:
     """RoPE, two halves rotated against each other, positions divided by the factor."""
     scaling = LinearScaling("linear", target_length=8 * T, factor=factor)
-    frequencies = scaling.inverse_frequencies(D, 10_000.0, native_window=T)
+    frequencies = scaling.inverse_frequencies(NativeRope(D, 10_000.0, T))
     angles_td = torch.from_numpy(np.arange(T)[:, None] * frequencies[None, :])
     a, b = x_bhtd.chunk(2, dim=-1)
     cos, sin = angles_td.cos(), angles_td.sin()

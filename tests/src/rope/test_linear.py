@@ -1,0 +1,33 @@
+"""Position interpolation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from src.rope import LinearScaling, NativeRope
+
+NATIVE = NativeRope(64, 10_000.0, 4096)
+
+
+@pytest.mark.parametrize("target", [4096, 8192, 32_768, 12_288])
+def test_readers(check_readers: Callable[..., None], target: int) -> None:
+    check_readers(LinearScaling("linear", target), NATIVE)
+
+
+@pytest.mark.parametrize("head_dim", [8, 128])
+def test_readers_of_other_heads(check_readers: Callable[..., None], head_dim: int) -> None:
+    check_readers(LinearScaling("linear", 32_768), NativeRope(head_dim, 5e5, 8192))
+
+
+def test_a_given_factor_makes_the_window_the_least_multiple_that_holds_the_target(
+    check_readers: Callable[..., None],
+) -> None:
+    check_readers(LinearScaling("linear", 32_768, factor=3.5), NATIVE, window=32_770)
+
+
+def test_positions_are_divided() -> None:
+    found = LinearScaling("linear", 32_768).inverse_frequencies(NATIVE)
+    np.testing.assert_allclose(found, NATIVE.inverse_frequencies() / 8)

@@ -1,4 +1,4 @@
-"""LongReD, logit distillation and sums trained whole: how they are computed does not change them."""
+"""LongReD, logit distillation and sums, trained whole, however they are computed."""
 
 from __future__ import annotations
 
@@ -284,9 +284,12 @@ def test_refused_before_anything_is_loaded(
 ) -> None:
     from src import plan
 
-    with pytest.raises(ConfigError, match=message):
+    def planned() -> None:
         settings = compose_run("+experiment=longred_c_32k", "model=tiny", *MIXTURE, *overrides)
         plan.make(settings, world_size=1)
+
+    with pytest.raises(ConfigError, match=message):
+        planned()
 
 
 def test_the_small_models_real_experiments_plan(compose_run: Callable[..., RunConfig]) -> None:

@@ -36,7 +36,7 @@ def test_named_budgets(written: str | int, tokens: int) -> None:
 
 @pytest.mark.parametrize("written", ["4.25", "M", "4,25M", "-1M", "0M", "0.0000001M", "4m", "1e3M"])
 def test_malformed_budgets_are_refused(written: str) -> None:
-    with pytest.raises(ValueError, match="budget='.*': give tokens as a whole number"):
+    with pytest.raises(ValueError, match=r"budget='.*': give tokens as a whole number"):
         budget.tokens_of(written)
 
 

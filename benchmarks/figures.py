@@ -21,6 +21,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from benchmarks import methods
 from src.report import plots
 from src.report.files import PerplexityReport
 
@@ -28,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 README = ROOT / "README.md"
+METHODS = ROOT / "docs" / "methods.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (760, 420)
 
@@ -85,7 +87,7 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
         pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
-            raise ValueError(f"README.md has {count} places for table {name!r}, not 1")
+            raise ValueError(f"the text has {count} places for table {name!r}, not 1")
     return text
 
 
@@ -136,6 +138,37 @@ def step_picture(result: Mapping[str, Any]) -> go.Figure:
     figure.update_xaxes(title="tokens a second", gridcolor="#e6e8ec", rangemode="tozero")
     figure.update_yaxes(title="peak memory a rank (GiB)", gridcolor="#e6e8ec", rangemode="tozero")
     return figure
+
+
+def curve_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Loss by step of the public reference's loop and of ours."""
+    figure = go.Figure()
+    for side, dash in (("reference", "solid"), ("ours", "dot")):
+        rows = [r for r in result["rows"] if (r["name"], r["side"]) == ("loss", side)]
+        figure.add_scatter(
+            x=[r["step"] for r in rows],
+            y=[r["value"] for r in rows],
+            mode="lines+markers",
+            line={"dash": dash},
+            name=f"the public reference ({result['kernels']} KL)" if side == "reference" else side,
+        )
+    figure.update_layout(
+        template="none",
+        title={
+            "text": f"The reference's loop, step by step: {result['model']}, {result['dtype']}",
+            "x": 0.01,
+        },
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_xaxes(title="optimizer step", gridcolor="#e6e8ec")
+    figure.update_yaxes(title="relation loss (nats)", gridcolor="#e6e8ec")
+    return figure
+
+
+def with_methods(text: str) -> str:
+    """docs/methods.md with its table filled."""
+    return with_tables(text, {"methods": methods.table(load("methods"))})
 
 
 def _planned_speed(measured: Mapping[str, Any]) -> float:
@@ -193,6 +226,10 @@ def main() -> None:
     picture(perplexity_picture(result), IMAGES / f"{NAMED_RUN}.png")
     if (RESULTS / "step.json").is_file():
         picture(step_picture(load("step")), IMAGES / "step.png")
+    if (RESULTS / "reference_curve.json").is_file():
+        picture(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
+    if (RESULTS / "methods.json").is_file():
+        METHODS.write_text(with_methods(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from benchmarks import methods
 from src.report import plots
 from src.report.files import PerplexityReport
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
+METHODS = ROOT / "docs" / "methods.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (760, 420)
 
@@ -241,6 +243,37 @@ def _plain(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
     return figure
 
 
+def curve_picture(result: Mapping[str, Any]) -> go.Figure:
+    """Loss by step of the public reference's loop and of ours."""
+    figure = go.Figure()
+    for side, dash in (("reference", "solid"), ("ours", "dot")):
+        rows = [r for r in result["rows"] if (r["name"], r["side"]) == ("loss", side)]
+        figure.add_scatter(
+            x=[r["step"] for r in rows],
+            y=[r["value"] for r in rows],
+            mode="lines+markers",
+            line={"dash": dash},
+            name=f"the public reference ({result['kernels']} KL)" if side == "reference" else side,
+        )
+    figure.update_layout(
+        template="none",
+        title={
+            "text": f"The reference's loop, step by step: {result['model']}, {result['dtype']}",
+            "x": 0.01,
+        },
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+    )
+    figure.update_xaxes(title="optimizer step", gridcolor="#e6e8ec")
+    figure.update_yaxes(title="relation loss (nats)", gridcolor="#e6e8ec")
+    return figure
+
+
+def with_methods(text: str) -> str:
+    """docs/methods.md with its table filled."""
+    return with_tables(text, {"methods": methods.table(load("methods"))})
+
+
 def _planned_speed(measured: Mapping[str, Any]) -> float:
     return measured["settings"]["tokens_per_step"] / measured["planned_seconds"]
 
@@ -312,6 +345,10 @@ def main() -> None:
         ("kernel_memory", kernel_memory_picture(kernel)),
     ):
         picture(figure, IMAGES / f"{name}.png")
+    if (RESULTS / "reference_curve.json").is_file():
+        picture(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
+    if (RESULTS / "methods.json").is_file():
+        METHODS.write_text(with_methods(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ from src.schedule import StageSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step.json"
-STAGE, STREAM, TERM = "ard", "short", "relation"
+STAGE, STREAM = "ard", "short"
 CASE_SECONDS = 500
 
 
@@ -297,10 +297,10 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
 
 def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
     if case.kind == "plain":
-        return {TERM: HiddenOnly()}
+        return {STREAM: HiddenOnly()}
     if case.kind == "sums":
-        return {TERM: Sums()}
-    return run.objectives_of(settings, STAGE)
+        return {STREAM: Sums()}
+    return settings.objectives(STAGE)
 
 
 def _step_seconds(
@@ -328,11 +328,12 @@ def _step_seconds(
         device=device,
         micro_batch=settings.engine.student.micro_batch,
         seed=settings.seed,
+        window=settings.rope.target_length,
     )
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
     paces = [record.metrics["tokens_per_second"] for record in records[warm_up:]]
-    return stage.tokens_per_step / statistics.median(paces)
+    return stage.step_tokens / statistics.median(paces)
 
 
 def _teacher_seconds(

@@ -14,13 +14,14 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV
@@ -34,6 +35,7 @@ from src.streaming import (
     TeacherPass,
     checkpoint_contexts,
     compile_layers,
+    show_layer_inputs,
     skip_unwanted,
 )
 
@@ -68,19 +70,43 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+Head = Callable[[Tensor], Tensor]
+
+
 class _TeacherModule(nn.Module):
-    def __init__(self, network: nn.Module, keep: Keep) -> None:
+    def __init__(self, network: nn.Module, keep: Keep, head: Head | None = None) -> None:
         super().__init__()
         self.network = network
         self._pass = TeacherPass(causal_model(network), keep)
+        self._head = head
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        return _teach(self._pass, batch, needs)
+        return _teach(self._pass, self._head, batch, needs)
 
 
-def _teach(teacher: TeacherPass, batch: Batch, needs: Needs) -> Outputs:
-    hidden_bth, qkv = teacher.run(batch.input_ids_bt, needs.qkv_layers, hidden=needs.hidden)
-    return Outputs(hidden_bth, qkv=qkv)
+def _teach(teacher: TeacherPass, head: Head | None, batch: Batch, needs: Needs) -> Outputs:
+    ran = teacher.run(batch.input_ids_bt, needs)
+    return Outputs(ran.hidden_bth, qkv=ran.qkv, head=head, hidden_layers_bth=ran.hidden_layers_bth)
+
+
+def _teachers_head(
+    network: nn.Module, wanted: Iterable[Needs], device: torch.device, *, sharded: bool
+) -> Head | None:
+    """The output head, for use after the teacher's pass; None where nobody wants it.
+
+    Sharded weights are whole only while their own module runs in their own engine's pass, and the
+    head runs piece by piece in the student's. So then it is a copy, made before they are sharded.
+    """
+    if not any(needs.teacher_head for needs in wanted):
+        return None
+    head: Any = causal_model(network).get_output_embeddings()
+    if not sharded:
+        return head
+    weight, bias = (
+        None if x is None else x.detach().clone().to(device) for x in (head.weight, head.bias)
+    )
+    assert weight is not None
+    return lambda hidden: functional.linear(hidden, weight, bias)
 
 
 class _StudentModule(nn.Module):
@@ -90,23 +116,35 @@ class _StudentModule(nn.Module):
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
         shared: TeacherPass | None,
+        shared_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.objectives = dict(objectives)
         self.facts = facts
         self._shared = shared
+        self._shared_head = shared_head
+        wanted = [objective.needs(facts) for objective in objectives.values()]
+        # Objectives of a mixture may reach different weights. DeepSpeed counts on each having a
+        # gradient in every micro-step: under ZeRO-3 one that has none in a step's first keeps the
+        # last step's, and with offload one that has none in the last loses what it had.
+        self._reaches_all = len({(needs.stops_at, needs.head) for needs in wanted}) > 1
 
     def forward(
-        self, batch: Batch, objective: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teacher: Outputs | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = self.objectives[objective]
+        chosen = self.objectives[stream]
         needs = chosen.needs(self.facts)
         if needs.teacher and teacher is None:
             assert self._shared is not None
-            teacher = _teach(self._shared, batch, needs)
+            teacher = _teach(self._shared, self._shared_head, batch, needs)
         student = self._run(batch, chosen, needs, teacher)
-        return chosen.loss(batch, teacher, student, self.facts)
+        loss, metrics = chosen.loss(batch, teacher, student, self.facts)
+        if self._reaches_all and not needs.head:
+            assert student.hidden_bth is not None
+            assert student.head is not None
+            loss = loss + 0.0 * student.head(student.hidden_bth[:, :1]).sum()
+        return loss, metrics
 
     def _run(
         self, batch: Batch, objective: Objective, needs: Needs, teacher: Outputs | None
@@ -121,14 +159,36 @@ class _StudentModule(nn.Module):
             if not again:
                 layers[layer] = value
 
-        layer_pass = LayerPass(needs.qkv_layers, visit, stops_at=needs.stops_at)
+        stops_at = None if self._reaches_all else needs.stops_at
+        layer_pass = LayerPass(
+            needs.qkv_layers, visit, hidden_layers=needs.hidden_layers, stops_at=stops_at
+        )
         with layer_pass.running():
-            ran = model.get_decoder()(input_ids=batch.input_ids_bt, use_cache=False)
-        hidden_bth = ran.last_hidden_state if needs.stops_at is None else None
-        outputs = Outputs(hidden_bth, layers=dict(layers), head=model.get_output_embeddings())
+            ran = model.get_decoder()(
+                input_ids=batch.input_ids_bt, use_cache=False, **_skipping(batch)
+            )
+        hidden_bth = ran.last_hidden_state if stops_at is None else None
+        outputs = Outputs(
+            hidden_bth,
+            layers=dict(layers),
+            head=model.get_output_embeddings(),
+            hidden_layers_bth=layer_pass.take_hidden(),
+        )
         # Checkpointed layers hold on to `visit`, and what it gave holds on to them.
         layers.clear()
         return outputs
+
+
+def _skipping(batch: Batch) -> dict[str, Tensor]:
+    """A decoder's arguments for positions that skip.
+
+    transformers takes a gap in positions for the border between two packed texts, which then do not
+    see each other, unless it is told by a mask that all tokens are one text.
+    """
+    if batch.position_ids_bt is None:
+        return {}
+    everything_bt = torch.ones_like(batch.input_ids_bt)
+    return {"position_ids": batch.position_ids_bt, "attention_mask": everything_bt}
 
 
 def _common_config(dtype: torch.dtype) -> dict[str, Any]:
@@ -145,7 +205,7 @@ class Teacher:
 
     Args:
         network: in evaluation mode, with no parameter that requires a gradient.
-        objectives: by the name that streams refer to.
+        objectives: by stream.
         facts: of the network.
         config: the run's engine settings.
         keep: what is left behind for each layer.
@@ -163,18 +223,21 @@ class Teacher:
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
         decoder = causal_model(network).get_decoder()
-        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        wanted = [objective.needs(facts) for objective in objectives.values()]
+        ends = {needs.teacher_stops_at for needs in wanted}
         if config.compile:
             compile_layers(decoder, ends)
         skip_unwanted(decoder, ends)
+        show_layer_inputs(decoder)
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
         zero: dict[str, Any] = {"stage": settings.zero_stage}
         if settings.offload_parameters:
             zero["offload_param"] = {"device": "cpu"}
         ds_config["zero_optimization"] = zero
+        head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, *_ = deepspeed.initialize(
-            model=_TeacherModule(network, keep), config=ds_config
+            model=_TeacherModule(network, keep, head), config=ds_config
         )
         self._engine.eval()
 
@@ -203,7 +266,7 @@ class Student:
 
     Args:
         network: trainable parameters chosen, adapters added.
-        objectives: by the name that streams refer to.
+        objectives: by stream.
         facts: of the network.
         config: the run's engine settings.
         optim: AdamW's settings.
@@ -235,6 +298,7 @@ class Student:
         if config.compile:
             compile_layers(model.get_decoder(), ends)
         skip_unwanted(model.get_decoder(), ends)
+        show_layer_inputs(model.get_decoder())
         if checkpointing:
             model.gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}
@@ -250,9 +314,13 @@ class Student:
         if accumulation_dtype(config) == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
-        shared = None if native is None else SharedTeacherPass(network, keep, native, device)
+        shared, head = None, None
+        if native is not None:
+            wanted = [objective.needs(facts) for objective in objectives.values()]
+            shared = SharedTeacherPass(network, keep, native, device)
+            head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_StudentModule(network, objectives, facts, shared),
+            model=_StudentModule(network, objectives, facts, shared, head),
             model_parameters=trained,
             optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=ds_config,
@@ -265,10 +333,10 @@ class Student:
         return self._engine.module.network
 
     def loss(
-        self, batch: Batch, objective: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teacher: Outputs | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective's loss on a batch, and its metrics."""
-        return self._engine(batch, objective, teacher)
+        """The loss of a stream's objective on a batch, and its metrics."""
+        return self._engine(batch, stream, teacher)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-step's gradient; `last` marks the final one before `step`.

@@ -101,7 +101,7 @@ def evaluate(
     """
     device = next(native.parameters()).device
     layers = native.config.num_hidden_layers
-    windows = facts_of(student.config).windows
+    facts = facts_of(student.config)
     length = segments_nt.shape[1]
     # Sums over segments of means over heads, by layer and position; float64 keeps their order
     # of addition from showing.
@@ -115,10 +115,11 @@ def evaluate(
             teacher, pupil = Reading(native, ids_bt), Reading(student, ids_bt)
             for layer in range(layers):
                 sides = (pupil.qkv.pop(layer), teacher.qkv.pop(layer))
-                rows = _relation_rows(*sides, window=windows[layer])
+                window = facts.windows[layer]
+                rows = _relation_rows(*sides, window=window, scale=facts.scale)
                 for kind, kl_t in rows.items():
                     relation[kind][layer] += kl_t
-                attention[layer] += _attention_rows(*sides, window=windows[layer])
+                attention[layer] += _attention_rows(*sides, window=window, scale=facts.scale)
                 similarity = torch.nn.functional.cosine_similarity(
                     pupil.hidden[layer].double(), teacher.hidden[layer].double(), dim=-1
                 )
@@ -142,23 +143,29 @@ def evaluate(
 
 
 def _relation_rows(
-    student: LayerQKV, teacher: LayerQKV, *, window: int | None
+    student: LayerQKV, teacher: LayerQKV, *, window: int | None, scale: float | None
 ) -> dict[str, torch.Tensor]:
     """KL of each relation by row, mean over heads, float64 [t] on the CPU."""
-    pairs = zip(RELATIONS, student, teacher, strict=True)
-    return {
-        name: _mean_rows(relation_kl(own, other, window=window, reduction="none"))
-        for name, own, other in pairs
-    }
+    found: dict[str, torch.Tensor] = {}
+    for name, own, other in zip(RELATIONS, student, teacher, strict=True):
+        kl_bht = relation_kl(
+            own, other, scale=scale, teacher_scale=scale, window=window, reduction="none"
+        )
+        found[name] = _mean_rows(kl_bht)
+    return found
 
 
-def _attention_rows(student: LayerQKV, teacher: LayerQKV, *, window: int | None) -> torch.Tensor:
+def _attention_rows(
+    student: LayerQKV, teacher: LayerQKV, *, window: int | None, scale: float | None
+) -> torch.Tensor:
     """KL of the attention's rows, mean over heads, float64 [t] on the CPU."""
     kl_bht = attention_kl(
         student.q_bhtd,
         student.k_bgtd,
         teacher.q_bhtd,
         teacher.k_bgtd,
+        scale=scale,
+        teacher_scale=scale,
         window=window,
         reduction="none",
     )

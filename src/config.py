@@ -209,11 +209,28 @@ class EvalConfig:
 
 
 @dataclass(frozen=True)
+class SweepJob:
+    """Which job of which sweep a run is; set by the command that starts the jobs.
+
+    Attributes:
+        name: of the sweep, such as `learning_rate`.
+        id: of this sweep of that name.
+        job: number, from 1.
+        hash: of the job's config (src/multirun/identity.py).
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    id: Annotated[str, Field(min_length=1)]
+    job: PositiveInt
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a training run needs.
 
     `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for` is the device
-    that a dry run plans for.
+    that a dry run plans for; `sweep` is the job that a sweep has started.
     """
 
     experiment: str
@@ -235,6 +252,8 @@ class RunConfig:
     resume: str | None = None
     allow_oversubscribe: bool = False
     plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
+    sweep: SweepJob | None = None
+    sweep_resume: bool = False
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False
@@ -245,6 +264,8 @@ class RunConfig:
             raise ValueError(
                 f"plan_for={self.plan_for} is for dry runs: add dry_run=true, or leave it out"
             )
+        if self.sweep_resume:
+            raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
         # Asked here so that a target below the native window is refused with the rest.
         self.rope.resolved_factor(self.model.native_window)
 

@@ -14,12 +14,20 @@ from typing import Any, Literal, Protocol
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """`offline` writes into the run folder for a later `wandb sync`; `online` needs a login."""
+    """What goes to Weights & Biases.
+
+    Attributes:
+        mode: `offline` writes into the run folder for a later `wandb sync`; `online` needs a login.
+        project, entity: where the runs go; without an entity to the login's own.
+        group: of the run; without one, the sweep's name.
+        artifact: `export` makes an artifact of the final model.
+    """
 
     mode: Literal["disabled", "offline", "online"]
     project: str
     entity: str | None = None
     group: str | None = None
+    artifact: Literal["none", "export"] = "none"
 
 
 class Tracker(Protocol):
@@ -139,3 +147,7 @@ def start(
         tags=tags,
         settings=settings,
     )
+
+
+def agent_run_id(environment): return None
+def sync_hint(p): return "wandb sync "+p

@@ -292,6 +292,14 @@ class EvaluateConfig:
 
 T = typing.TypeVar("T")
 
+# Arithmetic in settings: `${times:4,${model.native_window}}`, and indices of every second of N
+# layers, the last one included: `${every:2,N}`.
+OmegaConf.register_new_resolver("times", operator.mul, replace=True)
+OmegaConf.register_new_resolver("larger", max, replace=True)
+OmegaConf.register_new_resolver(
+    "every", lambda step, count: list(range((count - 1) % step, count, step)), replace=True
+)
+
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     """Turn a composed config into the frozen dataclass `cls`.

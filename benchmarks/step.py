@@ -287,7 +287,7 @@ def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
         return {TERM: HiddenOnly()}
     if case.kind == "sums":
         return {TERM: Sums()}
-    return run.objectives_of(settings, STAGE)
+    return settings.objectives(STAGE)
 
 
 def _step_seconds(
@@ -313,11 +313,12 @@ def _step_seconds(
         device=device,
         micro_batch=settings.engine.student.micro_batch,
         seed=settings.seed,
+        window=settings.rope.target_length,
     )
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
     paces = [record.metrics["tokens_per_second"] for record in records[WARM_UP:]]
-    return stage.tokens_per_step / statistics.median(paces)
+    return stage.step_tokens / statistics.median(paces)
 
 
 def _teacher_seconds(built: run.Built, blocks: Any, device: torch.device) -> float:

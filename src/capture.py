@@ -58,14 +58,24 @@ class LayerPass:
     Args:
         layers: indices at which `visit` is called.
         visit: gets each wanted layer's attention inputs, where they are born.
+        hidden_layers: layers whose inputs are kept: the hidden states after so many layers.
         stops_at: nothing after the attention inputs of this layer is wanted: its attention and
             whatever `src.streaming.skip_unwanted` has prepared are left out. The pass then gives
             no hidden states.
     """
 
-    def __init__(self, layers: Iterable[int], visit: Visit, *, stops_at: int | None = None) -> None:
+    def __init__(
+        self,
+        layers: Iterable[int],
+        visit: Visit,
+        *,
+        hidden_layers: Iterable[int] = (),
+        stops_at: int | None = None,
+    ) -> None:
         self.wanted = frozenset(layers)
         self.stops_at = stops_at
+        self._wanted_hidden = frozenset(hidden_layers)
+        self._hidden_bth: dict[int, Tensor] = {}
         self._visit = visit
         self._seen: set[int] = set()
 
@@ -80,6 +90,7 @@ class LayerPass:
         if _active.get() is not None:
             raise CaptureError("a pass is already running: passes of one model do not nest")
         self._seen.clear()
+        self._hidden_bth.clear()
         with _activated(_Active(self, again=False)):
             yield
         missing = sorted(self.wanted - self._seen)
@@ -88,6 +99,18 @@ class LayerPass:
                 f"layers {missing} gave no q, k, v: the model did not run them through the "
                 "captured attention (set attn_implementation with capture.attention_name)"
             )
+
+        missing = sorted(self._wanted_hidden - self._hidden_bth.keys())
+        if missing:
+            raise CaptureError(
+                f"layers {missing} showed no hidden states: call src.streaming.show_layer_inputs "
+                "on the decoder before"
+            )
+
+    def take_hidden(self) -> dict[int, Tensor]:
+        """Hand the layers' inputs over, [b, t, hidden] by layer, and forget them."""
+        taken, self._hidden_bth = self._hidden_bth, {}
+        return taken
 
     @contextmanager
     def again(self) -> Iterator[None]:
@@ -101,6 +124,13 @@ class LayerPass:
     def skips(self, layer: int) -> bool:
         """Whether what follows this layer's attention inputs is wanted by nobody."""
         return self.stops_at is not None and layer >= self.stops_at
+
+    def note_input(self, layer: int, hidden_bth: Tensor) -> None:
+        """Keep a layer's input if it is wanted; called when the layer is entered."""
+        if layer in self._wanted_hidden:
+            if layer in self._hidden_bth:
+                raise CaptureError(f"layer {layer} was entered twice in one forward pass")
+            self._hidden_bth[layer] = hidden_bth
 
     def visit(self, layer: int, qkv: LayerQKV, *, again: bool) -> None:
         """Do what is to be done at a layer; called by the attention function."""
@@ -128,6 +158,13 @@ def active_pass() -> LayerPass | None:
     """The pass that is running in this thread."""
     active = _active.get()
     return active.layer_pass if active else None
+
+
+def note_layer_input(layer: int, hidden_bth: Tensor) -> None:
+    """Show a layer's input to the pass that is running for the first time, if there is one."""
+    active = _active.get()
+    if active is not None and not active.again:
+        active.layer_pass.note_input(layer, hidden_bth)
 
 
 class QKVCapture:

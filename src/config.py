@@ -15,20 +15,23 @@ import operator
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from src import budget
+from src.budget import Budget
 from src.data import DataConfig
 from src.evals.perplexity import PerplexityConfig
 from src.models import ModelConfig, PositiveFloat, PositiveInt
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
+from src.objectives.weighted_sum import WeightedSum
 from src.rope import RopeScaling
-from src.schedule import StageConfig
+from src.schedule import StageConfig, StreamConfig
 from src.tracking import TrackingConfig
 
 NonNegative = Annotated[float, Field(ge=0)]
@@ -63,6 +66,22 @@ class ObjectiveConfig:
     terms: Annotated[dict[str, AnyObjective], Field(min_length=1)]
     allow_beyond_native: bool = False
 
+    def of(self, stream: StreamConfig) -> Objective:
+        """A stream's objective, or the weighted sum of several.
+
+        Raises:
+            ConfigError: a name that `terms` does not have.
+        """
+        weights = {stream.objective: 1.0} if isinstance(stream.objective, str) else stream.objective
+        for name in weights:
+            if name not in self.terms:
+                raise ConfigError(
+                    f"{name!r} is not configured; objective.terms has {', '.join(self.terms)}"
+                )
+        if isinstance(stream.objective, str):
+            return self.terms[stream.objective]
+        return WeightedSum(tuple((n, self.terms[n], weight) for n, weight in weights.items()))
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -84,7 +103,8 @@ class StudentEngineConfig:
             computed; `auto` does so in the stages that would not fit otherwise (src/plan.py).
         accumulate_in: number format in which gradients of micro-steps are added up; `auto` is
             float32, except where DeepSpeed has none (bfloat16 at zero_stage 0).
-        micro_batch: blocks a rank takes at once, at most.
+        micro_batch: blocks of a stage's longest stream that a rank takes at once, at most; of a
+            shorter stream as many as have the same tokens.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -229,8 +249,9 @@ class SweepJob:
 class RunConfig:
     """Everything a training run needs.
 
-    `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for` is the device
-    that a dry run plans for; `sweep` is the job that a sweep has started.
+    `budget` is the tokens of all stages together, null for the recipe's own; `recipe` holds what
+    follows from it. `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for`
+    is the device that a dry run plans for; `sweep` is the job that a sweep has started.
     """
 
     experiment: str
@@ -246,6 +267,7 @@ class RunConfig:
     tracking: TrackingConfig
     launch: LaunchConfig
     checkpoint: CheckpointConfig
+    budget: Budget | None = None
     tags: tuple[str, ...] = ()
     run_dir: str | None = None
     dry_run: bool = False
@@ -266,8 +288,25 @@ class RunConfig:
             )
         if self.sweep_resume:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
+        stages = budget.applied(self.recipe.stages, self.budget)
+        object.__setattr__(self, "recipe", replace(self.recipe, stages=stages))
         # Asked here so that a target below the native window is refused with the rest.
         self.rope.resolved_factor(self.model.native_window)
+
+    def objectives(self, stage: str) -> dict[str, Objective]:
+        """A stage's objectives by stream.
+
+        Raises:
+            ConfigError: a stream names one that is not configured.
+        """
+        found: dict[str, Objective] = {}
+        for name, stream in self.recipe.stages[stage].streams.items():
+            try:
+                found[name] = self.objective.of(stream)
+            except ConfigError as error:
+                path = f"recipe.stages.{stage}.streams.{name}.objective"
+                raise ConfigError(f"{path}: {error}") from error
+        return found
 
 
 @dataclass(frozen=True)

@@ -62,9 +62,8 @@ class Setting:
 
     @property
     def objectives(self) -> dict[str, Objective]:
-        """The stage's objectives by the name that streams refer to."""
-        terms = self.config.objective.terms
-        return {s.objective: terms[s.objective] for s in self.stage.streams.values()}
+        """The stage's objectives by stream."""
+        return {name: self.config.objective.of(s) for name, s in self.stage.streams.items()}
 
     @property
     def trainable(self) -> int:
@@ -133,8 +132,10 @@ def _gradient_width(setting: Setting) -> int:
 def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> dict[str, float]:
     """What a micro-step of one stream holds at its peak."""
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
-    wants = needs[stream.objective]
-    n = stream.length * setting.config.engine.student.micro_batch
+    wants = needs[name]
+    micro_batch = setting.config.engine.student.micro_batch
+    at_once = StageSchedule(setting.stage).at_once(name, micro_batch)
+    n = stream.length * at_once
     layers = shape.layers
     if wants.stops_at is not None:
         layers = wants.stops_at + 1
@@ -152,9 +153,14 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
         kept = shape.hidden if setting.keep == "layer_inputs" else qkv
         parts["teacher's layers"] = len(wants.qkv_layers) * n * kept * width
         parts["relation kernel"] = n * setting.queries * 4
+    if wants.hidden_layers or (wants.teacher and wants.hidden):
+        # The teacher's; and in float32 both sides of one pair and their gradients.
+        count = len(wants.hidden_layers) + wants.hidden
+        parts["hidden states"] = n * shape.hidden * (count * width + 4 * 4)
     if wants.head:
-        # Logits of a chunk, their logarithms and their gradient, in float32.
-        parts["logits"] = 3 * 4 * min(n, 2048) * shape.vocabulary
+        # Logits of a chunk, their logarithms and their gradient, in float32; of a teacher too.
+        tensors = 7 if wants.teacher_head else 3
+        parts["logits"] = tensors * 4 * min(n, 2048) * shape.vocabulary
     parts["workspace"] = _WORKSPACE
     return parts
 
@@ -231,7 +237,7 @@ def block_work(setting: Setting, name: str) -> Work:
     """Work of one block of a stream: the teacher's forward, the student's forward and backward."""
     shape, adapters = setting.shape, setting.adapters
     stream = setting.stage.streams[name]
-    objective = setting.objectives[stream.objective]
+    objective = setting.objectives[name]
     wants = objective.needs(setting.facts)
     n, layers = float(stream.length), shape.layers
     qkv = shape.hidden * (setting.queries + 2 * setting.keys)
@@ -243,6 +249,7 @@ def block_work(setting: Setting, name: str) -> Work:
     # Causal attention: two products over half the square forward, five backward.
     unit = float(layers * setting.queries) * n**2
     head = 2.0 * shape.embedding_parameters * n if wants.head else 0.0
+    taught_head = head if wants.teacher_head else 0.0
     lora = 0.0 if adapters is None else 2.0 * adapters * n
     again = 1 if setting.checkpointing else 0
     # Frozen weights need the gradient of their inputs only.
@@ -257,7 +264,7 @@ def block_work(setting: Setting, name: str) -> Work:
         return done
     twice = len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
     taught = Work(
-        products + 2 * qkv * n * twice,
+        products + 2 * qkv * n * twice + taught_head,
         2 * unit,
         0.0,
         layers * n * _layer_traffic(setting, student=False),

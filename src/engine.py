@@ -14,13 +14,14 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV
@@ -34,6 +35,7 @@ from src.streaming import (
     TeacherPass,
     checkpoint_contexts,
     compile_layers,
+    show_layer_inputs,
     skip_unwanted,
 )
 
@@ -75,12 +77,35 @@ class _TeacherModule(nn.Module):
         self._pass = TeacherPass(causal_model(network), keep)
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        return _teach(self._pass, batch, needs)
+        return _teach(self._pass, self.network, batch, needs)
 
 
-def _teach(teacher: TeacherPass, batch: Batch, needs: Needs) -> Outputs:
-    hidden_bth, qkv = teacher.run(batch.input_ids_bt, needs.qkv_layers, hidden=needs.hidden)
-    return Outputs(hidden_bth, qkv=qkv)
+def _teach(teacher: TeacherPass, network: nn.Module, batch: Batch, needs: Needs) -> Outputs:
+    ran = teacher.run(batch.input_ids_bt, needs)
+    return Outputs(
+        ran.hidden_bth,
+        qkv=ran.qkv,
+        head=_teachers_head(network) if needs.teacher_head else None,
+        hidden_layers_bth=ran.hidden_layers_bth,
+    )
+
+
+def _teachers_head(network: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The output head, for use after the teacher's pass.
+
+    Under ZeRO-3 a module's weights are whole only inside its own engine's pass, so there it is one
+    copy of them.
+    """
+    head: Any = causal_model(network).get_output_embeddings()
+    if not hasattr(head.weight, "ds_id"):
+        return head
+    with torch.no_grad(), _whole(head.weight):
+        weight = head.weight.detach().clone()
+    bias = None
+    if head.bias is not None:
+        with torch.no_grad(), _whole(head.bias):
+            bias = head.bias.detach().clone()
+    return lambda hidden: functional.linear(hidden, weight, bias)
 
 
 class _StudentModule(nn.Module):
@@ -98,13 +123,13 @@ class _StudentModule(nn.Module):
         self._shared = shared
 
     def forward(
-        self, batch: Batch, objective: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teacher: Outputs | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        chosen = self.objectives[objective]
+        chosen = self.objectives[stream]
         needs = chosen.needs(self.facts)
         if needs.teacher and teacher is None:
             assert self._shared is not None
-            teacher = _teach(self._shared, batch, needs)
+            teacher = _teach(self._shared, self.network, batch, needs)
         student = self._run(batch, chosen, needs, teacher)
         return chosen.loss(batch, teacher, student, self.facts)
 
@@ -121,14 +146,35 @@ class _StudentModule(nn.Module):
             if not again:
                 layers[layer] = value
 
-        layer_pass = LayerPass(needs.qkv_layers, visit, stops_at=needs.stops_at)
+        layer_pass = LayerPass(
+            needs.qkv_layers, visit, hidden_layers=needs.hidden_layers, stops_at=needs.stops_at
+        )
         with layer_pass.running():
-            ran = model.get_decoder()(input_ids=batch.input_ids_bt, use_cache=False)
+            ran = model.get_decoder()(
+                input_ids=batch.input_ids_bt, use_cache=False, **_skipping(batch)
+            )
         hidden_bth = ran.last_hidden_state if needs.stops_at is None else None
-        outputs = Outputs(hidden_bth, layers=dict(layers), head=model.get_output_embeddings())
+        outputs = Outputs(
+            hidden_bth,
+            layers=dict(layers),
+            head=model.get_output_embeddings(),
+            hidden_layers_bth=layer_pass.take_hidden(),
+        )
         # Checkpointed layers hold on to `visit`, and what it gave holds on to them.
         layers.clear()
         return outputs
+
+
+def _skipping(batch: Batch) -> dict[str, Tensor]:
+    """A decoder's arguments for positions that skip.
+
+    transformers takes a gap in positions for the border between two packed texts, which then do not
+    see each other, unless it is told by a mask that all tokens are one text.
+    """
+    if batch.position_ids_bt is None:
+        return {}
+    everything_bt = torch.ones_like(batch.input_ids_bt)
+    return {"position_ids": batch.position_ids_bt, "attention_mask": everything_bt}
 
 
 def _common_config(dtype: torch.dtype) -> dict[str, Any]:
@@ -145,7 +191,7 @@ class Teacher:
 
     Args:
         network: in evaluation mode, with no parameter that requires a gradient.
-        objectives: by the name that streams refer to.
+        objectives: by stream.
         facts: of the network.
         config: the run's engine settings.
         keep: what is left behind for each layer.
@@ -163,10 +209,11 @@ class Teacher:
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
         decoder = causal_model(network).get_decoder()
-        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        ends = {needs.teacher_stops_at for needs in (o.needs(facts) for o in objectives.values())}
         if config.compile:
             compile_layers(decoder, ends)
         skip_unwanted(decoder, ends)
+        show_layer_inputs(decoder)
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
         zero: dict[str, Any] = {"stage": settings.zero_stage}
@@ -203,7 +250,7 @@ class Student:
 
     Args:
         network: trainable parameters chosen, adapters added.
-        objectives: by the name that streams refer to.
+        objectives: by stream.
         facts: of the network.
         config: the run's engine settings.
         optim: AdamW's settings.
@@ -235,6 +282,7 @@ class Student:
         if config.compile:
             compile_layers(model.get_decoder(), ends)
         skip_unwanted(model.get_decoder(), ends)
+        show_layer_inputs(model.get_decoder())
         if checkpointing:
             model.gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}
@@ -265,10 +313,10 @@ class Student:
         return self._engine.module.network
 
     def loss(
-        self, batch: Batch, objective: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teacher: Outputs | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The objective's loss on a batch, and its metrics."""
-        return self._engine(batch, objective, teacher)
+        """The loss of a stream's objective on a batch, and its metrics."""
+        return self._engine(batch, stream, teacher)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-step's gradient; `last` marks the final one before `step`.

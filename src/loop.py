@@ -18,8 +18,9 @@ from torch import Tensor, distributed
 
 from src.facts import ModelFacts
 from src.objectives.base import Batch, Objective
+from src.positions import positions
 from src.progress import meter
-from src.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
+from src.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
 
 if TYPE_CHECKING:
     from src.data import Blocks
@@ -44,7 +45,12 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StageRun:
-    """Everything a stage works with."""
+    """Everything a stage works with.
+
+    Attributes:
+        objectives: by stream.
+        window: positions that a stream may skip to, the target length.
+    """
 
     name: str
     stage: StageConfig
@@ -58,6 +64,7 @@ class StageRun:
     device: torch.device
     micro_batch: int
     seed: int
+    window: int
 
     def train(
         self,
@@ -140,12 +147,12 @@ class StageRun:
         stream = self.stage.streams[micro.stream]
         tokens = len(micro.pieces) * micro.tokens
         share = tokens / self.schedule.tokens_at(step)
-        needs = self.objectives[stream.objective].needs(self.facts)
+        needs = self.objectives[micro.stream].needs(self.facts)
         outputs = None
         # Without an engine of its own the teacher is the student's frozen part, and runs there.
         if needs.teacher and self.teacher is not None:
             outputs = self.teacher.outputs(batch, needs)
-        loss, metrics = self.student.loss(batch, stream.objective, outputs)
+        loss, metrics = self.student.loss(batch, micro.stream, outputs)
         # DeepSpeed averages over ranks; shares already sum to one over them.
         self.student.backward(loss * (stream.weight * share * self.world.size), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
@@ -156,11 +163,22 @@ class StageRun:
         # A rank without a block of its own runs another's at weight 0: collectives need everyone.
         pieces = micro.pieces or (micro.stand_in,)
         rows = [self.blocks[p.stream][p.block][: p.tokens] for p in pieces]
-        ids_bt = torch.from_numpy(np.stack(rows))
+        if self.stage.streams[micro.stream].positions == "contiguous":
+            return Batch(self._on_device(rows))
+        return Batch(self._on_device(rows), self._on_device([self._positions(p) for p in pieces]))
+
+    def _positions(self, piece: Piece) -> np.ndarray:
+        stream = self.stage.streams[piece.stream]
+        key = f"{self.seed}/{self.name}/{piece.stream}/{piece.block}"
+        # A block that is cut short has the first of the positions that it would have whole.
+        return positions(stream.positions, stream.length, self.window, key)[: piece.tokens]
+
+    def _on_device(self, rows: list[np.ndarray]) -> Tensor:
+        stacked = torch.from_numpy(np.stack(rows))
         if self.device.type == "cuda":
             # From pinned memory the copy runs beside the computation.
-            ids_bt = ids_bt.pin_memory()
-        return Batch(ids_bt.to(self.device, non_blocking=True))
+            stacked = stacked.pin_memory()
+        return stacked.to(self.device, non_blocking=True)
 
 
 class _Clock:

@@ -13,15 +13,14 @@ from dataclasses import dataclass, replace
 from rich.console import Console
 from rich.table import Table
 
-from src import cost
+from src import cost, positions
 from src.adapters import LoraParameters
 from src.config import ConfigError, RunConfig
 from src.cost import Setting
 from src.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.facts import ModelFacts
 from src.models import PLAIN_LAYER_FAMILIES, ModelShape, resolved_shape
-from src.objectives.base import Objective
-from src.schedule import StageConfig, StageSchedule
+from src.schedule import StageConfig, StageSchedule, StreamConfig
 from src.streaming import Keep
 
 # Memory that a plan counts on: the rest goes to the driver's context, NCCL, and to gaps between
@@ -150,14 +149,10 @@ def _fits(size: float, device: DeviceFacts) -> bool:
 
 def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
     window = config.model.native_window
+    objectives = config.objectives(stage)
     for name, stream in config.recipe.stages[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
-        objective = config.objective.terms.get(stream.objective)
-        if objective is None:
-            raise ConfigError(
-                f"{path}.objective: {stream.objective!r} is not configured; objective.terms has "
-                f"{', '.join(config.objective.terms)}"
-            )
+        objective = objectives[name]
         if (
             objective.bounded_by_native_window
             and stream.length > window
@@ -174,9 +169,19 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
                 f"{config.rope.target_length}"
             )
         try:
-            objective.needs(facts)
+            positions.check(stream.positions, stream.length, config.rope.target_length)
         except ValueError as error:
-            raise ConfigError(f"objective.terms.{stream.objective}.{error}") from error
+            raise ConfigError(f"{path}: {error}") from error
+        _check_terms(config, stream, facts)
+
+
+def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
+    names = (stream.objective,) if isinstance(stream.objective, str) else stream.objective
+    for name in names:
+        try:
+            config.objective.terms[name].needs(facts)
+        except ValueError as error:
+            raise ConfigError(f"objective.terms.{name}.{error}") from error
 
 
 def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
@@ -195,7 +200,7 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
             "use false"
         )
     for index, (name, stage) in enumerate(config.recipe.stages.items()):
-        if not any(o.needs(facts).teacher for o in _objectives(config, stage).values()):
+        if not any(o.needs(facts).teacher for o in config.objectives(name).values()):
             continue
         if not isinstance(stage.parameters, LoraParameters):
             raise ConfigError(
@@ -237,7 +242,7 @@ def _stage_plan(
     return StagePlan(
         name=name,
         tokens=stage.tokens,
-        tokens_per_step=stage.tokens_per_step,
+        tokens_per_step=stage.step_tokens,
         steps=schedule.steps,
         accumulation=accumulation,
         busy=sum(1 for micro in turns if micro.pieces) / len(turns),
@@ -375,10 +380,6 @@ def _adapter_parameters(stage: StageConfig, shape: ModelShape, name: str) -> int
     return shape.layers * rank * sum(sides[p] for p in stage.parameters.projections)
 
 
-def _objectives(config: RunConfig, stage: StageConfig) -> dict[str, Objective]:
-    return {s.objective: config.objective.terms[s.objective] for s in stage.streams.values()}
-
-
 def show(plan: Plan, config: RunConfig, console: Console) -> None:
     """Print the plan; output that is no terminal is wide enough for every figure."""
     if not console.is_terminal:
@@ -418,6 +419,8 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     steps = " + ".join(f"{stage.steps:,}" for stage in plan.stages)
     total = f" = {plan.tokens:,}" if len(plan.stages) > 1 else ""
     console.print(f"tokens: {tokens}{total} in {steps} optimizer steps")
+    if config.budget is not None:
+        console.print(f"budget: {config.budget} = {plan.tokens:,} tokens over all stages")
     for stage in plan.stages:
         streams = ", ".join(f"{name} {count:,}" for name, count in stage.stream_tokens.items())
         console.print(f"expected tokens of {stage.name} by stream: {streams}")

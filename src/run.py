@@ -7,14 +7,18 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
 from torch import distributed
 
 from src import checkpoint, launch, models, plan, tracking
 from src.adapters import make_trainable
+from src.calibration import attention_drift
 from src.checkpoint import Position
 from src.config import RunConfig
 from src.data import Blocks, Corpus, prepare_corpus
@@ -24,7 +28,7 @@ from src.evals.restoration import evaluate_run
 from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
-from src.objectives.base import Objective
+from src.objectives.base import DriftChosen, Objective
 from src.plan import StagePlan
 from src.report.tracked import run_figures
 from src.run_folder import RunFolder
@@ -32,8 +36,6 @@ from src.schedule import StageSchedule
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    import torch
 
 
 class FrozenTeacherError(RuntimeError):
@@ -168,12 +170,6 @@ class Built:
     taught: bool
 
 
-def objectives_of(config: RunConfig, stage: str) -> dict[str, Objective]:
-    """A stage's objectives by the name that streams refer to."""
-    streams = config.recipe.stages[stage].streams.values()
-    return {s.objective: config.objective.terms[s.objective] for s in streams}
-
-
 def build(
     config: RunConfig,
     name: str,
@@ -190,7 +186,7 @@ def build(
         config: the run.
         name: of the stage.
         planned: its plan.
-        objectives: by the name that streams refer to.
+        objectives: by stream.
         world_size: ranks.
         weights: the folder the stage begins with, None for the model's source.
         random_on: where random weights are drawn, the CPU by default.
@@ -225,6 +221,37 @@ def build(
         keep=planned.keep,
     )
     return Built(teacher, student, facts, taught)
+
+
+# Text on which it is measured how far a scaling moves the attention.
+_CALIBRATION_TOKENS = 4096
+
+
+def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> list[float]:
+    """KL of each layer's attention rows between native and scaled model, the same on every rank.
+
+    Args:
+        config: the run.
+        blocks: of the stream whose objective asks for it; the first 4096 tokens or the first block
+            are read.
+        weights: the folder the stage begins with, None for the model's source.
+    """
+    count = max(1, _CALIBRATION_TOKENS // blocks.length)
+    ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
+    native = models.native_config(config.model)
+    dtype = DTYPES[config.engine.dtype]
+    load = partial(models.load_model, config.model, dtype=dtype, capture=True)
+    drift = attention_drift(
+        load(native),
+        load(models.scaled_config(config.model, config.rope), weights=weights),
+        ids_bt,
+        models.facts_of(native),
+        device_of(config.engine.device),
+    )
+    # GPUs need not agree in the last bits.
+    agreed = [drift]
+    distributed.broadcast_object_list(agreed, src=0)
+    return agreed[0]
 
 
 class _Run:
@@ -264,7 +291,7 @@ class _Run:
         config, name = self.config, self.names[index]
         stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
-        objectives = objectives_of(config, name)
+        objectives = self._objectives(name, data, weights)
         built = build(
             config, name, self.plan.stage(name), objectives, self.world.size, weights=weights
         )
@@ -287,6 +314,7 @@ class _Run:
             device=self.device,
             micro_batch=config.engine.student.micro_batch,
             seed=config.seed,
+            window=config.rope.target_length,
         )
         began = time.perf_counter()
         run.train(
@@ -316,6 +344,19 @@ class _Run:
             )
             self._record_stage(name, stage.tokens, schedule.steps, time.perf_counter() - began)
         distributed.barrier()
+
+    def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
+        """A stage's objectives by stream, with layers measured where they ask for it."""
+        objectives = self.config.objectives(name)
+        waiting = {s: o for s, o in objectives.items() if isinstance(o, DriftChosen)}
+        asking = [stream for stream, o in waiting.items() if o.awaits_drift]
+        if not asking:
+            return objectives
+        drift = measured_drift(self.config, data.blocks[name][asking[0]], weights)
+        if self.world.is_main:
+            record = self.folder.record().get("attention_drift", {})
+            self.folder.update(attention_drift=record | {name: drift})
+        return objectives | {stream: o.with_drift(drift) for stream, o in waiting.items()}
 
     def _after_step(self, name: str, student: Student, record: StepRecord) -> None:
         step = self._steps_before(name) + record.step

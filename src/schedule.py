@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Annotated, NamedTuple
 
 from pydantic import Field
 
 from src.adapters import Parameters
+from src.positions import Positions
 
 PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,41 @@ class StreamConfig:
     """Blocks of one length with one objective.
 
     Attributes:
-        objective: a name among `objective.terms`.
+        objective: a name among `objective.terms`, or several with their weights in a sum.
         length: tokens of a block.
-        batch_size: blocks of a slot, over all ranks together.
+        batch_size: blocks of a slot, over all ranks together; null for as many as make the stage's
+            `slot_tokens`, or one.
         share: slots of this stream in each turn of the mixture.
         weight: factor on the loss.
+        positions: the student's (src/positions.py), up to the target length; the teacher's are
+            contiguous.
     """
 
-    objective: str
+    objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     length: PositiveInt
-    batch_size: PositiveInt = 1
+    batch_size: PositiveInt | None = None
     share: PositiveInt = 1
-    weight: Annotated[float, Field(gt=0)] = 1.0
+    weight: PositiveFloat = 1.0
+    positions: Positions = "contiguous"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one slot."""
+        return self.batch_size or 1
 
     @property
     def slot_tokens(self) -> int:
         """Tokens of one slot."""
-        return self.length * self.batch_size
+        return self.length * self.blocks
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Tokens of an optimizer step, and of a slot, for stages of `from_tokens` tokens or more."""
+
+    from_tokens: PositiveInt
+    tokens_per_step: PositiveInt
+    slot_tokens: PositiveInt | None = None
 
 
 @dataclass(frozen=True)
@@ -52,17 +72,32 @@ class StageConfig:
     Tokens an optimizer step are the setting; how many micro-steps each rank accumulates follows.
     The learning rate warms up linearly over `warmup_steps` (the first step already learns) and then
     follows a cosine from `lr` to `final_lr_fraction * lr`.
+
+    Attributes:
+        tokens: of the stage; a run's `budget` replaces it (src/budget.py).
+        tokens_per_step: null for what `step_sizes` has for that many tokens.
+        step_sizes: sizes by the stage's tokens, so that a small budget still has steps.
+        slot_tokens: tokens of each stream's slot, by which each `batch_size` that is null follows;
+            null as well for what `step_sizes` has.
     """
 
     tokens: PositiveInt
-    tokens_per_step: PositiveInt
+    tokens_per_step: PositiveInt | None
     lr: Annotated[float, Field(gt=0)]
     warmup_steps: Annotated[int, Field(ge=0)]
     final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
     parameters: Parameters
     streams: Annotated[dict[str, StreamConfig], Field(min_length=1)]
+    slot_tokens: PositiveInt | None = None
+    step_sizes: tuple[StepSize, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.slot_tokens is not None:
+            object.__setattr__(self, "streams", _filled(self.streams, self.slot_tokens))
+        if self.tokens_per_step is None:
+            if not self.step_sizes:
+                raise ValueError("tokens_per_step is null and step_sizes is empty: give one")
+            return
         slots = [s.slot_tokens for s in self.streams.values()]
         turn = sum(s.slot_tokens * s.share for s in self.streams.values())
         unit = slots[0] if len(set(slots)) == 1 else turn
@@ -75,6 +110,53 @@ class StageConfig:
                 f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens "
                 f"of {what}: give {f'{below} or ' if below else ''}{above}"
             )
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a full optimizer step, decided."""
+        assert self.tokens_per_step is not None, "of_size comes first"
+        return self.tokens_per_step
+
+    def of_size(self, tokens: int) -> StageConfig:
+        """The stage with so many tokens, and what is null decided by them.
+
+        Raises:
+            ValueError: no step size is for so few tokens; or what follows does not fit together.
+        """
+        if self.tokens_per_step is not None:
+            return replace(self, tokens=tokens)
+        sizes = [size for size in self.step_sizes if size.from_tokens <= tokens]
+        if not sizes:
+            least = min(size.from_tokens for size in self.step_sizes)
+            raise ValueError(
+                f"tokens={tokens}: step_sizes begins at {least} tokens; give tokens_per_step"
+            )
+        size = max(sizes, key=lambda size: size.from_tokens)
+        return replace(
+            self,
+            tokens=tokens,
+            tokens_per_step=size.tokens_per_step,
+            slot_tokens=self.slot_tokens or size.slot_tokens,
+        )
+
+
+def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, StreamConfig]:
+    """Streams whose slots have so many tokens each.
+
+    Raises:
+        ValueError: a length that does not divide them, or another batch size.
+    """
+    filled: dict[str, StreamConfig] = {}
+    for name, stream in streams.items():
+        blocks, rest = divmod(slot_tokens, stream.length)
+        if rest or stream.batch_size not in (None, blocks):
+            given = "" if stream.batch_size is None else f" x batch_size={stream.batch_size}"
+            raise ValueError(
+                f"streams.{name}.length={stream.length}{given} does not make slot_tokens="
+                f"{slot_tokens}: give a length that divides it, and batch_size=null"
+            )
+        filled[name] = replace(stream, batch_size=blocks)
+    return filled
 
 
 class Piece(NamedTuple):
@@ -111,7 +193,7 @@ class StageSchedule:
     def __init__(self, stage: StageConfig) -> None:
         self.stage = stage
         self._pattern = _interleave({name: s.share for name, s in stage.streams.items()})
-        self.steps = -(-stage.tokens // stage.tokens_per_step)
+        self.steps = -(-stage.tokens // stage.step_tokens)
         lengths = {s.length for s in stage.streams.values()}
         if any(p.tokens == 1 < min(lengths) for p in self.pieces(self.steps - 1)):
             raise ValueError(
@@ -121,13 +203,11 @@ class StageSchedule:
 
     def tokens_at(self, step: int) -> int:
         """Tokens of one optimizer step; the last one may have fewer than the others."""
-        return min(
-            self.stage.tokens_per_step, self.stage.tokens - step * self.stage.tokens_per_step
-        )
+        return min(self.stage.step_tokens, self.stage.tokens - step * self.stage.step_tokens)
 
     def tokens_before(self, step: int) -> int:
         """Tokens read before a step."""
-        return min(step * self.stage.tokens_per_step, self.stage.tokens)
+        return min(step * self.stage.step_tokens, self.stage.tokens)
 
     def pieces(self, step: int) -> list[Piece]:
         """All blocks of a step over all ranks, in order."""
@@ -149,16 +229,25 @@ class StageSchedule:
         """What one rank does in a step.
 
         Neighbouring blocks of the same stream and length form micro-steps of at most
-        `world_size * micro_batch` blocks, dealt out to the ranks in turn.
+        `world_size * at_once(...)` blocks, dealt out to the ranks in turn.
         """
         for (stream, tokens), group in groupby(
             self.pieces(step), key=lambda p: (p.stream, p.tokens)
         ):
             blocks = list(group)
-            width = world_size * micro_batch
+            width = world_size * self.at_once(stream, micro_batch)
             for start in range(0, len(blocks), width):
                 chunk = blocks[start : start + width]
                 yield MicroStep(stream, tokens, tuple(chunk[rank::world_size]), chunk[0])
+
+    def at_once(self, stream: str, micro_batch: int) -> int:
+        """Blocks of a stream that a rank takes at once, at most.
+
+        They are `micro_batch` of the stage's longest stream, and of a shorter one as many as have
+        the same tokens.
+        """
+        longest = max(s.length for s in self.stage.streams.values())
+        return micro_batch * longest // self.stage.streams[stream].length
 
     def accumulation(self, *, world_size: int, micro_batch: int) -> int:
         """Micro-steps that each rank accumulates in a full step."""
@@ -171,7 +260,7 @@ class StageSchedule:
         read = dict.fromkeys(self.stage.streams, 0)
         for slot in range(self._first_slot(self.steps - 1)):
             name = self._pattern[slot % len(self._pattern)]
-            read[name] += self.stage.streams[name].batch_size
+            read[name] += self.stage.streams[name].blocks
         for piece in self.pieces(self.steps - 1):
             read[piece.stream] += 1
         return read
@@ -191,17 +280,17 @@ class StageSchedule:
         """Number of slots before a step; a step is a whole number of slots or of turns."""
         slots = {s.slot_tokens for s in self.stage.streams.values()}
         if len(slots) == 1:
-            return step * self.stage.tokens_per_step // slots.pop()
+            return step * self.stage.step_tokens // slots.pop()
         turn = sum(s.slot_tokens * s.share for s in self.stage.streams.values())
-        return step * self.stage.tokens_per_step // turn * len(self._pattern)
+        return step * self.stage.step_tokens // turn * len(self._pattern)
 
     def _slot(self, slot: int) -> Iterator[Piece]:
         turn, place = divmod(slot, len(self._pattern))
         name = self._pattern[place]
         stream = self.stage.streams[name]
         earlier = turn * stream.share + self._pattern[:place].count(name)
-        for i in range(stream.batch_size):
-            yield Piece(name, earlier * stream.batch_size + i, stream.length)
+        for i in range(stream.blocks):
+            yield Piece(name, earlier * stream.blocks + i, stream.length)
 
 
 def _interleave(shares: dict[str, int]) -> list[str]:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 
 from src.adapters import causal_model
-from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass
+from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass, note_layer_input
+from src.objectives.base import Needs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -69,6 +70,25 @@ def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:
     _skippable(decoder.norm, len(layers) - 1, _unchanged)  # type: ignore[arg-type]  # a module
 
 
+def show_layer_inputs(decoder: nn.Module) -> None:
+    """Let passes keep the hidden states that enter a layer.
+
+    What a layer gets, and not what the one before it gave: under ZeRO-3 that is already tied to
+    fetching the earlier layer's weights in the backward pass. Call it before the engine is made.
+    """
+    layers: Any = getattr(decoder, "layers", ())
+
+    def showing(index: int) -> Callable[..., None]:
+        def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            del module
+            note_layer_input(index, args[0] if args else kwargs["hidden_states"])
+
+        return show
+
+    for index, layer in enumerate(layers):
+        layer.register_forward_pre_hook(showing(index), with_kwargs=True)
+
+
 def compile_layers(decoder: nn.Module, ends: Collection[int | None]) -> None:
     """Compile each layer's forward, but for those that a pass may stop at.
 
@@ -112,6 +132,20 @@ class _LayerInput(NamedTuple):
     arguments: dict[str, Any]
 
 
+class Taught(NamedTuple):
+    """What a teacher's pass leaves behind; each is None or empty unless asked for.
+
+    Attributes:
+        hidden_bth: last hidden states.
+        qkv: gives a layer's q, k, v.
+        hidden_layers_bth: hidden states by the number of layers before them.
+    """
+
+    hidden_bth: Tensor | None
+    qkv: Mapping[int, Callable[[], LayerQKV]]
+    hidden_layers_bth: Mapping[int, Tensor]
+
+
 class TeacherPass:
     """Runs a model as the teacher.
 
@@ -137,28 +171,38 @@ class TeacherPass:
             for index, layer in enumerate(self._decoder.layers):
                 layer.register_forward_pre_hook(self._noting(index), with_kwargs=True)
 
-    def run(
-        self, ids_bt: Tensor, layers: tuple[int, ...], *, hidden: bool
-    ) -> tuple[Tensor | None, Mapping[int, Callable[[], LayerQKV]]]:
-        """Last hidden states (None unless asked for), and a supplier of q, k, v by layer."""
-        stops_at = None if hidden else max(layers)
-        with torch.no_grad(), self._whole():
-            if self._keep == "qkv":
-                capture = QKVCapture(layers, stops_at=stops_at)
-                with capture.recording():
-                    hidden_bth = self._decode(ids_bt)
-                stored = capture.take()
-                suppliers = {layer: lambda kept=stored[layer]: kept for layer in layers}
-            else:
-                self._inputs, self._wanted = {}, frozenset(layers)
-                with LayerPass((), _nothing, stops_at=stops_at).running():
-                    hidden_bth = self._decode(ids_bt)
-                inputs, self._inputs = self._inputs, None
-                suppliers = {
-                    layer: lambda i=layer, kept=inputs[layer]: self._again(i, kept)
-                    for layer in layers
-                }
-        return (hidden_bth if hidden else None), suppliers
+    def run(self, ids_bt: Tensor, needs: Needs) -> Taught:
+        """Run blocks at contiguous positions and keep what is needed."""
+        layers = needs.qkv_layers
+        stored: dict[int, LayerQKV] = {}
+
+        def store(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+            del again  # nothing is checkpointed here
+            stored[layer] = qkv
+
+        layer_pass = LayerPass(
+            layers if self._keep == "qkv" else (),
+            store,
+            hidden_layers=needs.hidden_layers,
+            stops_at=needs.teacher_stops_at,
+        )
+        if self._keep == "layer_inputs":
+            self._inputs, self._wanted = {}, frozenset(layers)
+        with torch.no_grad(), self._whole(), layer_pass.running():
+            hidden_bth = self._decode(ids_bt)
+        inputs, self._inputs = self._inputs, None
+        if self._keep == "qkv":
+            suppliers = {layer: lambda kept=stored[layer]: kept for layer in layers}
+        else:
+            assert inputs is not None
+            suppliers = {
+                layer: lambda i=layer, kept=inputs[layer]: self._again(i, kept) for layer in layers
+            }
+        return Taught(
+            hidden_bth if needs.hidden else None,
+            suppliers,
+            layer_pass.take_hidden(),
+        )
 
     def _whole(self) -> AbstractContextManager[None]:
         """Entered while the whole model runs as the teacher."""
@@ -261,10 +305,6 @@ def _left_out(module: nn.Module) -> Iterator[None]:
             del module.forward
         else:
             module.forward = own
-
-
-def _nothing(layer: int, qkv: LayerQKV, *, again: bool) -> None:
-    del layer, qkv, again
 
 
 def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:

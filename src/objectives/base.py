@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -31,25 +31,43 @@ class Needs:
         qkv_layers: `Objective.layer` is called at these, with their attention inputs.
         hidden: last hidden states, of the teacher too where there is one.
         head: the student's output head, and the hidden states it is for.
+        hidden_layers: hidden states after so many layers, of the teacher too where there is one: 0
+            is the embeddings. (After all of them, past the final norm: `hidden`.)
+        teacher_head: the teacher's output head; goes with `hidden`.
     """
 
     teacher: bool
     qkv_layers: tuple[int, ...] = ()
     hidden: bool = False
     head: bool = False
+    hidden_layers: tuple[int, ...] = ()
+    teacher_head: bool = False
 
     @property
     def stops_at(self) -> int | None:
         """The layer after whose attention inputs nothing is wanted; None if all is."""
         if self.hidden or self.head:
             return None
-        return max(self.qkv_layers, default=None)
+        # The hidden states after n layers are the input of layer n (from 0), so a pass ends there.
+        return max((*self.qkv_layers, *self.hidden_layers), default=None)
+
+    @property
+    def teacher_stops_at(self) -> int | None:
+        """As `stops_at`, of the teacher: its head is no reason to run to the end."""
+        return replace(self, head=False).stops_at
 
 
 class Batch(NamedTuple):
-    """Token blocks of equal length without padding: ids [b, t], int64."""
+    """Token blocks of equal length without padding.
+
+    Attributes:
+        input_ids_bt: [b, t], int64.
+        position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for 0,
+            1, 2, ... The teacher always has those.
+    """
 
     input_ids_bt: Tensor
+    position_ids_bt: Tensor | None = None
 
 
 @dataclass
@@ -62,12 +80,14 @@ class Outputs:
         layers: what `Objective.layer` gave at each layer (student).
         qkv: gives a layer's attention inputs when they are wanted (teacher).
         head: maps hidden states [..., hidden] to logits [..., vocabulary].
+        hidden_layers_bth: hidden states by the number of layers before them, [b, t, hidden].
     """
 
     hidden_bth: Tensor | None = None
     layers: Mapping[int, Any] = field(default_factory=dict)
     qkv: Mapping[int, Callable[[], QKV]] = field(default_factory=dict)
     head: Callable[[Tensor], Tensor] | None = None
+    hidden_layers_bth: Mapping[int, Tensor] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -100,4 +120,25 @@ class Objective(Protocol):
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss (a mean over the batch's blocks) and detached metrics by name."""
+        ...
+
+
+@runtime_checkable
+class DriftChosen(Protocol):
+    """An objective that may choose layers by how far the scaling moves their attention.
+
+    Until it has been shown that, its `needs` are those of as many layers, for the plan's sake.
+    """
+
+    @property
+    def awaits_drift(self) -> bool:
+        """Whether `with_drift` must come before training."""
+        ...
+
+    def with_drift(self, kl_by_layer: Sequence[float]) -> Objective:
+        """The objective with its layers chosen.
+
+        Args:
+            kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
+        """
         ...

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from src.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.chunks import summed_by_chunks
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,13 @@ class LanguageModeling:
         assert head is not None
         assert hidden_bth is not None
 
-        def summed(part_bch: Tensor, targets_bc: Tensor) -> Tensor:
-            logits_nv = head(part_bch).flatten(0, 1).float()
-            return functional.cross_entropy(logits_nv, targets_bc.flatten(), reduction="sum")
+        def summed(part_1ch: Tensor, targets_1c: Tensor) -> Tensor:
+            logits_cv = head(part_1ch).flatten(0, 1).float()
+            return functional.cross_entropy(logits_cv, targets_1c.flatten(), reduction="sum")
 
-        inputs_bth = hidden_bth[:, :-1]
-        targets_bt = batch.input_ids_bt[:, 1:]
-        total = torch.zeros((), device=hidden_bth.device)
-        for start in range(0, t - 1, self.chunk):
-            part = inputs_bth[:, start : start + self.chunk]
-            targets = targets_bt[:, start : start + self.chunk]
-            if t - 1 <= self.chunk:
-                total = total + summed(part, targets)
-            else:
-                total = total + checkpoint(summed, part, targets, use_reentrant=False)
+        inputs_1nh = hidden_bth[:, :-1].reshape(1, b * (t - 1), -1)
+        targets_1n = batch.input_ids_bt[:, 1:].reshape(1, -1)
+        total = summed_by_chunks(summed, (inputs_1nh, targets_1n), chunk=self.chunk)
         loss = total / (b * (t - 1))
         return loss, {"language_modeling": loss.detach()}
 

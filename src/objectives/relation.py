@@ -2,7 +2,9 @@
 
 At each layer the student's and the teacher's queries, keys and values give self-relations
 softmax(alpha X X^T), causal; the loss is KL(teacher || student) by row, averaged over rows, heads
-and layers and summed over the relations with their weights.
+and layers and summed over the relations with their weights. Self-relations alone do not determine
+the attention itself: `qk` adds the same KL of the attention rows softmax(alpha Q K^T), and `av` the
+mean-square error of what they give, A V, over the teacher's mean square.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 import torch
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional
 
-from kernels.relation_kl import relation_kl_set
+from kernels.relation_kl import attention_kl, relation_kl_set, split_relation_heads
 from src.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs
 
@@ -23,19 +26,27 @@ Weight = Annotated[float, Field(ge=0)]
 
 @dataclass(frozen=True)
 class RelationWeights:
-    """Weight of each self-relation: queries (qq), keys (kk), values (vv)."""
+    """Weight of each term.
+
+    Self-relations of queries (qq), keys (kk) and values (vv); attention rows (qk); attention's
+    output (av).
+    """
 
     qq: Weight = 1.0
     kk: Weight = 1.0
     vv: Weight = 1.0
+    qk: Weight = 0.0
+    av: Weight = 0.0
 
     def __post_init__(self) -> None:
-        if self.qq + self.kk + self.vv == 0:
-            raise ValueError("weights qq, kk and vv are all 0: give at least one a positive weight")
+        if self.qq + self.kk + self.vv + self.qk + self.av == 0:
+            raise ValueError(
+                "weights qq, kk, vv, qk and av are all 0: give at least one a positive weight"
+            )
 
 
 class LayerRelations(NamedTuple):
-    """A layer's weighted loss, a scalar, and the unweighted one of each relation, detached [r]."""
+    """A layer's weighted loss, a scalar, and the unweighted one of each term, detached [r]."""
 
     loss: Tensor
     each: Tensor
@@ -48,12 +59,17 @@ class Relation:
     `normalization`: `own_heads` divides each relation by its own number of heads; `reference`
     divides all three by the number of query heads, as the public code does, which under-weights
     keys and values of grouped-query models.
+
+    `relation_heads` regroups the heads of the self-relations as MiniLMv2 does (2012.15828): those
+    of queries, keys and values are each concatenated and split into that many, so that teacher and
+    student may differ in heads and width. Attention rows and outputs keep their heads.
     """
 
     type: Literal["relation"]
     weights: RelationWeights = RelationWeights()
     layers: Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
     normalization: Literal["own_heads", "reference"] = "own_heads"
+    relation_heads: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
 
@@ -78,67 +94,133 @@ class Relation:
         return chosen
 
     def needs(self, facts: ModelFacts) -> Needs:
-        """A teacher, and q, k, v of the chosen layers."""
+        """A teacher, and q, k, v of the chosen layers.
+
+        Raises:
+            ValueError: as `chosen_layers`; or relation heads that do not divide the heads' width.
+        """
+        for heads in (facts.heads, facts.kv_heads):
+            width = heads * facts.head_dim
+            if self.relation_heads is not None and width % self.relation_heads:
+                raise ValueError(
+                    f"relation_heads={self.relation_heads}: it must divide {width}, the width of "
+                    f"{heads} heads of {facts.head_dim}"
+                )
         return Needs(teacher=True, qkv_layers=self.chosen_layers(facts))
 
     def flops(self, tokens: int, facts: ModelFacts) -> float:
         """Two matrix products a causal tile forward and four backward, for each weighted relation.
 
-        This is the least an exact kernel can do (kernels/relation_kl/README.md).
+        This is the least an exact kernel can do (kernels/relation_kl/README.md). The attention's
+        output takes two of each model, and five backward.
         """
-        heads = {"qq": facts.heads, "kk": facts.kv_heads, "vv": facts.kv_heads}
-        weighted = sum(heads[name] for name in self._relations())
-        layers = len(self.chosen_layers(facts))
-        return 6.0 * weighted * facts.head_dim * tokens**2 * layers
+        heads = {"qq": facts.heads, "kk": facts.kv_heads, "vv": facts.kv_heads, "qk": facts.heads}
+        units = 6.0 * sum(heads[n] for n in self._terms() if n != "av")
+        if self.weights.av:
+            units += 9.0 * facts.heads
+        return units * facts.head_dim * tokens**2 * len(self.chosen_layers(facts))
 
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
-        """The layer's loss, and its relations' own."""
+        """The layer's loss, and its terms' own, in the order qq, kk, vv, qk, av."""
         assert teacher is not None
-        names = self._relations()
-        loss, each = relation_kl_set(
-            _sides(student, names),
-            _sides(teacher, names),
-            self._layer_weights(student, names),
-            window=facts.windows[layer],
-            temperature=self.temperature,
-            backend=self.backend,
-        )
-        return LayerRelations(loss, each)
+        window = facts.windows[layer]
+        losses: list[Tensor] = []
+        each: list[Tensor] = []
+        if names := self._self_relations():
+            loss, own = relation_kl_set(
+                self._sides(student, names),
+                self._sides(teacher, names),
+                self._self_weights(student, names),
+                window=window,
+                temperature=self.temperature,
+                backend=self.backend,
+            )
+            losses.append(loss)
+            each.append(own)
+        if self.weights.qk:
+            rows = attention_kl(
+                student.q_bhtd,
+                student.k_bgtd,
+                teacher.q_bhtd,
+                teacher.k_bgtd,
+                window=window,
+                temperature=self.temperature,
+                backend=self.backend,
+            )
+            losses.append(self.weights.qk * rows)
+            each.append(rows.detach()[None])
+        if self.weights.av:
+            error = _output_error(student, teacher, window)
+            losses.append(self.weights.av * error)
+            each.append(error.detach()[None])
+        return LayerRelations(sum(losses[1:], start=losses[0]), torch.cat(each))
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over layers of the weighted sum of relations.
 
-        Metrics: `relation/qq`, `relation/kk`, `relation/vv` unweighted, mean over layers (each
-        for a weight above 0), and `relation/by_layer`, the weighted loss of each chosen layer.
+        Metrics: `relation/qq`, `relation/kk`, `relation/vv`, `relation/qk` and `relation/av`
+        unweighted, mean over layers (each for a weight above 0), and `relation/by_layer`, the
+        weighted loss of each chosen layer.
         """
         del batch, teacher
         layers: list[LayerRelations] = [student.layers[i] for i in self.chosen_layers(facts)]
         stacked = torch.stack([layer.loss for layer in layers])
         mean_parts = torch.stack([layer.each for layer in layers]).mean(0)
-        metrics = {f"relation/{n}": mean_parts[i] for i, n in enumerate(self._relations())}
+        metrics = {f"relation/{n}": mean_parts[i] for i, n in enumerate(self._terms())}
         metrics["relation/by_layer"] = stacked.detach()
         return stacked.mean(), metrics
 
-    def _relations(self) -> list[str]:
-        return [name for name in ("qq", "kk", "vv") if getattr(self.weights, name) > 0]
+    def _terms(self) -> list[str]:
+        return [n for n in ("qq", "kk", "vv", "qk", "av") if getattr(self.weights, n) > 0]
 
-    def _layer_weights(self, qkv: QKV, names: list[str]) -> list[float]:
+    def _self_relations(self) -> list[str]:
+        return [n for n in self._terms() if n not in ("qk", "av")]
+
+    def _self_weights(self, qkv: QKV, names: list[str]) -> list[float]:
         weights = [float(getattr(self.weights, n)) for n in names]
         if self.normalization == "own_heads":
             return weights
         # The reference divides every relation's sum by rows times *query* heads.
-        query_heads = qkv.q_bhtd.shape[1]
-        sides = _sides(qkv, names)
+        query_heads = self.relation_heads or qkv.q_bhtd.shape[1]
+        sides = self._sides(qkv, names)
         return [w * x.shape[1] / query_heads for w, x in zip(weights, sides, strict=True)]
 
+    def _sides(self, qkv: QKV, names: list[str]) -> list[Tensor]:
+        tensors = {"qq": qkv.q_bhtd, "kk": qkv.k_bgtd, "vv": qkv.v_bgtd}
+        chosen = [tensors[n] for n in names]
+        if self.relation_heads is None:
+            return chosen
+        return [split_relation_heads(x, self.relation_heads) for x in chosen]
 
-def _sides(qkv: QKV, names: list[str]) -> list[Tensor]:
-    tensors = {"qq": qkv.q_bhtd, "kk": qkv.k_bgtd, "vv": qkv.v_bgtd}
-    return [tensors[n] for n in names]
+
+def _output_error(student: QKV, teacher: QKV, window: int | None) -> Tensor:
+    """Mean square of A V's difference over the mean square of the teacher's A V, a scalar."""
+    with torch.no_grad():
+        aim_bhtd = _attention_output(teacher, window)
+    made_bhtd = _attention_output(student, window)
+    wide = torch.promote_types(made_bhtd.dtype, torch.float32)
+    difference_bhtd = made_bhtd.to(wide) - aim_bhtd.to(wide)
+    return difference_bhtd.square().mean() / aim_bhtd.to(wide).square().mean()
+
+
+def _attention_output(qkv: QKV, window: int | None) -> Tensor:
+    """A V of causal attention, [b, h, t, d]."""
+    q_bhtd, k_bgtd, v_bgtd = qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd
+    tokens = q_bhtd.shape[2]
+    if window is None or window >= tokens:
+        return functional.scaled_dot_product_attention(
+            q_bhtd, k_bgtd, v_bgtd, is_causal=True, enable_gqa=True
+        )
+    index_t = torch.arange(tokens, device=q_bhtd.device)
+    back_tt = index_t[:, None] - index_t
+    seen_tt = (back_tt >= 0) & (back_tt < window)
+    return functional.scaled_dot_product_attention(
+        q_bhtd, k_bgtd, v_bgtd, attn_mask=seen_tt, enable_gqa=True
+    )
 
 
 OBJECTIVE = Relation

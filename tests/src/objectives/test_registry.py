@@ -17,7 +17,8 @@ from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
 
 FOLDER = Path(objectives.__file__).parent
-MODULES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base"))
+SHARED = ("__init__", "base", "chunks", "weighted_sum")
+MODULES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in SHARED)
 
 
 def type_of(objective: type) -> str:

@@ -1,0 +1,104 @@
+"""Distillation of next-token distributions: forward or reverse KL, or Jensen-Shannon divergence."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from src.facts import ModelFacts
+from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.chunks import summed_by_chunks
+
+
+@dataclass(frozen=True)
+class LogitDistillation:
+    """Divergence of the student's from the teacher's token distributions, mean over tokens, nats.
+
+    With p the teacher's and q the student's softmax(logits / temperature) of a token:
+
+        forward   KL(p || q)
+        reverse   KL(q || p)
+        jsd       KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2
+
+    It is not multiplied by temperature ** 2. Logits are made `chunk` tokens at a time, of both
+    models, and made again for the backward pass.
+
+    Attributes:
+        last_tokens: only the last so many tokens of each block; null for all. LinearARD's public
+            code has such a term on the last 512, by default at weight 0.
+    """
+
+    type: Literal["logit_distillation"]
+    divergence: Literal["forward", "reverse", "jsd"] = "forward"
+    last_tokens: Annotated[int, Field(gt=0)] | None = None
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    chunk: Annotated[int, Field(gt=0)] = 2048
+
+    bounded_by_native_window: ClassVar[bool] = True
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        """A teacher, and both models' last hidden states and output heads."""
+        del facts
+        return Needs(teacher=True, hidden=True, head=True, teacher_head=True)
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """Nothing beyond the models' own passes and their heads."""
+        del tokens, facts
+        return 0.0
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
+        """Nothing: no layer is asked for."""
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over the tokens that are compared."""
+        del batch, facts
+        assert teacher is not None
+        assert student.hidden_bth is not None
+        assert teacher.hidden_bth is not None
+        ours, theirs = student.head, teacher.head
+        assert ours is not None
+        assert theirs is not None
+
+        def summed(student_1ch: Tensor, teacher_1ch: Tensor) -> Tensor:
+            with torch.no_grad():
+                teacher_logp_1cv = self._log_softmax(theirs(teacher_1ch))
+            student_logp_1cv = self._log_softmax(ours(student_1ch))
+            return _divergence(self.divergence, teacher_logp_1cv, student_logp_1cv).sum()
+
+        inputs = tuple(self._compared(x) for x in (student.hidden_bth, teacher.hidden_bth))
+        total = summed_by_chunks(summed, inputs, chunk=self.chunk)
+        loss = total / inputs[0].shape[1]
+        return loss, {"logit_distillation": loss.detach()}
+
+    def _compared(self, hidden_bth: Tensor) -> Tensor:
+        """The tokens that are compared, of all blocks in a row: [1, n, hidden]."""
+        kept = hidden_bth if self.last_tokens is None else hidden_bth[:, -self.last_tokens :]
+        return kept.flatten(0, 1)[None]
+
+    def _log_softmax(self, logits_1cv: Tensor) -> Tensor:
+        wide = torch.float64 if logits_1cv.dtype == torch.float64 else torch.float32
+        return (logits_1cv.to(wide) / self.temperature).log_softmax(-1)
+
+
+def _divergence(kind: str, teacher_logp: Tensor, student_logp: Tensor) -> Tensor:
+    """By token, from logarithms of probabilities over the last axis."""
+    if kind == "forward":
+        return _kl(teacher_logp, student_logp)
+    if kind == "reverse":
+        return _kl(student_logp, teacher_logp)
+    middle = torch.logaddexp(teacher_logp, student_logp) - math.log(2.0)
+    return 0.5 * (_kl(teacher_logp, middle) + _kl(student_logp, middle))
+
+
+def _kl(p_log: Tensor, q_log: Tensor) -> Tensor:
+    return (p_log.exp() * (p_log - q_log)).sum(-1)
+
+
+OBJECTIVE = LogitDistillation

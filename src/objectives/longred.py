@@ -1,0 +1,151 @@
+"""Distance of hidden states: short-text and short-to-long distillation of LongReD (2502.07365).
+
+Where LongReD's hidden states are numbered, n is what comes after n layers: 0 the embeddings, and
+the number of layers what comes after the final norm, as transformers numbers `hidden_states`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from src.facts import ModelFacts
+from src.objectives.base import QKV, Batch, Needs, Outputs
+
+# Of LLaMA-3-8B's 32, by the public code for 32K.
+_REFERENCE, _REFERENCE_DEPTH = (1, 9, 12, 14, 15, 32), 32
+
+
+@dataclass(frozen=True)
+class LongRed:
+    """1 - cosine similarity of the student's and the teacher's hidden states.
+
+    It is averaged over tokens and summed over the chosen hidden states, as in the public code.
+
+    Attributes:
+        layers: which hidden states, by how many layers come before them. `last`: after the final
+            norm. `all`: after each layer. `reference`: the public code's 1, 9, 12, 14, 15 and 32 of
+            32 layers, for another depth at the same share of it (rounded, at least 1, each once).
+            `drift`: after the layers whose attention the scaling moves most, and the last.
+        drift_count: how many `drift` chooses, the last among them; LongReD took 6 at 32K and 3 at
+            128K.
+    """
+
+    type: Literal["longred"]
+    layers: (
+        Literal["reference", "all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...]
+    ) = "reference"
+    drift_count: Annotated[int, Field(ge=2)] = 6
+
+    bounded_by_native_window: ClassVar[bool] = True
+
+    def chosen(self, facts: ModelFacts) -> tuple[int, ...]:
+        """Numbers of the hidden states, ascending.
+
+        Raises:
+            ValueError: an empty list, a repeated number, or more than the model has.
+        """
+        depth = facts.layers
+        if self.layers == "last":
+            return (depth,)
+        if self.layers == "all":
+            return tuple(range(1, depth + 1))
+        if self.layers == "reference":
+            scaled = (max(1, round(n * depth / _REFERENCE_DEPTH)) for n in _REFERENCE)
+            return tuple(sorted(set(scaled)))
+        if self.layers == "drift":
+            if self.drift_count > depth:
+                raise ValueError(
+                    f"drift_count={self.drift_count}: the model has {depth} layers to choose from"
+                )
+            # Not measured yet: as many, for the plan.
+            return tuple(range(depth - self.drift_count + 1, depth + 1))
+        numbers = tuple(sorted(self.layers))
+        if not numbers or len(set(numbers)) < len(numbers) or numbers[-1] > depth:
+            raise ValueError(
+                f"layers={list(self.layers)}: give 'reference', 'all', 'last', 'drift' or "
+                f"different numbers from 0 (embeddings) to {depth} (after the final norm)"
+            )
+        return numbers
+
+    @property
+    def awaits_drift(self) -> bool:
+        """Whether the layers are still to be chosen by a measurement."""
+        return self.layers == "drift"
+
+    def with_drift(self, kl_by_layer: Sequence[float]) -> LongRed:
+        """The layers chosen: those of the largest values, ties to the lower one, and the last."""
+        if not self.awaits_drift:
+            return self
+        depth = len(kl_by_layer)
+        # The last one's hidden states are chosen in any case, whatever its own attention does.
+        ranked = sorted(range(depth - 1), key=lambda i: (-kl_by_layer[i], i))
+        after = [i + 1 for i in ranked[: self.drift_count - 1]]
+        return replace(self, layers=(*sorted(after), depth))
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        """A teacher, and both models' chosen hidden states."""
+        numbers = self.chosen(facts)
+        return Needs(
+            teacher=True,
+            hidden=numbers[-1] == facts.layers,
+            hidden_layers=tuple(n for n in numbers if n < facts.layers),
+        )
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """Element-wise work only: about 30 operations a number of the chosen hidden states."""
+        return 30.0 * tokens * facts.heads * facts.head_dim * len(self.chosen(facts))
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
+        """Nothing: no attention inputs are asked for."""
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sum over the chosen hidden states of the mean over tokens.
+
+        Metrics: `longred`, the loss, and `longred/by_layer`, each chosen hidden states' part; of
+        the last alone `longred_last`.
+        """
+        del batch
+        assert teacher is not None
+        numbers = self.chosen(facts)
+        parts = torch.stack([_distance(*_pair(n, teacher, student, facts)) for n in numbers])
+        loss = parts.sum()
+        if numbers == (facts.layers,):
+            return loss, {"longred_last": loss.detach()}
+        return loss, {"longred": loss.detach(), "longred/by_layer": parts.detach()}
+
+
+def _pair(
+    number: int, teacher: Outputs, student: Outputs, facts: ModelFacts
+) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's hidden states, [b, t, hidden] each."""
+    if number < facts.layers:
+        return student.hidden_layers_bth[number], teacher.hidden_layers_bth[number]
+    assert student.hidden_bth is not None
+    assert teacher.hidden_bth is not None
+    return student.hidden_bth, teacher.hidden_bth
+
+
+def _distance(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
+    """Mean of 1 - cosine, made again for the backward pass: only the inputs are kept."""
+
+    def mean(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
+        wide = torch.float64 if student_bth.dtype == torch.float64 else torch.float32
+        cosine_bt = functional.cosine_similarity(student_bth.to(wide), teacher_bth.to(wide), dim=-1)
+        return 1 - cosine_bt.mean()
+
+    value = checkpoint(mean, student_bth, teacher_bth.detach(), use_reentrant=False)
+    assert isinstance(value, Tensor)
+    return value
+
+
+OBJECTIVE = LongRed

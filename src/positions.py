@@ -1,0 +1,122 @@
+"""Which positions a block's tokens get: contiguous, or skipping ahead inside a longer window.
+
+A short block whose positions skip shows a model distances that only a long one has. Positions are a
+pure function of the block's key, so that a resumed run, and any rank, sees the same; no library's
+random stream is involved.
+
+With n tokens of a block, L positions of the window and f = L / n:
+
+- `contiguous`: 0 ... n-1.
+- `cream` (CREAM, 2406.07138, as LongReD-C uses it): three runs, head 0 ... h-1, a middle of m
+  tokens, and tail L-h ... L-1, where h is n // 3 or 4 f with equal chances. A Gaussian of mean
+  1 + f and deviation 5, truncated to [2, 2 f] and rounded, gives k; the middle ends uniformly from
+  h + (m - 1) k / 2 to n k / 2 - h - 1.
+- `cream_reference`: k as the public codes of CREAM and LongReD draw it: what the Gaussian has
+  beyond the interval falls on its ends (a quarter on each at f = 4), and k is rounded down.
+- `uniform` (LongReD-U): head and tail as before; the middle ends uniformly from n - h to L - h - 1.
+- `pose` (PoSE, 2309.10400): two runs, 0 ... c-1 and the rest, shifted by a uniform skip of at most
+  L - n; c is uniform.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+
+Positions = Literal["contiguous", "cream", "cream_reference", "uniform", "pose"]
+
+_DEVIATION = 5.0
+_SHORTEST = 3
+
+
+def check(kind: Positions, length: int, window: int) -> None:
+    """Refuse what has no positions.
+
+    Raises:
+        ValueError: blocks longer than the window, or of too few tokens to skip in.
+    """
+    if length > window:
+        raise ValueError(f"blocks of {length} tokens do not fit into a window of {window}")
+    if kind != "contiguous" and length < _SHORTEST:
+        raise ValueError(
+            f"positions={kind} needs blocks of {_SHORTEST} tokens or more, not {length}"
+        )
+
+
+def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray:
+    """Positions of a block: int64 [length], strictly increasing, from 0 to at most window - 1.
+
+    Args:
+        kind: as in the module's table.
+        length: tokens of the block.
+        window: positions that there are, at least `length`.
+        key: what the draw depends on; equal keys give equal positions.
+
+    Raises:
+        ValueError: as `check`.
+    """
+    check(kind, length, window)
+    if kind == "contiguous" or length == window:
+        return np.arange(length, dtype=np.int64)
+    draw = _Draw(key)
+    if kind == "pose":
+        first = draw.integer(1, length - 1)
+        skip = draw.integer(0, window - length)
+        found = np.arange(length, dtype=np.int64)
+        found[first:] += skip
+        return found
+    factor = window / length
+    # Short blocks have no 8 f tokens for both ends.
+    head = length // 3 if draw.integer(0, 1) else min(int(4 * factor), length // 3)
+    middle = length - 2 * head
+    if kind == "uniform":
+        end = draw.integer(length - head, window - head - 1)
+    else:
+        spread = _spread(kind, factor, draw.unit())
+        earliest = head + math.floor((middle - 1) * spread / 2)
+        end = draw.integer(earliest, math.floor(length * spread / 2) - head - 1)
+    return np.concatenate(
+        [
+            np.arange(head, dtype=np.int64),
+            np.arange(end - middle + 1, end + 1, dtype=np.int64),
+            np.arange(window - head, window, dtype=np.int64),
+        ]
+    )
+
+
+def _spread(kind: Positions, factor: float, unit: float) -> int:
+    """Twice the factor up to which the middle may lie, an integer in [2, 2 factor]."""
+    gauss = NormalDist(1 + factor, _DEVIATION)
+    low, high = 2.0, 2 * factor
+    if kind == "cream_reference":
+        # Interpolating the inverse over [low, high] takes what is outside to the ends.
+        value = min(max(gauss.inv_cdf(min(max(unit, 1e-12), 1 - 1e-12)), low), high)
+        return int(value)
+    mass = gauss.cdf(high) - gauss.cdf(low)
+    value = gauss.inv_cdf(gauss.cdf(low) + unit * mass)
+    return min(math.floor(value + 0.5), math.floor(high))
+
+
+class _Draw:
+    """Numbers from SHA-256 of a key and a counter: equal on every platform and version."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._count = 0
+
+    def unit(self) -> float:
+        """In (0, 1), 53 bits."""
+        return ((self._bits() >> 11) + 0.5) / 2**53
+
+    def integer(self, low: int, high: int) -> int:
+        """From low to high, both included; a bias of less than 2**-64 * (high - low)."""
+        return low + self._bits() * (high - low + 1) // 2**64
+
+    def _bits(self) -> int:
+        digest = hashlib.sha256(f"{self._key}/{self._count}".encode()).digest()
+        self._count += 1
+        return int.from_bytes(digest[:8], "little")

@@ -2,6 +2,7 @@
 
 python -m src.dashboard
 python -m src.dashboard view=table
+python -m src.dashboard target=wandb
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from omegaconf import DictConfig
 from pydantic import ConfigDict, Field
 from rich.console import Console
 
-from src import command, config
+from src import command, config, tracking
 from src.models import PositiveInt
 from src.report.page import write_page
 from src.report.runs import Run, count_corrupt, read_runs
@@ -31,6 +32,9 @@ class DashboardConfig:
     target_path: Annotated[str, Field(min_length=1)]
     view: Literal["page", "table"]
     window: PositiveInt | None = None
+    target: Literal["page", "wandb"] = "page"
+    project: Annotated[str, Field(min_length=1)] = "linearard-lab"
+    entity: str | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
@@ -39,8 +43,12 @@ def show(settings: DashboardConfig) -> None:
     """Write the page or print the table, and say how many runs there are.
 
     Raises:
+        TrackingError: W&B cannot make the report.
         ReportError: `outputs` is not a folder, or `target_path` cannot be written.
     """
+    if settings.target == "wandb":
+        print(*tracking.publish_report(settings.project, settings.entity), sep="\n")
+        return
     runs = read_runs(Path(settings.outputs))
     if settings.view == "table":
         Console().print(runs_table(runs, settings.window), *run_notes(runs), sep="\n")

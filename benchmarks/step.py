@@ -52,7 +52,7 @@ from src.schedule import StageSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step.json"
-STAGE, STREAM, TERM = "ard", "short", "relation"
+STAGE, STREAM = "ard", "short"
 WARM_UP, TIMED = 2, 5
 CASE_SECONDS = 500
 
@@ -284,9 +284,9 @@ def measure(name: str, model: str, world: World, *, quick: bool) -> Measurement:
 
 def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
     if case.kind == "plain":
-        return {TERM: HiddenOnly()}
+        return {STREAM: HiddenOnly()}
     if case.kind == "sums":
-        return {TERM: Sums()}
+        return {STREAM: Sums()}
     return settings.objectives(STAGE)
 
 

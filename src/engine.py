@@ -70,41 +70,42 @@ def _deepspeed(device: torch.device) -> Any:
     return deepspeed
 
 
+Head = Callable[[Tensor], Tensor]
+
+
 class _TeacherModule(nn.Module):
-    def __init__(self, network: nn.Module, keep: Keep) -> None:
+    def __init__(self, network: nn.Module, keep: Keep, head: Head | None = None) -> None:
         super().__init__()
         self.network = network
         self._pass = TeacherPass(causal_model(network), keep)
+        self._head = head
 
     def forward(self, batch: Batch, needs: Needs) -> Outputs:
-        return _teach(self._pass, self.network, batch, needs)
+        return _teach(self._pass, self._head, batch, needs)
 
 
-def _teach(teacher: TeacherPass, network: nn.Module, batch: Batch, needs: Needs) -> Outputs:
+def _teach(teacher: TeacherPass, head: Head | None, batch: Batch, needs: Needs) -> Outputs:
     ran = teacher.run(batch.input_ids_bt, needs)
-    return Outputs(
-        ran.hidden_bth,
-        qkv=ran.qkv,
-        head=_teachers_head(network) if needs.teacher_head else None,
-        hidden_layers_bth=ran.hidden_layers_bth,
-    )
+    return Outputs(ran.hidden_bth, qkv=ran.qkv, head=head, hidden_layers_bth=ran.hidden_layers_bth)
 
 
-def _teachers_head(network: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The output head, for use after the teacher's pass.
+def _teachers_head(
+    network: nn.Module, wanted: Iterable[Needs], device: torch.device, *, sharded: bool
+) -> Head | None:
+    """The output head, for use after the teacher's pass; None where nobody wants it.
 
-    Under ZeRO-3 a module's weights are whole only inside its own engine's pass, so there it is one
-    copy of them.
+    Sharded weights are whole only while their own module runs in their own engine's pass, and the
+    head runs piece by piece in the student's. So then it is a copy, made before they are sharded.
     """
+    if not any(needs.teacher_head for needs in wanted):
+        return None
     head: Any = causal_model(network).get_output_embeddings()
-    if not hasattr(head.weight, "ds_id"):
+    if not sharded:
         return head
-    with torch.no_grad(), _whole(head.weight):
-        weight = head.weight.detach().clone()
-    bias = None
-    if head.bias is not None:
-        with torch.no_grad(), _whole(head.bias):
-            bias = head.bias.detach().clone()
+    weight, bias = (
+        None if x is None else x.detach().clone().to(device) for x in (head.weight, head.bias)
+    )
+    assert weight is not None
     return lambda hidden: functional.linear(hidden, weight, bias)
 
 
@@ -115,12 +116,19 @@ class _StudentModule(nn.Module):
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
         shared: TeacherPass | None,
+        shared_head: Head | None = None,
     ) -> None:
         super().__init__()
         self.network = network
         self.objectives = dict(objectives)
         self.facts = facts
         self._shared = shared
+        self._shared_head = shared_head
+        wanted = [objective.needs(facts) for objective in objectives.values()]
+        # Objectives of a mixture may reach different weights. DeepSpeed counts on each having a
+        # gradient in every micro-step: under ZeRO-3 one that has none in a step's first keeps the
+        # last step's, and with offload one that has none in the last loses what it had.
+        self._reaches_all = len({(needs.stops_at, needs.head) for needs in wanted}) > 1
 
     def forward(
         self, batch: Batch, stream: str, teacher: Outputs | None
@@ -129,9 +137,14 @@ class _StudentModule(nn.Module):
         needs = chosen.needs(self.facts)
         if needs.teacher and teacher is None:
             assert self._shared is not None
-            teacher = _teach(self._shared, self.network, batch, needs)
+            teacher = _teach(self._shared, self._shared_head, batch, needs)
         student = self._run(batch, chosen, needs, teacher)
-        return chosen.loss(batch, teacher, student, self.facts)
+        loss, metrics = chosen.loss(batch, teacher, student, self.facts)
+        if self._reaches_all and not needs.head:
+            assert student.hidden_bth is not None
+            assert student.head is not None
+            loss = loss + 0.0 * student.head(student.hidden_bth[:, :1]).sum()
+        return loss, metrics
 
     def _run(
         self, batch: Batch, objective: Objective, needs: Needs, teacher: Outputs | None
@@ -146,14 +159,15 @@ class _StudentModule(nn.Module):
             if not again:
                 layers[layer] = value
 
+        stops_at = None if self._reaches_all else needs.stops_at
         layer_pass = LayerPass(
-            needs.qkv_layers, visit, hidden_layers=needs.hidden_layers, stops_at=needs.stops_at
+            needs.qkv_layers, visit, hidden_layers=needs.hidden_layers, stops_at=stops_at
         )
         with layer_pass.running():
             ran = model.get_decoder()(
                 input_ids=batch.input_ids_bt, use_cache=False, **_skipping(batch)
             )
-        hidden_bth = ran.last_hidden_state if needs.stops_at is None else None
+        hidden_bth = ran.last_hidden_state if stops_at is None else None
         outputs = Outputs(
             hidden_bth,
             layers=dict(layers),
@@ -209,7 +223,8 @@ class Teacher:
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
         decoder = causal_model(network).get_decoder()
-        ends = {needs.teacher_stops_at for needs in (o.needs(facts) for o in objectives.values())}
+        wanted = [objective.needs(facts) for objective in objectives.values()]
+        ends = {needs.teacher_stops_at for needs in wanted}
         if config.compile:
             compile_layers(decoder, ends)
         skip_unwanted(decoder, ends)
@@ -220,8 +235,9 @@ class Teacher:
         if settings.offload_parameters:
             zero["offload_param"] = {"device": "cpu"}
         ds_config["zero_optimization"] = zero
+        head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, *_ = deepspeed.initialize(
-            model=_TeacherModule(network, keep), config=ds_config
+            model=_TeacherModule(network, keep, head), config=ds_config
         )
         self._engine.eval()
 
@@ -298,9 +314,13 @@ class Student:
         if accumulation_dtype(config) == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
-        shared = None if native is None else SharedTeacherPass(network, keep, native, device)
+        shared, head = None, None
+        if native is not None:
+            wanted = [objective.needs(facts) for objective in objectives.values()]
+            shared = SharedTeacherPass(network, keep, native, device)
+            head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=_StudentModule(network, objectives, facts, shared),
+            model=_StudentModule(network, objectives, facts, shared, head),
             model_parameters=trained,
             optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=ds_config,

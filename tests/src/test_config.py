@@ -64,7 +64,7 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
         ("recipe.stages.ard.streams=null", "recipe.stages.ard.streams: "),
         (
             "objective.terms.relation.weights={qq: 0, kk: 0, vv: 0}",
-            "objective.terms.relation.weights: weights qq, kk and vv are all 0",
+            "objective.terms.relation.weights: weights qq, kk, vv, qk and av are all 0",
         ),
         (
             "objective.terms.relation.weights.qq=-1",

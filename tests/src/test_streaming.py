@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -26,6 +26,7 @@ from src.capture import LayerQKV, QKVCapture, attention_name
 from src.engine import _StudentModule, _TeacherModule
 from src.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
+from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
 from src.streaming import (
     Keep,
@@ -34,6 +35,7 @@ from src.streaming import (
     TeacherPass,
     checkpoint_contexts,
     plain_layers,
+    show_layer_inputs,
     skip_unwanted,
 )
 
@@ -389,3 +391,78 @@ def test_a_decoder_without_its_rope_in_one_place_is_not_shared() -> None:
     native = config("llama", factor=None)
     with pytest.raises(LayerKindError, match=r"share_base=true: LlamaModel has no rotary_emb"):
         SharedTeacherPass(student, "qkv", native, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_skipped_positions_do_not_cut_a_block_in_two(family: str) -> None:
+    """transformers takes a gap in positions for the border of packed texts unless it is told."""
+    positions_bt = torch.tensor([[*range(4), *range(40, 45), *range(96, 100)]] * 2)
+    made = network(family, factor=4.0)
+    facts = models.facts_of(made.config)
+    student = _StudentModule(made, {"it": LastHidden()}, facts, None)
+    student(Batch(IDS, positions_bt), "it", None)
+    found_bth = student.objectives["it"].seen[0]  # type: ignore[attr-defined]
+    back_tt = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
+    seen_tt = (back_tt >= 0) & (back_tt < (facts.windows[0] or TOKENS))
+    mask = torch.where(seen_tt, 0.0, float("-inf")).double()[None, None].expand(2, 1, -1, -1)
+    expected_bth = made.get_decoder()(
+        input_ids=IDS, position_ids=positions_bt, attention_mask=mask, use_cache=False
+    ).last_hidden_state
+    torch.testing.assert_close(found_bth, expected_bth, rtol=1e-10, atol=1e-10)
+    contiguous_bth = made.get_decoder()(input_ids=IDS, use_cache=False).last_hidden_state
+    assert (found_bth[:, -1] - contiguous_bth[:, -1]).abs().max() > 1e-3
+
+
+@dataclass(frozen=True)
+class LastHidden:
+    """Keeps the student's hidden states."""
+
+    seen: list[Tensor] = field(default_factory=list)
+    bounded_by_native_window: ClassVar[bool] = False
+
+    def needs(self, facts: ModelFacts) -> Needs:
+        return Needs(teacher=False, hidden=True)
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        return 0.0
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
+        raise AssertionError("no layer is asked for")
+
+    def loss(
+        self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        assert student.hidden_bth is not None
+        self.seen.append(student.hidden_bth.detach())
+        return student.hidden_bth.sum(), {}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("layers", [(1,), (0, 2), (1, 3)], ids=str)
+def test_chosen_hidden_states_are_the_models_own(
+    layers: tuple[int, ...], checkpointing: bool
+) -> None:
+    """Loss and gradients are those of whole models that return all hidden states."""
+    objective = LongRed("longred", layers)
+    made = pair(objective=objective, checkpointing=checkpointing)
+    for module in (made.student, made.teacher):
+        assert module is not None
+        show_layer_inputs(causal_model(module.network).get_decoder())
+    loss = made.loss()
+    found = gradients(loss, made.student)
+    states = []
+    for module in (made.student, made.teacher):
+        assert module is not None
+        decoder = causal_model(module.network).get_decoder()
+        states.append(
+            decoder(input_ids=IDS, use_cache=False, output_hidden_states=True).hidden_states
+        )
+    expected = sum(
+        (1 - torch.nn.functional.cosine_similarity(s, t.detach(), dim=-1)).mean()
+        for n in layers
+        for s, t in [(states[0][n], states[1][n])]
+    )
+    assert isinstance(expected, Tensor)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    for name, value in gradients(expected, made.student).items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=1e-12)

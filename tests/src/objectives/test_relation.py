@@ -185,6 +185,130 @@ def test_reference_normalization_underweights_grouped_keys_and_values_only() -> 
     assert ratios == pytest.approx([1.0, 0.5, 0.5], rel=1e-12)
 
 
+def attention_probabilities(
+    q_bhtd: Tensor, k_bgtd: Tensor, *, window: int | None, temperature: float = 1.0
+) -> Tensor:
+    """softmax(Q K^T) over what a row sees, dense, [b, h, t, t]."""
+    k_bhtd = k_bgtd.repeat_interleave(q_bhtd.shape[1] // k_bgtd.shape[1], dim=1)
+    scores = q_bhtd @ k_bhtd.transpose(-1, -2) / (math.sqrt(q_bhtd.shape[-1]) * temperature)
+    back = torch.arange(T)[:, None] - torch.arange(T)
+    unseen = (back < 0) | (back >= (window or T))
+    weights = scores.exp().masked_fill(unseen, 0.0)
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def attention_terms(
+    student: dict[int, LayerQKV],
+    teacher: dict[int, LayerQKV],
+    *,
+    qk: float,
+    av: float,
+    windows: Sequence[int | None],
+    temperature: float = 1.0,
+) -> Tensor:
+    """Mean over layers of qk * KL(attention rows) + av * |A V - teacher's|^2 / |teacher's|^2."""
+    total = torch.zeros((), dtype=torch.float64)
+    for layer, window in enumerate(windows):
+        (qs, ks, vs), (qt, kt, vt) = student[layer], (x.detach() for x in teacher[layer])
+        p, q = (
+            attention_probabilities(*side, window=window, temperature=temperature)
+            for side in ((qt, kt), (qs, ks))
+        )
+        ratio = torch.where(p > 0, p / q.clamp_min(1e-300), 1.0)
+        total = total + qk * (p * ratio.log()).sum(-1).mean()
+        group = qs.shape[1] // vs.shape[1]
+        made, aim = (
+            attention_probabilities(*side[:2], window=window)
+            @ side[2].repeat_interleave(group, dim=1)
+            for side in ((qs, ks, vs), (qt, kt, vt))
+        )
+        total = total + av * (made - aim).square().sum() / aim.square().sum()
+    return total / len(windows)
+
+
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("qk", "av", "windows", "temperature"),
+    [
+        (1.0, 0.0, (None, None, None), 1.0),
+        (0.0, 1.0, (None, None, None), 1.0),
+        (0.5, 2.0, (4, None, 1), 1.0),
+        (3.0, 0.25, (None, 2, 100), 2.5),
+    ],
+    ids=["rows", "outputs", "both-windows", "both-temperature"],
+)
+def test_attention_rows_and_outputs_are_the_formulas(
+    qk: float,
+    av: float,
+    windows: tuple[int | None, ...],
+    temperature: float,
+    kv_heads: int,
+    backend: Backend,
+) -> None:
+    facts = replace(FACTS, windows=windows, kv_heads=kv_heads)
+    student, teacher = draw(1, facts), draw(2, facts)
+    weights = RelationWeights(0, 0, 0, qk, av)
+    objective = Relation("relation", weights=weights, temperature=temperature, backend=backend)
+    loss, metrics = loss_of(objective, student, teacher, facts)
+    expected = attention_terms(
+        student, teacher, qk=qk, av=av, windows=windows, temperature=temperature
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+    names = [name for name, weight in (("qk", qk), ("av", av)) if weight]
+    assert metrics.keys() == {*(f"relation/{n}" for n in names), "relation/by_layer"}
+
+
+def test_all_five_terms_add_up() -> None:
+    student, teacher = draw(1, FACTS), draw(2, FACTS)
+    weights = RelationWeights(0.5, 2.0, 3.0, 4.0, 0.125)
+    loss, metrics = loss_of(Relation("relation", weights=weights), student, teacher)
+    expected = by_the_formula(student, teacher, weights=(0.5, 2.0, 3.0)) + attention_terms(
+        student, teacher, qk=4.0, av=0.125, windows=FACTS.windows
+    )
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    each = [metrics[f"relation/{n}"].item() for n in ("qq", "kk", "vv", "qk", "av")]
+    assert sum(w * x for w, x in zip((0.5, 2.0, 3.0, 4.0, 0.125), each, strict=True)) == (
+        pytest.approx(loss.item(), rel=1e-10)
+    )
+
+
+@pytest.mark.parametrize("relation_heads", [1, 2, 3, 12])
+@pytest.mark.parametrize("normalization", ["own_heads", "reference"])
+def test_relation_heads_are_concatenated_and_split_again(
+    relation_heads: int, normalization: Normalization
+) -> None:
+    """Teacher with 8 query heads of half the size: widths agree, heads do not."""
+    student = draw(1, FACTS)
+    teacher = {
+        i: LayerQKV(*(x.detach().unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for x in qkv))
+        for i, qkv in draw(2, FACTS).items()
+    }
+
+    def regrouped(x_bhtd: Tensor) -> Tensor:
+        h, d = x_bhtd.shape[1], x_bhtd.shape[3]
+        columns = [x_bhtd[:, i // d, :, i % d] for i in range(h * d)]
+        size = h * d // relation_heads
+        heads = [torch.stack(columns[r * size : (r + 1) * size], -1) for r in range(relation_heads)]
+        return torch.stack(heads, 1)
+
+    objective = Relation("relation", relation_heads=relation_heads, normalization=normalization)
+    loss, _ = loss_of(objective, student, teacher)
+    sides = [{i: LayerQKV(*map(regrouped, x)) for i, x in m.items()} for m in (student, teacher)]
+    expected = by_the_formula(*sides)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
+    ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))
+    torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+def test_relation_heads_that_do_not_divide_are_refused() -> None:
+    """Queries are 24 wide, keys 12."""
+    with pytest.raises(ValueError, match="relation_heads=8: it must divide 12, the width of 2"):
+        Relation("relation", relation_heads=8).needs(FACTS)
+
+
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_equal_models_have_no_loss_and_no_gradient(backend: Backend) -> None:
     same = draw(1, FACTS, torch.float32)
@@ -239,7 +363,7 @@ def plain(compose_plain: Callable[..., dict]) -> dict:
         ({"temperature": 0.0}, "temperature: .*greater than 0"),
         ({"normalization": "rows"}, "normalization: .*'own_heads' or 'reference'"),
         ({"weights": {"qq": 0.0, "kk": 0.0, "vv": 0.0}}, "all 0"),
-        ({"weights": {"qk": 1.0}}, "unknown key 'qk'"),
+        ({"weights": {"kq": 1.0}}, "unknown key 'kq'"),
     ],
     ids=str,
 )
@@ -333,3 +457,58 @@ def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: 
     assert metrics["relation/qq"] > 0
     assert metrics["relation/kk"] > 0
     scaled.backward()
+
+
+def references_loss(student: dict[int, LayerQKV], teacher: dict[int, LayerQKV]) -> Tensor:
+    """The public reference's loss, by its own steps: all layers, causal, no padding, weights 1.
+
+    Each relation's KL is summed over rows and its own heads and divided by batch times *query*
+    heads times tokens; the three are added up, over all layers, and divided by their number.
+    """
+    sums = dict.fromkeys(RELATIONS, torch.zeros(()))
+    for layer in student:
+        denominator = student[layer].q_bhtd.shape[:3].numel()
+        for name, s, t in zip(RELATIONS, student[layer], teacher[layer], strict=True):
+            scale = s.shape[-1] ** -0.5
+            hidden = torch.ones(s.shape[2], s.shape[2], dtype=torch.bool).triu(1)
+            s_log, t_log = (
+                (x @ x.transpose(-1, -2) * scale)
+                .masked_fill(hidden, torch.finfo(x.dtype).min)
+                .log_softmax(-1)
+                for x in (s, t.detach())
+            )
+            sums[name] = sums[name] + (t_log.exp() * (t_log - s_log)).sum() / denominator
+    return (sums["qq"] + sums["kk"] + sums["vv"]) / len(student)
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked", "reference"])
+def test_reference_normalization_is_the_public_reference(
+    tiny: ModelConfig, backend: Backend
+) -> None:
+    """Same weights, tokens and scaling, float32: to 1e-5 of the value, gradients alike."""
+    ids_bt = torch.randint(0, 256, (2, 96), generator=torch.Generator().manual_seed(4))
+    facts = models.facts_of(models.native_config(tiny))
+    assert facts.heads != facts.kv_heads, "the normalizations differ under grouped heads alone"
+    student = {
+        i: LayerQKV(*(x.detach().requires_grad_() for x in qkv))
+        for i, qkv in captured(tiny, 8.0, ids_bt).items()
+    }
+    teacher = captured(tiny, 1.0, ids_bt)
+    objective = Relation("relation", normalization="reference", backend=backend)
+    loss, _ = loss_of(objective, student, teacher, facts)
+    expected = references_loss(student, teacher)
+    assert loss.item() > 1e-3
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    wide = {
+        i: LayerQKV(*(x.detach().double().requires_grad_() for x in qkv))
+        for i, qkv in student.items()
+    }
+    exact = gradients(
+        references_loss(wide, {i: LayerQKV(*(x.double() for x in t)) for i, t in teacher.items()}),
+        leaves(wide),
+    )
+    ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))
+    for mine, its, true in zip(ours, theirs, exact, strict=True):
+        # No further from the exact gradient than a few times what the formula in float32 is.
+        its_error = (its - true).abs().max()
+        assert (mine - true).abs().max() <= 4 * its_error + 1e-6 * true.abs().max()

@@ -32,7 +32,14 @@ def test_a_run_has_the_plots_that_it_has_data_for(tmp_path: Path) -> None:
     models = [
         {"name": name, "perplexity": {"64": 8.5, "128": 7.5}} for name in ("native", "scaled")
     ]
-    content = {"schema": 1, "windows": [64, 128], "headline": 64, "models": models}
+    content = {
+        "schema": 1,
+        "suite": "perplexity",
+        "dataset": {"name": "text", "documents": ["a"], "tokens": 128, "fingerprint": "f"},
+        "windows": [64, 128],
+        "headline": 64,
+        "models": models,
+    }
     file.write_text(json.dumps(content | {"scores": None, "scores_by_model": {}}))
     assert set(run_figures(tmp_path, [])) == {"plots/perplexity"}
     file.write_text("{")

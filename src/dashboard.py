@@ -1,13 +1,18 @@
 """Write the page that compares all tracked runs.
 
 python -m src.dashboard
+python -m src.dashboard serve=true
 python -m src.dashboard view=table
+python -m src.dashboard compare=RUN,RUN
+python -m src.dashboard export=paper
 python -m src.dashboard target=wandb
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -19,9 +24,27 @@ from rich.console import Console
 
 from src import command, config, tracking
 from src.models import PositiveInt
+from src.report import paper
+from src.report.compare import compare_tables, find_run
+from src.report.drawer import sweep_name
 from src.report.page import write_page
-from src.report.runs import Run, count_corrupt, read_runs
+from src.report.performance import read_results
+from src.report.runs import ReportError, Run, count_corrupt, read_runs
+from src.report.server import LiveReport, serve
 from src.report.table import run_notes, runs_table
+
+_PLAIN_WIDTH = 160  # of output that is no terminal, so that nothing is cut
+
+
+@dataclass(frozen=True)
+class OnlyConfig:
+    """Runs that are left out unless they match; null: all."""
+
+    experiment: str | None = None
+    model: str | None = None
+    sweep: str | None = None
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
 
 @dataclass(frozen=True)
@@ -32,30 +55,104 @@ class DashboardConfig:
     target_path: Annotated[str, Field(min_length=1)]
     view: Literal["page", "table"]
     window: PositiveInt | None = None
+    benchmarks: str = "benchmarks/results"
+    only: OnlyConfig = OnlyConfig()
+    compare: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] | None = None
+    export: Literal["paper"] | None = None
+    export_path: Annotated[str, Field(min_length=1)] = "outputs/dashboard/paper"
+    export_formats: Annotated[tuple[paper.Format, ...], Field(min_length=1)] = ("svg", "png", "csv")
+    serve: bool = False
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    refresh_seconds: PositiveInt = 5
     target: Literal["page", "wandb"] = "page"
     project: Annotated[str, Field(min_length=1)] = "linearard-lab"
     entity: str | None = None
+
+    def __post_init__(self) -> None:
+        asked = {
+            "serve=true": self.serve,
+            "compare": self.compare is not None,
+            "export": self.export is not None,
+            "view=table": self.view == "table",
+            "target=wandb": self.target == "wandb",
+        }
+        chosen = [name for name, is_chosen in asked.items() if is_chosen]
+        if len(chosen) > 1:
+            raise ValueError(f"{' and '.join(chosen)} do not go together: give one of them")
+        if self.serve and self.only != OnlyConfig():
+            raise ValueError("only.* does not go with serve=true: use the filters of the page")
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
 
 
 def show(settings: DashboardConfig) -> None:
-    """Write the page or print the table, and say how many runs there are.
+    """Do what is asked: write the page or files for a paper, print a table, or serve.
 
     Raises:
         TrackingError: W&B cannot make the report.
-        ReportError: `outputs` is not a folder, or `target_path` cannot be written.
+        ReportError: a folder, a file, a run or a port that was named cannot be used.
     """
     if settings.target == "wandb":
         print(*tracking.publish_report(settings.project, settings.entity), sep="\n")
         return
-    runs = read_runs(Path(settings.outputs))
-    if settings.view == "table":
-        Console().print(runs_table(runs, settings.window), *run_notes(runs), sep="\n")
+    if settings.serve:
+        report = LiveReport(
+            Path(settings.outputs),
+            Path(settings.benchmarks),
+            refresh_seconds=settings.refresh_seconds,
+            window=settings.window,
+        )
+        serve(report, settings.port)
+        return
+    runs = _chosen(read_runs(Path(settings.outputs)), settings.only)
+    results = read_results(Path(settings.benchmarks))
+    if settings.compare:
+        first, second = (find_run(runs, name) for name in settings.compare)
+        _console().print(*compare_tables(first, second), sep="\n")
+    elif settings.view == "table":
+        _console().print(runs_table(runs, settings.window), *run_notes(runs), sep="\n")
         print(_count(runs))
+    elif settings.export:
+        folder, formats = Path(settings.export_path), settings.export_formats
+        files = paper.export(runs, results, folder, formats=formats, window=settings.window)
+        print(f"{folder}: {len(files)} files from {_count(runs)}")
     else:
-        path = write_page(runs, Path(settings.target_path), window=settings.window)
+        target = Path(settings.target_path)
+        path = write_page(runs, target, window=settings.window, results=results)
         print(f"{path}: {_count(runs)}")
+
+
+def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
+    """The runs that match; those that cannot be read match nothing.
+
+    Raises:
+        ReportError: no run has the value that is asked for.
+    """
+    left = list(runs)
+    for key, value in (("experiment", only.experiment), ("model", only.model)):
+        left = _matching(left, f"only.{key}", value, lambda run, key=key: _recorded(run, key))
+    return _matching(left, "only.sweep", only.sweep, sweep_name)
+
+
+def _recorded(run: Run, key: str) -> str:
+    return (getattr(run.record, key) if run.record else None) or ""
+
+
+def _matching(runs: list[Run], key: str, value: str | None, of: Callable[[Run], str]) -> list[Run]:
+    if value is None:
+        return runs
+    found = [run for run in runs if of(run) == value]
+    if not found:
+        there = sorted({of(run) for run in runs} - {""})
+        raise ReportError(f"{key}={value}: no run has it; there are {', '.join(there) or 'none'}")
+    return found
+
+
+def _console() -> Console:
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    return console
 
 
 def _count(runs: Sequence[Run]) -> str:
@@ -68,8 +165,18 @@ def _app(composed: DictConfig) -> None:
     show(config.load(DashboardConfig, composed))
 
 
+def quote_pair(argument: str) -> str:
+    """`compare=A,B` as a list, which is what is meant; Hydra would take it for a sweep."""
+    key, _, value = argument.partition("=")
+    if key != "compare" or "," not in value or value[:1] in ("[", "'", '"'):
+        return argument
+    names = [re.sub(r"(['\\])", r"\\\1", name) for name in value.split(",")]
+    return "compare=[" + ",".join(f"'{name}'" for name in names) + "]"
+
+
 def main() -> None:
     """Entry point."""
+    sys.argv[1:] = map(quote_pair, sys.argv[1:])
     command.run(_app, DashboardConfig)
 
 

@@ -144,7 +144,9 @@ def expand(arguments: Sequence[str]) -> Sweep:
     options = {key: _fixed(own, key) for key in _OF_THE_SWEEP}
     dry_run, folder = _flag(options, "dry_run"), options["run_dir"]
     if (resumed := _fixed(own, "resume")) is not None:
-        raise ConfigError(f"resume={resumed} is for one run; a sweep is resumed by sweep_resume=true")
+        raise ConfigError(
+            f"resume={resumed} is for one run; a sweep is resumed by sweep_resume=true"
+        )
     name = options["sweeps"]
     axes, notes = _axes(name, [o for o in own if o.key_or_group not in _OF_THE_SWEEP])
     if dry_run:
@@ -263,9 +265,7 @@ def _line(override: Override) -> str:
 @contextmanager
 def _composing() -> Iterator[None]:
     GlobalHydra.instance().clear()
-    with initialize_config_dir(
-        version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"
-    ):
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"):
         yield
 
 

@@ -181,4 +181,3 @@ def show_end(outcomes: Sequence[Outcome], refused: Sequence[Planned], console: C
 def counted(states: Mapping[str, int]) -> str:
     """`3 finished, 1 failed`."""
     return ", ".join(f"{count} {state}" for state, count in states.items())
-

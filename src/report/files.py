@@ -1,13 +1,15 @@
-"""The files of a run folder as typed records.
+"""The files of a run folder as typed records; results of suites are in `suites`.
 
 Every reader raises `UnreadableFile`, whose message is a reason to show beside the run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 import yaml
 from pydantic import (
@@ -45,11 +47,20 @@ def _in_utc(moment: datetime) -> datetime:
 Moment = Annotated[datetime, AfterValidator(_in_utc)]
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """A file's content; keys that are not known are ignored."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=True)
 
 
-class RunRecord(_Record):
+class SweepRecord(Record):
+    """Which job of which sweep a run is."""
+
+    name: str
+    job: str | int | None = None
+
+
+class RunRecord(Record):
     """`run.json`: what the run is, how far it came and where it ran."""
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -67,25 +78,54 @@ class RunRecord(_Record):
     finished_at: Moment | None = None
     updated_at: Moment | None = None
     device: str | None = None
+    world_size: PositiveInt = 1
     tokens: NonNegativeInt = 0
     step: NonNegativeInt = 0
     seconds: FiniteFloat | None = None
+    sweep: SweepRecord | None = None
 
 
-class RopeSettings(_Record):
+class RopeSettings(Record):
     """The scaling of a run, as its config names it."""
 
     type: str | None = None
     target_length: int | None = None
+    factor: float | None = None
 
 
-class RunSettings(_Record):
-    """The part of `config.yaml` that the report shows."""
+class ModelSettings(Record):
+    """The model of a run, as its config names it."""
+
+    name: str | None = None
+    native_window: int | None = None
+
+
+class RunSettings(Record):
+    """The part of `config.yaml` that the report understands."""
 
     rope: RopeSettings = RopeSettings()
+    model: ModelSettings = ModelSettings()
+
+    @property
+    def factor(self) -> float | None:
+        """How much longer the target is than the native window, unless the config says it."""
+        if self.rope.factor is not None:
+            return self.rope.factor
+        if not self.rope.target_length or not self.model.native_window:
+            return None
+        return self.rope.target_length / self.model.native_window
 
 
-class Dataset(_Record):
+@dataclass(frozen=True)
+class ConfigFile:
+    """`config.yaml`: as text, as plain values, and the settings that the report understands."""
+
+    text: str = ""
+    values: dict[str, Any] = field(default_factory=dict)
+    settings: RunSettings = field(default_factory=RunSettings)
+
+
+class Dataset(Record):
     """The held-out text of an evaluation."""
 
     name: str
@@ -93,21 +133,42 @@ class Dataset(_Record):
     fingerprint: str | None = None
 
 
-class ModelPerplexity(_Record):
+class Named(Protocol):
+    """A model in a file of results."""
+
+    @property
+    def name(self) -> str:
+        """As the results call it."""
+        ...
+
+
+_AnyNamed = TypeVar("_AnyNamed", bound=Named)
+
+
+def final_of(students: Sequence[_AnyNamed]) -> _AnyNamed | None:
+    """The run's own last model: the last called `after STAGE` or `restored`, else the last.
+
+    So models that only stand beside it for comparison are passed over.
+    """
+    own = [m for m in students if m.name.startswith("after ") or m.name == "restored"]
+    return next(iter((own or list(students))[-1:]), None)
+
+
+class ModelPerplexity(Record):
     """Perplexity of one model by window length in tokens; null: not measured."""
 
     name: str
     perplexity: dict[PositiveInt, float | None]
 
 
-class Score(_Record):
+class Score(Record):
     """How far a trained model is restored at one window; definitions: `src/evals/perplexity.py`."""
 
     gap_closed: float | None = None
     recovery: float | None = None
 
 
-class PerplexityReport(_Record):
+class PerplexityReport(Record):
     """`evals/perplexity.json`: models in the order native, scaled, after each stage."""
 
     schema_version: Literal[1] = Field(alias="schema")
@@ -132,7 +193,7 @@ class PerplexityReport(_Record):
     @property
     def final(self) -> ModelPerplexity | None:
         """The student after the last stage."""
-        return self.students[-1] if self.students else None
+        return final_of(self.students)
 
     def score(self, model: ModelPerplexity, window: int) -> Score:
         """The score as the evaluation wrote it; without values where it wrote none."""
@@ -140,7 +201,7 @@ class PerplexityReport(_Record):
         return ((self.scores_by_model or {}).get(model.name) or last or {}).get(window, Score())
 
 
-_AnyRecord = TypeVar("_AnyRecord", bound=_Record)
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
 def read_bytes(path: Path) -> bytes:
@@ -165,11 +226,13 @@ def read_json(path: Path, kind: type[_AnyRecord]) -> _AnyRecord:
         raise UnreadableFile(f"{path.name}: {first_reason(error)}") from error
 
 
-def read_settings(path: Path) -> RunSettings:
+def read_config(path: Path) -> ConfigFile:
     """A run's `config.yaml`; raises `UnreadableFile`."""
     content = read_bytes(path)
     try:
-        return RunSettings.model_validate(yaml.load(content, Loader=_YAML_LOADER))
+        values = yaml.load(content, Loader=_YAML_LOADER)
+        settings = RunSettings.model_validate(values)
+        return ConfigFile(content.decode("utf-8", "replace"), values, settings)
     except ValidationError as error:
         raise UnreadableFile(f"{path.name}: {first_reason(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 13-45

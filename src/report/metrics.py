@@ -12,7 +12,10 @@ from src.report.files import first_reason, read_bytes
 
 
 class MetricRow(BaseModel):
-    """One line. Every further key with a number is a metric; null: it was not finite."""
+    """One line. A further key with a number is a metric, one with a list is one value a layer.
+
+    null: it was not finite.
+    """
 
     model_config = ConfigDict(extra="allow", allow_inf_nan=True)
 
@@ -27,7 +30,17 @@ class MetricRow(BaseModel):
         return {
             key: _as_float(value)
             for key, value in extra.items()
-            if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+            if value is None or _is_number(value)
+        }
+
+    @property
+    def layers(self) -> dict[str, tuple[float | None, ...]]:
+        """Lists of numbers by key, such as `loss/relation/by_layer`."""
+        extra = self.model_extra or {}
+        return {
+            key: tuple(_finite(_as_float(item)) for item in value)
+            for key, value in extra.items()
+            if isinstance(value, list) and all(item is None or _is_number(item) for item in value)
         }
 
 
@@ -39,6 +52,8 @@ class Metrics:
     tokens: tuple[int, ...] = ()
     stages: tuple[str, ...] = ()
     series: dict[str, tuple[float | None, ...]] = field(default_factory=dict)
+    layers: dict[str, tuple[tuple[float | None, ...], ...]] = field(default_factory=dict)
+    """By key and logged step, one value a layer; empty: not logged at that step."""
     problems: tuple[str, ...] = ()
 
 
@@ -66,6 +81,10 @@ def read_metrics(path: Path) -> Metrics:
     return _columns(rows, _summary(path.name, faults))
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
 def _as_float(value: int | float | None) -> float:
     if value is None:
         return math.nan
@@ -90,11 +109,14 @@ def _columns(rows: list[MetricRow], problems: list[str]) -> Metrics:
         column = [values.get(key) for values in table]
         series[key] = tuple(_finite(value) for value in column)
         problems += _non_finite(key, rows, column)
+    by_layer = [row.layers for row in rows]
+    lists = sorted({key for values in by_layer for key, value in values.items() if value})
     return Metrics(
         steps=tuple(row.step for row in rows),
         tokens=tuple(row.tokens for row in rows),
         stages=tuple(row.stage for row in rows),
         series=series,
+        layers={key: tuple(values.get(key, ()) for values in by_layer) for key in lists},
         problems=tuple(problems),
     )
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,19 +16,35 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from src.report.drawer import page_data
 from src.report.panels import PageContext, Panel
 from src.report.panels.comparison import comparison_panel
 from src.report.panels.curves import curves_panel
+from src.report.panels.figures import (
+    ablations_panel,
+    budget_panel,
+    layers_panel,
+    long_panel,
+    performance_panel,
+)
 from src.report.panels.headline import headline_panel
+from src.report.panels.newest import newest_panel
 from src.report.panels.runs import runs_panel
 from src.report.panels.start import start_panel
+from src.report.performance import Result
 from src.report.runs import ReportError, Run, count_corrupt
 
 PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
     start_panel,
     headline_panel,
-    comparison_panel,
+    newest_panel,
+    budget_panel,
+    ablations_panel,
+    long_panel,
     curves_panel,
+    layers_panel,
+    comparison_panel,
+    performance_panel,
     runs_panel,
 )
 """The panels from top to bottom. One that has nothing to show returns None."""
@@ -34,17 +52,32 @@ PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
 _HERE = Path(__file__).parent
 
 
-def write_page(runs: Sequence[Run], target: Path, *, window: int | None = None) -> Path:
+@dataclass(frozen=True)
+class Live:
+    """A page that asks its server for news every so many seconds and has this version now."""
+
+    refresh_seconds: int
+    version: str
+
+
+def write_page(
+    runs: Sequence[Run],
+    target: Path,
+    *,
+    window: int | None = None,
+    results: Sequence[Result] = (),
+) -> Path:
     """Write the page of `runs` to `target`, at once or not at all; returns `target`.
 
-    `window` is the headline window in tokens (`table.headline_window`).
+    `window` is the headline window in tokens (`table.headline_window`), `results` are those of
+    benchmarks.
 
     Raises:
         ReportError: `target` is a folder, or cannot be written.
     """
     if target.is_dir():
         raise ReportError(f"target_path={target}: this is a folder; name a file such as index.html")
-    page = render(runs, target, window=window, now=datetime.now(UTC))
+    page = render(runs, target, window=window, results=results, now=datetime.now(UTC))
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _replace(target, page.encode())
@@ -53,11 +86,19 @@ def write_page(runs: Sequence[Run], target: Path, *, window: int | None = None) 
     return target
 
 
-def render(runs: Sequence[Run], target: Path, *, window: int | None = None, now: datetime) -> str:
+def render(
+    runs: Sequence[Run],
+    target: Path,
+    *,
+    window: int | None = None,
+    results: Sequence[Result] = (),
+    now: datetime,
+    live: Live | None = None,
+) -> str:
     """The page as HTML; `target` is where it will lie, `now` the time it shows."""
-    context = PageContext(tuple(runs), target, window, now)
+    context = PageContext(tuple(runs), target, window, now, tuple(results))
     panels = [panel for build in PANELS if (panel := build(context))]
-    scripts = _scripts(panels)
+    scripts = _scripts(panels, live)
     return (
         _environment()
         .get_template("page.html")
@@ -66,6 +107,9 @@ def render(runs: Sequence[Run], target: Path, *, window: int | None = None, now:
             run_count=len(runs),
             corrupt_count=count_corrupt(runs),
             now=now,
+            data=page_data(runs, context.link, window),
+            refresh_seconds=live.refresh_seconds if live else None,
+            version=live.version if live else None,
             style=Markup(_asset("style.css")),
             scripts=[Markup(script) for script in scripts],
             script_hashes=[_csp_hash(script) for script in scripts],
@@ -73,9 +117,16 @@ def render(runs: Sequence[Run], target: Path, *, window: int | None = None, now:
     )
 
 
-def _scripts(panels: Sequence[Panel]) -> list[str]:
-    names = ["base.js", *(panel.script for panel in panels if panel.script)]
-    return [get_plotlyjs(), *map(_asset, names)]
+def _scripts(panels: Sequence[Panel], live: Live | None) -> list[str]:
+    names = ["base.js", "drawer.js", "filters.js", "figures.js"]
+    names += [panel.script for panel in panels if panel.script]
+    names += ["live.js"] if live else []
+    return [_plotly(), *map(_asset, names)]
+
+
+@functools.cache
+def _plotly() -> str:
+    return get_plotlyjs()
 
 
 def _asset(name: str) -> str:

@@ -25,35 +25,39 @@ def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> 
     """Perplexity against window length (log2 spacing), one line a model.
 
     The figure stands alone on white, for a picture: give it a size with `update_layout(width=,
-    height=)` and write it with `write_html(path, include_plotlyjs=True)`. The page replaces the
-    colours of text, grid and background by its own. Text is escaped, since Plotly reads HTML.
+    height=)` and write it with `write_html(path, include_plotlyjs=True)`. Text is escaped, since
+    Plotly reads HTML.
+    """
+    return go.Figure(perplexity_data(report, title=title)).update_layout(template="none")
+
+
+def perplexity_data(report: PerplexityReport, *, title: str | None = None) -> dict[str, Any]:
+    """The same as plain `data` and `layout`, which is much faster to make for many runs.
+
+    The page replaces the colours of text, grid and background by its own.
     """
     windows = sorted(set(report.windows))
     students = [model.name for model in report.students]
-    lines = [_line(model, windows, _style(model.name, students)) for model in report.models]
-    figure = go.Figure(lines)
-    figure.update_layout(
-        template="none",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
-        margin={"l": 48, "r": 12, "t": 12, "b": 44},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-        hovermode="x unified",
-    )
+    grid = {"gridcolor": "#e6e8ec", "zeroline": False}
+    layout: dict[str, Any] = {
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
+        "margin": {"l": 48, "r": 12, "t": 12, "b": 44},
+        "legend": {"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        "hovermode": "x unified",
+        "xaxis": {
+            "title": {"text": "window (tokens)"},
+            "type": "log",
+            "tickvals": windows,
+            "ticktext": [f"{window:,}" for window in windows],
+            **grid,
+        },
+        "yaxis": {"title": {"text": "perplexity"}, **grid, **_perplexity_axis(report)},
+    }
     if title is not None:
-        text = html.escape(title, quote=False)
-        figure.update_layout(title={"text": text, "x": 0.01, "y": 0.97}, margin_t=84)
-    figure.update_xaxes(
-        title="window (tokens)",
-        type="log",
-        tickvals=windows,
-        ticktext=[f"{window:,}" for window in windows],
-        gridcolor="#e6e8ec",
-        zeroline=False,
-    )
-    figure.update_yaxes(
-        title="perplexity", gridcolor="#e6e8ec", zeroline=False, **_perplexity_axis(report)
-    )
-    return figure
+        layout["title"] = {"text": html.escape(title, quote=False), "x": 0.01, "y": 0.97}
+        layout["margin"] = {**layout["margin"], "t": 84}
+    lines = [_line(model, windows, _style(model.name, students)) for model in report.models]
+    return {"data": lines, "layout": layout}
 
 
 def curve_data(metrics: Metrics, *, max_points: int = MAX_CURVE_POINTS) -> dict[str, Any]:
@@ -99,17 +103,18 @@ def _style(name: str, students: Sequence[str]) -> dict[str, Any]:
     return {"color": color, "dash": "solid", "symbol": "circle"}
 
 
-def _line(model: ModelPerplexity, windows: Sequence[int], style: dict[str, Any]) -> go.Scatter:
+def _line(model: ModelPerplexity, windows: Sequence[int], style: dict[str, Any]) -> dict[str, Any]:
     values = [model.perplexity.get(window) for window in windows]
-    return go.Scatter(
-        x=list(windows),
-        y=[value if value is not None and math.isfinite(value) else None for value in values],
-        name=html.escape(formatting.text(model.name), quote=False),
-        mode="lines+markers",
-        line={"color": style["color"], "dash": style["dash"], "width": 2},
-        marker={"symbol": style["symbol"], "size": 8},
-        hovertemplate="%{y:.4g}",
-    )
+    return {
+        "type": "scatter",
+        "x": list(windows),
+        "y": [value if value is not None and math.isfinite(value) else None for value in values],
+        "name": html.escape(formatting.text(model.name), quote=False),
+        "mode": "lines+markers",
+        "line": {"color": style["color"], "dash": style["dash"], "width": 2},
+        "marker": {"symbol": style["symbol"], "size": 8},
+        "hovertemplate": "%{y:.4g}",
+    }
 
 
 def _stride(count: int, max_points: int) -> int:

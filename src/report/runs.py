@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
 from src.report.files import (
     AbsentFile,
+    ConfigFile,
     PerplexityReport,
+    Record,
     RunRecord,
     RunSettings,
     UnreadableFile,
+    read_config,
     read_json,
-    read_settings,
 )
 from src.report.metrics import Metrics, read_metrics
+from src.report.suites import DriftReport, SuiteReport
 
+_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 _Content = TypeVar("_Content")
 
 # A folder is a run when it holds one of these; metrics without a record are a run that lost it.
@@ -42,17 +46,25 @@ class Run:
     """The folder's path below `outputs`."""
     record: RunRecord | None
     """None: `run.json` could not be read."""
-    settings: RunSettings
     metrics: Metrics
-    perplexity: PerplexityReport | None
     problems: tuple[str, ...]
     modified_at: datetime
     """When a file of the folder was last written, as far as the file system tells."""
+    config: ConfigFile = field(default_factory=ConfigFile)
+    perplexity: PerplexityReport | None = None
+    short: SuiteReport | None = None
+    long: SuiteReport | None = None
+    drift: DriftReport | None = None
 
     @property
     def state(self) -> str:
         """The recorded state, or `corrupt` where there is no readable record."""
         return self.record.state if self.record else "corrupt"
+
+    @property
+    def settings(self) -> RunSettings:
+        """What the report understands of the config."""
+        return self.config.settings
 
     @property
     def started_at(self) -> datetime:
@@ -76,20 +88,6 @@ class Run:
         return max(known, default=None)
 
 
-def read_runs(outputs: Path) -> list[Run]:
-    """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
-
-    Raises:
-        ReportError: `outputs` is not a folder.
-    """
-    if not outputs.is_dir():
-        raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
-    refusals: list[OSError] = []
-    runs = [read_run(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
-    runs += [_refused(error, outputs) for error in refusals]
-    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
-
-
 def read_run(folder: Path, outputs: Path) -> Run:
     """The run in `folder`; faults of its files are told in `problems`."""
     problems: list[str] = []
@@ -102,20 +100,42 @@ def read_run(folder: Path, outputs: Path) -> Run:
             return None
 
     record = attempt(lambda: read_json(folder / "run.json", RunRecord))
-    settings = attempt(lambda: read_settings(folder / "config.yaml"))
-    metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record))
-    perplexity = attempt(lambda: _evaluation(folder / "evals" / "perplexity.json"))
-    metrics = metrics or Metrics()
+    config = attempt(lambda: read_config(folder / "config.yaml")) or ConfigFile()
+    metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record)) or Metrics()
+    evals = folder / "evals"
+    perplexity = attempt(lambda: _evaluation(evals / "perplexity.json", PerplexityReport))
+    short = attempt(lambda: _evaluation(evals / "short.json", SuiteReport))
+    long = attempt(lambda: _evaluation(evals / "long.json", SuiteReport))
+    drift = attempt(lambda: _evaluation(evals / "drift.json", DriftReport))
     return Run(
         folder=folder,
         name=_display_name(folder, outputs),
         record=record,
-        settings=settings or RunSettings(),
         metrics=metrics,
-        perplexity=perplexity,
         problems=(*problems, *metrics.problems),
         modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
+        config=config,
+        perplexity=perplexity,
+        short=short,
+        long=long,
+        drift=drift,
     )
+
+
+def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> list[Run]:
+    """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
+
+    `read` reads one folder, for who keeps what did not change.
+
+    Raises:
+        ReportError: `outputs` is not a folder.
+    """
+    if not outputs.is_dir():
+        raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
+    refusals: list[OSError] = []
+    runs = [read(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
+    runs += [_refused(error, outputs) for error in refusals]
+    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
 
 
 def count_corrupt(runs: Sequence[Run]) -> int:
@@ -137,9 +157,7 @@ def _refused(error: OSError, outputs: Path) -> Run:
         folder=folder,
         name=_display_name(folder, outputs),
         record=None,
-        settings=RunSettings(),
         metrics=Metrics(),
-        perplexity=None,
         problems=(f"the folder cannot be read ({error.strerror})",),
         modified_at=_modified_at(outputs),
     )
@@ -154,10 +172,10 @@ def _metrics(path: Path, record: RunRecord | None) -> Metrics:
         raise
 
 
-def _evaluation(path: Path) -> PerplexityReport | None:
+def _evaluation(path: Path, kind: type[_AnyRecord]) -> _AnyRecord | None:
     """None: the run was not evaluated, which is no fault."""
     try:
-        return read_json(path, PerplexityReport)
+        return read_json(path, kind)
     except AbsentFile:
         if path.exists():
             raise

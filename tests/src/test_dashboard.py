@@ -4,12 +4,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.errors import ConfigCompositionException
 
 from src import config, dashboard
+from src.report.runs import ReportError
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,7 +57,8 @@ def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:
 def test_help_names_every_key() -> None:
     done = command("--help")
     assert done.returncode == 0
-    for word in ("outputs", "target_path", "view", "window", "python -m src.dashboard view=table"):
+    keys = [field.name for field in fields(dashboard.DashboardConfig) if field.name != "only"]
+    for word in (*keys, "only.experiment", "python -m src.dashboard view=table"):
         assert word in done.stdout
 
 
@@ -64,11 +68,12 @@ def test_help_names_every_key() -> None:
         ("windw=1", "windw: unknown key 'windw'; did you mean 'window'?"),
         ("view=graph", "view: input should be 'page' or 'table' (got 'graph')"),
         ("outputs=/no/such/folder", "outputs=/no/such/folder: no such folder"),
+        ("compare=a,b", "compare: no run 'a'"),
     ],
-    ids=["key", "value", "folder"],
+    ids=["key", "value", "folder", "compare"],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(argument: str, message: str) -> None:
-    done = command(argument)
+def test_a_mistake_is_one_line_and_exit_code_2(argument: str, message: str, tmp_path: Path) -> None:
+    done = command(f"outputs={tmp_path}", argument)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
@@ -85,10 +90,64 @@ def test_a_report_in_wandb_needs_a_login(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: target=wandb needs a login")
 
 
-@pytest.mark.parametrize("override", ["window=wide", "window=0", "outputs=''", "+other=1"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("window=wide", "window=0", "outputs=''", "+other=1", "port=70000", "refresh_seconds=0"),
+        *("compare=[a]", "compare=[a,b,c]", "export=slides", "export_formats=[]", "only.seed=1"),
+    ],
+)
 def test_a_setting_out_of_bounds_is_refused_by_name(override: str) -> None:
-    with pytest.raises(config.ConfigError, match=override.lstrip("+").partition("=")[0]):
+    key = override.lstrip("+").partition("=")[0]
+    with pytest.raises((config.ConfigError, ConfigCompositionException), match=key):
         composed(override)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("serve=true", "view=table"),
+        ("compare=[a,b]", "export=paper"),
+        ("serve=true", "only.model=tiny"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...]) -> None:
+    with pytest.raises(config.ConfigError, match=r"do(es)? not go"):
+        composed(*overrides)
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("compare=a,b", ("a", "b")),
+        ("compare=e/run 1,it's=[x]", ("e/run 1", "it's=[x]")),
+        ("compare=[a,b]", ("a", "b")),
+    ],
+)
+def test_two_runs_are_typed_with_a_comma(typed: str, meant: tuple[str, str]) -> None:
+    assert composed(dashboard.quote_pair(typed)).compare == meant
+    assert dashboard.quote_pair("outputs=a,b") == "outputs=a,b"
+
+
+def test_files_for_a_paper_are_written(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dashboard.show(composed(f"outputs={outputs}", "export=paper", "export_formats=[svg]"))
+    folder = outputs / "dashboard" / "paper"
+    assert (folder / "headline.tex").is_file()
+    assert capsys.readouterr().out.startswith(f"{folder}: ")
+
+
+def test_two_runs_are_compared(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    dashboard.show(composed(f"outputs={outputs}", "compare=[whole,torn]"))
+    assert "The configs do not differ." in capsys.readouterr().out
+
+
+def test_only_some_runs_are_shown(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = json.loads((outputs / "whole" / "run.json").read_text())
+    (outputs / "whole" / "run.json").write_text(json.dumps({**record, "model": "tiny"}))
+    dashboard.show(composed(f"outputs={outputs}", "view=table", "only.model=tiny"))
+    assert capsys.readouterr().out.splitlines()[-1] == "1 run, 0 corrupt"
+    with pytest.raises(ReportError, match=r"only\.model=large: no run has it; there are tiny"):
+        dashboard.show(composed(f"outputs={outputs}", "view=table", "only.model=large"))
 
 
 def test_the_page_goes_below_the_outputs_unless_told() -> None:

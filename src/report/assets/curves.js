@@ -2,7 +2,7 @@
 // Training curves of the ticked runs. Colour tells runs apart, or the parts of a loss when one run
 // is shown; the dash tells the parts apart when there are several.
 {
-  const COLORS = ["#2f7fd1", "#d9622b", "#17a08a", "#a35fd0", "#c79a1b", "#d6568a", "#6b8e3d", "#7d8590"];
+  const { COLORS } = charts;
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const runs = charts.json("curve-data");
   const boxes = [...document.querySelectorAll("[data-run]")];
@@ -36,7 +36,8 @@
   }
 
   const runColor = (run) => COLORS[slots.get(run) % COLORS.length];
-  const shownRuns = () => boxes.filter((box) => box.checked).map((box) => Number(box.dataset.run));
+  const passes = (box) => filters.shows([runs[Number(box.dataset.run)].run]);
+  const shownRuns = () => boxes.filter((box) => box.checked && passes(box)).map((box) => Number(box.dataset.run));
 
   /** Exponential mean, corrected for its start; a gap stays a gap. */
   function smooth(values, weight) {
@@ -95,6 +96,7 @@
       marker: { color: look.line.color },
       hovertemplate: "%{y:.4g} at %{x:,} tokens<extra>%{meta}</extra>",
     };
+    curve.customdata = curve.x.map(() => [run.run]);
     const logged = { ...curve, ...points(run, key, 0), opacity: 0.25, hoverinfo: "skip", hovertemplate: null, showlegend: false };
     return weight > 0 ? [logged, curve] : [curve];
   }
@@ -141,8 +143,13 @@
 
   for (const element of document.querySelectorAll("[data-curve]")) {
     const name = element.dataset.curve;
-    charts.add(element, () => ({ data: traces(PLOTS[name]), layout: layout(name) }));
+    charts.add(element, () => ({ data: traces(PLOTS[name]), layout: layout(name), click: (point) => point.customdata ?? [] }));
   }
+  filters.onChange(() => {
+    const passing = boxes.filter(passes);
+    if (passing.length && !passing.some((box) => box.checked)) passing[0].checked = true;
+    update();
+  });
   for (const control of [...boxes, smoothing, logLoss]) control.addEventListener("input", update);
   update();
 }

@@ -3,12 +3,18 @@
 {
   const filter = document.getElementById("run-filter");
   const rows = [...document.querySelectorAll("#run-list tbody tr")];
-  const texts = rows.map((row) => row.textContent.toLowerCase());
+  // Not the links' own words, of which "folder" holds "old".
+  const texts = rows.map((row) => [...row.querySelectorAll("td, .open, .fault")].map((part) => part.textContent).join(" ").toLowerCase());
 
-  filter.addEventListener("input", () => {
+  function update() {
     const words = filter.value.toLowerCase().split(/\s+/).filter(Boolean);
-    rows.forEach((row, index) => { row.hidden = !words.every((word) => texts[index].includes(word)); });
+    rows.forEach((row, index) => {
+      row.hidden = !filters.shows([index]) || !words.every((word) => texts[index].includes(word));
+    });
     const shown = rows.filter((row) => !row.hidden).length;
-    document.getElementById("run-count").value = words.length ? `${shown} of ${rows.length}` : "";
-  });
+    document.getElementById("run-count").value = shown < rows.length ? `${shown} of ${rows.length}` : "";
+  }
+
+  filter.addEventListener("input", update);
+  filters.onChange(update);
 }

@@ -10,10 +10,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from src.report.groups import Group, group_runs
+from src.report.performance import Result
 from src.report.runs import Run
 
 
@@ -28,6 +31,13 @@ class PageContext:
     window: int | None
     """The headline window in tokens, see `table.headline_window`."""
     now: datetime
+    results: tuple[Result, ...] = ()
+    """Result files of benchmarks."""
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Finished runs, by everything but their seed."""
+        return group_runs(self.runs, self.window)
 
     def link(self, path: Path) -> str:
         """A relative address of `path`, percent-encoded: it cannot name a scheme or a host."""
@@ -37,10 +47,14 @@ class PageContext:
 
 @dataclass(frozen=True)
 class Panel:
-    """One section of the page, rendered by `templates/<name>.html` with `values`."""
+    """One section of the page, rendered by `templates/<template>.html` with `values`.
+
+    The template has the panel's name unless it is given.
+    """
 
     name: str
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
     script: str | None = None
     """A file of `assets/` that brings the panel to life."""
+    template: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 from src.report import formatting
 from src.report.files import PerplexityReport
 from src.report.panels import PageContext, Panel
-from src.report.plots import perplexity_figure
+from src.report.plots import perplexity_data
 from src.report.runs import Run
 from src.report.table import Comparison, comparison, gap_closed
 
@@ -19,6 +19,8 @@ _OPEN_BLOCKS = 3  # the newest; the others unfold on a click
 class Block:
     """One evaluated run."""
 
+    run: int
+    """Its place in the list of runs."""
     name: str
     state: str
     gap_closed: str
@@ -29,20 +31,24 @@ class Block:
 
 def comparison_panel(context: PageContext) -> Panel | None:
     """A block for each run with an evaluation; None when there is none."""
-    evaluated = [(run, run.perplexity) for run in context.runs if run.perplexity]
+    evaluated = [(i, run, run.perplexity) for i, run in enumerate(context.runs) if run.perplexity]
+    evaluated.sort(key=lambda item: item[1].record is None)  # unreadable ones last
     blocks = [
-        _block(run, report, context.window, is_open=index < _OPEN_BLOCKS)
-        for index, (run, report) in enumerate(evaluated)
+        _block(index, run, report, context.window, is_open=place < _OPEN_BLOCKS)
+        for place, (index, run, report) in enumerate(evaluated)
     ]
     return Panel("comparison", "Perplexity by window", {"blocks": blocks}) if blocks else None
 
 
-def _block(run: Run, report: PerplexityReport, window: int | None, *, is_open: bool) -> Block:
+def _block(
+    index: int, run: Run, report: PerplexityReport, window: int | None, *, is_open: bool
+) -> Block:
     return Block(
+        run=index,
         name=formatting.text(run.name),
         state=run.state,
         gap_closed=gap_closed(run, window),
         table=comparison(report),
-        figure=perplexity_figure(report).to_plotly_json(),
+        figure=perplexity_data(report),
         is_open=is_open,
     )

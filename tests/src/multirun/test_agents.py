@@ -28,7 +28,9 @@ def test_an_agents_commands_are_the_jobs_of_the_sweep(name: str) -> None:
     keys = list(content["parameters"])
     grid = itertools.product(*(content["parameters"][key]["values"] for key in keys))
     commands = [
-        create_sweep_command_args({"args": {k: {"value": v} for k, v in zip(keys, values, strict=True)}})
+        create_sweep_command_args(
+            {"args": {k: {"value": v} for k, v in zip(keys, values, strict=True)}}
+        )
         for values in grid
     ]
     agents = {

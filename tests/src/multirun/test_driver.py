@@ -137,7 +137,13 @@ def children_of(pid: int) -> list[int]:
 def killed(tiny_job: list[str], tmp_path: Path) -> Iterator[tuple[Path, list[str], list[int]]]:
     """A sweep killed while its first two jobs run; its folder, its command, its processes."""
     folder = tmp_path / "sweep"
-    command = [*tiny_job, "seed=1,2,3", f"run_dir={folder}", *PARALLEL, "recipe.stages.ard.tokens=2048"]
+    command = [
+        *tiny_job,
+        "seed=1,2,3",
+        f"run_dir={folder}",
+        *PARALLEL,
+        "recipe.stages.ard.tokens=2048",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL
     )
@@ -230,7 +236,9 @@ def test_a_dry_run_names_what_is_refused(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["model=tiny", "sede=1,2"], "unknown key 'sede'; did you mean 'seed'", id="key"),
+        pytest.param(
+            ["model=tiny", "sede=1,2"], "unknown key 'sede'; did you mean 'seed'", id="key"
+        ),
         pytest.param(["+sweeps=nonsense"], "no such sweep", id="sweep"),
         pytest.param(["model=tiny", "seed=-1,-2"], "every job of the sweep is refused", id="all"),
         pytest.param(["model=tiny", "seed=1,2", "--config-name=x"], "overrides", id="option"),

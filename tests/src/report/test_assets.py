@@ -1,64 +1,76 @@
-"""The page in a real browser: the scripts draw, react, and nothing else runs."""
+"""The page in a real browser: panels draw and react, ask for nothing, and run no injection."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
-import shutil
-import subprocess
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from src.report import build
+from src.report.groups import group_runs
+from src.report.headline import headline
+from src.report.page import write_page
+from src.report.performance import read_results
+from src.report.runs import read_runs
+from tests.conftest import ROOT
+from tests.src.report import synthetic
+from tests.src.report.browser import EXECUTABLE, MISSING, Page, browser
 
 MakeRun = Callable[..., Path]
 
-CHROMIUM = shutil.which("chromium")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-FLAGS = (
-    "--headless=new",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-    "--window-size=1280,1600",
-    "--virtual-time-budget=5000",
-)
+pytestmark = pytest.mark.skipif(EXECUTABLE is None, reason=MISSING)
 
-INJECTION = '<img src=x onerror="window.injected=1"><script>window.injected=1</script>'
+# Screenshots are left here to be looked at; docs/dashboard.md says how its own are made.
+ARTIFACTS = ROOT / ".artifacts" / "dashboard"
+INJECTION = synthetic.INJECTION
 LINK = '<a href="https://example.org/">link</a>'
+POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
-def browse(page: Path, *flags: str) -> tuple[str, str]:
-    """The document after its scripts ran, and the lines of the console."""
-    assert CHROMIUM is not None
-    profile = page.parent / "profile"
-    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={profile}", "--dump-dom", page.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
-    console = "\n".join(line for line in done.stderr.splitlines() if "CONSOLE" in line)
-    return done.stdout, console
+def see(page: Path, script: str, **options: Any) -> Any:
+    """What `script` returns on the page, which must have said nothing and asked for nothing."""
+
+    async def look(tab: Page) -> Any:
+        return await tab.run(script)
+
+    return visit(page, look, **options)
 
 
-def probe(page: Path, script: str, *flags: str) -> Any:
-    """What `script`, a function body run after the page's own scripts, returns."""
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
-    # A timer, not a promise: the charts are drawn when the browser first lays out the page.
-    run = f"document.title = 'probe:' + JSON.stringify((() => {{ {script} }})())"
-    probed = page.with_name("probed.html")
-    probed.write_text(
-        html.replace("</body>", f"<script>setTimeout(() => {{ {run} }}, 1500)</script></body>")
-    )
-    document, console = browse(probed, *flags)
-    found = re.search(r"<title>probe:(.*?)</title>", document, re.DOTALL)
-    assert found, console
-    return json.loads(found[1].replace("&gt;", ">").replace("&lt;", "<").replace("&amp;", "&"))
+def visit(
+    page: Path,
+    look: Callable[[Page], Awaitable[Any]],
+    *,
+    size: tuple[int, int] = (1280, 1600),
+    phone: bool = False,
+    scheme: str = "light",
+) -> Any:
+    """What `look` finds on the page."""
+
+    async def run() -> Any:
+        async with browser() as tab:
+            await tab.size(*size, phone=phone)
+            await tab.scheme(scheme)
+            await tab.open(page.as_uri())
+            await tab.see_everything()
+            found = await look(tab)
+            assert tab.console == []
+            # Pictures that Plotly makes in the page itself are no requests.
+            own = ("data:", "blob:")
+            assert [url for url in tab.requests if not url.startswith(own)] == [page.as_uri()]
+            return found
+
+    return asyncio.run(run())
+
+
+def without_policy(page: Path) -> Path:
+    """A copy that would run injected scripts, if any were injected."""
+    copy = page.with_name("open.html")
+    copy.write_text(POLICY.sub("", page.read_text("utf-8")))
+    return copy
 
 
 @pytest.fixture
@@ -90,29 +102,233 @@ def page(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]) -> Path:
     return build(outputs, outputs / "dashboard" / "index.html")
 
 
-def test_charts_are_drawn_under_the_policy(page: Path) -> None:
-    screenshot = page.with_name("page.png")
-    document, console = browse(page, f"--screenshot={screenshot}")
-    assert console == ""  # a script that the policy stops is told there
-    charts = re.findall(r'<div class="chart js-plotly-plot" data-\w+="([^"]+)"', document)
-    assert set(charts) == {"perplexity-0", "perplexity-1", "total", "parts", "lr", "grad_norm"}
-    assert document.count('class="main-svg"') >= len(charts)
-    assert screenshot.read_bytes().startswith(b"\x89PNG")
+@pytest.fixture(scope="module")
+def two_hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two hundred runs: corrupt, unfinished and hostile ones among them."""
+    outputs = tmp_path_factory.mktemp("two-hundred") / "outputs"
+    synthetic.write(outputs)
+    results = read_results(ROOT / "benchmarks" / "results")
+    return write_page(read_runs(outputs), outputs / "dashboard" / "index.html", results=results)
+
+
+PANELS = [
+    *("headline", "newest", "budget", "ablations", "long", "curves", "layers", "comparison"),
+    *("performance", "runs"),
+]
+CHARTS = [
+    *("budget", "weights", "scaling", "ruler", "needles", "total", "parts", "lr", "grad_norm"),
+    *("layers", "drift", "kernel", "step"),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("device", ["desktop", "phone"])
+def test_every_panel_of_two_hundred_runs_renders(
+    two_hundred: Path, device: str, scheme: str
+) -> None:
+    phone = device == "phone"
+    size = (390, 844) if phone else (1440, 1000)
+
+    async def look(tab: Page) -> dict[str, Any]:
+        await tab.whole(ARTIFACTS / f"{device}-{scheme}.png")
+        return await tab.run(
+            """
+            const all = (selector) => [...document.querySelectorAll(selector)];
+            const drawn = (chart) => chart.querySelector(".main-svg") && !chart.matches(".empty");
+            const charts = all("[data-chart], [data-curve]").filter(drawn);
+            return {
+              panels: all("main > section").map((section) => section.id),
+              drawn: charts.map((chart) => chart.dataset.chart ?? chart.dataset.curve),
+              marks: document.querySelectorAll("#headline-table td[data-mark]").length,
+              injected: typeof window.injected,
+              images: document.querySelectorAll("main img").length,
+              width: document.documentElement.scrollWidth,
+              background: getComputedStyle(document.body).backgroundColor,
+              corrupt: document.querySelectorAll("#run-list .badge.corrupt").length,
+              faults: document.querySelectorAll("#run-list th .fault").length,
+            };
+            """
+        )
+
+    seen = visit(two_hundred, look, size=size, phone=phone, scheme=scheme)
+    assert seen["panels"] == PANELS
+    assert seen["drawn"] == CHARTS
+    assert seen["marks"] > 100
+    assert (seen["injected"], seen["images"]) == ("undefined", 0)
+    assert seen["width"] <= size[0]
+    assert seen["background"] == {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 22, 26)"}[scheme]
+    assert (seen["corrupt"], seen["faults"]) == (5, 11)  # 10 damaged, and one run's own error
+    assert (ARTIFACTS / f"{device}-{scheme}.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_the_filters_apply_to_all_panels(two_hundred: Path) -> None:
+    script = """
+      const wait = () => new Promise((done) => setTimeout(done, 400));
+      const choose = async (key, value) => {
+        const select = document.querySelector(`[data-filter="${key}"]`);
+        select.value = value;
+        select.dispatchEvent(new Event("change"));
+        await wait();
+      };
+      const plot = (name) => document.querySelector(`[data-chart="${name}"]`);
+      const all = (selector) => [...document.querySelectorAll(selector)];
+      const visible = (selector) => all(selector).filter((element) => !element.hidden);
+      const shown = "#headline-table tbody:not([hidden])";
+      const texts = (selector) => all(selector).map((element) => element.textContent.trim());
+      const state = () => ({
+        count: document.getElementById("filter-count").value,
+        blocks: texts(`${shown} .family`),
+        methods: [...new Set(texts(`${shown} .method:not([hidden]) th button`))],
+        lines: (plot("budget").data ?? []).map((trace) => `${trace.name} ${trace.x.length}`),
+        empty: all("[data-chart].empty").map((chart) => chart.dataset.chart),
+        listed: visible("#run-list tbody tr").length,
+        evaluations: visible("#comparison details").length,
+        curves: visible(".picker label").length,
+      });
+      const seen = {all: state()};
+      await choose("sweep", "token_budget");
+      seen.sweep = state();
+      await choose("experiment", "cpt_long_32k");
+      seen.both = state();
+      document.getElementById("filters").reset();
+      await wait();
+      await choose("model", "smollm2_135m");
+      seen.model = state();
+      document.getElementById("filters").reset();
+      await wait();
+      seen.again = state();
+      return seen;
+    """
+    seen = see(two_hundred, script)
+    assert seen["all"]["count"] == "200 runs"
+    assert seen["all"]["empty"] == []
+    assert seen["all"]["lines"][0] == "linearard 7"
+    assert seen["again"] == seen["all"]
+    sweep = seen["sweep"]
+    assert sweep["count"] == "42 of 200 runs"
+    assert (sweep["listed"], sweep["evaluations"], sweep["curves"]) == (42, 42, 42)
+    assert sweep["methods"] == ["linearard", "longred_c", "cpt_long"]
+    assert sweep["lines"] == ["linearard 7", "longred_c 7", "cpt_long 7"]
+    assert sweep["empty"] == []
+    assert seen["both"]["lines"] == ["cpt_long 7"]
+    assert seen["both"]["count"] == "14 of 200 runs"
+    assert seen["model"]["blocks"] == ["smollm2_135m, linear x4 limit=200"]
+    assert len(seen["model"]["lines"]) == 6
+
+
+@pytest.mark.slow
+def test_the_marks_are_those_of_the_exported_table(two_hundred: Path) -> None:
+    script = """
+      const rows = document.querySelectorAll('tbody[data-block="0"] .method:not([hidden])');
+      const figure = (cell) => [Number(cell.dataset.value), cell.dataset.mark];
+      return [...rows].map((row) => [...row.querySelectorAll("td[data-value]")].map(figure));
+    """
+    shown = see(two_hundred, script)
+    outputs = two_hundred.parents[1]
+    block = headline(group_runs(read_runs(outputs))).blocks[0]
+    rows = [[[c.value, c.mark.value] for c in row.cells] for row in block.rows if row.is_main]
+    assert shown == rows
+    assert {mark for row in rows for _, mark in row} >= {"best", "near", "worse"}
+
+
+@pytest.mark.slow
+def test_a_number_and_a_point_open_config_and_command(two_hundred: Path) -> None:
+    async def look(tab: Page) -> dict[str, Any]:
+        seen = await tab.run(
+            """
+            const dialog = document.getElementById("drawer");
+            const all = (selector) => [...dialog.querySelectorAll(selector)];
+            const state = () => ({
+              open: dialog.open,
+              command: dialog.querySelector(".command-line")?.textContent,
+              config: dialog.querySelector("pre.config")?.textContent,
+              files: all(".files a").map((link) => link.getAttribute("href")),
+              runs: all(".drawer-runs button").map((button) => button.textContent),
+            });
+            const row = document.querySelector("#headline-table .method:not([hidden])");
+            row.querySelector("td[data-value] button").click();
+            const seen = {number: state()};
+            dialog.querySelectorAll(".drawer-runs button")[1].click();
+            seen.other = state().command;
+            dialog.close();
+            document.querySelector("#run-list button.open").click();
+            seen.corrupt = {text: dialog.textContent, open: dialog.open};
+            dialog.close();
+            const chart = document.querySelector('[data-chart="budget"]');
+            chart.scrollIntoView({behavior: "instant", block: "center"});
+            const box = chart.querySelector(".points path").getBoundingClientRect();
+            seen.point = [box.x + box.width / 2, box.y + box.height / 2];
+            return seen;
+            """
+        )
+        x, y = seen["point"]
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            given = {"x": x, "y": y, "button": "left", "clickCount": 1}
+            await tab.send("Input.dispatchMouseEvent", type=kind, **given)
+            await asyncio.sleep(0.3)
+        seen["clicked"] = await tab.run(
+            'return document.querySelector("#drawer[open] .command-line")?.textContent'
+        )
+        await tab.screenshot(ARTIFACTS / "drawer.png")
+        return seen
+
+    seen = visit(two_hundred, look, size=(1440, 1000))
+    number = seen["number"]
+    assert number["open"]
+    assert number["command"].startswith("python -m src.train +experiment=linearard_32k")
+    assert "recipe:\n  name: linearard\n" in number["config"]
+    assert "../linearard_32k/" in number["files"][0]
+    assert [Path(file).name for file in number["files"]][:2] == ["config.yaml", "run.json"]
+    assert number["runs"] == ["seed 1", "seed 0"]
+    assert "seed=0" in seen["other"]
+    assert seen["corrupt"]["open"]
+    assert "corrupt: run.json" in seen["corrupt"]["text"]
+    assert seen["clicked"].startswith("python -m src.train +experiment=linearard_32k")
+
+
+@pytest.mark.slow
+def test_figures_can_be_saved(two_hundred: Path, tmp_path: Path) -> None:
+    names = ("weights.csv", "weights.svg", "weights.png")
+
+    async def look(tab: Page) -> dict[str, bytes]:
+        await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+        for kind in ("csv", "svg", "png"):
+            button = f'#figure-weights [data-save="{kind}"]'
+            await tab.run(f"document.querySelector('{button}').click()")
+            for _ in range(100):
+                if (tmp_path / f"weights.{kind}").is_file():
+                    break
+                await asyncio.sleep(0.1)
+        return {name: (tmp_path / name).read_bytes() for name in names}
+
+    saved = visit(two_hundred, look)
+    lines = saved["weights.csv"].decode().splitlines()
+    assert lines[0] == 'series,aligned,"Recovery, short suite (%)",low,high,note'
+    assert len(lines) == 9
+    assert lines[1].startswith('"linearard, 4.25M",Q,')
+    assert saved["weights.svg"].startswith(b"<svg")
+    assert saved["weights.png"].startswith(b"\x89PNG")
 
 
 def test_texts_of_runs_stay_text_even_without_the_policy(page: Path) -> None:
     script = """
+      document.querySelector("#run-list button.open").click();
       return {
-        injected: typeof window.injected, images: document.querySelectorAll("img").length,
+        injected: typeof window.injected,
+        images: document.querySelectorAll("main img, dialog img").length,
         links: document.querySelectorAll('a[href^="http"], svg a').length,
         legend: document.querySelector('[data-figure="perplexity-0"] .legend').textContent,
         stage: document.querySelector('[data-curve="lr"] .annotation').textContent,
+        command: document.querySelector("dialog .command-line").textContent,
       };
     """
-    seen = probe(page, script)
+    seen = see(without_policy(page), script)
     assert (seen["injected"], seen["images"], seen["links"]) == ("undefined", 0, 0)
     assert LINK in seen["legend"]
     assert seen["stage"] == f"ard | {LINK}, ard | cpt"
+    assert seen["command"] == INJECTION
 
 
 def test_the_curves_follow_their_controls(page: Path) -> None:
@@ -134,7 +350,7 @@ def test_the_curves_follow_their_controls(page: Path) -> None:
       seen.push(state("total").axis);
       return seen;
     """
-    both, one, parts, smoothed, rate, values, axis = probe(page, script)
+    both, one, parts, smoothed, rate, values, axis = see(page, script)
     assert both == {"lines": 2, "axis": "log", "stages": [5120]}
     assert one == {"lines": 1, "axis": "log", "stages": [5120]}
     assert parts["lines"] == 3
@@ -164,26 +380,26 @@ def test_the_filter_and_the_theme(page: Path) -> None:
         before, after: [background(), grid()], label: document.getElementById("theme").textContent,
       };
     """
-    seen = probe(page, script)
+    seen = see(page, script)
     assert (seen["shown"], seen["count"]) == (1, "1 of 3")
     assert seen["before"] == ["rgb(255, 255, 255)", "rgb(226, 229, 234)"]
     assert seen["after"] == ["rgb(20, 22, 26)", "rgb(44, 48, 56)"]
     assert seen["label"] == "Light"
 
 
+def test_panels_without_data_say_what_fills_them(page: Path) -> None:
+    script = 'return [...document.querySelectorAll(".hint")].map((hint) => hint.textContent)'
+    hints = " ".join(see(page, script))
+    for command in ("eval=short", "eval=long", "eval=drift", "+sweeps=qkv_weights"):
+        assert command in hints
+    assert "python -m kernels.bench" in hints
+
+
+def test_an_empty_folder_has_a_page_without_errors(outputs: Path) -> None:
+    page = build(outputs, outputs / "dashboard" / "index.html")
+    assert "No runs yet" in see(page, "return document.body.textContent")
+
+
 def test_a_phone_never_scrolls_sideways(page: Path) -> None:
-    frame = page.with_name("phone.html")
-    html = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", page.read_text("utf-8"))
-    report = "setTimeout(() => parent.postMessage(document.documentElement.scrollWidth, '*'), 1500)"
-    page.with_name("inner.html").write_text(
-        html.replace("</body>", f"<script>{report}</script></body>")
-    )
-    frame.write_text(
-        "<!DOCTYPE html><title>none</title>"
-        "<script>addEventListener('message', (event) => { document.title = event.data; })</script>"
-        '<iframe src="inner.html" width="360" height="3000" style="border:0"></iframe>'
-    )
-    document, _ = browse(frame)
-    width = re.search(r"<title>(\d+)</title>", document)
-    assert width, document[:200]
-    assert int(width[1]) <= 360
+    script = "return document.documentElement.scrollWidth"
+    assert see(page, script, size=(360, 780), phone=True) <= 360

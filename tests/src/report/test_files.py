@@ -11,10 +11,11 @@ from src.report.files import (
     AbsentFile,
     PerplexityReport,
     RunRecord,
+    RunSettings,
     UnreadableFile,
     read_bytes,
+    read_config,
     read_json,
-    read_settings,
 )
 
 RECORD = {"schema": 1, "run_id": "a", "state": "finished"}
@@ -79,8 +80,24 @@ def test_report_knows_its_students(tmp_path: Path, evaluation: dict[str, Any]) -
 
 def test_settings_are_read(tmp_path: Path) -> None:
     content = "rope: {type: yarn, target_length: 8192}\nseed: 7\n"
-    settings = read_settings(write(tmp_path, content, "config.yaml"))
-    assert (settings.rope.type, settings.rope.target_length) == ("yarn", 8192)
+    read = read_config(write(tmp_path, content, "config.yaml"))
+    assert (read.settings.rope.type, read.settings.rope.target_length) == ("yarn", 8192)
+    assert read.values == {"rope": {"type": "yarn", "target_length": 8192}, "seed": 7}
+    assert read.text == content
+
+
+@pytest.mark.parametrize(
+    ("rope", "factor"),
+    [
+        ({"type": "linear", "target_length": 32768}, 8.0),
+        ({"type": "linear", "target_length": 32768, "factor": 4.0}, 4.0),
+        ({"type": "linear"}, None),
+    ],
+    ids=["follows", "given", "unknown"],
+)
+def test_the_factor_follows_from_the_lengths(rope: dict[str, Any], factor: float | None) -> None:
+    config = {"rope": rope, "model": {"name": "m", "native_window": 4096}}
+    assert RunSettings.model_validate(config).factor == factor
 
 
 @pytest.mark.parametrize(
@@ -98,4 +115,4 @@ def test_settings_are_read(tmp_path: Path) -> None:
 )
 def test_faulty_settings_give_a_reason(tmp_path: Path, content: str | bytes) -> None:
     with pytest.raises(UnreadableFile, match=r"^config\.yaml"):
-        read_settings(write(tmp_path, content, "config.yaml"))
+        read_config(write(tmp_path, content, "config.yaml"))

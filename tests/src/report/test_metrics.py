@@ -29,6 +29,13 @@ def test_rows_become_columns(tmp_path: Path) -> None:
     assert metrics.problems == ()
 
 
+def test_lists_are_values_by_layer(tmp_path: Path) -> None:
+    lists = [row(1, by_layer=[1, 2.5]), row(2, lr=1), row(3, by_layer=[None, 3], names=["a"])]
+    metrics = read(tmp_path, *lists)
+    assert metrics.layers == {"by_layer": ((1.0, 2.5), (), (None, 3.0))}
+    assert metrics.problems == ()
+
+
 @pytest.mark.parametrize("length", [1, 12, 40])
 def test_a_cut_last_line_is_told_and_the_rest_kept(tmp_path: Path, length: int) -> None:
     metrics = read(tmp_path, row(1, lr=0.1), row(2, lr=0.2)[:length], end="")

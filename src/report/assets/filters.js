@@ -1,0 +1,60 @@
+"use strict";
+// Experiment, model and sweep: one choice for all panels. A run that does not match is hidden
+// wherever it occurs; an element that belongs to runs names them in data-runs.
+
+const filters = (() => {
+  const form = document.getElementById("filters");
+  const selects = form ? [...form.querySelectorAll("[data-filter]")] : [];
+  const listeners = [];
+  let visible = new Set(drawer.runs.keys());
+
+  function fill(select) {
+    const counts = new Map();
+    for (const run of drawer.runs) {
+      const value = run[select.dataset.filter];
+      if (value) counts.set(value, (counts.get(value) ?? 0) + 1);
+    }
+    select.append(new Option("all", ""));
+    for (const value of [...counts.keys()].sort()) {
+      select.append(new Option(`${value} (${counts.get(value)})`, value));
+    }
+    select.disabled = counts.size === 0;
+  }
+
+  function apply() {
+    const chosen = selects.filter((select) => select.value);
+    const matches = (run) => chosen.every((select) => run[select.dataset.filter] === select.value);
+    visible = new Set([...drawer.runs.keys()].filter((index) => matches(drawer.runs[index])));
+    for (const element of document.querySelectorAll("[data-runs]")) {
+      element.hidden = !element.dataset.runs.split(" ").some((index) => visible.has(Number(index)));
+    }
+    const count = document.getElementById("filter-count");
+    if (count) count.value = chosen.length ? `${visible.size} of ${drawer.runs.length} runs` : `${drawer.runs.length} runs`;
+    for (const listener of listeners) listener();
+  }
+
+  for (const select of selects) {
+    fill(select);
+    select.addEventListener("change", apply);
+  }
+  if (form) {
+    form.hidden = false;
+    form.addEventListener("reset", () => setTimeout(apply));
+    form.addEventListener("submit", (event) => event.preventDefault());
+    apply();
+  }
+
+  return {
+    /** Whether any of these runs is shown; what belongs to no run always is. */
+    shows: (runs) => runs.length === 0 || runs.some((index) => visible.has(index)),
+    onChange(listener) { listeners.push(listener); },
+    state: () => Object.fromEntries(selects.map((select) => [select.dataset.filter, select.value])),
+    restore(state) {
+      for (const select of selects) {
+        const value = state[select.dataset.filter] ?? "";
+        select.value = [...select.options].some((option) => option.value === value) ? value : "";
+      }
+      apply();
+    },
+  };
+})();

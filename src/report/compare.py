@@ -1,0 +1,156 @@
+"""Two runs side by side in the terminal: what differs in their configs, and what came out."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from src.report import formatting
+from src.report.groups import device_hours, flat, suite_figures
+from src.report.runs import ReportError, Run
+from src.report.suites import SuiteReport
+
+_NEAREST = 5
+
+
+def find_run(runs: Sequence[Run], wanted: str) -> Run:
+    """The run that is meant: its folder, its name below `outputs`, its id, or a prefix of these.
+
+    Raises:
+        ReportError: no run, or more than one, is meant.
+    """
+    meanings = (
+        lambda run: wanted == run.name or _is_folder(run, wanted),
+        lambda run: wanted in _names(run),
+        lambda run: any(name.startswith(wanted) for name in _names(run)),
+    )
+    for means in meanings:
+        found = [run for run in runs if means(run)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ReportError(f"compare: {wanted!r} may be {_list(found)}; give more of it")
+    names = {name: run for run in runs for name in _names(run)}
+    near = difflib.get_close_matches(wanted, names, _NEAREST, cutoff=0.4)
+    chosen = list({names[name].name: names[name] for name in near}.values()) or runs[:_NEAREST]
+    known = f"; the nearest are {_list(chosen)}" if chosen else "; there are no runs"
+    raise ReportError(
+        f"compare: no run {wanted!r}{known}. `python -m src.dashboard view=table` lists all"
+    )
+
+
+def compare_tables(first: Run, second: Run) -> list[Table | Text]:
+    """Differences of the configs and all figures, as renderables."""
+    return [_config_table(first, second), _figures_table(first, second)]
+
+
+def _names(run: Run) -> set[str]:
+    identity = {run.record.run_id} if run.record else set()
+    return {run.name, run.folder.name} | identity
+
+
+def _is_folder(run: Run, wanted: str) -> bool:
+    return Path(wanted).absolute() == run.folder.absolute()
+
+
+def _list(runs: Sequence[Run]) -> str:
+    names = [formatting.text(run.name) for run in runs[:_NEAREST]]
+    more = f" and {len(runs) - _NEAREST} more" if len(runs) > _NEAREST else ""
+    return ", ".join(names) + more
+
+
+def _config_table(first: Run, second: Run) -> Table | Text:
+    settings = flat(first.config.values), flat(second.config.values)
+    differing = [
+        key
+        for key in dict.fromkeys([*settings[0], *settings[1]])
+        if settings[0].get(key, ...) != settings[1].get(key, ...)
+    ]
+    for run in (first, second):
+        if not run.config.values:
+            return Text(f"{formatting.text(run.name)}: its config cannot be read")
+    if not differing:
+        return Text("The configs do not differ.")
+    rows = [(key, _setting(settings[0], key), _setting(settings[1], key)) for key in differing]
+    return _table("Config", first, second, rows)
+
+
+def _figures_table(first: Run, second: Run) -> Table:
+    left, right = _figures(first), _figures(second)
+    keys = dict.fromkeys([*left, *right])
+    dash = formatting.DASH
+    rows = [(key, left.get(key, dash), right.get(key, dash)) for key in keys]
+    return _table("Figures", first, second, rows)
+
+
+def _table(title: str, first: Run, second: Run, rows: Iterable[tuple[str, str, str]]) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", overflow="fold")
+    for run in (first, second):
+        table.add_column(Text(formatting.text(run.name)), overflow="fold")
+    for row in rows:
+        # Names and values are shown as they are, never read as markup.
+        table.add_row(*(Text(formatting.text(cell)) for cell in row))
+    return table
+
+
+def _setting(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return "(not set)"
+    value = settings[key]
+    return value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _figures(run: Run) -> dict[str, str]:
+    hours = device_hours(run)
+    found = {
+        "state": run.state,
+        "tokens": formatting.integer(run.tokens),
+        "duration": formatting.duration(run.seconds),
+        "device-hours": formatting.DASH if hours is None else f"{hours:.3g}",
+    }
+    for key, column in run.metrics.series.items():
+        logged = [value for value in column if value is not None]
+        if logged and key.startswith("loss/"):
+            found[f"last {key}"] = f"{logged[-1]:.5g}"
+    if run.perplexity:
+        for model in run.perplexity.models:
+            for window, value in sorted(model.perplexity.items()):
+                found[f"perplexity {window:,}, {model.name}"] = formatting.perplexity(value)
+    for suite in (run.short, run.long):
+        if suite:
+            found |= _suite_figures(suite)
+    if run.drift:
+        for model in run.drift.models:
+            if model.logit_kl is not None:
+                found[f"logit KL, {model.name}"] = f"{model.logit_kl:.4g}"
+    return found
+
+
+def _suite_figures(suite: SuiteReport) -> dict[str, str]:
+    found: dict[str, str] = {}
+    limit = "" if suite.limit is None else f" (limit={suite.limit})"
+    for model in suite.models:
+        for key, estimate in suite_figures(suite, model).items():
+            name = "average" if key == suite.suite else key.replace("ruler@", "RULER ")
+            found[f"{suite.suite} {name}, {model.name}{limit}"] = f"{estimate.value:.1f}%"
+        for task, result in model.results.items():
+            if result.value is not None:
+                found[f"{task}, {model.name}{limit}"] = f"{100 * result.value:.1f}%"
+    average = suite.final_scores.average
+    if average and average.recovery is not None:
+        ends = average.interval.recovery
+        low, high = ends or (None, None)
+        known = low is not None and high is not None
+        interval = f" ({low:.1f} to {high:.1f})" if known else ""
+        found[f"recovery, {suite.suite} suite{limit}"] = f"{average.recovery:.1f}%{interval}"
+    if average and average.gap_closed is not None:
+        found[f"gap closed, {suite.suite} suite{limit}"] = formatting.share(average.gap_closed)
+    return found

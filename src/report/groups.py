@@ -1,0 +1,373 @@
+"""Runs that differ in nothing but their seed, as one row of a comparison.
+
+Only finished runs with a readable record and config count. A seed that was run twice counts once,
+by its newest run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from src.report import noise
+from src.report.noise import Estimate
+from src.report.runs import Run
+from src.report.suites import Interval, SuiteModel, SuiteReport
+from src.report.table import headline_window
+
+# Settings that do not change what is trained, by their first key.
+_NOT_TRAINING = {
+    *("seed", "run_dir", "resume", "sweep_resume", "dry_run", "plan_for", "allow_oversubscribe"),
+    *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
+}
+# Settings that have columns of their own; `model.tuning` is where others take their values from.
+_SHOWN_ELSEWHERE = ("rope.", "model.", "recipe.name", "budget")
+_MAX_NAMED_DIFFERENCES = 3
+_RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A figure that runs are compared by; all are better when higher."""
+
+    key: str
+    label: str
+    unit: str
+
+
+RECOVERY = Metric("recovery", "Recovery, short suite", "%")
+GAP_CLOSED = Metric("gap_closed", "Gap closed, short suite", "%")
+SHORT = Metric("short", "Short average", "%")
+RECOVERY_VS_BEST = Metric("recovery_vs_best", "Recovery against the best baseline", "%")
+PERPLEXITY_GAP = Metric("perplexity_gap", "Gap closed, perplexity", "%")
+LONG = Metric("long", "Long average", "%")
+
+
+def ruler(length: int) -> Metric:
+    """RULER's mean at a length in tokens."""
+    return Metric(f"ruler@{length}", f"RULER at {length:,}", "%")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Finished runs that differ in their seed alone."""
+
+    members: tuple[int, ...]
+    """Places in the list of runs, newest first."""
+    identity: str
+    """The settings that decide what is trained, as canonical JSON."""
+    settings: Mapping[str, Any]
+    """The same, flat: `a.b.c` -> value."""
+    experiment: str
+    sweep: str
+    model: str
+    method: str
+    rope: str
+    target: int | None
+    factor: float | None
+    tokens: int
+    hours: float | None
+    """Device-hours of a run, mean over seeds."""
+    device: str
+    limit: int | None
+    """Items a task of the short or long suite, if not all were scored."""
+    estimates: Mapping[str, Estimate]
+    baselines: Mapping[str, Mapping[str, Estimate]]
+    """Figures of the native and the merely scaled model, by name."""
+    needles: Mapping[tuple[int, float], float]
+    """Share of needles found by (length, depth)."""
+    variant: str = ""
+    """Settings that are not the usual ones of this model and method."""
+    rank: tuple[int, int] = (0, 0)
+    """Of the groups at one `place` the one with the lowest rank stands for it: it has the fewest
+    unusual settings, then the most seeds. Results play no part."""
+    is_main: bool = True
+    """It has the lowest rank at its place."""
+
+    @property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return len(self.members)
+
+    @property
+    def name(self) -> str:
+        """The method, and what is unusual about it."""
+        return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def family(self) -> tuple[str, int | None]:
+        """Groups with the same can be compared: one model, and suites of the same size."""
+        return (self.model, self.limit)
+
+    @property
+    def place(self) -> tuple[str, str, float | None, str, int]:
+        """Model, scaling, method and tokens."""
+        return (self.model, self.rope, self.factor, self.method, self.tokens)
+
+    @property
+    def look(self) -> tuple[str, str, float | None]:
+        """Model and scaling."""
+        return (self.model, self.rope, self.factor)
+
+    @property
+    def weights(self) -> str | None:
+        """The relations that are aligned, `Q+K+2V`; None without a relation objective."""
+        return weights_label(self.settings)
+
+    def without(self, *prefixes: str) -> str:
+        """The identity, but for settings that begin so: equal for members of one ablation."""
+        kept = {k: v for k, v in self.settings.items() if not k.startswith(prefixes)}
+        return _canonical(kept)
+
+
+def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
+    """All groups, by model, scaling, method and tokens; `window` as in `headline_window`."""
+    members: dict[tuple[str, str, str], list[int]] = defaultdict(list)
+    for index, run in enumerate(runs):
+        if run.state == "finished" and run.record and run.config.values:
+            training = {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}
+            sweep = run.record.sweep.name if run.record.sweep else ""
+            members[run.record.experiment or "", sweep, _canonical(training)].append(index)
+    groups = [_group(key, indices, runs, window) for key, indices in members.items()]
+    return sorted(_with_variants(groups), key=_order)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by their full keys; an empty mapping or a list is a value."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def weights_label(settings: Mapping[str, Any]) -> str | None:
+    """`Q+K+2V` from flat settings; None without a relation objective."""
+    terms = [
+        key.removesuffix(".type")
+        for key, value in settings.items()
+        if key.startswith("objective.terms.") and key.endswith(".type") and value == "relation"
+    ]
+    if not terms:
+        return None
+    weights = {
+        relation: float(value)
+        for relation in _RELATIONS
+        if isinstance(value := settings.get(f"{terms[0]}.weights.{relation}"), int | float)
+    }
+    parts = [
+        f"{weight:g}{_RELATIONS[relation]}" if weight != 1 else _RELATIONS[relation]
+        for relation, weight in weights.items()
+        if weight > 0
+    ]
+    return "+".join(parts) or None
+
+
+def _order(group: Group) -> tuple[Any, ...]:
+    rope = (group.rope, group.target or 0)
+    return (group.model, rope, group.method, group.tokens, group.variant, group.identity)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _group(
+    key: tuple[str, str, str], indices: list[int], runs: Sequence[Run], window: int | None
+) -> Group:
+    experiment, sweep, identity = key
+    seeds: dict[int | None, int] = {}
+    for index in sorted(indices, key=lambda i: runs[i].started_at):
+        record = runs[index].record
+        seeds[record.seed if record else None] = index
+    chosen = sorted(seeds.values(), key=lambda i: runs[i].started_at, reverse=True)
+    newest = runs[chosen[0]]
+    assert newest.record is not None
+    record, settings = newest.record, newest.settings
+    measured = [_measure(runs[i], window) for i in chosen]
+    hours = [h for i in chosen if (h := device_hours(runs[i])) is not None]
+    suites = [suite for suite in (newest.short, newest.long) if suite]
+    return Group(
+        members=tuple(chosen),
+        identity=identity,
+        settings=flat(json.loads(identity)),
+        experiment=experiment,
+        sweep=sweep,
+        model=record.model or settings.model.name or "",
+        method=record.method or "",
+        rope=settings.rope.type or "",
+        target=settings.rope.target_length,
+        factor=settings.factor,
+        tokens=newest.tokens or 0,
+        hours=statistics.fmean(hours) if hours else None,
+        device=record.device or "",
+        limit=next((suite.limit for suite in suites if suite.limit is not None), None),
+        estimates=_merged(measured),
+        baselines={name: _baseline(newest, name) for name in ("native", "scaled")},
+        needles=_needles([runs[i] for i in chosen]),
+    )
+
+
+def device_hours(run: Run) -> float | None:
+    """Hours of training times devices."""
+    if run.seconds is None or run.record is None:
+        return None
+    return run.seconds * run.record.world_size / 3600
+
+
+def _merged(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
+    keys = dict.fromkeys(key for one in measured for key in one)
+    merged = {key: noise.over_seeds([one[key] for one in measured if key in one]) for key in keys}
+    return {key: estimate for key, estimate in merged.items() if estimate is not None}
+
+
+def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
+    """Figures of the run's last model, in percent."""
+    found: dict[str, Estimate] = {}
+    for suite in (run.short, run.long):
+        if suite and suite.final:
+            found |= suite_figures(suite, suite.final)
+    if run.short:
+        found |= _scores(run.short)
+    report = run.perplexity
+    chosen = headline_window(report, window) if report else None
+    if report and report.final and chosen:
+        gap = report.score(report.final, chosen).gap_closed
+        if gap is not None and math.isfinite(gap):
+            found[PERPLEXITY_GAP.key] = Estimate(100 * gap)
+    return found
+
+
+def _scores(report: SuiteReport) -> dict[str, Estimate]:
+    score = report.final_scores.average
+    if score is None:
+        return {}
+    ends = score.interval
+    found = {
+        RECOVERY.key: _estimate(score.recovery, ends.recovery, 1),
+        GAP_CLOSED.key: _estimate(score.gap_closed, ends.gap_closed, 100),
+        RECOVERY_VS_BEST.key: _estimate(score.recovery_vs_best, ends.recovery_vs_best, 1),
+    }
+    return {key: estimate for key, estimate in found.items() if estimate is not None}
+
+
+def _estimate(value: float | None, ends: Interval | None, scale: float) -> Estimate | None:
+    if value is None:
+        return None
+    low, high = ends or (None, None)
+    if low is None or high is None:
+        return Estimate(scale * value)
+    return Estimate(scale * value, scale * low, scale * high)
+
+
+def suite_figures(report: SuiteReport, model: SuiteModel) -> dict[str, Estimate]:
+    """A model's average and its RULER means by length, in percent."""
+    named = [(report.suite, model.average)]
+    named += [(ruler(length).key, mean) for length, mean in model.ruler_by_length.items()]
+    return {
+        key: noise.around(100 * mean.value, None if mean.stderr is None else 100 * mean.stderr)
+        for key, mean in named
+        if mean and mean.value is not None
+    }
+
+
+def _baseline(run: Run, name: str) -> dict[str, Estimate]:
+    found: dict[str, Estimate] = {}
+    for suite in (run.short, run.long):
+        model = suite.model(name) if suite else None
+        if suite and model:
+            found |= suite_figures(suite, model)
+    return found
+
+
+def _needles(runs: Iterable[Run]) -> dict[tuple[int, float], float]:
+    cells: dict[tuple[int, float], list[float]] = defaultdict(list)
+    for run in runs:
+        if run.long and run.long.final:
+            for cell in run.long.needle_depth.get(run.long.final.name, ()):
+                if cell.value is not None:
+                    cells[cell.length, cell.depth].append(cell.value)
+    return {place: statistics.fmean(values) for place, values in cells.items()}
+
+
+def _with_variants(groups: list[Group]) -> list[Group]:
+    """Name what is unusual in each group, and tell the main ones."""
+    kin: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in groups:
+        kin[group.model, group.method].append(group)
+    named = [
+        replace(
+            group,
+            variant=_variant(group, unusual),
+            rank=(len(unusual), -group.seeds),
+        )
+        for family in kin.values()
+        for group, unusual in _unusual(family)
+    ]
+    lowest: dict[Any, Group] = {}
+    for group in named:
+        best = lowest.setdefault(group.place, group)
+        if group.rank < best.rank:
+            lowest[group.place] = group
+    mains = {id(group) for group in lowest.values()}
+    return [replace(group, is_main=id(group) in mains) for group in named]
+
+
+def _unusual(family: Sequence[Group]) -> list[tuple[Group, dict[str, Any]]]:
+    """For each group the settings that most of its kin have otherwise."""
+    keys = {
+        key
+        for group in family
+        for key in group.settings
+        if not key.startswith(_SHOWN_ELSEWHERE) and not key.endswith(".tokens")
+    }
+    usual: dict[str, str] = {}
+    for key in keys:
+        # Counts first; between equals the value that stands outside sweeps, then a fixed order.
+        votes = Counter(_setting(group, key) for group in family)
+        outside = Counter(_setting(group, key) for group in family if not group.sweep)
+        usual[key] = max(votes, key=lambda value: (votes[value], outside[value], value))
+    return [
+        (
+            group,
+            {
+                key: group.settings.get(key)
+                for key in sorted(keys)
+                if _setting(group, key) != usual[key]
+            },
+        )
+        for group in family
+    ]
+
+
+def _setting(group: Group, key: str) -> str:
+    """A setting for comparison; one that follows the target length is the same at every target."""
+    value = group.settings.get(key)
+    return "target" if value is not None and value == group.target else _canonical(value)
+
+
+def _variant(group: Group, unusual: Mapping[str, Any]) -> str:
+    parts = []
+    weights = [key for key in unusual if ".weights." in key]
+    if weights and group.weights:
+        parts.append(group.weights)
+    others = [key for key in unusual if key not in weights]
+    parts += [f"{_short_key(key)}={_short_value(unusual[key])}" for key in others]
+    more = len(parts) - _MAX_NAMED_DIFFERENCES
+    return ", ".join(parts[:_MAX_NAMED_DIFFERENCES]) + (f", and {more} more" if more > 0 else "")
+
+
+def _short_key(key: str) -> str:
+    """`recipe.stages.ard.lr` -> `ard.lr`."""
+    return ".".join(key.split(".")[-2:])
+
+
+def _short_value(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,93 @@
+"""What seeds and items leave uncertain, and which differences that explains.
+
+An interval is 95%. For one run it is what the evaluation wrote (over items). For several seeds of
+the same settings it is Student's t interval of their mean; since all seeds answer the same items,
+the items' own uncertainty does not shrink with seeds and is added in quadrature.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
+_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+NORMAL = 1.96
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95% interval; None: how far it may be off is not known."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    seeds: int = 1
+
+    @property
+    def half(self) -> float | None:
+        """The wider side of the interval."""
+        if self.low is None or self.high is None:
+            return None
+        return max(self.high - self.value, self.value - self.low)
+
+
+class Mark(StrEnum):
+    """How a value stands to the best of its comparison."""
+
+    BEST = "best"
+    NEAR = "near"
+    """Not told apart from the best."""
+    UNKNOWN = "unknown"
+    """One of the two has no interval."""
+    WORSE = "worse"
+    ABSENT = "absent"
+
+
+def around(value: float, stderr: float | None) -> Estimate:
+    """A value with a standard error."""
+    if stderr is None:
+        return Estimate(value)
+    return Estimate(value, value - NORMAL * stderr, value + NORMAL * stderr)
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate | None:
+    """The mean of one estimate a seed; None for no estimate."""
+    if len(estimates) < 2:
+        return estimates[0] if estimates else None
+    values = [estimate.value for estimate in estimates]
+    mean = statistics.fmean(values)
+    count = len(values)
+    t = _T[count - 2] if count - 2 < len(_T) else NORMAL
+    seeds = t * statistics.stdev(values) / math.sqrt(count)
+    halves = [half for estimate in estimates if (half := estimate.half) is not None]
+    half = math.hypot(seeds, statistics.fmean(halves)) if halves else seeds
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True) -> list[Mark]:
+    """The standing of each value against the best one of the list.
+
+    A difference counts as noise when it is at most the root of the sum of both half intervals'
+    squares, as if the two were measured on different items: pairing would tell more apart.
+    """
+    present = [estimate for estimate in estimates if estimate is not None]
+    if not present:
+        return [Mark.ABSENT] * len(estimates)
+    choose = max if higher_is_better else min
+    best = choose(present, key=lambda estimate: estimate.value)
+    return [_mark(estimate, best) for estimate in estimates]
+
+
+def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
+    if estimate is None:
+        return Mark.ABSENT
+    if estimate.value == best.value:
+        return Mark.BEST
+    if estimate.half is None or best.half is None:
+        return Mark.UNKNOWN
+    near = abs(estimate.value - best.value) <= math.hypot(estimate.half, best.half)
+    return Mark.NEAR if near else Mark.WORSE

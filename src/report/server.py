@@ -1,0 +1,229 @@
+"""The page on a loopback address, made anew when a run has written something.
+
+Only this machine's browsers are answered: the socket is bound to 127.0.0.1, and a request whose
+Host header is another name is refused, so that a web site cannot read the page through a name that
+it points here. Besides the page, the listed files of known runs are given as plain text; nothing
+else can be asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import html
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from src.report.drawer import run_files
+from src.report.page import Live, render
+from src.report.performance import read_results
+from src.report.runs import ReportError, Run, read_run, read_runs
+
+HOST = "127.0.0.1"
+PAGE = "/dashboard/index.html"
+_WATCHED = ("run.json", "config.yaml", "metrics.jsonl", "evals")
+_TEXT, _HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response's content."""
+
+    content: bytes
+    kind: str
+    policy: bool = True
+    """Send a policy that allows nothing; the page brings its own."""
+
+
+class LiveReport:
+    """The page and the files behind it, as they are now. Runs that did not change are kept."""
+
+    def __init__(
+        self,
+        outputs: Path,
+        benchmarks: Path,
+        *,
+        refresh_seconds: int,
+        window: int | None = None,
+    ) -> None:
+        self._outputs = outputs
+        self._benchmarks = benchmarks
+        self._refresh_seconds = refresh_seconds
+        self._window = window
+        self._known: dict[Path, tuple[str, Run]] = {}
+        self._page: tuple[str, bytes] = ("", b"")
+        self._lock = threading.Lock()
+
+    def get(self, path: str) -> Answer | None:
+        """The answer to an address; None: there is nothing.
+
+        Raises:
+            ReportError: `outputs` is not a folder any more.
+        """
+        with self._lock:
+            runs = read_runs(self._outputs, self._read)
+            version = self._version(runs)
+            if path == "/version":
+                return Answer(version.encode(), _TEXT)
+            if path == PAGE:
+                return Answer(self._render(runs, version), _HTML, policy=False)
+        return self._file(path, runs)
+
+    def _read(self, folder: Path, outputs: Path) -> Run:
+        signature = _signature([folder / name for name in _WATCHED], folder / "evals")
+        kept = self._known.get(folder)
+        if kept and kept[0] == signature:
+            return kept[1]
+        run = read_run(folder, outputs)
+        self._known[folder] = (signature, run)
+        return run
+
+    def _version(self, runs: Sequence[Run]) -> str:
+        parts = [f"{run.folder}:{self._known[run.folder][0]}" for run in runs if self._is_read(run)]
+        parts += [f"{run.folder}:{run.problems}" for run in runs if not self._is_read(run)]
+        parts.append(_signature([], self._benchmarks))
+        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+    def _is_read(self, run: Run) -> bool:
+        return run.folder in self._known
+
+    def _render(self, runs: Sequence[Run], version: str) -> bytes:
+        if self._page[0] != version:
+            page = render(
+                runs,
+                self._outputs / PAGE.lstrip("/"),
+                window=self._window,
+                results=read_results(self._benchmarks),
+                now=datetime.now(UTC),
+                live=Live(self._refresh_seconds, version),
+            )
+            self._page = (version, page.encode())
+        return self._page[1]
+
+    def _file(self, path: str, runs: Sequence[Run]) -> Answer | None:
+        """A file of a run, or the list of them for its folder; nothing that is not listed."""
+        for run in runs:
+            base = f"/{_address(run.folder, self._outputs)}/"
+            if path == base:
+                return Answer(_listing(run).encode(), _HTML)
+            if path.startswith(base):
+                for file in run_files(run.folder):
+                    if path == f"/{_address(file, self._outputs)}":
+                        return Answer(file.read_bytes(), _TEXT)
+        return None
+
+
+def serve(report: LiveReport, port: int) -> None:
+    """Answer until interrupted. `port` 0 takes a free one; the address is printed.
+
+    Raises:
+        ReportError: the port is taken, or `outputs` is not a folder.
+    """
+    report.get("/version")
+    try:
+        server = ThreadingHTTPServer((HOST, port), partial(_Handler, report))
+    except OSError as error:
+        raise ReportError(
+            f"port={port}: {error.strerror}; give another one, or 0 for any that is free"
+        ) from error
+    server.daemon_threads = True
+    with server:
+        print(f"http://{HOST}:{server.server_port}{PAGE} (Ctrl-C ends it)", flush=True)
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            return
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def __init__(self, report: LiveReport, *args: object) -> None:
+        self._report = report
+        super().__init__(*args)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        assert isinstance(self.server, ThreadingHTTPServer)
+        port = self.server.server_port
+        if self.headers.get("Host") not in {f"{HOST}:{port}", f"localhost:{port}"}:
+            self._send(HTTPStatus.FORBIDDEN, Answer(b"this server answers to localhost\n", _TEXT))
+            return
+        path = unquote(self.path.partition("?")[0], errors="surrogateescape")
+        if path in ("/", "/dashboard", "/dashboard/"):
+            self._redirect()
+            return
+        try:
+            answer = self._report.get(path)
+        except (ReportError, OSError) as error:
+            content = f"{error}\n".encode("utf-8", "replace")
+            self._send(HTTPStatus.INTERNAL_SERVER_ERROR, Answer(content, _TEXT))
+            return
+        if answer is None:
+            self._send(HTTPStatus.NOT_FOUND, Answer(b"not found\n", _TEXT))
+        else:
+            self._send(HTTPStatus.OK, answer)
+
+    do_HEAD = do_GET
+
+    def _redirect(self) -> None:
+        self.send_response(HTTPStatus.FOUND)
+        self.send_header("Location", PAGE)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def _send(self, status: HTTPStatus, answer: Answer) -> None:
+        self.send_response(status)
+        headers = {
+            "Content-Type": answer.kind,
+            "Content-Length": str(len(answer.content)),
+            "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff",
+            "X-Frame-Options": "DENY",
+            "Cross-Origin-Resource-Policy": "same-origin",
+            "Referrer-Policy": "no-referrer",
+        }
+        if answer.policy:
+            headers["Content-Security-Policy"] = "default-src 'none'"
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(answer.content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Requests are not worth a line each in the terminal."""
+
+
+def _listing(run: Run) -> str:
+    name = html.escape(run.name)
+    links = [
+        f'<li><a href="{quote(str(file.relative_to(run.folder)))}">'
+        f"{html.escape(str(file.relative_to(run.folder)))}</a></li>"
+        for file in run_files(run.folder)
+    ]
+    head = f'<!DOCTYPE html><meta charset="utf-8"><title>{name}</title>'
+    return f"{head}<h1>{name}</h1><ul>{''.join(links)}</ul>"
+
+
+def _address(path: Path, outputs: Path) -> str:
+    """The path below `outputs` as a browser asks for it, unquoted."""
+    return str(path.relative_to(outputs))
+
+
+def _signature(files: Sequence[Path], folder: Path) -> str:
+    """Changes when one of the files, or a file of the folder, does."""
+    inside = sorted(folder.glob("*.json")) if folder.is_dir() else []
+    parts = []
+    for path in (*files, *inside):
+        try:
+            found = path.stat()
+        except FileNotFoundError:
+            continue
+        parts.append(f"{path.name}:{found.st_mtime_ns}:{found.st_size}")
+    return ",".join(parts)

@@ -12,7 +12,7 @@ from src.multirun import composition
 _HEADER = """\
 # Written by python -m src.sweep export {name}. On the server's side:
 #   wandb sweep --project PROJECT FILE
-#   wandb agent ENTITY/PROJECT/SWEEP_ID      in this repository's root, on as many machines as wanted
+#   wandb agent ENTITY/PROJECT/SWEEP_ID      in this repository's root, on any number of machines
 """
 
 

@@ -83,7 +83,7 @@ def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
     """What this machine is divided into; None where submitit has the jobs.
 
     Raises:
-        ConfigError: a launcher that a sweep cannot use, or more jobs at once than there is room for.
+        ConfigError: a launcher that a sweep cannot use, or more jobs at once than fit.
     """
     launcher = sweep.launcher
     settings = [p.job.settings for p in able if p.job.settings is not None]

@@ -7,7 +7,6 @@ command nor a job that went on elsewhere leaves a wrong note.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -179,7 +178,7 @@ def earlier(name: str, path: Path | None) -> list[SweepFolder]:
 
 
 def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[str, Task]:
-    """By hash, the furthest that each job has come: a finished run if there is one, else the newest.
+    """By hash, the furthest that each job has come: its finished run, or else its newest.
 
     Args:
         jobs: that can run.

@@ -131,7 +131,7 @@ class _Running:
 
 
 def outcome(task: Task, code: int | None, seconds: float) -> Outcome:
-    """A job's outcome, as its exit code and its folder tell it; without a code, the folder alone."""
+    """A job's outcome, by its exit code and its folder; without a code, by the folder alone."""
     if code in (0, None) and task.state == "finished":
         return Outcome(task, None, seconds)
     if code is None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def killed(tiny_job: list[str], tmp_path: Path) -> Iterator[tuple[Path, list[str], list[int]]]:
+def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[int]]:
     """A sweep killed while its first two jobs run; its folder, its command, its processes."""
     folder = tmp_path / "sweep"
     command = [
@@ -156,7 +156,7 @@ def killed(tiny_job: list[str], tmp_path: Path) -> Iterator[tuple[Path, list[str
     finally:
         process.kill()
         process.wait()
-    yield folder, command, below
+    return folder, command, below
 
 
 @pytest.mark.slow

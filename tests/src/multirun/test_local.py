@@ -68,7 +68,7 @@ def test_gpus_that_this_process_may_not_see_are_left_alone(
 
 
 def test_more_jobs_than_gpus_are_refused(on_gpu: list[RunConfig]) -> None:
-    with pytest.raises(ConfigError, match="5 jobs at once with launch.nproc=2 need 10 GPUs"):
+    with pytest.raises(ConfigError, match=r"5 jobs at once with launch\.nproc=2 need 10 GPUs"):
         local.shares(on_gpu, 5)
 
 

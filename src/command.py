@@ -7,9 +7,9 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from typing import TypeVar
 
 from hydra.errors import HydraException
-from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src import config
@@ -20,14 +20,16 @@ USAGE_ERROR = 2
 FAILURE = 1
 INTERRUPTED = 130
 
+_Given = TypeVar("_Given")
 
-def job(work: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+
+def job(work: Callable[[_Given], None]) -> Callable[[_Given], None]:
     """Let a job's user mistakes end it here, before Hydra reports them in its own words."""
 
     @functools.wraps(work)
-    def guarded(composed: DictConfig) -> None:
+    def guarded(given: _Given) -> None:
         try:
-            work(composed)
+            work(given)
         except (ValueError, AssetError) as error:
             if not _is_users(error):
                 raise
@@ -56,7 +58,7 @@ def run(app: Callable[[], None], boundary: type) -> None:
     try:
         app()
     except (HydraException, OmegaConfBaseException) as error:
-        _exit(_explain_hydra(error, boundary), USAGE_ERROR)
+        _exit(explain_hydra(error, boundary), USAGE_ERROR)
 
 
 def _is_users(error: Exception) -> bool:
@@ -72,7 +74,8 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _explain_hydra(error: Exception, boundary: type) -> str:
+def explain_hydra(error: Exception, boundary: type) -> str:
+    """What Hydra or OmegaConf has refused, with the keys that are allowed."""
     message = str(error)
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:

@@ -248,12 +248,29 @@ else:
 
 
 @dataclass(frozen=True)
+class SweepJob:
+    """Which job of which sweep a run is; set by the command that starts the jobs.
+
+    Attributes:
+        name: of the sweep, such as `learning_rate`.
+        id: of this sweep of that name.
+        job: number, from 1.
+        hash: of the job's config (src/multirun/identity.py).
+    """
+
+    name: Annotated[str, Field(min_length=1)]
+    id: Annotated[str, Field(min_length=1)]
+    job: PositiveInt
+    hash: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """Everything a training run needs.
 
     `budget` is the tokens of all stages together, null for the recipe's own; `recipe` holds what
     follows from it. `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for`
-    is the device that a dry run plans for.
+    is the device that a dry run plans for; `sweep` is the job that a sweep has started.
     """
 
     experiment: str
@@ -276,6 +293,8 @@ class RunConfig:
     resume: str | None = None
     allow_oversubscribe: bool = False
     plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
+    sweep: SweepJob | None = None
+    sweep_resume: bool = False
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False
@@ -286,6 +305,8 @@ class RunConfig:
             raise ValueError(
                 f"plan_for={self.plan_for} is for dry runs: add dry_run=true, or leave it out"
             )
+        if self.sweep_resume:
+            raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
         stages = budget.applied(self.recipe.stages, self.budget)
         object.__setattr__(self, "recipe", replace(self.recipe, stages=stages))
         # Asked here so that a target below the native window is refused with the rest.
@@ -359,6 +380,14 @@ class EvaluateConfig:
 
 
 T = typing.TypeVar("T")
+
+# Arithmetic in settings: `${times:4,${model.native_window}}`, and indices of every second of N
+# layers, the last one included: `${every:2,N}`.
+OmegaConf.register_new_resolver("times", operator.mul, replace=True)
+OmegaConf.register_new_resolver("larger", max, replace=True)
+OmegaConf.register_new_resolver(
+    "every", lambda step, count: list(range((count - 1) % step, count, step)), replace=True
+)
 
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:

@@ -5,6 +5,7 @@ python -m src.dashboard serve=true
 python -m src.dashboard view=table
 python -m src.dashboard compare=RUN,RUN
 python -m src.dashboard export=paper
+python -m src.dashboard target=wandb
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from omegaconf import DictConfig
 from pydantic import ConfigDict, Field
 from rich.console import Console
 
-from src import command, config
+from src import command, config, tracking
 from src.models import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
@@ -63,6 +64,9 @@ class DashboardConfig:
     serve: bool = False
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     refresh_seconds: PositiveInt = 5
+    target: Literal["page", "wandb"] = "page"
+    project: Annotated[str, Field(min_length=1)] = "linearard-lab"
+    entity: str | None = None
 
     def __post_init__(self) -> None:
         asked = {
@@ -70,6 +74,7 @@ class DashboardConfig:
             "compare": self.compare is not None,
             "export": self.export is not None,
             "view=table": self.view == "table",
+            "target=wandb": self.target == "wandb",
         }
         chosen = [name for name, is_chosen in asked.items() if is_chosen]
         if len(chosen) > 1:
@@ -84,8 +89,12 @@ def show(settings: DashboardConfig) -> None:
     """Do what is asked: write the page or files for a paper, print a table, or serve.
 
     Raises:
+        TrackingError: W&B cannot make the report.
         ReportError: a folder, a file, a run or a port that was named cannot be used.
     """
+    if settings.target == "wandb":
+        print(*tracking.publish_report(settings.project, settings.entity), sep="\n")
+        return
     if settings.serve:
         report = LiveReport(
             Path(settings.outputs),

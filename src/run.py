@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,7 @@ from src.launch import World
 from src.loop import StageRun, StepRecord
 from src.objectives.base import DriftChosen, Objective
 from src.plan import StagePlan
+from src.report.tracked import run_figures
 from src.run_folder import RunFolder
 from src.schedule import StageSchedule
 
@@ -92,10 +93,15 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
                 tracker = _start_tracker(config, folder)
             _Run(config, folder, world, tracker).train()
             launch.leave(world)
-            if world.is_main and config.eval.suites():
-                results = running.evaluate_finished(config, folder)
-                results.report(tracker)
-                results.check()
+            if world.is_main:
+                results = None
+                if config.eval.suites():
+                    results = running.evaluate_finished(config, folder)
+                    results.report(tracker)
+                _hand_over(config, folder, tracker)
+                if results is not None:
+                    # Last, so that a suite that failed takes nothing from the others.
+                    results.check()
         succeeded = True
         if world.is_main:
             folder.end("finished")
@@ -126,15 +132,29 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _hand_over(config: RunConfig, folder: RunFolder, tracker: tracking.Tracker) -> None:
+    """What the tracker gets at the end: totals, the plots of the page, the model if asked for."""
+    record = folder.record()
+    totals = {key: record[key] for key in ("tokens", "seconds", "step")}
+    flops = sum(s.flops for s in plan.make(config, world_size=record["world_size"]).stages)
+    tracker.summarize({f"total/{key}": value for key, value in totals.items()})
+    tracker.summarize({"total/flops": flops})
+    tracker.log_figures(run_figures(folder.path, folder.metrics()))
+    tracker.log_model(folder.export(), name=f"{config.experiment}-{record['run_id']}")
+
+
 def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
     record = folder.record()
+    sweep = config.sweep
+    group = config.tracking.group or (sweep.name if sweep else None)
+    sweep_tags = [f"sweep:{sweep.name}", f"sweep:{sweep.id}"] if sweep else []
     return tracking.start(
-        config.tracking,
+        replace(config.tracking, group=group),
         run_dir=folder.path,
         run_id=record["run_id"],
         name=f"{config.experiment}-{record['run_id']}",
         job_type=config.recipe.name,
-        tags=[config.experiment, config.model.name, *config.tags],
+        tags=[config.experiment, config.model.name, *config.tags, *sweep_tags],
         settings=asdict(config),
     )
 
@@ -349,7 +369,8 @@ class _Run:
         if self.world.is_main:
             entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
             self.folder.log(entry | record.metrics)
-            self.tracker.log({"tokens": tokens, "seconds": seconds} | record.metrics, step=step)
+            counters = {"tokens": tokens, "flops": self._flops(name, record.tokens)}
+            self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
         if self._saves_after(name, record.step):
             position = Position(step, name, record.step, self.world.size)
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
@@ -367,6 +388,12 @@ class _Run:
     def _tokens_before(self, name: str) -> int:
         earlier = self.names[: self.names.index(name)]
         return sum(self.config.recipe.stages[n].tokens for n in earlier)
+
+    def _flops(self, name: str, tokens: int) -> float:
+        """Floating-point operations of the plan up to so many tokens of a stage."""
+        earlier = [self.plan.stage(n) for n in self.names[: self.names.index(name)]]
+        here = self.plan.stage(name)
+        return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
 
     def _check_frozen(self, before: str, after: str) -> None:
         if self.world.is_main:

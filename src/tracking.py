@@ -6,20 +6,40 @@ written elsewhere, whatever the tracker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from wandb_workspaces.reports.v2.interface import Report
+    from wandb_workspaces.workspaces.interface import Workspace
+
+# W&B shows three levels of a nested config and asks for values below a megabyte. Ours is flattened;
+# whatever is longer than a person reads in a table is in the run folder's config.yaml.
+SEPARATOR = "/"
+LONGEST_VALUE = 4096
+# What curves can be drawn over; the first is what W&B takes unless told otherwise.
+X_AXES = ("tokens", "flops", "seconds")
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """`offline` writes into the run folder for a later `wandb sync`; `online` needs a login."""
+    """What goes to Weights & Biases.
+
+    Attributes:
+        mode: `offline` writes into the run folder for a later `wandb sync`; `online` needs a login.
+        project, entity: where the runs go; without an entity to the login's own.
+        group: of the run; without one, the sweep's name.
+        artifact: `export` makes an artifact of the final model.
+    """
 
     mode: Literal["disabled", "offline", "online"]
     project: str
     entity: str | None = None
     group: str | None = None
+    artifact: Literal["none", "export"] = "none"
 
 
 class Tracker(Protocol):
@@ -37,6 +57,14 @@ class Tracker(Protocol):
         """Record a table of results."""
         ...
 
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Record plots by name."""
+        ...
+
+    def log_model(self, folder: Path, *, name: str) -> None:
+        """Make an artifact of an exported model, if the config asks for it."""
+        ...
+
     def finish(self, *, succeeded: bool) -> None:
         """Close the run."""
         ...
@@ -52,6 +80,12 @@ class NullTracker:
         """Do nothing."""
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Do nothing."""
+
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Do nothing."""
+
+    def log_model(self, folder: Path, *, name: str) -> None:
         """Do nothing."""
 
     def finish(self, *, succeeded: bool) -> None:
@@ -75,6 +109,8 @@ class WandbTracker:
         import wandb
 
         self._wandb = wandb
+        self._config = config
+        self._run_dir = run_dir
         self._run = wandb.init(
             project=config.project,
             entity=config.entity,
@@ -83,14 +119,15 @@ class WandbTracker:
             name=name,
             job_type=job_type,
             tags=list(tags),
-            config=dict(settings),
+            config=flattened(settings),
             dir=str(run_dir),
             mode="online" if config.mode == "online" else "offline",
             resume="allow" if config.mode == "online" else None,
             settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
         )
-        self._run.define_metric("tokens")
-        self._run.define_metric("*", step_metric="tokens")
+        for axis in X_AXES:
+            self._run.define_metric(axis)
+        self._run.define_metric("*", step_metric=X_AXES[0])
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Record scalars; lists become one scalar an element."""
@@ -112,9 +149,24 @@ class WandbTracker:
             {name: self._wandb.Table(columns=list(columns), data=[list(r) for r in rows])}
         )
 
+    def log_figures(self, figures: Mapping[str, Figure]) -> None:
+        """Record interactive plots."""
+        if figures:
+            self._run.log({name: self._wandb.Plotly(figure) for name, figure in figures.items()})
+
+    def log_model(self, folder: Path, *, name: str) -> None:
+        """Make an artifact of type `model` of the folder, with `tracking.artifact=export`."""
+        if self._config.artifact == "none":
+            return
+        artifact = self._wandb.Artifact(name, type="model")
+        artifact.add_dir(str(folder), policy="immutable")  # not copied a second time
+        self._run.log_artifact(artifact)
+
     def finish(self, *, succeeded: bool) -> None:
-        """Close the run with exit code 0 or 1."""
+        """Close the run with exit code 0 or 1; say how an offline one is sent."""
         self._run.finish(exit_code=0 if succeeded else 1)
+        if self._config.mode == "offline":
+            print(sync_hint(str(self._run_dir)))
 
 
 def start(
@@ -139,3 +191,134 @@ def start(
         tags=tags,
         settings=settings,
     )
+
+
+def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings one level deep, as `recipe/stages/ard/lr`; texts beyond 4096 characters are cut."""
+    return dict(_leaves("", settings))
+
+
+def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _leaves(f"{path}{SEPARATOR}{key}" if path else str(key), inner)
+    elif isinstance(value, (list, tuple)):
+        listed = list(value)
+        yield path, listed if len(str(listed)) <= LONGEST_VALUE else _cut(str(listed))
+    else:
+        yield path, _cut(value) if isinstance(value, str) else value
+
+
+def _cut(text: str) -> str:
+    if len(text) <= LONGEST_VALUE:
+        return text
+    return f"{text[:LONGEST_VALUE]}... ({len(text):,} characters)"
+
+
+def sync_hint(folders: str) -> str:
+    """How offline runs in run folders are sent."""
+    return f"to send it to W&B: wandb sync {folders}/wandb/offline-run-*"
+
+
+def agent_run_id(environment: Mapping[str, str]) -> str | None:
+    """The id that an agent of a W&B sweep has given this run; None without an agent."""
+    return environment.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in environment else None
+
+
+class TrackingError(ValueError):
+    """W&B cannot do what is asked; the message says what is missing."""
+
+
+def publish_report(project: str, entity: str | None = None) -> list[str]:
+    """Make a workspace view and a report of a project's runs.
+
+    Args:
+        project: where the runs are.
+        entity: whose; None for the login's own.
+
+    Returns:
+        The addresses of both.
+
+    Raises:
+        TrackingError: there is no login, or W&B refuses.
+    """
+    import wandb
+    from wandb.errors import CommError, UsageError
+
+    try:
+        api = wandb.Api()
+        entity = entity or api.default_entity
+        if not entity:
+            raise TrackingError("entity: your login has none of its own; give one")
+        runs = api.runs(f"{entity}/{project}")
+        keys = sorted({key for run in runs for key in run.summary.keys()})  # noqa: SIM118
+        scores = [key for key in keys if key.startswith(_SCORES)]
+        view, text = workspace(project, entity, scores), report(project, entity, scores)
+        return [view.save().url, text.save().url]
+    except UsageError as error:
+        raise TrackingError(
+            "target=wandb needs a login: type `wandb login`, or set WANDB_API_KEY. Without one, "
+            "`python -m src.dashboard` writes the page"
+        ) from error
+    except (CommError, ValueError) as error:
+        raise TrackingError(f"W&B refuses {entity}/{project}: {error}") from error
+
+
+# Scores by window or task, one summary value each.
+_SCORES = ("eval/recovery", "eval/gap_closed", "eval/recovery_vs_best")
+
+
+def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:
+    """A view of a project: scores, then training curves by tokens and by work; not saved.
+
+    Args:
+        project: where the runs are.
+        entity: whose.
+        scores: summary values that a bar chart each is made of.
+    """
+    import wandb_workspaces.workspaces.interface as ws
+
+    curves = ws.Section(name="Training", panels=list(_curves()), is_open=True)
+    found = [ws.Section(name="Scores", panels=list(_bars(scores)), is_open=True)] if scores else []
+    return ws.Workspace(
+        entity=entity,
+        project=project,
+        name="Context extension",
+        sections=[*found, curves],
+        settings=ws.WorkspaceSettings(x_axis=X_AXES[0]),
+    )
+
+
+def report(project: str, entity: str, scores: Sequence[str]) -> Report:
+    """The same as a text with panels, runs grouped by sweep; not saved."""
+    import wandb_workspaces.reports.v2.interface as wr
+
+    def grid(panels: Iterator[Any]) -> wr.PanelGrid:
+        runs = wr.Runset(entity=entity, project=project, groupby=["Group"])
+        return wr.PanelGrid(runsets=[runs], panels=list(panels))
+
+    found = [wr.H2(text="Scores"), grid(_bars(scores))] if scores else []
+    return wr.Report(
+        project=project,
+        entity=entity,
+        title="Context extension: methods compared",
+        description="Short-text skills restored after RoPE scaling, by method, tokens and sweep.",
+        blocks=[*found, wr.H2(text="Training"), grid(_curves())],
+        width="fluid",
+    )
+
+
+def _bars(scores: Sequence[str]) -> Iterator[Any]:
+    import wandb_workspaces.reports.v2.interface as wr
+
+    for score in scores:
+        yield wr.BarPlot(title=score.removeprefix("eval/"), metrics=[score])
+
+
+def _curves() -> Iterator[Any]:
+    import wandb_workspaces.reports.v2.interface as wr
+
+    for axis in X_AXES:
+        yield wr.LinePlot(title=f"loss by {axis}", x=axis, y=["loss/total"], smoothing_factor=0.6)
+    yield wr.LinePlot(title="relations by tokens", x=X_AXES[0], metric_regex="loss/relation/[qkv].")
+    yield wr.LinePlot(title="gradient norm", x=X_AXES[0], y=["grad_norm"], log_y=True)

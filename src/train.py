@@ -4,6 +4,7 @@ python -m src.train +experiment=linearard_32k            the paper's run
 python -m src.train +experiment=quickstart               the main job, small, on a CPU
 python -m src.train +experiment=... dry_run=true         print the plan and stop
 python -m src.train resume=RUN_DIR                       go on from the newest whole checkpoint
+python -m src.train -m +experiment=... +sweeps=NAME      a sweep (src/multirun/)
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src import checkpoint, command, config, launch, models, plan, run
+from src import checkpoint, command, config, launch, models, plan, run, tracking
 from src.checkpoint import CheckpointError
 from src.config import ConfigError, LaunchConfig, RunConfig
 from src.devices import uses_cuda
 from src.evals import running
 from src.launch import World
+from src.multirun import composition, driver
+from src.multirun.identity import identity
 from src.run_folder import (
     LOCK,
     RunFolder,
@@ -166,6 +169,7 @@ class _NewRun:
 
 def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     """Check everything that can be checked without loading a model."""
+    _check_sweep(settings)
     path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
     check_unused(path)
     made = plan.make(settings, world_size=world_size)
@@ -174,11 +178,12 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     data = _preflight(settings)
     accepted = replace(settings, run_dir=str(path), resume=None)
     record: dict[str, Any] = {
-        "run_id": new_run_id() if settings.run_dir else path.name,
+        "run_id": _run_id(settings, path),
         "experiment": settings.experiment,
         "method": settings.recipe.name,
         "model": settings.model.name,
         "seed": settings.seed,
+        "sweep": asdict(settings.sweep) if settings.sweep else None,
         "command": command_line(sys.argv),
         "device": device_name(),
         "world_size": world_size,
@@ -187,6 +192,28 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
         **git_state(ROOT),
     }
     return _NewRun(path, _plain(accepted), record)
+
+
+def _check_sweep(settings: RunConfig) -> None:
+    """Refuse a job whose config is no longer the one that its sweep was planned with."""
+    if settings.sweep is not None and settings.sweep.hash != identity(settings):
+        raise ConfigError(
+            f"sweep.hash: job {settings.sweep.job} of {settings.sweep.name} was planned with other "
+            "settings than conf/ gives now; start the sweep again"
+        )
+
+
+def _run_id(settings: RunConfig, path: Path) -> str:
+    """The run's id, also for the tracker.
+
+    A job of a sweep keeps it when it starts over, and an agent of W&B has chosen it.
+    """
+    if settings.sweep is not None:
+        return f"{settings.sweep.id}-{settings.sweep.hash[:8]}"
+    chosen = tracking.agent_run_id(os.environ)
+    if chosen is not None:
+        return chosen
+    return new_run_id() if settings.run_dir else path.name
 
 
 def _new_path(settings: RunConfig) -> Path:
@@ -280,6 +307,8 @@ def _app(composed: DictConfig) -> None:
             )
         resume(Path(composed.resume), world)
         return
+    if (name := HydraConfig.get().runtime.choices.get("sweeps")) is not None:
+        raise ConfigError(f"+sweeps={name} is many runs: add -m")
     settings = config.load(RunConfig, composed)
     _check_launch(settings.launch, world, dry_run=settings.dry_run)
     if settings.dry_run:
@@ -289,9 +318,19 @@ def _app(composed: DictConfig) -> None:
     train(settings, world)
 
 
+@command.job
+def _typed(arguments: list[str]) -> None:
+    composition.register()
+    overrides = driver.wanted(arguments)
+    if overrides is None:
+        _app()
+    else:
+        sys.exit(driver.run(overrides))
+
+
 def main() -> None:
     """Entry point."""
-    command.run(_app, RunConfig)
+    command.run(lambda: _typed(sys.argv[1:]), RunConfig)
 
 
 if __name__ == "__main__":

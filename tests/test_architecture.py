@@ -16,8 +16,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ENTRIES = {"src.train", "src.evaluate", "src.dashboard", "src.rank", "src.evaluation_rank"}
-CONFIG_BOUNDARY = {"src.config", "src.command", "src.train", "src.evaluate", "src.dashboard"}
+ENTRIES = {
+    "src.train",
+    "src.evaluate",
+    "src.dashboard",
+    "src.sweep",
+    "src.rank",
+    "src.evaluation_rank",
+}
+CONFIG_BOUNDARY = {
+    "src.config",
+    "src.command",
+    "src.train",
+    "src.evaluate",
+    "src.dashboard",
+    "src.multirun.composition",
+}
 
 
 @dataclass(frozen=True)

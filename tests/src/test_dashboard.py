@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import fields
@@ -76,6 +77,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(argument: str, message: str, tmp_
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_in_wandb_needs_a_login(tmp_path: Path) -> None:
+    environment = {key: v for key, v in os.environ.items() if not key.startswith("WANDB_")}
+    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    line = [sys.executable, "-m", "src.dashboard", "target=wandb"]
+    done = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: target=wandb needs a login")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -12,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import plotly.graph_objects as go
 import pytest
 
 from src import tracking
@@ -19,7 +21,7 @@ from src.tracking import NullTracker, Tracker, TrackingConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 API_KEY = "0123456789abcdef" * 2 + "76543210"
-OFFLINE = TrackingConfig("offline", "a-project", group="a-group")
+OFFLINE = TrackingConfig("offline", "a-project", group="a-group", artifact="export")
 SETTINGS = {
     "seed": 3,
     "recipe": {"stages": {"ard": {"lr": 1e-3, "projections": ("q_proj", "k_proj")}}},
@@ -81,10 +83,14 @@ def run_dir(private_wandb: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("tracked")
     tracker = start(OFFLINE, folder)
     for step in (1, 2, 5):
-        metrics = {"tokens": 256 * step, "lr": 0.1, "loss/total": 2.0 / step}
+        metrics = {"tokens": 256 * step, "flops": 1e9 * step, "loss/total": 2.0 / step}
         tracker.log(metrics | {"loss/by_layer": [step + 0.25, step + 0.75]}, step=step)
     tracker.log_table("perplexity", ["model", "ppl 64"], [["native", 8.5], ["scaled", None]])
     tracker.summarize({"eval/gap_closed/64": 0.9, "eval/recovery/64": 97.5})
+    tracker.log_figures({"plots/a": go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))})
+    (folder / "export").mkdir()
+    (folder / "export" / "config.json").write_text("{}")
+    tracker.log_model(folder / "export", name="a-model")
     tracker.finish(succeeded=True)
     return folder
 
@@ -102,14 +108,19 @@ def test_the_run_is_named_and_its_config_kept(run_dir: Path, summary: dict[str, 
     assert run["tags"] == ["quickstart", "tiny"]
     assert summary["config"] == {
         "seed": 3,
-        "recipe": {"stages": {"ard": {"lr": 1e-3, "projections": ["q_proj", "k_proj"]}}},
+        "recipe/stages/ard/lr": 1e-3,
+        "recipe/stages/ard/projections": ["q_proj", "k_proj"],
         "run_dir": None,
     }
 
 
 def test_history_has_the_steps_and_lists_as_scalars(run_dir: Path) -> None:
     history = [entry["item"] for entry in records(log_file(run_dir))["history"]]
+    history, rest = history[:3], history[3:]
+    assert "perplexity.path" in history[-1], "a table comes with the last step"
+    assert [entry["plots/a._type"] for entry in rest] == ["plotly-file"]
     assert [entry["_step"] for entry in history] == [1, 2, 5]
+    assert [entry["flops"] for entry in history] == [1e9, 2e9, 5e9]
     assert [entry["tokens"] for entry in history] == [256, 512, 1280]
     assert [entry["loss/total"] for entry in history] == [2.0, 1.0, 0.4]
     assert [entry["loss/by_layer/0"] for entry in history] == [1.25, 2.25, 5.25]
@@ -117,13 +128,11 @@ def test_history_has_the_steps_and_lists_as_scalars(run_dir: Path) -> None:
     assert not any("loss/by_layer" in entry for entry in history)
 
 
-def test_curves_are_drawn_over_tokens(run_dir: Path) -> None:
+def test_curves_are_drawn_over_tokens_or_work(run_dir: Path) -> None:
     metrics = records(log_file(run_dir))["metric"]
-    assert {m.get("glob_name"): m.get("step_metric") for m in metrics} == {
-        None: None,
-        "*": "tokens",
-    }
-    assert metrics[0]["name"] == "tokens"
+    assert [m["name"] for m in metrics if "name" in m] == ["tokens", "flops", "seconds"]
+    (others,) = [m for m in metrics if "glob_name" in m]
+    assert (others["glob_name"], others["step_metric"]) == ("*", "tokens")
 
 
 def test_summary_and_last_values_are_kept(summary: dict[str, Any]) -> None:
@@ -139,6 +148,23 @@ def test_the_table_is_written(run_dir: Path, summary: dict[str, Any]) -> None:
     table = json.loads((log_file(run_dir).parent / "files" / entry["path"]).read_text())
     assert table["columns"] == ["model", "ppl 64"]
     assert table["data"] == [["native", 8.5], ["scaled", None]]
+
+
+def test_the_plot_is_written(run_dir: Path, summary: dict[str, Any]) -> None:
+    entry = summary["summary"]["plots/a"]
+    assert entry["_type"] == "plotly-file"
+    plot = json.loads((log_file(run_dir).parent / "files" / entry["path"]).read_text())
+    assert plot["data"][0]["y"] == [3, 4]
+
+
+def test_the_model_is_an_artifact_when_asked_for(run_dir: Path, tmp_path: Path) -> None:
+    (model,) = [a for a in records(log_file(run_dir))["artifact"] if a["type"] == "model"]
+    assert model["name"] == "a-model"
+    assert [file["path"] for file in model["manifest"]["contents"]] == ["config.json"]
+    tracker = start(replace(OFFLINE, artifact="none"), tmp_path)
+    tracker.log_model(run_dir / "export", name="a-model")
+    tracker.finish(succeeded=True)
+    assert not records(log_file(tmp_path))["artifact"]
 
 
 def test_success_is_exit_code_0(summary: dict[str, Any]) -> None:
@@ -159,6 +185,58 @@ def test_no_secret_is_written(run_dir: Path) -> None:
     files = [path for path in run_dir.rglob("*") if path.is_file()]
     assert log_file(run_dir) in files
     assert not [path for path in files if API_KEY.encode() in path.read_bytes()]
+
+
+def test_a_long_text_is_cut_and_a_deep_config_is_flat() -> None:
+    deep = {"a": {"b": {"c": {"d": {"e": 1}}}}, "empty": {}, "text": "x" * 5000, "none": None}
+    flat = tracking.flattened(deep | {"many": list(range(5000)), "nested": [{"a": 1}]})
+    assert flat["a/b/c/d/e"] == 1
+    assert (flat["none"], flat["empty"], flat["nested"]) == (None, {}, [{"a": 1}])
+    assert flat["text"] == "x" * 4096 + "... (5,000 characters)"
+    assert all(len(str(value)) < 4200 for value in flat.values())
+    assert not [key for key in flat if "." in key]
+
+
+def test_how_it_is_sent_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start(OFFLINE, tmp_path).finish(succeeded=False)
+    assert f"wandb sync {tmp_path}/wandb/offline-run-*" in capsys.readouterr().out
+
+
+def test_a_resumed_job_keeps_its_id(tmp_path: Path) -> None:
+    """W&B puts files of one id together when they are sent, in the order of their starts."""
+    for tokens in (1, 2):
+        tracker = start(OFFLINE, tmp_path)
+        tracker.log({"tokens": tokens}, step=tokens)
+        tracker.finish(succeeded=tokens == 2)
+    files = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert {records(file)["run"][0]["run_id"] for file in files} == {"20260101-000000-abc"}
+
+
+def test_a_workspace_and_a_report_are_built_offline() -> None:
+    scores = ["eval/recovery/512", "eval/gap_closed/512"]
+    view = tracking.workspace("a-project", "a-team", scores)
+    assert [section.name for section in view.sections] == ["Scores", "Training"]
+    text = json.dumps(view._to_model().model_dump(mode="json"))
+    assert all(name in text for name in [*scores, "loss/total", "flops", "tokens"])
+    written = tracking.report("a-project", "a-team", scores)
+    bars, curves = [block for block in written.blocks if hasattr(block, "panels")]
+    assert [panel.metrics for panel in bars.panels] == [[score] for score in scores]
+    assert [panel.x for panel in curves.panels][:3] == ["tokens", "flops", "seconds"]
+    assert len(tracking.report("a-project", "a-team", []).blocks) == 2
+
+
+def test_publishing_without_a_login_says_what_to_do(tmp_path: Path) -> None:
+    program = (
+        "from src import tracking\n"
+        "try:\n    tracking.publish_report('a-project', 'a-team')\n"
+        "except tracking.TrackingError as error:\n    print(error)"
+    )
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("WANDB_")}
+    homeless = environment | {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, env=homeless, capture_output=True, text=True
+    )
+    assert "type `wandb login`, or set WANDB_API_KEY" in done.stdout, done.stderr
 
 
 def test_runs_of_one_process_do_not_merge(tmp_path: Path) -> None:
@@ -219,6 +297,8 @@ def test_disabled_records_nothing(tmp_path: Path) -> None:
     tracker.log({"tokens": 1}, step=1)
     tracker.log_table("t", ["a"], [[1]])
     tracker.summarize({"a": 1})
+    tracker.log_figures({})
+    tracker.log_model(tmp_path, name="m")
     tracker.finish(succeeded=True)
     assert list(tmp_path.iterdir()) == []
 

@@ -1,0 +1,315 @@
+"""A command line and a file of `sweeps/` to jobs: Hydra's part of a sweep.
+
+Every combination of the swept values is a job. What is typed wins over the sweep's file: an
+override of a key that the file sweeps replaces its values.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from src import command, config
+from src.config import ConfigError, RunConfig
+from src.multirun.identity import identity
+
+ROOT = Path(__file__).resolve().parents[2]
+SWEEPS = ROOT / "sweeps"
+# The name of a sweep that has no file.
+AD_HOC = "multirun"
+# Of the whole sweep; the driver gives each job its own.
+_OF_THE_SWEEP = ("sweeps", "dry_run", "sweep_resume", "run_dir")
+
+# Hydra's own name for a launcher, and the file that gives it settings.
+_SLURM = ("hydra/launcher=submitit_slurm", "hydra/launcher=slurm")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One combination of the swept values.
+
+    Attributes:
+        number: from 1, in the order of the command.
+        overrides: that compose it.
+        swept: the part of them that tells it from the other jobs.
+        settings: its config; None where it was refused.
+        refusal: why it cannot run; None where it can.
+    """
+
+    number: int
+    overrides: tuple[str, ...]
+    swept: tuple[str, ...]
+    settings: RunConfig | None
+    refusal: str | None
+
+    @property
+    def label(self) -> str:
+        """What tells it from the other jobs, for people."""
+        return " ".join(self.swept) or "no swept value"
+
+    @property
+    def hash(self) -> str:
+        """What it is known by; only of a job that can run."""
+        assert self.settings is not None
+        return identity(self.settings)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """All jobs of a command.
+
+    Attributes:
+        name: of its file, or `multirun`.
+        arguments: overrides as typed.
+        jobs: in order; equal ones appear once.
+        launcher: the composed `hydra.launcher`.
+        notes: what the user may not expect.
+        dry_run: only the plan is wanted.
+        resume: only what is not done yet shall run.
+        folder: `run_dir` as given.
+    """
+
+    name: str
+    arguments: tuple[str, ...]
+    jobs: tuple[Job, ...]
+    launcher: Mapping[str, Any]
+    notes: tuple[str, ...]
+    dry_run: bool
+    resume: bool
+    folder: Path | None
+
+
+def names() -> list[str]:
+    """The sweeps that have a file."""
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+
+
+def register() -> None:
+    """Make `+sweeps=NAME` known to Hydra; the files lie beside `conf/`, not in it.
+
+    Raises:
+        ConfigError: a file is not of the form that the others have.
+    """
+    for name in names():
+        ConfigStore.instance().store(
+            group="sweeps",
+            name=name,
+            node={"hydra": {"sweeper": {"params": parameters(name)}}},
+            package="_global_",
+        )
+
+
+def parameters(name: str) -> dict[str, str]:
+    """Keys of a sweep's file, each with its values as an override has them.
+
+    Raises:
+        ConfigError: there is no such file, or it is not of that form.
+    """
+    path = SWEEPS / f"{name}.yaml"
+    if not path.is_file():
+        raise ConfigError(f"+sweeps={name}: no such sweep; there are {', '.join(names())}")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    match content:
+        case {"hydra": {"sweeper": {"params": dict(found)}}} if found:
+            return {str(key): str(value) for key, value in found.items()}
+    raise ConfigError(f"{path}: a sweep's file holds hydra.sweeper.params, a mapping of keys")
+
+
+def expand(arguments: Sequence[str]) -> Sweep:
+    """The sweep that a command line describes, every job of it composed and checked.
+
+    A job whose settings are refused is among the jobs, with the reason.
+
+    Raises:
+        ConfigError: the command line itself is refused.
+        HydraException: it cannot be parsed, or Hydra's own settings cannot be composed.
+    """
+    typed = OverridesParser.create().parse_overrides(list(arguments))
+    own = [o for o in typed if not o.is_hydra_override()]
+    hydra = [_line(o).replace(*_SLURM) for o in typed if o.is_hydra_override()]
+    options = {key: _fixed(own, key) for key in _OF_THE_SWEEP}
+    dry_run, folder = _flag(options, "dry_run"), options["run_dir"]
+    if (resumed := _fixed(own, "resume")) is not None:
+        raise ConfigError(
+            f"resume={resumed} is for one run; a sweep is resumed by sweep_resume=true"
+        )
+    name = options["sweeps"]
+    axes, notes = _axes(name, [o for o in own if o.key_or_group not in _OF_THE_SWEEP])
+    if dry_run:
+        axes.append(Axis("dry_run", ("dry_run=true",), swept=False))
+    with _composing():
+        jobs, more = _jobs(axes)
+        launcher = _launcher(jobs, hydra)
+    return Sweep(
+        name=name or AD_HOC,
+        arguments=tuple(arguments),
+        jobs=jobs,
+        launcher=launcher,
+        notes=(*notes, *more),
+        dry_run=dry_run,
+        resume=_flag(options, "sweep_resume"),
+        folder=None if folder is None else Path(folder),
+    )
+
+
+def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]:
+    """The axes of a sweep's file with more overrides, and what these replace.
+
+    Raises:
+        ConfigError: there is no such file, or an override is not one of a run's settings.
+    """
+    typed = OverridesParser.create().parse_overrides(list(arguments))
+    for override in typed:
+        if override.is_hydra_override() or override.key_or_group in _OF_THE_SWEEP:
+            raise ConfigError(f"{override.input_line}: not a setting of a single run; leave it out")
+    return _axes(name, typed)
+
+
+def question(name: str) -> str:
+    """What a sweep's file says that it asks."""
+    lines = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    said = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    words = [line.lstrip("# ") for line in said]
+    return " ".join(w for w in words if not w.startswith(("@package", "python -m")))
+
+
+def _parsed(values: Mapping[str, str]) -> list[Override]:
+    lines = [f"{key}={value}" for key, value in values.items()]
+    return OverridesParser.create().parse_overrides(lines)
+
+
+def _fixed(typed: Sequence[Override], key: str) -> str | None:
+    """The value of a key that is the same for all jobs; the last one typed counts.
+
+    Raises:
+        ConfigError: several are given.
+    """
+    value = None
+    for override in typed:
+        if override.key_or_group != key:
+            continue
+        if override.is_sweep_override():
+            raise ConfigError(
+                f"{key}={override.get_value_string()}: one value, the same for all jobs"
+            )
+        given = override.value()
+        value = None if given is None else str(given)
+    return value
+
+
+def _flag(options: Mapping[str, str | None], key: str) -> bool:
+    value = (options[key] or "false").lower()
+    if value not in ("true", "false"):
+        raise ConfigError(f"{key}: {value!r} came; allowed: true, false")
+    return value == "true"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Overrides of one key, one of which a job has."""
+
+    key: str
+    values: tuple[str, ...]
+    swept: bool
+
+
+def _axes(name: str | None, typed: Sequence[Override]) -> tuple[list[Axis], list[str]]:
+    """One axis a key; what is typed takes the place of what the file has."""
+    from_file = [] if name is None else _parsed(parameters(name))
+    axes = {axis.key: axis for axis in map(_axis, from_file)}
+    notes = []
+    for axis in map(_axis, typed):
+        before = axes.get(axis.key)
+        if before and before.swept and before.values != axis.values:
+            had, given = (
+                ",".join(line.partition("=")[2] for line in lines)
+                for lines in (before.values, axis.values)
+            )
+            notes.append(f"{axis.key}: {given} in place of the sweep's own values {had}")
+        axes[axis.key] = axis
+    return list(axes.values()), notes
+
+
+def _axis(override: Override) -> Axis:
+    key = override.key_or_group
+    if override.package is not None:
+        key = f"{key}@{override.package}"
+    if not override.is_sweep_override():
+        return Axis(key, (_line(override),), swept=False)
+    if not override.is_discrete_sweep():
+        raise ConfigError(f"{override.input_line}: an interval has no values to run; list some")
+    element = override.get_key_element()
+    values = tuple(f"{element}={value}" for value in override.sweep_string_iterator())
+    return Axis(key, values, swept=True)
+
+
+def _line(override: Override) -> str:
+    assert override.input_line is not None
+    return override.input_line
+
+
+@contextmanager
+def _composing() -> Iterator[None]:
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"):
+        yield
+
+
+def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
+    found: list[Job] = []
+    by_hash: dict[str, Job] = {}
+    notes = []
+    for values in itertools.product(*(axis.values for axis in axes)):
+        swept = tuple(v for v, axis in zip(values, axes, strict=True) if axis.swept)
+        job = _composed(Job(len(found) + 1, values, swept, None, None))
+        if job.settings is not None:
+            equal = by_hash.setdefault(job.hash, job)
+            if equal is not job:
+                notes.append(f"{job.label} is the same run as {equal.label}; it runs once")
+                continue
+        found.append(job)
+    return tuple(found), notes
+
+
+def _composed(job: Job) -> Job:
+    try:
+        composed = compose("train", overrides=list(job.overrides))
+        swept = tuple(_resolved(line, composed) for line in job.swept)
+        return replace(job, swept=swept, settings=config.load(RunConfig, composed))
+    except ConfigError as error:
+        return replace(job, refusal=str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        return replace(job, refusal=command.explain_hydra(error, RunConfig))
+
+
+def _resolved(line: str, composed: DictConfig) -> str:
+    """An override for people: with the value that an interpolation has come to."""
+    key, _, value = line.partition("=")
+    if "${" not in value:
+        return line
+    found = OmegaConf.select(composed, key)
+    plain = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    return f"{key}={plain}"
+
+
+def _launcher(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
+    """`hydra.launcher`, which may refer to the settings of the first job that can run."""
+    first = next((list(job.overrides) for job in jobs if job.settings is not None), [])
+    composed = compose("train", overrides=[*first, *overrides], return_hydra_config=True)
+    plain = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}

@@ -1,0 +1,256 @@
+"""A sweep from its command line to its exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from rich.console import Console
+
+from src import plan, tracking
+from src.config import ConfigError, RunConfig
+from src.launch import world_from_environment
+from src.multirun import cluster, composition, local, table
+from src.multirun.composition import Job, Sweep
+from src.multirun.folder import SweepFolder, Task, best_tasks, earlier, settled
+from src.multirun.local import Outcome
+from src.multirun.process import Share
+from src.multirun.table import Planned
+from src.run import stoppable
+
+# An exit code is a byte, and shells use those from 126.
+MOST_FAILED = 100
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Plan and run the sweep that a command line describes.
+
+    Returns:
+        How many jobs failed, 100 at most: the exit code.
+
+    Raises:
+        ConfigError, SweepError: a mistake of the user's, before anything is started.
+        KeyboardInterrupt: stopped; so are the jobs, unless a scheduler has them.
+    """
+    if world_from_environment(os.environ) is not None:
+        raise ConfigError(
+            "-m: a launcher has started this command on several ranks; a sweep starts its jobs "
+            "itself: type it without the launcher"
+        )
+    sweep = composition.expand(arguments)
+    planned = [_planned(job, sweep) for job in sweep.jobs]
+    if all(p.refusal is not None for p in planned):
+        reasons = dict.fromkeys(p.refusal or "" for p in planned)
+        raise ConfigError("\n".join(["every job of the sweep is refused:", *reasons]))
+    parts = _parts(sweep, [p for p in planned if p.refusal is None])
+    able = [p.job for p in planned if p.refusal is None]
+    at_once = None if parts is None else len(parts)
+    if sweep.dry_run and not sweep.resume:
+        table.show(sweep, planned, at_once, Console())
+        return _code(sum(p.refusal is not None for p in planned))
+    before = earlier(sweep.name, sweep.folder) if sweep.resume else []
+    known = best_tasks(able, before)
+    planned = [_with_state(p, known) for p in planned] if sweep.resume else planned
+    table.show(sweep, planned, at_once, Console(stderr=not sweep.dry_run))
+    if sweep.dry_run:
+        return _code(sum(p.refusal is not None for p in planned))
+    return _run(sweep, planned, able, before, parts)
+
+
+def _planned(job: Job, sweep: Sweep) -> Planned:
+    if job.settings is None:
+        return Planned(job, None, job.refusal)
+    try:
+        made = plan.make(job.settings, world_size=job.settings.launch.ranks)
+        if not sweep.dry_run:
+            plan.check_fits(made, job.settings)
+    except ConfigError as error:
+        return Planned(job, None, str(error))
+    return Planned(job, made, None)
+
+
+def _with_state(planned: Planned, known: Mapping[str, Task]) -> Planned:
+    if planned.refusal is not None:
+        return planned
+    task = known.get(planned.job.hash)
+    return replace(planned, state="missing" if task is None else task.state)
+
+
+def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
+    """What this machine is divided into; None where submitit has the jobs.
+
+    Raises:
+        ConfigError: a launcher that a sweep cannot use, or more jobs at once than fit.
+    """
+    launcher = sweep.launcher
+    settings = [p.job.settings for p in able if p.job.settings is not None]
+    executor = cluster.executor_of(launcher)
+    others = {s.launch.by for s in settings} - {"local", executor}
+    if others:
+        raise ConfigError(
+            f"launch={others.pop()}: a sweep starts the ranks of its jobs itself; use launch=local "
+            "with launch.nproc, or launch=slurm with hydra/launcher=submitit_slurm"
+        )
+    if executor is not None:
+        return None
+    if launcher.get("_target_", "") not in _KNOWN:
+        raise ConfigError(
+            f"hydra/launcher: {launcher['_target_']} is not known here; use parallel, "
+            "submitit_slurm or submitit_local, or none for one job after the other"
+        )
+    if "n_jobs" not in launcher:  # Hydra's basic launcher: one after the other, with everything
+        return [Share()]
+    n_jobs = launcher["n_jobs"]
+    if n_jobs is not None and not isinstance(n_jobs, int):
+        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs!r} came; give a number, or null")
+    # -1 is joblib's way to say: as many as there is room for.
+    parts = local.shares(settings, None if n_jobs == -1 else n_jobs)
+    if not sweep.dry_run:
+        _check_memory(able, len(parts))
+    return parts
+
+
+_KNOWN = (
+    "",
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+)
+
+
+def _check_memory(able: Sequence[Planned], at_once: int) -> None:
+    """Refuse jobs that fit a machine's memory one by one, but not together.
+
+    Raises:
+        ConfigError: with how many fit.
+    """
+    on_cpu = [p.plan for p in able if p.plan is not None and p.plan.device.is_cpu]
+    forced = any(p.job.settings.allow_oversubscribe for p in able if p.job.settings)
+    if not on_cpu or forced:
+        return
+    peak = max(made.world_size * stage.peak for made in on_cpu for stage in made.stages)
+    has = plan.USABLE * on_cpu[0].device.memory * on_cpu[0].world_size
+    if at_once * peak > has:
+        raise ConfigError(
+            f"hydra.launcher.n_jobs: {at_once} jobs at once need an estimated "
+            f"{at_once * peak / 2**30:.1f} GiB, and there are {has / 2**30:.1f}; use "
+            f"{max(1, int(has / peak))} at most (or try with allow_oversubscribe=true)"
+        )
+
+
+def _run(
+    sweep: Sweep,
+    planned: Sequence[Planned],
+    able: Sequence[Job],
+    before: Sequence[SweepFolder],
+    parts: list[Share] | None,
+) -> int:
+    console = Console(stderr=True, soft_wrap=True, highlight=False)
+    refused = [p for p in planned if p.refusal is not None]
+    shared = [folder for folder in before if best_tasks(able, [folder])]
+    if shared:
+        folder = shared[0]
+    else:
+        folder = SweepFolder.create(
+            sweep.folder, name=sweep.name, command=_command(sweep.arguments)
+        )
+        if sweep.resume:
+            console.print("no earlier sweep of this name has any of these jobs: all of them run")
+    with folder.lock():
+        known = best_tasks(able, before)
+        folder = folder.holding([job for job in able if job.hash not in known])
+        tasks = [known.get(job.hash) or folder.task(job) for job in able]
+        states = {task.sweep.hash: settled(task) for task in tasks}
+        if sweep.resume:
+            console.print(f"so far: {table.counted(Counter(states.values()))}")
+        for task in (t for t in tasks if states[t.sweep.hash] == "running"):
+            console.print(f"left alone, since it is being run: {task.name}", markup=False)
+        todo = [t for t in tasks if states[t.sweep.hash] not in ("finished", "running")]
+        outcomes = _all(sweep, todo, folder, parts, console)
+    table.show_end(outcomes, refused, console)
+    failed = sum(o.failure is not None for o in outcomes) + len(refused)
+    _say_how_to_go_on(sweep, folder, able, failed, console)
+    return _code(failed)
+
+
+def _all(
+    sweep: Sweep,
+    tasks: Sequence[Task],
+    folder: SweepFolder,
+    parts: list[Share] | None,
+    console: Console,
+) -> list[Outcome]:
+    def started(task: Task) -> None:
+        console.print(f"started {task.name}: {task.run_dir}", markup=False)
+
+    def ended(outcome: Outcome) -> None:
+        how = "finished" if outcome.failure is None else f"FAILED ({outcome.failure})"
+        console.print(f"{how}: {outcome.task.name}, {outcome.seconds:.0f} s", markup=False)
+
+    try:
+        with stoppable():
+            if parts is None:
+                return cluster.run(tasks, sweep.launcher, folder.path, started, ended)
+            return local.run(tasks, parts, started, ended)
+    except KeyboardInterrupt:
+        console.print(f"stopped; go on with {_command(_resumed(sweep))}", markup=False)
+        raise
+
+
+def _say_how_to_go_on(
+    sweep: Sweep, folder: SweepFolder, able: Sequence[Job], failed: int, console: Console
+) -> None:
+    console.print(f"sweep folder: {folder.path}", markup=False)
+    if failed:
+        console.print(f"run the failed ones again: {_command(_resumed(sweep))}", markup=False)
+    settings: list[RunConfig] = [job.settings for job in able if job.settings is not None]
+    if any(s.tracking.mode == "offline" for s in settings):
+        console.print(tracking.sync_hint(f"{folder.path}/*"), markup=False)
+
+
+def _resumed(sweep: Sweep) -> list[str]:
+    given = [a for a in sweep.arguments if not a.startswith("sweep_resume=")]
+    return [*given, "sweep_resume=true"]
+
+
+def _command(arguments: Sequence[str]) -> str:
+    return shlex.join(["python", "-m", "src.train", "-m", *arguments])
+
+
+def _code(failed: int) -> int:
+    return min(failed, MOST_FAILED)
+
+
+def wanted(argv: Sequence[str]) -> list[str] | None:
+    """The overrides of a command line that asks for a sweep; None where it does not.
+
+    Hydra answers `--help` and its like, also beside `-m`.
+
+    Raises:
+        ConfigError: an option that a sweep does not take.
+    """
+    options = [a for a in argv if a.startswith("-")]
+    if not {"-m", "--multirun"} & set(options):
+        return None
+    others = [o for o in options if o not in ("-m", "--multirun")]
+    if any(o.split("=")[0] in _INFORMATION for o in others):
+        return None
+    if others:
+        raise ConfigError(f"{others[0]}: a sweep takes overrides (KEY=VALUE) only")
+    return [a for a in argv if not a.startswith("-")]
+
+
+_INFORMATION = {
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--info",
+    "-i",
+    "--shell-completion",
+    "-sc",
+}

@@ -1,0 +1,245 @@
+"""The folder of a sweep, and what has become of each of its jobs.
+
+`outputs/sweeps/NAME/ID/` holds `sweep.json` (the jobs, by the hash of their configs), a run folder
+a job and `logs/`. What is done is read from the run folders themselves, so that neither a killed
+command nor a job that went on elsewhere leaves a wrong note.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from filelock import FileLock, Timeout
+from pydantic import TypeAdapter, ValidationError
+
+from src.config import SweepJob
+from src.multirun.composition import Job
+from src.run_folder import LOCK, RunFolder, RunFolderError, new_run_id, write_json
+
+SCHEMA = 1
+SWEEP_FILE = "sweep.json"
+OUTPUTS = Path("outputs") / "sweeps"
+# A killed job lets go of its folder at once, but not in no time.
+_PATIENCE = 5.0
+
+State = Literal["missing", "running", "failed", "interrupted", "finished"]
+
+
+class SweepError(ValueError):
+    """A sweep's folder cannot be used, or is in use."""
+
+
+@dataclass(frozen=True)
+class KnownJob:
+    """A job as `sweep.json` has it."""
+
+    number: int
+    hash: str
+    overrides: tuple[str, ...]
+    folder: str
+    """Of its run, inside the sweep's."""
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """`sweep.json`."""
+
+    schema: Literal[1]
+    name: str
+    id: str
+    created_at: str
+    command: str
+    jobs: tuple[KnownJob, ...]
+
+
+@dataclass(frozen=True)
+class SweepFolder:
+    """A sweep that has been started."""
+
+    path: Path
+    record: SweepRecord
+
+    @classmethod
+    def create(cls, path: Path | None, *, name: str, command: str) -> SweepFolder:
+        """A new one, without jobs.
+
+        Raises:
+            SweepError: the path is in use.
+        """
+        identifier = new_run_id()
+        path = path or OUTPUTS / name / identifier
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            held = (path / SWEEP_FILE).is_file()
+            remedy = "add sweep_resume=true, or name" if held else "name"
+            what = "holds a sweep" if held else "is not empty"
+            raise SweepError(f"run_dir={path} {what}: {remedy} a new folder")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        folder = cls(path, SweepRecord(SCHEMA, name, identifier, now, command, ()))
+        path.mkdir(parents=True, exist_ok=True)
+        return folder.holding([])
+
+    @classmethod
+    def open(cls, path: Path) -> SweepFolder:
+        """An existing one.
+
+        Raises:
+            SweepError: it has no readable `sweep.json`.
+        """
+        file = path / SWEEP_FILE
+        try:
+            record = TypeAdapter(SweepRecord).validate_json(file.read_bytes(), strict=True)
+        except OSError as error:
+            raise SweepError(f"{path} is not a sweep's folder: {error}") from error
+        except ValidationError as error:
+            raise SweepError(f"{file} cannot be read: {error.errors()[0]['msg']}") from error
+        return cls(path, record)
+
+    def holding(self, jobs: Sequence[Job]) -> SweepFolder:
+        """The same folder with these jobs added to those it knows; written at once."""
+        known = {job.hash for job in self.record.jobs}
+        new = [
+            KnownJob(job.number, job.hash, job.overrides, f"{job.number:03d}-{job.hash[:8]}")
+            for job in jobs
+            if job.hash not in known
+        ]
+        record = self.record
+        held = SweepRecord(
+            record.schema,
+            record.name,
+            record.id,
+            record.created_at,
+            record.command,
+            (*record.jobs, *new),
+        )
+        write_json(self.path / SWEEP_FILE, TypeAdapter(SweepRecord).dump_python(held, mode="json"))
+        return SweepFolder(self.path, held)
+
+    def task(self, job: Job) -> Task:
+        """Where and as what a job of this folder runs."""
+        known = next(k for k in self.record.jobs if k.hash == job.hash)
+        return Task(
+            label=job.label,
+            overrides=job.overrides,
+            run_dir=self.path / known.folder,
+            log=self.path / "logs" / f"{known.folder}.log",
+            sweep=SweepJob(self.record.name, self.record.id, known.number, known.hash),
+        )
+
+    def lock(self) -> FileLock:
+        """Held by the command that runs the sweep.
+
+        Raises:
+            SweepError: another command holds it.
+        """
+        lock = FileLock(self.path / LOCK)
+        try:
+            lock.acquire(timeout=_PATIENCE)
+        except Timeout:
+            raise SweepError(f"{self.path} is being run by another command") from None
+        return lock
+
+
+@dataclass(frozen=True)
+class Task:
+    """A job to be run: what it is called, composed from, and where it leaves what."""
+
+    label: str
+    overrides: tuple[str, ...]
+    run_dir: Path
+    log: Path
+    sweep: SweepJob
+
+    @property
+    def state(self) -> State:
+        """What has become of it so far."""
+        return state_of(self.run_dir)
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"job {self.sweep.job} ({self.label})"
+
+
+def earlier(name: str, path: Path | None) -> list[SweepFolder]:
+    """Sweeps of a name, newest first; only the one in `path` where it is given.
+
+    Raises:
+        SweepError: one cannot be read.
+    """
+    if path is not None:
+        return [SweepFolder.open(path)] if (path / SWEEP_FILE).is_file() else []
+    files = sorted((OUTPUTS / name).glob(f"*/{SWEEP_FILE}"), reverse=True)
+    return [SweepFolder.open(file.parent) for file in files]
+
+
+def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[str, Task]:
+    """By hash, the furthest that each job has come: its finished run, or else its newest.
+
+    Args:
+        jobs: that can run.
+        folders: newest first.
+    """
+    found: dict[str, Task] = {}
+    for folder in folders:
+        known = {job.hash for job in folder.record.jobs}
+        for job in jobs:
+            if job.hash not in known:
+                continue
+            task = folder.task(job)
+            if job.hash not in found or (
+                task.state == "finished" and found[job.hash].state != "finished"
+            ):
+                found[job.hash] = task
+    return found
+
+
+def state_of(run_dir: Path) -> State:
+    """What the run folder says; a run that nobody holds is not running."""
+    folder = RunFolder(run_dir)
+    if not folder.record_file.is_file():
+        return "missing"
+    try:
+        state = folder.record()["state"]
+    except (RunFolderError, KeyError):
+        return "failed"
+    if state == "running":
+        return "running" if _held(run_dir) else "interrupted"
+    return state
+
+
+def settled(task: Task) -> State:
+    """The state, once a job that is just being killed has let go of its folder."""
+    deadline = time.monotonic() + _PATIENCE
+    while (state := task.state) == "running" and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return state
+
+
+def failure_of(task: Task, fallback: str) -> str:
+    """Why a job has not finished, in a line."""
+    record: dict[str, Any] = {}
+    if (task.run_dir / "run.json").is_file():
+        try:
+            record = RunFolder(task.run_dir).record()
+        except RunFolderError as error:
+            return str(error)
+    if record.get("state") == "failed" and record.get("error"):
+        return str(record["error"]).splitlines()[0]
+    lines = task.log.read_text(errors="replace").splitlines() if task.log.is_file() else []
+    refused = [line for line in lines if line.startswith("error: ")]
+    return refused[-1].removeprefix("error: ") if refused else fallback
+
+
+def _held(run_dir: Path) -> bool:
+    lock = FileLock(run_dir / LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False

@@ -1,0 +1,32 @@
+"""A job is known by its config: two jobs with equal settings are one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+
+from src.config import RunConfig
+
+# Where a run is kept, how it is started and who is told of it do not make it another one.
+_NOT_PART = (
+    "run_dir",
+    "resume",
+    "dry_run",
+    "allow_oversubscribe",
+    "plan_for",
+    "budget",  # what follows from it is in the recipe
+    "tags",
+    "tracking",
+    "sweep",
+    "sweep_resume",
+)
+
+
+def identity(settings: RunConfig) -> str:
+    """SHA-256, in hexadecimal, of everything in a config that decides what a run computes."""
+    plain = asdict(settings)
+    for key in _NOT_PART:
+        plain.pop(key)
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""Jobs on this machine: one after the other, or several at once on GPUs or cores of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from src.config import ConfigError, RunConfig
+from src.devices import uses_cuda
+from src.multirun import process
+from src.multirun.folder import Task, failure_of
+from src.multirun.process import Share
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended.
+
+    Attributes:
+        task: the job.
+        failure: None where it has finished.
+        seconds: it took.
+    """
+
+    task: Task
+    failure: str | None
+    seconds: float
+
+
+def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
+    """The parts that this machine is divided into; so many jobs run at once.
+
+    Args:
+        jobs: that are to run.
+        n_jobs: at once; None for as many as GPUs suffice for, or without GPUs one for two cores.
+
+    Raises:
+        ConfigError: more than the machine has GPUs for, or none at all.
+    """
+    if n_jobs is not None and n_jobs < 1:
+        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs} came; give at least 1, or null")
+    if any(uses_cuda(job.engine.device) for job in jobs):
+        return _gpu_shares(max(job.launch.nproc for job in jobs), n_jobs, len(jobs))
+    return _core_shares(n_jobs, len(jobs))
+
+
+def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
+    gpus = _visible_gpus()
+    wanted = n_jobs or max(1, min(jobs, len(gpus) // each))
+    if wanted * each > len(gpus):
+        raise ConfigError(
+            f"hydra.launcher.n_jobs: {wanted} jobs at once with launch.nproc={each} need "
+            f"{wanted * each} GPUs, and there are {len(gpus)}"
+        )
+    return [
+        Share(
+            {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each])}
+            | _threads(len(os.sched_getaffinity(0)) // wanted)
+        )
+        for i in range(wanted)
+    ]
+
+
+def _visible_gpus() -> list[str]:
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given:
+        return given.split(",")
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _core_shares(n_jobs: int | None, jobs: int) -> list[Share]:
+    cores = sorted(os.sched_getaffinity(0))
+    wanted = n_jobs or max(1, min(jobs, len(cores) // 2))
+    each = len(cores) // wanted
+    if each == 0:  # more jobs than cores: the system deals them out
+        return [Share(_threads(1))] * wanted
+    return [
+        Share(_threads(each), frozenset(cores[i * each : (i + 1) * each])) for i in range(wanted)
+    ]
+
+
+def _threads(cores: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, cores)))}
+
+
+def run(
+    tasks: Sequence[Task],
+    parts: Sequence[Share],
+    started: Callable[[Task], None],
+    ended: Callable[[Outcome], None],
+) -> list[Outcome]:
+    """Run all tasks, as many at once as there are parts, and wait for them.
+
+    A task that fails leaves the others running. Whatever ends this function ends its jobs.
+    """
+    waiting, free = deque(tasks), list(parts)
+    running: list[_Running] = []
+    outcomes: list[Outcome] = []
+    try:
+        while waiting or running:
+            while waiting and free:
+                task, share = waiting.popleft(), free.pop(0)
+                running.append(_Running(task, share, process.start(task, share), time.monotonic()))
+                started(task)
+            for job in [job for job in running if job.process.poll() is not None]:
+                running.remove(job)
+                free.append(job.share)
+                outcomes.append(job.outcome())
+                ended(outcomes[-1])
+            time.sleep(0.1)
+    finally:
+        process.stop([job.process for job in running])
+    return outcomes
+
+
+@dataclass(frozen=True)
+class _Running:
+    task: Task
+    share: Share
+    process: subprocess.Popen[bytes]
+    began: float
+
+    def outcome(self) -> Outcome:
+        return outcome(self.task, self.process.returncode, time.monotonic() - self.began)
+
+
+def outcome(task: Task, code: int | None, seconds: float) -> Outcome:
+    """A job's outcome, by its exit code and its folder; without a code, by the folder alone."""
+    if code in (0, None) and task.state == "finished":
+        return Outcome(task, None, seconds)
+    if code is None:
+        how = f"its run folder says {task.state}"
+    else:
+        how = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
+    return Outcome(task, failure_of(task, how), seconds)

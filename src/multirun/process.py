@@ -1,0 +1,101 @@
+"""A job as a process: the command a user would type, bound to the process that started it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from src.multirun.folder import Task
+from src.run_folder import RunFolder, whole_checkpoints
+
+_PR_SET_PDEATHSIG = 1
+# A stopped job writes its record and closes its tracker.
+_GRACE = 30.0
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of a machine that a job has.
+
+    Attributes:
+        environment: variables that differ from this process's.
+        cores: it may run on; None for all.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    cores: frozenset[int] | None = None
+
+
+def arguments(task: Task) -> list[str]:
+    """What `python -m src.train` is given: a run with a whole checkpoint goes on from it."""
+    if whole_checkpoints(RunFolder(task.run_dir)):
+        return [f"resume={_quoted(str(task.run_dir))}"]
+    sweep = task.sweep
+    return [
+        *task.overrides,
+        f"run_dir={_quoted(str(task.run_dir))}",
+        f"+sweep.name={_quoted(sweep.name)}",
+        f"+sweep.id={_quoted(sweep.id)}",
+        f"+sweep.job={sweep.job}",
+        f"+sweep.hash={_quoted(sweep.hash)}",
+    ]
+
+
+def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
+    """Start a job; its output is appended to its log.
+
+    To be called from the main thread: on Linux the job is killed when the thread that started it
+    ends, so that it cannot outlive this process, however that ends.
+    """
+    task.log.parent.mkdir(parents=True, exist_ok=True)
+    with task.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "src.train", *arguments(task)],
+            env=os.environ | dict(share.environment),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=_Binding(os.getpid(), share.cores),
+        )
+
+
+def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """End jobs: asked first, killed after a while."""
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+    for process in processes:
+        try:
+            process.wait(_GRACE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+class _Binding:
+    """Runs in the child before the program: tie it to its parent and to its cores."""
+
+    def __init__(self, parent: int, cores: frozenset[int] | None) -> None:
+        self._parent = parent
+        self._cores = cores
+        # Loaded here: between fork and exec as little as possible may happen.
+        self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def __call__(self) -> None:
+        if self._libc is not None:
+            self._libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+            if os.getppid() != self._parent:  # it ended before the line above
+                os._exit(1)
+        if self._cores is not None:
+            os.sched_setaffinity(0, self._cores)
+
+
+def _quoted(text: str) -> str:
+    """A string that Hydra takes as it is, whatever it looks like."""
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

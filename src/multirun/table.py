@@ -1,0 +1,183 @@
+"""What a sweep will cost, one row a job, and how its jobs ended."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from src.multirun.composition import Job, Sweep
+from src.multirun.local import Outcome
+from src.plan import Plan
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A job with its plan, or without one where it is refused.
+
+    Attributes:
+        job: the combination.
+        plan: None where the job is refused.
+        refusal: why; None where it can run.
+        state: what has become of it so far; None where nobody asked.
+    """
+
+    job: Job
+    plan: Plan | None
+    refusal: str | None
+    state: str | None = None
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all stages."""
+        return sum(stage.flops for stage in self.plan.stages) if self.plan else 0.0
+
+    @property
+    def hours(self) -> float | None:
+        """Estimated training time; None for a device of unknown speed."""
+        if self.plan is None:
+            return 0.0
+        seconds = [stage.seconds_per_step for stage in self.plan.stages]
+        if None in seconds:
+            return None
+        return sum((s.seconds_per_step or 0) * s.steps for s in self.plan.stages) / 3600
+
+
+def show(sweep: Sweep, planned: Sequence[Planned], at_once: int | None, console: Console) -> None:
+    """Print the plan of a sweep.
+
+    Args:
+        sweep: the command.
+        planned: its jobs.
+        at_once: how many run at the same time; None where a scheduler decides.
+        console: output that is no terminal is wide enough for every figure.
+    """
+    if not console.is_terminal:
+        console.width = max(console.width, 160)
+    for note in sweep.notes:
+        console.print(f"[yellow]note: {escape(note)}[/yellow]")
+    able = [p for p in planned if p.refusal is None]
+    console.print(_table(sweep, planned, able))
+    for refused in (p for p in planned if p.refusal is not None):
+        console.print(
+            f"[red]job {refused.job.number} ({escape(refused.job.label)}) is refused: "
+            f"{escape(refused.refusal or '')}[/red]",
+            highlight=False,
+        )
+    console.print(_total(able, at_once), highlight=False)
+
+
+def _table(sweep: Sweep, planned: Sequence[Planned], able: Sequence[Planned]) -> Table:
+    table = Table(title=f"Sweep {sweep.name}", title_justify="left")
+    table.add_column("job", justify="right")
+    swept = [override.partition("=")[0] for override in planned[0].job.swept]
+    for key in _short(swept):
+        table.add_column(escape(key))
+    for column in ("tokens", "steps", "PFLOP", "hours", "GiB a rank"):
+        table.add_column(column, justify="right")
+    with_state = any(p.state for p in planned)
+    if with_state:
+        table.add_column("state")
+    for one in planned:
+        values = [escape(v.partition("=")[2]) for v in one.job.swept]
+        state = [one.state or ""] if with_state else []
+        table.add_row(str(one.job.number), *values, *_cost(one), *state)
+    table.add_section()
+    tokens = sum(p.plan.tokens for p in able if p.plan)
+    steps = sum(p.plan.steps for p in able if p.plan)
+    table.add_row(
+        "[bold]all[/bold]",
+        *("" for _ in swept),
+        f"{tokens:,}",
+        f"{steps:,}",
+        _petaflops(sum(p.flops for p in able)),
+        _hours(_sum([p.hours for p in able])),
+        "",
+        *([""] if with_state else []),
+    )
+    return table
+
+
+def _cost(one: Planned) -> list[str]:
+    if one.plan is None:
+        return ["refused", "", "", "", ""]
+    peak = max(stage.peak for stage in one.plan.stages) / 2**30
+    fits = "" if one.plan.fits else " [red]does not fit[/red]"
+    return [
+        f"{one.plan.tokens:,}",
+        f"{one.plan.steps:,}",
+        _petaflops(one.flops),
+        _hours(one.hours),
+        f"{peak:.2f}{fits}",
+    ]
+
+
+def _total(able: Sequence[Planned], at_once: int | None) -> str:
+    hours = _sum([p.hours for p in able])
+    plans = [p.plan for p in able if p.plan]
+    device = plans[0].device.name if plans else "no device"
+    tokens = sum(plan.tokens for plan in plans)
+    line = f"{_jobs(len(able))}: {tokens:,} tokens, {_petaflops(sum(p.flops for p in able))} PFLOP"
+    if hours is not None:
+        ranks = max((plan.world_size for plan in plans), default=1)
+        line += f", about {hours:.2g} hours of training on {device}"
+        line += f" ({hours * ranks:.2g} device-hours)" if ranks > 1 else ""
+        if at_once and at_once > 1:
+            line += f"; {at_once} at once: about {hours / at_once:.2g} hours"
+    return line
+
+
+def _jobs(count: int) -> str:
+    return f"{count} job{'' if count == 1 else 's'}"
+
+
+def _sum(hours: Sequence[float | None]) -> float | None:
+    known = [h for h in hours if h is not None]
+    return sum(known) if len(known) == len(hours) else None
+
+
+def _petaflops(flops: float) -> str:
+    amount = flops / 1e15
+    return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
+
+
+def _hours(hours: float | None) -> str:
+    return "-" if hours is None else f"{hours:.2g}"
+
+
+def _short(keys: Sequence[str]) -> list[str]:
+    """The last part of each key, or the whole where two would look the same."""
+    plain = [key.lstrip("+~").partition("@")[0] for key in keys]
+    last = [key.rpartition(".")[2].rpartition("/")[2] for key in plain]
+    return [
+        short if last.count(short) == 1 else whole for short, whole in zip(last, plain, strict=True)
+    ]
+
+
+def show_end(outcomes: Sequence[Outcome], refused: Sequence[Planned], console: Console) -> None:
+    """Say how many jobs have finished, and name those that have not with the reason."""
+    failed = [o for o in outcomes if o.failure is not None]
+    done = len(outcomes) - len(failed)
+    console.print(f"{_jobs(done)} finished, {len(failed) + len(refused)} failed", highlight=False)
+    for one in failed:
+        console.print(
+            f"[red]failed: {escape(one.task.name)}: {escape(one.failure or '')}; "
+            f"see {escape(str(one.task.log))}[/red]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    for one in refused:
+        console.print(
+            f"[red]failed: job {one.job.number} ({escape(one.job.label)}): refused: "
+            f"{escape(one.refusal or '')}[/red]",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def counted(states: Mapping[str, int]) -> str:
+    """`3 finished, 1 failed`."""
+    return ", ".join(f"{count} {state}" for state, count in states.items())

@@ -1,0 +1,314 @@
+"""Whole sweeps of tiny jobs: what fails, what is resumed, what a kill leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.multirun import driver
+from src.report.runs import read_runs
+from tests.conftest import ROOT
+
+# Two at a time on two cores of their own.
+PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
+
+
+@pytest.fixture(scope="module")
+def tiny_job(tiny_overrides: list[str]) -> list[str]:
+    """One step of the first stage, tracked offline."""
+    left_out = ("recipe.stages.cpt.", "tracking=", "recipe.stages.ard.tokens=")
+    kept = [o for o in tiny_overrides if not o.startswith(left_out)]
+    return [
+        *kept,
+        "recipe=ard_short",
+        "recipe.stages.ard.tokens=256",
+        "tracking=wandb_offline",
+    ]
+
+
+def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "src.train", "-m", *arguments]
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def offline_runs(run_dir: Path) -> list[dict[str, Any]]:
+    """State, config and summary of a folder's W&B runs, read from their own files."""
+    read = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary"]
+    return [
+        json.loads(subprocess.run([*read, str(file)], check=True, capture_output=True).stdout)
+        for file in run_dir.glob("wandb/offline-run-*/run-*.wandb")
+    ]
+
+
+@pytest.fixture(scope="module")
+def texts(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Eight folders of text, the last of which is not there yet."""
+    parent = tmp_path_factory.mktemp("texts")
+    return [Path(shutil.copytree(prose, parent / str(n))) for n in range(7)] + [parent / "7"]
+
+
+@pytest.fixture(scope="module")
+def eight_jobs(
+    tiny_job: list[str], texts: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
+    """A sweep's folder, its command and what came of it."""
+    folder = tmp_path_factory.mktemp("eight") / "sweep"
+    paths = ",".join(f"[{path}]" for path in texts)
+    command = [*tiny_job, f"data.sources.files.paths={paths}", f"run_dir={folder}", *PARALLEL]
+    return folder, command, sweep(*command)
+
+
+EightJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
+
+
+@pytest.mark.slow
+def test_one_job_of_eight_fails_and_is_named(eight_jobs: EightJobs, texts: list[Path]) -> None:
+    folder, _, done = eight_jobs
+    assert done.returncode == 1, done.stderr
+    assert "7 jobs finished, 1 failed" in done.stderr
+    (named,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert "job 8 (" in named
+    assert f"{texts[7]}' does not exist" in named
+    runs = read_runs(folder)
+    assert [run.state for run in runs] == ["finished"] * 7
+    assert not [run.problems for run in runs if run.problems]
+    tracked = [one for run in runs for one in offline_runs(run.folder)]
+    assert [one["state"] for one in tracked] == ["finished"] * 7
+    for run, one in zip(runs, tracked, strict=True):
+        record = json.loads((run.folder / "run.json").read_text())
+        assert one["config"]["sweep/hash"] == record["sweep"]["hash"]
+        assert one["config"]["recipe/stages/ard/lr"] == 1e-3
+        assert one["summary"]["total/tokens"] == record["tokens"] == 256
+        assert one["summary"]["loss/total"] == run.metrics.series["loss/total"][-1]
+        assert one["summary"]["plots/relation_by_layer"]["_type"] == "plotly-file"
+    assert f"wandb sync {folder}/*/wandb/offline-run-*" in done.stderr
+
+
+@pytest.mark.slow
+def test_each_run_knows_its_job(eight_jobs: EightJobs) -> None:
+    folder = eight_jobs[0]
+    known = {job["hash"]: job for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
+    records = [json.loads(p.read_text()) for p in folder.glob("*/run.json")]
+    assert len({record["run_id"] for record in records}) == 7
+    for record in records:
+        job = record["sweep"]
+        assert job["name"] == "multirun"
+        assert known[job["hash"]]["number"] == job["job"]
+        assert record["run_id"] == f"{job['id']}-{job['hash'][:8]}"
+
+
+@pytest.mark.slow
+def test_resuming_runs_only_what_failed(
+    eight_jobs: EightJobs, texts: list[Path], prose: Path
+) -> None:
+    folder, command, _ = eight_jobs
+    before = {p: p.read_bytes() for p in folder.glob("*/*.json*")}
+    shutil.copytree(prose, texts[7])
+    done = sweep(*command, "sweep_resume=true")
+    assert done.returncode == 0, done.stderr
+    assert [line for line in done.stderr.splitlines() if line.startswith("started ")][0:2] == [
+        line for line in done.stderr.splitlines() if line.startswith("started job 8")
+    ]
+    assert {p: p.read_bytes() for p in before} == before
+    assert [run.state for run in read_runs(folder)] == ["finished"] * 8
+
+
+def children_of(pid: int) -> list[int]:
+    """Processes below one, at any depth."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True)
+    parents = {int(a): int(b) for a, b in (line.split() for line in found.stdout.splitlines())}
+    below = [child for child, parent in parents.items() if parent == pid]
+    return below + [grandchild for child in below for grandchild in children_of(child)]
+
+
+@pytest.fixture
+def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[int]]:
+    """A sweep killed while its first two jobs run; its folder, its command, its processes."""
+    folder = tmp_path / "sweep"
+    command = [
+        *tiny_job,
+        "seed=1,2,3",
+        f"run_dir={folder}",
+        *PARALLEL,
+        "recipe.stages.ard.tokens=2048",
+    ]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while len(list(folder.glob("*/metrics.jsonl"))) < 1:
+            assert time.monotonic() < deadline, "no job has begun to train"
+            time.sleep(0.05)
+        below = children_of(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    return folder, command, below
+
+
+@pytest.mark.slow
+def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_completed(
+    killed: tuple[Path, list[str], list[int]],
+) -> None:
+    folder, command, below = killed
+    assert len(below) >= 2
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in below if Path(f"/proc/{pid}").exists() and not zombie(pid)]:
+        assert time.monotonic() < deadline, f"still running: {left}"
+        time.sleep(0.1)
+    states = [run.record.state for run in read_runs(folder) if run.record]
+    assert "finished" not in states, "it was killed in time"
+    done = sweep(*command, "sweep_resume=true")
+    assert done.returncode == 0, done.stderr
+    runs = read_runs(folder)
+    assert [run.state for run in runs] == ["finished"] * 3
+    assert {run.record.seed for run in runs if run.record} == {1, 2, 3}
+    assert all(run.metrics.steps == tuple(range(1, 9)) for run in runs), "each step once"
+    again = sweep(*command, "sweep_resume=true")
+    assert again.returncode == 0
+    assert "started" not in again.stderr
+    assert "so far: 3 finished" in again.stderr
+
+
+def zombie(pid: int) -> bool:
+    """Ended, and nobody has asked how: in a container nobody may ever."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_stopped_stops_its_jobs(tiny_job: list[str], tmp_path: Path) -> None:
+    command = [*tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", "recipe.stages.ard.tokens=65536"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "src.train", "-m", *command],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not list(tmp_path.glob("s/*/metrics.jsonl")) and process.poll() is None:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "stopped; go on with" in said
+    assert "sweep_resume=true" in said
+    (record,) = tmp_path.glob("s/*/run.json")
+    assert json.loads(record.read_text())["state"] == "interrupted"
+
+
+def test_a_dry_run_prints_all_jobs_and_the_total(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = ["+experiment=linearard_32k", "model=llama2_7b", "+sweeps=learning_rate"]
+    more = ["recipe.stages.ard.lr=1e-4,1e-3", "dry_run=true", "plan_for=h200", "launch.nproc=2"]
+    assert driver.run([*arguments, *more]) == 0
+    said = capsys.readouterr().out
+    assert "0.0001" in said
+    assert "2 jobs: 8,912,896 tokens" in said
+    assert "device-hours" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_names_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    code = driver.run(["model=tiny", "recipe.stages.ard.lr=1e-3,-1,0.5", "dry_run=true"])
+    said = capsys.readouterr().out
+    assert code == 1
+    assert "job 2 (recipe.stages.ard.lr=-1) is refused" in said
+    assert "2 jobs: 8,912,896 tokens" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        pytest.param(
+            ["model=tiny", "sede=1,2"], "unknown key 'sede'; did you mean 'seed'", id="key"
+        ),
+        pytest.param(["+sweeps=nonsense"], "no such sweep", id="sweep"),
+        pytest.param(["model=tiny", "seed=-1,-2"], "every job of the sweep is refused", id="all"),
+        pytest.param(["model=tiny", "seed=1,2", "--config-name=x"], "overrides", id="option"),
+        pytest.param(
+            ["model=tiny", "seed=1", *PARALLEL[:1], "hydra.launcher.n_jobs=many"],
+            "give a number, or null",
+            id="n_jobs",
+        ),
+        pytest.param(
+            ["model=tiny", "seed=1,2", "launch=torchrun"], "launch.nproc, or launch=slurm", id="by"
+        ),
+        pytest.param(
+            [
+                "model=smollm2_135m",
+                "seed=1,2",
+                "engine=cpu",
+                *PARALLEL[:1],
+                "hydra.launcher.n_jobs=100",
+                "+experiment=quickstart",
+            ],
+            "100 jobs at once need an estimated",
+            id="memory",
+        ),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_message(
+    run_command: Callable[..., Any], arguments: list[str], message: str
+) -> None:
+    done = run_command("src.train", "-m", *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_sweep_without_m_is_refused(run_command: Callable[..., Any]) -> None:
+    done = run_command("src.train", "model=tiny", "+sweeps=seeds", "dry_run=true")
+    assert done.returncode == 2
+    assert "+sweeps=seeds is many runs: add -m" in done.stderr
+
+
+def test_a_sweep_under_a_launcher_is_refused(run_command: Callable[..., Any]) -> None:
+    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
+    done = run_command("src.train", "-m", "model=tiny", "seed=1,2", env=ranks)
+    assert done.returncode == 2
+    assert "type it without the launcher" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "found"),
+    [
+        (["seed=1"], None),
+        (["-m", "seed=1,2"], ["seed=1,2"]),
+        (["seed=1,2", "--multirun"], ["seed=1,2"]),
+        (["-m", "--help"], None),
+        (["-m", "--cfg=job"], None),
+    ],
+)
+def test_which_commands_are_sweeps(argv: list[str], found: list[str] | None) -> None:
+    assert driver.wanted(argv) == found
+
+
+@pytest.mark.slow
+def test_jobs_through_submitit(tiny_job: list[str], tmp_path: Path) -> None:
+    """The local executor stands for Slurm: the same callable, without a scheduler."""
+    folder = tmp_path / "sweep"
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
+    rates = "recipe.stages.ard.lr=1e-3,1e30"
+    done = sweep(*tiny_job, rates, f"run_dir={folder}", "tracking=none", *launcher)
+    assert done.returncode == 1, done.stderr
+    assert "1 job finished, 1 failed" in done.stderr
+    assert "failed: job 2 (recipe.stages.ard.lr=1e+30)" in done.stderr
+    assert {run.state for run in read_runs(folder)} == {"finished", "failed"}
+    assert os.listdir(folder / "submitit")

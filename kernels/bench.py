@@ -529,9 +529,12 @@ def _log_probabilities(
 
 
 def _peak_bytes(shape: Shape, way: str) -> int:
-    """Peak memory of a forward and backward in a process of its own, beyond what it starts with."""
+    """Peak memory of a forward and backward in a process of its own, beyond what it starts with.
+
+    By the kernel's own mark of the process: `getrusage` starts from its parent's.
+    """
     program = (
-        "import resource, torch\nfrom kernels.bench import _dense_rows\n"
+        "import torch\nfrom kernels.bench import _dense_rows\n"
         "from kernels.relation_kl import relation_kl\n"
         f"x = torch.randn({shape}).requires_grad_()\ny = torch.randn({shape})\n"
         "small = torch.randn(1, 1, 64, 64, requires_grad=True)\n"
@@ -539,8 +542,10 @@ def _peak_bytes(shape: Shape, way: str) -> int:
         f"    loss = relation_kl(x, y) if {way == 'chunked'} else _dense_rows(x, y).mean()\n"
         "    loss.backward()\n"
         "run(small, small.detach())\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\nrun(x, y)\n"
-        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)\n"
+        "def peak():\n"
+        "    lines = open('/proc/self/status').read().splitlines()\n"
+        "    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith('VmHWM'))\n"
+        "before = peak()\nrun(x, y)\nprint(peak() - before)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True

@@ -92,7 +92,8 @@
     const curve = {
       ...look,
       ...points(run, key, weight),
-      mode: run.tokens.length === 1 ? "markers" : "lines",
+      // Few points: a stage of one step would be a line without length.
+      mode: run.tokens.length <= 10 ? "lines+markers" : "lines",
       marker: { color: look.line.color },
       hovertemplate: "%{y:.4g} at %{x:,} tokens<extra>%{meta}</extra>",
     };

@@ -5,6 +5,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# Test files run at a time.
+WORKERS ?= 2
 RUN := $(VENV)/bin/python
 
 .PHONY: setup quickstart test check format clean
@@ -26,7 +28,7 @@ quickstart: setup
 	$(RUN) -m src.dashboard
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 check: setup
 	$(RUN) -m ruff check .

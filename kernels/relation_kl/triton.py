@@ -536,8 +536,8 @@ def _masks(segment_ids: Tensor | None, key_mask: Tensor | None, x_bhtd: Tensor) 
     real = None if key_mask is None else key_mask.contiguous().view(torch.uint8)
     batch, _, tokens, _ = x_bhtd.shape
     granules = _blocks(tokens, GRANULE_TOKENS)
-    spans = x_bhtd.new_empty(batch, 2, granules, dtype=torch.int64)
-    reach = x_bhtd.new_empty(batch, granules, 2, dtype=torch.int32)
+    spans = x_bhtd.new_empty(batch, 3, granules, dtype=torch.int64)
+    reach = x_bhtd.new_empty(batch, granules, 4, dtype=torch.int32)
     programs, device = batch * granules, x_bhtd.device
     _start(spans_kernel, programs, device, spans, segments, real, tokens, granules)
     _start(reach_kernel, programs, device, reach, spans, tokens, granules, CHUNK=128)

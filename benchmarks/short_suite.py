@@ -84,14 +84,14 @@ def run(*arguments: str) -> float:
     return time.perf_counter() - began
 
 
-def trained(work: Path, overrides: Sequence[str]) -> Path:
+def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
     """The run that is evaluated, trained unless it is there."""
     folder = work / "run"
     if not (folder / "export").is_dir():
         run(
             "src.train",
             "+experiment=linearard_32k",
-            f"model={MODEL}",
+            f"model={model}",
             "data=books",
             "eval=none",
             "tracking=none",
@@ -102,26 +102,26 @@ def trained(work: Path, overrides: Sequence[str]) -> Path:
 
 
 def timed(
-    work: Path, limit: Sequence[str], settings: Sequence[str], known: Sequence[Mapping[str, Any]]
+    work: Path, model: str, settings: Sequence[str], known: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
     """Seconds of the fast tasks on the native model, as a user waits for them, measured once."""
     before = [dict(row) for row in known if row.get("suite") == "short_fast"]
     if before:
         return before
     out = work / "timed"
-    command = [f"model={MODEL}", "eval=short_fast", "nproc=1", f"out={out}", *limit, *settings]
+    command = [f"model={model}", "eval=short_fast", "nproc=1", f"out={out}", *settings]
     seconds = run("src.evaluate", *command)
     content = json.loads((out / "short.json").read_text(encoding="utf-8"))
     if content["models"][0]["seconds"].keys() < content["models"][0]["results"].keys():
         # An earlier call was cut off and left some tasks in the cache.
         seconds = run("src.evaluate", *command, "cache=false")
         content = json.loads((out / "short.json").read_text(encoding="utf-8"))
-    (model,) = content["models"]
+    (native,) = content["models"]
     about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
         {"name": "task_seconds", "value": value, "unit": "s", "task": task, **about}
-        for task, value in model["seconds"].items()
+        for task, value in native["seconds"].items()
     ]
 
 
@@ -293,6 +293,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     parser.add_argument("--limit", type=int, help="items of each task, for a try")
+    parser.add_argument("--model", default=MODEL, help="another one, such as tiny, for a try")
     parser.add_argument("--native", action="store_true", help="the native model alone, no run")
     parser.add_argument("--settings", nargs="*", default=[], help="further ones of src.evaluate")
     parser.add_argument("--pack", type=Path)
@@ -315,17 +316,18 @@ def main() -> None:
 
 def measure(given: argparse.Namespace) -> None:
     """All parts, each written when it is done."""
-    limit = [f"limit={given.limit}"] if given.limit else []
-    rows = timed(given.work, limit, given.settings, measured_before(given.out, given.commit))
+    settings = [*([f"limit={given.limit}"] if given.limit else []), *given.settings]
+    known = measured_before(given.out, given.commit)
+    rows = timed(given.work, given.model, settings, known)
     write(given.out, rows, given.commit)
     if given.native:
         out = given.work / "native"
-        run("src.evaluate", f"model={MODEL}", "eval=short", f"out={out}", *limit, *given.settings)
+        run("src.evaluate", f"model={given.model}", "eval=short", f"out={out}", *settings)
         content = json.loads((out / "short.json").read_text(encoding="utf-8"))
         write(given.out, rows + figures(content), given.commit)
         return
-    folder = given.run or trained(given.work, given.overrides)
-    asked = [f"run={folder}", "stages=last", *limit, *given.settings]
+    folder = given.run or trained(given.work, given.model, given.overrides)
+    asked = [f"run={folder}", "stages=last", *settings]
     for suite in ("short_fast", "short"):
         run("src.evaluate", f"eval={suite}", *asked)
         content = json.loads((folder / "evals" / "short.json").read_text(encoding="utf-8"))

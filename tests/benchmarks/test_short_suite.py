@@ -31,12 +31,12 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
 
 
 def test_half_cached_tasks_are_timed_anew(evaluated: list[tuple[str, ...]], tmp_path: Path) -> None:
-    rows = short_suite.timed(tmp_path, [], [], [])
+    rows = short_suite.timed(tmp_path, "tiny", [], [])
     assert ["cache=false" in command for command in evaluated] == [False, True]
     assert rows[0]["name"] == "suite_seconds"
     assert rows[0]["value"] == 20.0
     assert {row["task"]: row["value"] for row in rows[1:]} == {"sciq": 1.5, "piqa": 2.5}
-    assert short_suite.timed(tmp_path, [], [], [*rows, {"name": "value"}]) == rows
+    assert short_suite.timed(tmp_path, "tiny", [], [*rows, {"name": "value"}]) == rows
     assert len(evaluated) == 2, "known times stay"
 
 

@@ -305,6 +305,28 @@ def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Non
     partial.replace(options.out)
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: RULER's means by length and questions on papers, a model a row."""
+    rows = result["rows"]
+    means = {
+        (r["model"], r["length"]): f"{r['value']:.1f} ± {r['stderr']:.1f}"
+        for r in rows
+        if r["name"] == "ruler" and r["task"] == "mean"
+    }
+    papers = {
+        r["model"]: f"{100 * r['value']:.1f} ± {100 * r['stderr']:.1f}"
+        for r in rows
+        if r["name"] == "qasper_yesno"
+    }
+    lengths = sorted({length for _, length in means})
+    head = ["model", *(f"RULER {length:,}" for length in lengths), "qasper_yesno"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for model in dict.fromkeys(model for model, _ in means):
+        cells = [*(means.get((model, n), "-") for n in lengths), papers.get(model, "-")]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def run(options: argparse.Namespace) -> None:
     """Everything, written as it comes."""
     whole = evaluation(options)

@@ -75,20 +75,42 @@ def unpack(source: Path) -> None:
             print("unpacked", name, flush=True)
 
 
-def run(*arguments: str) -> float:
-    """Run a command of the project; returns its seconds."""
+def run(*arguments: str) -> int:
+    """Run a command of the project; returns its exit code, 0 or 2.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     command = [sys.executable, "-m", *arguments]
     print("$ python", " ".join(command[1:]), flush=True)
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code not in (0, 2):
+        raise subprocess.CalledProcessError(code, command)
+    return code
+
+
+def scored(file: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+    """What an evaluation wrote, and its seconds.
+
+    A task that cannot be evaluated takes nothing from the others, but ends the command with code 2.
+
+    Raises:
+        SystemExit: it wrote nothing.
+    """
+    file.unlink(missing_ok=True)
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True)
-    return time.perf_counter() - began
+    run("src.evaluate", *arguments)
+    seconds = time.perf_counter() - began
+    if not file.is_file():
+        sys.exit(f"{file} was not written")
+    return json.loads(file.read_text(encoding="utf-8")), seconds
 
 
 def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
     """The run that is evaluated, trained unless it is there."""
     folder = work / "run"
     if not (folder / "export").is_dir():
-        run(
+        code = run(
             "src.train",
             "+experiment=linearard_32k",
             f"model={model}",
@@ -98,6 +120,8 @@ def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
             f"run_dir={folder}",
             *overrides,
         )
+        if code:
+            sys.exit("the run was refused")
     return folder
 
 
@@ -110,14 +134,13 @@ def timed(
         return before
     out = work / "timed"
     command = [f"model={model}", "eval=short_fast", "nproc=1", f"out={out}", *settings]
-    seconds = run("src.evaluate", *command)
-    content = json.loads((out / "short.json").read_text(encoding="utf-8"))
+    content, seconds = scored(out / "short.json", *command)
     if content["models"][0]["seconds"].keys() < content["models"][0]["results"].keys():
         # An earlier call was cut off and left some tasks in the cache.
-        seconds = run("src.evaluate", *command, "cache=false")
-        content = json.loads((out / "short.json").read_text(encoding="utf-8"))
+        content, seconds = scored(out / "short.json", *command, "cache=false")
     (native,) = content["models"]
     about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
+    about |= {"tasks": len(native["results"])}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
         {"name": "task_seconds", "value": value, "unit": "s", "task": task, **about}
@@ -322,20 +345,34 @@ def measure(given: argparse.Namespace) -> None:
     write(given.out, rows, given.commit)
     if given.native:
         out = given.work / "native"
-        run("src.evaluate", f"model={given.model}", "eval=short", f"out={out}", *settings)
-        content = json.loads((out / "short.json").read_text(encoding="utf-8"))
+        command = [f"model={given.model}", "eval=short", f"out={out}", *settings]
+        content, _ = scored(out / "short.json", *command)
         write(given.out, rows + figures(content), given.commit)
+        check(content)
         return
     folder = given.run or trained(given.work, given.model, given.overrides)
     asked = [f"run={folder}", "stages=last", *settings]
+    contents = []
     for suite in ("short_fast", "short"):
-        run("src.evaluate", f"eval={suite}", *asked)
-        content = json.loads((folder / "evals" / "short.json").read_text(encoding="utf-8"))
+        content, _ = scored(folder / "evals" / "short.json", f"eval={suite}", *asked)
         found = rows + figures(content)
         write(given.out, found, given.commit)
-    run("src.evaluate", "eval=inheritance", *asked)
-    repeated = json.loads((folder / "evals" / "inheritance.json").read_text(encoding="utf-8"))
+        contents.append(content)
+    file = folder / "evals" / "inheritance.json"
+    repeated, _ = scored(file, "eval=inheritance", *asked)
     write(given.out, found + inherited(repeated), given.commit)
+    check(*contents, repeated)
+
+
+def check(*contents: Mapping[str, Any]) -> None:
+    """End with what could not be evaluated, now that the rest is written.
+
+    Raises:
+        SystemExit: there is such a thing.
+    """
+    failed = {what: why for content in contents for what, why in content["failures"].items()}
+    if failed:
+        sys.exit("\n".join(f"{what}: {why}" for what, why in failed.items()))
 
 
 if __name__ == "__main__":

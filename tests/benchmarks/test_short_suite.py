@@ -16,15 +16,15 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
     """Commands that would have been run; a quarter of the tasks is cached at first."""
     commands: list[tuple[str, ...]] = []
 
-    def run(*arguments: str) -> float:
+    def run(*arguments: str) -> int:
         commands.append(arguments)
         out = Path(next(a for a in arguments if a.startswith("out="))[4:])
         out.mkdir(parents=True, exist_ok=True)
         seconds = {"sciq": 1.5} | ({"piqa": 2.5} if "cache=false" in arguments else {})
         model = {"results": {"sciq": {}, "piqa": {}}, "seconds": seconds}
-        content = {"models": [model], "limit": None}
+        content = {"models": [model], "limit": None, "failures": {"mmlu": "too long"}}
         (out / "short.json").write_text(json.dumps(content))
-        return 10.0 * len(commands)
+        return 2
 
     monkeypatch.setattr(short_suite, "run", run)
     return commands
@@ -34,7 +34,7 @@ def test_half_cached_tasks_are_timed_anew(evaluated: list[tuple[str, ...]], tmp_
     rows = short_suite.timed(tmp_path, "tiny", [], [])
     assert ["cache=false" in command for command in evaluated] == [False, True]
     assert rows[0]["name"] == "suite_seconds"
-    assert rows[0]["value"] == 20.0
+    assert rows[0]["tasks"] == 2
     assert {row["task"]: row["value"] for row in rows[1:]} == {"sciq": 1.5, "piqa": 2.5}
     assert short_suite.timed(tmp_path, "tiny", [], [*rows, {"name": "value"}]) == rows
     assert len(evaluated) == 2, "known times stay"
@@ -71,3 +71,19 @@ def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("LINEARARD_CACHE", str(target))
     short_suite.unpack(parcels)
     assert (target / payload.relative_to(source)).read_bytes() == payload.read_bytes()
+
+
+def test_failed_tasks_end_the_script_after_all_is_written() -> None:
+    short_suite.check({"failures": {}}, {"failures": {}})
+    with pytest.raises(SystemExit, match="mmlu: too long"):
+        short_suite.check({"failures": {}}, {"failures": {"mmlu": "too long"}})
+
+
+def test_an_evaluation_that_writes_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "short.json"
+    stale.write_text("{}")
+    monkeypatch.setattr(short_suite, "run", lambda *arguments: 2)
+    with pytest.raises(SystemExit, match="was not written"):
+        short_suite.scored(stale, "eval=short")

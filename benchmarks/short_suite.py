@@ -255,13 +255,14 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for task in tasks:
         cells = [_value(values.get((task, model))) for model in models]
-        n = values[task, models[0]].get("n", "")
+        first = next(values[key] for key in values if key[0] == task)
+        n = first.get("n", "")
         scores = [
             _score(scored.get((task, last, "recovery")), 1, "{:.1f}%"),
             _score(scored.get((task, last, "gap_closed")), 100, "{:.0f}%"),
         ]
         name = task.removeprefix("category ").replace("full_average", "average of all")
-        mark = f"**{name}**" if "n" not in values[task, models[0]] else name
+        mark = f"**{name}**" if "n" not in first else name
         lines.append(f"| {mark} | {n} | {' | '.join([*cells, *scores])} |")
     quick = next((r["limit"] for r in rows if r.get("limit") is not None), None)
     if quick is not None:

@@ -87,3 +87,16 @@ def test_an_evaluation_that_writes_nothing_is_an_error(
     monkeypatch.setattr(short_suite, "run", lambda *arguments: 2)
     with pytest.raises(SystemExit, match="was not written"):
         short_suite.scored(stale, "eval=short")
+
+
+def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:
+    def value(task: str, model: str) -> dict[str, Any]:
+        about = {"stderr": 0.1, "n": 20, "higher_is_better": True, "limit": None}
+        return {"name": "value", "task": task, "value": 0.5, "model": model, **about}
+
+    rows = [value("sciq", "native"), value("sciq", "scaled"), value("mmlu", "scaled")]
+    lines = short_suite.table({"device": "x", "commit": "a" * 40, "rows": rows}).splitlines()
+    assert lines[-2:] == [
+        "| sciq | 20 | 50.0 ± 10.0 | 50.0 ± 10.0 | - | - |",
+        "| mmlu | 20 | - | 50.0 ± 10.0 | - | - |",
+    ]

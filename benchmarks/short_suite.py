@@ -2,16 +2,18 @@
 
     python -m benchmarks.short_suite --work DIR         train +experiment=linearard_32k, evaluate
     python -m benchmarks.short_suite --run RUN_DIR      evaluate a run that is there
+    python -m benchmarks.short_suite --native           only what needs no run
     python -m benchmarks.short_suite --docs             write the table of docs/evaluation.md
     python -m benchmarks.short_suite --pack DIR         what a machine without a network needs
-    python -m benchmarks.short_suite --unpack DIR ...   put that into the cache, then go on
+    python -m benchmarks.short_suite --unpack DIR       put that into the cache
 
 First the fast tasks (multiple choice, LAMBADA, bits per byte) are timed on the native model with a
-process and nothing cached. Then the whole suite runs on all of the run's models, and teacher
-inheritance on what is known by then. The result file is written after each part; what has been
-evaluated is cached, so a second call goes on.
+process and nothing cached. Then come the native, the scaled and the restored model, on the fast
+tasks, then on the whole suite, and teacher inheritance. The result file is written after each part;
+what has been evaluated is cached, and what has been timed is in the result file, so a second call
+goes on.
 
-`--pack` writes parcels of at most 60 MiB: `evaluation-sets.tar` (9 MB), `model.tar.NN` (the
+`--pack` writes parcels of at most 48 MiB: `evaluation-sets.tar` (12 MB), `model.tar.NN` (the
 packaged weights) and `books.tar.NN` (the training text, needed without `--run`). `--unpack` puts
 all that it finds in DIR into the cache folder that LINEARARD_CACHE names.
 """
@@ -38,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
 DOCS = ROOT / "docs" / "evaluation.md"
 BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
-PARCEL = 60 << 20
+PARCEL = 48 << 20
 MODEL = "smollm2_135m"
 BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
 
@@ -73,51 +75,76 @@ def unpack(source: Path) -> None:
             print("unpacked", name, flush=True)
 
 
-def run(*arguments: str) -> float:
-    """Run a command of the project; returns its seconds."""
+def run(*arguments: str) -> int:
+    """Run a command of the project; returns its exit code, 0 or 2.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
     command = [sys.executable, "-m", *arguments]
     print("$ python", " ".join(command[1:]), flush=True)
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if code not in (0, 2):
+        raise subprocess.CalledProcessError(code, command)
+    return code
+
+
+def scored(file: Path, *arguments: str) -> tuple[dict[str, Any], float]:
+    """What an evaluation wrote, and its seconds.
+
+    A task that cannot be evaluated takes nothing from the others, but ends the command with code 2.
+
+    Raises:
+        SystemExit: it wrote nothing.
+    """
+    file.unlink(missing_ok=True)
     began = time.perf_counter()
-    subprocess.run(command, cwd=ROOT, check=True)
-    return time.perf_counter() - began
+    run("src.evaluate", *arguments)
+    seconds = time.perf_counter() - began
+    if not file.is_file():
+        sys.exit(f"{file} was not written")
+    return json.loads(file.read_text(encoding="utf-8")), seconds
 
 
-def trained(work: Path, overrides: Sequence[str]) -> Path:
+def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
     """The run that is evaluated, trained unless it is there."""
     folder = work / "run"
     if not (folder / "export").is_dir():
-        run(
+        code = run(
             "src.train",
             "+experiment=linearard_32k",
-            f"model={MODEL}",
+            f"model={model}",
             "data=books",
             "eval=none",
             "tracking=none",
             f"run_dir={folder}",
             *overrides,
         )
+        if code:
+            sys.exit("the run was refused")
     return folder
 
 
-def timed(work: Path, limit: Sequence[str]) -> list[dict[str, Any]]:
-    """Seconds of the fast tasks on the native model, as a user waits for them."""
+def timed(
+    work: Path, model: str, settings: Sequence[str], known: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Seconds of the fast tasks on the native model, as a user waits for them, measured once."""
+    before = [dict(row) for row in known if row.get("suite") == "short_fast"]
+    if before:
+        return before
     out = work / "timed"
-    seconds = run(
-        "src.evaluate",
-        f"model={MODEL}",
-        "eval=short_fast",
-        "cache=false",
-        "nproc=1",
-        f"out={out}",
-        *limit,
-    )
-    content = json.loads((out / "short.json").read_text(encoding="utf-8"))
-    (model,) = content["models"]
+    command = [f"model={model}", "eval=short_fast", "nproc=1", f"out={out}", *settings]
+    content, seconds = scored(out / "short.json", *command)
+    if content["models"][0]["seconds"].keys() < content["models"][0]["results"].keys():
+        # An earlier call was cut off and left some tasks in the cache.
+        content, seconds = scored(out / "short.json", *command, "cache=false")
+    (native,) = content["models"]
     about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
+    about |= {"tasks": len(native["results"])}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
         {"name": "task_seconds", "value": value, "unit": "s", "task": task, **about}
-        for task, value in model["seconds"].items()
+        for task, value in native["seconds"].items()
     ]
 
 
@@ -179,12 +206,26 @@ def inherited(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def commit_of(given: str | None) -> str | None:
+    """The code's commit; as given where there is no repository."""
+    return git_state(ROOT)["git_commit"] or given
+
+
+def measured_before(path: Path, commit: str | None) -> list[dict[str, Any]]:
+    """Rows of an earlier call with this code on this device, none where there was no such call."""
+    if not path.is_file():
+        return []
+    before = json.loads(path.read_text(encoding="utf-8"))
+    same = (before["commit"], before["device"]) == (commit_of(commit), device_name())
+    return before["rows"] if same else []
+
+
 def write(path: Path, rows: Sequence[Mapping[str, Any]], commit: str | None) -> None:
     """Write the result file."""
     result = {
         "device": device_name(),
         "versions": versions(),
-        "commit": git_state(ROOT)["git_commit"] or commit,
+        "commit": commit_of(commit),
         "command": f"python -m src.evaluate run=RUN_DIR eval=short (of {MODEL}, linearard_32k)",
         "script": "python -m benchmarks.short_suite",
         "rows": list(rows),
@@ -214,13 +255,14 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for task in tasks:
         cells = [_value(values.get((task, model))) for model in models]
-        n = values[task, models[0]].get("n", "")
+        first = next(values[key] for key in values if key[0] == task)
+        n = first.get("n", "")
         scores = [
             _score(scored.get((task, last, "recovery")), 1, "{:.1f}%"),
             _score(scored.get((task, last, "gap_closed")), 100, "{:.0f}%"),
         ]
         name = task.removeprefix("category ").replace("full_average", "average of all")
-        mark = f"**{name}**" if "n" not in values[task, models[0]] else name
+        mark = f"**{name}**" if "n" not in first else name
         lines.append(f"| {mark} | {n} | {' | '.join([*cells, *scores])} |")
     quick = next((r["limit"] for r in rows if r.get("limit") is not None), None)
     if quick is not None:
@@ -275,6 +317,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     parser.add_argument("--limit", type=int, help="items of each task, for a try")
+    parser.add_argument("--model", default=MODEL, help="another one, such as tiny, for a try")
+    parser.add_argument("--native", action="store_true", help="the native model alone, no run")
+    parser.add_argument("--settings", nargs="*", default=[], help="further ones of src.evaluate")
     parser.add_argument("--pack", type=Path)
     parser.add_argument("--unpack", type=Path)
     parser.add_argument("--docs", action="store_true")
@@ -289,19 +334,46 @@ def main() -> None:
         return
     if given.unpack:
         unpack(given.unpack)
-    limit = [f"limit={given.limit}"] if given.limit else []
-    rows = timed(given.work, limit)
+        return
+    measure(given)
+
+
+def measure(given: argparse.Namespace) -> None:
+    """All parts, each written when it is done."""
+    settings = [*([f"limit={given.limit}"] if given.limit else []), *given.settings]
+    known = measured_before(given.out, given.commit)
+    rows = timed(given.work, given.model, settings, known)
     write(given.out, rows, given.commit)
-    folder = given.run or trained(given.work, given.overrides)
-    seconds = run("src.evaluate", f"run={folder}", "eval=short", *limit)
-    content = json.loads((folder / "evals" / "short.json").read_text(encoding="utf-8"))
-    about = {"suite": "short", "model": "all of the run's", "limit": content["limit"]}
-    rows += figures(content)
-    rows.append({"name": "run_seconds", "value": round(seconds, 1), "unit": "s", **about})
-    write(given.out, rows, given.commit)
-    run("src.evaluate", f"run={folder}", "eval=inheritance", *limit)
-    repeated = json.loads((folder / "evals" / "inheritance.json").read_text(encoding="utf-8"))
-    write(given.out, rows + inherited(repeated), given.commit)
+    if given.native:
+        out = given.work / "native"
+        command = [f"model={given.model}", "eval=short", f"out={out}", *settings]
+        content, _ = scored(out / "short.json", *command)
+        write(given.out, rows + figures(content), given.commit)
+        check(content)
+        return
+    folder = given.run or trained(given.work, given.model, given.overrides)
+    asked = [f"run={folder}", "stages=last", *settings]
+    contents = []
+    for suite in ("short_fast", "short"):
+        content, _ = scored(folder / "evals" / "short.json", f"eval={suite}", *asked)
+        found = rows + figures(content)
+        write(given.out, found, given.commit)
+        contents.append(content)
+    file = folder / "evals" / "inheritance.json"
+    repeated, _ = scored(file, "eval=inheritance", *asked)
+    write(given.out, found + inherited(repeated), given.commit)
+    check(*contents, repeated)
+
+
+def check(*contents: Mapping[str, Any]) -> None:
+    """End with what could not be evaluated, now that the rest is written.
+
+    Raises:
+        SystemExit: there is such a thing.
+    """
+    failed = {what: why for content in contents for what, why in content["failures"].items()}
+    if failed:
+        sys.exit("\n".join(f"{what}: {why}" for what, why in failed.items()))
 
 
 if __name__ == "__main__":

@@ -334,6 +334,7 @@ class EvaluateConfig:
 
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
+        stages: of a run: the models of all its stages, or of the last alone.
         compare: folders of other runs, whose final models are evaluated beside.
         limit: items of each task, for a quick look; the suites' own settings read it.
         nproc: processes that share the work, each with a GPU of its own; `auto` is one for each
@@ -348,6 +349,7 @@ class EvaluateConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     model: ModelConfig | None = None
     run: str | None = None
+    stages: Literal["all", "last"] = "all"
     compare: tuple[str, ...] = ()
     limit: PositiveInt | None = None
     nproc: Literal["auto"] | PositiveInt = "auto"

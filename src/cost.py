@@ -147,7 +147,9 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     wants = needs[name]
     micro_batch = setting.config.engine.student.micro_batch
     at_once = StageSchedule(setting.stage).at_once(name, micro_batch)
-    n = stream.length * at_once
+    assert setting.stage.tokens_per_step is not None, "decided by now"
+    # A micro-step holds no more than a step does.
+    n = min(stream.length * at_once, setting.stage.tokens_per_step)
     layers = shape.layers
     if wants.stops_at is not None:
         layers = wants.stops_at + 1

@@ -5,7 +5,7 @@ the answer is whichever of ` Yes` and ` No` is likelier. A paper that is longer 
 window loses tokens at its end, before the question, and is counted. Most answers are yes: the share
 of the commoner answer is what saying it always would score.
 
-Shapes: b rows, t tokens, h hidden size.
+Shapes: b inputs, t tokens, h hidden size.
 """
 
 from __future__ import annotations
@@ -120,18 +120,20 @@ def _continuation(
 def choice_nll(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list[float]:
     """Negative log-likelihood, in nats, of the last tokens of each row, so many as it says.
 
-    Rows are padded at the end, which a causal mask hides from what is scored.
+    A row's last token is scored and never read: rows that differ in it alone are one input.
+    Inputs are padded at the end, which a causal mask hides from what is scored.
     """
     device = next(model.parameters()).device
-    longest = max(len(ids) for ids, _ in rows)
-    ids_bt = torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in rows], device=device)
+    inputs = list(dict.fromkeys(tuple(ids[:-1]) for ids, _ in rows))
+    longest = max(len(ids) for ids in inputs)
+    ids_bt = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in inputs], device=device)
     hidden_bth = model.get_decoder()(input_ids=ids_bt, use_cache=False).last_hidden_state
     head = model.get_output_embeddings()
     assert head is not None, "a causal language model has an output head"
     found = []
-    for row, (ids, scored) in enumerate(rows):
+    for ids, scored in rows:
         at = slice(len(ids) - scored - 1, len(ids) - 1)
-        logits = head(hidden_bth[row, at]).float()
-        targets = ids_bt[row, len(ids) - scored : len(ids)]
+        logits = head(hidden_bth[inputs.index(tuple(ids[:-1])), at]).float()
+        targets = torch.tensor(ids[len(ids) - scored :], device=device)
         found.append(torch.nn.functional.cross_entropy(logits, targets, reduction="sum").item())
     return found

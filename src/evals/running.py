@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -216,7 +216,7 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
     else:
         folder = RunFolder.open(Path(settings.run))
         own = config.load_plain(RunConfig, folder.config())
-        candidates = _run_candidates(own, folder)
+        candidates = _run_candidates(own, folder, settings.stages)
         data = own.data
     for other in settings.compare:
         candidates += (_other_run(Path(other), {c.name for c in candidates}),)
@@ -238,8 +238,12 @@ def _source_candidates(own: RunConfig) -> tuple[Candidate, ...]:
     )
 
 
-def _run_candidates(own: RunConfig, folder: RunFolder) -> tuple[Candidate, ...]:
+def _run_candidates(
+    own: RunConfig, folder: RunFolder, stages: Literal["all", "last"]
+) -> tuple[Candidate, ...]:
     *earlier, last = own.recipe.stages
+    if stages == "last":
+        earlier = []
     exports = [(stage, folder.export(stage)) for stage in earlier] + [(last, folder.export())]
     return _source_candidates(own) + tuple(
         Candidate(f"after {stage}", "trained", own.model, own.rope, weights)

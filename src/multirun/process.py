@@ -60,7 +60,7 @@ def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=_Binding(os.getpid(), share.cores),
+            preexec_fn=Binding(os.getpid(), share.cores),
         )
 
 
@@ -77,7 +77,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-class _Binding:
+class Binding:
     """Runs in the child before the program: tie it to its parent and to its cores."""
 
     def __init__(self, parent: int, cores: frozenset[int] | None) -> None:

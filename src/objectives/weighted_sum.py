@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -58,17 +59,17 @@ class WeightedSum:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum; metrics are the parts' own, unweighted.
 
-        Two parts of one type report under one name: the later one's figure stands.
+        What two parts of one type would report under one name, each reports as `PART/NAME`.
         """
-        metrics: dict[str, Tensor] = {}
+        metrics: dict[str, dict[str, Tensor]] = {}
         losses: list[Tensor] = []
         for name, objective, weight in self.parts:
             layers = {i: given[name] for i, given in student.layers.items() if name in given}
             own = replace(student, layers=layers)
             value, reported = objective.loss(batch, teacher, own, facts)
             losses.append(weight * value)
-            metrics |= reported
-        return sum(losses[1:], start=losses[0]), metrics
+            metrics[name] = reported
+        return sum(losses[1:], start=losses[0]), _told_apart(metrics)
 
     @property
     def awaits_drift(self) -> bool:
@@ -83,3 +84,13 @@ class WeightedSum:
                 for name, o, weight in self.parts
             )
         )
+
+
+def _told_apart(metrics: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """All parts' figures; one whose name several parts use is named after its part as well."""
+    times = Counter(key for reported in metrics.values() for key in reported)
+    return {
+        key if times[key] == 1 else f"{part}/{key}": value
+        for part, reported in metrics.items()
+        for key, value in reported.items()
+    }

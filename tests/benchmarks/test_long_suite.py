@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import tarfile
@@ -120,3 +121,42 @@ def test_rows_name_task_length_model_and_error() -> None:
     assert found["needle_depth"]["value"] == 90.0
     assert found["recovery"]["interval"] == [70.0, 90.0]
     assert "gap_closed" not in found
+
+
+def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
+    def mean(model: str, length: int, value: float) -> dict:
+        about = {"task": "mean", "model": model, "length": length, "stderr": 1.25}
+        return {"name": "ruler", "value": value, **about}
+
+    rows = [
+        mean("native", 4096, 61.04),
+        mean("native", 8192, 50.0),
+        mean("after cpt", 4096, 55.5),
+        {"name": "qasper_yesno", "value": 0.675, "stderr": 0.026, "model": "native"},
+        {"name": "ruler_seconds", "value": 9.0, "model": "native"},
+    ]
+    assert long_suite.table({"rows": rows}).splitlines() == [
+        "| model | RULER 4,096 | RULER 8,192 | qasper_yesno |",
+        "|---|---:|---:|---:|",
+        "| native | 61.0 ± 1.2 | 50.0 ± 1.2 | 67.5 ± 2.6 |",
+        "| after cpt | 55.5 ± 1.2 | - | - |",
+    ]
+
+
+def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> None:
+    given = argparse.Namespace(
+        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None
+    )
+    about = {"lengths": [4096], "samples": 5, "model": "native", "unit": "s"}
+    rows = [
+        {"name": "ruler_seconds", "value": 9.0, **about},
+        {"name": "samples_seconds", "value": 1.0, **about},
+        {"name": "drift_x", "value": 2.0, "unit": "", "model": "native"},
+    ]
+    assert long_suite.measured_before(given) == []
+    long_suite.write(given, rows)
+    known = long_suite.measured_before(given)
+    assert [r for r in known if long_suite._timed(r, given, "native")] == rows[:2]
+    assert not [r for r in known if long_suite._timed(r, given, "scaled")]
+    given.commit = "b"
+    assert long_suite.measured_before(given) == []

@@ -138,3 +138,14 @@ def test_relations_alone_end_with_the_last_layers_queries_keys_and_values(
     assert work.attention == 0
     qkv, adapters, n = 3 * 4096**2, 805_306_368, 4096
     assert work.products == 2 * n * (3 * qkv + 3 * adapters)
+
+
+def test_a_micro_step_holds_no_more_than_a_step(compose_run: Callable[..., RunConfig]) -> None:
+    """One 32K block a step: more at once would never be run."""
+
+    def needed(stage: str, micro_batch: int) -> float:
+        run = compose_run(BASE, "model=smollm2_135m", f"engine.student.micro_batch={micro_batch}")
+        return sum(cost.memory(setting(run, stage)).values())
+
+    assert needed("cpt", 4) == needed("cpt", 1)
+    assert needed("ard", 2) < needed("ard", 4) == needed("ard", 8)

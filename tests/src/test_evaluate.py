@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from src import train
-from src.config import RunConfig
+from src import config, train
+from src.config import EvaluateConfig, RunConfig
+from src.evals import running
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
@@ -46,6 +47,13 @@ def test_a_runs_models_are_scored_on_its_own_held_out_text(
     assert native != scaled
     for name in names:
         assert name in done.stdout
+
+
+def test_earlier_stages_can_be_left_out(finished: Path, compose_plain: Callable[..., dict]) -> None:
+    asked = compose_plain(f"run={finished}", *SUITE, "stages=last", name="evaluate")
+    found = running.evaluate(config.load_plain(EvaluateConfig, asked))
+    names = [model["name"] for model in found.contents["perplexity"]["models"]]
+    assert names == ["native", "scaled", "after cpt"]
 
 
 def test_a_model_by_name(

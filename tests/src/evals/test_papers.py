@@ -72,3 +72,18 @@ def test_rows_of_different_lengths_do_not_disturb_each_other(small_llama: Any) -
     together = choice_nll(small_llama, rows)
     alone = [choice_nll(small_llama, [row])[0] for row in rows]
     assert together == pytest.approx(alone, rel=1e-5)
+
+
+def test_rows_that_differ_in_their_last_token_are_read_once(
+    small_llama: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [([5, 6, 7, 8], 1), ([5, 6, 7, 9], 1), ([5, 6, 7, 9, 4], 2)]
+    alone = [choice_nll(small_llama, [row])[0] for row in rows]
+    read = []
+    decoder = small_llama.get_decoder()
+    forward = decoder.forward
+    monkeypatch.setattr(
+        decoder, "forward", lambda **given: read.append(given["input_ids"]) or forward(**given)
+    )
+    assert choice_nll(small_llama, rows) == pytest.approx(alone, rel=1e-5)
+    assert [ids.tolist() for ids in read] == [[[5, 6, 7, 0], [5, 6, 7, 9]]]

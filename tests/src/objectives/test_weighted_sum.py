@@ -68,6 +68,11 @@ def test_it_is_the_weighted_sum_of_its_parts() -> None:
     expected = sum(weight * value for (value, _), weight in alone)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     assert metrics["language_modeling"] == alone[2][0][1]["language_modeling"]
+    for part, position in (("relation", 0), ("deep", 1)):
+        for key, value in alone[position][0][1].items():
+            torch.testing.assert_close(metrics[f"{part}/{key}"], value, rtol=0, atol=0)
+    assert not [key for key in metrics if key.startswith("relation/q")], "the parts' own only"
+    assert metrics["longred"] == alone[3][0][1]["longred"]
     leaves = [x for qkv in student_qkv.values() for x in qkv] + [student.hidden_bth]
     ours, theirs = (
         torch.autograd.grad(x, leaves, allow_unused=True, retain_graph=True)

@@ -1,0 +1,129 @@
+"""The search chooses one stage's rate after the other; runs that were cut off are gone on with."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import methods
+from benchmarks.methods import CASES, decided
+from src.run_folder import RunFolder
+from tests.conftest import ROOT
+
+TWO = {"ard": (0.1, 0.2, 0.3), "cpt": (1.0, 2.0, 3.0)}
+
+
+def rows(losses: dict[tuple[float, float], tuple[float | None, float | None]]) -> list[dict]:
+    """Of searches of a two-stage case: (rate, rate) -> (loss, loss)."""
+    return [
+        {
+            "name": "search_loss",
+            "case": "x",
+            "stage": stage,
+            "rates": dict(zip(TWO, rates, strict=True)),
+            "value": value,
+        }
+        for rates, values in losses.items()
+        for stage, value in zip(TWO, values, strict=True)
+    ]
+
+
+def test_the_first_stage_is_searched_at_the_seconds_middle_rate() -> None:
+    missing, best = decided([], "x", TWO)
+    assert missing == [{"ard": rate, "cpt": 2.0} for rate in TWO["ard"]]
+    assert best is None
+
+
+def test_then_the_second_at_the_firsts_best_one() -> None:
+    known = {(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (4.0, 9.5), (0.3, 2.0): (3.0, 9.9)}
+    assert decided(rows(known), "x", TWO) == (
+        [{"ard": 0.3, "cpt": 1.0}, {"ard": 0.3, "cpt": 3.0}],
+        None,
+    )
+    known |= {(0.3, 1.0): (3.0, 9.8), (0.3, 3.0): (3.0, 10.0)}
+    assert decided(rows(known), "x", TWO) == ([], {"ard": 0.3, "cpt": 1.0})
+
+
+def test_a_rate_that_diverges_is_not_chosen() -> None:
+    known = {(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (6.0, 9.5), (0.3, 2.0): (None, None)}
+    missing, _ = decided(rows(known), "x", TWO)
+    assert {r["ard"] for r in missing} == {0.1}
+    nowhere: dict[Any, Any] = dict.fromkeys(known, (None, None))
+    with pytest.raises(SystemExit, match="stage ard diverges at every rate"):
+        decided(rows(nowhere), "x", TWO)
+
+
+def test_the_last_half_of_a_stages_steps_counts(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for stage, loss in [("ard", 9.0), ("cpt", 8.0), ("cpt", 7.0), ("cpt", 2.0), ("cpt", 1.0)]:
+        folder.log({"step": 1, "stage": stage, "loss/total": loss})
+    assert methods.last_half_loss(folder, "cpt") == 1.5
+    folder.log({"step": 6, "stage": "cpt", "loss/total": float("nan")})
+    assert methods.last_half_loss(folder, "cpt") is None
+    assert methods.last_half_loss(folder, "mix") is None
+
+
+def test_every_stage_of_every_case_is_searched_and_can_be_tried_out() -> None:
+    for case, searched in CASES.items():
+        assert (ROOT / "conf" / "experiment" / f"{case}.yaml").is_file()
+        assert searched.keys() <= methods.QUICK_STAGES.keys()
+        assert searched.keys() <= methods.STEPS_BETWEEN_CHECKPOINTS.keys()
+        assert all(list(tried) == sorted(tried) for tried in searched.values())
+
+
+def test_the_table_has_a_line_a_model() -> None:
+    def scored(case: str, **about: Any) -> list[dict]:
+        return [
+            {"name": "perplexity", "value": 12.345, "window": 512, "case": case, **about},
+            {"name": "lambada_accuracy", "value": 0.4, "stderr": 0.01, "case": case, **about},
+        ]
+
+    rates = {"ard": 1e-3, "cpt": 3e-4}
+    result = {
+        "rows": [
+            {"name": "train_seconds", "value": 9, "case": "linearard_32k", "rates": rates},
+            *scored("linearard_32k", rates=rates),
+            *scored("native"),
+        ]
+    }
+    assert methods.table(result).splitlines()[2:] == [
+        "| native |  | 12.35 | 40.0% ± 1.0% |",
+        "| linearard_32k | 0.001, 0.0003 | 12.35 | 40.0% ± 1.0% |",
+    ]
+
+
+@pytest.mark.slow
+def test_a_killed_call_is_gone_on_with(prose: Path, tmp_path: Path) -> None:
+    """Killed while the first search trains: its process ends, and the next call resumes it."""
+    out, work = tmp_path / "methods.json", tmp_path / "work"
+    texts = [f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
+    command = [
+        *(sys.executable, "-m", "benchmarks.methods", "--quick", "--data", "files"),
+        *("--cases", "cpt_long_32k", "--out", str(out), "--work", str(work)),
+        *("--search-only", "--overrides", *texts, "checkpoint.every_steps=1"),
+    ]
+    first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    checkpoints = work / "cpt_long_32k-search-0.0001" / "checkpoints"
+    deadline = time.monotonic() + 120
+    while not list(checkpoints.glob("step-?")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    record = RunFolder(checkpoints.parent).record()
+    assert record["state"] == "running", "killed before its end"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"resume={checkpoints.parent}" in done.stdout
+    result = json.loads(out.read_text())
+    assert [row["rates"]["cpt"] for row in result["rows"]] == list(CASES["cpt_long_32k"]["cpt"])
+    assert not checkpoints.parent.exists()
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "src.train" not in again.stdout, "nothing is run twice"

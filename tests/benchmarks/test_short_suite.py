@@ -1,0 +1,102 @@
+"""What has been timed is not timed again, unless it was another code or device."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import short_suite
+
+
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """Commands that would have been run; a quarter of the tasks is cached at first."""
+    commands: list[tuple[str, ...]] = []
+
+    def run(*arguments: str) -> int:
+        commands.append(arguments)
+        out = Path(next(a for a in arguments if a.startswith("out="))[4:])
+        out.mkdir(parents=True, exist_ok=True)
+        seconds = {"sciq": 1.5} | ({"piqa": 2.5} if "cache=false" in arguments else {})
+        model = {"results": {"sciq": {}, "piqa": {}}, "seconds": seconds}
+        content = {"models": [model], "limit": None, "failures": {"mmlu": "too long"}}
+        (out / "short.json").write_text(json.dumps(content))
+        return 2
+
+    monkeypatch.setattr(short_suite, "run", run)
+    return commands
+
+
+def test_half_cached_tasks_are_timed_anew(evaluated: list[tuple[str, ...]], tmp_path: Path) -> None:
+    rows = short_suite.timed(tmp_path, "tiny", [], [])
+    assert ["cache=false" in command for command in evaluated] == [False, True]
+    assert rows[0]["name"] == "suite_seconds"
+    assert rows[0]["tasks"] == 2
+    assert {row["task"]: row["value"] for row in rows[1:]} == {"sciq": 1.5, "piqa": 2.5}
+    assert short_suite.timed(tmp_path, "tiny", [], [*rows, {"name": "value"}]) == rows
+    assert len(evaluated) == 2, "known times stay"
+
+
+def test_times_of_other_code_or_devices_are_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(short_suite, "git_state", lambda root: {"git_commit": None})
+    out = tmp_path / "short.json"
+    assert short_suite.measured_before(out, "a") == []
+    rows: list[dict[str, Any]] = [{"name": "suite_seconds", "value": 1.0, "unit": "s"}]
+    short_suite.write(out, rows, "a")
+    assert short_suite.measured_before(out, "a") == rows
+    assert short_suite.measured_before(out, "b") == []
+    monkeypatch.setattr(short_suite, "device_name", lambda: "another")
+    assert short_suite.measured_before(out, "a") == []
+
+
+def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, target = tmp_path / "here", tmp_path / "there"
+    payload = source / "packages" / "smollm2_135m" / "pin" / "weights"
+    payload.parent.mkdir(parents=True)
+    payload.write_bytes(bytes(range(256)) * 40)
+    monkeypatch.setattr(short_suite, "PARCEL", 4000)
+    monkeypatch.setattr(short_suite, "BOOKS", ())
+    monkeypatch.setattr(short_suite.packaged, "pack", lambda names, place: place / "none")
+    monkeypatch.setattr(short_suite.assets, "fetch", lambda name: payload)
+    monkeypatch.setenv("LINEARARD_CACHE", str(source))
+    parcels = tmp_path / "parcels"
+    parcels.mkdir()
+    parts = [path for path in short_suite.pack(parcels) if path.name.startswith("model")]
+    assert len(parts) > 2
+    monkeypatch.setenv("LINEARARD_CACHE", str(target))
+    short_suite.unpack(parcels)
+    assert (target / payload.relative_to(source)).read_bytes() == payload.read_bytes()
+
+
+def test_failed_tasks_end_the_script_after_all_is_written() -> None:
+    short_suite.check({"failures": {}}, {"failures": {}})
+    with pytest.raises(SystemExit, match="mmlu: too long"):
+        short_suite.check({"failures": {}}, {"failures": {"mmlu": "too long"}})
+
+
+def test_an_evaluation_that_writes_nothing_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stale = tmp_path / "short.json"
+    stale.write_text("{}")
+    monkeypatch.setattr(short_suite, "run", lambda *arguments: 2)
+    with pytest.raises(SystemExit, match="was not written"):
+        short_suite.scored(stale, "eval=short")
+
+
+def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:
+    def value(task: str, model: str) -> dict[str, Any]:
+        about = {"stderr": 0.1, "n": 20, "higher_is_better": True, "limit": None}
+        return {"name": "value", "task": task, "value": 0.5, "model": model, **about}
+
+    rows = [value("sciq", "native"), value("sciq", "scaled"), value("mmlu", "scaled")]
+    lines = short_suite.table({"device": "x", "commit": "a" * 40, "rows": rows}).splitlines()
+    assert lines[-2:] == [
+        "| sciq | 20 | 50.0 ± 10.0 | 50.0 ± 10.0 | - | - |",
+        "| mmlu | 20 | - | 50.0 ± 10.0 | - | - |",
+    ]

@@ -1,106 +1,139 @@
-"""Engines over divided weights: two ranks, each with its part."""
+"""Weights that DeepSpeed divides as they come: on two ranks, each with its part."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from src import launch, models, plan, run
-from src.adapters import make_trainable
+from src import engine, launch, models
+from src.adapters import (
+    AnyParameters,
+    FullParameters,
+    LoraParameters,
+    QkvParameters,
+    make_trainable,
+)
 from src.config import RunConfig
-from src.devices import DTYPES
-from src.launch import World
+from src.models import FolderWeights, ModelConfig
 from tests.src.live_bytes import LiveBytes
 
 ComposeRun = Callable[..., RunConfig]
-STAGE = "ard"
-# Wide enough for its layers to weigh more than buffers, deep enough for a whole to be many weights.
-DEEP = ("model.shape.layers=16", "model.shape.hidden=64", "model.shape.intermediate=128")
+SEED = 5
+LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
+PARAMETERS: dict[str, AnyParameters] = {
+    "lora": LORA,
+    "dora": replace(LORA, use_dora=True),
+    "full": FullParameters("full"),
+    "qkv": QkvParameters("qkv"),
+}
 
-# Every rank builds the engines of a stage and leaves what it has found.
+# Deep enough for the whole to be many times its largest weight.
+DEEP = (
+    "model=tiny",
+    "model.shape.layers=16",
+    "engine=cpu",
+    "engine.student.zero_stage=3",
+    "engine.teacher.zero_stage=3",
+)
+
 RANK = """
 import json
 from pathlib import Path
 from src import config, launch
 from src.config import RunConfig
-from tests.src.test_engine import built
+from tests.src.test_engine import divided
 def work(world):
     with launch.joined(world, cuda=False):
         settings = config.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
-        found = built(settings, world)
+        found = divided(settings, Path({weights!r}))
         Path({logs!r}, f"found-{{world.rank}}.json").write_text(json.dumps(found))
         launch.leave(world)
 launch.run_rank(work, Path({logs!r}))
 """
 
 
-def built(settings: RunConfig, world: World) -> dict[str, Any]:
-    """A rank's part in bytes, the most that was alive while it came to be, and the weights' hash."""
-    planned = plan.make(settings, world_size=world.size).stage(STAGE)
-    with LiveBytes() as live:
-        engines = run.build(settings, STAGE, planned, settings.objectives(STAGE), world.size)
-    # An engine makes buckets and master weights besides; what is asked is how models come.
-    teacher = engines.teacher
-    return {
-        "student": engines.student.weight_bytes(),
-        "teacher": teacher.weight_bytes() if teacher else 0,
-        "peak": live.peak,
-        "frozen": engines.student.frozen_sha256(),
-        "taught": teacher.sha256() if teacher else None,
-        "trained": {
-            name: hash_of(value) for name, value in engines.student.trained_parameters().items()
-        },
-    }
+def loaded(
+    model: ModelConfig, parameters: AnyParameters, sharding: engine.Sharding | None
+) -> nn.Module:
+    native = models.native_config(model)
+    network = models.load_model(model, native, dtype=torch.float32, sharding=sharding)
+    return make_trainable(network, parameters, seed=SEED, sharding=sharding)
 
 
-def hash_of(value: torch.Tensor) -> float:
-    """Two tensors' are the same only if their numbers are, by all likelihood."""
-    flat = value.detach().double().flatten()
-    return float((flat * torch.arange(1, flat.numel() + 1).double().sqrt()).sum())
+def bits(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    return {name: zlib.crc32(value.detach().numpy().tobytes()) for name, value in named}
 
 
-@pytest.fixture
-def on_ranks(compose_plain: Callable[..., dict], tmp_path: Path) -> Callable[..., list[dict]]:
-    """on_ranks(2, *overrides) -> what each rank's `built` has found."""
-
-    def start(count: int, *overrides: str) -> list[dict]:
-        logs = tmp_path / "-".join(str(len(list(tmp_path.iterdir()))))
-        logs.mkdir()
-        settings = logs / "settings.json"
-        settings.write_text(json.dumps(compose_plain(*overrides)))
-        program = ["-c", RANK.format(settings=str(settings), logs=str(logs))]
-        launch.spawn(program, nproc=count, logs=logs)
-        return [json.loads((logs / f"found-{rank}.json").read_text()) for rank in range(count)]
-
-    return start
-
-
-SHARDED = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
+def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
+    """What a rank finds of models that are drawn and read: whole bits, its bytes, the peak."""
+    drawn = settings.model
+    read = replace(drawn, random_weights=False, source=FolderWeights("folder", str(weights)))
+    found: dict[str, Any] = {}
+    for origin, model in (("drawn", drawn), ("read", read)):
+        for name, parameters in PARAMETERS.items():
+            with LiveBytes() as live:
+                sharding = engine.sharding(settings.engine, "student")
+                network = loaded(model, parameters, sharding)
+            whole: dict[str, int] = {}
+            for key, parameter in network.named_parameters():
+                with engine._whole(parameter):
+                    whole |= bits([(key, parameter)])
+            found[f"{origin}-{name}"] = {
+                "bits": whole,
+                "held": engine._weight_bytes(network),
+                "peak": live.peak,
+            }
+    return found
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "parameters",
-    [
-        pytest.param((), id="lora"),
-        pytest.param(("parameters@recipe.stages.ard.parameters=dora",), id="dora"),
-        pytest.param(("parameters@recipe.stages.ard.parameters=full",), id="full"),
-        pytest.param(("parameters@recipe.stages.ard.parameters=qkv",), id="qkv"),
-    ],
-)
-def test_two_ranks_have_the_weights_of_a_whole_model(
-    on_ranks: Callable[..., list[dict]], tiny_overrides: list[str], parameters: tuple[str, ...]
+def test_two_ranks_hold_the_halves_of_a_whole_model(
+    compose_plain: Callable[..., dict], compose_run: ComposeRun, tmp_path: Path
 ) -> None:
-    overrides = [*tiny_overrides, *parameters]
-    [whole] = on_ranks(1, *overrides)
-    first, second = on_ranks(2, *overrides, *SHARDED)
-    for key in ("frozen", "taught", "trained"):
-        assert first[key] == whole[key]
-    assert second["frozen"] == whole["frozen"]
-    assert second["taught"] == whole["taught"]
+    settings = compose_run("+experiment=quickstart", *DEEP)
+    shape = settings.model.shape
+    assert shape is not None
+    whole = {name: loaded(settings.model, p, None) for name, p in PARAMETERS.items()}
+    weights = tmp_path / "weights"
+    whole["full"].save_pretrained(weights)  # type: ignore[operator]
+    plain = tmp_path / "settings.json"
+    plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
+    program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
+    launch.spawn(["-c", program], nproc=2, logs=tmp_path)
+    ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    largest = 4 * shape.embedding_parameters
+    for found in ranks:
+        assert len(found) == 2 * len(PARAMETERS)
+        for case, result in found.items():
+            network = whole[case.partition("-")[2]]
+            size = 4 * sum(p.numel() for p in network.parameters())
+            assert result["bits"] == bits(network.named_parameters()), case
+            assert result["held"] == pytest.approx(size / 2, rel=0.01), case
+            # The halves, the weight at hand and a copy of it, RoPE's frequencies.
+            assert result["peak"] < size / 2 + 2 * largest + 2**14 < 0.75 * size, case
+
+
+def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
+    settings = compose_run("model=tiny", "engine=cpu", "engine.student.zero_stage=2")
+    assert engine.sharding(settings.engine, "student") is None
+    assert engine.sharding(settings.engine, "teacher") is None
+
+
+def test_a_divided_teacher_leaves_the_student_whole(compose_run: ComposeRun) -> None:
+    """`zero.Init` as a context would patch every class that is made in it."""
+    settings = compose_run("model=tiny", "engine=cpu", "engine.teacher.zero_stage=3")
+    with launch.joined(launch.World(), cuda=False):
+        sharding = engine.sharding(settings.engine, "teacher")
+        assert sharding is not None
+        teacher = loaded(settings.model, FullParameters("full"), sharding)
+        assert all(hasattr(p, "ds_id") for p in teacher.parameters())
+        student = loaded(settings.model, LORA, engine.sharding(settings.engine, "student"))
+        assert not any(hasattr(p, "ds_id") for p in student.parameters())

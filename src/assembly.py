@@ -33,7 +33,7 @@ class Sharding(Protocol):
         """Keep this rank's part of whole parameters, in place; those that are divided stay so."""
 
     def known(self) -> AbstractContextManager[None]:
-        """Inside, PEFT knows that weights are divided, and gathers one where it needs its values."""
+        """Inside, PEFT knows that weights are divided, and gathers one whose values it needs."""
         ...
 
 

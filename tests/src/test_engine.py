@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import zlib
 from collections.abc import Callable, Iterable
@@ -13,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src import engine, launch, models
+from benchmarks.step import RandomBlocks
+from src import engine, launch, models, plan, run
 from src.adapters import (
     AnyParameters,
     FullParameters,
@@ -22,7 +24,10 @@ from src.adapters import (
     make_trainable,
 )
 from src.config import RunConfig
+from src.launch import World
+from src.loop import StageRun, StepRecord
 from src.models import FolderWeights, ModelConfig
+from src.schedule import StageSchedule
 from tests.src.live_bytes import LiveBytes
 
 ComposeRun = Callable[..., RunConfig]
@@ -35,13 +40,14 @@ PARAMETERS: dict[str, AnyParameters] = {
     "qkv": QkvParameters("qkv"),
 }
 
+DIVIDED = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
+
 # Deep enough for the whole to be many times its largest weight.
 DEEP = (
     "model=tiny",
     "model.shape.layers=16",
     "engine=cpu",
-    "engine.student.zero_stage=3",
-    "engine.teacher.zero_stage=3",
+    *DIVIDED,
 )
 
 RANK = """
@@ -121,6 +127,54 @@ def test_two_ranks_hold_the_halves_of_a_whole_model(
             assert result["peak"] < size / 2 + 2 * largest + 2**14 < 0.75 * size, case
 
 
+STEPS, EVERY = 200, 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["whole", "divided"])
+def test_tensors_do_not_pile_up_over_200_steps(
+    compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...]
+) -> None:
+    tokens = [f"recipe.stages.ard.tokens={STEPS * 64}", "recipe.stages.ard.tokens_per_step=64"]
+    settings = compose_run(*tiny_overrides, *tokens, *overrides)
+    stage, objectives = settings.recipe.stages["ard"], settings.objectives("ard")
+    planned = plan.make(settings, world_size=1).stage("ard")
+    counted: list[tuple[int, int]] = []
+
+    def count(record: StepRecord) -> None:
+        if record.step % EVERY == 0:
+            gc.collect()
+            alive = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+            counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
+
+    with launch.joined(World(), cuda=False):
+        built = run.build(settings, "ard", planned, objectives, 1)
+        assert built.teacher is not None
+        before = built.teacher.sha256()
+        StageRun(
+            name="ard",
+            stage=stage,
+            schedule=StageSchedule(stage),
+            blocks={"short": RandomBlocks(64, 256)},  # type: ignore[dict-item]
+            objectives=objectives,
+            facts=built.facts,
+            teacher=built.teacher,
+            student=built.student,
+            world=World(),
+            device=torch.device("cpu"),
+            micro_batch=1,
+            seed=3,
+            window=settings.rope.target_length,
+        ).train(0, count)
+        assert built.teacher.sha256() == before
+        built.teacher.close()
+        built.student.close()
+    assert len(counted) == STEPS // EVERY
+    # After the last step no batch waits for the next one.
+    assert len(set(counted[:-1])) == 1, counted
+    assert counted[-1] <= counted[0]
+
+
 def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
     settings = compose_run("model=tiny", "engine=cpu", "engine.student.zero_stage=2")
     assert engine.sharding(settings.engine, "student") is None
@@ -130,7 +184,7 @@ def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
 def test_a_divided_teacher_leaves_the_student_whole(compose_run: ComposeRun) -> None:
     """`zero.Init` as a context would patch every class that is made in it."""
     settings = compose_run("model=tiny", "engine=cpu", "engine.teacher.zero_stage=3")
-    with launch.joined(launch.World(), cuda=False):
+    with launch.joined(World(), cuda=False):
         sharding = engine.sharding(settings.engine, "teacher")
         assert sharding is not None
         teacher = loaded(settings.model, FullParameters("full"), sharding)

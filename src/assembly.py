@@ -96,9 +96,11 @@ def read(
     """
     from safetensors import safe_open
 
-    hook = register_module_parameter_registration_hook(
-        lambda module, name, parameter: None if parameter.is_meta else _on(parameter, _META)
-    )
+    def forget(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        del module, name
+        return None if parameter.is_meta else _on(parameter, _META)
+
+    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # torch takes what it returns
     try:
         network = make()
     finally:

@@ -159,9 +159,9 @@ class Measurement:
     commit: str
 
     @property
-    def key(self) -> tuple[str, int, str]:
-        """One measurement a case, number of ranks and device is kept."""
-        return self.case, self.ranks, self.device
+    def key(self) -> tuple[str, str, int, str]:
+        """One measurement a case, model, number of ranks and device is kept."""
+        return self.case, self.settings["model"], self.ranks, self.device
 
 
 @dataclass(frozen=True)
@@ -456,11 +456,36 @@ def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             blocks = of.settings["tokens_per_step"] / of.settings["tokens"]
             base = plain.step_seconds + blocks * teacher.step_seconds
             add("ard_time_over_plain", of.step_seconds / base, "", of, plain_seconds=base)
-        one = next((m for m in measurements if m.case == of.case and m.ranks == 1), None)
-        if of.ranks > 1 and one and one.device == of.device:
+        one = next((m for m in _on_one_rank(measurements, of) if m.device == of.device), None)
+        if one:
             ratio = of.tokens_per_second / one.tokens_per_second
             add("throughput_over_one", ratio, "", of)
     return made
+
+
+def _on_one_rank(measurements: Sequence[Measurement], of: Measurement) -> list[Measurement]:
+    """The same case and model on one rank, on whichever device; none for one rank itself."""
+    return [
+        m
+        for m in measurements
+        if m.case == of.case
+        and m.settings["model"] == of.settings["model"]
+        and m.ranks == 1 < of.ranks
+    ]
+
+
+def notes(measurements: Sequence[Measurement]) -> list[str]:
+    """Rows that are missing although their measurements are there, and why."""
+    said: list[str] = []
+    for of in measurements:
+        ones = [m.device for m in _on_one_rank(measurements, of)]
+        if of.kind == "ard" and of.ranks > 1 and of.device not in ones:
+            had = f"one rank on {', '.join(ones)}" if ones else "one rank was not"
+            said.append(
+                f"throughput_over_one of {of.case}, {of.settings['model']}: {of.ranks} ranks were "
+                f"measured on {of.device}, and {had}; measure both on one kind of device"
+            )
+    return said
 
 
 def _ard_rows(of: Measurement, add: Any) -> None:
@@ -510,10 +535,19 @@ def load(path: Path) -> list[Measurement]:
 
 
 def write(path: Path, measurements: Sequence[Measurement]) -> None:
-    """Write the result file; the newest of measurements of the same case stays."""
+    """Write the result file, and print what is missing from its rows.
+
+    The newest of measurements of the same case, model, ranks and device stays.
+    """
     newest = {m.key: m for m in measurements}
     order = list(CASES)
-    kept = sorted(newest.values(), key=lambda m: (m.device, order.index(m.case), m.ranks))
+    kept = sorted(
+        newest.values(),
+        key=lambda m: (m.device, m.settings["model"], order.index(m.case), m.ranks),
+    )
+    missing = notes(kept)
+    for note in missing:
+        print(f"note: {note}", flush=True)
     result = {
         "device": ", ".join(dict.fromkeys(m.device for m in kept)),
         "versions": _common([m.versions for m in kept]),
@@ -521,6 +555,7 @@ def write(path: Path, measurements: Sequence[Measurement]) -> None:
         "command": f"python -m benchmarks.step --cases {','.join(m.case for m in kept)}",
         "script": "python -m benchmarks.step",
         "rows": rows(kept),
+        "notes": missing,
         "measurements": [asdict(m) for m in kept],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

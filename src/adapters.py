@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
+from src import assembly
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
+
+    from src.assembly import Sharding
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,18 @@ class ParametersError(ValueError):
     """Parameters that the model does not have."""
 
 
-def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed: int) -> nn.Module:
+def make_trainable(
+    network: PreTrainedModel,
+    parameters: AnyParameters,
+    *,
+    seed: int,
+    sharding: Sharding | None = None,
+) -> nn.Module:
     """Freeze what is not trained and add adapters where asked for.
 
     Adapters take the network's own dtype: PEFT's float32 default would multiply in float32 too. The
-    engine keeps float32 master weights.
+    engine keeps float32 master weights. Where the network's weights were given to a `sharding`,
+    the adapters' are as well.
 
     Returns:
         The network, wrapped by PEFT for LoRA.
@@ -108,7 +120,8 @@ def make_trainable(network: PreTrainedModel, parameters: AnyParameters, *, seed:
         task_type="CAUSAL_LM",
     )
     # Drawn on the CPU from the run's seed, so that every rank and every device starts the same.
-    with torch.random.fork_rng(devices=[]):
+    by_weight = nullcontext() if sharding is None else assembly.adding_adapters(sharding)
+    with torch.random.fork_rng(devices=[]), by_weight:
         torch.manual_seed(seed)
         return get_peft_model(network, lora, autocast_adapter_dtype=False)
 

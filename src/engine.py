@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,7 @@ from src.streaming import (
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from src.assembly import Sharding
     from src.config import EngineConfig, OptimConfig
 
 
@@ -95,18 +96,21 @@ def _teachers_head(
     """The output head, for use after the teacher's pass; None where nobody wants it.
 
     Sharded weights are whole only while their own module runs in their own engine's pass, and the
-    head runs piece by piece in the student's. So then it is a copy, made before they are sharded.
+    head runs piece by piece in the student's. So then it is a whole copy.
     """
     if not any(needs.teacher_head for needs in wanted):
         return None
     head: Any = causal_model(network).get_output_embeddings()
     if not sharded:
         return head
-    weight, bias = (
-        None if x is None else x.detach().clone().to(device) for x in (head.weight, head.bias)
-    )
-    assert weight is not None
+    weight = _copy(head.weight, device)
+    bias = None if head.bias is None else _copy(head.bias, device)
     return lambda hidden: functional.linear(hidden, weight, bias)
+
+
+def _copy(parameter: nn.Parameter, device: torch.device) -> Tensor:
+    with _whole(parameter):
+        return parameter.detach().to(device, copy=True)
 
 
 class _StudentModule(nn.Module):
@@ -200,6 +204,60 @@ def _common_config(dtype: torch.dtype) -> dict[str, Any]:
     }
 
 
+class _ZeroSharding:
+    """DeepSpeed's division of weights under ZeRO-3, as an engine makes it, for weights that come.
+
+    It patches no class, as `zero.Init` does where it is used as a context: one model's settings
+    cannot reach another.
+    """
+
+    def __init__(self, deepspeed: Any, ds_config: dict[str, Any]) -> None:
+        self._deepspeed = deepspeed
+        self._ds_config = ds_config
+        self._divided: Any = None
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
+        whole = [p for p in parameters if not hasattr(p, "ds_id")]
+        if not whole:
+            return
+        if self._divided is None:
+            first = nn.ParameterList(whole[:1])
+            self._deepspeed.zero.Init(module=first, config_dict_or_path=self._ds_config)
+            self._divided = whole[0]
+        self._divided.convert_to_zero_parameters(whole)
+
+    @contextmanager
+    def known(self) -> Iterator[None]:
+        from transformers.integrations.deepspeed import HfDeepSpeedConfig
+
+        # transformers and PEFT ask whether one is alive.
+        alive = HfDeepSpeedConfig(self._ds_config)
+        yield
+        del alive
+
+
+def sharding(config: EngineConfig, part: Literal["student", "teacher"]) -> Sharding | None:
+    """What divides the weights of a model that is to be an engine's; None where each rank has all.
+
+    It is to be made, and used, before the engine of that model and after other engines.
+    """
+    settings = config.student if part == "student" else config.teacher
+    if settings.zero_stage != 3:
+        return None
+    zero: dict[str, Any] = {"stage": 3}
+    if settings.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    ds_config = _common_config(DTYPES[config.dtype]) | {"zero_optimization": zero}
+    return _ZeroSharding(_deepspeed(device_of(config.device)), ds_config)
+
+
+def _buffers_to(network: nn.Module, device: torch.device) -> None:
+    """Move buffers, which DeepSpeed leaves where they are if it finds divided weights."""
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
+
+
 class Teacher:
     """The frozen native model.
 
@@ -222,6 +280,7 @@ class Teacher:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
+        _buffers_to(network, device)
         decoder = causal_model(network).get_decoder()
         wanted = [objective.needs(facts) for objective in objectives.values()]
         ends = {needs.teacher_stops_at for needs in wanted}
@@ -293,6 +352,7 @@ class Student:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         settings = config.student
+        _buffers_to(network, device)
         model = causal_model(network)
         ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
         if config.compile:

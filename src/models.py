@@ -10,14 +10,15 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from src import assets
+from src import assembly, assets
 from src.capture import attention_name
 from src.facts import ModelFacts
 from src.families import FAMILIES, Family, family_of
@@ -26,6 +27,8 @@ from src.rope import NativeRope, RopeScaling
 if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from src.assembly import Sharding
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -594,6 +597,7 @@ def load_model(
     weights: Path | None = None,
     capture: bool = False,
     random_on: torch.device | None = None,
+    sharding: Sharding | None = None,
 ) -> PreTrainedModel:
     """Load the weights under a given config.
 
@@ -606,9 +610,15 @@ def load_model(
         capture: run attention through src.capture, so that q, k and v can be recorded.
         random_on: where random weights are drawn. The CPU, the default, gives every device and
             rank the same; a GPU has its own, and takes seconds for a model of billions.
+        sharding: gets each weight as it comes, so that the model is never whole (ZeRO-3). Models of
+            families without a file in src/families are loaded whole nevertheless: their files may
+            hold weights in another arrangement, which transformers converts as a whole.
 
     Returns:
         A causal language model in evaluation mode, on the CPU (or on `random_on`).
+
+    Raises:
+        ModelError: its files cannot be had, or do not hold its weights.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -618,12 +628,21 @@ def load_model(
         # Its bars would fill a log file with control characters.
         transformers_logging.disable_progress_bar()
     attention = attention_name(model.attention) if capture else model.attention
+    make = partial(
+        AutoModelForCausalLM.from_config, config, dtype=dtype, attn_implementation=attention
+    )
     if weights is None and model.random_weights:
-        with torch.random.fork_rng(devices=[]), torch.device(random_on or "cpu"):
+        by_weight = nullcontext() if sharding is None else assembly.drawing(sharding)
+        with torch.random.fork_rng(devices=[]), torch.device(random_on or "cpu"), by_weight:
             torch.manual_seed(model.weights_seed)
-            network = AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention
-            )
+            network = make()
+        return _of_length_alone(network.eval())
+    if sharding is not None and model.family in FAMILIES:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = assembly.read(make, weights or local_folder(model), dtype, sharding)
+        except assembly.WeightsError as error:
+            raise ModelError(f"model {model.name} cannot be loaded: {error}") from error
         return _of_length_alone(network.eval())
     location, where = (str(weights), {"local_files_only": True}) if weights else _location(model)
     with _reported(model):

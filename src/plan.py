@@ -7,8 +7,9 @@ settings that would make it fit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -312,57 +313,76 @@ def misfit(made: Plan, config: RunConfig) -> str:
         f"stage {worst.name} needs an estimated {_gib(worst.peak)} GiB a rank, and {device.name} "
         f"has {_gib(USABLE * device.memory)} GiB for it"
     )
-    taken: list[str] = []
-    for key, change in _savings(config, on_cpu=device.is_cpu):
-        try:
-            changed = change(config)
-            planned = make(changed, world_size=made.world_size, device=device)
-        except ValueError:
-            continue  # it does not go with the other settings
-        if max(s.peak for s in planned.stages) >= max(s.peak for s in made.stages):
-            continue
-        made, config = planned, changed
-        taken.append(key)
+    taken: dict[str, object] = {}
+    for key, value in _savings(config, on_cpu=device.is_cpu):
+        tried = _replanned(config, {**taken, key: value}, made)
+        if tried is not None and _excess(tried) < _excess(made):
+            taken[key], made = value, tried
         if made.fits:
-            return f"{why}; it fits with {' '.join(taken)} (or try with allow_oversubscribe=true)"
-    more = f" with {' '.join(taken)} it would need {_gib(max(s.peak for s in made.stages))} GiB;"
+            break
+    if made.fits:
+        # Something taken early may have become needless, the dearest first.
+        for key in list(taken)[-2::-1]:
+            fewer = {k: v for k, v in taken.items() if k != key}
+            tried = _replanned(config, fewer, made)
+            if tried is not None and tried.fits:
+                taken = fewer
+        return f"{why}; it fits with {_typed(taken)} (or try with allow_oversubscribe=true)"
+    peak = max(s.peak for s in made.stages)
+    more = f" with {_typed(taken)} it would need {_gib(peak)} GiB;" if taken else ""
     return (
-        f"{why};{more if taken else ''} use more ranks with engine=zero3, shorter blocks or a "
-        "smaller model (or try with allow_oversubscribe=true)"
+        f"{why};{more} use more ranks with engine=zero3, shorter blocks or a smaller model (or try "
+        "with allow_oversubscribe=true)"
     )
 
 
-def _savings(
-    config: RunConfig, *, on_cpu: bool
-) -> Iterator[tuple[str, Callable[[RunConfig], RunConfig]]]:
-    """Settings that take less memory, the cheapest in time first."""
+def _excess(made: Plan) -> float:
+    """Bytes a rank that do not fit, over all stages."""
+    usable = USABLE * made.device.memory
+    return sum(max(0.0, stage.peak - usable) for stage in made.stages)
 
-    def student(key: str, value: object) -> tuple[str, Callable[[RunConfig], RunConfig]]:
-        return f"engine.student.{key}={str(value).lower()}", lambda c: replace(
-            c, engine=replace(c.engine, student=replace(c.engine.student, **{key: value}))
-        )
 
-    def teacher(key: str, value: object) -> tuple[str, Callable[[RunConfig], RunConfig]]:
-        return f"engine.teacher.{key}={str(value).lower()}", lambda c: replace(
-            c, engine=replace(c.engine, teacher=replace(c.engine.teacher, **{key: value}))
-        )
+def _replanned(config: RunConfig, settings: Mapping[str, object], made: Plan) -> Plan | None:
+    """The plan with other engine settings; None where they do not go together."""
+    parts: dict[str, dict[str, object]] = {"student": {}, "teacher": {}, "": {}}
+    for key, value in settings.items():
+        part, _, name = key.rpartition(".")
+        parts[part][name] = value
+    own: dict[str, Any] = parts[""]
+    try:
+        student = replace(config.engine.student, **parts["student"])  # type: ignore[arg-type]
+        teacher = replace(config.engine.teacher, **parts["teacher"])  # type: ignore[arg-type]
+        engine = replace(config.engine, student=student, teacher=teacher, **own)
+        changed = replace(config, engine=engine)
+        return make(changed, world_size=made.world_size, device=made.device)
+    except ValueError:
+        return None
 
+
+def _typed(settings: Mapping[str, object]) -> str:
+    """Settings as they are typed."""
+    return " ".join(f"engine.{key}={str(value).lower()}" for key, value in settings.items())
+
+
+def _savings(config: RunConfig, *, on_cpu: bool) -> Iterator[tuple[str, object]]:
+    """Settings below `engine` that take less memory, the cheapest in time first."""
     if config.engine.compile:
-        yield "engine.compile=false", lambda c: replace(c, engine=replace(c.engine, compile=False))
+        yield "compile", False
     if config.engine.student.micro_batch > 1:
-        yield student("micro_batch", 1)
-    yield teacher("share_base", True)
-    yield student("gradient_checkpointing", True)
-    yield teacher("keep", "layer_inputs")
-    yield student("accumulate_in", "bfloat16")
+        yield "student.micro_batch", 1
+    yield "teacher.share_base", True
+    yield "student.gradient_checkpointing", True
+    yield "teacher.keep", "layer_inputs"
+    yield "student.accumulate_in", "bfloat16"
+    # A stage takes the place of the one before it.
     for stage in (1, 2, 3):
-        yield student("zero_stage", stage)
-    yield teacher("zero_stage", 3)
+        yield "student.zero_stage", stage
+    yield "teacher.zero_stage", 3
     if on_cpu:
         return
-    yield student("offload_optimizer", True)
-    yield teacher("offload_parameters", True)
-    yield student("offload_parameters", True)
+    yield "student.offload_optimizer", True
+    yield "teacher.offload_parameters", True
+    yield "student.offload_parameters", True
 
 
 def _adapter_parameters(

@@ -23,7 +23,7 @@ from src.checkpoint import Position
 from src.config import RunConfig
 from src.data import Blocks, Corpus, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
-from src.engine import Student, Teacher
+from src.engine import Student, Teacher, sharding
 from src.evals import running
 from src.facts import ModelFacts
 from src.launch import World
@@ -186,6 +186,8 @@ def build(
 ) -> Built:
     """Load teacher and student of a stage and set up their engines; every rank calls it.
 
+    With ZeRO-3 no rank ever has a whole model (see src/assembly.py).
+
     Args:
         config: the run.
         name: of the stage.
@@ -204,15 +206,27 @@ def build(
     teacher = None
     if taught and not shared:
         network = models.load_model(
-            config.model, native, dtype=dtype, capture=True, random_on=random_on
+            config.model,
+            native,
+            dtype=dtype,
+            capture=True,
+            random_on=random_on,
+            sharding=sharding(config.engine, "teacher"),
         )
         teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
     scaled = models.scaled_config(config.model, config.rope)
+    divided = sharding(config.engine, "student")
     base = models.load_model(
-        config.model, scaled, dtype=dtype, weights=weights, capture=True, random_on=random_on
+        config.model,
+        scaled,
+        dtype=dtype,
+        weights=weights,
+        capture=True,
+        random_on=random_on,
+        sharding=divided,
     )
     student = Student(
-        make_trainable(base, stage.parameters, seed=config.seed),
+        make_trainable(base, stage.parameters, seed=config.seed, sharding=divided),
         objectives,
         facts,
         config.engine,

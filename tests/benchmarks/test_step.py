@@ -100,6 +100,32 @@ def test_a_newer_measurement_replaces_an_older_one(tmp_path: Path) -> None:
     ]
 
 
+def test_models_are_kept_apart(tmp_path: Path) -> None:
+    first = measurement("stored-two")
+    other = replace(first, settings=first.settings | {"model": "mistral_7b"})
+    step.write(tmp_path / "step.json", [first, other])
+    assert {m.settings["model"] for m in step.load(tmp_path / "step.json")} == {
+        "llama2_7b",
+        "mistral_7b",
+    }
+    two = measurement("stored-two", ranks=2, seconds=1.0)
+    rows = step.rows([other, two])
+    assert "throughput_over_one" not in {row["name"] for row in rows}
+
+
+def test_a_ratio_over_another_device_is_missing_and_said_to_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = replace(measurement("stored-two"), device="another GPU")
+    target = tmp_path / "step.json"
+    step.write(target, [one, measurement("stored-two", ranks=2)])
+    held = json.loads(target.read_text())
+    assert "throughput_over_one" not in {row["name"] for row in held["rows"]}
+    (note,) = held["notes"]
+    assert "2 ranks were measured on a GPU, and one rank on another GPU" in note
+    assert f"note: {note}" in capsys.readouterr().out
+
+
 def test_a_file_names_versions_and_commit_only_where_all_measurements_share_them(
     tmp_path: Path,
 ) -> None:

@@ -284,14 +284,36 @@ def test_a_run_that_does_not_fit_is_refused_with_what_would(
     plan.check_fits(made, replace(run, allow_oversubscribe=True))
 
 
-def test_the_settings_it_names_do_fit(compose_run: Callable[..., RunConfig]) -> None:
-    run = compose_run(BASE, "~recipe.stages.cpt")
-    named = re.search(
-        r"it fits with (.*) \(or", plan.misfit(plan.make(run, world_size=1, device=small(40)), run)
-    )
-    assert named
-    changed = compose_run(BASE, "~recipe.stages.cpt", *named[1].split())
-    plan.check_fits(plan.make(changed, world_size=1, device=small(40)), changed)
+@pytest.mark.parametrize(
+    ("gib", "ranks", "overrides"),
+    [
+        (40, 1, ("~recipe.stages.cpt",)),
+        (40, 8, ("engine.student.zero_stage=0",)),
+        (24, 8, ("engine.student.zero_stage=0", "engine.student.micro_batch=2")),
+        (30, 8, ("engine.compile=true",)),
+    ],
+    ids=["one-copy", "shards", "shards-and-more", "compiled"],
+)
+def test_the_settings_it_names_do_fit_and_none_is_needless(
+    compose_run: Callable[..., RunConfig], gib: float, ranks: int, overrides: tuple[str, ...]
+) -> None:
+    run, device = compose_run(BASE, *overrides), small(gib)
+    message = plan.misfit(plan.make(run, world_size=ranks, device=device), run)
+    named = re.search(r"it fits with (.*) \(or", message)
+    assert named, message
+    settings = named[1].split()
+    assert len({s.partition("=")[0] for s in settings}) == len(settings), "a key is named once"
+
+    def fits(*more: str) -> bool:
+        try:
+            changed = compose_run(BASE, *overrides, *more)
+        except ConfigError:
+            return False
+        return plan.make(changed, world_size=ranks, device=device).fits
+
+    assert fits(*settings)
+    for one in settings:
+        assert not fits(*(s for s in settings if s != one)), f"{one} is needless"
 
 
 def test_a_dry_run_may_plan_for_another_device(compose_run: Callable[..., RunConfig]) -> None:

@@ -290,7 +290,7 @@ def test_memory_does_not_grow_over_steps() -> None:
     try:
         tensors()
         first = tensors()
-        for _ in range(20):
+        for _ in range(200):
             last = tensors()
     finally:
         gc.enable()

@@ -181,6 +181,15 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
             ],
             id="zero-3-3-checkpointing",
         ),
+        pytest.param(
+            [
+                "engine.student.zero_stage=3",
+                "engine.student.offload_parameters=true",
+                "engine.teacher.zero_stage=3",
+                "engine.teacher.offload_parameters=true",
+            ],
+            id="offloaded-parameters",
+        ),
         pytest.param(["engine.student.micro_batch=2"], id="micro-batch-2"),
         pytest.param(["engine.student.micro_batch=3"], id="micro-batch-3"),
         pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
@@ -190,6 +199,30 @@ def test_how_it_is_computed_does_not_change_the_losses(
     train_tiny: Train, overrides: list[str]
 ) -> None:
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its AdamW for CPUs")
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["engine.student.zero_stage=1"],
+        ["engine.student.zero_stage=2"],
+        ["engine.student.zero_stage=3"],
+        [
+            "engine.student.zero_stage=3",
+            "engine.student.offload_parameters=true",
+            "engine.teacher.zero_stage=3",
+            "engine.teacher.offload_parameters=true",
+        ],
+    ],
+    ids=["zero-1", "zero-2", "zero-3", "everything"],
+)
+def test_an_offloaded_optimizer_has_the_same_losses(
+    train_tiny: Train, overrides: list[str]
+) -> None:
+    curve = losses(train_tiny("engine.student.offload_optimizer=true", *overrides))
+    assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
 @pytest.mark.slow

@@ -1,0 +1,182 @@
+"""Models put together weight by weight, so that none is ever whole in a process.
+
+For ZeRO-3: each weight is made or read, handed to the engine, which keeps this rank's part of it,
+and only then comes the next. Bits are those of a model that is loaded whole. Buffers (RoPE's
+frequencies) are small and computed as always.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+_META = torch.device("meta")
+
+
+class Sharding(Protocol):
+    """Divides weights among ranks; every rank hands it the same ones in the same order."""
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Keep this rank's part of whole parameters, in place; those that are divided stay so."""
+
+    def known(self) -> AbstractContextManager[None]:
+        """Inside, PEFT knows that weights are divided, and gathers one whose values it needs."""
+        ...
+
+
+class WeightsError(ValueError):
+    """Files that do not hold a model's weights."""
+
+
+@contextmanager
+def drawing(sharding: Sharding) -> Iterator[None]:
+    """Inside, transformers' `from_config` draws each module's weights and hands them on at once.
+
+    A random generator gives the same numbers in the same order as without this: modules still draw
+    in their constructors (to no purpose, as transformers draws again), one alive at a time.
+    """
+    from transformers import PreTrainedModel
+
+    handed_on: set[int] = set()
+    initialize: Callable[..., None] = PreTrainedModel._initialize_weights
+
+    def forget(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        del module, name
+        if child is None:
+            return
+        for own, parameter in list(child.named_parameters(recurse=False)):
+            if id(parameter) not in handed_on:
+                setattr(child, own, _on(parameter, _META))
+
+    def one_by_one(model: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
+        waiting = [name for name, p in module.named_parameters(recurse=False) if p.is_meta]
+        for name in waiting:
+            empty = torch.empty_like(getattr(module, name), device=torch.get_default_device())
+            setattr(module, name, nn.Parameter(empty))
+        initialize(model, module, *args, **kwargs)
+        drawn = [getattr(module, name) for name in waiting]
+        handed_on.update(map(id, drawn))
+        sharding(drawn)
+
+    hook = register_module_module_registration_hook(forget)
+    PreTrainedModel._initialize_weights = one_by_one  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        PreTrainedModel._initialize_weights = initialize  # type: ignore[method-assign]
+        hook.remove()
+
+
+def read(
+    make: Callable[[], PreTrainedModel], folder: Path, dtype: torch.dtype, sharding: Sharding
+) -> PreTrainedModel:
+    """A model with the weights of a folder's safetensors files, which are mapped, not loaded.
+
+    Args:
+        make: makes the model with weights of no matter what values.
+        folder: as `save_pretrained` writes it.
+        dtype: of the weights.
+        sharding: gets each weight as it is read.
+
+    Raises:
+        WeightsError: a weight is missing, or has another shape.
+    """
+    from safetensors import safe_open
+
+    def forget(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        del module, name
+        return None if parameter.is_meta else _on(parameter, _META)
+
+    hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # torch takes what it returns
+    try:
+        network = make()
+    finally:
+        hook.remove()
+    places = _places(network)
+    files = _files(folder)
+    chosen: dict[str, list[tuple[nn.Module, str]]] = {}
+    for names, owners in places:
+        # Tied weights have several names, of which a file needs only one.
+        found = [name for name in names if name in files]
+        if not found:
+            raise WeightsError(f"{folder} has no weights {names[0]}")
+        chosen[found[0]] = owners
+    for file in dict.fromkeys(files.values()):
+        with safe_open(file, framework="pt") as opened:
+            for name in (n for n in opened.keys() if files[n] == file and n in chosen):  # noqa: SIM118
+                owners = chosen[name]
+                wanted = getattr(*owners[0]).shape
+                tensor = opened.get_tensor(name)
+                if tensor.shape != wanted:
+                    raise WeightsError(
+                        f"{file}: {name} has shape {list(tensor.shape)}, the model {list(wanted)}"
+                    )
+                parameter = nn.Parameter(tensor.to(dtype))
+                for module, attribute in owners:
+                    setattr(module, attribute, parameter)
+                sharding([parameter])
+    return network
+
+
+@contextmanager
+def adding_adapters(sharding: Sharding) -> Iterator[None]:
+    """Inside, PEFT's adapters are handed on as each takes its place in the model."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    def hand_on(module: nn.Module, name: str, child: nn.Module | None) -> None:
+        del module, name
+        if isinstance(child, BaseTunerLayer):
+            sharding(child.parameters())
+
+    hook = register_module_module_registration_hook(hand_on)
+    try:
+        with sharding.known():
+            yield
+    finally:
+        hook.remove()
+
+
+def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
+    return nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+
+
+def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, str]]]]:
+    """Of each parameter its names, and the modules and attributes that hold it."""
+    found: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
+    for prefix, module in network.named_modules():
+        for attribute, parameter in module.named_parameters(recurse=False):
+            names, owners = found.setdefault(id(parameter), ([], []))
+            names.append(f"{prefix}.{attribute}" if prefix else attribute)
+            owners.append((module, attribute))
+    return list(found.values())
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The file of each tensor, as the folder's index says or as its only file does.
+
+    Raises:
+        WeightsError: neither is there.
+    """
+    from safetensors import safe_open
+
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if index.is_file():
+        held = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / file for name, file in sorted(held.items(), key=lambda i: i[::-1])}
+    if not single.is_file():
+        raise WeightsError(f"{folder} has neither {single.name} nor {index.name}")
+    with safe_open(single, framework="pt") as opened:
+        return dict.fromkeys(opened.keys(), single)

@@ -1,0 +1,193 @@
+"""Weights that DeepSpeed divides as they come: on two ranks, each with its part."""
+
+from __future__ import annotations
+
+import gc
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.step import RandomBlocks
+from src import engine, launch, models, plan, run
+from src.adapters import (
+    AnyParameters,
+    FullParameters,
+    LoraParameters,
+    QkvParameters,
+    make_trainable,
+)
+from src.config import RunConfig
+from src.launch import World
+from src.loop import StageRun, StepRecord
+from src.models import FolderWeights, ModelConfig
+from src.schedule import StageSchedule
+from tests.src.live_bytes import LiveBytes
+
+ComposeRun = Callable[..., RunConfig]
+SEED = 5
+LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
+PARAMETERS: dict[str, AnyParameters] = {
+    "lora": LORA,
+    "dora": replace(LORA, use_dora=True),
+    "full": FullParameters("full"),
+    "qkv": QkvParameters("qkv"),
+}
+
+DIVIDED = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
+
+# Deep enough for the whole to be many times its largest weight.
+DEEP = (
+    "model=tiny",
+    "model.shape.layers=16",
+    "engine=cpu",
+    *DIVIDED,
+)
+
+RANK = """
+import json
+from pathlib import Path
+from src import config, launch
+from src.config import RunConfig
+from tests.src.test_engine import divided
+def work(world):
+    with launch.joined(world, cuda=False):
+        settings = config.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
+        found = divided(settings, Path({weights!r}))
+        Path({logs!r}, f"found-{{world.rank}}.json").write_text(json.dumps(found))
+        launch.leave(world)
+launch.run_rank(work, Path({logs!r}))
+"""
+
+
+def loaded(
+    model: ModelConfig, parameters: AnyParameters, sharding: engine.Sharding | None
+) -> nn.Module:
+    native = models.native_config(model)
+    network = models.load_model(model, native, dtype=torch.float32, sharding=sharding)
+    return make_trainable(network, parameters, seed=SEED, sharding=sharding)
+
+
+def bits(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    return {name: zlib.crc32(value.detach().numpy().tobytes()) for name, value in named}
+
+
+def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
+    """What a rank finds of models that are drawn and read: whole bits, its bytes, the peak."""
+    drawn = settings.model
+    read = replace(drawn, random_weights=False, source=FolderWeights("folder", str(weights)))
+    found: dict[str, Any] = {}
+    for origin, model in (("drawn", drawn), ("read", read)):
+        for name, parameters in PARAMETERS.items():
+            with LiveBytes() as live:
+                sharding = engine.sharding(settings.engine, "student")
+                network = loaded(model, parameters, sharding)
+            whole: dict[str, int] = {}
+            for key, parameter in network.named_parameters():
+                with engine._whole(parameter):
+                    whole |= bits([(key, parameter)])
+            found[f"{origin}-{name}"] = {
+                "bits": whole,
+                "held": engine._weight_bytes(network),
+                "peak": live.peak,
+            }
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_the_halves_of_a_whole_model(
+    compose_plain: Callable[..., dict], compose_run: ComposeRun, tmp_path: Path
+) -> None:
+    settings = compose_run("+experiment=quickstart", *DEEP)
+    shape = settings.model.shape
+    assert shape is not None
+    whole = {name: loaded(settings.model, p, None) for name, p in PARAMETERS.items()}
+    weights = tmp_path / "weights"
+    whole["full"].save_pretrained(weights)  # type: ignore[operator]
+    plain = tmp_path / "settings.json"
+    plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
+    program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
+    launch.spawn(["-c", program], nproc=2, logs=tmp_path)
+    ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    largest = 4 * shape.embedding_parameters
+    for found in ranks:
+        assert len(found) == 2 * len(PARAMETERS)
+        for case, result in found.items():
+            network = whole[case.partition("-")[2]]
+            size = 4 * sum(p.numel() for p in network.parameters())
+            assert result["bits"] == bits(network.named_parameters()), case
+            assert result["held"] == pytest.approx(size / 2, rel=0.01), case
+            # The halves, the weight at hand and a copy of it, RoPE's frequencies.
+            assert result["peak"] < size / 2 + 2 * largest + 2**14 < 0.75 * size, case
+
+
+STEPS, EVERY = 200, 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["whole", "divided"])
+def test_tensors_do_not_pile_up_over_200_steps(
+    compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...]
+) -> None:
+    tokens = [f"recipe.stages.ard.tokens={STEPS * 64}", "recipe.stages.ard.tokens_per_step=64"]
+    settings = compose_run(*tiny_overrides, *tokens, *overrides)
+    stage, objectives = settings.recipe.stages["ard"], settings.objectives("ard")
+    planned = plan.make(settings, world_size=1).stage("ard")
+    counted: list[tuple[int, int]] = []
+
+    def count(record: StepRecord) -> None:
+        if record.step % EVERY == 0:
+            gc.collect()
+            alive = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+            counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
+
+    with launch.joined(World(), cuda=False):
+        built = run.build(settings, "ard", planned, objectives, 1)
+        assert built.teacher is not None
+        before = built.teacher.sha256()
+        StageRun(
+            name="ard",
+            stage=stage,
+            schedule=StageSchedule(stage),
+            blocks={"short": RandomBlocks(64, 256)},  # type: ignore[dict-item]
+            objectives=objectives,
+            facts=built.facts,
+            teacher=built.teacher,
+            student=built.student,
+            world=World(),
+            device=torch.device("cpu"),
+            micro_batch=1,
+            seed=3,
+            window=settings.rope.target_length,
+        ).train(0, count)
+        assert built.teacher.sha256() == before
+        built.teacher.close()
+        built.student.close()
+    assert len(counted) == STEPS // EVERY
+    # After the last step no batch waits for the next one.
+    assert len(set(counted[:-1])) == 1, counted
+    assert counted[-1] <= counted[0]
+
+
+def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
+    settings = compose_run("model=tiny", "engine=cpu", "engine.student.zero_stage=2")
+    assert engine.sharding(settings.engine, "student") is None
+    assert engine.sharding(settings.engine, "teacher") is None
+
+
+def test_a_divided_teacher_leaves_the_student_whole(compose_run: ComposeRun) -> None:
+    """`zero.Init` as a context would patch every class that is made in it."""
+    settings = compose_run("model=tiny", "engine=cpu", "engine.teacher.zero_stage=3")
+    with launch.joined(World(), cuda=False):
+        sharding = engine.sharding(settings.engine, "teacher")
+        assert sharding is not None
+        teacher = loaded(settings.model, FullParameters("full"), sharding)
+        assert all(hasattr(p, "ds_id") for p in teacher.parameters())
+        student = loaded(settings.model, LORA, engine.sharding(settings.engine, "student"))
+        assert not any(hasattr(p, "ds_id") for p in student.parameters())

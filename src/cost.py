@@ -147,7 +147,8 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     wants = needs[name]
     micro_batch = setting.config.engine.student.micro_batch
     at_once = StageSchedule(setting.stage).at_once(name, micro_batch)
-    n = stream.length * at_once
+    parts_of_blocks = setting.config.engine.sequence_parallel
+    n = stream.length * at_once // parts_of_blocks
     layers = shape.layers
     if wants.stops_at is not None:
         layers = wants.stops_at + 1

@@ -399,7 +399,7 @@ def misfit(made: Plan, config: RunConfig) -> str:
         f"stage {worst.name} needs an estimated {_gib(worst.peak)} GiB a rank, and {device.name} "
         f"has {_gib(USABLE * device.memory)} GiB for it"
     )
-    taken: list[str] = []
+    taken: dict[str, str] = {}
     for key, change in _savings(config, on_cpu=device.is_cpu):
         try:
             changed = change(config)
@@ -409,10 +409,12 @@ def misfit(made: Plan, config: RunConfig) -> str:
         if max(s.peak for s in planned.stages) >= max(s.peak for s in made.stages):
             continue
         made, config = planned, changed
-        taken.append(key)
+        # Of one setting the last value.
+        taken[key.partition("=")[0]] = key
         if made.fits:
-            return f"{why}; it fits with {' '.join(taken)} (or try with allow_oversubscribe=true)"
-    more = f" with {' '.join(taken)} it would need {_gib(max(s.peak for s in made.stages))} GiB;"
+            fits_with = " ".join(taken.values())
+            return f"{why}; it fits with {fits_with} (or try with allow_oversubscribe=true)"
+    more = f" with {' '.join(taken.values())} it would need {_gib(max(s.peak for s in made.stages))} GiB;"
     return (
         f"{why};{more if taken else ''} use more ranks with engine=zero3, shorter blocks or a "
         "smaller model (or try with allow_oversubscribe=true)"

@@ -414,7 +414,8 @@ def misfit(made: Plan, config: RunConfig) -> str:
         if made.fits:
             fits_with = " ".join(taken.values())
             return f"{why}; it fits with {fits_with} (or try with allow_oversubscribe=true)"
-    more = f" with {' '.join(taken.values())} it would need {_gib(max(s.peak for s in made.stages))} GiB;"
+    needed = _gib(max(s.peak for s in made.stages))
+    more = f" with {' '.join(taken.values())} it would need {needed} GiB;"
     return (
         f"{why};{more if taken else ''} use more ranks with engine=zero3, shorter blocks or a "
         "smaller model (or try with allow_oversubscribe=true)"

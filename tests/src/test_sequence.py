@@ -159,8 +159,6 @@ CPT = (
     "+experiment=cpt_long_32k",
     "budget=null",
     "recipe.stages.cpt.streams.long.length=64",
-    "recipe.stages.cpt.streams.long.batch_size=null",
-    "recipe.stages.cpt.slot_tokens=null",
     "recipe.stages.cpt.tokens_per_step=128",
     "recipe.stages.cpt.tokens=192",
     "recipe.stages.cpt.lr=0.5",
@@ -313,7 +311,7 @@ BASE = ("+experiment=linearard_32k", "model=tiny", "engine.sequence_parallel=2")
         pytest.param(
             ("model=tiny_mistral",),
             2,
-            r"streams\.short\.length: 8192 tokens are more than the sliding window of "
+            r"streams\.short\.length: 4096 tokens are more than the sliding window of "
             r"tiny_mistral, 48, .*give at most 48",
             id="sliding-window",
         ),

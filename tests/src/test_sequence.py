@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -12,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 from src import launch, plan
 from src.config import ConfigError, RunConfig
+from src.devices import ACCELERATORS
 from src.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
 from src.objectives.language_modeling import LanguageModeling
@@ -166,8 +170,8 @@ CPT = (
 LONGRED = (
     "+experiment=longred_c_32k",
     "budget=null",
-    "recipe.stages.mix.tokens=2048",
-    "recipe.stages.mix.tokens_per_step=1024",
+    "recipe.stages.mix.tokens=1024",  # a whole turn of the mixture
+    "recipe.stages.mix.tokens_per_step=512",
     "recipe.stages.mix.slot_tokens=64",
     "recipe.stages.mix.streams.long.length=64",
     "recipe.stages.mix.streams.short.length=16",
@@ -222,11 +226,11 @@ def _same_training(one: Path, other: Path) -> None:
     for a, b in zip(expected, found, strict=True):
         assert a.keys() == b.keys()
         for key in a.keys() - {"tokens_per_second"}:
-            assert b[key] == pytest.approx(a[key], rel=2e-5, abs=1e-7), key
+            assert b[key] == pytest.approx(a[key], rel=5e-6, abs=1e-8), key
     before, after = (load_file(p.with_suffix(".safetensors")) for p in (one, other))
     assert before.keys() == after.keys()
     for name, value in before.items():
-        torch.testing.assert_close(after[name], value, rtol=1e-5, atol=2e-6, msg=name)
+        torch.testing.assert_close(after[name], value, rtol=1e-6, atol=5e-7, msg=name)
 
 
 @pytest.mark.slow
@@ -261,7 +265,8 @@ def test_a_run_of_two_ranks_that_share_blocks_resumes(
         assert done.returncode == 0, done.stderr
     expected = losses(tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
-    # As if it had been stopped after a checkpoint in its first stage.
+    # As if it had been stopped after its first stage.
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-6")
     record = tmp_path / "two" / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "interrupted"}))
     done = run_command("src.train", f"resume={tmp_path / 'two'}")
@@ -383,3 +388,30 @@ def test_a_window_that_no_block_exceeds_is_no_obstacle(
         "engine.sequence_parallel=2",
     )
     assert plan.make(run, world_size=2).stages
+
+
+def test_a_block_too_long_for_a_rank_is_to_be_shared(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(
+        "+experiment=linearard_32k",
+        "~recipe.stages.cpt",
+        "rope.target_length=131072",
+        "objective.allow_beyond_native=true",
+        "recipe.stages.ard.streams.short.length=131072",
+        "recipe.stages.ard.tokens_per_step=131072",
+    )
+    made = plan.make(run, world_size=2, device=ACCELERATORS["h100"])
+    with pytest.raises(ConfigError, match=r"it fits with .*engine\.sequence_parallel=2 \("):
+        plan.check_fits(made, run)
+
+
+def test_the_plan_says_who_shares_blocks(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(*BASE)
+    made = plan.make(run, world_size=6)
+    text = io.StringIO()
+    plan.show(made, run, Console(file=text))
+    assert "each block is shared by 2 ranks; 3 such groups read blocks" in text.getvalue()
+    # 16,384 tokens a step are four blocks, for three groups.
+    assert made.stage("ard").accumulation == 2
+    assert made.stage("ard").busy == pytest.approx(4 / 6)

@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, distributed, nn
@@ -197,7 +198,7 @@ def spread_attention(network: nn.Module, facts: ModelFacts, parts: int) -> None:
     from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
 
     deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
-    group = _neighbours(distributed.group.WORLD, parts)
+    group = _neighbours(parts)
 
     def over(attention: Attention) -> Attention:
         @cache
@@ -221,16 +222,25 @@ def spread_attention(network: nn.Module, facts: ModelFacts, parts: int) -> None:
     causal_model(network).set_attn_implementation(attention_over_ranks(over))
 
 
-@cache
-def _neighbours(world: distributed.ProcessGroup, parts: int) -> distributed.ProcessGroup:
+# Groups of neighbouring ranks by their size, of a world. The world's own group must not be kept: it
+# ends its threads when nobody holds it any more, and they must not live on while Python shuts down.
+_groups: WeakKeyDictionary[distributed.ProcessGroup, dict[int, distributed.ProcessGroup]] = (
+    WeakKeyDictionary()
+)
+
+
+def _neighbours(parts: int) -> distributed.ProcessGroup:
     """This rank's group of `parts` neighbouring ranks; a collective call the first time."""
-    own: Any = None
-    for first in range(0, distributed.get_world_size(world), parts):
-        ranks = list(range(first, first + parts))
-        group = distributed.new_group(ranks)
-        if distributed.get_rank(world) in ranks:
-            own = group
-    return own
+    world = distributed.group.WORLD
+    assert world is not None
+    known = _groups.setdefault(world, {})
+    if parts not in known:
+        for first in range(0, world.size(), parts):
+            ranks = range(first, first + parts)
+            group: Any = distributed.new_group(list(ranks))
+            if world.rank() in ranks:
+                known[parts] = group
+    return known[parts]
 
 
 def _common_config(dtype: torch.dtype) -> dict[str, Any]:

@@ -5,6 +5,8 @@
     python -m benchmarks.step --cases stored-shared,plain        these cases
     python -m benchmarks.step --quick                            a smoke run: the tiny model
     torchrun --nproc-per-node=2 -m benchmarks.step --cases zero3 two GPUs, both models sharded
+    torchrun --nproc-per-node=2 -m benchmarks.step --cases sequence-131072-ard
+                                                                 two GPUs share each block
     python -m benchmarks.step --merge A.json B.json              one file from several files
     python -m benchmarks.step --replan                           errors of the present plan
 
@@ -18,7 +20,10 @@ Rows: `ard_tokens_per_second`, `peak_gib` (torch's allocator, from when the engi
 `mfu` (work without repetitions by the device's dense bfloat16 rate), `relation_share` (of a step's
 time: against the same step with the layers' losses replaced by means), `ard_time_over_plain`
 (against a teacher's forward pass plus a LoRA step without teacher or head), `plan_error_memory`,
-`plan_error_time` (in percent), `weights_gib_per_rank`, `throughput_over_one`.
+`plan_error_time` (in percent), `weights_gib_per_rank`, `throughput_over_one`,
+`sequence_parallel_131072` (tokens/s where ranks share blocks of that length) and
+`sequence_parallel_loss` (first step's loss over one rank's, at a length that one holds: run
+`sequence-16384-ard` and `-cpt` on one GPU, and on two).
 """
 
 from __future__ import annotations
@@ -64,11 +69,13 @@ class Case:
     Attributes:
         overrides: settings of `src.train`.
         kind: `ard`, the whole step; `sums`, the same with sums for the layers' losses; `plain`, a
-            LoRA step without teacher or head; `teacher`, its forward pass alone.
+            LoRA step without teacher or head; `teacher`, its forward pass alone; `cpt`, a LoRA step
+            of next-token prediction.
         length: tokens of a block.
         rows: that it is for, beside the plan's errors.
         per_step: tokens of an optimizer step.
         steps: that warm up, and that are timed.
+        shared: all ranks share each block.
     """
 
     overrides: tuple[str, ...]
@@ -77,6 +84,7 @@ class Case:
     rows: tuple[str, ...] = ()
     per_step: int = 16384
     steps: tuple[int, int] = (2, 5)
+    shared: bool = False
 
 
 def _engine(**settings: Any) -> tuple[str, ...]:
@@ -94,6 +102,21 @@ _FAST = ("ard_tokens_per_second", "mfu")
 _LEAN = {"again": True, "keep": "layer_inputs", "sum_in": "bfloat16"}
 _SHARED = ("ard_tokens_per_second", "mfu", "relation_share", "ard_time_over_plain")
 _RATIO = ("ard_time_over_plain",)
+
+
+def _long(kind: str, length: int, *, steps: tuple[int, int] = (1, 2)) -> Case:
+    """Blocks that ranks share, in the leanest setting; without dropout, which is a rank's own."""
+    long = (
+        f"rope.target_length={max(length, 32768)}",
+        f"recipe.stages.{STAGE}.parameters.dropout=0.0",
+        "engine.student.zero_stage=3",
+    )
+    if kind == "cpt":
+        long += (f"recipe.stages.{STAGE}.streams.{STREAM}.objective=language_modeling",)
+    row = "sequence_parallel_131072" if length == 131072 else "sequence_parallel_loss"
+    overrides = (*long, *_engine(share=kind == "ard", **_LEAN))
+    return Case(overrides, kind, length, (row,), length, steps, shared=True)
+
 
 CASES: dict[str, Case] = {
     "stored-two": Case(_engine(share=False, again=False), rows=_SHARED),
@@ -124,6 +147,10 @@ CASES: dict[str, Case] = {
         ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3", *_engine(again=True)),
         rows=("weights_gib_per_rank", "throughput_over_one"),
     ),
+    "sequence-131072-ard": _long("ard", 131072, steps=(1, 1)),
+    "sequence-131072-cpt": _long("cpt", 131072, steps=(1, 2)),
+    "sequence-16384-ard": _long("ard", 16384),
+    "sequence-16384-cpt": _long("cpt", 16384),
 }
 
 
@@ -139,6 +166,7 @@ class Measurement:
         planned_gib, planned_seconds: what the plan said (none for a part of a step).
         flops: of a step over all ranks, without repetitions.
         versions, commit: of what was measured.
+        losses: of the steps, those that warm up included.
     """
 
     case: str
@@ -157,6 +185,7 @@ class Measurement:
     matrix_rate: float | None
     versions: dict[str, str]
     commit: str
+    losses: Sequence[float] = ()
 
     @property
     def key(self) -> tuple[str, str, int, str]:
@@ -231,8 +260,8 @@ class RandomBlocks:
         return draw.integers(0, self._vocabulary, self._length, dtype=np.int64)
 
 
-def composed(case: Case, model: str, *, quick: bool) -> RunConfig:
-    """The case as a run's config."""
+def composed(case: Case, model: str, *, quick: bool, ranks: int = 1) -> RunConfig:
+    """The case as a run's config, on so many ranks."""
     length, per_step = (64, 128) if quick else (case.length, case.per_step)
     overrides = [
         "+experiment=linearard_32k",
@@ -249,6 +278,7 @@ def composed(case: Case, model: str, *, quick: bool) -> RunConfig:
         f"recipe.stages.{STAGE}.tokens_per_step={per_step}",
         f"recipe.stages.{STAGE}.tokens={per_step * sum(case.steps)}",
         *(o for o in case.overrides if not (quick and "accumulate_in" in o)),
+        *([f"engine.sequence_parallel={ranks}"] if case.shared else []),
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
         return config.load(RunConfig, compose("train", overrides=overrides))
@@ -257,7 +287,7 @@ def composed(case: Case, model: str, *, quick: bool) -> RunConfig:
 def measure(name: str, model: str, world: World, *, quick: bool, commit: str | None) -> Measurement:
     """Run one case in this process."""
     case = CASES[name]
-    settings = composed(case, model, quick=quick)
+    settings = composed(case, model, quick=quick, ranks=world.size)
     cuda = uses_cuda(settings.engine.device)
     with launch.joined(world, cuda=cuda):
         device = device_of(settings.engine.device)
@@ -274,12 +304,14 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         gauge.reset()
         vocabulary = settings.model.shape.vocabulary if settings.model.shape else 256
         blocks = RandomBlocks(settings.recipe.stages[STAGE].streams[STREAM].length, vocabulary)
+        losses: list[float] = []
         if case.kind == "teacher":
             seconds = _teacher_seconds(built, blocks, device, case.steps)
         else:
-            seconds = _step_seconds(
-                built, settings, objectives, blocks, world, device, warm_up=case.steps[0]
-            )
+            records = _records(built, settings, objectives, blocks, world, device)
+            paces = [record.metrics["tokens_per_second"] for record in records[case.steps[0] :]]
+            seconds = settings.recipe.stages[STAGE].step_tokens / statistics.median(paces)
+            losses = [record.metrics["loss/total"] for record in records]
         held = built.student.weight_bytes()
         held += built.teacher.weight_bytes() if built.teacher else 0
         result = _measurement(
@@ -292,6 +324,7 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
             weights_gib=held / 2**30,
             versions=versions(),
             commit=commit or git_state(ROOT)["git_commit"] or "unknown",
+            losses=losses,
         )
 
 
@@ -303,17 +336,15 @@ def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
     return settings.objectives(STAGE)
 
 
-def _step_seconds(
+def _records(
     built: run.Built,
     settings: RunConfig,
     objectives: Mapping[str, Objective],
     blocks: Any,
     world: World,
     device: torch.device,
-    *,
-    warm_up: int,
-) -> float:
-    """Median seconds of the timed optimizer steps."""
+) -> list[StepRecord]:
+    """What the loop says of the optimizer steps."""
     stage = settings.recipe.stages[STAGE]
     stage_run = StageRun(
         name=STAGE,
@@ -329,11 +360,11 @@ def _step_seconds(
         micro_batch=settings.engine.student.micro_batch,
         seed=settings.seed,
         window=settings.rope.target_length,
+        sequence_parallel=settings.engine.sequence_parallel,
     )
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
-    paces = [record.metrics["tokens_per_second"] for record in records[warm_up:]]
-    return stage.step_tokens / statistics.median(paces)
+    return records
 
 
 def _teacher_seconds(
@@ -398,6 +429,7 @@ def _measurement(
         "checkpointing": planned.checkpointing,
         "keep": planned.keep,
         "compile": settings.engine.compile,
+        "sequence_parallel": settings.engine.sequence_parallel,
         "zero_stages": [settings.engine.student.zero_stage, settings.engine.teacher.zero_stage],
     }
     parameters = stage.parameters
@@ -444,6 +476,8 @@ def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     for of in measurements:
         if of.kind == "ard":
             _ard_rows(of, add)
+        if CASES[of.case].shared and of.ranks > 1:
+            _shared_rows(of, measurements, add)
     for of in measurements:
         if of.kind != "ard":
             continue
@@ -507,6 +541,19 @@ def _ard_rows(of: Measurement, add: Any) -> None:
             planned=of.planned_seconds,
             measured=of.step_seconds,
         )
+
+
+def _shared_rows(of: Measurement, measurements: Sequence[Measurement], add: Any) -> None:
+    """Of ranks that share each block."""
+    if of.settings["tokens"] == 131072:
+        more = {"losses": of.losses, "peak_gib": of.peak_gib, "planned_gib": of.planned_gib}
+        seconds = {"step_seconds": of.step_seconds, "planned_seconds": of.planned_seconds}
+        add("sequence_parallel_131072", of.tokens_per_second, "tokens/s", of, **more, **seconds)
+    one = next((m for m in measurements if m.case == of.case and m.ranks == 1), None)
+    if one and one.losses and one.device == of.device:
+        ratio = of.losses[0] / one.losses[0]
+        both = {"losses": of.losses, "losses_of_one_rank": one.losses}
+        add("sequence_parallel_loss", ratio, "of one rank's first loss", of, **both)
 
 
 def _like(measurements: Sequence[Measurement], of: Measurement, kind: str) -> Measurement | None:
@@ -576,7 +623,7 @@ def replanned(of: Measurement) -> Measurement:
     kinds = [kind for kind in ACCELERATORS if kind in of.device.lower()]
     if not kinds:
         sys.exit(f"error: --replan: no plan can be made for {of.device}")
-    settings = composed(CASES[of.case], of.settings["model"], quick=False)
+    settings = composed(CASES[of.case], of.settings["model"], quick=False, ranks=of.ranks)
     settings = replace(settings, dry_run=True, plan_for=kinds[0])  # type: ignore[arg-type]
     planned = plan.make(settings, world_size=of.ranks).stage(STAGE)
     return replace(of, planned_gib=planned.peak / 2**30, planned_seconds=planned.seconds_per_step)
@@ -584,6 +631,8 @@ def replanned(of: Measurement) -> Measurement:
 
 def chosen(names: str | None, wanted: str | None) -> list[str]:
     """Cases by name, or those that the wanted rows need; without both, all of one GPU.
+
+    Those of ranks that share blocks come only where they or their rows are named.
 
     Raises:
         SystemExit: an unknown case or row.
@@ -599,7 +648,13 @@ def chosen(names: str | None, wanted: str | None) -> list[str]:
         asked = set(wanted.split(",")) if wanted else known
         unknown = sorted(asked - known)
         plans = {"plan_error_memory", "plan_error_time"} & asked
-        found = [n for n, c in CASES.items() if asked & set(c.rows) or (plans and c.kind == "ard")]
+        named = set(wanted.split(",")) if wanted else set()
+        found = [
+            name
+            for name, case in CASES.items()
+            if named & set(case.rows)
+            or (not case.shared and (asked & set(case.rows) or (plans and case.kind == "ard")))
+        ]
     if unknown:
         sys.exit(f"error: {', '.join(unknown)} unknown; cases: {', '.join(CASES)}")
     return found

@@ -6,6 +6,9 @@ kernels where it can, or eager) shows them to the pass that is running and then 
 one, so no attention map is ever built. The matching mask function is registered under the same
 name: without it transformers passes no mask at all, and padding or causality is silently lost.
 
+Where blocks are spread over ranks, the ranks exchange before: what is shown is then whole blocks
+for a share of the heads.
+
 Shapes: b batch, h query heads, g key-value heads, t tokens, d head size.
 """
 
@@ -21,6 +24,9 @@ import torch
 from torch import Tensor, nn
 
 IMPLEMENTATIONS = ("sdpa", "eager")
+
+# An attention function as transformers calls it: (module, query, key, value, mask, ...).
+Attention = Callable[..., Any]
 
 
 class CaptureError(RuntimeError):
@@ -199,7 +205,7 @@ class QKVCapture:
         return taken
 
 
-def _ordinary_attention(implementation: str, module: nn.Module) -> Callable[..., Any]:
+def _ordinary_attention(implementation: str, module: nn.Module) -> Attention:
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     if implementation == "eager":
@@ -208,7 +214,7 @@ def _ordinary_attention(implementation: str, module: nn.Module) -> Callable[...,
     return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def _capturing(implementation: str) -> Callable[..., Any]:
+def _capturing(implementation: str) -> Attention:
     # Not traced where layers are compiled: what a pass does here depends on the pass.
     @torch.compiler.disable
     def attention(
@@ -248,6 +254,24 @@ def attention_name(implementation: str) -> str:
     name = f"captured_{implementation}"
     AttentionInterface.register(name, _capturing(implementation))
     AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    return name
+
+
+def attention_over_ranks(over: Callable[[Attention], Attention]) -> str:
+    """Register captured SDPA for blocks that are spread over ranks, and return its name.
+
+    No mask function goes with it: the mask of a part's tokens would be of no use once the whole
+    blocks are there. transformers then passes none, and SDPA makes every block causal by itself.
+    There is no padding here, and sliding windows are refused (src/plan.py).
+
+    Args:
+        over: makes, of the attention of whole blocks for a share of the heads, that of a part of
+            the blocks for all heads.
+    """
+    from transformers import AttentionInterface
+
+    name = "captured_sdpa_over_ranks"
+    AttentionInterface.register(name, torch.compiler.disable(over(_capturing("sdpa"))))
     return name
 
 

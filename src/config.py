@@ -158,7 +158,8 @@ class EngineConfig:
     """Device, number format and both engines.
 
     `compile` lets torch.compile fuse what lies between the matrix products of each decoder layer;
-    it takes a minute at a stage's start.
+    it takes a minute at a stage's start. `sequence_parallel` ranks share each block: each runs a
+    part of its tokens, and attention and relations of whole blocks for a share of the heads.
     """
 
     device: Literal["auto", "cpu", "cuda"]
@@ -166,9 +167,15 @@ class EngineConfig:
     student: StudentEngineConfig
     teacher: TeacherEngineConfig
     compile: bool = False
+    sequence_parallel: PositiveInt = 1
 
     def __post_init__(self) -> None:
         student = self.student
+        if self.compile and self.sequence_parallel > 1:
+            raise ValueError(
+                f"compile=true and sequence_parallel={self.sequence_parallel} do not go together: "
+                "leave one of them out (layers of long blocks are checkpointed, not compiled)"
+            )
         if self.compile and student.gradient_checkpointing is True:
             raise ValueError(
                 "compile=true and student.gradient_checkpointing=true do not go together: a "

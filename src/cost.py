@@ -98,6 +98,16 @@ class Setting:
         return self.shape.kv_heads * self.shape.head_dim
 
     @property
+    def parts(self) -> int:
+        """Ranks that share each block."""
+        return self.config.engine.sequence_parallel
+
+    @property
+    def copies(self) -> float:
+        """How often a key-value head is there among the ranks that share a block."""
+        return max(1.0, self.parts / self.shape.kv_heads)
+
+    @property
     def lora(self) -> LoraParameters | None:
         """The adapters' settings."""
         parameters = self.stage.parameters
@@ -148,8 +158,10 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     micro_batch = setting.config.engine.student.micro_batch
     at_once = StageSchedule(setting.stage).at_once(name, micro_batch)
     assert setting.stage.tokens_per_step is not None, "decided by now"
-    # A micro-step holds no more than a step does.
-    n = min(stream.length * at_once, setting.stage.tokens_per_step)
+    # A micro-step holds no more than a step does; and what a rank holds of blocks that ranks share
+    # is a part of their tokens, or in attention all tokens for as large a part of the heads.
+    # Buffers of the exchange are smaller than the MLP's.
+    n = min(stream.length * at_once, setting.stage.tokens_per_step) // setting.parts
     layers = shape.layers
     if wants.stops_at is not None:
         layers = wants.stops_at + 1
@@ -157,13 +169,14 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     # In the MLP's backward: gradients of its product and of both factors, beside what is kept.
     temporary = n * width * (3 * shape.intermediate + 4 * shape.hidden)
     parts: dict[str, float] = {}
-    rows = _ROW_SUMS * (shape.heads + 2 * shape.kv_heads) if wants.qkv_layers else 0
+    heads = shape.heads + 2 * shape.kv_heads * setting.copies
+    rows = _ROW_SUMS * heads if wants.qkv_layers else 0
     if setting.checkpointing:
         parts["activations"] = layers * n * (shape.hidden * width + rows) + layer + temporary
     else:
         parts["activations"] = layers * (layer + n * rows) + temporary
     if wants.teacher and wants.qkv_layers:
-        qkv = setting.queries + 2 * setting.keys
+        qkv = setting.queries + 2 * setting.keys * setting.copies
         kept = shape.hidden if setting.keep == "layer_inputs" else qkv
         parts["teacher's layers"] = len(wants.qkv_layers) * n * kept * width
         parts["relation kernel"] = n * setting.queries * 4
@@ -188,7 +201,7 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     # Input of each norm, those of queries and keys included, in float32 if it is made.
     norms = width if compiled else 4
     norms *= shape.norms * hidden + (q + k if shape.qk_norm else 0)
-    attention = width * (2 * q + 2 * k)  # q, k, v and the output
+    attention = width * (2 * q + 2 * k * setting.copies)  # q, k, v and the output
     mlp = width * 3 * intermediate  # gate, up, and the activated gate
     kept = norms + attention + mlp
     if isinstance(setting.stage.parameters, QkvParameters):
@@ -197,6 +210,8 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
         # Inputs of the projections, and of the norms' weights.
         kept += width * ((2 + shape.norms) * hidden + intermediate)
         kept += width * (q + k if shape.qk_norm else 0)
+        # The attention's output, once more for the projection after it.
+        kept += width * q if setting.parts > 1 else 0
     else:
         count = len(lora.projections)
         # Compiled, what was dropped out is made again from the input and the masks.
@@ -204,7 +219,9 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
         inputs = dropped if lora.dropout else width * hidden
         kept += inputs + width * count * lora.rank
     if wants.teacher and wants.qkv_layers and (setting.keep == "layer_inputs"):
-        kept += width * (q + 2 * k)  # the teacher's, which the relation's gradient reads
+        kept += width * (
+            q + 2 * k * setting.copies
+        )  # the teacher's, which the relation's gradient reads
     return kept
 
 
@@ -319,12 +336,30 @@ def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
     assert device.matrix_rate is not None
     assert device.bandwidth is not None
     done, length = block_work(setting, name), setting.stage.streams[name].length
+    exchanged = 0.0
+    if setting.parts > 1 and device.link is not None:
+        exchanged = _exchanged(setting, name) / (device.link * _LINK)
     seconds = (
         done.products / _PRODUCTS
         + done.attention / _ATTENTION * (1 + _HALF_ATTENTION / length)
         + done.relations / _RELATIONS * (1 + _HALF_RELATIONS / length)
     )
-    return seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
+    seconds = seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
+    return seconds + exchanged
+
+
+def _exchanged(setting: Setting, name: str) -> float:
+    """Bytes of a block that leave one rank for another: q, k and v before attention, its output."""
+    wants = setting.objectives[name].needs(setting.facts)
+    again = 1 if setting.checkpointing else 0
+    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
+    passes = float((2 + again) * layers)
+    if wants.teacher:
+        passes += layers
+        passes += len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
+    numbers = 2 * setting.queries + 2 * setting.keys * setting.copies
+    elsewhere = (setting.parts - 1) / setting.parts
+    return passes * setting.stage.streams[name].length * setting.width * numbers * elsewhere
 
 
 def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:

@@ -16,15 +16,17 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from src.adapters import causal_model
-from src.capture import LayerPass, LayerQKV
+from src.capture import Attention, LayerPass, LayerQKV, attention_over_ranks
 from src.cost import REDUCE_BUCKET
 from src.devices import DTYPES, device_of
 from src.facts import ModelFacts
@@ -35,6 +37,7 @@ from src.streaming import (
     TeacherPass,
     checkpoint_contexts,
     compile_layers,
+    explicit_positions,
     show_layer_inputs,
     skip_unwanted,
 )
@@ -86,7 +89,7 @@ class _TeacherModule(nn.Module):
 
 
 def _teach(teacher: TeacherPass, head: Head | None, batch: Batch, needs: Needs) -> Outputs:
-    ran = teacher.run(batch.input_ids_bt, needs)
+    ran = teacher.run(batch, needs)
     return Outputs(ran.hidden_bth, qkv=ran.qkv, head=head, hidden_layers_bth=ran.hidden_layers_bth)
 
 
@@ -163,13 +166,16 @@ class _StudentModule(nn.Module):
             if not again:
                 layers[layer] = value
 
+        positions_bt = batch.position_ids_bt
+        if positions_bt is None:
+            positions_bt = batch.contiguous_bt
         stops_at = None if self._reaches_all else needs.stops_at
         layer_pass = LayerPass(
             needs.qkv_layers, visit, hidden_layers=needs.hidden_layers, stops_at=stops_at
         )
         with layer_pass.running():
             ran = model.get_decoder()(
-                input_ids=batch.input_ids_bt, use_cache=False, **_skipping(batch)
+                input_ids=batch.input_ids_bt, use_cache=False, **explicit_positions(positions_bt)
             )
         hidden_bth = ran.last_hidden_state if stops_at is None else None
         outputs = Outputs(
@@ -183,16 +189,62 @@ class _StudentModule(nn.Module):
         return outputs
 
 
-def _skipping(batch: Batch) -> dict[str, Tensor]:
-    """A decoder's arguments for positions that skip.
+def spread_attention(network: nn.Module, facts: ModelFacts, parts: int) -> None:
+    """Let a model's attention see whole blocks, whose tokens are spread over `parts` ranks each.
 
-    transformers takes a gap in positions for the border between two packed texts, which then do not
-    see each other, unless it is told by a mask that all tokens are one text.
+    It is DeepSpeed's Ulysses (Jacobs et al., 2309.14509): before attention each rank gives its part
+    of all heads for whole blocks of its share of the heads, and back after it. Where there are more
+    ranks than key-value heads, each of these is on several.
+
+    A collective call. Afterwards the model runs parts of blocks only, on all ranks of a group.
     """
-    if batch.position_ids_bt is None:
-        return {}
-    everything_bt = torch.ones_like(batch.input_ids_bt)
-    return {"position_ids": batch.position_ids_bt, "attention_mask": everything_bt}
+    import deepspeed
+    from deepspeed.runtime.sequence_parallel.ulysses_sp import UlyssesSPAttentionHF
+
+    deepspeed.init_distributed(auto_mpi_discovery=False, dist_init_required=False)
+    group = _neighbours(parts)
+
+    def over(attention: Attention) -> Attention:
+        @cache
+        def of_batch(blocks: int) -> Attention:
+            return UlyssesSPAttentionHF(
+                attention,
+                batch_size=blocks,
+                attn_head_count=facts.heads,
+                attn_head_size=facts.head_dim,
+                kv_head_count=facts.kv_heads,
+                num_hidden_layers=facts.layers,
+                process_group=group,  # type: ignore[arg-type]  # torch's, which DeepSpeed's is
+                seq_length_is_variable=True,
+            )
+
+        def exchanging(module: nn.Module, query: Tensor, *args: Any, **kwargs: Any) -> Any:
+            return of_batch(query.shape[0])(module, query, *args, **kwargs)
+
+        return exchanging
+
+    causal_model(network).set_attn_implementation(attention_over_ranks(over))
+
+
+# Groups of neighbouring ranks by their size, of a world. The world's own group must not be kept: it
+# ends its threads when nobody holds it any more, and they must not live on while Python shuts down.
+_groups: WeakKeyDictionary[distributed.ProcessGroup, dict[int, distributed.ProcessGroup]] = (
+    WeakKeyDictionary()
+)
+
+
+def _neighbours(parts: int) -> distributed.ProcessGroup:
+    """This rank's group of `parts` neighbouring ranks; a collective call the first time."""
+    world = distributed.group.WORLD
+    assert world is not None
+    known = _groups.setdefault(world, {})
+    if parts not in known:
+        for first in range(0, world.size(), parts):
+            ranks = range(first, first + parts)
+            group: Any = distributed.new_group(list(ranks))
+            if world.rank() in ranks:
+                known[parts] = group
+    return known[parts]
 
 
 def _common_config(dtype: torch.dtype) -> dict[str, Any]:
@@ -280,6 +332,8 @@ class Teacher:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
+        if config.sequence_parallel > 1:
+            spread_attention(network, facts, config.sequence_parallel)
         _buffers_to(network, device)
         decoder = causal_model(network).get_decoder()
         wanted = [objective.needs(facts) for objective in objectives.values()]
@@ -354,6 +408,8 @@ class Student:
         settings = config.student
         _buffers_to(network, device)
         model = causal_model(network)
+        if config.sequence_parallel > 1:
+            spread_attention(network, facts, config.sequence_parallel)
         ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
         if config.compile:
             compile_layers(model.get_decoder(), ends)

@@ -21,6 +21,7 @@ from src.objectives.base import Batch, Objective
 from src.positions import positions
 from src.progress import meter
 from src.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
+from src.sequence import Place, next_tokens
 
 if TYPE_CHECKING:
     from src.data import Blocks
@@ -50,6 +51,7 @@ class StageRun:
     Attributes:
         objectives: by stream.
         window: positions that a stream may skip to, the target length.
+        sequence_parallel: ranks that share each block.
     """
 
     name: str
@@ -65,6 +67,12 @@ class StageRun:
     micro_batch: int
     seed: int
     window: int
+    sequence_parallel: int = 1
+
+    @property
+    def place(self) -> Place:
+        """Which blocks this rank reads, and which part of them it runs."""
+        return Place.of(self.world.rank, self.world.size, self.sequence_parallel)
 
     def train(
         self,
@@ -111,8 +119,8 @@ class StageRun:
         micro_steps = list(
             self.schedule.micro_steps(
                 step,
-                rank=self.world.rank,
-                world_size=self.world.size,
+                rank=self.place.reader,
+                world_size=self.place.readers,
                 micro_batch=self.micro_batch,
             )
         )
@@ -153,8 +161,9 @@ class StageRun:
         if needs.teacher and self.teacher is not None:
             outputs = self.teacher.outputs(batch, needs)
         loss, metrics = self.student.loss(batch, micro.stream, outputs)
-        # DeepSpeed averages over ranks; shares already sum to one over them.
-        self.student.backward(loss * (stream.weight * share * self.world.size), last=last)
+        # DeepSpeed averages over ranks; shares already sum to one over those that read blocks of
+        # their own, and the mean of the losses of those that share blocks is the blocks'.
+        self.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
         for name, value in metrics.items():
             sums.add(f"loss/{name}", value, share)
@@ -162,10 +171,19 @@ class StageRun:
     def _batch(self, micro: MicroStep) -> Batch:
         # A rank without a block of its own runs another's at weight 0: collectives need everyone.
         pieces = micro.pieces or (micro.stand_in,)
-        rows = [self.blocks[p.stream][p.block][: p.tokens] for p in pieces]
-        if self.stage.streams[micro.stream].positions == "contiguous":
-            return Batch(self._on_device(rows))
-        return Batch(self._on_device(rows), self._on_device([self._positions(p) for p in pieces]))
+        rows_bt = np.stack([self.blocks[p.stream][p.block][: p.tokens] for p in pieces])
+        positions_bt = None
+        if self.stage.streams[micro.stream].positions != "contiguous":
+            positions_bt = self._on_device(np.stack([self._positions(p) for p in pieces]))
+        if self.place.parts == 1:
+            return Batch(self._on_device(rows_bt), positions_bt)
+        return Batch(
+            self._on_device(rows_bt),
+            positions_bt,
+            parts=self.place.parts,
+            first=self.place.first(rows_bt.shape[1]),
+            next_ids_bt=self._on_device(next_tokens(rows_bt)),
+        )
 
     def _positions(self, piece: Piece) -> np.ndarray:
         stream = self.stage.streams[piece.stream]
@@ -173,8 +191,9 @@ class StageRun:
         # A block that is cut short has the first of the positions that it would have whole.
         return positions(stream.positions, stream.length, self.window, key)[: piece.tokens]
 
-    def _on_device(self, rows: list[np.ndarray]) -> Tensor:
-        stacked = torch.from_numpy(np.stack(rows))
+    def _on_device(self, rows_bt: np.ndarray) -> Tensor:
+        """This rank's part of whole blocks' tokens."""
+        stacked = torch.from_numpy(np.ascontiguousarray(self.place.cut(rows_bt)))
         if self.device.type == "cuda":
             # From pinned memory the copy runs beside the computation.
             stacked = stacked.pin_memory()

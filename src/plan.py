@@ -28,6 +28,8 @@ from src.models import (
     planned_facts,
     resolved_shape,
 )
+from src.objectives.base import Spreadable
+from src.rope import NativeRope
 from src.schedule import StageConfig, StageSchedule, StreamConfig
 from src.streaming import Keep
 
@@ -129,6 +131,8 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
     for name in config.recipe.stages:
         _check_streams(config, name, facts)
     _check_teacher(config, facts)
+    if config.engine.sequence_parallel > 1:
+        _check_sharing(config, facts, rope, world_size)
     device = device or _device(config)
     return Plan(
         model=config.model.name,
@@ -224,6 +228,88 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
             )
 
 
+def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
+    """Refuse what cannot be done on blocks that ranks share (src/sequence.py)."""
+    parts = config.engine.sequence_parallel
+    given = f"engine.sequence_parallel={parts}"
+    if world_size % parts:
+        raise ConfigError(
+            f"{given}: as many ranks share each block, and {world_size} cannot be put into such "
+            f"groups; start {parts} or a multiple of it (launch.nproc={parts}), or leave it at 1"
+        )
+    heads, keys = facts.heads, facts.kv_heads
+    if not _shareable(facts, parts):
+        allowed = [n for n in range(2, heads + 1) if _shareable(facts, n)]
+        raise ConfigError(
+            f"{given}: the {heads} heads of {config.model.name}, with keys and values in {keys}, "
+            f"cannot be dealt out to {parts} ranks evenly; give one of {allowed}, or 1"
+        )
+    if config.model.attention != "sdpa":
+        raise ConfigError(
+            f"model.attention: {config.model.attention} needs a mask of all tokens by all tokens, "
+            f"which {given} has no place for; use sdpa"
+        )
+    kind = config.rope.rope_parameters(rope)["rope_type"]
+    if kind in ("dynamic", "longrope"):
+        raise ConfigError(
+            f"rope.type: {config.rope.type} depends on the length of the sequence at hand, which "
+            f"no rank sees with {given}; use another scaling, or engine.sequence_parallel=1"
+        )
+    for stage in config.recipe.stages:
+        _check_shared_streams(config, stage, facts)
+
+
+def _shareable(facts: ModelFacts, parts: int) -> bool:
+    """Whether each of so many ranks can have as many heads, with the keys and values they use."""
+    keys = facts.kv_heads
+    return facts.heads % parts == 0 and (keys % parts == 0 or parts % keys == 0)
+
+
+def _check_shared_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
+    parts = config.engine.sequence_parallel
+    given = f"engine.sequence_parallel={parts}"
+    windows = [window for window in facts.windows if window is not None]
+    for name, stream in config.recipe.stages[stage].streams.items():
+        path = f"recipe.stages.{stage}.streams.{name}"
+        if stream.length % parts:
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens cannot be dealt out evenly by {given}; "
+                f"give a multiple of {parts}"
+            )
+        if windows and min(windows) < stream.length:
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens are more than the sliding window of "
+                f"{config.model.name}, {min(windows)}, which {given} does not offer; give at most "
+                f"{min(windows)}, or engine.sequence_parallel=1"
+            )
+        terms = (stream.objective,) if isinstance(stream.objective, str) else stream.objective
+        for term in terms:
+            objective = config.objective.terms[term]
+            if not isinstance(objective, Spreadable):
+                raise ConfigError(
+                    f"{path}.objective: {term} does not say how it is computed on parts of blocks, "
+                    f"as {given} asks for; use engine.sequence_parallel=1"
+                )
+            if (setting := objective.needs_whole_blocks()) is not None:
+                raise ConfigError(
+                    f"objective.terms.{term}.{setting}: it needs whole blocks on one rank, and "
+                    f"{given} spreads them; leave the setting out, or use "
+                    "engine.sequence_parallel=1"
+                )
+
+
+def _check_last_block(config: RunConfig, name: str, schedule: StageSchedule) -> None:
+    """Refuse a stage whose last block is cut where ranks that share it cannot."""
+    parts, tokens = config.engine.sequence_parallel, config.recipe.stages[name].tokens
+    for piece in schedule.pieces(schedule.steps - 1):
+        if rest := piece.tokens % parts:
+            raise ConfigError(
+                f"recipe.stages.{name}.tokens={tokens} ends on a block of {piece.tokens} tokens, "
+                f"which cannot be dealt out evenly by engine.sequence_parallel={parts}: give "
+                f"{tokens - rest} or {tokens - rest + parts}"
+            )
+
+
 def _stage_plan(
     config: RunConfig,
     name: str,
@@ -237,14 +323,14 @@ def _stage_plan(
         schedule = StageSchedule(stage)
     except ValueError as error:
         raise ConfigError(f"recipe.stages.{name}.{error}") from error
+    _check_last_block(config, name, schedule)
     micro_batch = config.engine.student.micro_batch
-    accumulation = schedule.accumulation(world_size=world_size, micro_batch=micro_batch)
+    readers = world_size // config.engine.sequence_parallel
+    accumulation = schedule.accumulation(world_size=readers, micro_batch=micro_batch)
     turns = [
         micro
-        for rank in range(world_size)
-        for micro in schedule.micro_steps(
-            0, rank=rank, world_size=world_size, micro_batch=micro_batch
-        )
+        for rank in range(readers)
+        for micro in schedule.micro_steps(0, rank=rank, world_size=readers, micro_batch=micro_batch)
     ]
     projections = family_of(config.model.family).projections
     adapters = _adapter_parameters(stage, shape, name, projections)
@@ -378,6 +464,8 @@ def _savings(config: RunConfig, *, on_cpu: bool) -> Iterator[tuple[str, object]]
     for stage in (1, 2, 3):
         yield "student.zero_stage", stage
     yield "teacher.zero_stage", 3
+    for parts in (2, 4, 8):
+        yield "sequence_parallel", parts
     if on_cpu:
         return
     yield "student.offload_optimizer", True
@@ -463,6 +551,9 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
                 f"[yellow]{stage.name}: a step has too few blocks for {plan.world_size} ranks; "
                 f"{1 - stage.busy:.0%} of their work repeats others' blocks at weight 0[/yellow]"
             )
+    if (parts := config.engine.sequence_parallel) > 1:
+        readers = plan.world_size // parts
+        console.print(f"each block is shared by {parts} ranks; {readers} such groups read blocks")
     for note in _unscaled(config):
         console.print(f"[yellow]{note}[/yellow]")
     for stage in plan.stages:

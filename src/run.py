@@ -232,7 +232,8 @@ def build(
         config.engine,
         config.optim,
         accumulation=StageSchedule(stage).accumulation(
-            world_size=world_size, micro_batch=config.engine.student.micro_batch
+            world_size=world_size // config.engine.sequence_parallel,
+            micro_batch=config.engine.student.micro_batch,
         ),
         checkpointing=planned.checkpointing,
         native=native if shared else None,
@@ -333,6 +334,7 @@ class _Run:
             micro_batch=config.engine.student.micro_batch,
             seed=config.seed,
             window=config.rope.target_length,
+            sequence_parallel=config.engine.sequence_parallel,
         )
         began = time.perf_counter()
         run.train(

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass, note_layer_input
 from src.families import FAMILIES, LayerParts, layer_parts
-from src.objectives.base import Needs
+from src.objectives.base import Batch, Needs
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -170,7 +170,7 @@ class TeacherPass:
             for index, layer in enumerate(self._decoder.layers):
                 layer.register_forward_pre_hook(self._noting(index), with_kwargs=True)
 
-    def run(self, ids_bt: Tensor, needs: Needs) -> Taught:
+    def run(self, batch: Batch, needs: Needs) -> Taught:
         """Run blocks at contiguous positions and keep what is needed."""
         layers = needs.qkv_layers
         stored: dict[int, LayerQKV] = {}
@@ -188,7 +188,7 @@ class TeacherPass:
         if self._keep == "layer_inputs":
             self._inputs, self._wanted = {}, frozenset(layers)
         with torch.no_grad(), self._whole(), layer_pass.running():
-            hidden_bth = self._decode(ids_bt)
+            hidden_bth = self._decode(batch)
         inputs, self._inputs = self._inputs, None
         if self._keep == "qkv":
             suppliers = {layer: lambda kept=stored[layer]: kept for layer in layers}
@@ -212,8 +212,11 @@ class TeacherPass:
         del index
         return nullcontext()
 
-    def _decode(self, ids_bt: Tensor) -> Tensor:
-        return self._decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
+    def _decode(self, batch: Batch) -> Tensor:
+        positions = explicit_positions(batch.contiguous_bt)
+        return self._decoder(
+            input_ids=batch.input_ids_bt, use_cache=False, **positions
+        ).last_hidden_state
 
     def _noting(self, index: int) -> Callable[..., None]:
         def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -290,6 +293,17 @@ class SharedTeacherPass(TeacherPass):
     def _one_layer(self, index: int) -> AbstractContextManager[None]:
         # Its own only: all of them, for each layer, would be thousands of switches a block.
         return _switched_off(self._adapters_of[index])
+
+
+def explicit_positions(positions_bt: Tensor | None) -> dict[str, Tensor]:
+    """A decoder's arguments for positions other than 0, 1, 2, ...; none for None.
+
+    transformers takes a gap in positions for the border between two packed texts, which then do not
+    see each other, unless it is told by a mask that all tokens are one text.
+    """
+    if positions_bt is None:
+        return {}
+    return {"position_ids": positions_bt, "attention_mask": torch.ones_like(positions_bt)}
 
 
 @contextmanager

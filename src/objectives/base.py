@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from src.facts import ModelFacts
@@ -58,16 +59,31 @@ class Needs:
 
 
 class Batch(NamedTuple):
-    """Token blocks of equal length without padding.
+    """Token blocks of equal length without padding, or one rank's part of them.
 
     Attributes:
         input_ids_bt: [b, t], int64.
         position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for 0,
-            1, 2, ... The teacher always has those.
+            1, 2, ... (of a part: `first` and those after it). The teacher always has those.
+        parts: ranks that the blocks' tokens are spread over, t on each (src/sequence.py).
+        first: where in its block the first token of this part stands.
+        next_ids_bt: of parts, the token after each one, [b, t], int64; -100 where none follows.
     """
 
     input_ids_bt: Tensor
     position_ids_bt: Tensor | None = None
+    parts: int = 1
+    first: int = 0
+    next_ids_bt: Tensor | None = None
+
+    @property
+    def contiguous_bt(self) -> Tensor | None:
+        """Positions without skips, [b, t], where a model must be told: of a part of blocks."""
+        if self.parts == 1:
+            return None
+        b, t = self.input_ids_bt.shape
+        device = self.input_ids_bt.device
+        return torch.arange(self.first, self.first + t, device=device).repeat(b, 1)
 
 
 @dataclass
@@ -120,6 +136,20 @@ class Objective(Protocol):
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss (a mean over the batch's blocks) and detached metrics by name."""
+        ...
+
+
+@runtime_checkable
+class Spreadable(Protocol):
+    """An objective that can be computed on blocks whose tokens are spread over ranks.
+
+    `layer` then gets whole blocks' attention inputs for this rank's share of the heads, `loss` the
+    hidden states of this rank's part of the tokens. A mean over heads or tokens needs no change:
+    the mean of the ranks' losses is the loss, all shares being equal.
+    """
+
+    def needs_whole_blocks(self) -> str | None:
+        """The setting with which it cannot, such as `last_tokens=512`; None if it can."""
         ...
 
 

@@ -37,6 +37,9 @@ class LanguageModeling:
         del tokens, facts
         return 0.0
 
+    def needs_whole_blocks(self) -> None:
+        """Nothing does: parts come with the token that follows each of theirs."""
+
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
         """Nothing: no layer is asked for."""
 
@@ -45,12 +48,15 @@ class LanguageModeling:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the b * (t - 1) predicted tokens.
 
+        Of a part of the blocks it is the part's sum over its share of the predicted tokens, so that
+        the mean of the parts' losses is the blocks'.
+
         Raises:
             ValueError: blocks of fewer than two tokens, which predict nothing.
         """
         del teacher, facts
         b, t = batch.input_ids_bt.shape
-        if t < 2:
+        if t * batch.parts < 2:
             raise ValueError(f"language modelling needs blocks of two tokens or more, got {t}")
         head, hidden_bth = student.head, student.hidden_bth
         assert head is not None
@@ -58,12 +64,18 @@ class LanguageModeling:
 
         def summed(part_1ch: Tensor, targets_1c: Tensor) -> Tensor:
             logits_cv = head(part_1ch).flatten(0, 1).float()
+            # Its own default leaves out -100, what comes after a block's last token.
             return functional.cross_entropy(logits_cv, targets_1c.flatten(), reduction="sum")
 
-        inputs_1nh = hidden_bth[:, :-1].reshape(1, b * (t - 1), -1)
-        targets_1n = batch.input_ids_bt[:, 1:].reshape(1, -1)
+        if batch.next_ids_bt is None:
+            inputs_1nh = hidden_bth[:, :-1].reshape(1, b * (t - 1), -1)
+            targets_1n = batch.input_ids_bt[:, 1:].reshape(1, -1)
+        else:
+            # The last token of a part is followed by the first of another rank's.
+            inputs_1nh = hidden_bth.reshape(1, b * t, -1)
+            targets_1n = batch.next_ids_bt.reshape(1, -1)
         total = summed_by_chunks(summed, (inputs_1nh, targets_1n), chunk=self.chunk)
-        loss = total / (b * (t - 1))
+        loss = total / (b * (t * batch.parts - 1) / batch.parts)
         return loss, {"language_modeling": loss.detach()}
 
 

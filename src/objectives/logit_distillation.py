@@ -51,6 +51,10 @@ class LogitDistillation:
         del tokens, facts
         return 0.0
 
+    def needs_whole_blocks(self) -> str | None:
+        """The last tokens of a block are one rank's alone."""
+        return None if self.last_tokens is None else f"last_tokens={self.last_tokens}"
+
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
         """Nothing: no layer is asked for."""
 

@@ -103,6 +103,9 @@ class LongRed:
         """Element-wise work only: about 30 operations a number of the chosen hidden states."""
         return 30.0 * tokens * facts.heads * facts.head_dim * len(self.chosen(facts))
 
+    def needs_whole_blocks(self) -> None:
+        """Nothing does: it is a mean over tokens."""
+
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
         """Nothing: no attention inputs are asked for."""
 

@@ -120,6 +120,12 @@ class Relation:
             units += 9.0 * facts.heads
         return units * facts.head_dim * tokens**2 * len(self.chosen_layers(facts))
 
+    def needs_whole_blocks(self) -> str | None:
+        """Relation heads are made of all heads, and the error of A V is a ratio of two means."""
+        if self.relation_heads is not None:
+            return f"relation_heads={self.relation_heads}"
+        return f"weights.av={self.weights.av}" if self.weights.av else None
+
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
@@ -132,7 +138,7 @@ class Relation:
             loss, own = relation_kl_set(
                 self._sides(student, names),
                 self._sides(teacher, names),
-                self._self_weights(student, names),
+                self._self_weights(names, facts),
                 scale=scale,
                 teacher_scale=scale,
                 window=window,
@@ -184,14 +190,14 @@ class Relation:
     def _self_relations(self) -> list[str]:
         return [n for n in self._terms() if n not in ("qk", "av")]
 
-    def _self_weights(self, qkv: QKV, names: list[str]) -> list[float]:
+    def _self_weights(self, names: list[str], facts: ModelFacts) -> list[float]:
         weights = [float(getattr(self.weights, n)) for n in names]
-        if self.normalization == "own_heads":
+        if self.normalization == "own_heads" or self.relation_heads is not None:
             return weights
-        # The reference divides every relation's sum by rows times *query* heads.
-        query_heads = self.relation_heads or qkv.q_bhtd.shape[1]
-        sides = self._sides(qkv, names)
-        return [w * x.shape[1] / query_heads for w, x in zip(weights, sides, strict=True)]
+        # The reference divides every relation's sum by rows times *query* heads: the model's, of
+        # which a rank may have a share.
+        heads = {"qq": facts.heads, "kk": facts.kv_heads, "vv": facts.kv_heads}
+        return [w * heads[n] / facts.heads for w, n in zip(weights, names, strict=True)]
 
     def _sides(self, qkv: QKV, names: list[str]) -> list[Tensor]:
         tensors = {"qq": qkv.q_bhtd, "kk": qkv.k_bgtd, "vv": qkv.v_bgtd}

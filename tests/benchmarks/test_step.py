@@ -10,6 +10,8 @@ import pytest
 
 from benchmarks import figures, step
 from benchmarks.step import CASES, Measurement
+from src import plan
+from src.devices import ACCELERATORS
 from src.launch import World
 
 ISSUE_ROWS = {
@@ -22,16 +24,23 @@ ISSUE_ROWS = {
     "plan_error_time",
     "mfu",
     "relation_share",
+    "sequence_parallel_131072",
+    "sequence_parallel_loss",
 }
 
 
 def measurement(
-    case: str, *, ranks: int = 1, seconds: float = 2.0, commit: str = "0" * 40
+    case: str,
+    *,
+    ranks: int = 1,
+    seconds: float = 2.0,
+    commit: str = "0" * 40,
+    losses: tuple[float, ...] = (),
 ) -> Measurement:
     settings = {
         "case": case,
         "model": "llama2_7b",
-        "tokens": 4096,
+        "tokens": CASES[case].length,
         "tokens_per_step": 16384,
         "ranks": ranks,
         "share_base": False,
@@ -57,6 +66,7 @@ def measurement(
         matrix_rate=1e15,
         versions={"torch": "2.11.0"},
         commit=commit,
+        losses=losses,
     )
 
 
@@ -69,6 +79,9 @@ def test_every_row_is_made_from_its_measurements() -> None:
             measurement("teacher-stored", seconds=0.1),
             measurement("zero3", seconds=4.0),
             measurement("zero3", ranks=2, seconds=2.2),
+            measurement("sequence-131072-cpt", ranks=2, losses=(10.0, 9.0)),
+            measurement("sequence-16384-cpt", losses=(8.0, 7.0)),
+            measurement("sequence-16384-cpt", ranks=2, losses=(8.4, 7.0)),
         ]
     )
     assert {row["name"] for row in made} == ISSUE_ROWS
@@ -80,12 +93,21 @@ def test_every_row_is_made_from_its_measurements() -> None:
     assert values["mfu"] == pytest.approx(0.5)
     (scaling,) = [row for row in made if row["name"] == "throughput_over_one"]
     assert scaling["value"] == pytest.approx(4.0 / 2.2)
+    (shared,) = [row for row in made if row["name"] == "sequence_parallel_131072"]
+    assert (shared["case"], shared["losses"]) == ("sequence-131072-cpt", (10.0, 9.0))
+    (equal,) = [row for row in made if row["name"] == "sequence_parallel_loss"]
+    assert equal["value"] == pytest.approx(1.05)
 
 
 def test_cases_are_chosen_by_the_rows_that_need_them() -> None:
     assert step.chosen(None, "peak_gib") == [n for n in CASES if n.startswith("lean")]
     assert set(step.chosen(None, "ard_time_over_plain")) >= {"plain-stored", "teacher-stored"}
     assert step.chosen("zero3", None) == ["zero3"]
+    assert not [name for name in step.chosen(None, None) if CASES[name].shared]
+    assert step.chosen(None, "sequence_parallel_loss") == [
+        "sequence-16384-ard",
+        "sequence-16384-cpt",
+    ]
     with pytest.raises(SystemExit, match="speed unknown"):
         step.chosen(None, "speed")
 
@@ -158,11 +180,16 @@ def test_every_case_is_accepted(name: str) -> None:
     assert settings.model.random_weights
     assert list(settings.recipe.stages) == ["ard"]
     assert settings.recipe.stages["ard"].parameters.rank == 1024  # type: ignore[union-attr]
+    if case.shared:
+        shared = step.composed(case, "llama2_7b", quick=False, ranks=2)
+        planned = plan.make(shared, world_size=2, device=ACCELERATORS["h100"])
+        assert planned.fits
 
 
 @pytest.mark.slow
 def test_a_quick_run_measures_every_kind(tmp_path: Path) -> None:
     names = ["stored-two", "sums-stored", "plain-stored", "teacher-stored", "lean-shared", "zero3"]
+    names += ["sequence-16384-ard", "sequence-16384-cpt"]
     found = [step.measure(name, "llama2_7b", World(), quick=True, commit=None) for name in names]
     path = tmp_path / "step.json"
     step.write(path, found)

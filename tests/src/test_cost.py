@@ -149,3 +149,27 @@ def test_a_micro_step_holds_no_more_than_a_step(compose_run: Callable[..., RunCo
 
     assert needed("cpt", 4) == needed("cpt", 1)
     assert needed("ard", 2) < needed("ard", 4) == needed("ard", 8)
+
+
+def test_ranks_that_share_blocks_hold_a_part_each(compose_run: Callable[..., RunConfig]) -> None:
+    """Half of the activations, and half of the work but for the exchange."""
+
+    def of(parts: int, model: str = "llama2_7b", ranks: int = 2) -> Setting:
+        run = compose_run(BASE, f"model={model}", f"engine.sequence_parallel={parts}")
+        return setting(run, checkpointing=True, keep="layer_inputs", world_size=ranks)
+
+    whole, shared = cost.memory(of(1)), cost.memory(of(2))
+    for part in ("activations", "teacher's layers", "relation kernel"):
+        assert shared[part] == pytest.approx(whole[part] / 2)
+    for part in ("student weights", "gradients", "optimizer"):
+        assert shared[part] == whole[part]
+    schedule = StageSchedule(compose_run(BASE).recipe.stages["ard"])
+    h100 = ACCELERATORS["h100"]
+    apart, together = (cost.step_seconds(of(parts), schedule, h100) for parts in (1, 2))
+    assert apart is not None
+    assert together is not None
+    assert apart < together < 1.1 * apart
+    # Eight key-value heads for sixteen ranks: each is there twice.
+    even, twice = of(8, "llama3_8b", 8), of(16, "llama3_8b", 16)
+    assert (even.copies, twice.copies) == (1.0, 2.0)
+    assert cost.memory(twice)["activations"] > cost.memory(even)["activations"] / 2

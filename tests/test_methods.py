@@ -64,11 +64,17 @@ def logit_kd(train_method: Train) -> Path:
 
 HOW = [
     pytest.param(
-        [f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"], id=f"zero-{z}-{t}"
+        [f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"],
+        id=f"zero-{z}-{t}",
+        marks=pytest.mark.thorough,
     )
     for z, t in ((1, 0), (2, 3), (3, 0), (3, 3))
 ] + [
-    pytest.param(["engine.student.gradient_checkpointing=true"], id="checkpointing"),
+    pytest.param(
+        ["engine.student.gradient_checkpointing=true"],
+        id="checkpointing",
+        marks=pytest.mark.thorough,
+    ),
     pytest.param(
         [
             "engine.student.gradient_checkpointing=true",

@@ -271,7 +271,13 @@ class Watched:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "tokens"), [("smollm2_135m", 96), ("gemma3_270m", 560)])
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [
+        ("smollm2_135m", 96),
+        pytest.param("gemma3_270m", 560, marks=pytest.mark.thorough),  # 260 MB to fetch
+    ],
+)
 def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
     compose_run: Callable[..., Any], name: str, tokens: int
 ) -> None:

@@ -227,7 +227,7 @@ def test_an_offloaded_optimizer_has_the_same_losses(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ on a CPU")
-@pytest.mark.parametrize("share", ["false", "true"])
+@pytest.mark.parametrize("share", ["false", pytest.param("true", marks=pytest.mark.thorough)])
 def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> None:
     """Four layers: the last stays as it is, since passes may stop there."""
     shape = ["model.shape.layers=4", f"engine.teacher.share_base={share}"]
@@ -238,14 +238,23 @@ def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> 
 @pytest.mark.parametrize(
     "overrides",
     [
-        [],
-        ["engine.dtype=bfloat16"],
-        ["engine.student.gradient_checkpointing=true"],
-        ["engine.student.zero_stage=2"],
-        ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
-        ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],
+        pytest.param([], id="float32"),
+        pytest.param(["engine.dtype=bfloat16"], id="bfloat16", marks=pytest.mark.thorough),
+        pytest.param(
+            ["engine.student.gradient_checkpointing=true"],
+            id="checkpointing",
+            marks=pytest.mark.thorough,
+        ),
+        pytest.param(["engine.student.zero_stage=2"], id="zero-2", marks=pytest.mark.thorough),
+        pytest.param(
+            ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
+            id="zero-3-checkpointing",
+        ),
+        pytest.param(
+            ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],
+            id="dropout",
+        ),
     ],
-    ids=["float32", "bfloat16", "checkpointing", "zero-2", "zero-3-checkpointing", "dropout"],
 )
 def test_one_copy_of_the_weights_gives_the_bits_of_two(
     train_tiny: Train, overrides: list[str]
@@ -274,7 +283,15 @@ def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
 
 @pytest.mark.parametrize(
     ("zero_stage", "accumulate_in"),
-    [(0, "auto"), (1, "auto"), (1, "bfloat16"), (2, "auto"), (2, "bfloat16"), (3, "auto")],
+    [
+        (0, "auto"),
+        *(
+            pytest.param(stage, summed_in, marks=pytest.mark.thorough)
+            for stage, summed_in in ((1, "auto"), (1, "bfloat16"), (2, "auto"))
+        ),
+        (2, "bfloat16"),
+        (3, "auto"),
+    ],
 )
 def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int, accumulate_in: str) -> None:
     curve = losses(

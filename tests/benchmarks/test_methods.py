@@ -99,6 +99,7 @@ def test_the_table_has_a_line_a_model() -> None:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_call_is_gone_on_with(prose: Path, tmp_path: Path) -> None:
     """Killed while the first search trains: its process ends, and the next call resumes it."""

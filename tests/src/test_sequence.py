@@ -253,6 +253,7 @@ def test_more_ranks_than_key_value_heads(trained: dict[int, Path], method: str) 
     _same_training(trained[1] / method, trained[4] / f"{method}-4")
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_a_run_of_two_ranks_that_share_blocks_resumes(
     tiny_overrides: list[str],

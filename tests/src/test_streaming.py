@@ -278,6 +278,7 @@ def test_nothing_of_a_checkpointed_layer_stays(shared: bool) -> None:
     assert not [ref for ref in alive if ref() is not None]
 
 
+@pytest.mark.thorough
 def test_memory_does_not_grow_over_steps() -> None:
     made = pair(checkpointing=True, keep="layer_inputs", shared=True)
 

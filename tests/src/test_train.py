@@ -201,6 +201,7 @@ def test_how_it_is_computed_does_not_change_the_losses(
     assert losses(train_tiny(*overrides)) == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed compiles its AdamW for CPUs")
 @pytest.mark.parametrize(

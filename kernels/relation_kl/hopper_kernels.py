@@ -15,9 +15,6 @@ times ``scale * log2(e)``.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportGeneralTypeIssues=false
 # pyright: reportIndexIssue=false, reportOperatorIssue=false, reportOptionalMemberAccess=false
 
-# A condition known at compile time is not to be joined with one that is not.
-# ruff: noqa: SIM102
-
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -36,10 +33,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Rows and columns of a tile.
 TILE = gl.constexpr(64)
-# Row tiles of a forward program: one a warpgroup.
-ROW_TILES = gl.constexpr(2)
-# Column tiles of a backward program: one a warpgroup that makes scores.
-COLUMN_TILES = gl.constexpr(2)
+# A program's own tiles: of rows in the forward, of columns in the backward. One a warpgroup that
+# makes scores.
+OWN_TILES = gl.constexpr(2)
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -105,6 +101,23 @@ class Ring(NamedTuple):
 
     student: Any
     teacher: Any
+    full: Any
+    empty: Any
+
+
+class Held(NamedTuple):
+    """What a program holds in shared memory of its operands: its own tiles, and those it visits."""
+
+    student: Any
+    teacher: Any
+    full: Any
+    ring: Ring
+
+
+class Handed(NamedTuple):
+    """Tiles that one warpgroup makes and another takes."""
+
+    tiles: Any
     full: Any
     empty: Any
 
@@ -207,21 +220,66 @@ def _place(relations, row_head, heads, R: gl.constexpr):
 
 
 @gluon.jit
-def _fetch(s0, t0, s1, t1, s2, t2, place, token, barrier, student, teacher, R: gl.constexpr):
-    """Starts the copy of both sides' tile from a token on; ``barrier`` counts the bytes."""
+def _fetch(sides, place, token, barrier, student, teacher, R: gl.constexpr):
+    """Starts the copy of both sides' tile from a token on; ``barrier`` counts the bytes.
+
+    ``sides`` are each relation's student and teacher.
+    """
     at_s = place.student_row + token
     at_t = place.teacher_row + token
-    if place.relation == 0:
-        tma.async_copy_global_to_shared(s0, [at_s, place.student_column], barrier, student)
-        tma.async_copy_global_to_shared(t0, [at_t, place.teacher_column], barrier, teacher)
-    if R > 1:
-        if place.relation == 1:
-            tma.async_copy_global_to_shared(s1, [at_s, place.student_column], barrier, student)
-            tma.async_copy_global_to_shared(t1, [at_t, place.teacher_column], barrier, teacher)
-    if R > 2:
-        if place.relation == 2:
-            tma.async_copy_global_to_shared(s2, [at_s, place.student_column], barrier, student)
-            tma.async_copy_global_to_shared(t2, [at_t, place.teacher_column], barrier, teacher)
+    for r in gl.static_range(R):
+        if place.relation == r:
+            tma.async_copy_global_to_shared(
+                sides[2 * r], [at_s, place.student_column], barrier, student
+            )
+            tma.async_copy_global_to_shared(
+                sides[2 * r + 1], [at_t, place.teacher_column], barrier, teacher
+            )
+
+
+@gluon.jit
+def _fetch_all(
+    sides,
+    place,
+    held,
+    own,
+    count,
+    BACKWARD: gl.constexpr,
+    R: gl.constexpr,
+    D: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """One warp's work: the own tiles from token ``own`` on, then ``count`` tiles into the ring.
+
+    In the forward these are the first tiles; in the backward those from the own on, last first.
+    """
+    TILE_BYTES: gl.constexpr = TILE * D * 2
+    mbarrier.expect(held.full, 2 * OWN_TILES * TILE_BYTES)
+    for w in gl.static_range(OWN_TILES):
+        student, teacher = held.student.index(w), held.teacher.index(w)
+        _fetch(sides, place, own + w * TILE, held.full, student, teacher, R)
+    ring = held.ring
+    slot = 0
+    phase = 1
+    for n in range(count):
+        full = ring.full.index(slot)
+        mbarrier.wait(ring.empty.index(slot), phase)
+        mbarrier.expect(full, 2 * TILE_BYTES)
+        student, teacher = ring.student.index(slot), ring.teacher.index(slot)
+        token = own + (count - 1 - n) * TILE if BACKWARD else n * TILE
+        _fetch(sides, place, token, full, student, teacher, R)
+        slot, phase = _next(slot, phase, SLOTS)
+
+
+@gluon.jit
+def _hold(dtype: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr, READERS: gl.constexpr):
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    return Held(
+        gl.allocate_shared_memory(dtype, [OWN_TILES, TILE, D], layout),
+        gl.allocate_shared_memory(dtype, [OWN_TILES, TILE, D], layout),
+        _allocate_barrier(),
+        _allocate_ring(dtype, SLOTS, D, READERS),
+    )
 
 
 @gluon.jit
@@ -266,184 +324,40 @@ def forward_kernel(
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """KL, peaks and sums of `ROW_TILES` tiles of rows.
+    """KL, peaks and sums of `OWN_TILES` tiles of rows.
 
     The peak of a row is its score with itself, which it always sees: not its largest score, but
     exponents stay in float32's range unless scores are extreme, and then `hopper` has the rows done
     again.
     """
-    BLOCK: gl.constexpr = ROW_TILES * TILE
+    BLOCK: gl.constexpr = OWN_TILES * TILE
     blocks = gl.cdiv(tokens, BLOCK)
     row_head, rank = _locate(heads_in_all, blocks, together)
     place = _place(relations, row_head, heads, R)
     # The last rows see most: they start first.
     start = (blocks - 1 - rank) * BLOCK
-    tiles = start // TILE + ROW_TILES
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    own_s = gl.allocate_shared_memory(s0.dtype, [ROW_TILES, TILE, D], layout)
-    own_t = gl.allocate_shared_memory(s0.dtype, [ROW_TILES, TILE, D], layout)
-    own_full = _allocate_barrier()
-    ring = _allocate_ring(s0.dtype, SLOTS, D, ROW_TILES)
+    tiles = start // TILE + OWN_TILES
+    held = _hold(s0.dtype, SLOTS, D, OWN_TILES)
     by_word: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    sums = gl.allocate_shared_memory(gl.float32, [5 * ROW_TILES, TILE], by_word)
+    sums = gl.allocate_shared_memory(gl.float32, [5 * OWN_TILES, TILE], by_word)
+    sides = (s0, t0, s1, t1, s2, t2)
+    scale_s, scale_t = place.student_scale, place.teacher_scale
     gl.warp_specialize(
         [
-            (
-                _forward_rows_0,
-                (
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    sums,
-                    start,
-                    tiles,
-                    place.student_scale,
-                    place.teacher_scale,
-                    D,
-                    SLOTS,
-                ),
-            ),
-            (
-                _forward_rows_1,
-                (
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    sums,
-                    start,
-                    tiles,
-                    place.student_scale,
-                    place.teacher_scale,
-                    D,
-                    SLOTS,
-                ),
-            ),
-            (
-                _forward_fetch,
-                (
-                    s0,
-                    t0,
-                    s1,
-                    t1,
-                    s2,
-                    t2,
-                    place,
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    start,
-                    tiles,
-                    R,
-                    D,
-                    SLOTS,
-                ),
-            ),
+            (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, SLOTS)),
+            (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 1, SLOTS)),
+            (_fetch_all, (sides, place, held, start, tiles, False, R, D, SLOTS)),
         ],
         [4, 1],
         [240, 24],
     )
     by_thread: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    for w in gl.static_range(ROW_TILES):
+    for w in gl.static_range(OWN_TILES):
         token = start + w * TILE + gl.arange(0, TILE, by_thread)
         offset = place.row_head.to(gl.int64) * tokens + token
         for k in gl.static_range(5):
-            values = sums.index(k * ROW_TILES + w).load(by_thread)
+            values = sums.index(k * OWN_TILES + w).load(by_thread)
             gl.store(results[k] + offset, values, mask=token < tokens)
-
-
-@gluon.jit
-def _forward_fetch(
-    s0,
-    t0,
-    s1,
-    t1,
-    s2,
-    t2,
-    place,
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    start,
-    tiles,
-    R: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    TILE_BYTES: gl.constexpr = TILE * D * 2
-    mbarrier.expect(own_full, 2 * ROW_TILES * TILE_BYTES)
-    for w in gl.static_range(ROW_TILES):
-        _fetch(
-            s0,
-            t0,
-            s1,
-            t1,
-            s2,
-            t2,
-            place,
-            start + w * TILE,
-            own_full,
-            own_s.index(w),
-            own_t.index(w),
-            R,
-        )
-    slot = 0
-    phase = 1
-    for n in range(tiles):
-        mbarrier.wait(ring.empty.index(slot), phase)
-        mbarrier.expect(ring.full.index(slot), 2 * TILE_BYTES)
-        _fetch(
-            s0,
-            t0,
-            s1,
-            t1,
-            s2,
-            t2,
-            place,
-            n * TILE,
-            ring.full.index(slot),
-            ring.student.index(slot),
-            ring.teacher.index(slot),
-            R,
-        )
-        slot, phase = _next(slot, phase, SLOTS)
-
-
-@gluon.jit
-def _forward_rows_0(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    sums,
-    start,
-    tiles,
-    scale_s,
-    scale_t,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    _forward_rows(own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, 0, D, SLOTS)
-
-
-@gluon.jit
-def _forward_rows_1(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    sums,
-    start,
-    tiles,
-    scale_s,
-    scale_t,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    _forward_rows(own_s, own_t, own_full, ring, sums, start, tiles, scale_s, scale_t, 1, D, SLOTS)
 
 
 @gluon.jit
@@ -503,27 +417,15 @@ def _forward_step(s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS: gl.con
 
 
 @gluon.jit
-def _forward_rows(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    sums,
-    start,
-    tiles,
-    scale_s,
-    scale_t,
-    W: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
+def _forward_rows(held, sums, start, tiles, scale_s, scale_t, W: gl.constexpr, SLOTS: gl.constexpr):
     """One warpgroup's rows. Its own tile stays in registers as the products' first operand."""
     accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
     operand: gl.constexpr = gl.DotOperandLayout(0, accumulators, 2)
-    mbarrier.wait(own_full, 0)
-    x_s = own_s.index(W).load(operand)
-    x_t = own_t.index(W).load(operand)
+    ring = held.ring
+    mbarrier.wait(held.full, 0)
+    x_s = held.student.index(W).load(operand)
+    x_t = held.teacher.index(W).load(operand)
     peak_s = gl.convert_layout(_squares(x_s) * scale_s, by_row)
     peak_t = gl.convert_layout(_squares(x_t) * scale_t, by_row)
     nothing = _sum_own(gl.zeros([TILE, TILE], gl.float32, accumulators))
@@ -571,11 +473,11 @@ def _forward_rows(
     # The first row sees itself alone. Its score and its peak are one sum in two orders.
     kl = gl.where(rows == 0, 0.0, kl)
     # Stored to global memory by others: their addresses would take registers here.
-    sums.index(0 * ROW_TILES + W).store(kl)
-    sums.index(1 * ROW_TILES + W).store(peak_s)
-    sums.index(2 * ROW_TILES + W).store(total_s)
-    sums.index(3 * ROW_TILES + W).store(peak_t)
-    sums.index(4 * ROW_TILES + W).store(total_t)
+    sums.index(0 * OWN_TILES + W).store(kl)
+    sums.index(1 * OWN_TILES + W).store(peak_s)
+    sums.index(2 * OWN_TILES + W).store(total_s)
+    sums.index(3 * OWN_TILES + W).store(peak_t)
+    sums.index(4 * OWN_TILES + W).store(total_t)
 
 
 @gluon.jit
@@ -603,52 +505,49 @@ def backward_kernel(
 ):
     """``dX = scale * (G + G^T) X``, each tile's scores made once.
 
-    A program owns `COLUMN_TILES` tiles of columns and walks over the rows that see them, from the
+    A program owns `OWN_TILES` tiles of columns and walks over the rows that see them, from the
     last to the diagonal. ``G^T X`` of its own columns stays in registers. ``G X`` of the rows is
     added to ``sums``, float32, where every row tile takes programs in the order of their columns:
     the same bits every time. ``counters`` say whose turn it is. A program waits only for programs
     with smaller numbers, which start no later. At last its own rows' sum is whole, and what it has
     in registers completes the gradient.
     """
-    OWN: gl.constexpr = COLUMN_TILES * TILE
+    OWN: gl.constexpr = OWN_TILES * TILE
     blocks = gl.cdiv(tokens, OWN)
     tiles = gl.cdiv(tokens, TILE)
     row_head, block = _locate(heads_in_all, blocks, together)
     place = _place(relations, row_head, heads, R)
-    first = block * COLUMN_TILES
+    first = block * OWN_TILES
     count = tiles - first
-    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    own_s = gl.allocate_shared_memory(s0.dtype, [COLUMN_TILES, TILE, D], layout)
-    own_t = gl.allocate_shared_memory(s0.dtype, [COLUMN_TILES, TILE, D], layout)
-    own_full = _allocate_barrier()
     # Read by the warpgroups that make scores and by the one that multiplies gradients.
-    ring = _allocate_ring(s0.dtype, SLOTS, D, COLUMN_TILES + 1)
-    g = gl.allocate_shared_memory(s0.dtype, [2 * COLUMN_TILES, TILE, TILE], layout)
-    g_full = gl.allocate_shared_memory(gl.int64, [2 * COLUMN_TILES, 1], mbarrier.MBarrierLayout())
-    g_empty = gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout())
+    held = _hold(s0.dtype, SLOTS, D, OWN_TILES + 1)
+    layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    g = Handed(
+        gl.allocate_shared_memory(s0.dtype, [2 * OWN_TILES, TILE, TILE], layout),
+        gl.allocate_shared_memory(gl.int64, [2 * OWN_TILES, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout()),
+    )
     for k in gl.static_range(2):
-        mbarrier.init(g_empty.index(k), count=1)
-        for w in gl.static_range(COLUMN_TILES):
-            mbarrier.init(g_full.index(k * COLUMN_TILES + w), count=1)
+        mbarrier.init(g.empty.index(k), count=1)
+        for w in gl.static_range(OWN_TILES):
+            mbarrier.init(g.full.index(k * OWN_TILES + w), count=1)
     wide: gl.constexpr = gl.NVMMASharedLayout(128, 32, rank=2)
-    staged = gl.allocate_shared_memory(gl.float32, [TILE, D], wide)
-    staged_full = _allocate_barrier()
-    staged_empty = _allocate_barrier()
+    staged = Handed(
+        gl.allocate_shared_memory(gl.float32, [TILE, D], wide),
+        _allocate_barrier(),
+        _allocate_barrier(),
+    )
     sum_row = (row_head * tiles + first) * TILE
     counters += row_head * tiles + first
+    sides = (s0, t0, s1, t1, s2, t2)
     gl.warp_specialize(
         [
             (
                 _multiply_gradients,
                 (
-                    own_s,
-                    ring,
+                    held,
                     g,
-                    g_full,
-                    g_empty,
                     staged,
-                    staged_full,
-                    staged_empty,
                     sum_pointer,
                     gradients,
                     units,
@@ -664,202 +563,13 @@ def backward_kernel(
                     SLOTS,
                 ),
             ),
-            (
-                _make_scores_0,
-                (
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    g,
-                    g_full,
-                    g_empty,
-                    weights,
-                    place,
-                    first,
-                    count,
-                    tokens,
-                    D,
-                    SLOTS,
-                ),
-            ),
-            (
-                _make_scores_1,
-                (
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    g,
-                    g_full,
-                    g_empty,
-                    weights,
-                    place,
-                    first,
-                    count,
-                    tokens,
-                    D,
-                    SLOTS,
-                ),
-            ),
-            (
-                _backward_fetch,
-                (
-                    s0,
-                    t0,
-                    s1,
-                    t1,
-                    s2,
-                    t2,
-                    place,
-                    own_s,
-                    own_t,
-                    own_full,
-                    ring,
-                    first,
-                    count,
-                    R,
-                    D,
-                    SLOTS,
-                ),
-            ),
-            (
-                _add_in_turn,
-                (sums, staged, staged_full, staged_empty, counters, sum_row, block, count),
-            ),
+            (_make_scores, (held, g, weights, place, first, count, tokens, 0, SLOTS)),
+            (_make_scores, (held, g, weights, place, first, count, tokens, 1, SLOTS)),
+            (_fetch_all, (sides, place, held, first * TILE, count, True, R, D, SLOTS)),
+            (_add_in_turn, (sums, staged, counters, sum_row, block, count)),
         ],
         [4, 4, 1, 1],
         [128, 128, 24, 24],
-    )
-
-
-@gluon.jit
-def _backward_fetch(
-    s0,
-    t0,
-    s1,
-    t1,
-    s2,
-    t2,
-    place,
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    first,
-    count,
-    R: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    TILE_BYTES: gl.constexpr = TILE * D * 2
-    mbarrier.expect(own_full, 2 * COLUMN_TILES * TILE_BYTES)
-    for w in gl.static_range(COLUMN_TILES):
-        _fetch(
-            s0,
-            t0,
-            s1,
-            t1,
-            s2,
-            t2,
-            place,
-            (first + w) * TILE,
-            own_full,
-            own_s.index(w),
-            own_t.index(w),
-            R,
-        )
-    slot = 0
-    phase = 1
-    for n in range(count):
-        mbarrier.wait(ring.empty.index(slot), phase)
-        mbarrier.expect(ring.full.index(slot), 2 * TILE_BYTES)
-        _fetch(
-            s0,
-            t0,
-            s1,
-            t1,
-            s2,
-            t2,
-            place,
-            (first + count - 1 - n) * TILE,
-            ring.full.index(slot),
-            ring.student.index(slot),
-            ring.teacher.index(slot),
-            R,
-        )
-        slot, phase = _next(slot, phase, SLOTS)
-
-
-@gluon.jit
-def _make_scores_0(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    g,
-    g_full,
-    g_empty,
-    weights,
-    place,
-    first,
-    count,
-    tokens,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    _make_scores(
-        own_s,
-        own_t,
-        own_full,
-        ring,
-        g,
-        g_full,
-        g_empty,
-        weights,
-        place,
-        first,
-        count,
-        tokens,
-        0,
-        D,
-        SLOTS,
-    )
-
-
-@gluon.jit
-def _make_scores_1(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    g,
-    g_full,
-    g_empty,
-    weights,
-    place,
-    first,
-    count,
-    tokens,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
-):
-    _make_scores(
-        own_s,
-        own_t,
-        own_full,
-        ring,
-        g,
-        g_full,
-        g_empty,
-        weights,
-        place,
-        first,
-        count,
-        tokens,
-        1,
-        D,
-        SLOTS,
     )
 
 
@@ -879,21 +589,7 @@ def _load_weights(weights, offset, rows, tokens):
 
 @gluon.jit
 def _make_scores(
-    own_s,
-    own_t,
-    own_full,
-    ring,
-    g,
-    g_full,
-    g_empty,
-    weights,
-    place,
-    first,
-    count,
-    tokens,
-    W: gl.constexpr,
-    D: gl.constexpr,
-    SLOTS: gl.constexpr,
+    held, g, weights, place, first, count, tokens, W: gl.constexpr, SLOTS: gl.constexpr
 ):
     """One warpgroup's column tile of ``G``.
 
@@ -904,7 +600,8 @@ def _make_scores(
     columns = (first + W) * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
     offset = place.row_head.to(gl.int64) * tokens
     last = (first + count - 1) * TILE + gl.arange(0, TILE, by_row)
-    mbarrier.wait(own_full, 0)
+    ring = held.ring
+    mbarrier.wait(held.full, 0)
     slot = 0
     phase = 0
     g_slot = 0
@@ -915,8 +612,8 @@ def _make_scores(
         s, t = _start_scores(
             ring.student.index(slot),
             ring.teacher.index(slot),
-            own_s.index(W),
-            own_t.index(W),
+            held.student.index(W),
+            held.teacher.index(W),
             accumulators,
         )
         # A tile ahead: nothing waits for them.
@@ -930,24 +627,19 @@ def _make_scores(
             rows = last - n * TILE
             difference = gl.where(rows[:, None] >= columns[None, :], difference, 0.0)
         peak_s, peak_t, weight_s, weight_t = later
-        mbarrier.wait(g_empty.index(g_slot), g_phase)
-        g.index(g_slot * COLUMN_TILES + W).store(difference.to(g.dtype))
+        mbarrier.wait(g.empty.index(g_slot), g_phase)
+        g.tiles.index(g_slot * OWN_TILES + W).store(difference.to(g.tiles.dtype))
         fence_async_shared()
-        mbarrier.arrive(g_full.index(g_slot * COLUMN_TILES + W), count=1)
+        mbarrier.arrive(g.full.index(g_slot * OWN_TILES + W), count=1)
         slot, phase = _next(slot, phase, SLOTS)
         g_slot, g_phase = _next(g_slot, g_phase, 2)
 
 
 @gluon.jit
 def _multiply_gradients(
-    own_s,
-    ring,
+    held,
     g,
-    g_full,
-    g_empty,
     staged,
-    staged_full,
-    staged_empty,
     sum_pointer,
     gradients,
     units,
@@ -966,27 +658,28 @@ def _multiply_gradients(
     none = gl.zeros([TILE, D], gl.float32, accumulators)
     own_0 = none
     own_1 = none
+    ring = held.ring
     slot = 0
     phase = 0
     g_slot = 0
     g_phase = 0
     for n in range(count):
         x = ring.student.index(slot)
-        mbarrier.wait(g_full.index(g_slot * COLUMN_TILES), g_phase)
-        g_0 = g.index(g_slot * COLUMN_TILES)
-        rows = warpgroup_mma(g_0, own_s.index(0), none, use_acc=False, is_async=True)
+        mbarrier.wait(g.full.index(g_slot * OWN_TILES), g_phase)
+        g_0 = g.tiles.index(g_slot * OWN_TILES)
+        rows = warpgroup_mma(g_0, held.student.index(0), none, use_acc=False, is_async=True)
         own_0 = warpgroup_mma(g_0.permute((1, 0)), x, own_0, is_async=True)
-        mbarrier.wait(g_full.index(g_slot * COLUMN_TILES + 1), g_phase)
-        g_1 = g.index(g_slot * COLUMN_TILES + 1)
-        rows = warpgroup_mma(g_1, own_s.index(1), rows, is_async=True)
+        mbarrier.wait(g.full.index(g_slot * OWN_TILES + 1), g_phase)
+        g_1 = g.tiles.index(g_slot * OWN_TILES + 1)
+        rows = warpgroup_mma(g_1, held.student.index(1), rows, is_async=True)
         own_1 = warpgroup_mma(g_1.permute((1, 0)), x, own_1, is_async=True)
         rows, own_0 = warpgroup_mma_wait(1, deps=[rows, own_0])
-        mbarrier.wait(staged_empty, (n & 1) ^ 1)
-        staged.store(rows)
+        mbarrier.wait(staged.empty, (n & 1) ^ 1)
+        staged.tiles.store(rows)
         fence_async_shared()
-        mbarrier.arrive(staged_full, count=1)
+        mbarrier.arrive(staged.full, count=1)
         own_1 = warpgroup_mma_wait(0, deps=[own_1])
-        mbarrier.arrive(g_empty.index(g_slot), count=1)
+        mbarrier.arrive(g.empty.index(g_slot), count=1)
         mbarrier.arrive(ring.empty.index(slot), count=1)
         slot, phase = _next(slot, phase, SLOTS)
         g_slot, g_phase = _next(g_slot, g_phase, 2)
@@ -1043,20 +736,20 @@ def _complete(
 
 
 @gluon.jit
-def _add_in_turn(sums, staged, staged_full, staged_empty, counters, sum_row, block, count):
+def _add_in_turn(sums, staged, counters, sum_row, block, count):
     """Adds staged tiles to the rows' sums, after all programs with earlier columns."""
     for n in range(count):
-        mbarrier.wait(staged_full, n & 1)
+        mbarrier.wait(staged.full, n & 1)
         row = count - 1 - n
         while _acquire(counters + row) < block:
             pass
         if block == 0:
             # Nobody came before: what the memory held does not count.
-            tma.async_copy_shared_to_global(sums, [sum_row + row * TILE, 0], staged)
+            tma.async_copy_shared_to_global(sums, [sum_row + row * TILE, 0], staged.tiles)
         else:
-            _reduce_add(sums, [sum_row + row * TILE, 0], staged)
+            _reduce_add(sums, [sum_row + row * TILE, 0], staged.tiles)
         # The tile may be overwritten once it has been read, but counts only once it was added.
         tma.store_wait(0)
-        mbarrier.arrive(staged_empty, count=1)
+        mbarrier.arrive(staged.empty, count=1)
         _await_additions()
         gl.atomic_add(counters + row, 1, sem="release", scope="gpu")

@@ -9,13 +9,14 @@ predicted token, in nats.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from src.progress import meter
 
@@ -65,23 +66,59 @@ def segments(documents: Sequence[tuple[str, np.ndarray]], config: PerplexityConf
         ValueError: no held-out document is as long as the largest window.
     """
     length = max(config.windows)
+    found = spread_segments(documents, length, max(1, config.tokens // length))
+    if not len(found):
+        raise ValueError(
+            f"eval.perplexity.windows has {length}, but the longest held-out document has "
+            f"{longest(documents)} tokens: give shorter windows or hold out longer documents "
+            "(data.held_out)"
+        )
+    return found
+
+
+def spread_segments(
+    documents: Sequence[tuple[str, np.ndarray]], length: int, number: int
+) -> np.ndarray:
+    """At most `number` segments, int64 [n, length], evenly spaced over all that there are.
+
+    None, [0, length], where no document is that long.
+    """
     found = [
         tokens[start : start + length]
         for _, tokens in documents
         for start in range(0, len(tokens) - length + 1, length)
     ]
     if not found:
-        longest = max((len(tokens) for _, tokens in documents), default=0)
-        raise ValueError(
-            f"eval.perplexity.windows has {length}, but the longest held-out document has "
-            f"{longest} tokens: give shorter windows or hold out longer documents (data.held_out)"
-        )
-    wanted = min(len(found), max(1, config.tokens // length))
-    chosen = np.linspace(0, len(found) - 1, wanted).round().astype(int)
+        return np.empty((0, length), dtype=np.int64)
+    chosen = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)
     return np.stack([found[i] for i in chosen]).astype(np.int64)
 
 
+def longest(documents: Sequence[tuple[str, np.ndarray]]) -> int:
+    """Tokens of the longest document, 0 without any."""
+    return max((len(tokens) for _, tokens in documents), default=0)
+
+
 @torch.no_grad()
+def token_losses(
+    model: PreTrainedModel, ids_bt: Tensor, last: int, *, reduction: str
+) -> Iterator[Tensor]:
+    """Negative log-likelihood, in nats, of the last tokens of each row, a chunk of them at a time.
+
+    A row's first token has no prediction, so `last` is at most t - 1.
+    """
+    decoder, head = model.get_decoder(), model.get_output_embeddings()
+    assert head is not None, "a causal language model has an output head"
+    hidden_bth = decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
+    hidden_nh = hidden_bth[:, -last - 1 : -1].flatten(0, 1)
+    targets_n = ids_bt[:, -last:].flatten()
+    for at in range(0, len(targets_n), _HEAD_CHUNK):
+        logits = head(hidden_nh[at : at + _HEAD_CHUNK]).float()
+        yield torch.nn.functional.cross_entropy(
+            logits, targets_n[at : at + _HEAD_CHUNK], reduction=reduction
+        )
+
+
 def negative_log_likelihood(
     model: PreTrainedModel, windows_nt: np.ndarray, *, batch_tokens: int, name: str
 ) -> float:
@@ -89,20 +126,11 @@ def negative_log_likelihood(
     device = next(model.parameters()).device
     n, t = windows_nt.shape
     rows = max(1, batch_tokens // t)
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    assert head is not None, "a causal language model has an output head"
     total = 0.0
     with meter(name, n) as progress:
         for start in range(0, n, rows):
             ids_bt = torch.from_numpy(windows_nt[start : start + rows]).to(device)
-            hidden_bth = decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
-            hidden_nh = hidden_bth[:, :-1].flatten(0, 1)
-            targets_n = ids_bt[:, 1:].flatten()
-            for at in range(0, len(targets_n), _HEAD_CHUNK):
-                logits = head(hidden_nh[at : at + _HEAD_CHUNK]).float()
-                part = torch.nn.functional.cross_entropy(
-                    logits, targets_n[at : at + _HEAD_CHUNK], reduction="sum"
-                )
+            for part in token_losses(model, ids_bt, t - 1, reduction="sum"):
                 total += part.item()
             progress.advance(len(ids_bt))
     return total / (n * (t - 1))

@@ -21,13 +21,11 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from src.evals.perplexity import longest, spread_segments, token_losses
 from src.progress import meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-# Logits are made for this many positions at once.
-_HEAD_CHUNK = 2048
 
 Count = Annotated[int, Field(gt=0)]
 
@@ -69,23 +67,16 @@ def segments_of(
     Raises:
         ValueError: no document is that long.
     """
-    found = [
-        tokens[start : start + length]
-        for _, tokens in documents
-        for start in range(0, len(tokens) - length + 1, length)
-    ]
-    if not found:
-        longest = max((len(tokens) for _, tokens in documents), default=0)
+    found = spread_segments(documents, length, number)
+    if not len(found):
         raise ValueError(
             f"perplexity by position needs {length} tokens of running text, but the longest "
-            f"held-out document has {longest}: choose shorter lengths, or hold out longer "
-            "documents (data.held_out)"
+            f"held-out document has {longest(documents)}: choose shorter lengths, or hold out "
+            "longer documents (data.held_out)"
         )
-    chosen = np.linspace(0, len(found) - 1, min(number, len(found))).round().astype(int)
-    return np.stack([found[i] for i in chosen]).astype(np.int64)
+    return found
 
 
-@torch.no_grad()
 def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarray:
     """Negative log-likelihood, in nats, of each of the last tokens of each row, float64 [b, last].
 
@@ -93,20 +84,8 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
     """
     assert 0 < last < ids_bt.shape[1]
     device = next(model.parameters()).device
-    decoder, head = model.get_decoder(), model.get_output_embeddings()
-    assert head is not None, "a causal language model has an output head"
     ids = torch.from_numpy(ids_bt).to(device)
-    hidden_bth = decoder(input_ids=ids, use_cache=False).last_hidden_state
-    hidden_nh = hidden_bth[:, -last - 1 : -1].flatten(0, 1)
-    targets_n = ids[:, -last:].flatten()
-    parts = [
-        torch.nn.functional.cross_entropy(
-            head(hidden_nh[at : at + _HEAD_CHUNK]).float(),
-            targets_n[at : at + _HEAD_CHUNK],
-            reduction="none",
-        )
-        for at in range(0, len(targets_n), _HEAD_CHUNK)
-    ]
+    parts = list(token_losses(model, ids, last, reduction="none"))
     return torch.cat(parts).double().cpu().numpy().reshape(len(ids_bt), last)
 
 

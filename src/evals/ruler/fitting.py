@@ -6,11 +6,11 @@ itself, so that all have the length that they are reported under.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from src.evals.ruler.sample import RulerError
+from src.evals.ruler.sample import Match, RulerError, Sample
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -54,6 +54,40 @@ class Ruler:
                 f"{task} cannot be made {self.length} tokens long with this tokenizer: the nearest "
                 f"is {total}; choose a longer length"
             )
+
+    def sample(
+        self,
+        task: str,
+        index: int,
+        parts: tuple[str, str, str],
+        *,
+        query: str,
+        outputs: Sequence[str],
+        match: Match = "all",
+        depth: float | None = None,
+    ) -> Sample:
+        """A sample of head, context and tail, measured and checked.
+
+        Raises:
+            RulerError: as `check`.
+        """
+        head, context, tail = parts
+        tokens = self.measure(head + context + tail)
+        self.check(task, tokens)
+        return Sample(
+            task=task,
+            length=self.length,
+            index=index,
+            head=head,
+            context=context,
+            tail=tail,
+            query=query,
+            outputs=tuple(outputs),
+            match=match,
+            prompt_tokens=tokens,
+            max_new_tokens=self.max_new_tokens,
+            depth=depth,
+        )
 
 
 def most(build: Callable[[int], str], ruler: Ruler, *, least: int, limit: int, task: str) -> int:

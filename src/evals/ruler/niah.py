@@ -102,21 +102,9 @@ class Niah:
         else:
             taken = {key for key, _ in pairs}
             context = self._lines(name, needles, taken, draw, ruler, material, (head, tail))
-        tokens = ruler.measure(head + context + tail)
-        ruler.check(name, tokens)
-        return Sample(
-            task=name,
-            length=ruler.length,
-            index=index,
-            head=head,
-            context=context,
-            tail=tail,
-            query=query,
-            outputs=tuple(value for _, values in asked for value in values),
-            match="all",
-            prompt_tokens=tokens,
-            max_new_tokens=MAX_NEW_TOKENS,
-            depth=depth,
+        outputs = [value for _, values in asked for value in values]
+        return ruler.sample(
+            name, index, (head, context, tail), query=query, outputs=outputs, depth=depth
         )
 
     def _pairs(self, draw: random.Random, material: Material) -> list[tuple[str, list[str]]]:

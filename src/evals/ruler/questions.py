@@ -77,26 +77,14 @@ class QuestionAnswering:
             limit=others[number].count(" ") + 1,
             task=name,
         )
-        body = context(number, words)
-        tokens = ruler.measure(HEAD + body + tail)
         if number == len(others) - 1:
             raise RulerError(
                 f"{name} at length {ruler.length} needs more than the {len(found.documents)} "
                 f"documents of {found.name}: choose a shorter length"
             )
-        ruler.check(name, tokens)
-        return Sample(
-            task=name,
-            length=ruler.length,
-            index=index,
-            head=HEAD,
-            context=body,
-            tail=tail,
-            query=question.text,
-            outputs=question.answers,
-            match="part",
-            prompt_tokens=tokens,
-            max_new_tokens=MAX_NEW_TOKENS,
+        parts = (HEAD, context(number, words), tail)
+        return ruler.sample(
+            name, index, parts, query=question.text, outputs=question.answers, match="part"
         )
 
     def _choice(self, name: str, index: int, found: QuestionSet) -> int:

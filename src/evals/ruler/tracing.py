@@ -70,22 +70,9 @@ class VariableTracking:
             limit=len(FILLER),
             task=name,
         )
-        body = context(lines, filler)
-        tokens = ruler.measure(head + body + tail)
-        ruler.check(name, tokens)
-        return Sample(
-            task=name,
-            length=ruler.length,
-            index=index,
-            head=head,
-            context=body,
-            tail=tail,
-            query=f"Find all variables that are assigned the value {value}",
-            outputs=tuple(variables),
-            match="all",
-            prompt_tokens=tokens,
-            max_new_tokens=MAX_NEW_TOKENS,
-        )
+        query = f"Find all variables that are assigned the value {value}"
+        parts = (head, context(lines, filler), tail)
+        return ruler.sample(name, index, parts, query=query, outputs=variables)
 
     def _example(self, name: str, draw: random.Random, ruler: Ruler) -> str:
         """A short problem of the same kind with its answer."""

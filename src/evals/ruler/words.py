@@ -87,22 +87,9 @@ class CommonWords:
                 f"{name} at length {ruler.length} needs more than the {len(material.words)} words "
                 "there are: choose a shorter length"
             )
-        body = context(entries)
-        tokens = ruler.measure(head + body + COMMON_TAIL)
-        ruler.check(name, tokens)
-        return Sample(
-            task=name,
-            length=ruler.length,
-            index=index,
-            head=head,
-            context=body,
-            tail=COMMON_TAIL,
-            query="What are the 10 most common words in the above list?",
-            outputs=tuple(answer),
-            match="all",
-            prompt_tokens=tokens,
-            max_new_tokens=COMMON_NEW_TOKENS,
-        )
+        query = "What are the 10 most common words in the above list?"
+        parts = (head, context(entries), COMMON_TAIL)
+        return ruler.sample(name, index, parts, query=query, outputs=answer)
 
     def _example(
         self, draw: random.Random, material: Material, words: int, common: int, uncommon: int
@@ -164,22 +151,9 @@ class FrequentWords:
                 f"{name} at length {ruler.length}: the third most frequent word would be as "
                 "frequent as the fourth; choose a longer length"
             )
-        body = context(words, dots)
-        tokens = ruler.measure(FREQUENT_HEAD + body + FREQUENT_TAIL)
-        ruler.check(name, tokens)
-        return Sample(
-            task=name,
-            length=ruler.length,
-            index=index,
-            head=FREQUENT_HEAD,
-            context=body,
-            tail=FREQUENT_TAIL,
-            query="What are the three most frequently appeared words in the above coded text?",
-            outputs=tuple(vocabulary[1:4]),
-            match="all",
-            prompt_tokens=tokens,
-            max_new_tokens=FREQUENT_NEW_TOKENS,
-        )
+        query = "What are the three most frequently appeared words in the above coded text?"
+        parts = (FREQUENT_HEAD, context(words, dots), FREQUENT_TAIL)
+        return ruler.sample(name, index, parts, query=query, outputs=vocabulary[1:4])
 
     def _vocabulary(self, draw: random.Random, size: int) -> list[str]:
         words: dict[str, None] = {}

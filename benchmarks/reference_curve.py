@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.util
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -33,7 +32,7 @@ from src.config import RunConfig
 from src.devices import DTYPES, device_of, uses_cuda
 from src.launch import World
 from src.objectives.base import Batch
-from src.run_folder import device_name, versions
+from src.run_folder import device_name, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE, STREAM = "ard", "short"
@@ -152,7 +151,7 @@ def our_side(
     """Our engines and objective, at the reference's rates."""
     stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
     planned = plan.make(settings, world_size=1).stage(STAGE)
-    built = run.build(settings, STAGE, planned, settings.objectives(STAGE), world.size)
+    built = run.build(settings, STAGE, planned, settings.objectives(STAGE))
     needs = settings.objectives(STAGE)[STREAM].needs(built.facts)
     assert built.teacher is not None
     records = []
@@ -247,7 +246,7 @@ def main() -> None:
                     unit = "nats" if name.startswith("loss") else ""
                     row = {"name": name, "value": record[name], "unit": unit}
                     result["rows"].append(row | about)
-            given.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+            write_json(given.out, result)
     print(f"largest relative difference of the loss: {largest_difference(result):.2e}")
 
 

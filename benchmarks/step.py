@@ -45,7 +45,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from src import config, cost, launch, plan, run
+from src import config, cost, launch, models, plan, run
+from src.adapters import LoraParameters
 from src.config import RunConfig
 from src.cost import Setting
 from src.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
@@ -53,7 +54,7 @@ from src.facts import ModelFacts
 from src.launch import World
 from src.loop import StageRun, StepRecord
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
-from src.run_folder import device_name, git_state, versions
+from src.run_folder import device_name, git_state, versions, write_json
 from src.schedule import StageSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -297,13 +298,12 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         planned = plan.make(settings, world_size=world.size).stage(STAGE)
         objectives = _objectives(case, settings)
         gauge = _Gauge(device)
-        built = run.build(
-            settings, STAGE, planned, objectives, world.size, random_on=device if cuda else None
-        )
+        built = run.build(settings, STAGE, planned, objectives, random_on=device if cuda else None)
         build_peak = gauge.peak()
         gauge.reset()
-        vocabulary = settings.model.shape.vocabulary if settings.model.shape else 256
-        blocks = RandomBlocks(settings.recipe.stages[STAGE].streams[STREAM].length, vocabulary)
+        shape = models.resolved_shape(settings.model)
+        length = settings.recipe.stages[STAGE].streams[STREAM].length
+        blocks = RandomBlocks(length, shape.vocabulary)
         losses: list[float] = []
         if case.kind == "teacher":
             seconds = _teacher_seconds(built, blocks, device, case.steps)
@@ -417,12 +417,12 @@ def _measurement(
 ) -> dict[str, Any]:
     case, stage = CASES[name], settings.recipe.stages[STAGE]
     length = stage.streams[STREAM].length
-    tokens = length if case.kind == "teacher" else stage.tokens_per_step
+    tokens = length if case.kind == "teacher" else stage.step_tokens
     about = {
         "case": name,
         "model": settings.model.name,
         "tokens": length,
-        "tokens_per_step": stage.tokens_per_step,
+        "tokens_per_step": stage.step_tokens,
         "timed_steps": case.steps[1],
         "ranks": world.size,
         "share_base": settings.engine.teacher.share_base,
@@ -433,8 +433,8 @@ def _measurement(
         "zero_stages": [settings.engine.student.zero_stage, settings.engine.teacher.zero_stage],
     }
     parameters = stage.parameters
-    if hasattr(parameters, "rank"):
-        about |= {"lora_rank": parameters.rank, "lora_dropout": parameters.dropout}  # type: ignore[union-attr]
+    if isinstance(parameters, LoraParameters):
+        about |= {"lora_rank": parameters.rank, "lora_dropout": parameters.dropout}
     return {
         "case": name,
         "kind": case.kind,
@@ -454,9 +454,7 @@ def _plain_flops(settings: RunConfig, planned: plan.StagePlan, world: World) -> 
     """Floating-point operations of a block, nothing done twice."""
     shape = settings.model.shape
     assert shape is not None
-    facts = ModelFacts(
-        shape.layers, (None,) * shape.layers, shape.heads, shape.kv_heads, shape.head_dim
-    )
+    facts = models.planned_facts(settings.model)
     adapters = planned.total_parameters - shape.parameters
     setting = Setting(
         settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size, False, "qkv"
@@ -606,7 +604,7 @@ def write(path: Path, measurements: Sequence[Measurement]) -> None:
         "measurements": [asdict(m) for m in kept],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(path, result)
 
 
 def _common(values: Sequence[Any]) -> Any:
@@ -624,6 +622,7 @@ def replanned(of: Measurement) -> Measurement:
     if not kinds:
         sys.exit(f"error: --replan: no plan can be made for {of.device}")
     settings = composed(CASES[of.case], of.settings["model"], quick=False, ranks=of.ranks)
+    # The names of devices are those that `plan_for` allows.
     settings = replace(settings, dry_run=True, plan_for=kinds[0])  # type: ignore[arg-type]
     planned = plan.make(settings, world_size=of.ranks).stage(STAGE)
     return replace(of, planned_gib=planned.peak / 2**30, planned_seconds=planned.seconds_per_step)

@@ -72,6 +72,7 @@ def drawing(sharding: Sharding) -> Iterator[None]:
         sharding(drawn)
 
     hook = register_module_module_registration_hook(forget)
+    # transformers draws module by module there, and has no hook for it.
     PreTrainedModel._initialize_weights = one_by_one  # type: ignore[method-assign]
     try:
         yield

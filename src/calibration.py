@@ -53,6 +53,6 @@ def _queries_and_keys(
     capture = QKVCapture(range(facts.layers))
     with torch.no_grad(), capture.recording():
         network.get_decoder()(input_ids=ids_bt.to(device), use_cache=False)
-    network.to(home)  # type: ignore[arg-type]
+    network.to(home)  # type: ignore[arg-type]  # as above
     taken: dict[int, LayerQKV] = capture.take()
     return [(taken[i].q_bhtd.cpu(), taken[i].k_bgtd.cpu()) for i in range(facts.layers)]

@@ -75,15 +75,14 @@ class ObjectiveConfig:
         Raises:
             ConfigError: a name that `terms` does not have.
         """
-        weights = {stream.objective: 1.0} if isinstance(stream.objective, str) else stream.objective
-        for name in weights:
+        for name in stream.terms:
             if name not in self.terms:
                 raise ConfigError(
                     f"{name!r} is not configured; objective.terms has {', '.join(self.terms)}"
                 )
         if isinstance(stream.objective, str):
             return self.terms[stream.objective]
-        return WeightedSum(tuple((n, self.terms[n], weight) for n, weight in weights.items()))
+        return WeightedSum(tuple((n, self.terms[n], w) for n, w in stream.terms.items()))
 
 
 @dataclass(frozen=True)
@@ -194,6 +193,15 @@ class EngineConfig:
             )
         if self.dtype == "float32" and student.accumulate_in == "bfloat16":
             raise ValueError("student.accumulate_in=bfloat16 is for dtype=bfloat16")
+
+    @property
+    def accumulation_dtype(self) -> Literal["float32", "bfloat16"]:
+        """Number format in which gradients of micro-steps are added up."""
+        if self.student.accumulate_in != "auto":
+            return self.student.accumulate_in
+        # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
+        narrow = self.dtype == "bfloat16" and self.student.zero_stage == 0
+        return "bfloat16" if narrow else "float32"
 
 
 @dataclass(frozen=True)

@@ -131,8 +131,9 @@ def memory(setting: Setting) -> dict[str, float]:
     if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
         ahead = min(shape.parameters, _PREFETCH_BUCKET + 2 * shape.layer_parameters)
         parts["gathered weights"] = ahead * width
-    parts["gradients"] = setting.trainable * _gradient_width(setting) / shards[2]
-    if student.zero_stage >= 2 or (student.zero_stage == 1 and _gradient_width(setting) == width):
+    gradient_width = _WIDTH[engine.accumulation_dtype]
+    parts["gradients"] = setting.trainable * gradient_width / shards[2]
+    if student.zero_stage >= 2 or (student.zero_stage == 1 and gradient_width == width):
         parts["gradient buckets"] = min(REDUCE_BUCKET, setting.trainable) * width
     # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
     state = setting.trainable * (8 if width == 4 else 12) / shards[1]
@@ -142,26 +143,16 @@ def memory(setting: Setting) -> dict[str, float]:
     return parts
 
 
-def _gradient_width(setting: Setting) -> int:
-    """Bytes in which a gradient is added up."""
-    student = setting.config.engine.student
-    narrow = student.accumulate_in == "bfloat16" or (
-        student.accumulate_in == "auto" and student.zero_stage == 0
-    )
-    return setting.width if narrow else 4
-
-
 def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> dict[str, float]:
     """What a micro-step of one stream holds at its peak."""
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
     wants = needs[name]
     micro_batch = setting.config.engine.student.micro_batch
-    at_once = StageSchedule(setting.stage).at_once(name, micro_batch)
-    assert setting.stage.tokens_per_step is not None, "decided by now"
+    at_once = setting.stage.at_once(name, micro_batch)
     # A micro-step holds no more than a step does; and what a rank holds of blocks that ranks share
     # is a part of their tokens, or in attention all tokens for as large a part of the heads.
     # Buffers of the exchange are smaller than the MLP's.
-    n = min(stream.length * at_once, setting.stage.tokens_per_step) // setting.parts
+    n = min(stream.length * at_once, setting.stage.step_tokens) // setting.parts
     layers = shape.layers
     if wants.stops_at is not None:
         layers = wants.stops_at + 1

@@ -14,7 +14,7 @@ import hashlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from src.assembly import Sharding
-    from src.config import EngineConfig, OptimConfig
+    from src.config import EngineConfig, OptimConfig, StudentEngineConfig, TeacherEngineConfig
 
 
 def _deepspeed(device: torch.device) -> Any:
@@ -296,10 +296,7 @@ def sharding(config: EngineConfig, part: Literal["student", "teacher"]) -> Shard
     settings = config.student if part == "student" else config.teacher
     if settings.zero_stage != 3:
         return None
-    zero: dict[str, Any] = {"stage": 3}
-    if settings.offload_parameters:
-        zero["offload_param"] = {"device": "cpu"}
-    ds_config = _common_config(DTYPES[config.dtype]) | {"zero_optimization": zero}
+    ds_config = _common_config(DTYPES[config.dtype]) | {"zero_optimization": _zero(settings)}
     return _ZeroSharding(_deepspeed(device_of(config.device)), ds_config)
 
 
@@ -308,6 +305,27 @@ def _buffers_to(network: nn.Module, device: torch.device) -> None:
     for module in network.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
             setattr(module, name, buffer.to(device))
+
+
+def _prepare(
+    network: nn.Module,
+    facts: ModelFacts,
+    config: EngineConfig,
+    device: torch.device,
+    ends: Collection[int | None],
+) -> None:
+    """What teacher and student get alike before DeepSpeed takes them.
+
+    `ends` are the layers that passes may stop at.
+    """
+    _buffers_to(network, device)
+    if config.sequence_parallel > 1:
+        spread_attention(network, facts, config.sequence_parallel)
+    decoder = causal_model(network).get_decoder()
+    if config.compile:
+        compile_layers(decoder, ends)
+    skip_unwanted(decoder, ends)
+    show_layer_inputs(decoder)
 
 
 class Teacher:
@@ -332,22 +350,11 @@ class Teacher:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
-        if config.sequence_parallel > 1:
-            spread_attention(network, facts, config.sequence_parallel)
-        _buffers_to(network, device)
-        decoder = causal_model(network).get_decoder()
         wanted = [objective.needs(facts) for objective in objectives.values()]
-        ends = {needs.teacher_stops_at for needs in wanted}
-        if config.compile:
-            compile_layers(decoder, ends)
-        skip_unwanted(decoder, ends)
-        show_layer_inputs(decoder)
+        _prepare(network, facts, config, device, {needs.teacher_stops_at for needs in wanted})
         settings = config.teacher
         ds_config = _common_config(DTYPES[config.dtype])
-        zero: dict[str, Any] = {"stage": settings.zero_stage}
-        if settings.offload_parameters:
-            zero["offload_param"] = {"device": "cpu"}
-        ds_config["zero_optimization"] = zero
+        ds_config["zero_optimization"] = _zero(settings)
         head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, *_ = deepspeed.initialize(
             model=_TeacherModule(network, keep, head), config=ds_config
@@ -406,17 +413,10 @@ class Student:
         device = device_of(config.device)
         deepspeed = _deepspeed(device)
         settings = config.student
-        _buffers_to(network, device)
-        model = causal_model(network)
-        if config.sequence_parallel > 1:
-            spread_attention(network, facts, config.sequence_parallel)
-        ends = {needs.stops_at for needs in (o.needs(facts) for o in objectives.values())}
-        if config.compile:
-            compile_layers(model.get_decoder(), ends)
-        skip_unwanted(model.get_decoder(), ends)
-        show_layer_inputs(model.get_decoder())
+        wanted = [objective.needs(facts) for objective in objectives.values()]
+        _prepare(network, facts, config, device, {needs.stops_at for needs in wanted})
         if checkpointing:
-            model.gradient_checkpointing_enable(
+            causal_model(network).gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}
             )
         network.train()
@@ -427,12 +427,11 @@ class Student:
         ds_config["gradient_accumulation_steps"] = max(2, accumulation)
         ds_config["gradient_clipping"] = optim.clip_norm
         ds_config["zero_optimization"] = _zero_config(config)
-        if accumulation_dtype(config) == "bfloat16":
+        if config.accumulation_dtype == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
         shared, head = None, None
         if native is not None:
-            wanted = [objective.needs(facts) for objective in objectives.values()]
             shared = SharedTeacherPass(network, keep, native, device)
             head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
@@ -522,21 +521,18 @@ class Student:
         _release_memory()
 
 
-def accumulation_dtype(config: EngineConfig) -> str:
-    """Number format in which gradients of micro-steps are added up."""
-    settings = config.student
-    if settings.accumulate_in != "auto":
-        return settings.accumulate_in
-    # Without ZeRO, DeepSpeed offers no float32 accumulation of bfloat16 gradients.
-    return "bfloat16" if config.dtype == "bfloat16" and settings.zero_stage == 0 else "float32"
-
-
 def _zero_config(config: EngineConfig) -> dict[str, Any]:
     settings = config.student
     # DeepSpeed's own default takes a gigabyte for it, whatever is reduced.
-    zero: dict[str, Any] = {"stage": settings.zero_stage, "reduce_bucket_size": REDUCE_BUCKET}
+    zero = _zero(settings) | {"reduce_bucket_size": REDUCE_BUCKET}
     if settings.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
+    return zero
+
+
+def _zero(settings: StudentEngineConfig | TeacherEngineConfig) -> dict[str, Any]:
+    """How weights are divided."""
+    zero: dict[str, Any] = {"stage": settings.zero_stage}
     if settings.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     return zero

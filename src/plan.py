@@ -188,8 +188,7 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
 
 
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
-    names = (stream.objective,) if isinstance(stream.objective, str) else stream.objective
-    for name in names:
+    for name in stream.terms:
         try:
             config.objective.terms[name].needs(facts)
         except ValueError as error:
@@ -282,8 +281,7 @@ def _check_shared_streams(config: RunConfig, stage: str, facts: ModelFacts) -> N
                 f"{config.model.name}, {min(windows)}, which {given} does not offer; give at most "
                 f"{min(windows)}, or engine.sequence_parallel=1"
             )
-        terms = (stream.objective,) if isinstance(stream.objective, str) else stream.objective
-        for term in terms:
+        for term in stream.terms:
             objective = config.objective.terms[term]
             if not isinstance(objective, Spreadable):
                 raise ConfigError(
@@ -430,15 +428,14 @@ def _excess(made: Plan) -> float:
 
 def _replanned(config: RunConfig, settings: Mapping[str, object], made: Plan) -> Plan | None:
     """The plan with other engine settings; None where they do not go together."""
-    parts: dict[str, dict[str, object]] = {"student": {}, "teacher": {}, "": {}}
+    parts: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}, "": {}}
     for key, value in settings.items():
         part, _, name = key.rpartition(".")
         parts[part][name] = value
-    own: dict[str, Any] = parts[""]
     try:
-        student = replace(config.engine.student, **parts["student"])  # type: ignore[arg-type]
-        teacher = replace(config.engine.teacher, **parts["teacher"])  # type: ignore[arg-type]
-        engine = replace(config.engine, student=student, teacher=teacher, **own)
+        student = replace(config.engine.student, **parts["student"])
+        teacher = replace(config.engine.teacher, **parts["teacher"])
+        engine = replace(config.engine, student=student, teacher=teacher, **parts[""])
         changed = replace(config, engine=engine)
         return make(changed, world_size=made.world_size, device=made.device)
     except ValueError:

@@ -30,7 +30,6 @@ from src.launch import World
 from src.loop import StageRun, StepRecord
 from src.objectives.base import DriftChosen, Objective
 from src.plan import StagePlan
-from src.report.tracked import run_figures
 from src.run_folder import RunFolder
 from src.schedule import StageSchedule
 
@@ -91,14 +90,15 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         with stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
-            _Run(config, folder, world, tracker).train()
+            run = _Run(config, folder, world, tracker)
+            run.train()
             launch.leave(world)
             if world.is_main:
                 results = None
                 if config.eval.suites():
                     results = running.evaluate_finished(config, folder)
                     results.report(tracker)
-                _hand_over(config, folder, tracker)
+                _hand_over(config, run.plan, folder, tracker)
                 if results is not None:
                     # Last, so that a suite that failed takes nothing from the others.
                     results.check()
@@ -132,11 +132,16 @@ def stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _hand_over(config: RunConfig, folder: RunFolder, tracker: tracking.Tracker) -> None:
+def _hand_over(
+    config: RunConfig, planned: plan.Plan, folder: RunFolder, tracker: tracking.Tracker
+) -> None:
     """What the tracker gets at the end: totals, the plots of the page, the model if asked for."""
+    # The page's modules take a second to load, which no rank needs before.
+    from src.report.tracked import run_figures
+
     record = folder.record()
     totals = {key: record[key] for key in ("tokens", "seconds", "step")}
-    flops = sum(s.flops for s in plan.make(config, world_size=record["world_size"]).stages)
+    flops = sum(stage.flops for stage in planned.stages)
     tracker.summarize({f"total/{key}": value for key, value in totals.items()})
     tracker.summarize({"total/flops": flops})
     tracker.log_figures(run_figures(folder.path, folder.metrics()))
@@ -179,7 +184,6 @@ def build(
     name: str,
     planned: StagePlan,
     objectives: Mapping[str, Objective],
-    world_size: int,
     *,
     weights: Path | None = None,
     random_on: torch.device | None = None,
@@ -193,7 +197,6 @@ def build(
         name: of the stage.
         planned: its plan.
         objectives: by stream.
-        world_size: ranks.
         weights: the folder the stage begins with, None for the model's source.
         random_on: where random weights are drawn, the CPU by default.
     """
@@ -231,10 +234,7 @@ def build(
         facts,
         config.engine,
         config.optim,
-        accumulation=StageSchedule(stage).accumulation(
-            world_size=world_size // config.engine.sequence_parallel,
-            micro_batch=config.engine.student.micro_batch,
-        ),
+        accumulation=planned.accumulation,
         checkpointing=planned.checkpointing,
         native=native if shared else None,
         keep=planned.keep,
@@ -311,9 +311,7 @@ class _Run:
         stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
         objectives = self._objectives(name, data, weights)
-        built = build(
-            config, name, self.plan.stage(name), objectives, self.world.size, weights=weights
-        )
+        built = build(config, name, self.plan.stage(name), objectives, weights=weights)
         teacher, student, facts = built.teacher, built.student, built.facts
         hashed = teacher.sha256 if teacher else student.frozen_sha256
         verified = built.taught and config.engine.teacher.verify_frozen
@@ -372,11 +370,26 @@ class _Run:
         asking = [stream for stream, o in waiting.items() if o.awaits_drift]
         if not asking:
             return objectives
-        drift = measured_drift(self.config, data.blocks[name][asking[0]], weights)
+        drift = self._drift(name, data.blocks[name][asking[0]], weights)
+        return objectives | {stream: o.with_drift(drift) for stream, o in waiting.items()}
+
+    def _drift(self, name: str, blocks: Blocks, weights: Path | None) -> list[float]:
+        """The stage's attention drift, the same on every rank and after a resume.
+
+        It is measured once and recorded: where a run goes on, on another GPU it may be, other
+        layers than those trained so far must not come out.
+        """
+        recorded: list[list[float] | None] = [None]
+        if self.world.is_main:
+            recorded[0] = self.folder.record().get("attention_drift", {}).get(name)
+        distributed.broadcast_object_list(recorded, src=0)
+        if recorded[0] is not None:
+            return recorded[0]
+        drift = measured_drift(self.config, blocks, weights)
         if self.world.is_main:
             record = self.folder.record().get("attention_drift", {})
             self.folder.update(attention_drift=record | {name: drift})
-        return objectives | {stream: o.with_drift(drift) for stream, o in waiting.items()}
+        return drift
 
     def _after_step(self, name: str, student: Student, record: StepRecord) -> None:
         step = self._steps_before(name) + record.step

@@ -46,6 +46,11 @@ class StreamConfig:
     positions: Positions = "contiguous"
 
     @property
+    def terms(self) -> dict[str, float]:
+        """Its objectives by name, with their weights."""
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
     def blocks(self) -> int:
         """Blocks of one slot."""
         return self.batch_size or 1
@@ -116,6 +121,15 @@ class StageConfig:
         """Tokens of a full optimizer step, decided."""
         assert self.tokens_per_step is not None, "of_size comes first"
         return self.tokens_per_step
+
+    def at_once(self, stream: str, micro_batch: int) -> int:
+        """Blocks of a stream that a rank takes at once, at most.
+
+        They are `micro_batch` of the stage's longest stream, and of a shorter one as many as have
+        the same tokens.
+        """
+        longest = max(s.length for s in self.streams.values())
+        return micro_batch * longest // self.streams[stream].length
 
     def of_size(self, tokens: int) -> StageConfig:
         """The stage with so many tokens, and what is null decided by them.
@@ -229,25 +243,16 @@ class StageSchedule:
         """What one rank does in a step.
 
         Neighbouring blocks of the same stream and length form micro-steps of at most
-        `world_size * at_once(...)` blocks, dealt out to the ranks in turn.
+        `world_size * StageConfig.at_once(...)` blocks, dealt out to the ranks in turn.
         """
         for (stream, tokens), group in groupby(
             self.pieces(step), key=lambda p: (p.stream, p.tokens)
         ):
             blocks = list(group)
-            width = world_size * self.at_once(stream, micro_batch)
+            width = world_size * self.stage.at_once(stream, micro_batch)
             for start in range(0, len(blocks), width):
                 chunk = blocks[start : start + width]
                 yield MicroStep(stream, tokens, tuple(chunk[rank::world_size]), chunk[0])
-
-    def at_once(self, stream: str, micro_batch: int) -> int:
-        """Blocks of a stream that a rank takes at once, at most.
-
-        They are `micro_batch` of the stage's longest stream, and of a shorter one as many as have
-        the same tokens.
-        """
-        longest = max(s.length for s in self.stage.streams.values())
-        return micro_batch * longest // self.stage.streams[stream].length
 
     def accumulation(self, *, world_size: int, micro_batch: int) -> int:
         """Micro-steps that each rank accumulates in a full step."""

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import models, train
+from src import models, run, train
 from src.config import ConfigError, RunConfig
 from tests.conftest import ROOT, losses
 from tests.test_experiments import MIXTURE, SHORTER
@@ -179,23 +179,44 @@ def test_c_and_u_differ_in_one_field_and_its_losses(train_method: Train, longred
     assert second[0]["loss/longred_last"] != second[1]["loss/longred_last"]
 
 
-def test_skipped_positions_are_resumed_to_the_bit(
-    train_method: Train, longred: Path, tmp_path: Path
-) -> None:
-    whole = train_method("longred_c_32k", "budget=16384", "checkpoint.every_steps=1")
-    cut = tmp_path / "cut"
+def cut_after(whole: Path, checkpoint: str, cut: Path) -> Path:
+    """A copy of a run as it was when it had been interrupted after a checkpoint."""
     shutil.copytree(whole, cut)
     for folder in (cut / "checkpoints").iterdir():
-        if folder.name not in ("step-3",):
+        if folder.name != checkpoint:
             shutil.rmtree(folder)
     shutil.rmtree(cut / "export")
     for name in ("config.yaml", "run.json"):
         text = (cut / name).read_text().replace(str(whole), str(cut))
         (cut / name).write_text(text.replace('"finished"', '"interrupted"'))
+    return cut
+
+
+def test_skipped_positions_are_resumed_to_the_bit(
+    train_method: Train, longred: Path, tmp_path: Path
+) -> None:
+    whole = train_method("longred_c_32k", "budget=16384", "checkpoint.every_steps=1")
+    cut = cut_after(whole, "step-3", tmp_path / "cut")
     train.resume(cut, None)
     assert losses(cut) == losses(whole)
     one, two = (load_file(f / "export" / "model.safetensors") for f in (whole, cut))
     assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_resumed_run_keeps_the_layers_that_were_chosen(
+    train_method: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = train_method(
+        "longred_c_32k",
+        "objective.terms.longred.layers=drift",
+        "budget=16384",
+        "checkpoint.every_steps=1",
+        "checkpoint.keep=9",
+    )
+    cut = cut_after(whole, "step-1", tmp_path / "cut")
+    monkeypatch.setattr(run, "measured_drift", lambda *_: pytest.fail("it was measured again"))
+    train.resume(cut, None)
+    assert losses(cut) == losses(whole)
 
 
 @pytest.mark.parametrize("positions", ["cream", "cream_reference", "uniform", "pose"])

@@ -74,7 +74,7 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
     ((name, stage),) = settings.recipe.stages.items()
     objectives = settings.objectives(name)
     planned = plan.make(settings, world_size=world.size).stage(name)
-    built = run.build(settings, name, planned, objectives, world.size)
+    built = run.build(settings, name, planned, objectives)
     stage_run = StageRun(
         name=name,
         stage=stage,

@@ -148,7 +148,7 @@ def test_tensors_do_not_pile_up_over_200_steps(
             counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
 
     with launch.joined(World(), cuda=False):
-        built = run.build(settings, "ard", planned, objectives, 1)
+        built = run.build(settings, "ard", planned, objectives)
         assert built.teacher is not None
         before = built.teacher.sha256()
         StageRun(

@@ -77,8 +77,19 @@ class Candidate:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _weights_digest(self) -> str:
-        if self.weights is None and self.model.random_weights:
+        files = self._weight_files()
+        if not files:
             return json.dumps([asdict(self.model), _torch_version()], sort_keys=True)
+        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
+
+    def _weight_files(self) -> list[Path]:
+        """Files with its weights, in the order of their names; none where weights are random.
+
+        Raises:
+            EvaluationError: there are none, and weights are not random.
+        """
+        if self.weights is None and self.model.random_weights:
+            return []
         folder = self.weights or models.local_folder(self.model)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -86,7 +97,7 @@ class Candidate:
                 f"model {self.name!r} has no weights: {folder} holds no *.safetensors; finish the "
                 "run with resume=RUN_DIR, or give another model"
             )
-        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
+        return files
 
     @contextmanager
     def loaded(
@@ -99,7 +110,7 @@ class Candidate:
         """
         import torch
 
-        self._weights_digest()
+        self._weight_files()
         network = models.load_model(
             self.model, self.config(), dtype=DTYPES[dtype], weights=self.weights, capture=capture
         )

@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from src import models
 from src.assets import content_digest
+from src.data import prepare_corpus
 from src.devices import DTYPES, device_of
 from src.evals.cache import ResultCache
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from src.data import DataConfig
+    from src.data import Corpus, DataConfig
     from src.models import ModelConfig
     from src.rope import RopeScaling
 
@@ -162,6 +163,15 @@ class Evaluation:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that all candidates share."""
         return models.load_tokenizer(self.candidates[0].model)
+
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text under that tokenizer.
+
+        Raises:
+            DataError, AssetError: it cannot be had.
+        """
+        return prepare_corpus(self.data, self.tokenizer)
 
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, told to all processes that share the work."""

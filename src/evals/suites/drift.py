@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from src.data import prepare_corpus
 from src.evals import drift, positions
 from src.evals.drift import DriftConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
@@ -77,7 +76,7 @@ class DriftSuite(DriftConfig):
         return native, tuple(same)
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
-        corpus = prepare_corpus(evaluation.data, evaluation.tokenizer)
+        corpus = evaluation.corpus
         try:
             found = positions.segments_of(corpus.held_out_documents(), self.length, self.segments)
         except ValueError as error:

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from src.data import prepare_corpus
 from src.evals import perplexity
 from src.evals.perplexity import PerplexityConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
@@ -47,7 +46,7 @@ class PerplexitySuite(PerplexityConfig):
         return SuiteResult(self._content(evaluation, about, results), failures=failures)
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
-        corpus = prepare_corpus(evaluation.data, evaluation.tokenizer)
+        corpus = evaluation.corpus
         documents = corpus.held_out_documents()
         try:
             found = perplexity.segments(documents, self)

@@ -33,6 +33,7 @@ from src.evals.ruler.tasks import (
 )
 from src.evals.suite import EvaluationError
 from src.progress import meter
+from src.run_folder import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -183,7 +184,5 @@ class SampleStore:
                 if len(lines) >= number:
                     return sample.parse(lines[:number], str(path))
             made = list(make())
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_text(sample.dump(made), encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, sample.dump(made).encode())
         return made

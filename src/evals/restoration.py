@@ -20,6 +20,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class Comparison:
         resamples: int,
         seed: int,
     ) -> None:
-        """Draw the bootstrap.
+        """Take the answers; the bootstrap is drawn when first needed.
 
         Args:
             tasks: in the order of results.
@@ -109,7 +110,10 @@ class Comparison:
         self.answers = answers
         self.roles = roles
         self._common = [t for t in self.tasks if all(t.name in a for a in answers.values())]
-        self._drawn = {t.name: self._draw(t.name, resamples, seed) for t in self.tasks}
+        self._resamples = resamples
+        self._seed = seed
+        for task in self.tasks:
+            self._check_items(task.name)
 
     def results(self, model: str) -> dict[str, Any]:
         """A model's figures by task."""
@@ -148,12 +152,25 @@ class Comparison:
         native = self.answers.get(self.roles.native or "", {}).get(task.name)
         return native is not None and native.value > task.chance + 2 * native.stderr
 
-    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
-        """Resampled values of a task by model, float64 [resamples]."""
-        given = {m: a[task] for m, a in self.answers.items() if task in a}
+    def _given(self, task: str) -> dict[str, Answered]:
+        """A task's answers by model."""
+        return {m: a[task] for m, a in self.answers.items() if task in a}
+
+    def _check_items(self, task: str) -> None:
+        given = self._given(task)
         n = len(next(iter(given.values())).score)
         different = {m: len(a.score) for m, a in given.items() if len(a.score) != n}
         assert not different, f"{task}: models answered other numbers of items: {different}"
+
+    @cached_property
+    def _drawn(self) -> dict[str, dict[str, np.ndarray]]:
+        """Resampled values by task and model, float64 [resamples]."""
+        return {t.name: self._draw(t.name, self._resamples, self._seed) for t in self.tasks}
+
+    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Resampled values of a task by model, float64 [resamples]."""
+        given = self._given(task)
+        n = len(next(iter(given.values())).score)
         columns = np.stack([x for a in given.values() for x in (a.score, a.weight)], axis=1)
         draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
         sums = np.concatenate(

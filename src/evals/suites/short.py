@@ -73,7 +73,7 @@ class ShortSuite:
         """Unknown tasks and documents that cannot be had."""
         del evaluation
         _, failures = measuring.prepare(self.questions)
-        return [f"eval.short.tasks: {message}" for message in failures.values()]
+        return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
         """Evaluate all models on all tasks and compare them."""

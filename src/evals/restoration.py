@@ -18,7 +18,7 @@ mix: an average is over tasks of one kind, shares where there are any.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -79,6 +79,21 @@ class Roles:
     scaled: str | None
     students: tuple[str, ...]
     baselines: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, models: Iterable[tuple[str, str]], *, further: Iterable[str] = ()) -> Roles:
+        """From names with roles as candidates have them; `further` names are students too."""
+        given = tuple(models)
+
+        def named(*roles: str) -> tuple[str, ...]:
+            return tuple(name for name, role in given if role in roles)
+
+        return cls(
+            native=next(iter(named("native")), None),
+            scaled=next(iter(named("scaled")), None),
+            students=(*named("trained", "comparison"), *further),
+            baselines=named("comparison"),
+        )
 
 
 class Comparison:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -186,6 +186,26 @@ class Evaluation:
     def of_role(self, *roles: Role) -> tuple[Candidate, ...]:
         """Candidates of these roles."""
         return tuple(c for c in self.candidates if c.role in roles)
+
+
+def scores_of(
+    candidates: Iterable[Candidate], score: Callable[[Candidate], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Candidates' scores, and by name why others have none.
+
+    Raises:
+        EvaluationError: none has one.
+    """
+    results: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    for candidate in candidates:
+        try:
+            results.append(score(candidate))
+        except EvaluationError as error:
+            failures[candidate.name] = str(error)
+    if not results:
+        raise EvaluationError("\n".join(failures.values()))
+    return results, failures
 
 
 @dataclass(frozen=True)

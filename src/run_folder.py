@@ -72,11 +72,15 @@ def git_state(root: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write strict JSON as `write_whole` does."""
+    write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
     """Write a file that is whole or not there, whatever happens meanwhile."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    text = json.dumps(value, indent=2, allow_nan=False)
-    with partial.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
+    with partial.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

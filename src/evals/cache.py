@@ -8,11 +8,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from src.run_folder import write_whole
 
 # Part of every key: a change of how results are stored or computed makes older ones unknown.
 FORMAT = 1
@@ -47,9 +48,7 @@ class ResultCache:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps({"key": _plain(key), "value": value}, allow_nan=False)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        partial.write_bytes(gzip.compress(text.encode(), compresslevel=3, mtime=0))
-        partial.replace(path)
+        write_whole(path, gzip.compress(text.encode(), compresslevel=3, mtime=0))
 
     def _path(self, key: Mapping[str, Any]) -> Path | None:
         if self.folder is None:

@@ -92,15 +92,9 @@ def _answered(found: Sequence[Mapping[str, Any]]) -> Answered:
 
 
 def _roles(readers: Sequence[Reader]) -> Roles:
-    def named(*roles: str) -> list[str]:
-        return [r.name for r in readers if r.retrieval is None and r.candidate.role in roles]
-
-    retrieving = [reader.name for reader in readers if reader.retrieval is not None]
-    return Roles(
-        native=next(iter(named("native")), None),
-        scaled=next(iter(named("scaled")), None),
-        students=(*named("trained", "comparison"), *retrieving),
-        baselines=tuple(named("comparison")),
+    return Roles.of(
+        ((r.name, r.candidate.role) for r in readers if r.retrieval is None),
+        further=(r.name for r in readers if r.retrieval is not None),
     )
 
 

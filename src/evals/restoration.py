@@ -18,8 +18,9 @@ mix: an average is over tasks of one kind, shares where there are any.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,21 @@ class Roles:
     students: tuple[str, ...]
     baselines: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, models: Iterable[tuple[str, str]], *, further: Iterable[str] = ()) -> Roles:
+        """From names with roles as candidates have them; `further` names are students too."""
+        given = tuple(models)
+
+        def named(*roles: str) -> tuple[str, ...]:
+            return tuple(name for name, role in given if role in roles)
+
+        return cls(
+            native=next(iter(named("native")), None),
+            scaled=next(iter(named("scaled")), None),
+            students=(*named("trained", "comparison"), *further),
+            baselines=named("comparison"),
+        )
+
 
 class Comparison:
     """All models' answers to all tasks, and every figure that follows.
@@ -95,7 +111,7 @@ class Comparison:
         resamples: int,
         seed: int,
     ) -> None:
-        """Draw the bootstrap.
+        """Take the answers; the bootstrap is drawn when first needed.
 
         Args:
             tasks: in the order of results.
@@ -109,7 +125,10 @@ class Comparison:
         self.answers = answers
         self.roles = roles
         self._common = [t for t in self.tasks if all(t.name in a for a in answers.values())]
-        self._drawn = {t.name: self._draw(t.name, resamples, seed) for t in self.tasks}
+        self._resamples = resamples
+        self._seed = seed
+        for task in self.tasks:
+            self._check_items(task.name)
 
     def results(self, model: str) -> dict[str, Any]:
         """A model's figures by task."""
@@ -148,12 +167,25 @@ class Comparison:
         native = self.answers.get(self.roles.native or "", {}).get(task.name)
         return native is not None and native.value > task.chance + 2 * native.stderr
 
-    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
-        """Resampled values of a task by model, float64 [resamples]."""
-        given = {m: a[task] for m, a in self.answers.items() if task in a}
+    def _given(self, task: str) -> dict[str, Answered]:
+        """A task's answers by model."""
+        return {m: a[task] for m, a in self.answers.items() if task in a}
+
+    def _check_items(self, task: str) -> None:
+        given = self._given(task)
         n = len(next(iter(given.values())).score)
         different = {m: len(a.score) for m, a in given.items() if len(a.score) != n}
         assert not different, f"{task}: models answered other numbers of items: {different}"
+
+    @cached_property
+    def _drawn(self) -> dict[str, dict[str, np.ndarray]]:
+        """Resampled values by task and model, float64 [resamples]."""
+        return {t.name: self._draw(t.name, self._resamples, self._seed) for t in self.tasks}
+
+    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
+        """Resampled values of a task by model, float64 [resamples]."""
+        given = self._given(task)
+        n = len(next(iter(given.values())).score)
         columns = np.stack([x for a in given.values() for x in (a.score, a.weight)], axis=1)
         draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
         sums = np.concatenate(

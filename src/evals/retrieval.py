@@ -48,11 +48,9 @@ class RetrievalConfig:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """A shortened context: how many of its chunks it kept, and the whole prompt's tokens."""
+    """A shortened context, and the whole prompt's tokens."""
 
     context: str
-    kept: int
-    chunks: int
     prompt_tokens: int
 
 
@@ -121,14 +119,15 @@ def retrieve(
         return len(tokenizer(head + text + tail, verbose=False)["input_ids"])
 
     whole = measure(context)
-    chunks = chunks_of(tokenizer, context, config.chunk_tokens)
     if whole <= room:
-        return Retrieved(context, len(chunks), len(chunks), whole)
-    if measure("") > room:
+        return Retrieved(context, whole)
+    needed = measure("")
+    if needed > room:
         raise RetrievalError(
-            f"instruction and question have {measure('')} tokens, more than the {room} that a "
+            f"instruction and question have {needed} tokens, more than the {room} that a "
             "prompt may have: raise eval.long.retrieval.budget"
         )
+    chunks = chunks_of(tokenizer, context, config.chunk_tokens)
     order = ranked(chunks, query)
     # Tokens grow with the number of chunks, all but evenly: the largest number that fits.
     low, high = 0, len(order)
@@ -139,7 +138,7 @@ def retrieve(
         else:
             high = middle
     text = _joined(chunks, order[:low])
-    return Retrieved(text, low, len(chunks), measure(text))
+    return Retrieved(text, measure(text))
 
 
 def shortened(

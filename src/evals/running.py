@@ -24,7 +24,7 @@ from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
 from src.evals.suites import SUITES
 from src.launch import World
-from src.run_folder import RunFolder, RunFolderError, write_json
+from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 
 if TYPE_CHECKING:
     from src.tracking import Tracker
@@ -198,10 +198,8 @@ def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
     write_json(folder / f"{name}.json", content)
     lines = folder / f"{name}.items.jsonl"
     if found.items:
-        partial = lines.with_name(f".{lines.name}.partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(item, allow_nan=False) + "\n" for item in found.items)
-        partial.replace(lines)
+        text = "".join(json.dumps(item, allow_nan=False) + "\n" for item in found.items)
+        write_whole(lines, text.encode())
     else:
         lines.unlink(missing_ok=True)
     return content

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -20,13 +20,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from src import models
 from src.assets import content_digest
+from src.data import prepare_corpus
 from src.devices import DTYPES, device_of
 from src.evals.cache import ResultCache
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from src.data import DataConfig
+    from src.data import Corpus, DataConfig
     from src.models import ModelConfig
     from src.rope import RopeScaling
 
@@ -77,8 +78,19 @@ class Candidate:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _weights_digest(self) -> str:
-        if self.weights is None and self.model.random_weights:
+        files = self._weight_files()
+        if not files:
             return json.dumps([asdict(self.model), _torch_version()], sort_keys=True)
+        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
+
+    def _weight_files(self) -> list[Path]:
+        """Files with its weights, in the order of their names; none where weights are random.
+
+        Raises:
+            EvaluationError: there are none, and weights are not random.
+        """
+        if self.weights is None and self.model.random_weights:
+            return []
         folder = self.weights or models.local_folder(self.model)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
@@ -86,7 +98,7 @@ class Candidate:
                 f"model {self.name!r} has no weights: {folder} holds no *.safetensors; finish the "
                 "run with resume=RUN_DIR, or give another model"
             )
-        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
+        return files
 
     @contextmanager
     def loaded(
@@ -99,7 +111,7 @@ class Candidate:
         """
         import torch
 
-        self._weights_digest()
+        self._weight_files()
         network = models.load_model(
             self.model, self.config(), dtype=DTYPES[dtype], weights=self.weights, capture=capture
         )
@@ -152,6 +164,15 @@ class Evaluation:
         """The tokenizer that all candidates share."""
         return models.load_tokenizer(self.candidates[0].model)
 
+    @cached_property
+    def corpus(self) -> Corpus:
+        """The text under that tokenizer.
+
+        Raises:
+            DataError, AssetError: it cannot be had.
+        """
+        return prepare_corpus(self.data, self.tokenizer)
+
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, told to all processes that share the work."""
         if self.size == 1:
@@ -165,6 +186,26 @@ class Evaluation:
     def of_role(self, *roles: Role) -> tuple[Candidate, ...]:
         """Candidates of these roles."""
         return tuple(c for c in self.candidates if c.role in roles)
+
+
+def scores_of(
+    candidates: Iterable[Candidate], score: Callable[[Candidate], dict[str, Any]]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Candidates' scores, and by name why others have none.
+
+    Raises:
+        EvaluationError: none has one.
+    """
+    results: list[dict[str, Any]] = []
+    failures: dict[str, str] = {}
+    for candidate in candidates:
+        try:
+            results.append(score(candidate))
+        except EvaluationError as error:
+            failures[candidate.name] = str(error)
+    if not results:
+        raise EvaluationError("\n".join(failures.values()))
+    return results, failures
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,9 @@ def hotpotqa_of(content: Iterable[Mapping[str, Any]]) -> QuestionSet:
     documents: dict[str, int] = {}
     questions = []
     for row in content:
-        numbers = [
-            documents.setdefault(f"{title}\n{''.join(sentences)}", len(documents))
-            for title, sentences in row["context"]
-        ]
-        texts = list(documents)
-        holding = [n for n in numbers if row["answer"] in texts[n]]
+        texts = [f"{title}\n{''.join(sentences)}" for title, sentences in row["context"]]
+        numbers = [documents.setdefault(text, len(documents)) for text in texts]
+        holding = [n for n, text in zip(numbers, texts, strict=True) if row["answer"] in text]
         if holding and row["answer"] not in ("yes", "no"):
             questions.append(
                 Question(row["question"], (row["answer"],), holding[0], tuple(numbers))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,6 +33,7 @@ from src.evals.ruler.tasks import (
 )
 from src.evals.suite import EvaluationError
 from src.progress import meter
+from src.run_folder import write_whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,6 +60,7 @@ class SampleStore:
     folder: Path | None = None
 
     _parts: dict[str, Any] = field(default_factory=dict)
+    _fingerprints: dict[frozenset[str], str] = field(default_factory=dict)
 
     def material(self, uses: Iterable[str]) -> Material:
         """The parts of the material that a task draws from; the others are empty.
@@ -154,12 +157,23 @@ class SampleStore:
             "task": task,
             "length": length,
             "seed": self.seed,
-            "tokenizer": tokenizer_identity(self.tokenizer),
-            "material": self.material(uses).fingerprint(uses),
+            "tokenizer": self._tokenizer_identity,
+            "material": self._fingerprint(uses),
             "note": note,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return (self.folder or cache_dir() / "ruler") / f"{task}-{length}-{digest[:16]}.jsonl"
+
+    @cached_property
+    def _tokenizer_identity(self) -> str:
+        return tokenizer_identity(self.tokenizer)
+
+    def _fingerprint(self, uses: Iterable[str]) -> str:
+        """Of the material that these uses draw from."""
+        names = frozenset(uses)
+        if names not in self._fingerprints:
+            self._fingerprints[names] = self.material(names).fingerprint(names)
+        return self._fingerprints[names]
 
     def _get(self, path: Path, number: int, make: Callable[[], Iterable[Sample]]) -> list[Sample]:
         """The first samples of a file, which is made where there is none with so many."""
@@ -170,7 +184,5 @@ class SampleStore:
                 if len(lines) >= number:
                     return sample.parse(lines[:number], str(path))
             made = list(make())
-            partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-            partial.write_text(sample.dump(made), encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, sample.dump(made).encode())
         return made

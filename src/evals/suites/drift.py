@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from src.data import prepare_corpus
 from src.evals import drift, positions
 from src.evals.drift import DriftConfig
-from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import (
+    Candidate,
+    Evaluation,
+    EvaluationError,
+    ResultTable,
+    SuiteResult,
+    scores_of,
+)
 from src.run_folder import SCHEMA
 
 if TYPE_CHECKING:
     import numpy as np
+    from transformers import PreTrainedModel
 
 # Part of the key under which results are cached: to be raised when a figure changes.
 VERSION = 1
@@ -40,15 +49,13 @@ class DriftSuite(DriftConfig):
             return SuiteResult({})
         native, others = self._pair(evaluation)
         found, about = self._segments(evaluation)
-        failures: dict[str, str] = {}
-        results = []
-        for candidate in others:
-            try:
-                results.append(self._score(evaluation, native, candidate, found, about))
-            except EvaluationError as error:
-                failures[candidate.name] = str(error)
-        if not results:
-            raise EvaluationError("\n".join(failures.values()))
+        with ExitStack() as held:
+            # Loaded for the first model that is not cached, and kept for the others.
+            teacher = cache(lambda: held.enter_context(native.loaded(**_where(evaluation))))
+            results, failures = scores_of(
+                others,
+                lambda each: self._score(evaluation, native, teacher, each, found, about),
+            )
         content = {
             "schema": SCHEMA,
             "suite": self.name,
@@ -77,7 +84,7 @@ class DriftSuite(DriftConfig):
         return native, tuple(same)
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
-        corpus = prepare_corpus(evaluation.data, evaluation.tokenizer)
+        corpus = evaluation.corpus
         try:
             found = positions.segments_of(corpus.held_out_documents(), self.length, self.segments)
         except ValueError as error:
@@ -93,6 +100,7 @@ class DriftSuite(DriftConfig):
         self,
         evaluation: Evaluation,
         native: Candidate,
+        teacher: Callable[[], PreTrainedModel],
         candidate: Candidate,
         found: np.ndarray,
         about: Mapping[str, Any],
@@ -109,9 +117,9 @@ class DriftSuite(DriftConfig):
         }
         known = evaluation.cache.get(key)
         if known is None:
-            where = {"device": evaluation.device, "dtype": evaluation.dtype, "capture": True}
-            with native.loaded(**where) as teacher, candidate.loaded(**where) as student:
-                known = drift.evaluate(teacher, student, found, self, name=candidate.name)
+            reference = teacher()
+            with candidate.loaded(**_where(evaluation)) as student:
+                known = drift.evaluate(reference, student, found, self, name=candidate.name)
             evaluation.cache.put(key, known)
         return {"name": candidate.name} | known
 
@@ -153,6 +161,11 @@ class DriftSuite(DriftConfig):
             figures[f"{start}/hidden_cosine"] = _mean(model["hidden_cosine"])
             figures[f"{start}/logit_kl"] = model["logit_kl"]
         return figures
+
+
+def _where(evaluation: Evaluation) -> dict[str, Any]:
+    """How the models are loaded."""
+    return {"device": evaluation.device, "dtype": evaluation.dtype, "capture": True}
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -37,11 +37,6 @@ class InheritanceSuite(ShortSuite):
                 f"tasks={open_ended}: there are no answers to choose from; leave them out"
             )
 
-    def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Unknown tasks and documents that cannot be had."""
-        found = super().problems(evaluation)
-        return [line.replace("eval.short.", "eval.inheritance.", 1) for line in found]
-
     def run(self, evaluation: Evaluation) -> SuiteResult:
         """Compare every model's wrong answers with the native model's.
 

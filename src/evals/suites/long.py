@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from src.assets import AssetError
-from src.data import DataError, prepare_corpus
+from src.data import DataError
 from src.evals import long_results, packaged, papers, positions
 from src.evals.generation import GenerationError
 from src.evals.papers import PaperError
@@ -221,7 +221,7 @@ class LongSuite:
     def _positions(
         self, evaluation: Evaluation, lengths: Sequence[int], config: PositionsConfig
     ) -> Unit:
-        corpus = prepare_corpus(evaluation.data, evaluation.tokenizer)
+        corpus = evaluation.corpus
         needed = config.needed(lengths)
         try:
             found = positions.segments_of(

@@ -6,10 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from src.data import prepare_corpus
 from src.evals import perplexity
 from src.evals.perplexity import PerplexityConfig
-from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import (
+    Candidate,
+    Evaluation,
+    EvaluationError,
+    ResultTable,
+    SuiteResult,
+    scores_of,
+)
 from src.run_folder import SCHEMA
 
 if TYPE_CHECKING:
@@ -35,19 +41,13 @@ class PerplexitySuite(PerplexityConfig):
         if not evaluation.is_main:
             return SuiteResult({})
         found, about = self._segments(evaluation)
-        failures: dict[str, str] = {}
-        results = []
-        for candidate in evaluation.candidates:
-            try:
-                results.append(self._score(evaluation, candidate, found, about))
-            except EvaluationError as error:
-                failures[candidate.name] = str(error)
-        if not results:
-            raise EvaluationError("\n".join(failures.values()))
+        results, failures = scores_of(
+            evaluation.candidates, lambda each: self._score(evaluation, each, found, about)
+        )
         return SuiteResult(self._content(evaluation, about, results), failures=failures)
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
-        corpus = prepare_corpus(evaluation.data, evaluation.tokenizer)
+        corpus = evaluation.corpus
         documents = corpus.held_out_documents()
         try:
             found = perplexity.segments(documents, self)

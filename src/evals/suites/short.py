@@ -73,7 +73,7 @@ class ShortSuite:
         """Unknown tasks and documents that cannot be had."""
         del evaluation
         _, failures = measuring.prepare(self.questions)
-        return [f"eval.short.tasks: {message}" for message in failures.values()]
+        return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
         """Evaluate all models on all tasks and compare them."""
@@ -173,16 +173,7 @@ def answered(given: Mapping[str, Any]) -> Answered:
 
 def roles_of(evaluation: Evaluation, names: Mapping[str, Any]) -> Roles:
     """Which of the models that were evaluated is which."""
-
-    def of(*roles: Any) -> tuple[str, ...]:
-        return tuple(c.name for c in evaluation.of_role(*roles) if c.name in names)
-
-    return Roles(
-        native=next(iter(of("native")), None),
-        scaled=next(iter(of("scaled")), None),
-        students=of("trained", "comparison"),
-        baselines=of("comparison"),
-    )
+    return Roles.of((c.name, c.role) for c in evaluation.candidates if c.name in names)
 
 
 def _items(measured: Measured) -> list[dict[str, Any]]:

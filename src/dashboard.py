@@ -105,7 +105,6 @@ def show(settings: DashboardConfig) -> None:
         serve(report, settings.port)
         return
     runs = _chosen(read_runs(Path(settings.outputs)), settings.only)
-    results = read_results(Path(settings.benchmarks))
     if settings.compare:
         first, second = (find_run(runs, name) for name in settings.compare)
         _console().print(*compare_tables(first, second), sep="\n")
@@ -113,10 +112,12 @@ def show(settings: DashboardConfig) -> None:
         _console().print(runs_table(runs, settings.window), *run_notes(runs), sep="\n")
         print(_count(runs))
     elif settings.export:
+        results = read_results(Path(settings.benchmarks))
         folder, formats = Path(settings.export_path), settings.export_formats
         files = paper.export(runs, results, folder, formats=formats, window=settings.window)
         print(f"{folder}: {len(files)} files from {_count(runs)}")
     else:
+        results = read_results(Path(settings.benchmarks))
         target = Path(settings.target_path)
         path = write_page(runs, target, window=settings.window, results=results)
         print(f"{path}: {_count(runs)}")

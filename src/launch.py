@@ -183,7 +183,7 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
                 )
         _wait(ranks, logs)
     finally:
-        _stop(ranks)
+        stop(ranks)
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
@@ -214,12 +214,13 @@ def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> 
     return f"rank-{rank} {how}; see {logs / f'rank-{rank}.log'}"
 
 
-def _stop(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
-    for process in ranks:
+def stop(processes: Sequence[subprocess.Popen[bytes]], *, grace: float = 10.0) -> None:
+    """End processes: all are asked first, and killed when `grace` seconds have passed."""
+    for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-    deadline = time.monotonic() + 10
-    for process in ranks:
+    deadline = time.monotonic() + grace
+    for process in processes:
         try:
             process.wait(max(0.1, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:

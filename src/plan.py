@@ -74,6 +74,11 @@ class StagePlan:
         """Estimated bytes a rank."""
         return sum(self.memory.values())
 
+    @property
+    def seconds(self) -> float | None:
+        """Estimated training time; None for a device of unknown speed."""
+        return None if self.seconds_per_step is None else self.seconds_per_step * self.steps
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -106,6 +111,22 @@ class Plan:
     def steps(self) -> int:
         """Optimizer steps of all stages."""
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of all stages, teacher's included."""
+        return sum(stage.flops for stage in self.stages)
+
+    @property
+    def seconds(self) -> float | None:
+        """Estimated training time; None for a device of unknown speed."""
+        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(known) if len(known) == len(self.stages) else None
+
+    @property
+    def peak(self) -> float:
+        """Estimated bytes a rank, of the stage that needs most."""
+        return max(stage.peak for stage in self.stages)
 
 
 def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = None) -> Plan:
@@ -412,8 +433,7 @@ def misfit(made: Plan, config: RunConfig) -> str:
             if tried is not None and tried.fits:
                 taken = fewer
         return f"{why}; it fits with {_typed(taken)} (or try with allow_oversubscribe=true)"
-    peak = max(s.peak for s in made.stages)
-    more = f" with {_typed(taken)} it would need {_gib(peak)} GiB;" if taken else ""
+    more = f" with {_typed(taken)} it would need {_gib(made.peak)} GiB;" if taken else ""
     return (
         f"{why};{more} use more ranks with engine=zero3, shorter blocks or a smaller model (or try "
         "with allow_oversubscribe=true)"
@@ -568,10 +588,9 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
         memory.add_row(part, *(_gib(stage.memory.get(part)) for stage in plan.stages))
     memory.add_row("[bold]all[/bold]", *(_gib(stage.peak) for stage in plan.stages))
     console.print(memory)
-    seconds = [s.seconds_per_step for s in plan.stages]
-    if None not in seconds:
-        total = sum((s.seconds_per_step or 0) * s.steps for s in plan.stages)
-        console.print(f"time: about {total / 3600:.2g} hours of training on {plan.device.name}")
+    if plan.seconds is not None:
+        hours = plan.seconds / 3600
+        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}")
     if not plan.fits:
         console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
 

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Job:
         """What tells it from the other jobs, for people."""
         return " ".join(self.swept) or "no swept value"
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """What it is known by; only of a job that can run."""
         assert self.settings is not None

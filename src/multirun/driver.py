@@ -130,7 +130,7 @@ def _check_memory(able: Sequence[Planned], at_once: int) -> None:
     forced = any(p.job.settings.allow_oversubscribe for p in able if p.job.settings)
     if not on_cpu or forced:
         return
-    peak = max(made.world_size * stage.peak for made in on_cpu for stage in made.stages)
+    peak = max(made.world_size * made.peak for made in on_cpu)
     has = plan.USABLE * on_cpu[0].device.memory * on_cpu[0].world_size
     if at_once * peak > has:
         raise ConfigError(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -107,15 +107,7 @@ class SweepFolder:
             for job in jobs
             if job.hash not in known
         ]
-        record = self.record
-        held = SweepRecord(
-            record.schema,
-            record.name,
-            record.id,
-            record.created_at,
-            record.command,
-            (*record.jobs, *new),
-        )
+        held = replace(self.record, jobs=(*self.record.jobs, *new))
         write_json(self.path / SWEEP_FILE, TypeAdapter(SweepRecord).dump_python(held, mode="json"))
         return SweepFolder(self.path, held)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from src import launch
 from src.multirun.folder import Task
 from src.run_folder import RunFolder, whole_checkpoints
 
@@ -66,15 +67,7 @@ def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
     """End jobs: asked first, killed after a while."""
-    for process in processes:
-        if process.poll() is None:
-            process.send_signal(signal.SIGTERM)
-    for process in processes:
-        try:
-            process.wait(_GRACE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    launch.stop(processes, grace=_GRACE)
 
 
 class Binding:

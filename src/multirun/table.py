@@ -33,17 +33,14 @@ class Planned:
     @property
     def flops(self) -> float:
         """Floating-point operations of all stages."""
-        return sum(stage.flops for stage in self.plan.stages) if self.plan else 0.0
+        return self.plan.flops if self.plan else 0.0
 
     @property
     def hours(self) -> float | None:
         """Estimated training time; None for a device of unknown speed."""
         if self.plan is None:
             return 0.0
-        seconds = [stage.seconds_per_step for stage in self.plan.stages]
-        if None in seconds:
-            return None
-        return sum((s.seconds_per_step or 0) * s.steps for s in self.plan.stages) / 3600
+        return None if self.plan.seconds is None else self.plan.seconds / 3600
 
 
 def show(sweep: Sweep, planned: Sequence[Planned], at_once: int | None, console: Console) -> None:
@@ -104,14 +101,13 @@ def _table(sweep: Sweep, planned: Sequence[Planned], able: Sequence[Planned]) ->
 def _cost(one: Planned) -> list[str]:
     if one.plan is None:
         return ["refused", "", "", "", ""]
-    peak = max(stage.peak for stage in one.plan.stages) / 2**30
     fits = "" if one.plan.fits else " [red]does not fit[/red]"
     return [
         f"{one.plan.tokens:,}",
         f"{one.plan.steps:,}",
         _petaflops(one.flops),
         _hours(one.hours),
-        f"{peak:.2f}{fits}",
+        f"{one.plan.peak / 2**30:.2f}{fits}",
     ]
 
 

@@ -6,6 +6,7 @@
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
   const runs = charts.json("curve-data");
   const boxes = [...document.querySelectorAll("[data-run]")];
+  const elements = [...document.querySelectorAll("[data-curve]")];
   const smoothing = document.getElementById("smoothing");
   const logLoss = document.getElementById("log-loss");
   const slots = new Map(); // run -> place in COLORS, kept while the run is ticked
@@ -139,10 +140,10 @@
     const weight = Number(smoothing.value);
     document.getElementById("smoothing-value").value = weight > 0 ? weight.toFixed(2) : "off";
     assignColors();
-    charts.redraw();
+    for (const element of elements) charts.redraw(element);
   }
 
-  for (const element of document.querySelectorAll("[data-curve]")) {
+  for (const element of elements) {
     const name = element.dataset.curve;
     charts.add(element, () => ({ data: traces(PLOTS[name]), layout: layout(name), click: (point) => point.customdata ?? [] }));
   }

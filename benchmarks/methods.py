@@ -32,6 +32,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from src.multirun import process
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
@@ -102,9 +104,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Running:
-    """A run's process."""
+    """A run's process, and its GPU."""
 
     run: Run
+    gpu: str | None
     process: subprocess.Popen[bytes]
     log: Path
     began: float
@@ -154,12 +157,21 @@ def last_half_loss(folder: RunFolder, stage: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def visible_gpus() -> list[str | None]:
+    """This process's GPUs, as CUDA_VISIBLE_DEVICES names each; one None where there is none."""
+    if not torch.cuda.is_available():
+        return [None]
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [*given.split(",")] if given else [str(i) for i in range(torch.cuda.device_count())]
+
+
 class Bench:
     """Rows so far, the file they are written to, and the runs that are going on."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.given = given
         self.began = time.monotonic()
+        self.gpus = visible_gpus()
         self.running: list[Running] = []
         self.failed: dict[str, str] = {}
         self.result: dict[str, Any] = {"commit": given.commit, "rows": []}
@@ -175,7 +187,8 @@ class Bench:
         """All cases, as far as time goes; whatever ends this ends its runs."""
         try:
             while (ready := list(self._ready())) or self.running:
-                for run in ready[: self.given.jobs - len(self.running)]:
+                free = len(self.gpus) * self.given.jobs - len(self.running)
+                for run in ready[:free]:
                     self._start(run)
                 time.sleep(0.2)
                 for job in [job for job in self.running if job.process.poll() is not None]:
@@ -216,6 +229,7 @@ class Bench:
         log = self.given.work / "logs" / f"{run.name}.log"
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"$ python -m src.train {shlex.join(arguments)} >> {log}", flush=True)
+        gpu = min(self.gpus, key=[job.gpu for job in self.running].count)
         with log.open("ab") as output:
             started = subprocess.Popen(
                 [sys.executable, "-m", "src.train", *arguments],
@@ -223,9 +237,10 @@ class Bench:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
+                env=None if gpu is None else os.environ | {"CUDA_VISIBLE_DEVICES": gpu},
                 preexec_fn=process.Binding(os.getpid(), None),
             )
-        self.running.append(Running(run, started, log, time.monotonic()))
+        self.running.append(Running(run, gpu, started, log, time.monotonic()))
 
     def _typed(self, run: Run, folder: RunFolder) -> list[str]:
         """What `python -m src.train` is given for a new run."""
@@ -288,6 +303,7 @@ class Bench:
             "versions": record["versions"],
             "commit": record["git_commit"] or self.given.commit,
             "command": "python -m benchmarks.methods",
+            "gpus": len(self.gpus),
             "jobs_at_once": self.given.jobs,
             "search_budget": self.given.search_budget,
             "budget": self.given.budget,
@@ -365,7 +381,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", default="4.25M")
     made.add_argument("--search-budget", default="1M")
     made.add_argument("--search-only", action="store_true")
-    made.add_argument("--jobs", type=int, default=1, help="runs at once on the device")
+    made.add_argument("--jobs", type=int, default=1, help="runs at once on each GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--model", default="smollm2_135m")
     made.add_argument("--data", default="books")

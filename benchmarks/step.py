@@ -145,7 +145,12 @@ CASES: dict[str, Case] = {
         _engine(share=True, **_LEAN), length=32768, per_step=32768, steps=(1, 2), rows=("peak_gib",)
     ),
     "zero3": Case(
-        ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3", *_engine(again=True)),
+        (
+            *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
+            *("engine.student.micro_batch=2", *_engine(again=True)),
+        ),
+        per_step=32768,
+        steps=(1, 3),
         rows=("weights_gib_per_rank", "throughput_over_one"),
     ),
     "sequence-131072-ard": _long("ard", 131072, steps=(1, 1)),

@@ -370,7 +370,8 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
     if ranks > 1 and device.link is not None:
         link = device.link * _LINK
         seconds += 2 * setting.trainable * setting.width / link
-        micro_steps = schedule.accumulation(world_size=ranks, micro_batch=student.micro_batch)
+        readers = ranks // setting.parts
+        micro_steps = schedule.accumulation(world_size=readers, micro_batch=student.micro_batch)
         # Sharded weights are fetched for each pass over them.
         passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
         passes += 1 if teacher.zero_stage == 3 else 0

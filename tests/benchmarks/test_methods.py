@@ -99,6 +99,23 @@ def test_the_table_has_a_line_a_model() -> None:
     ]
 
 
+def test_runs_are_dealt_out_to_the_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert methods.visible_gpus() == [None]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert methods.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    seen: list[str] = []
+    monkeypatch.setattr(
+        subprocess, "Popen", lambda *_, env, **__: seen.append(env["CUDA_VISIBLE_DEVICES"])
+    )
+    given = methods.parser().parse_args(["--out", str(tmp_path / "x"), "--work", str(tmp_path)])
+    bench = methods.Bench(given)
+    for rate in (1e-4, 1e-3, 1e-2):
+        bench._start(methods.Run("cpt_long_32k", {"cpt": rate}, "1M", search=True))
+    assert seen == ["3", "5", "3"]
+
+
 @pytest.mark.thorough
 @pytest.mark.slow
 def test_a_killed_call_is_gone_on_with(prose: Path, tmp_path: Path) -> None:

@@ -28,9 +28,8 @@ _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0
 # Attention and relations reach half of their shares at this many tokens, and all of it at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 
-# Elements in which DeepSpeed reduces gradients (src/engine.py) and, by its default, fetches sharded
-# weights ahead.
-REDUCE_BUCKET, _PREFETCH_BUCKET = 100_000_000, 50_000_000
+# Elements in which DeepSpeed reduces gradients (src/engine.py).
+REDUCE_BUCKET = 100_000_000
 
 # Bytes a row and head of what the relations' operator gives (kernels/relation_kl/triton.py).
 _ROW_SUMS = 5 * 4
@@ -129,7 +128,8 @@ def memory(setting: Setting) -> dict[str, float]:
     whole = setting.total * width / shards[3]
     parts["student weights"] = 0 if student.offload_parameters else whole
     if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
-        ahead = min(shape.parameters, _PREFETCH_BUCKET + 2 * shape.layer_parameters)
+        # The layer that runs, the one before it, and the one that is fetched ahead (src/engine.py).
+        ahead = min(shape.parameters, 3 * shape.layer_parameters)
         parts["gathered weights"] = ahead * width
     gradient_width = _WIDTH[engine.accumulation_dtype]
     parts["gradients"] = setting.trainable * gradient_width / shards[2]

@@ -313,10 +313,13 @@ def _prepare(
     config: EngineConfig,
     device: torch.device,
     ends: Collection[int | None],
+    *,
+    whole_layers: bool,
 ) -> None:
     """What teacher and student get alike before DeepSpeed takes them.
 
-    `ends` are the layers that passes may stop at.
+    `ends` are the layers that passes may stop at. `whole_layers` says that divided weights are
+    wanted for whole layers at a time, and never for a part of one.
     """
     _buffers_to(network, device)
     if config.sequence_parallel > 1:
@@ -326,6 +329,23 @@ def _prepare(
         compile_layers(decoder, ends)
     skip_unwanted(decoder, ends)
     show_layer_inputs(decoder)
+    if whole_layers:
+        _fetch_layers_whole(decoder, ends)
+
+
+def _fetch_layers_whole(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Let ZeRO-3 fetch a layer's weights at once, not those of each of its projections and norms.
+
+    A layer of a 7B with adapters has some 25 modules, and fetching for each takes longer than their
+    products. The first layer and those from where passes may stop keep to that, though: DeepSpeed
+    takes up a whole layer's gradients when that of the layer's input has been computed, which the
+    first layer's is not, and fetches for the backward pass when that of its output has been.
+    """
+    from deepspeed.utils import set_z3_leaf_module
+
+    layers: Any = getattr(decoder, "layers", ())
+    for layer in layers[1 : min((end for end in ends if end is not None), default=len(layers))]:
+        set_z3_leaf_module(layer, True)
 
 
 class Teacher:
@@ -351,10 +371,12 @@ class Teacher:
         deepspeed = _deepspeed(device)
         network.requires_grad_(False).eval()
         wanted = [objective.needs(facts) for objective in objectives.values()]
-        _prepare(network, facts, config, device, {needs.teacher_stops_at for needs in wanted})
         settings = config.teacher
+        ends = {needs.teacher_stops_at for needs in wanted}
+        whole_layers = settings.zero_stage == 3 and keep == "qkv"
+        _prepare(network, facts, config, device, ends, whole_layers=whole_layers)
         ds_config = _common_config(DTYPES[config.dtype])
-        ds_config["zero_optimization"] = _zero(settings)
+        ds_config["zero_optimization"] = _zero(settings) | _ahead(network)
         head = _teachers_head(network, wanted, device, sharded=settings.zero_stage == 3)
         self._engine, *_ = deepspeed.initialize(
             model=_TeacherModule(network, keep, head), config=ds_config
@@ -414,7 +436,9 @@ class Student:
         deepspeed = _deepspeed(device)
         settings = config.student
         wanted = [objective.needs(facts) for objective in objectives.values()]
-        _prepare(network, facts, config, device, {needs.stops_at for needs in wanted})
+        ends = {needs.stops_at for needs in wanted}
+        whole_layers = settings.zero_stage == 3 and (native is None or keep == "qkv")
+        _prepare(network, facts, config, device, ends, whole_layers=whole_layers)
         if checkpointing:
             causal_model(network).gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}
@@ -426,7 +450,7 @@ class Student:
         # several micro-steps are added up before a step.
         ds_config["gradient_accumulation_steps"] = max(2, accumulation)
         ds_config["gradient_clipping"] = optim.clip_norm
-        ds_config["zero_optimization"] = _zero_config(config)
+        ds_config["zero_optimization"] = _zero_config(config) | _ahead(network)
         if config.accumulation_dtype == "bfloat16":
             ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
         trained = [p for p in network.parameters() if p.requires_grad]
@@ -536,6 +560,13 @@ def _zero(settings: StudentEngineConfig | TeacherEngineConfig) -> dict[str, Any]
     if settings.offload_parameters:
         zero["offload_param"] = {"device": "cpu"}
     return zero
+
+
+def _ahead(network: nn.Module) -> dict[str, int]:
+    """How many divided weights are fetched before they are wanted: the largest layer's."""
+    layers: Any = getattr(causal_model(network).get_decoder(), "layers", ())
+    sizes = [sum(getattr(p, "ds_numel", p.numel()) for p in each.parameters()) for each in layers]
+    return {"stage3_prefetch_bucket_size": max(sizes)} if sizes else {}
 
 
 def _adamw(

@@ -381,14 +381,25 @@ def _decided(
     world_size: int,
     device: DeviceFacts,
 ) -> Setting:
-    """The stage's setting, with what is `auto` decided: checkpointing where memory asks for it."""
+    """The stage's setting, with what is `auto` decided: checkpointing where memory asks for it.
+
+    So is what a teacher keeps; but one whose weights are divided keeps q, k and v where they fit,
+    as parts of its layers would be fetched out of turn for making them again.
+    """
+    engine = config.engine
+    owner = engine.student if engine.teacher.share_base else engine.teacher
 
     def setting(checkpointing: bool) -> Setting:
-        keep = config.engine.teacher.keep
-        if keep == "auto":
-            known = config.model.family in PLAIN_LAYER_FAMILIES
-            keep = "layer_inputs" if known and checkpointing else "qkv"
-        return Setting(config, stage, shape, facts, adapters, world_size, checkpointing, keep)
+        asked = engine.teacher.keep
+        plain = Setting(config, stage, shape, facts, adapters, world_size, checkpointing, "qkv")
+        small = replace(plain, keep="layer_inputs")
+        if asked != "auto":
+            return plain if asked == "qkv" else small
+        if not checkpointing or config.model.family not in PLAIN_LAYER_FAMILIES:
+            return plain
+        if owner.zero_stage == 3 and _fits(sum(cost.memory(plain).values()), device):
+            return plain
+        return small
 
     asked = config.engine.student.gradient_checkpointing
     if asked != "auto":

@@ -209,6 +209,8 @@ def test_a_resumed_run_keeps_the_layers_that_were_chosen(
     whole = train_method(
         "longred_c_32k",
         "objective.terms.longred.layers=drift",
+        "objective.terms.longred.drift_count=3",
+        "model.shape.layers=4",
         "budget=16384",
         "checkpoint.every_steps=1",
         "checkpoint.keep=9",

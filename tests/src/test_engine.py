@@ -29,6 +29,7 @@ from src.loop import StageRun, StepRecord
 from src.models import FolderWeights, ModelConfig
 from src.schedule import StageSchedule
 from tests.src.live_bytes import LiveBytes
+from tests.test_experiments import SHORTER
 
 ComposeRun = Callable[..., RunConfig]
 SEED = 5
@@ -127,35 +128,20 @@ def test_two_ranks_hold_the_halves_of_a_whole_model(
             assert result["peak"] < size / 2 + 2 * largest + 2**14 < 0.75 * size, case
 
 
-STEPS, EVERY = 200, 20
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["whole", "divided"])
-def test_tensors_do_not_pile_up_over_200_steps(
-    compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...]
-) -> None:
-    tokens = [f"recipe.stages.ard.tokens={STEPS * 64}", "recipe.stages.ard.tokens_per_step=64"]
-    settings = compose_run(*tiny_overrides, *tokens, *overrides)
-    stage, objectives = settings.recipe.stages["ard"], settings.objectives("ard")
-    planned = plan.make(settings, world_size=1).stage("ard")
-    counted: list[tuple[int, int]] = []
-
-    def count(record: StepRecord) -> None:
-        if record.step % EVERY == 0:
-            gc.collect()
-            alive = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
-            counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
-
+def trained(
+    settings: RunConfig, name: str, after_step: Callable[[StepRecord], None]
+) -> dict[str, Tensor]:
+    """Train a stage on random tokens in this process; returns what was trained."""
+    stage, objectives = settings.recipe.stages[name], settings.objectives(name)
+    planned = plan.make(settings, world_size=1).stage(name)
     with launch.joined(World(), cuda=False):
-        built = run.build(settings, "ard", planned, objectives)
-        assert built.teacher is not None
-        before = built.teacher.sha256()
+        built = run.build(settings, name, planned, objectives)
+        before = built.teacher.sha256() if built.teacher else None
         StageRun(
-            name="ard",
+            name=name,
             stage=stage,
             schedule=StageSchedule(stage),
-            blocks={"short": RandomBlocks(64, 256)},  # type: ignore[dict-item]
+            blocks={s: RandomBlocks(x.length, 256) for s, x in stage.streams.items()},  # type: ignore[misc]
             objectives=objectives,
             facts=built.facts,
             teacher=built.teacher,
@@ -165,14 +151,74 @@ def test_tensors_do_not_pile_up_over_200_steps(
             micro_batch=1,
             seed=3,
             window=settings.rope.target_length,
-        ).train(0, count)
-        assert built.teacher.sha256() == before
-        built.teacher.close()
+        ).train(0, after_step)
+        weights = built.student.trained_parameters()
+        if built.teacher:
+            assert built.teacher.sha256() == before
+            built.teacher.close()
         built.student.close()
+    return weights
+
+
+STEPS, EVERY = 200, 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["whole", "divided"])
+def test_tensors_do_not_pile_up_over_200_steps(
+    compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...]
+) -> None:
+    tokens = [f"recipe.stages.ard.tokens={STEPS * 64}", "recipe.stages.ard.tokens_per_step=64"]
+    counted: list[tuple[int, int]] = []
+
+    def count(record: StepRecord) -> None:
+        if record.step % EVERY == 0:
+            gc.collect()
+            alive = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter)]
+            counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
+
+    trained(compose_run(*tiny_overrides, *tokens, *overrides), "ard", count)
     assert len(counted) == STEPS // EVERY
     # After the last step no batch waits for the next one.
     assert len(set(counted[:-1])) == 1, counted
     assert counted[-1] <= counted[0]
+
+
+ONE_STAGE = {"linearard_32k": "ard", "longred_c_32k": "mix", "cpt_long_32k": "cpt"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ONE_STAGE)
+@pytest.mark.parametrize("checkpointing", ["true", "false"])
+def test_weights_fetched_by_layers_train_as_whole_ones(
+    compose_run: ComposeRun, method: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = (
+        *(f"+experiment={method}", "model=tiny", "engine=cpu", "model.shape.layers=5"),
+        *("data=files", "data.sources.files.paths=[unread]", "eval=none"),
+        *SHORTER[method],
+        f"engine.student.gradient_checkpointing={checkpointing}",
+    )
+    found = []
+    marked: list[int] = []
+    ordinary = engine._fetch_layers_whole
+
+    def counting(decoder: Any, ends: Any) -> None:
+        ordinary(decoder, ends)
+        marked.append(sum(getattr(layer, "_z3_leaf", False) for layer in decoder.layers))
+
+    monkeypatch.setattr(engine, "_fetch_layers_whole", counting)
+    for divided_by in ((), DIVIDED):
+        metrics: list[StepRecord] = []
+        weights = trained(compose_run(*settings, *divided_by), ONE_STAGE[method], metrics.append)
+        found.append(([m.metrics["loss/total"] for m in metrics], weights))
+    assert len(marked) >= 1
+    assert all(marked), "no layer was fetched as a whole"
+    (whole_losses, whole), (losses, weights) = found
+    assert losses == pytest.approx(whole_losses, rel=1e-6)
+    assert whole.keys() == weights.keys()
+    for name in whole:
+        torch.testing.assert_close(weights[name], whole[name], rtol=1e-4, atol=1e-6)
 
 
 def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:

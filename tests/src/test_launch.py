@@ -179,6 +179,8 @@ def test_two_sharded_ranks_have_the_losses_of_one(
 ) -> None:
     checkpointed = "engine.student.gradient_checkpointing=true"
     sharded = ["engine.student.zero_stage=3", "engine.teacher.zero_stage=3", checkpointed]
+    # Some in the middle, which ZeRO-3 fetches as a whole.
+    deep = "model.shape.layers=4"
     runs = {
         "one": [],
         "two": ["launch.nproc=2", *sharded],
@@ -191,7 +193,8 @@ def test_two_sharded_ranks_have_the_losses_of_one(
         "three": ["launch.nproc=3", "engine.student.zero_stage=1"],
     }
     for name, overrides in runs.items():
-        done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
+        folder = f"run_dir={tmp_path / name}"
+        done = run_command("src.train", *tiny_overrides, deep, folder, *overrides)
         assert done.returncode == 0, done.stderr
     one = losses(tmp_path / "one")
     for name in runs:

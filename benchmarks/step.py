@@ -147,7 +147,7 @@ CASES: dict[str, Case] = {
     "zero3": Case(
         (
             *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
-            *("engine.student.micro_batch=2", *_engine(again=True)),
+            *("engine.student.micro_batch=4", *_engine(again=True)),
         ),
         per_step=32768,
         steps=(1, 3),

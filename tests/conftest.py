@@ -30,6 +30,12 @@ if not torch.cuda.is_available():
         importlib.import_module("kernels.relation_kl.hopper")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first: a process that got one last would run on alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 @pytest.fixture(scope="session")
 def compose_plain() -> Callable[..., dict]:
     """compose_plain("+experiment=quickstart", ...) -> what the boundary gets."""

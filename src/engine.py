@@ -373,6 +373,7 @@ class Teacher:
         wanted = [objective.needs(facts) for objective in objectives.values()]
         settings = config.teacher
         ends = {needs.teacher_stops_at for needs in wanted}
+        # To give q, k and v again, parts of a layer run without it.
         whole_layers = settings.zero_stage == 3 and keep == "qkv"
         _prepare(network, facts, config, device, ends, whole_layers=whole_layers)
         ds_config = _common_config(DTYPES[config.dtype])
@@ -437,8 +438,8 @@ class Student:
         settings = config.student
         wanted = [objective.needs(facts) for objective in objectives.values()]
         ends = {needs.stops_at for needs in wanted}
-        whole_layers = settings.zero_stage == 3 and (native is None or keep == "qkv")
-        _prepare(network, facts, config, device, ends, whole_layers=whole_layers)
+        # A teacher that shares the weights gives a layer's q, k and v again only inside that layer.
+        _prepare(network, facts, config, device, ends, whole_layers=settings.zero_stage == 3)
         if checkpointing:
             causal_model(network).gradient_checkpointing_enable(
                 {"use_reentrant": False, "context_fn": checkpoint_contexts}

@@ -383,11 +383,11 @@ def _decided(
 ) -> Setting:
     """The stage's setting, with what is `auto` decided: checkpointing where memory asks for it.
 
-    So is what a teacher keeps; but one whose weights are divided keeps q, k and v where they fit,
-    as parts of its layers would be fetched out of turn for making them again.
+    So is what a teacher keeps; but one whose own weights are divided keeps q, k and v where they
+    fit, as parts of its layers would be fetched out of turn for making them again.
     """
     engine = config.engine
-    owner = engine.student if engine.teacher.share_base else engine.teacher
+    divided = engine.teacher.zero_stage == 3 and not engine.teacher.share_base
 
     def setting(checkpointing: bool) -> Setting:
         asked = engine.teacher.keep
@@ -397,7 +397,7 @@ def _decided(
             return plain if asked == "qkv" else small
         if not checkpointing or config.model.family not in PLAIN_LAYER_FAMILIES:
             return plain
-        if owner.zero_stage == 3 and _fits(sum(cost.memory(plain).values()), device):
+        if divided and _fits(sum(cost.memory(plain).values()), device):
             return plain
         return small
 

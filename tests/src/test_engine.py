@@ -185,18 +185,27 @@ def test_tensors_do_not_pile_up_over_200_steps(
 
 
 ONE_STAGE = {"linearard_32k": "ard", "longred_c_32k": "mix", "cpt_long_32k": "cpt"}
+AGAIN = ("engine.teacher.share_base=true", "engine.teacher.keep=layer_inputs")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ONE_STAGE)
+@pytest.mark.parametrize(
+    ("method", "shared"),
+    [(method, ()) for method in ONE_STAGE] + [("linearard_32k", AGAIN)],
+    ids=[*ONE_STAGE, "shared"],
+)
 @pytest.mark.parametrize("checkpointing", ["true", "false"])
 def test_weights_fetched_by_layers_train_as_whole_ones(
-    compose_run: ComposeRun, method: str, checkpointing: str, monkeypatch: pytest.MonkeyPatch
+    compose_run: ComposeRun,
+    method: str,
+    shared: tuple[str, ...],
+    checkpointing: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = (
         *(f"+experiment={method}", "model=tiny", "engine=cpu", "model.shape.layers=5"),
         *("data=files", "data.sources.files.paths=[unread]", "eval=none"),
-        *SHORTER[method],
+        *(*SHORTER[method], *shared),
         f"engine.student.gradient_checkpointing={checkpointing}",
     )
     found = []
@@ -208,7 +217,7 @@ def test_weights_fetched_by_layers_train_as_whole_ones(
         marked.append(sum(getattr(layer, "_z3_leaf", False) for layer in decoder.layers))
 
     monkeypatch.setattr(engine, "_fetch_layers_whole", counting)
-    for divided_by in ((), DIVIDED):
+    for divided_by in ((), DIVIDED[:1] if shared else DIVIDED):
         metrics: list[StepRecord] = []
         weights = trained(compose_run(*settings, *divided_by), ONE_STAGE[method], metrics.append)
         found.append(([m.metrics["loss/total"] for m in metrics], weights))

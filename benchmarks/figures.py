@@ -108,17 +108,21 @@ def kernel_table(result: Mapping[str, Any]) -> str:
 
 
 def step_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a case a row."""
+    """A Markdown table: a whole step's case on so many GPUs a row."""
     lines = [
-        "| case | tokens | tokens/s | of the dense rate | peak GiB (planned) | step s (planned) |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| case | GPUs | tokens | tokens/s | of the dense rate | peak GiB a GPU (planned) "
+        "| step s (planned) |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
-    mfu = {row["case"]: row["value"] for row in result["rows"] if row["name"] == "mfu"}
+    mfu = {
+        (r["case"], r["ranks"]): f"{r['value']:.0%}" for r in result["rows"] if r["name"] == "mfu"
+    }
     for m in result["measurements"]:
-        if m["kind"] == "ard":
+        if m["kind"] in ("ard", "cpt"):
             lines.append(
-                f"| {m['case']} | {m['settings']['tokens']:,} | {m['tokens_per_second']:,.0f} | "
-                f"{mfu[m['case']]:.0%} | {m['peak_gib']:.1f} ({m['planned_gib']:.1f}) | "
+                f"| {m['case']} | {m['ranks']} | {m['settings']['tokens']:,} | "
+                f"{m['tokens_per_second']:,.0f} | {mfu.get((m['case'], m['ranks']), '')} | "
+                f"{m['peak_gib']:.1f} ({m['planned_gib']:.1f}) | "
                 f"{m['step_seconds']:.2f} ({m['planned_seconds']:.2f}) |"
             )
     return "\n".join(lines)
@@ -159,9 +163,15 @@ def perplexity_picture(result: Mapping[str, Any]) -> go.Figure:
     )
 
 
+def _is_whole(measured: Mapping[str, Any]) -> bool:
+    """Whether it was one GPU with all weights."""
+    return measured["ranks"] == 1 and measured["settings"]["zero_stages"][0] < 3
+
+
 def step_picture(result: Mapping[str, Any]) -> go.Figure:
-    """Peak memory against speed of each case, measured and planned."""
-    cases = [m for m in result["measurements"] if m["kind"] == "ard" and m["planned_seconds"]]
+    """Peak memory against speed of each case on one GPU, measured and planned."""
+    found = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
+    cases = [m for m in found if m["planned_seconds"]]
     figure = go.Figure()
     for name, memory, speed, symbol in (
         ("measured", "peak_gib", lambda m: m["tokens_per_second"], "circle"),
@@ -311,12 +321,12 @@ def documents() -> dict[Path, dict[str, str]]:
     """Documents with tables that come from result files, and those tables."""
     named = load(NAMED_RUN)
     measured = {
-        METHODS: ("methods", methods.table),
-        LONG: ("long_suite", long_suite.table),
+        METHODS: ("methods", {"methods": methods.table, "search": methods.search_table}),
+        LONG: ("long_suite", {"long_suite": long_suite.table}),
     }
     return {
-        path: {name: table(load(name))}
-        for path, (name, table) in measured.items()
+        path: {table: make(load(name)) for table, make in tables.items()}
+        for path, (name, tables) in measured.items()
         if (RESULTS / f"{name}.json").is_file()
     } | {
         ROOT / "README.md": {"perplexity": perplexity_table(named), "stages": stage_table(named)},

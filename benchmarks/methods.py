@@ -38,8 +38,8 @@ from src.multirun import process
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = (1e-4, 3e-4, 1e-3)
-DISTILLING = (3e-4, 1e-3, 3e-3)
+TRAINING = (1e-4, 3e-4, 1e-3, 3e-3)
+DISTILLING = (3e-4, 1e-3, 3e-3, 1e-2)
 # Rates that are tried, by case and stage, in the order of the stages.
 CASES: dict[str, dict[str, tuple[float, ...]]] = {
     "linearard_32k": {"ard": DISTILLING, "cpt": TRAINING},
@@ -134,7 +134,7 @@ def decided(
     Raises:
         SystemExit: a stage diverges at every rate.
     """
-    rates = {stage: tried[len(tried) // 2] for stage, tried in searched.items()}
+    rates = {stage: tried[(len(tried) - 1) // 2] for stage, tried in searched.items()}
     for stage, tried in searched.items():
         known = losses_of(rows, case, stage, rates)
         missing = [rates | {stage: rate} for rate in tried if rate not in known]
@@ -301,7 +301,7 @@ class Bench:
         self.result |= {
             "device": record["device"],
             "versions": record["versions"],
-            "commit": record["git_commit"] or self.given.commit,
+            "commit": self.given.commit or record["git_commit"],
             "command": "python -m benchmarks.methods",
             "gpus": len(self.gpus),
             "jobs_at_once": self.given.jobs,
@@ -351,6 +351,8 @@ def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a model a row; perplexity by window, LAMBADA, the chosen rates."""
     rows: list[Row] = result["rows"]
     labels = list(dict.fromkeys(r["case"] for r in rows if r["name"] == "perplexity"))
+    if not labels:
+        return "No whole run has been measured yet."
     labels.sort(key=[*("native", "scaled"), *CASES].index)
     windows = sorted({r["window"] for r in rows if r["name"] == "perplexity"})
     head = ["model", "rates", *(f"{w:,}" for w in windows), "LAMBADA"]
@@ -366,6 +368,35 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append(
             f"| {label} | {chosen} | {' | '.join(values[w] for w in windows)} | {accuracy} |"
         )
+    return "\n".join(lines)
+
+
+def search_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table: a stage's search a row, the best rate in bold."""
+    lines = ["| method | stage | other rates | loss at each rate |", "|---|---|---|---|"]
+    for case, searched in CASES.items():
+        own = [r for r in result["rows"] if (r["name"], r["case"]) == ("search_loss", case)]
+        for stage in searched:
+            others = [
+                {k: v for k, v in row["rates"].items() if k != stage}
+                for row in own
+                if row["stage"] == stage
+            ]
+            # What was searched is where more than one rate was tried.
+            for fixed in [x for i, x in enumerate(others) if x not in others[:i]]:
+                known = losses_of(own, case, stage, fixed)
+                if others.count(fixed) < 2:
+                    continue
+                finite = {rate: r["value"] for rate, r in known.items() if r["value"] is not None}
+                best = min(finite, key=finite.__getitem__, default=None)
+                cells = [
+                    f"{'**' * (rate == best)}{rate:g}: {finite[rate]:.3f}{'**' * (rate == best)}"
+                    if rate in finite
+                    else f"{rate:g}: diverged"
+                    for rate in sorted(known)
+                ]
+                beside = ", ".join(f"{k} {v:g}" for k, v in fixed.items())
+                lines.append(f"| {case} | {stage} | {beside} | {', '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -386,7 +417,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--model", default="smollm2_135m")
     made.add_argument("--data", default="books")
     made.add_argument("--quick", action="store_true", help="the tiny model, to try this out")
-    made.add_argument("--table", action="store_true", help="print the table of --out and stop")
+    made.add_argument("--table", action="store_true", help="print the tables of --out and stop")
     made.add_argument("--overrides", nargs="*", default=[], help="further settings of src.train")
     return made
 
@@ -400,7 +431,7 @@ def main() -> None:
     if not given.table:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         bench.run()
-    print(table(bench.result))
+    print(search_table(bench.result), table(bench.result), sep="\n\n")
     if bench.failed:
         sys.exit("\n".join(bench.failed.values()))
 

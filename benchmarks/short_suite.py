@@ -207,8 +207,8 @@ def inherited(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def commit_of(given: str | None) -> str | None:
-    """The code's commit; as given where there is no repository."""
-    return git_state(ROOT)["git_commit"] or given
+    """The code's commit: as given, else what the repository says."""
+    return given or git_state(ROOT)["git_commit"]
 
 
 def measured_before(path: Path, commit: str | None) -> list[dict[str, Any]]:

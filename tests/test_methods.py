@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from safetensors.torch import load_file
 
 from src import models, run, train
 from src.config import ConfigError, RunConfig
-from tests.conftest import ROOT, losses
+from tests.conftest import ROOT, cut_after, losses
 from tests.test_experiments import MIXTURE, SHORTER
 
 Train = Callable[..., Path]
@@ -177,19 +176,6 @@ def test_c_and_u_differ_in_one_field_and_its_losses(train_method: Train, longred
     first, second = zip(entries(longred), entries(other), strict=True)
     assert first[0]["loss/total"] == first[1]["loss/total"], "no skipped positions yet"
     assert second[0]["loss/longred_last"] != second[1]["loss/longred_last"]
-
-
-def cut_after(whole: Path, checkpoint: str, cut: Path) -> Path:
-    """A copy of a run as it was when it had been interrupted after a checkpoint."""
-    shutil.copytree(whole, cut)
-    for folder in (cut / "checkpoints").iterdir():
-        if folder.name != checkpoint:
-            shutil.rmtree(folder)
-    shutil.rmtree(cut / "export")
-    for name in ("config.yaml", "run.json"):
-        text = (cut / name).read_text().replace(str(whole), str(cut))
-        (cut / name).write_text(text.replace('"finished"', '"interrupted"'))
-    return cut
 
 
 def test_skipped_positions_are_resumed_to_the_bit(

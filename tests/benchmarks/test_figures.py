@@ -45,7 +45,8 @@ def test_named_run_is_the_whole_experiment() -> None:
 def test_results_say_where_they_come_from(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))
     assert {"device", "versions", "commit", "command", "rows"} <= result.keys()
-    assert re.fullmatch(r"[0-9a-f]{40}", result["commit"])
+    commits = {m["commit"] for m in result.get("measurements", [result])}
+    assert all(re.fullmatch(r"[0-9a-f]{40}", commit) for commit in commits)
     assert all({"name", "value", "unit"} <= row.keys() for row in result["rows"])
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from src import launch
 from src.launch import LaunchError, World, world_from_environment
-from tests.conftest import ROOT, losses
+from tests.conftest import ROOT, cut_after, losses
 
 # A rank's program: CODE sees `world`, and `reduce`, a sum over ranks.
 RANK = """
@@ -335,27 +335,16 @@ def test_two_ranks_resume(
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    folder = tmp_path / "run"
+    whole = tmp_path / "whole"
     ranks = ["launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
-    whole = run_command("src.train", *tiny_overrides, *ranks, f"run_dir={tmp_path / 'whole'}")
-    assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", *tiny_overrides, *ranks, f"run_dir={folder}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    done = run_command(
+        "src.train", *tiny_overrides, *ranks, "checkpoint.keep=9", f"run_dir={whole}"
     )
-    deadline = time.monotonic() + 120
-    while not (folder / "checkpoints" / "step-2").is_dir():
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.kill()
-    process.wait(30)
-    time.sleep(1.5)  # its ranks notice within half a second
-    resumed = run_command("src.train", f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    cut = cut_after(whole, "step-2", tmp_path / "cut")
+    resumed = run_command("src.train", f"resume={cut}")
     assert resumed.returncode == 0, resumed.stderr
-    assert losses(folder) == losses(tmp_path / "whole")
+    assert losses(cut) == losses(whole)
 
 
 @pytest.mark.slow

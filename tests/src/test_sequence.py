@@ -115,20 +115,13 @@ PASSES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def passes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """What one, two and four ranks found; four are twice as many as there are key-value heads."""
-    folder = tmp_path_factory.mktemp("passes")
-    return {n: on_ranks(folder / str(n), n, passes=PASSES) for n in (1, 2, 4)}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [2, 4], ids=lambda n: f"{n}-ranks")
 @pytest.mark.parametrize("name", [case["name"] for case in PASSES])
 def test_float64_losses_and_gradients_are_those_of_whole_blocks(
-    passes: dict[int, Path], name: str, nproc: int
+    found_on: dict[int, Path], name: str, nproc: int
 ) -> None:
-    one, found = (load_file(passes[n] / f"passes-{name}.safetensors") for n in (1, nproc))
+    one, found = (load_file(found_on[n] / f"passes-{name}.safetensors") for n in (1, nproc))
     assert found.keys() == one.keys()
     assert one["loss"] > 1e-4
     # Cross-entropy and cosines are in float32.
@@ -215,23 +208,24 @@ ON_FOUR = [
 
 
 @pytest.fixture(scope="module")
-def trained(
+def found_on(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     compose_run: Callable[..., RunConfig],
 ) -> dict[int, Path]:
-    """Two optimizer steps: on one rank; on two that share blocks; on two such groups.
+    """What one, two and four ranks found, by one set of processes each.
 
-    All that the chosen tests ask for, by one set of processes for each number of ranks.
+    All of `PASSES`; four are twice as many as there are key-value heads. And of two optimizer steps
+    what the chosen tests ask for: on one rank; on two that share blocks; on two such groups.
     """
     asked = [
         item.callspec.params
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "trained" in item.fixturenames
+        if isinstance(item, pytest.Function) and "found_on" in item.fixturenames
     ]
-    pairs = [(x["method"], x["name"]) for x in asked if "name" in x]
-    groups = dict.fromkeys(x["method"] for x in asked if "name" not in x)
-    folder = tmp_path_factory.mktemp("trained")
+    pairs = [(x["method"], x["name"]) for x in asked if {"method", "name"} <= x.keys()]
+    groups = dict.fromkeys(x["method"] for x in asked if "method" in x and "name" not in x)
+    folder = tmp_path_factory.mktemp("ranks")
 
     def composed(method: str, *overrides: str) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(compose_run(*METHODS[method], *STEADY, *overrides))))
@@ -241,8 +235,10 @@ def trained(
     two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in pairs}
     four = {m: composed(m, parted, "engine.student.zero_stage=1") for m in groups}
     four |= {f"{m}-4": composed(m, "engine.sequence_parallel=4") for m in groups}
-    work = {n: configs for n, configs in {1: one, 2: two, 4: four}.items() if configs}
-    return {n: on_ranks(folder / str(n), n, trained=configs) for n, configs in work.items()}
+    return {
+        n: on_ranks(folder / str(n), n, passes=PASSES, trained=configs)
+        for n, configs in {1: one, 2: two, 4: four}.items()
+    }
 
 
 def _same_training(one: Path, other: Path) -> None:
@@ -261,21 +257,21 @@ def _same_training(one: Path, other: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), VARIANTS)
 def test_two_ranks_that_share_blocks_train_as_one(
-    trained: dict[int, Path], method: str, name: str
+    found_on: dict[int, Path], method: str, name: str
 ) -> None:
-    _same_training(trained[1] / method, trained[2] / f"{method}-{name}")
+    _same_training(found_on[1] / method, found_on[2] / f"{method}-{name}")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ON_FOUR)
-def test_groups_of_ranks_read_blocks_of_their_own(trained: dict[int, Path], method: str) -> None:
-    _same_training(trained[1] / method, trained[4] / method)
+def test_groups_of_ranks_read_blocks_of_their_own(found_on: dict[int, Path], method: str) -> None:
+    _same_training(found_on[1] / method, found_on[4] / method)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ON_FOUR)
-def test_more_ranks_than_key_value_heads(trained: dict[int, Path], method: str) -> None:
-    _same_training(trained[1] / method, trained[4] / f"{method}-4")
+def test_more_ranks_than_key_value_heads(found_on: dict[int, Path], method: str) -> None:
+    _same_training(found_on[1] / method, found_on[4] / f"{method}-4")
 
 
 @pytest.mark.thorough

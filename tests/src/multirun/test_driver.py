@@ -139,7 +139,7 @@ def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[i
     folder = tmp_path / "sweep"
     command = [
         *tiny_job,
-        "seed=1,2,3",
+        "seed=1,2",
         f"run_dir={folder}",
         *PARALLEL,
         "recipe.stages.ard.tokens=2048",
@@ -174,13 +174,13 @@ def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_complete
     done = sweep(*command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     runs = read_runs(folder)
-    assert [run.state for run in runs] == ["finished"] * 3
-    assert {run.record.seed for run in runs if run.record} == {1, 2, 3}
+    assert [run.state for run in runs] == ["finished"] * 2
+    assert {run.record.seed for run in runs if run.record} == {1, 2}
     assert all(run.metrics.steps == tuple(range(1, 9)) for run in runs), "each step once"
     again = sweep(*command, "sweep_resume=true")
     assert again.returncode == 0
     assert "started" not in again.stderr
-    assert "so far: 3 finished" in again.stderr
+    assert "so far: 2 finished" in again.stderr
 
 
 def zombie(pid: int) -> bool:

@@ -167,9 +167,16 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
     "overrides",
     [
         pytest.param(
-            [f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"], id=f"zero-{z}-{t}"
+            [f"engine.student.zero_stage={z}", f"engine.teacher.zero_stage={t}"],
+            id=f"zero-{z}-{t}",
+            marks=marks,
         )
-        for z, t in ((1, 0), (2, 3), (3, 0), (3, 3))
+        for z, t, marks in (
+            (1, 0, ()),
+            (2, 3, ()),
+            (3, 0, pytest.mark.thorough),
+            (3, 3, pytest.mark.thorough),
+        )
     ]
     + [
         pytest.param(["engine.student.gradient_checkpointing=true"], id="checkpointing"),
@@ -191,7 +198,9 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
             ],
             id="offloaded-parameters",
         ),
-        pytest.param(["engine.student.micro_batch=2"], id="micro-batch-2"),
+        pytest.param(
+            ["engine.student.micro_batch=2"], id="micro-batch-2", marks=pytest.mark.thorough
+        ),
         pytest.param(["engine.student.micro_batch=3"], id="micro-batch-3"),
         pytest.param(["objective.terms.relation.backend=reference"], id="reference-kernel"),
     ],
@@ -240,7 +249,7 @@ def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> 
 @pytest.mark.parametrize(
     "overrides",
     [
-        pytest.param([], id="float32"),
+        pytest.param([], id="float32", marks=pytest.mark.thorough),
         pytest.param(["engine.dtype=bfloat16"], id="bfloat16", marks=pytest.mark.thorough),
         pytest.param(
             ["engine.student.gradient_checkpointing=true"],
@@ -286,10 +295,9 @@ def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
 @pytest.mark.parametrize(
     ("zero_stage", "accumulate_in"),
     [
-        (0, "auto"),
         *(
             pytest.param(stage, summed_in, marks=pytest.mark.thorough)
-            for stage, summed_in in ((1, "auto"), (1, "bfloat16"), (2, "auto"))
+            for stage, summed_in in ((0, "auto"), (1, "auto"), (1, "bfloat16"), (2, "auto"))
         ),
         (2, "bfloat16"),
         (3, "auto"),

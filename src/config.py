@@ -132,7 +132,8 @@ class TeacherEngineConfig:
             teacher: one copy in memory, for stages that train adapters only.
         keep: what it leaves behind for each layer until the student's backward pass: its `qkv`, or
             its `layer_inputs`, which take a third of that and give q, k, v again. `auto` keeps the
-            inputs where the student's layers are checkpointed as well.
+            inputs where the student's layers are checkpointed as well; but q, k, v, where they fit,
+            of an engine whose weights are divided.
         verify_frozen: hash its weights before and after training; the run fails if they differ.
     """
 

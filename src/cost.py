@@ -128,8 +128,10 @@ def memory(setting: Setting) -> dict[str, float]:
     whole = setting.total * width / shards[3]
     parts["student weights"] = 0 if student.offload_parameters else whole
     if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
-        # The layer that runs, the one before it, and the one that is fetched ahead (src/engine.py).
-        ahead = min(shape.parameters, 3 * shape.layer_parameters)
+        # The layer that runs, the one before it, and the one that is fetched ahead (src/engine.py);
+        # or the embedding, or the head.
+        ahead = max(3 * shape.layer_parameters, shape.embedding_parameters)
+        ahead = min(shape.parameters, ahead)
         parts["gathered weights"] = ahead * width
     gradient_width = _WIDTH[engine.accumulation_dtype]
     parts["gradients"] = setting.trainable * gradient_width / shards[2]
@@ -372,8 +374,10 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
         seconds += 2 * setting.trainable * setting.width / link
         readers = ranks // setting.parts
         micro_steps = schedule.accumulation(world_size=readers, micro_batch=student.micro_batch)
-        # Sharded weights are fetched for each pass over them.
+        # Sharded weights are fetched for each pass over them, the teacher's by its owner.
         passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
-        passes += 1 if teacher.zero_stage == 3 else 0
+        taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())
+        owner = student if teacher.share_base else teacher
+        passes += 1 if taught and owner.zero_stage == 3 else 0
         seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
     return seconds

@@ -395,7 +395,8 @@ def _decided(
         small = replace(plain, keep="layer_inputs")
         if asked != "auto":
             return plain if asked == "qkv" else small
-        if not checkpointing or config.model.family not in PLAIN_LAYER_FAMILIES:
+        wanted = any(o.needs(facts).qkv_layers for o in plain.objectives.values())
+        if not (wanted and checkpointing) or config.model.family not in PLAIN_LAYER_FAMILIES:
             return plain
         if divided and _fits(sum(cost.memory(plain).values()), device):
             return plain
@@ -430,19 +431,21 @@ def misfit(made: Plan, config: RunConfig) -> str:
         f"has {_gib(USABLE * device.memory)} GiB for it"
     )
     taken: dict[str, object] = {}
-    for key, value in _savings(config, on_cpu=device.is_cpu):
-        tried = _replanned(config, {**taken, key: value}, made)
-        if tried is not None and _excess(tried) < _excess(made):
-            taken[key], made = value, tried
+    for settings in _savings(config, taken, on_cpu=device.is_cpu):
+        tried = _replanned(config, taken | settings, made)
+        # What changes nothing by itself may beside another setting.
+        if tried is not None and _excess(tried) <= _excess(made):
+            taken |= settings
+            made = tried
         if made.fits:
             break
+    # Something taken early may have become needless, the dearest first.
+    for key in reversed(list(taken)):
+        fewer = {k: v for k, v in taken.items() if k != key}
+        tried = _replanned(config, fewer, made)
+        if tried is not None and _excess(tried) <= _excess(made):
+            taken, made = fewer, tried
     if made.fits:
-        # Something taken early may have become needless, the dearest first.
-        for key in list(taken)[-2::-1]:
-            fewer = {k: v for k, v in taken.items() if k != key}
-            tried = _replanned(config, fewer, made)
-            if tried is not None and tried.fits:
-                taken = fewer
         return f"{why}; it fits with {_typed(taken)} (or try with allow_oversubscribe=true)"
     more = f" with {_typed(taken)} it would need {_gib(made.peak)} GiB;" if taken else ""
     return (
@@ -478,27 +481,33 @@ def _typed(settings: Mapping[str, object]) -> str:
     return " ".join(f"engine.{key}={str(value).lower()}" for key, value in settings.items())
 
 
-def _savings(config: RunConfig, *, on_cpu: bool) -> Iterator[tuple[str, object]]:
-    """Settings below `engine` that take less memory, the cheapest in time first."""
+def _savings(
+    config: RunConfig, taken: Mapping[str, object], *, on_cpu: bool
+) -> Iterator[dict[str, object]]:
+    """Settings below `engine` that take less memory, the cheapest in time first.
+
+    `taken` are those of them that have been taken so far.
+    """
     if config.engine.compile:
-        yield "compile", False
+        yield {"compile": False}
     if config.engine.student.micro_batch > 1:
-        yield "student.micro_batch", 1
-    yield "teacher.share_base", True
-    yield "student.gradient_checkpointing", True
-    yield "teacher.keep", "layer_inputs"
-    yield "student.accumulate_in", "bfloat16"
+        yield {"student.micro_batch": 1}
+    yield {"teacher.share_base": True}
+    yield {"student.gradient_checkpointing": True}
+    yield {"teacher.keep": "layer_inputs"}
+    yield {"student.accumulate_in": "bfloat16"}
     # A stage takes the place of the one before it.
     for stage in (1, 2, 3):
-        yield "student.zero_stage", stage
-    yield "teacher.zero_stage", 3
+        yield {"student.zero_stage": stage}
+    yield {"teacher.zero_stage": 3}
     for parts in (2, 4, 8):
-        yield "sequence_parallel", parts
+        yield {"sequence_parallel": parts}
     if on_cpu:
         return
-    yield "student.offload_optimizer", True
-    yield "teacher.offload_parameters", True
-    yield "student.offload_parameters", True
+    stage: Any = taken.get("student.zero_stage", config.engine.student.zero_stage)
+    yield {"student.zero_stage": max(1, stage), "student.offload_optimizer": True}
+    yield {"teacher.zero_stage": 3, "teacher.offload_parameters": True}
+    yield {"student.zero_stage": 3, "student.offload_parameters": True}
 
 
 def _adapter_parameters(
@@ -601,7 +610,11 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     console.print(memory)
     if plan.seconds is not None:
         hours = plan.seconds / 3600
-        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}")
+        student, teacher = config.engine.student, config.engine.teacher
+        moved = student.offload_optimizer or student.offload_parameters
+        moved = moved or teacher.offload_parameters
+        uncounted = "; what offloading takes is not counted" if moved else ""
+        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}{uncounted}")
     if not plan.fits:
         console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
 

@@ -21,7 +21,7 @@ from src.adapters import make_trainable
 from src.calibration import attention_drift
 from src.checkpoint import Position
 from src.config import RunConfig
-from src.data import Blocks, Corpus, prepare_corpus
+from src.data import Blocks, Corpus, DataError, prepare_corpus
 from src.devices import DTYPES, device_of, uses_cuda
 from src.engine import Student, Teacher, sharding
 from src.evals import running
@@ -305,7 +305,13 @@ class _Run:
                 self.folder.forget_metrics_after(position.step)
         elif self.world.is_main:
             self.folder.forget_metrics_after(0)
-        data = prepare_data(self.config, key=self.folder.record()["corpus"])
+        key = self.folder.record()["corpus"]
+        data = prepare_data(self.config, key=key)
+        if data.corpus.key != key:
+            raise DataError(
+                f"data: the texts on this machine are others than rank 0's (corpus "
+                f"{data.corpus.key[:12]}, not {key[:12]}): copy them, or share their folder"
+            )
         for index in range(first, len(self.names)):
             here = resumed[0] if resumed and index == first else None
             self._train_stage(index, data, start if index == first else 0, here)

@@ -10,13 +10,15 @@ Shapes: b batch, t tokens.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 from src.adapters import causal_model
 from src.capture import LayerPass, LayerQKV, QKVCapture, active_pass, note_layer_input
@@ -342,18 +344,42 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[Any], AbstractContextM
     running = active_pass()
     if running is None:
         return nullcontext(), nullcontext()
-    first, second = create_selective_checkpoint_contexts(_keep_relation_kl)
-    return first, _second_run(running, second)
+    kept: deque[Any] = deque()
+    return _Keeping(kept), _second_run(running, kept)
 
 
 @contextmanager
-def _second_run(layer_pass: LayerPass, cached: AbstractContextManager[Any]) -> Iterator[None]:
-    with cached, layer_pass.again():
+def _second_run(layer_pass: LayerPass, kept: deque[Any]) -> Iterator[None]:
+    with _GivingBack(kept), layer_pass.again():
         yield
 
 
-def _keep_relation_kl(context: Any, operator: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    del context, args, kwargs
-    if getattr(operator, "namespace", None) == "relation_kl":
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+# torch's own selective checkpointing keeps count of every operator and fails where the second run
+# has more of one. Under ZeRO-3 it has: weights are fetched and freed at other points of it.
+
+
+class _Keeping(TorchDispatchMode):
+    """Keeps the relations' results, in their order."""
+
+    def __init__(self, kept: deque[Any]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        if func.namespace == "relation_kl":
+            self._kept.append(tree_map_only(Tensor, Tensor.detach, results))
+        return results
+
+
+class _GivingBack(TorchDispatchMode):
+    """Gives the kept results in place of computing them again."""
+
+    def __init__(self, kept: deque[Any]) -> None:
+        super().__init__()
+        self._kept = kept
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "relation_kl":
+            return self._kept.popleft()
+        return func(*args, **(kwargs or {}))

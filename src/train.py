@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -272,7 +272,13 @@ def _preflight(settings: RunConfig) -> run.Data:
             f"{torch.cuda.device_count()}"
         )
     if settings.engine.student.offload_optimizer:
-        _check_compiler()
+        _check_compiler(
+            "engine.student.offload_optimizer: DeepSpeed compiles its AdamW for CPUs",
+            "offload_optimizer=false",
+            tools=("ninja",),
+        )
+    if settings.engine.compile and not uses_cuda(settings.engine.device):
+        _check_compiler("engine.compile: torch compiles the layers", "compile=false")
     models.check_available(settings.model)
     data = run.prepare_data(settings)
     if refused := running.problems(settings):
@@ -280,18 +286,17 @@ def _preflight(settings: RunConfig) -> run.Data:
     return data
 
 
-def _check_compiler() -> None:
-    """DeepSpeed compiles its AdamW for CPUs when it is first used, after the models are loaded."""
+def _check_compiler(why: str, instead: str, tools: Sequence[str] = ()) -> None:
+    """Compilation comes after the models are loaded, and this before."""
     from torch.utils import cpp_extension
 
     compiler = cpp_extension.get_cxx_compiler()
     missing = [] if shutil.which(compiler) else [f"the C++ compiler {compiler}"]
-    missing += [] if cpp_extension.is_ninja_available() else ["ninja"]
+    missing += [tool for tool in tools if shutil.which(tool) is None]
     if missing:
         raise ConfigError(
-            "engine.student.offload_optimizer: DeepSpeed compiles its AdamW for CPUs, and "
-            f"{' and '.join(missing)} cannot be found; install what is missing (CXX names another "
-            "compiler), or leave offload_optimizer=false"
+            f"{why}, and {' and '.join(missing)} cannot be found; install what is missing (CXX "
+            f"names another compiler), or leave {instead}"
         )
 
 

@@ -107,14 +107,22 @@ class Candidate:
         """The model on its device, in evaluation mode, freed when the block ends.
 
         Raises:
-            EvaluationError: there are no weights.
+            EvaluationError: there are no weights, or they are damaged or another model's.
         """
         import torch
 
         self._weight_files()
-        network = models.load_model(
-            self.model, self.config(), dtype=DTYPES[dtype], weights=self.weights, capture=capture
-        )
+        try:
+            network = models.load_model(
+                self.model,
+                self.config(),
+                dtype=DTYPES[dtype],
+                weights=self.weights,
+                capture=capture,
+            )
+        except models.ModelError as error:
+            # Of this model alone: others go on.
+            raise EvaluationError(f"model {self.name!r}: {error}") from error
         network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
         try:
             yield network.eval()

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _META = torch.device("meta")
+_INDEX = "model.safetensors.index.json"
 
 
 class Sharding(Protocol):
@@ -93,7 +94,7 @@ def read(
         sharding: gets each weight as it is read.
 
     Raises:
-        WeightsError: a weight is missing, or has another shape.
+        WeightsError: a weight is missing or has another shape, or a file is damaged.
     """
     from safetensors import safe_open
 
@@ -116,11 +117,15 @@ def read(
             raise WeightsError(f"{folder} has no weights {names[0]}")
         chosen[found[0]] = owners
     for file in dict.fromkeys(files.values()):
-        with safe_open(file, framework="pt") as opened:
-            for name in (n for n in opened.keys() if files[n] == file and n in chosen):  # noqa: SIM118
-                owners = chosen[name]
+        with _readable(file):
+            opening = safe_open(file, framework="pt")
+        with opening as opened:
+            held = [n for n in opened.keys() if files.get(n) == file and n in chosen]  # noqa: SIM118
+            for name in held:
+                owners = chosen.pop(name)
                 wanted = getattr(*owners[0]).shape
-                tensor = opened.get_tensor(name)
+                with _readable(file):
+                    tensor = opened.get_tensor(name)
                 if tensor.shape != wanted:
                     raise WeightsError(
                         f"{file}: {name} has shape {list(tensor.shape)}, the model {list(wanted)}"
@@ -129,7 +134,26 @@ def read(
                 for module, attribute in owners:
                     setattr(module, attribute, parameter)
                 sharding([parameter])
+    for name in chosen:
+        raise WeightsError(f"{files[name]} has no weights {name}, which {_INDEX} says it has")
     return network
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    """Name a weights file that is damaged or not there.
+
+    Raises:
+        WeightsError: in place of what the reading inside has raised.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(
+            f"{file} is damaged or missing ({error}): copy or download it again"
+        ) from error
 
 
 @contextmanager
@@ -169,15 +193,21 @@ def _files(folder: Path) -> dict[str, Path]:
     """The file of each tensor, as the folder's index says or as its only file does.
 
     Raises:
-        WeightsError: neither is there.
+        WeightsError: neither is there, or it is damaged.
     """
     from safetensors import safe_open
 
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / _INDEX, folder / "model.safetensors"
     if index.is_file():
-        held = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        try:
+            held: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise WeightsError(
+                f"{index} is no index of weights ({type(error).__name__}: {error}): copy or "
+                "download it again"
+            ) from error
         return {name: folder / file for name, file in sorted(held.items(), key=lambda i: i[::-1])}
     if not single.is_file():
         raise WeightsError(f"{folder} has neither {single.name} nor {index.name}")
-    with safe_open(single, framework="pt") as opened:
+    with _readable(single), safe_open(single, framework="pt") as opened:
         return dict.fromkeys(opened.keys(), single)

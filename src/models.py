@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import astuple, dataclass
 from functools import partial
@@ -275,11 +275,17 @@ def _converted_package(asset: str) -> Path:
 
 @contextmanager
 def _reported(model: ModelConfig) -> Iterator[None]:
-    """Turn the loaders' errors about files that are not there into one message."""
+    """Turn the loaders' errors about files that are not there, or damaged, into one message."""
     from huggingface_hub.errors import HfHubHTTPError
+    from safetensors import SafetensorError
 
     try:
         yield
+    except SafetensorError as error:
+        raise ModelError(
+            f"model {model.name} cannot be loaded: a *.safetensors file is damaged ({error}): copy "
+            "or download it again, or give another model"
+        ) from error
     except (OSError, HfHubHTTPError) as error:
         reason = " ".join(str(error).split())
         if isinstance(model.source, HubWeights):
@@ -618,7 +624,8 @@ def load_model(
         A causal language model in evaluation mode, on the CPU (or on `random_on`).
 
     Raises:
-        ModelError: its files cannot be had, or do not hold its weights.
+        ModelError: its files cannot be had, are damaged, or do not hold all of its weights in
+            their shapes.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -646,15 +653,38 @@ def load_model(
         return _of_length_alone(network.eval())
     location, where = (str(weights), {"local_files_only": True}) if weights else _location(model)
     with _reported(model):
-        network = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             location,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
+            # What does not fit is then listed, and refused below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             **where,
         )
+    network, report = loaded
+    _check_weights(model, location, report)
     return _of_length_alone(network)
+
+
+def _check_weights(model: ModelConfig, location: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers has drawn at random because the files do not hold them.
+
+    Weights that are tied to others are not among them.
+    """
+    faults = [
+        f"{name} has shape {list(found)}, the model {list(wanted)}"
+        for name, found, wanted in sorted(report["mismatched_keys"])
+    ] + [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ModelError(
+            f"model {model.name} cannot be loaded: {location} does not hold its weights: "
+            f"{'; '.join(faults[:3])}{more}; copy or save the model again, or give the config that "
+            "belongs to these weights"
+        )
 
 
 def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:

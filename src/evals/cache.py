@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,10 +37,10 @@ class ResultCache:
             return None
         try:
             entry = json.loads(gzip.decompress(path.read_bytes()))
-        except (OSError, EOFError, ValueError):
+            return entry["value"] if entry["key"] == _plain(key) else None
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
             # A damaged entry is no answer: it is computed and written again.
             return None
-        return entry["value"] if entry["key"] == _plain(key) else None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
         """Store a JSON value."""

@@ -21,6 +21,7 @@ from pydantic import Field
 
 from kernels.relation_kl import attention_kl, relation_kl
 from src.capture import LayerQKV, QKVCapture
+from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models import facts_of
 from src.progress import meter
 
@@ -98,6 +99,9 @@ def evaluate(
         segments_nt: token ids, int64 [n, length].
         config: bins of positions.
         name: for the progress meter.
+
+    Raises:
+        EvaluationError: a figure is not finite.
     """
     device = next(native.parameters()).device
     layers = native.config.num_hidden_layers
@@ -126,6 +130,8 @@ def evaluate(
                 cosine[layer] += similarity.mean().cpu()
             logits += _prediction_rows(pupil, teacher, length)
             progress.advance()
+    if not all(t.isfinite().all() for t in (*relation.values(), attention, cosine, logits)):
+        raise EvaluationError(NOT_FINITE)
     n = len(segments_nt)
     return {
         "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in relation.items()},

@@ -16,11 +16,14 @@ import importlib
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from lm_eval import evaluator, utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
@@ -31,7 +34,7 @@ from lm_eval.models.utils import (
 )
 from torch import Tensor, distributed
 
-from src.evals.suite import EvaluationError
+from src.evals.suite import NOT_FINITE, EvaluationError
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
@@ -43,6 +46,12 @@ if TYPE_CHECKING:
 _HEAD_CHUNK = 8192
 # lm-eval's own seed for drawing few-shot examples.
 _FEWSHOT_SEED = 1234
+
+# What lm-eval's templates and scorers raise over an item that they were not made for.
+MISFITS = (
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+    *(SyntaxError, TemplateError),
+)
 
 # lm-eval compiles a task's templates again for every item, which takes most of its time; a compiled
 # one gives the same text.
@@ -140,6 +149,15 @@ class TokenBudgetLM(_HFLM):
                 "supported here"
             )
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Inside, this process shares its work with no other."""
+        size, self._world_size = self._world_size, 1
+        try:
+            yield
+        finally:
+            self._world_size = size
+
     def all_gather(self, tensor: Tensor) -> Tensor:
         """Tensors of all processes, stacked."""
         if self.world_size == 1:
@@ -161,7 +179,10 @@ class TokenBudgetLM(_HFLM):
         pairs = self._encode_pairs([cast("tuple[str, str]", r.args) for r in requests])
         self._refuse_too_long([len(context) + len(answer) for context, answer in pairs])
         with meter(self.label, len(pairs), quiet=self.rank > 0) as progress:
-            return self._score(pairs, progress)
+            found = self._score(pairs, progress)
+        if self._largest(any(not math.isfinite(nats) for nats, _ in found)):
+            raise EvaluationError(NOT_FINITE)
+        return found
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Tokens of contexts and answers, split as lm-eval splits them.
@@ -204,15 +225,19 @@ class TokenBudgetLM(_HFLM):
         return found
 
     def _refuse_too_long(self, lengths: Sequence[int]) -> None:
-        longest = max(lengths, default=0)
-        if self.world_size > 1:
-            every: list[Any] = [None] * self.world_size
-            distributed.all_gather_object(every, longest)
-            longest = max(every)
+        longest = self._largest(max(lengths, default=0))
         if longest > self._window:
             raise EvaluationError(
                 f"a text of {longest} tokens does not fit the model's window of {self._window}"
             )
+
+    def _largest(self, value: int) -> int:
+        """The largest of all processes' values: all of them refuse what one has to refuse."""
+        if self.world_size == 1:
+            return value
+        every: list[Any] = [None] * self.world_size
+        distributed.all_gather_object(every, value)
+        return max(every)
 
     @torch.no_grad()
     def _score(
@@ -342,12 +367,56 @@ def _batches(ordered: Sequence[Any], budget: int, length: Any = len) -> Iterator
         yield batch
 
 
+def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = True) -> None:
+    """Refuse items that their task cannot ask or score.
+
+    Every process looks at all items, so that none waits for one that has stopped at a damaged item.
+
+    Args:
+        tasks: lm-eval's tasks by name.
+        limit: of the task's items, or of each subject's.
+        scored: also score an empty answer; not where that would run programs.
+
+    Raises:
+        EvaluationError: it names the first such item.
+    """
+    for name, task in tasks.items():
+        examples = task.fewshot_docs() if task.get_config("num_fewshot") else ()
+        for number, doc in enumerate(chain(islice(task.eval_docs, limit), examples), start=1):
+            try:
+                _ask_nobody(cast("Any", task), doc, scored)
+            except MISFITS as error:
+                raise EvaluationError(
+                    f"item {number} of {name} does not fit the task: {type(error).__name__}: "
+                    f"{error}; mend or leave out {str(doc)[:200]}"
+                ) from error
+
+
+def _ask_nobody(task: Any, doc: Any, scored: bool) -> None:
+    """What lm-eval makes of an item, without a model."""
+    requests = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
+    requests = requests if isinstance(requests, list) else [requests]
+    texts = [part for r in requests for part in r.args if not isinstance(part, dict)]
+    if not requests or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a question or an answer is no text")
+    # As an example of another item it is shown with its answer.
+    task.doc_to_target(doc)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        right = _gold(task, doc, task.doc_to_choice(doc))
+        if not 0 <= right < len(requests):
+            raise ValueError(f"the right answer is number {right} of {len(requests)}, from 0")
+    if scored:
+        answer = "" if task.OUTPUT_TYPE == "generate_until" else (0.0, False)
+        task.process_results(doc, [answer] * len(requests))
+
+
 def run_task(
     lm: TokenBudgetLM, tasks: Mapping[str, Task], *, score: str, limit: int | None
 ) -> TaskRun | None:
     """Evaluate one task, or the subjects of one, with lm-eval.
 
-    Every process that shares the work calls it with the same tasks.
+    Every process that shares the work calls it with the same tasks. The first does it alone where
+    there are fewer items than processes.
 
     Args:
         lm: the model.
@@ -359,15 +428,17 @@ def run_task(
         The result on rank 0, None elsewhere.
 
     Raises:
-        EvaluationError: a text is longer than the model's window, or there are fewer items than
-            processes.
+        EvaluationError: a text is longer than the model's window, or the model's logits are not
+            finite.
     """
-    for name, task in tasks.items():
-        items = len(task.eval_docs) if limit is None else min(limit, len(task.eval_docs))
-        if items < lm.world_size:
-            raise EvaluationError(
-                f"{name} has {items} items for {lm.world_size} processes: use nproc={items}"
-            )
+    fewest = min(len(task.eval_docs) for task in tasks.values())
+    if min(fewest, limit or fewest) < lm.world_size:
+        # lm-eval needs an item for every process.
+        if lm.rank > 0:
+            return None
+        with lm.alone():
+            return run_task(lm, tasks, score=score, limit=limit)
+    for task in tasks.values():
         if task.get_config("num_fewshot") is None:
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
@@ -442,8 +513,13 @@ def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
     nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
     if score == "acc_norm":
         nats = nats / np.array([float(len(choice)) for choice in choices])
+    return int(np.argmax(nats)), _gold(task, doc, choices)
+
+
+def _gold(task: Any, doc: dict[str, Any], choices: Sequence[str]) -> int:
+    """The right answer's number."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    return int(np.argmax(nats)), choices.index(gold) if isinstance(gold, str) else int(gold)
+    return choices.index(gold) if isinstance(gold, str) else int(gold)
 
 
 def _results(found: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:

@@ -81,22 +81,24 @@ class Prepared:
             return json.dumps(about, sort_keys=True)
         return self.definition.digest(self.documents)
 
-    def build(self) -> dict[str, Task]:
-        """lm-eval's tasks by name.
+    def build(self, limit: int | None) -> dict[str, Task]:
+        """lm-eval's tasks by name, of which the first `limit` items will be asked.
 
         Raises:
-            EvaluationError: a document does not fit the task, or the hub cannot be reached.
+            EvaluationError: one of those does not fit the task, or the hub cannot be reached.
         """
-        from jinja2 import TemplateError
+        from src.evals.harness import MISFITS, check_items
 
         if self.documents is None:
             return self.definition.build_from_hub()
         try:
-            return self.definition.build(self.documents)
-        except (KeyError, TypeError, ValueError, TemplateError) as error:
+            built = self.definition.build(self.documents)
+        except MISFITS as error:
             raise EvaluationError(
                 f"the documents do not fit the task: {type(error).__name__}: {error}"
             ) from error
+        check_items(built, limit, scored=not self.definition.executes)
+        return built
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
@@ -130,8 +132,17 @@ def _prepare(name: str, questions: Questions) -> Prepared:
 def _own_documents(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise EvaluationError(f"{file} is missing: one JSON object a line is expected there")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{file} is not UTF-8: {error}; convert the file, for example with `iconv -t utf-8`"
+        ) from error
     found = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
+    # Other ends of lines than this one may stand in a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             found.append(json.loads(line))
         except json.JSONDecodeError as error:
@@ -195,7 +206,7 @@ def _measure(
                 continue
             try:
                 if name not in built:
-                    built[name] = task.build()
+                    built[name] = task.build(questions.limit)
             except EvaluationError as error:
                 measured.failures[name] = str(error)
                 continue

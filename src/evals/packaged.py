@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -238,7 +239,7 @@ def documents(name: str) -> Documents:
         _convert(name, file)
     try:
         text = gzip.decompress(file.read_bytes())
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise _damaged(name, file, str(error)) from error
     found = hashlib.sha256(text).hexdigest()
     if found != SETS[name].sha256:

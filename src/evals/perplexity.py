@@ -18,6 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from src.evals.suite import NOT_FINITE, EvaluationError
 from src.progress import meter
 
 if TYPE_CHECKING:
@@ -122,7 +123,11 @@ def token_losses(
 def negative_log_likelihood(
     model: PreTrainedModel, windows_nt: np.ndarray, *, batch_tokens: int, name: str
 ) -> float:
-    """Mean negative log-likelihood, in nats a predicted token, over windows int64 [n, t]."""
+    """Mean negative log-likelihood, in nats a predicted token, over windows int64 [n, t].
+
+    Raises:
+        EvaluationError: it is not finite.
+    """
     device = next(model.parameters()).device
     n, t = windows_nt.shape
     rows = max(1, batch_tokens // t)
@@ -133,13 +138,19 @@ def negative_log_likelihood(
             for part in token_losses(model, ids_bt, t - 1, reduction="sum"):
                 total += part.item()
             progress.advance(len(ids_bt))
+    if not math.isfinite(total):
+        raise EvaluationError(NOT_FINITE)
     return total / (n * (t - 1))
 
 
 def evaluate_model(
     model: PreTrainedModel, segments_nt: np.ndarray, config: PerplexityConfig, *, name: str
 ) -> dict[str, Any]:
-    """A model's figures at every window: `nll`, `perplexity` and scored `tokens`, by window."""
+    """A model's figures at every window: `nll`, `perplexity` and scored `tokens`, by window.
+
+    Raises:
+        EvaluationError: a figure is not finite.
+    """
     model.eval()
     nll: dict[str, float] = {}
     tokens: dict[str, int] = {}

@@ -22,6 +22,7 @@ import torch
 from pydantic import Field
 
 from src.evals.perplexity import longest, spread_segments, token_losses
+from src.evals.suite import NOT_FINITE, EvaluationError
 from src.progress import meter
 
 if TYPE_CHECKING:
@@ -81,12 +82,18 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
     """Negative log-likelihood, in nats, of each of the last tokens of each row, float64 [b, last].
 
     A row's first token has no prediction, so `last` is at most t - 1.
+
+    Raises:
+        EvaluationError: one is not finite.
     """
     assert 0 < last < ids_bt.shape[1]
     device = next(model.parameters()).device
     ids = torch.from_numpy(ids_bt).to(device)
     parts = list(token_losses(model, ids, last, reduction="none"))
-    return torch.cat(parts).double().cpu().numpy().reshape(len(ids_bt), last)
+    nll = torch.cat(parts).double().cpu().numpy().reshape(len(ids_bt), last)
+    if not np.isfinite(nll).all():
+        raise EvaluationError(NOT_FINITE)
+    return nll
 
 
 def evaluate(
@@ -102,6 +109,9 @@ def evaluate(
 
     `by_position` (bins up to the longest length), `last_k` and `sliding` by length; each with `nll`
     in nats a token, `perplexity`, and the scored `tokens`.
+
+    Raises:
+        EvaluationError: a figure is not finite.
     """
     steps = config.sliding // config.last
     total = len(segments_nt) * (1 + steps * len(lengths))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,11 +17,19 @@ from rich.console import Console
 from rich.table import Table
 
 from src import config, launch, models
-from src.assets import cache_dir
+from src.assets import AssetError, cache_dir
 from src.config import ConfigError, EvaluateConfig, RunConfig
+from src.data import DataError
 from src.devices import uses_cuda
 from src.evals.cache import ResultCache
-from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import (
+    Candidate,
+    Evaluation,
+    EvaluationError,
+    ResultTable,
+    Suite,
+    SuiteResult,
+)
 from src.evals.suites import SUITES
 from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
@@ -35,10 +43,11 @@ BY_NAME = Path("outputs") / "evals"
 
 @dataclass(frozen=True)
 class Results:
-    """Contents by suite, and what failed, by suite and then by task or model."""
+    """Contents by suite, what failed, by suite and then by task or model, and what was left out."""
 
     contents: Mapping[str, Mapping[str, Any]]
     failures: Mapping[str, Mapping[str, str]]
+    notes: Sequence[str] = ()
 
     def print(self, console: Console) -> None:
         """Print every suite's tables; output that is no terminal is wide enough for them."""
@@ -47,6 +56,8 @@ class Results:
         for name, content in self.contents.items():
             for table in SUITES[name].tables(content):
                 _print(table, console)
+        for note in self.notes:
+            console.print(note, highlight=False)
 
     def report(self, tracker: Tracker) -> None:
         """Print, and give tables and figures to the tracker."""
@@ -179,17 +190,36 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
     folder = RunFolder(target).evals if settings.run is not None else target
     contents: dict[str, Mapping[str, Any]] = {}
     failures: dict[str, Mapping[str, str]] = {}
-    for suite in settings.eval.suites():
+    suites, notes = _suited(settings)
+    for suite in suites:
         try:
             found = suite.run(evaluation)
-        except EvaluationError as error:
+        except (EvaluationError, DataError, AssetError) as error:
             failures[suite.name] = {"all": str(error)}
             continue
         if world.is_main:
             contents[suite.name] = _write(folder, suite.name, found)
         if found.failures:
             failures[suite.name] = dict(found.failures)
-    return Results(contents, failures)
+    return Results(contents, failures, notes)
+
+
+def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
+    """The suites that can be run, and a note for each other one.
+
+    Beside suites that do, those that need a run are left out for a model alone: `eval=all` asks for
+    what there is. Where no other is chosen they are run and say what they miss.
+    """
+    chosen = settings.eval.suites()
+    able = [suite for suite in chosen if settings.run is not None or not suite.needs_run]
+    if not able:
+        return chosen, []
+    notes = [
+        f"eval={suite.name} is left out: it compares the models of a run; give run=RUN_DIR"
+        for suite in chosen
+        if suite not in able
+    ]
+    return able, notes
 
 
 def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:

@@ -1,9 +1,9 @@
 """What an evaluation suite is given, what it gives back, and how it looks to the commands.
 
 A suite is a frozen dataclass of settings, the group `eval.NAME` of the config. Its class has a
-`name`, `problems` (what can be refused before anything expensive), `run` (models to results) and
-two readers of a result's content, `tables` and `summary`. A suite sees `Candidate`s and plain
-settings; it never sees a sharded engine, Hydra or the tracker.
+`name`, `needs_run`, `problems` (what can be refused before anything expensive), `run` (models to
+results) and two readers of a result's content, `tables` and `summary`. A suite sees `Candidate`s
+and plain settings; it never sees a sharded engine, Hydra or the tracker.
 """
 
 from __future__ import annotations
@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from src.rope import RopeScaling
 
 Role = Literal["native", "scaled", "trained", "comparison"]
+
+
+# Why a model that has diverged has no figures.
+NOT_FINITE = "the model's logits are not finite: it has diverged, and there is nothing to measure"
 
 
 class EvaluationError(ValueError):
@@ -107,22 +111,47 @@ class Candidate:
         """The model on its device, in evaluation mode, freed when the block ends.
 
         Raises:
-            EvaluationError: there are no weights.
+            EvaluationError: there are no weights, they are damaged or another model's, or its
+                logits are not finite.
         """
         import torch
 
         self._weight_files()
-        network = models.load_model(
-            self.model, self.config(), dtype=DTYPES[dtype], weights=self.weights, capture=capture
-        )
+        try:
+            network = models.load_model(
+                self.model,
+                self.config(),
+                dtype=DTYPES[dtype],
+                weights=self.weights,
+                capture=capture,
+            )
+        except models.ModelError as error:
+            # Of this model alone: others go on.
+            raise EvaluationError(f"model {self.name!r}: {error}") from error
         network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
         try:
-            yield network.eval()
+            _check_finite(network.eval(), self.name)
+            yield network
         finally:
             del network
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
+
+
+def _check_finite(network: PreTrainedModel, name: str) -> None:
+    """Refuse a model that has diverged; its answers would be scored like others.
+
+    Raises:
+        EvaluationError: its logits of a few tokens are not finite.
+    """
+    import torch
+
+    ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
+    with torch.no_grad():
+        logits = network(ids, use_cache=False).logits
+    if not torch.isfinite(logits).all():
+        raise EvaluationError(f"model {name!r}: {NOT_FINITE}")
 
 
 def _torch_version() -> str:
@@ -255,9 +284,15 @@ class SuiteResult:
 
 
 class Suite(Protocol):
-    """A frozen dataclass of settings that can be run."""
+    """A frozen dataclass of settings that can be run.
+
+    Attributes:
+        name: of the suite, its settings and its results.
+        needs_run: whether it compares models of a run, so that a model alone gives it nothing.
+    """
 
     name: ClassVar[str]
+    needs_run: ClassVar[bool]
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """What would fail, found without loading a model; fetches the data it needs.

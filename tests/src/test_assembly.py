@@ -188,3 +188,28 @@ def test_a_weight_of_another_shape_is_refused(compose_run: ComposeRun, tmp_path:
     config = models.native_config(wider)
     with pytest.raises(ModelError, match=r"has shape \[.*\], the model \[32, 96"):
         models.load_model(model, config, dtype=torch.float32, sharding=Recording())
+
+
+def test_damaged_files_are_named(compose_run: ComposeRun, tmp_path: Path) -> None:
+    model = saved(compose_run("model=tiny").model, tmp_path / "one")
+    file = tmp_path / "one" / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ModelError, match=r"model\.safetensors is damaged or missing"):
+        load(model, torch.float32, Recording())
+
+    model = saved(compose_run("model=tiny").model, tmp_path / "many", "100KB")
+    index = tmp_path / "many" / "model.safetensors.index.json"
+    held = json.loads(index.read_text())
+    files = sorted(set(held["weight_map"].values()))
+    elsewhere = held["weight_map"]["model.norm.weight"]
+    other = next(name for name in files if name != elsewhere)
+    held["weight_map"]["model.norm.weight"] = other
+    index.write_text(json.dumps(held))
+    with pytest.raises(ModelError, match=rf"{other} has no weights model\.norm\.weight"):
+        load(model, torch.float32, Recording())
+    (tmp_path / "many" / other).unlink()
+    with pytest.raises(ModelError, match=rf"{other} is damaged or missing"):
+        load(model, torch.float32, Recording())
+    index.write_text("{")
+    with pytest.raises(ModelError, match="is no index of weights"):
+        load(model, torch.float32, Recording())

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from src import config, train
 from src.config import EvaluateConfig, RunConfig
@@ -127,11 +128,47 @@ def test_what_fails_is_named_after_the_results_of_the_rest(
     assert "arc_easy" in done.stdout
 
 
+def everything(*more: str) -> list[str]:
+    """`eval=all` on small files, without the long suite."""
+    own = [part for part in SHORT if not part.startswith("eval=")]
+    return ["model=tiny", "eval=all", "eval.long=null", "limit=1", *own, *SUITE[1:], *more]
+
+
+def test_data_that_cannot_be_had_leaves_the_other_suites(
+    compose_plain: Callable[..., dict], tmp_path: Path
+) -> None:
+    data = ["data=files", f"data.sources.files.paths=[{tmp_path / 'none'}]"]
+    plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
+    found = running.evaluate(config.load_plain(EvaluateConfig, plain))
+    assert found.contents.keys() == {"short"}
+    assert found.failures.keys() == {"perplexity"}
+    assert "does not exist" in found.failures["perplexity"]["all"]
+    assert (tmp_path / "short.json").is_file()
+
+
+def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
+    compose_plain: Callable[..., dict],
+    prose: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
+    plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
+    found = running.evaluate(config.load_plain(EvaluateConfig, plain))
+    found.check()
+    assert found.contents.keys() == {"perplexity", "short"}
+    found.print(Console())
+    printed = capsys.readouterr().out
+    for name in ("drift", "inheritance"):
+        assert f"eval={name} is left out: it compares the models of a run" in printed
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         pytest.param(["run=/no/such/run"], "/no/such/run is not a run folder", id="no-run"),
         pytest.param([], "give either run=RUN_DIR or model=NAME", id="neither"),
+        pytest.param(["model=tiny", "eval=drift"], "give run=RUN_DIR instead", id="needs-a-run"),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
         pytest.param(["model=tiny", "compare=[x]"], "compare is for run=RUN_DIR", id="compare"),
         pytest.param(

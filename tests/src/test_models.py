@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
@@ -369,6 +370,60 @@ def test_pickled_weights_are_refused(saved: Path, compose_run: ComposeRun) -> No
     with pytest.raises(ModelError, match=r"no \*\.safetensors; pickled weights are not read"):
         models.check_available(model)
     with pytest.raises(ModelError, match="safetensors"):
+        models.load_model(model, models.native_config(model), dtype=torch.float32)
+
+
+def without_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in tensors.items() if "layernorm" not in name}
+
+
+def with_a_shorter_norm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return tensors | {"model.norm.weight": tensors["model.norm.weight"][:-1]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_norms, r"input_layernorm\.weight is missing; .* and 1 more; copy or save"),
+        (with_a_shorter_norm, r"model\.norm\.weight has shape \[31\], the model \[32\]"),
+    ],
+)
+def test_weights_that_a_file_does_not_hold_are_not_drawn(
+    saved: Path,
+    compose_run: ComposeRun,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    message: str,
+) -> None:
+    file = saved / "model.safetensors"
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    model = at(saved, compose_run)
+    with pytest.raises(ModelError, match=message):
+        models.load_model(model, models.native_config(model), dtype=torch.float32)
+
+
+def test_tied_weights_need_not_be_held_twice(
+    tiny: ModelConfig, tmp_path: Path, compose_run: ComposeRun
+) -> None:
+    assert tiny.shape is not None
+    tied = replace(tiny, shape=replace(tiny.shape, tied_embeddings=True))
+    network = models.load_model(tied, models.native_config(tied), dtype=torch.float32)
+    network.save_pretrained(tmp_path)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    model = at(tmp_path, compose_run)
+    loaded = models.load_model(model, models.native_config(model), dtype=torch.float32)
+    torch.testing.assert_close(logits(loaded), logits(network))
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda c: c[:-100], lambda c: b"garbage" * 99], ids=["cut", "garbage"]
+)
+def test_a_damaged_weights_file_is_one_message(
+    saved: Path, compose_run: ComposeRun, damage: Callable[[bytes], bytes]
+) -> None:
+    file = saved / "model.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    model = at(saved, compose_run)
+    with pytest.raises(ModelError, match=r"a \*\.safetensors file is damaged .* download it again"):
         models.load_model(model, models.native_config(model), dtype=torch.float32)
 
 

@@ -62,8 +62,8 @@ def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
 def _words(config: MaterialConfig, file: str) -> tuple[str, ...]:
     folder = Path(config.words) if config.words is not None else assets.fetch("wonderwords")
     try:
-        lines = (folder / file).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+        lines = (folder / file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
         raise RulerError(f"words={folder} has no readable {file}: {error}") from error
     return tuple(dict.fromkeys(word for line in lines if (word := line.strip())))
 
@@ -143,7 +143,11 @@ def hotpotqa_of(content: Iterable[Mapping[str, Any]]) -> QuestionSet:
 
 def _from_file(name: str, path: str, read: Callable[[Any], QuestionSet]) -> QuestionSet:
     try:
-        return read(json.loads(Path(path).read_text(encoding="utf-8")))
+        found = read(json.loads(Path(path).read_text(encoding="utf-8-sig")))
+        answers = [text for q in found.questions for text in (q.text, *q.answers)]
+        if not all(isinstance(text, str) for text in (*found.documents, *answers)):
+            raise TypeError("a document, a question or an answer is no text")
+        return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RulerError(f"{name}={path} is not {name}'s own JSON file ({reason})") from error

@@ -16,7 +16,7 @@ from typing import ClassVar, Literal
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
-from src.evals.ruler.sample import Sample
+from src.evals.ruler.sample import RulerError, Sample
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -34,6 +34,8 @@ TAIL = {
     "The special magic {kind} for {query} mentioned in the provided text is",
 }
 MAX_NEW_TOKENS = 128
+# Keys are drawn until enough of them differ; with fewer pairs of words that might never be.
+LEAST_PAIRS = 100
 # Places for needles in prose, in percent of its sentences.
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))
 
@@ -81,8 +83,9 @@ class Niah:
         """One sample that fills the length; a given `depth` (percent) is that of the first needle.
 
         Raises:
-            RulerError: the length is too short for the task.
+            RulerError: the length is too short for the task, or the material too small.
         """
+        self._check(name, material)
         pairs = self._pairs(draw, material)
         needles = [
             NEEDLE.format(kind=self.values, key=key, value=value)
@@ -106,6 +109,20 @@ class Niah:
         return ruler.sample(
             name, index, (head, context, tail), query=query, outputs=outputs, depth=depth
         )
+
+    def _check(self, name: str, material: Material) -> None:
+        if "sentences" in self.uses and not material.sentences:
+            raise RulerError(
+                f"{name} has no prose to hide anything in: give eval.long.ruler.material.prose "
+                "texts that are not empty"
+            )
+        adjectives, nouns = len(material.adjectives), len(material.nouns)
+        if "nouns" in self.uses and adjectives * nouns < LEAST_PAIRS:
+            raise RulerError(
+                f"{name} draws different pairs of an adjective and a noun, but "
+                f"eval.long.ruler.material.words has {adjectives} and {nouns} of them: give at "
+                f"least {LEAST_PAIRS} pairs"
+            )
 
     def _pairs(self, draw: random.Random, material: Material) -> list[tuple[str, list[str]]]:
         """Different keys, each with its different values."""

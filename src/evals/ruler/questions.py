@@ -55,6 +55,11 @@ class QuestionAnswering:
         found = material.questions[self.dataset]
         question = found.questions[self._choice(name, index, found)]
         others = self._distractors(draw, found, question.document, question.related)
+        if not others:
+            raise RulerError(
+                f"{name} needs documents beside the one that answers, but {found.name} has no "
+                "other: give a larger file"
+            )
         order = draw.getrandbits(64)
         tail = TAIL.format(query=question.text)
         gold = found.documents[question.document]

@@ -180,9 +180,23 @@ class SampleStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if path.is_file():
-                lines = path.read_text(encoding="utf-8").splitlines()
+                lines = _lines(path)
                 if len(lines) >= number:
                     return sample.parse(lines[:number], str(path))
             made = list(make())
             write_whole(path, sample.dump(made).encode())
         return made
+
+
+def _lines(path: Path) -> list[str]:
+    """The lines of a file of samples.
+
+    Raises:
+        RulerError: it is damaged.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise RulerError(
+            f"{path} holds no RULER samples ({error}): delete the file, it is made again"
+        ) from error

@@ -63,11 +63,18 @@ class CommonWords:
         The last word that is added may occur less than `uncommon` times, to fill the length.
 
         Raises:
-            RulerError: the length is too short for the task, or too long for the list of words.
+            RulerError: the length is too short for the task, or too long for the list of words,
+                or that has fewer words than the worked example.
         """
         short = ruler.length < SHORT
         common, uncommon = (6, 1) if short else (self.common, self.uncommon)
-        example = self._example(draw, material, *((20, 3, 1) if short else (40, 10, 3)))
+        sizes = (20, 3, 1) if short else (40, 10, 3)
+        if len(material.words) < sizes[0]:
+            raise RulerError(
+                f"{name} needs {sizes[0]} different words, but eval.long.ruler.material.words has "
+                f"{len(material.words)}: give longer lists"
+            )
+        example = self._example(draw, material, *sizes)
         words = draw.sample(material.words, len(material.words))
         answer, others = words[: self.number], words[self.number :]
         order = draw.getrandbits(64)

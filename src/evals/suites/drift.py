@@ -33,6 +33,7 @@ class DriftSuite(DriftConfig):
     """Divergences between the native model and every other."""
 
     name: ClassVar[str] = "drift"
+    needs_run: ClassVar[bool] = True
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """Nothing to compare, or text that is too short."""

@@ -27,6 +27,7 @@ class InheritanceSuite(ShortSuite):
     """The short suite's settings; tasks must be multiple choice."""
 
     name: ClassVar[str] = "inheritance"
+    needs_run: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -103,6 +103,16 @@ class LongSuite:
     batch_tokens: Literal["auto"] | Count = "auto"
 
     name: ClassVar[str] = "long"
+    needs_run: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        shortest = min(self.lengths or LENGTHS)
+        if self.positions is not None and shortest <= self.positions.last:
+            raise ValueError(
+                f"positions.last={self.positions.last} tokens are scored after others, for which "
+                f"the length {shortest} has no room: give longer lengths, a smaller "
+                "positions.last, or positions=null"
+            )
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """Misspelt tasks, lengths beyond every window, data that cannot be had."""
@@ -166,6 +176,12 @@ class LongSuite:
         """Everything there is to ask; what cannot be made is in `failures` instead."""
         longest = max(reader.window for reader in readers)
         lengths = []
+        by_length = (self.ruler, self.depth, self.positions)
+        if not self._lengths(readers) and any(part is not None for part in by_length):
+            failures["lengths"] = (
+                f"the longest window of the models, {longest}, is below all of {list(LENGTHS)}, "
+                "which are asked where none are given: set eval.long.lengths to at most that"
+            )
         for length in self._lengths(readers):
             if length <= longest:
                 lengths.append(length)

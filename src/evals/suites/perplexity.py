@@ -27,6 +27,7 @@ class PerplexitySuite(PerplexityConfig):
     """Perplexity by window length."""
 
     name: ClassVar[str] = "perplexity"
+    needs_run: ClassVar[bool] = False
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """No held-out document is long enough."""

@@ -51,6 +51,7 @@ class ShortSuite:
     seed: Annotated[int, Field(ge=0)] = 0
 
     name: ClassVar[str] = "short"
+    needs_run: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):

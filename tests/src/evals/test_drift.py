@@ -10,6 +10,7 @@ import torch
 
 from src.capture import attention_name
 from src.evals.drift import RELATIONS, DriftConfig, evaluate
+from src.evals.suite import EvaluationError
 
 LENGTH = 40
 CONFIG = DriftConfig(length=LENGTH, segments=2, edges=(0, 1, 4, 16, 64))
@@ -119,3 +120,10 @@ def test_edges_ascend_from_zero() -> None:
     with pytest.raises(ValueError, match="begin at 0"):
         DriftConfig(edges=(1, 4))
     assert DriftConfig(length=64).bins == (0, 1, 4, 16)
+
+
+def test_figures_that_are_not_finite_are_refused(text: np.ndarray) -> None:
+    native, broken = model(1), model(1)
+    broken.get_output_embeddings().weight.data[3] = float("inf")
+    with pytest.raises(EvaluationError, match="logits are not finite"):
+        evaluate(native, broken, text, CONFIG, name="broken")

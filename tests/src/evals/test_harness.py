@@ -158,6 +158,36 @@ def test_a_head_that_is_not_all_there_is_to_logits_is_refused(settings: Evaluate
         wrapped(changed)
 
 
+def test_logits_that_are_not_finite_are_refused(network: Any) -> None:
+    lm = wrapped(network)
+    lm._head = lambda hidden: torch.full((*hidden.shape[:-1], 272), torch.inf)
+    with pytest.raises(EvaluationError, match="logits are not finite"):
+        lm.loglikelihood(instances("piqa"))
+
+
+def test_the_first_process_answers_alone_what_is_too_little_for_all(network: Any) -> None:
+    task = definition("arc_easy")
+
+    def answered(rank: int, size: int) -> Any:
+        lm = TokenBudgetLM(
+            *(network, models.byte_tokenizer()),
+            window=2048,
+            batch_tokens=700,
+            generation_tokens=1024,
+            name="test",
+            rank=rank,
+            size=size,
+        )
+        found = run_task(lm, task.build(documents("arc_easy")), score="acc_norm", limit=1)
+        assert lm.world_size == size
+        return found
+
+    first = answered(0, 2)
+    assert first.answers == answered(0, 1).answers
+    assert len(first.answers.score) == 1
+    assert answered(1, 2) is None
+
+
 def test_answers_carry_the_choice_and_lm_evals_figures(network: Any) -> None:
     task = definition("arc_easy")
     run = run_task(wrapped(network), task.build(documents("arc_easy")), score="acc_norm", limit=4)

@@ -53,6 +53,7 @@ def test_the_package_is_read_once(sets: list[str]) -> None:
         pytest.param(b"no gzip", id="no-gzip"),
         pytest.param(gzip.compress(LINES)[:-12], id="cut-off"),
         pytest.param(gzip.compress(LINES + b"{}\n"), id="other-content"),
+        pytest.param(gzip.compress(LINES)[:10] + b"\xff" * 40, id="flipped-bytes"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_remedy(sets: list[str], content: bytes) -> None:

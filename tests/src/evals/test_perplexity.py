@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -19,6 +20,7 @@ from src.evals.perplexity import (
     scores,
     segments,
 )
+from src.evals.suite import EvaluationError
 
 VOCABULARY = 61
 
@@ -207,3 +209,11 @@ def test_the_ends_of_the_gap(student: float, closed: float) -> None:
 def test_no_gap_where_scaling_did_no_harm(scaled: float) -> None:
     found = scores({"8": 10.0}, {"8": scaled}, {"8": 12.5})["8"]
     assert found == {"gap_closed": None, "gap_closed_nll": None, "recovery": 80.0}
+
+
+def test_figures_that_are_not_finite_are_refused(network: LlamaForCausalLM) -> None:
+    """As of a model whose activations overflow in long windows only."""
+    broken = copy.deepcopy(network)
+    broken.lm_head.weight.data[3] = float("inf")
+    with pytest.raises(EvaluationError, match="logits are not finite"):
+        negative_log_likelihood(broken, draw((2, 16)), batch_tokens=64, name="x")

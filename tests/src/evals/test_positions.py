@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from src.evals.positions import PositionsConfig, evaluate, segments_of, token_nll
+from src.evals.suite import EvaluationError
 
 CONFIG = PositionsConfig(segments=3, last=8, sliding=16, edges=(1, 2, 4, 16))
 LENGTHS = (24, 48)
@@ -70,3 +72,10 @@ def test_settings_that_contradict_are_refused() -> None:
         PositionsConfig(last=100, sliding=150)
     with pytest.raises(ValueError, match="begin at 1"):
         PositionsConfig(edges=(0, 2))
+
+
+def test_figures_that_are_not_finite_are_refused(small_llama: Any, segments: np.ndarray) -> None:
+    broken = copy.deepcopy(small_llama)
+    broken.get_output_embeddings().weight.data[3] = float("inf")
+    with pytest.raises(EvaluationError, match="logits are not finite"):
+        token_nll(broken, segments, 8)

@@ -104,11 +104,19 @@ def test_words_and_prose_come_from_files(tmp_path: Path) -> None:
     assert part(config, "sentences") == ("Mr. Alder came.", "He left!", "Why?")
     with pytest.raises(RulerError, match=r"no readable verblist\.txt"):
         part(config, "verbs")
+    (tmp_path / "verblist.txt").write_bytes(b"\xff\n")
+    with pytest.raises(RulerError, match=r"no readable verblist\.txt.*can't decode byte 0xff"):
+        part(config, "verbs")
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [("{", "JSONDecodeError"), ("[]", "TypeError"), ('{"rows": 1}', "KeyError")],
+    [
+        ("{", "JSONDecodeError"),
+        ("[]", "TypeError"),
+        ('{"rows": 1}', "KeyError"),
+        (json.dumps(SQUAD).replace('"Oil burns."', "5"), "TypeError: a document"),
+    ],
 )
 def test_a_broken_file_is_named(content: str, reason: str, tmp_path: Path) -> None:
     path = tmp_path / "dev.json"

@@ -75,6 +75,9 @@ def test_a_damaged_file_is_named(tmp_path: Path, byte_tokenizer: Any, made: list
     file.write_text(file.read_text()[:50] + "\n")
     with pytest.raises(RulerError, match=rf"{file.name}, line 1, is no RULER sample"):
         store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
+    file.write_bytes(b"\xff" + file.read_bytes())
+    with pytest.raises(RulerError, match=rf"{file.name} holds no RULER samples .* made again"):
+        store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
 
 
 @pytest.mark.slow

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from src.evals.ruler import TASKS, Material, RulerError, depth_samples, samples_of, score
+from src.evals.ruler import (
+    TASKS,
+    Material,
+    QuestionSet,
+    RulerError,
+    depth_samples,
+    samples_of,
+    score,
+)
 from src.evals.ruler.sample import dump, parse
 from src.evals.ruler.tasks import ALL_TASKS, check_names
 
@@ -120,6 +129,33 @@ def test_a_length_beyond_the_material_is_refused(
 def test_more_samples_than_questions_are_refused(byte_tokenizer: Any, material: Material) -> None:
     with pytest.raises(RulerError, match="has 40 questions"):
         made("qa_drop", 2048, byte_tokenizer, material, number=41)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("niah_single_2", {"sentences": ()}, r"no prose to .*material\.prose"),
+        ("niah_single_1", {"nouns": ()}, r"material\.words has 60 and 0 of them"),
+        ("niah_multikey_2", {"adjectives": ("big", "red"), "nouns": ("boat",)}, "2 and 1 of them"),
+        ("cwe", {"adjectives": (), "nouns": (), "verbs": ("go",)}, "needs 20 different words"),
+    ],
+)
+def test_material_that_is_too_small_is_refused(
+    name: str, change: dict[str, Any], message: str, byte_tokenizer: Any, material: Material
+) -> None:
+    with pytest.raises(RulerError, match=message):
+        made(name, 2048, byte_tokenizer, replace(material, **change))
+
+
+def test_a_question_set_without_other_documents_is_refused(
+    byte_tokenizer: Any, material: Material
+) -> None:
+    question = replace(material.questions["squad"].questions[0], document=0, related=())
+    for questions, message in (((question,), "has no other: give a larger file"), ((), "has 0")):
+        alone = QuestionSet("squad", ("A lamp gives light.",), questions)
+        small = replace(material, questions={"squad": alone})
+        with pytest.raises(RulerError, match=message):
+            made("qa_squad", 2048, byte_tokenizer, small)
 
 
 def test_questions_differ_within_a_task_and_agree_between_lengths(

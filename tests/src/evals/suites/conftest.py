@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from src import models
 from src.data import DataConfig, TextFiles
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation
@@ -40,3 +42,17 @@ def evaluation(
         dtype="float32",
         cache=ResultCache(tmp_path / "results"),
     )
+
+
+@pytest.fixture
+def diverge(tmp_path: Path) -> Callable[[Candidate], Candidate]:
+    """A candidate as it is when all of its weights have become NaN."""
+
+    def diverged(candidate: Candidate) -> Candidate:
+        network = models.load_model(candidate.model, candidate.config(), dtype=torch.float32)
+        for parameter in network.parameters():
+            parameter.data.fill_(float("nan"))
+        network.save_pretrained(tmp_path / "diverged")
+        return replace(candidate, weights=tmp_path / "diverged")
+
+    return diverged

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from src.evals.suite import Evaluation, EvaluationError
+from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.drift import DriftSuite
 
 SUITE = DriftSuite(length=128, segments=2, edges=(0, 1, 8, 64))
@@ -61,3 +62,13 @@ def test_what_cannot_be_compared_is_refused(evaluation: Evaluation) -> None:
     few = replace(evaluation, data=replace(evaluation.data, held_out=()))
     assert "hold out longer" in longest.problems(few)[0]
     assert not SUITE.run(replace(evaluation, rank=1, size=2)).content
+
+
+def test_a_model_that_has_diverged_is_named(
+    evaluation: Evaluation, diverge: Callable[[Candidate], Candidate]
+) -> None:
+    native, scaled, trained = evaluation.candidates
+    found = SUITE.run(replace(evaluation, candidates=(native, scaled, diverge(trained))))
+    assert found.failures.keys() == {"after ard"}
+    assert "the model's logits are not finite" in found.failures["after ard"]
+    assert [m["name"] for m in found.content["models"]] == ["scaled"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from src.evals.papers import PaperQuestion
 from src.evals.positions import PositionsConfig
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.loading import MaterialConfig
-from src.evals.suite import Evaluation, EvaluationError
+from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig, _gathered
 from src.evals.units import PapersUnit, Reader, Session
 from src.rope import LinearScaling
@@ -160,6 +161,35 @@ def test_nothing_to_ask_is_an_error(evaluation: Evaluation) -> None:
         LongSuite().run(evaluation)
     with pytest.raises(EvaluationError, match="beyond the longest window"):
         LongSuite(lengths=(9999,), ruler=RulerConfig(("fwe",), 1)).run(evaluation)
+
+
+def test_a_window_below_all_default_lengths_is_named(evaluation: Evaluation) -> None:
+    suite = LongSuite(ruler=RulerConfig(("fwe",), 1))
+    with pytest.raises(
+        EvaluationError, match=r"window of the models, 2048, is below all of \[4096"
+    ):
+        suite.run(evaluation)
+    (problem,) = suite.problems(evaluation)
+    assert "set eval.long.lengths" in problem
+
+
+def test_lengths_without_room_for_the_scored_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"positions\.last=256 .* the length 200 has no room"):
+        LongSuite(lengths=(200, NATIVE), positions=PositionsConfig())
+    with pytest.raises(ValueError, match="the length 4096 has no room"):
+        LongSuite(positions=PositionsConfig(last=4096, sliding=4096))
+    assert LongSuite(lengths=(200, NATIVE)).lengths == (200, NATIVE)
+
+
+def test_a_model_that_has_diverged_is_named(
+    evaluation: Evaluation, suite: LongSuite, diverge: Callable[[Candidate], Candidate]
+) -> None:
+    _, scaled, trained = evaluation.candidates
+    asked = replace(evaluation, candidates=(scaled, diverge(trained)))
+    found = replace(suite, lengths=(NATIVE,)).run(asked)
+    assert found.failures.keys() == {"after ard"}
+    assert "the model's logits are not finite" in found.failures["after ard"]
+    assert [m["name"] for m in found.content["models"]] == ["scaled"]
 
 
 def test_a_limit_is_marked(evaluation: Evaluation, suite: LongSuite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -176,6 +177,61 @@ def test_what_fails_is_named_and_the_rest_is_kept(
         "scaled": {"piqa", "squad"},
         "narrow": {"piqa"},
     }
+
+
+def test_one_damaged_item_is_one_error_for_its_task(evaluation: Evaluation, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(FIXTURES, tmp_path / "own"))
+
+    def spoil(task: str, row: int = -1, **fields: Any) -> None:
+        lines = (FIXTURES / f"{task}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows = [json.loads(line) for line in lines]
+        rows[row] |= fields
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (folder / f"{task}.jsonl").write_text(text, encoding="utf-8")
+
+    spoil("arc_easy", answerKey="Z")
+    spoil("openbookqa", choices=None)
+    spoil("piqa", sol1=None)
+    spoil("boolq", label=7)
+    spoil("squad", answers=[])
+    spoil("mmlu", 0, split="dev", answer=9)  # an example of the items
+    (folder / "sciq.jsonl").write_bytes(b'{"question": "\xff"}\n')
+    spoiled = ("arc_easy", "openbookqa", "piqa", "boolq", "squad", "mmlu", "sciq")
+    asked = replace(suite(*spoiled, "winogrande"), folder=str(folder))
+    two = replace(evaluation, candidates=evaluation.candidates[:2])
+    result = asked.run(two)
+    assert set(result.failures) == set(spoiled)
+    for task, message in result.failures.items():
+        expected = (
+            r"is not UTF-8: .*0xff" if task == "sciq" else r"item \d+ of \w+ does not fit the"
+        )
+        assert re.search(expected, message), message
+    assert [set(m["results"]) for m in result.content["models"]] == [{"winogrande"}] * 2
+
+
+def test_own_files_may_begin_with_a_mark_and_end_with_an_empty_line(
+    evaluation: Evaluation, tmp_path: Path
+) -> None:
+    text = (FIXTURES / "piqa.jsonl").read_text(encoding="utf-8")
+    row = json.loads(text.splitlines()[0])
+    row["goal"] += "\u2028 as the next line says"
+    text += json.dumps(row, ensure_ascii=False) + "\r\n\n"
+    (tmp_path / "piqa.jsonl").write_text("\ufeff" + text, encoding="utf-8")
+    asked = replace(suite("piqa"), folder=str(tmp_path))
+    one = replace(evaluation, candidates=evaluation.candidates[:1])
+    result = asked.run(one)
+    assert result.content["models"][0]["results"]["piqa"]["n"] == len(text.split("\n")) - 2
+
+
+def test_a_model_that_has_diverged_is_named(
+    evaluation: Evaluation, diverge: Callable[[Candidate], Candidate]
+) -> None:
+    native, scaled, _, other = evaluation.candidates
+    asked = replace(evaluation, candidates=(native, scaled, diverge(other)))
+    result = suite("piqa").run(asked)
+    assert result.failures.keys() == {"cpt"}
+    assert "the model's logits are not finite" in result.failures["cpt"]
+    assert [m["name"] for m in result.content["models"]] == ["native", "scaled"]
 
 
 def test_what_is_wrong_is_known_before_a_run_starts(evaluation: Evaluation) -> None:

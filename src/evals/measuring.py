@@ -6,6 +6,7 @@ was, and a sweep never evaluates the same thing twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -75,13 +76,20 @@ class Prepared:
 
     @cached_property
     def digest(self) -> str:
-        """Of the task and its documents, part of what results are cached under."""
+        """Of the task and its documents, part of what results are cached under.
+
+        A data set of the hub may change under its name, and which revision it has cannot be asked
+        without a network: its documents are hashed as they came.
+
+        Raises:
+            EvaluationError: the hub's documents cannot be had.
+        """
         if self.documents is None:
-            about = {"hub": self.definition.hub, "lm_eval": metadata.version("lm_eval")}
-            return json.dumps(about, sort_keys=True)
+            return f"{self.definition.hub} {_documents_digest(self.tasks)}"
         return self.definition.digest(self.documents)
 
-    def build(self) -> dict[str, Task]:
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
         """lm-eval's tasks by name.
 
         Raises:
@@ -97,6 +105,19 @@ class Prepared:
             raise EvaluationError(
                 f"the documents do not fit the task: {type(error).__name__}: {error}"
             ) from error
+
+
+def _documents_digest(tasks: Mapping[str, Task]) -> str:
+    """SHA-256 of what tasks ask and of what their examples are drawn from."""
+    digest = hashlib.sha256()
+    for name, task in sorted(tasks.items()):
+        examples = task.fewshot_docs() if task.config.num_fewshot else None
+        for part, documents in (("asked", task.eval_docs), ("examples", examples or ())):
+            digest.update(f"{name} {part}\n".encode())
+            for document in documents:
+                text = json.dumps(document, sort_keys=True, default=str)
+                digest.update(f"{text}\n".encode())
+    return digest.hexdigest()
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
@@ -148,13 +169,22 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
     """Every candidate on every task; complete on rank 0 only."""
     prepared, failures = prepare(questions)
     measured = Measured(failures=failures)
-    built: dict[str, dict[str, Task]] = {}
+    known = [task for task in prepared if _is_known(task, failures)]
     for candidate in evaluation.candidates:
         try:
-            _measure(evaluation, questions, candidate, prepared, built, measured)
+            _measure(evaluation, questions, candidate, known, measured)
         except EvaluationError as error:
             measured.failures[candidate.name] = str(error)
     return measured
+
+
+def _is_known(task: Prepared, failures: dict[str, str]) -> bool:
+    """Whether it can be said what a task asks; if not, `failures` gets why."""
+    try:
+        return bool(task.digest)
+    except EvaluationError as error:
+        failures[task.definition.name] = str(error)
+        return False
 
 
 def _measure(
@@ -162,7 +192,6 @@ def _measure(
     questions: Questions,
     candidate: Candidate,
     prepared: Sequence[Prepared],
-    built: dict[str, dict[str, Task]],
     measured: Measured,
 ) -> None:
     keys = {task.definition.name: _key(evaluation, questions, candidate, task) for task in prepared}
@@ -194,13 +223,12 @@ def _measure(
             if name in measured.failures:
                 continue
             try:
-                if name not in built:
-                    built[name] = task.build()
+                tasks = task.tasks
             except EvaluationError as error:
                 measured.failures[name] = str(error)
                 continue
             try:
-                value = _ask(lm, built[name], task.definition.score, questions.limit)
+                value = _ask(lm, tasks, task.definition.score, questions.limit)
             except EvaluationError as error:
                 measured.failures[f"{name}, {candidate.name}"] = str(error)
                 continue
@@ -239,6 +267,8 @@ def _key(
         "content": task.digest,
         "lm_eval": metadata.version("lm_eval"),
         "weights": candidate.fingerprint,
+        "tokenizer": evaluation.tokenizer_digest,
+        "generation": candidate.generation_digest if task.definition.generates else None,
         "window": candidate.window,
         "limit": questions.limit,
         "device": evaluation.device,

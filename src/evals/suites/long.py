@@ -34,7 +34,7 @@ LENGTHS = (4096, 8192, 16384, 32768)
 MATERIAL = MaterialConfig()
 WITH_RETRIEVAL = "{name} + BM25"
 # Part of the key of every cached value: to be raised when answers are made or scored differently.
-VERSION = 1
+VERSION = 2
 
 # What makes one unit impossible and leaves the others as they are.
 FAULTS = (
@@ -278,6 +278,8 @@ class LongSuite:
             "window": reader.window,
             "retrieval": shortened,
             "weights": reader.candidate.fingerprint,
+            "tokenizer": evaluation.tokenizer_digest,
+            "generation": reader.candidate.generation_digest if unit.generates else None,
             "device": evaluation.device,
             "dtype": evaluation.dtype,
         }

@@ -15,9 +15,9 @@ from src.evals.papers import PaperQuestion
 from src.evals.positions import PositionsConfig
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.loading import MaterialConfig
-from src.evals.suite import Evaluation, EvaluationError
+from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig, _gathered
-from src.evals.units import PapersUnit, Reader, Session
+from src.evals.units import PapersUnit, Reader, RulerUnit, Session
 from src.rope import LinearScaling
 
 NATIVE, SCALED = 1024, 2048  # the windows of the models in conftest.py
@@ -128,6 +128,24 @@ def test_what_has_been_answered_is_not_asked_again(
     again = suite.run(evaluation)
     assert again.content == first.content
     assert again.items == first.items
+
+
+def test_another_tokenizer_or_end_of_answers_is_another_question(
+    evaluation: Evaluation, suite: LongSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(unit: Any) -> dict[str, Any]:
+        # Copies, since they remember their digests.
+        whole = replace(evaluation)
+        return suite._key(whole, Reader("native", replace(whole.candidates[0])), unit)
+
+    written = RulerUnit("ruler_fwe_64", 64, ())
+    chosen = PapersUnit((PaperQuestion("A paper.", "Is it?", 0),))
+    before = [key(written), key(chosen)]
+    monkeypatch.setattr(Candidate, "generation_digest", "other ends")
+    assert key(written) != before[0]
+    assert key(chosen) == before[1]
+    monkeypatch.setattr(Evaluation, "tokenizer_digest", "other tokens")
+    assert key(chosen) != before[1]
 
 
 def test_one_task_that_fails_leaves_the_others(

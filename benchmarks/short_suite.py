@@ -128,8 +128,12 @@ def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
 def timed(
     work: Path, model: str, settings: Sequence[str], known: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Seconds of the fast tasks on the native model, as a user waits for them, measured once."""
-    before = [dict(row) for row in known if row.get("suite") == "short_fast"]
+    """Seconds of the fast tasks on the native model, as a user waits for them.
+
+    They are measured once for a model and the settings it is asked with, a limit among them.
+    """
+    asked = {"suite": "short_fast", "of": model, "settings": list(settings)}
+    before = [dict(row) for row in known if asked.items() <= row.items()]
     if before:
         return before
     out = work / "timed"
@@ -139,7 +143,7 @@ def timed(
         # An earlier call was cut off and left some tasks in the cache.
         content, seconds = scored(out / "short.json", *command, "cache=false")
     (native,) = content["models"]
-    about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
+    about = {**asked, "model": "native", "limit": content["limit"]}
     about |= {"tasks": len(native["results"])}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
@@ -212,11 +216,15 @@ def commit_of(given: str | None) -> str | None:
 
 
 def measured_before(path: Path, commit: str | None) -> list[dict[str, Any]]:
-    """Rows of an earlier call with this code on this device, none where there was no such call."""
-    if not path.is_file():
+    """Rows of an earlier call with this code on this device, none where there was no such call.
+
+    Code that no commit is known of may be any, so nothing is taken for its own.
+    """
+    now = commit_of(commit)
+    if now is None or not path.is_file():
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
-    same = (before["commit"], before["device"]) == (commit_of(commit), device_name())
+    same = (before["commit"], before["device"]) == (now, device_name())
     return before["rows"] if same else []
 
 

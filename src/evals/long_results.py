@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,7 +64,9 @@ def content(
         "limit": limit,
         "seed": seed,
         "lengths": list(lengths),
-        "models": [_model(reader, units, values[reader.name], compared) for reader in answered],
+        "models": [
+            _model(reader, units, values[reader.name], compared, limit) for reader in answered
+        ],
         "scores_by_model": compared.scores(),
         "needle_depth": {
             reader.name: grid for reader in answered if (grid := _grid(units, values[reader.name]))
@@ -103,8 +106,11 @@ def _model(
     units: Sequence[Unit],
     values: Mapping[str, list[Any]],
     compared: Comparison,
+    limit: int | None,
 ) -> dict[str, Any]:
-    results = compared.results(reader.name)
+    results = {
+        task: result | {"limit": limit} for task, result in compared.results(reader.name).items()
+    }
     model: dict[str, Any] = {
         "name": reader.name,
         "weights": reader.candidate.fingerprint,
@@ -224,7 +230,8 @@ def tables(content: Mapping[str, Any]) -> list[ResultTable]:
         _papers_table(content, limited),
         _text_table(content, limited),
     ]
-    return [table for table in found if table.rows]
+    mark = "" if content["limit"] is None else f"_limit_{content['limit']}"
+    return [replace(table, name=table.name + mark) for table in found if table.rows]
 
 
 def _ruler_by_length(content: Mapping[str, Any], limited: str) -> ResultTable:
@@ -327,10 +334,14 @@ def _text_table(content: Mapping[str, Any], limited: str) -> ResultTable:
 
 
 def summary(content: Mapping[str, Any]) -> dict[str, float]:
-    """Every task's value, RULER's mean by length and perplexities of the last tokens, by model."""
+    """Every task's value, RULER's mean by length and perplexities of the last tokens, by model.
+
+    Limited ones say so in their names.
+    """
+    suite = "long" if content["limit"] is None else f"long@limit{content['limit']}"
     figures: dict[str, float] = {}
     for model in content["models"]:
-        start = f"eval/{model['name']}/long"
+        start = f"eval/{model['name']}/{suite}"
         for task, result in model["results"].items():
             figures[f"{start}/{task}"] = result["value"]
         for length, scored in model["ruler_by_length"].items():

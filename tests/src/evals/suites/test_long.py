@@ -184,8 +184,12 @@ def test_a_limit_is_marked(evaluation: Evaluation, suite: LongSuite) -> None:
     chosen = replace(suite, lengths=(NATIVE,), limit=1)
     found = chosen.run(evaluation)
     assert found.content["limit"] == 1
-    assert all(r["n"] == 1 for r in found.content["models"][0]["results"].values())
-    assert all("limit=1" in table.title for table in chosen.tables(found.content))
+    for model in found.content["models"]:
+        assert all((r["n"], r["limit"]) == (1, 1) for r in model["results"].values())
+    for table in chosen.tables(found.content):
+        assert "limit=1" in table.title
+        assert table.name.endswith("_limit_1")
+    assert all("/long@limit1/" in name for name in chosen.summary(found.content))
 
 
 def test_lengths_follow_the_windows(evaluation: Evaluation) -> None:

@@ -206,7 +206,7 @@ def long_rows(found: SuiteResult) -> Iterator[dict[str, Any]]:
 
 def ruler_row(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """A score with its error."""
-    error = {"stderr": 100 * result["stderr"]}
+    error = {"stderr": None if result["stderr"] is None else 100 * result["stderr"]}
     return {"name": "ruler", "value": result["score"], "unit": "0 to 100", **error, **about}
 
 
@@ -323,15 +323,11 @@ def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: RULER's means by length and questions on papers, a model a row."""
     rows = result["rows"]
     means = {
-        (r["model"], r["length"]): f"{r['value']:.1f} ± {r['stderr']:.1f}"
+        (r["model"], r["length"]): _with_error(r, 1)
         for r in rows
         if r["name"] == "ruler" and r["task"] == "mean"
     }
-    papers = {
-        r["model"]: f"{100 * r['value']:.1f} ± {100 * r['stderr']:.1f}"
-        for r in rows
-        if r["name"] == "qasper_yesno"
-    }
+    papers = {r["model"]: _with_error(r, 100) for r in rows if r["name"] == "qasper_yesno"}
     lengths = sorted({length for _, length in means})
     head = ["model", *(f"RULER {length:,}" for length in lengths), "qasper_yesno"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
@@ -342,6 +338,12 @@ def table(result: Mapping[str, Any]) -> str:
         mark = f"**A quick look: at most {result['limit']} samples of each task, and papers.**"
         lines += ["", mark]
     return "\n".join(lines)
+
+
+def _with_error(row: Mapping[str, Any], scale: float) -> str:
+    """A value and its standard error; of too few items, that is not known."""
+    error = "?" if row["stderr"] is None else f"{scale * row['stderr']:.1f}"
+    return f"{scale * row['value']:.1f} ± {error}"
 
 
 def run(options: argparse.Namespace) -> None:

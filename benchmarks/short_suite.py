@@ -34,6 +34,7 @@ from typing import Any
 
 from src import assets
 from src.evals import packaged
+from src.evals.restoration import MIN_ITEMS
 from src.run_folder import device_name, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -272,6 +273,8 @@ def table(result: Mapping[str, Any]) -> str:
         name = task.removeprefix("category ").replace("full_average", "average of all")
         mark = f"**{name}**" if "n" not in first else name
         lines.append(f"| {mark} | {n} | {' | '.join([*cells, *scores])} |")
+    if any(r["stderr"] is None for r in values.values()):
+        lines += ["", f"?: unknown, of fewer than {MIN_ITEMS} items."]
     quick = next((r["limit"] for r in rows if r.get("limit") is not None), None)
     if quick is not None:
         lines += ["", f"**A quick look: at most {quick} items of each task.**"]
@@ -284,10 +287,9 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append("|---|--:|--:|")
         for r in repeated:
             share = "-" if r["same_of_wrong"] is None else f"{r['same_of_wrong']:.1%}"
-            low, high = r["interval"]
+            ends = "?" if r["interval"] is None else "{:.1%}, {:.1%}".format(*r["interval"])
             lines.append(
-                f"| {r['model']} | {r['value']:.1%} [{low:.1%}, {high:.1%}] of "
-                f"{r['native_wrong']} | {share} |"
+                f"| {r['model']} | {r['value']:.1%} [{ends}] of {r['native_wrong']} | {share} |"
             )
     return "\n".join(lines)
 
@@ -296,12 +298,15 @@ def _value(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
     scale, digits = (100, 1) if row["higher_is_better"] else (1, 3)
-    return f"{scale * row['value']:.{digits}f} ± {scale * row['stderr']:.{digits}f}"
+    error = "?" if row["stderr"] is None else f"{scale * row['stderr']:.{digits}f}"
+    return f"{scale * row['value']:.{digits}f} ± {error}"
 
 
 def _score(row: Mapping[str, Any] | None, scale: float, form: str) -> str:
-    if row is None or row["value"] is None or row["interval"] is None:
+    if row is None or row["value"] is None:
         return "-"
+    if row["interval"] is None:
+        return f"{form.format(scale * row['value'])} [?]"
     value, low, high = (form.format(scale * x) for x in (row["value"], *row["interval"]))
     return f"{value} [{low}, {high}]" + ("" if row["discriminating"] else " (native at chance)")
 

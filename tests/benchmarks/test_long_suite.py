@@ -145,6 +145,11 @@ def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
     limited = long_suite.table({"rows": rows, "limit": 5}).splitlines()
     assert limited[: len(lines)] == lines
     assert "A quick look: at most 5 samples" in limited[-1]
+    unknown = long_suite.ruler_row({"score": 50.0, "stderr": None}, {"task": "mean"})
+    rows = [unknown | {"model": "native", "length": 4096}]
+    assert long_suite.table({"rows": rows, "limit": 5}).splitlines()[2] == (
+        "| native | 50.0 ± ? | - |"
+    )
 
 
 def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> None:

@@ -116,3 +116,14 @@ def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:
         "| sciq | 20 | 50.0 ± 10.0 | 50.0 ± 10.0 | - | - |",
         "| mmlu | 20 | - | 50.0 ± 10.0 | - | - |",
     ]
+
+
+def test_what_too_few_items_cannot_tell_is_unknown() -> None:
+    about = {"task": "sciq", "model": "native", "limit": 2}
+    value = {"name": "value", "value": 0.5, "stderr": None, "n": 2, "higher_is_better": True}
+    score = {"name": "recovery", "value": 90.0, "interval": None, "discriminating": False}
+    lines = short_suite.table(
+        {"device": "x", "commit": "a" * 40, "rows": [value | about, score | about]}
+    ).splitlines()
+    assert "| sciq | 2 | 50.0 ± ? | 90.0% [?] | - |" in lines
+    assert "?: unknown, of fewer than 10 items." in lines

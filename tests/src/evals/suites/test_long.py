@@ -185,7 +185,9 @@ def test_a_limit_is_marked(evaluation: Evaluation, suite: LongSuite) -> None:
     found = chosen.run(evaluation)
     assert found.content["limit"] == 1
     for model in found.content["models"]:
-        assert all((r["n"], r["limit"]) == (1, 1) for r in model["results"].values())
+        for result in model["results"].values():
+            assert (result["n"], result["limit"], result["stderr"]) == (1, 1, None)
+        assert all(mean["stderr"] is None for mean in model["ruler_by_length"].values())
     for table in chosen.tables(found.content):
         assert "limit=1" in table.title
         assert table.name.endswith("_limit_1")

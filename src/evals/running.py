@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,7 @@ from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, SuiteResult
 from src.evals.suites import SUITES
 from src.launch import World
+from src.models import FolderWeights, ModelConfig
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def evaluate(settings: EvaluateConfig) -> Results:
     """Run the chosen suites, here or, with several processes, in ranks of their own.
 
     Raises:
-        ConfigError: no suite is chosen.
+        ConfigError: no suite is chosen, or a run to compare with began with another model.
         RunFolderError: the run has no exported model.
     """
     _check(settings)
@@ -150,11 +151,41 @@ def _check(settings: EvaluateConfig) -> None:
     if not settings.eval.suites():
         raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
     if settings.run is not None:
-        _exported(Path(settings.run))
-    for other in settings.compare:
-        _exported(Path(other))
+        own = _exported(Path(settings.run))
+        for other in settings.compare:
+            _check_base(own, _exported(Path(other)))
     if settings.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError("device: cuda is asked for, but torch sees no GPU; use cpu or auto")
+
+
+def _check_base(own: RunFolder, other: RunFolder) -> None:
+    """Refuse a run of another base model: its tokens and what it was before are others.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    mine, theirs = (config.load_plain(RunConfig, f.config()).model for f in (own, other))
+    # What a model is called, how it is best trained and how its attention is computed may differ.
+    facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
+    differing = [fact for fact in facts if getattr(mine, fact) != getattr(theirs, fact)]
+    if not differing or (differing == ["source"] and _same_weights(mine, theirs)):
+        return
+    raise ConfigError(
+        f"compare={other.path} began with the model {theirs.name!r}, run={own.path} with "
+        f"{mine.name!r}, and they differ in {', '.join(differing)}: scores are against one native "
+        "model, so compare runs of the same"
+    )
+
+
+def _same_weights(*given: ModelConfig) -> bool:
+    """Whether models of different folders are the same one, as when a folder has been moved."""
+    if not all(isinstance(model.source, FolderWeights) for model in given):
+        return False
+    try:
+        found = {Candidate("native", "native", model).fingerprint for model in given}
+    except (models.ModelError, EvaluationError):
+        return False
+    return len(found) == 1
 
 
 def _exported(path: Path) -> RunFolder:

@@ -226,6 +226,10 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
 def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     content = {**found.content, "failures": dict(found.failures)}
+    limit = content.get("limit")
+    if limit is not None and _is_whole(folder / f"{name}.json"):
+        # A quick look does not take the place of what took hours.
+        name = f"{name}.limit_{limit}"
     write_json(folder / f"{name}.json", content)
     lines = folder / f"{name}.items.jsonl"
     if found.items:
@@ -234,6 +238,15 @@ def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
     else:
         lines.unlink(missing_ok=True)
     return content
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether results of all items are there."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["limit"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        # A file that nobody can read is worth no care.
+        return False
 
 
 def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:

@@ -15,6 +15,7 @@ import yaml
 from src import config, train
 from src.config import ConfigError, EvaluateConfig, RunConfig
 from src.evals import running
+from src.evals.suite import SuiteResult
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
@@ -190,3 +191,23 @@ def test_a_run_of_another_model_is_not_compared(
         moved.append(_with_model(finished, target, source=source, random_weights=False))
     with pytest.raises(ConfigError, match="differ in source"):
         running._check(replace(asked(moved[1]), run=str(moved[0])))
+
+
+def test_a_quick_look_does_not_take_the_place_of_whole_results(tmp_path: Path) -> None:
+    def write(limit: int | None) -> None:
+        running._write(tmp_path, "short", SuiteResult({"limit": limit}, [{"of": limit}]))
+
+    def limits() -> dict[str, int | None]:
+        return {f.name: json.loads(f.read_text())["limit"] for f in tmp_path.glob("*.json")}
+
+    write(2)
+    assert limits() == {"short.json": 2}
+    write(None)
+    assert limits() == {"short.json": None}
+    write(3)
+    assert limits() == {"short.json": None, "short.limit_3.json": 3}
+    assert json.loads((tmp_path / "short.items.jsonl").read_text()) == {"of": None}
+    assert json.loads((tmp_path / "short.limit_3.items.jsonl").read_text()) == {"of": 3}
+    (tmp_path / "short.json").write_text("{cut o")
+    write(4)
+    assert limits()["short.json"] == 4

@@ -48,7 +48,7 @@ class RulerConfig:
     """RULER's tasks.
 
     Attributes:
-        tasks: names; null for all thirteen.
+        tasks: names, each of which counts once; null for all thirteen.
         samples: of each task at each length.
         material: where prose, words and questions come from.
     """
@@ -190,7 +190,7 @@ class LongSuite:
         store = SampleStore(evaluation.tokenizer, material, self.seed)
         if self.ruler is not None:
             number = self._limited(self.ruler.samples)
-            tasks = self.ruler.tasks or tuple(TASKS)
+            tasks = tuple(dict.fromkeys(self.ruler.tasks or TASKS))
             if evaluation.is_main:
                 known = [task for task in tasks if task in ALL_TASKS]
                 store.prepare([(task, n) for task in known for n in lengths], number)
@@ -205,8 +205,9 @@ class LongSuite:
                     yield name, partial(_ruler_unit, name, length, samples)
         if self.depth is not None:
             number = self._limited(self.depth.samples)
+            depths = tuple(dict.fromkeys(self.depth.depths))
             for length in lengths:
-                samples = partial(store.depths, length, self.depth.depths, number)
+                samples = partial(store.depths, length, depths, number)
                 name = f"needle_depth_{length}"
                 yield name, partial(_ruler_unit, name, length, samples)
         if self.papers:

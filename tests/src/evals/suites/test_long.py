@@ -194,6 +194,23 @@ def test_a_limit_is_marked(evaluation: Evaluation, suite: LongSuite) -> None:
     assert all("/long@limit1/" in name for name in chosen.summary(found.content))
 
 
+def test_what_is_named_twice_is_asked_once(
+    evaluation: Evaluation, suite: LongSuite, material_config: MaterialConfig
+) -> None:
+    twice = replace(
+        suite,
+        ruler=RulerConfig(("fwe", "fwe"), 1, material_config),
+        depth=DepthConfig((0.0, 100.0, 0.0), 1),
+    )
+    units = twice._units(evaluation, twice._readers(evaluation), {})
+    assert [unit.name for unit in units] == [
+        *(f"ruler_fwe_{NATIVE}", f"ruler_fwe_{SCALED}"),
+        *(f"needle_depth_{NATIVE}", f"needle_depth_{SCALED}"),
+    ]
+    assert isinstance(units[2], RulerUnit)
+    assert [sample.depth for sample in units[2].samples] == [0.0, 100.0]
+
+
 def test_lengths_follow_the_windows(evaluation: Evaluation) -> None:
     suite = LongSuite()
     readers = suite._readers(evaluation)

@@ -96,6 +96,12 @@ def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
     assert len(lines) == len(set(lines)) == 4 * len(TASKS)
 
 
+def test_a_task_that_is_named_twice_is_asked_once(evaluation: Evaluation) -> None:
+    alone = replace(evaluation, candidates=evaluation.candidates[:1])
+    (item,) = suite("piqa", "piqa", limit=1).run(alone).items
+    assert item["task"] == "piqa"
+
+
 def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> None:
     asked = suite("piqa", "gsm8k_bpb", limit=2)
     content = asked.run(evaluation).content

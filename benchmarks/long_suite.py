@@ -49,7 +49,7 @@ from src.evals.suites.drift import DriftSuite
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
 from src.models import ModelConfig
 from src.rope import LinearScaling
-from src.run_folder import RunFolder, device_name, versions
+from src.run_folder import RunFolder, device_name, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"
@@ -135,9 +135,7 @@ def timed_rows(
         found = ruler.run(replace(alone, cache=Renewed(whole.cache.folder)))
         seconds = time.monotonic() - started - made
         about = {
-            "model": candidate.name,
-            "lengths": options.lengths,
-            "samples": _samples(options),
+            **_timed_as(options, candidate.name),
             "tasks": len({n.rpartition("_")[0] for n in found.content["models"][0]["results"]}),
         }
         yield {"name": "ruler_seconds", "value": seconds, "unit": "s", **about}
@@ -145,12 +143,19 @@ def timed_rows(
 
 
 def _samples(options: argparse.Namespace) -> int:
-    return options.samples if options.limit is None else options.limit
+    return min(options.samples, options.limit or options.samples)
+
+
+def _timed_as(options: argparse.Namespace, model: str) -> dict[str, Any]:
+    """What a time is of: a model of a run, or of none, on samples."""
+    run = None if options.run is None else str(options.run)
+    about = {"model": model, "run": run, "lengths": options.lengths}
+    return about | {"samples": _samples(options), "limit": options.limit}
 
 
 def _timed(row: Mapping[str, Any], options: argparse.Namespace, model: str) -> bool:
     """Whether a row is a time of this model on these samples."""
-    about = {"model": model, "lengths": options.lengths, "samples": _samples(options)}
+    about = _timed_as(options, model)
     return row["name"] in ("ruler_seconds", "samples_seconds") and about.items() <= row.items()
 
 
@@ -201,7 +206,7 @@ def long_rows(found: SuiteResult) -> Iterator[dict[str, Any]]:
 
 def ruler_row(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """A score with its error."""
-    error = {"stderr": 100 * result["stderr"]}
+    error = {"stderr": None if result["stderr"] is None else 100 * result["stderr"]}
     return {"name": "ruler", "value": result["score"], "unit": "0 to 100", **error, **about}
 
 
@@ -279,12 +284,21 @@ def unpack(folder: Path) -> None:
     print(f"unpacked into {assets.cache_dir()}")
 
 
+def commit_of(options: argparse.Namespace) -> str | None:
+    """The code's commit: as given, else what the repository says."""
+    return options.commit or git_state(ROOT)["git_commit"]
+
+
 def measured_before(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of an earlier call with this code on this device, none where there was no such call."""
-    if not options.out.is_file():
+    """Rows of an earlier call with this code on this device, none where there was no such call.
+
+    Code that no commit is known of may be any, so nothing is taken for its own.
+    """
+    commit = commit_of(options)
+    if commit is None or not options.out.is_file():
         return []
     before = json.loads(options.out.read_text(encoding="utf-8"))
-    same = (before["commit"], before["device"]) == (options.commit, device_name())
+    same = (before["commit"], before["device"]) == (commit, device_name())
     return before["rows"] if same else []
 
 
@@ -293,7 +307,7 @@ def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Non
     result = {
         "device": device_name(),
         "versions": versions(),
-        "commit": options.commit,
+        "commit": commit_of(options),
         "command": "python -m benchmarks.long_suite "
         f"--lengths {' '.join(map(str, options.lengths))} --samples {options.samples}",
         "limit": options.limit,
@@ -309,22 +323,27 @@ def table(result: Mapping[str, Any]) -> str:
     """A Markdown table: RULER's means by length and questions on papers, a model a row."""
     rows = result["rows"]
     means = {
-        (r["model"], r["length"]): f"{r['value']:.1f} ± {r['stderr']:.1f}"
+        (r["model"], r["length"]): _with_error(r, 1)
         for r in rows
         if r["name"] == "ruler" and r["task"] == "mean"
     }
-    papers = {
-        r["model"]: f"{100 * r['value']:.1f} ± {100 * r['stderr']:.1f}"
-        for r in rows
-        if r["name"] == "qasper_yesno"
-    }
+    papers = {r["model"]: _with_error(r, 100) for r in rows if r["name"] == "qasper_yesno"}
     lengths = sorted({length for _, length in means})
     head = ["model", *(f"RULER {length:,}" for length in lengths), "qasper_yesno"]
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
     for model in dict.fromkeys(model for model, _ in means):
         cells = [*(means.get((model, n), "-") for n in lengths), papers.get(model, "-")]
         lines.append(f"| {model} | {' | '.join(cells)} |")
+    if result["limit"] is not None:
+        mark = f"**A quick look: at most {result['limit']} samples of each task, and papers.**"
+        lines += ["", mark]
     return "\n".join(lines)
+
+
+def _with_error(row: Mapping[str, Any], scale: float) -> str:
+    """A value and its standard error; of too few items, that is not known."""
+    error = "?" if row["stderr"] is None else f"{scale * row['stderr']:.1f}"
+    return f"{scale * row['value']:.1f} ± {error}"
 
 
 def run(options: argparse.Namespace) -> None:

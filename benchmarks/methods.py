@@ -361,9 +361,10 @@ def table(result: Mapping[str, Any]) -> str:
         own = [r for r in rows if r.get("case") == label]
         rates = next((r["rates"] for r in own if r["name"] == "train_seconds"), {})
         values = {r["window"]: f"{r['value']:.2f}" for r in own if r["name"] == "perplexity"}
-        accuracy = next(
-            f"{r['value']:.1%} ± {r['stderr']:.1%}" for r in own if r["name"] == "lambada_accuracy"
-        )
+        asked = next(r for r in own if r["name"] == "lambada_accuracy")
+        # A quick look has too few items for an error.
+        error = "?" if asked["stderr"] is None else f"{asked['stderr']:.1%}"
+        accuracy = f"{asked['value']:.1%} ± {error}"
         chosen = ", ".join(f"{rate:g}" for rate in rates.values())
         lines.append(
             f"| {label} | {chosen} | {' | '.join(values[w] for w in windows)} | {accuracy} |"

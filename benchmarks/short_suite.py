@@ -34,6 +34,7 @@ from typing import Any
 
 from src import assets
 from src.evals import packaged
+from src.evals.restoration import MIN_ITEMS
 from src.run_folder import device_name, git_state, versions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -128,8 +129,12 @@ def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
 def timed(
     work: Path, model: str, settings: Sequence[str], known: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Seconds of the fast tasks on the native model, as a user waits for them, measured once."""
-    before = [dict(row) for row in known if row.get("suite") == "short_fast"]
+    """Seconds of the fast tasks on the native model, as a user waits for them.
+
+    They are measured once for a model and the settings it is asked with, a limit among them.
+    """
+    asked = {"suite": "short_fast", "of": model, "settings": list(settings)}
+    before = [dict(row) for row in known if asked.items() <= row.items()]
     if before:
         return before
     out = work / "timed"
@@ -139,7 +144,7 @@ def timed(
         # An earlier call was cut off and left some tasks in the cache.
         content, seconds = scored(out / "short.json", *command, "cache=false")
     (native,) = content["models"]
-    about = {"suite": "short_fast", "model": "native", "limit": content["limit"]}
+    about = {**asked, "model": "native", "limit": content["limit"]}
     about |= {"tasks": len(native["results"])}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
@@ -212,11 +217,15 @@ def commit_of(given: str | None) -> str | None:
 
 
 def measured_before(path: Path, commit: str | None) -> list[dict[str, Any]]:
-    """Rows of an earlier call with this code on this device, none where there was no such call."""
-    if not path.is_file():
+    """Rows of an earlier call with this code on this device, none where there was no such call.
+
+    Code that no commit is known of may be any, so nothing is taken for its own.
+    """
+    now = commit_of(commit)
+    if now is None or not path.is_file():
         return []
     before = json.loads(path.read_text(encoding="utf-8"))
-    same = (before["commit"], before["device"]) == (commit_of(commit), device_name())
+    same = (before["commit"], before["device"]) == (now, device_name())
     return before["rows"] if same else []
 
 
@@ -264,6 +273,8 @@ def table(result: Mapping[str, Any]) -> str:
         name = task.removeprefix("category ").replace("full_average", "average of all")
         mark = f"**{name}**" if "n" not in first else name
         lines.append(f"| {mark} | {n} | {' | '.join([*cells, *scores])} |")
+    if any(r["stderr"] is None for r in values.values()):
+        lines += ["", f"?: unknown, of fewer than {MIN_ITEMS} items."]
     quick = next((r["limit"] for r in rows if r.get("limit") is not None), None)
     if quick is not None:
         lines += ["", f"**A quick look: at most {quick} items of each task.**"]
@@ -276,10 +287,9 @@ def table(result: Mapping[str, Any]) -> str:
         lines.append("|---|--:|--:|")
         for r in repeated:
             share = "-" if r["same_of_wrong"] is None else f"{r['same_of_wrong']:.1%}"
-            low, high = r["interval"]
+            ends = "?" if r["interval"] is None else "{:.1%}, {:.1%}".format(*r["interval"])
             lines.append(
-                f"| {r['model']} | {r['value']:.1%} [{low:.1%}, {high:.1%}] of "
-                f"{r['native_wrong']} | {share} |"
+                f"| {r['model']} | {r['value']:.1%} [{ends}] of {r['native_wrong']} | {share} |"
             )
     return "\n".join(lines)
 
@@ -288,12 +298,15 @@ def _value(row: Mapping[str, Any] | None) -> str:
     if row is None:
         return "-"
     scale, digits = (100, 1) if row["higher_is_better"] else (1, 3)
-    return f"{scale * row['value']:.{digits}f} ± {scale * row['stderr']:.{digits}f}"
+    error = "?" if row["stderr"] is None else f"{scale * row['stderr']:.{digits}f}"
+    return f"{scale * row['value']:.{digits}f} ± {error}"
 
 
 def _score(row: Mapping[str, Any] | None, scale: float, form: str) -> str:
-    if row is None or row["value"] is None or row["interval"] is None:
+    if row is None or row["value"] is None:
         return "-"
+    if row["interval"] is None:
+        return f"{form.format(scale * row['value'])} [?]"
     value, low, high = (form.format(scale * x) for x in (row["value"], *row["interval"]))
     return f"{value} [{low}, {high}]" + ("" if row["discriminating"] else " (native at chance)")
 

@@ -17,7 +17,7 @@ from typing import Any
 from src.run_folder import write_whole
 
 # Part of every key: a change of how results are stored or computed makes older ones unknown.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,28 @@ Values of tasks are shares from 0 to 1; RULER's own scale, 0 to 100, stands besi
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from src.evals.restoration import Answered, Comparison, Roles, TaskFacts
+from src.evals.restoration import (
+    MIN_ITEMS,
+    Answered,
+    Comparison,
+    Roles,
+    TaskFacts,
+    stderr_of_mean,
+)
 from src.evals.suite import ResultTable
 from src.evals.units import PapersUnit, PositionsUnit, Reader, RulerUnit, Unit
 from src.run_folder import SCHEMA
 
 Values = Mapping[str, Mapping[str, list[Any]]]
+
+UNKNOWN_ERROR = f"- for a standard error: unknown, of fewer than {MIN_ITEMS} items."
 
 
 def content(
@@ -63,7 +72,9 @@ def content(
         "limit": limit,
         "seed": seed,
         "lengths": list(lengths),
-        "models": [_model(reader, units, values[reader.name], compared) for reader in answered],
+        "models": [
+            _model(reader, units, values[reader.name], compared, limit) for reader in answered
+        ],
         "scores_by_model": compared.scores(),
         "needle_depth": {
             reader.name: grid for reader in answered if (grid := _grid(units, values[reader.name]))
@@ -103,8 +114,11 @@ def _model(
     units: Sequence[Unit],
     values: Mapping[str, list[Any]],
     compared: Comparison,
+    limit: int | None,
 ) -> dict[str, Any]:
-    results = compared.results(reader.name)
+    results = {
+        task: result | {"limit": limit} for task, result in compared.results(reader.name).items()
+    }
     model: dict[str, Any] = {
         "name": reader.name,
         "weights": reader.candidate.fingerprint,
@@ -146,8 +160,8 @@ def _model(
     return model
 
 
-def _mean(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and its standard error; 0 for a single value."""
+def _mean(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and its standard error; None for too few values."""
     given = _answered([{"score": value} for value in values])
     return given.value, given.stderr
 
@@ -161,10 +175,9 @@ def _by_length(results: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, 
     found = {}
     for length, group in sorted(groups.items()):
         value = sum(result["value"] for result in group) / len(group)
-        stderr = math.sqrt(sum(result["stderr"] ** 2 for result in group)) / len(group)
         found[str(length)] = {
             "value": value,
-            "stderr": stderr,
+            "stderr": stderr_of_mean([result["stderr"] for result in group]),
             "tasks": len(group),
             "score": 100 * value,
         }
@@ -224,7 +237,8 @@ def tables(content: Mapping[str, Any]) -> list[ResultTable]:
         _papers_table(content, limited),
         _text_table(content, limited),
     ]
-    return [table for table in found if table.rows]
+    mark = "" if content["limit"] is None else f"_limit_{content['limit']}"
+    return [replace(table, name=table.name + mark) for table in found if table.rows]
 
 
 def _ruler_by_length(content: Mapping[str, Any], limited: str) -> ResultTable:
@@ -234,15 +248,16 @@ def _ruler_by_length(content: Mapping[str, Any], limited: str) -> ResultTable:
         scored = model["ruler_by_length"]
         if scored:
             cells = [scored[n]["score"] if n in scored else None for n in lengths]
-            errors = [100 * scored[n]["stderr"] for n in lengths if n in scored]
-            rows.append((model["name"], *cells, max(errors)))
+            errors = [scored[n]["stderr"] for n in lengths if n in scored]
+            largest = None if None in errors else 100 * max(errors)
+            rows.append((model["name"], *cells, largest))
     return ResultTable(
         name="ruler",
         title=f"RULER, mean over tasks by length (0 to 100{limited})",
         columns=("model", *lengths, "largest stderr"),
         rows=tuple(rows),
         formats=("", *(".1f" for _ in lengths), ".1f"),
-        notes=("- where a length is beyond the model's window.",),
+        notes=("- where a length is beyond the model's window.", UNKNOWN_ERROR),
     )
 
 
@@ -304,7 +319,7 @@ def _papers_table(content: Mapping[str, Any], limited: str) -> ResultTable:
         columns=("model", "acc", "stderr", "papers cut"),
         rows=tuple(rows),
         formats=("", ".3f", ".3f", ""),
-        notes=(f"the commoner answer alone: {chance:.3f}",),
+        notes=(f"the commoner answer alone: {chance:.3f}", UNKNOWN_ERROR),
     )
 
 
@@ -327,10 +342,14 @@ def _text_table(content: Mapping[str, Any], limited: str) -> ResultTable:
 
 
 def summary(content: Mapping[str, Any]) -> dict[str, float]:
-    """Every task's value, RULER's mean by length and perplexities of the last tokens, by model."""
+    """Every task's value, RULER's mean by length and perplexities of the last tokens, by model.
+
+    Limited ones say so in their names.
+    """
+    suite = "long" if content["limit"] is None else f"long@limit{content['limit']}"
     figures: dict[str, float] = {}
     for model in content["models"]:
-        start = f"eval/{model['name']}/long"
+        start = f"eval/{model['name']}/{suite}"
         for task, result in model["results"].items():
             figures[f"{start}/{task}"] = result["value"]
         for length, scored in model["ruler_by_length"].items():

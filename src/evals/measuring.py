@@ -6,6 +6,7 @@ was, and a sweep never evaluates the same thing twice.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -75,30 +76,60 @@ class Prepared:
 
     @cached_property
     def digest(self) -> str:
-        """Of the task and its documents, part of what results are cached under."""
-        if self.documents is None:
-            about = {"hub": self.definition.hub, "lm_eval": metadata.version("lm_eval")}
-            return json.dumps(about, sort_keys=True)
-        return self.definition.digest(self.documents)
+        """Of the task and its documents, part of what results are cached under.
 
-    def build(self, limit: int | None) -> dict[str, Task]:
-        """lm-eval's tasks by name, of which the first `limit` items will be asked.
+        A data set of the hub may change under its name, and which revision it has cannot be asked
+        without a network: its documents are hashed as they came.
 
         Raises:
-            EvaluationError: one of those does not fit the task, or the hub cannot be reached.
+            EvaluationError: the hub's documents cannot be had.
         """
-        from src.evals.harness import MISFITS, check_items
+        if self.documents is None:
+            return f"{self.definition.hub} {_documents_digest(self.tasks)}"
+        return self.definition.digest(self.documents)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """lm-eval's tasks by name.
+
+        Raises:
+            EvaluationError: the documents do not fit the task, or the hub cannot be reached.
+        """
+        from src.evals.harness import MISFITS
 
         if self.documents is None:
             return self.definition.build_from_hub()
         try:
-            built = self.definition.build(self.documents)
+            return self.definition.build(self.documents)
         except MISFITS as error:
             raise EvaluationError(
                 f"the documents do not fit the task: {type(error).__name__}: {error}"
             ) from error
-        check_items(built, limit, scored=not self.definition.executes)
-        return built
+
+    def checked(self, limit: int | None) -> dict[str, Task]:
+        """lm-eval's tasks by name, of which the first `limit` items will be asked.
+
+        Raises:
+            EvaluationError: one of these or of the examples does not fit the task.
+        """
+        from src.evals.harness import check_items
+
+        if self.documents is not None:
+            check_items(self.tasks, limit, scored=not self.definition.executes)
+        return self.tasks
+
+
+def _documents_digest(tasks: Mapping[str, Task]) -> str:
+    """SHA-256 of what tasks ask and of what their examples are drawn from."""
+    digest = hashlib.sha256()
+    for name, task in sorted(tasks.items()):
+        examples = task.fewshot_docs() if task.config.num_fewshot else None
+        for part, documents in (("asked", task.eval_docs), ("examples", examples or ())):
+            digest.update(f"{name} {part}\n".encode())
+            for document in documents:
+                text = json.dumps(document, sort_keys=True, default=str)
+                digest.update(f"{text}\n".encode())
+    return digest.hexdigest()
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
@@ -159,13 +190,23 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
     """Every candidate on every task; complete on rank 0 only."""
     prepared, failures = prepare(questions)
     measured = Measured(failures=failures)
-    built: dict[str, dict[str, Task]] = {}
+    known = [task for task in prepared if _is_known(task, failures)]
+    checked: dict[str, dict[str, Task]] = {}
     for candidate in evaluation.candidates:
         try:
-            _measure(evaluation, questions, candidate, prepared, built, measured)
+            _measure(evaluation, questions, candidate, known, checked, measured)
         except EvaluationError as error:
             measured.failures[candidate.name] = str(error)
     return measured
+
+
+def _is_known(task: Prepared, failures: dict[str, str]) -> bool:
+    """Whether it can be said what a task asks; if not, `failures` gets why."""
+    try:
+        return bool(task.digest)
+    except EvaluationError as error:
+        failures[task.definition.name] = str(error)
+        return False
 
 
 def _measure(
@@ -173,7 +214,7 @@ def _measure(
     questions: Questions,
     candidate: Candidate,
     prepared: Sequence[Prepared],
-    built: dict[str, dict[str, Task]],
+    checked: dict[str, dict[str, Task]],
     measured: Measured,
 ) -> None:
     keys = {task.definition.name: _key(evaluation, questions, candidate, task) for task in prepared}
@@ -205,13 +246,13 @@ def _measure(
             if name in measured.failures:
                 continue
             try:
-                if name not in built:
-                    built[name] = task.build(questions.limit)
+                if name not in checked:
+                    checked[name] = task.checked(questions.limit)
             except EvaluationError as error:
                 measured.failures[name] = str(error)
                 continue
             try:
-                value = _ask(lm, built[name], task.definition.score, questions.limit)
+                value = _ask(lm, checked[name], task.definition.score, questions.limit)
             except EvaluationError as error:
                 measured.failures[f"{name}, {candidate.name}"] = str(error)
                 continue
@@ -250,6 +291,8 @@ def _key(
         "content": task.digest,
         "lm_eval": metadata.version("lm_eval"),
         "weights": candidate.fingerprint,
+        "tokenizer": evaluation.tokenizer_digest,
+        "generation": candidate.generation_digest if task.definition.generates else None,
         "window": candidate.window,
         "limit": questions.limit,
         "device": evaluation.device,

@@ -13,6 +13,10 @@ the same for all models, since they answer the same questions; tasks are drawn i
 A task discriminates if the native model is above chance by two standard errors; the average is
 over those, and the full average stands beside it. Shares of right answers and bits per byte don't
 mix: an average is over tasks of one kind, shares where there are any.
+
+Fewer than MIN_ITEMS items say nothing of how sure a figure is: one item has no spread at all, and
+three equal answers seem to have none. Errors and intervals are None there, and nothing is called
+significant or discriminating.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ import numpy as np
 
 # Resamples drawn at once; bounds memory.
 _CHUNK = 64
+# Items from which on errors and intervals are given.
+MIN_ITEMS = 10
 _CONFIDENCE = (2.5, 97.5)
 
 
@@ -62,11 +68,19 @@ class Answered:
         return float(self.score.sum() / self.weight.sum())
 
     @property
-    def stderr(self) -> float:
-        """Standard error of the value: of a mean where weights are 1, else of a ratio."""
+    def enough(self) -> bool:
+        """Whether there are so many items that they tell how sure the value is."""
+        return len(self.score) >= MIN_ITEMS
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the value: of a mean where weights are 1, else of a ratio.
+
+        None where there are too few items to know.
+        """
+        if not self.enough:
+            return None
         n = len(self.score)
-        if n < 2:
-            return 0.0
         residual = (self.score - self.value * self.weight) / self.weight.mean()
         return float(residual.std(ddof=1) / np.sqrt(n))
 
@@ -161,11 +175,20 @@ class Comparison:
         return {student: self._scores_of(student) for student in self.roles.students}
 
     def discriminates(self, task: TaskFacts) -> bool:
-        """Whether the native model is above chance by two standard errors."""
+        """Whether the native model is above chance by two standard errors, on enough items.
+
+        Where chance means nothing, enough items do.
+        """
         if task.chance is None:
-            return True
+            return self._enough([task])
         native = self.answers.get(self.roles.native or "", {}).get(task.name)
-        return native is not None and native.value > task.chance + 2 * native.stderr
+        if native is None or native.stderr is None:
+            return False
+        return native.value > task.chance + 2 * native.stderr
+
+    def _enough(self, members: Iterable[TaskFacts]) -> bool:
+        """Whether every one of some tasks has items enough."""
+        return all(given.enough for t in members for given in self._given(t.name).values())
 
     def _given(self, task: str) -> dict[str, Answered]:
         """A task's answers by model."""
@@ -207,10 +230,9 @@ class Comparison:
 
     def _mean(self, model: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
         given = [self.answers[model][t.name] for t in members]
-        errors = np.array([a.stderr for a in given])
         return {
             "value": float(np.mean([a.value for a in given])),
-            "stderr": float(np.sqrt((errors**2).sum()) / len(given)),
+            "stderr": stderr_of_mean([a.stderr for a in given]),
             "tasks": [t.name for t in members],
             "higher_is_better": members[0].higher_is_better,
         }
@@ -237,28 +259,34 @@ class Comparison:
     def _score(self, student: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
         """Scores of a task, or of the mean of several."""
         better = members[0].higher_is_better
+        enough = self._enough(members)
         native, scaled, mine = (self._both(m, members) for m in self._needed(student))
         lost = _percentiles((native[1] - scaled[1]) * (1 if better else -1))
-        gap = lost[0] > 0
+        gap = enough and lost[0] > 0
         gained, behind = _percentiles(mine[1] - scaled[1]), _percentiles(mine[1] - native[1])
         best = self._best(student, members)
+        intervals = {
+            "recovery": _interval(_recovery(mine[1], native[1], better)),
+            "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
+            "recovery_vs_best": _interval(_recovery(mine[1], best[1], better)) if best else None,
+        }
         return {
             "recovery": _number(_recovery(mine[0], native[0], better)),
             "gap_closed": _number(_gap(mine[0], scaled[0], native[0])) if gap else None,
             "recovery_vs_best": _number(_recovery(mine[0], best[0], better)) if best else None,
-            "interval": {
-                "recovery": _interval(_recovery(mine[1], native[1], better)),
-                "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
-                "recovery_vs_best": (
-                    _interval(_recovery(mine[1], best[1], better)) if best else None
-                ),
-            },
+            "interval": intervals if enough else dict.fromkeys(intervals),
             "difference": {
-                "to_scaled": {"value": mine[0] - scaled[0], "interval": gained},
-                "to_native": {"value": mine[0] - native[0], "interval": behind},
+                "to_scaled": {
+                    "value": mine[0] - scaled[0],
+                    "interval": gained if enough else None,
+                },
+                "to_native": {
+                    "value": mine[0] - native[0],
+                    "interval": behind if enough else None,
+                },
             },
             "discriminating": any(self.discriminates(t) for t in members),
-            "significant": gained[0] > 0 or gained[1] < 0,
+            "significant": enough and (gained[0] > 0 or gained[1] < 0),
         }
 
     def _both(self, model: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray]:
@@ -277,6 +305,14 @@ class Comparison:
             return None
         choose = max if members[0].higher_is_better else min
         return choose((self._both(m, members) for m in able), key=lambda pair: pair[0])
+
+
+def stderr_of_mean(errors: Sequence[float | None]) -> float | None:
+    """Standard error of the mean of independent values; None where one of theirs is not known."""
+    known = [error for error in errors if error is not None]
+    if len(known) < len(errors):
+        return None
+    return float(np.sqrt(np.square(known).sum()) / len(known))
 
 
 def _one_kind(members: Sequence[TaskFacts]) -> list[TaskFacts]:

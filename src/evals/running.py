@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,7 @@ from src.evals.suite import (
 )
 from src.evals.suites import SUITES
 from src.launch import World
+from src.models import FolderWeights, ModelConfig
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def evaluate(settings: EvaluateConfig) -> Results:
     """Run the chosen suites, here or, with several processes, in ranks of their own.
 
     Raises:
-        ConfigError: no suite is chosen.
+        ConfigError: no suite is chosen, or a run to compare with began with another model.
         RunFolderError: the run has no exported model.
     """
     _check(settings)
@@ -161,11 +162,41 @@ def _check(settings: EvaluateConfig) -> None:
     if not settings.eval.suites():
         raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
     if settings.run is not None:
-        _exported(Path(settings.run))
-    for other in settings.compare:
-        _exported(Path(other))
+        own = _exported(Path(settings.run))
+        for other in settings.compare:
+            _check_base(own, _exported(Path(other)))
     if settings.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError("device: cuda is asked for, but torch sees no GPU; use cpu or auto")
+
+
+def _check_base(own: RunFolder, other: RunFolder) -> None:
+    """Refuse a run of another base model: its tokens and what it was before are others.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    mine, theirs = (config.load_plain(RunConfig, f.config()).model for f in (own, other))
+    # What a model is called, how it is best trained and how its attention is computed may differ.
+    facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
+    differing = [fact for fact in facts if getattr(mine, fact) != getattr(theirs, fact)]
+    if not differing or (differing == ["source"] and _same_weights(mine, theirs)):
+        return
+    raise ConfigError(
+        f"compare={other.path} began with the model {theirs.name!r}, run={own.path} with "
+        f"{mine.name!r}, and they differ in {', '.join(differing)}: scores are against one native "
+        "model, so compare runs of the same"
+    )
+
+
+def _same_weights(*given: ModelConfig) -> bool:
+    """Whether models of different folders are the same one, as when a folder has been moved."""
+    if not all(isinstance(model.source, FolderWeights) for model in given):
+        return False
+    try:
+        found = {Candidate("native", "native", model).fingerprint for model in given}
+    except (models.ModelError, EvaluationError):
+        return False
+    return len(found) == 1
 
 
 def _exported(path: Path) -> RunFolder:
@@ -225,6 +256,10 @@ def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
 def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     content = {**found.content, "failures": dict(found.failures)}
+    limit = content.get("limit")
+    if limit is not None and _is_whole(folder / f"{name}.json"):
+        # A quick look does not take the place of what took hours.
+        name = f"{name}.limit_{limit}"
     write_json(folder / f"{name}.json", content)
     lines = folder / f"{name}.items.jsonl"
     if found.items:
@@ -233,6 +268,15 @@ def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
     else:
         lines.unlink(missing_ok=True)
     return content
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether results of all items are there."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))["limit"] is None
+    except (OSError, ValueError, KeyError, TypeError):
+        # A file that nobody can read is worth no care.
+        return False
 
 
 def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:

@@ -8,22 +8,27 @@ from __future__ import annotations
 
 import os
 import resource
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import FileIO
 
 SECONDS = 5.0
 MEMORY = 1 << 30
 FILE_SIZE = 1 << 20
+# What follows a program: the token from one pipe goes into the other.
+_PROOF = "\nimport os as _os\n_os.write({1}, _os.read({0}, {2}))\n"
 
 
 def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> bool:
-    """Whether a Python program ends without an error within the limits.
+    """Whether a Python program comes to its last line without an error within the limits.
 
     It runs in an empty folder, isolated from this project and from the environment's variables and
-    packages.
+    packages. One that leaves earlier, by `sys.exit(0)` for instance, has not come to its end.
 
     Args:
         program: source text.
@@ -38,7 +43,17 @@ def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> boo
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    with tempfile.TemporaryDirectory(prefix="sandbox-") as folder:
+    # A random token waits in a pipe, and a line after the program's last one hands it back. It is
+    # no part of the source, so nothing that the program prints by itself can take its place.
+    token = secrets.token_bytes(16)
+    with (
+        _pipe() as (token_reader, token_writer),
+        _pipe() as (proof_reader, proof_writer),
+        tempfile.TemporaryDirectory(prefix="sandbox-") as folder,
+    ):
+        token_writer.write(token)
+        token_writer.close()
+        passed = (token_reader.fileno(), proof_writer.fileno())
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", "-"],
             stdin=subprocess.PIPE,
@@ -47,14 +62,26 @@ def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> boo
             cwd=folder,
             env={"PATH": os.defpath},
             start_new_session=True,
+            pass_fds=passed,
             preexec_fn=limit,
         )
+        source = program + _PROOF.format(*passed, len(token))
         try:
             with suppress(subprocess.TimeoutExpired):
-                process.communicate(program.encode(), timeout=seconds + 1)
+                process.communicate(source.encode(), timeout=seconds + 1)
         finally:
             # Whatever it has started goes with it.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-    return process.returncode == 0
+        # What has left its group may still hold the pipe: what is there now counts.
+        os.set_blocking(proof_reader.fileno(), False)
+        return process.returncode == 0 and proof_reader.read(len(token)) == token
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """A pipe's two ends, both closed when the block ends."""
+    out, into = os.pipe()
+    with FileIO(out, "rb") as reader, FileIO(into, "wb") as writer:
+        yield reader, writer

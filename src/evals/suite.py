@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from src import models
 from src.assets import content_digest
 from src.data import prepare_corpus
+from src.data.tokenization import tokenizer_identity
 from src.devices import DTYPES, device_of
 from src.evals.cache import ResultCache
 
@@ -78,8 +79,19 @@ class Candidate:
         Raises:
             EvaluationError: there are no weights to hash.
         """
-        parts = [self._weights_digest(), self.config().to_json_string(use_diff=False)]
+        config = json.loads(self.config().to_json_string(use_diff=False))
+        # Where the weights lie says nothing of what they are.
+        config.pop("_name_or_path", None)
+        parts = [self._weights_digest(), json.dumps(config, sort_keys=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def generation_digest(self) -> str | None:
+        """SHA-256 of its generation_config.json, which says what ends its answers, or None."""
+        if self.weights is None and self.model.random_weights:
+            return None
+        file = (self.weights or models.local_folder(self.model)) / "generation_config.json"
+        return content_digest(file) if file.is_file() else None
 
     def _weights_digest(self) -> str:
         files = self._weight_files()
@@ -192,6 +204,22 @@ class Evaluation:
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that all candidates share."""
         return models.load_tokenizer(self.candidates[0].model)
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """SHA-256 of all that decides what texts become for a model, and what it writes for us.
+
+        Raises:
+            DataError: it is not a fast tokenizer.
+        """
+        tokenizer = self.tokenizer
+        parts = [
+            tokenizer_identity(tokenizer),
+            tokenizer.bos_token_id,
+            tokenizer.eos_token_id,
+            tokenizer.clean_up_tokenization_spaces,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     @cached_property
     def corpus(self) -> Corpus:

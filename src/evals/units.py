@@ -80,8 +80,13 @@ class Unit(Protocol):
         ...
 
     @property
+    def generates(self) -> bool:
+        """Whether the model writes its answers."""
+        ...
+
+    @property
     def key(self) -> Mapping[str, Any]:
-        """Everything besides the reader that decides its values."""
+        """Everything besides the reader and the tokenizer that decides its values."""
         ...
 
     def fits(self, reader: Reader) -> bool:
@@ -108,6 +113,7 @@ class RulerUnit:
     name: str
     length: int
     samples: tuple[Sample, ...]
+    generates: bool = True
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -156,6 +162,7 @@ class PapersUnit:
 
     items: tuple[PaperQuestion, ...]
     name: str = "qasper_yesno"
+    generates: bool = False
 
     @property
     def key(self) -> Mapping[str, Any]:
@@ -207,6 +214,7 @@ class PositionsUnit:
     config: PositionsConfig
     fingerprint: str
     name: str = "positions"
+    generates: bool = False
 
     @property
     def key(self) -> Mapping[str, Any]:

@@ -293,7 +293,7 @@ def needle_figure(found: Sequence[Group]) -> Figure:
                         "length (tokens)",
                         "depth (%)",
                         tuple(map(short_length, columns)),
-                        tuple(f"{100 * depth:g}" for depth in rows),
+                        tuple(f"{depth:g}" for depth in rows),
                         cells,
                         "found (%)",
                         group.members,

@@ -80,7 +80,7 @@ class Group:
     baselines: Mapping[str, Mapping[str, Estimate]]
     """Figures of the native and the merely scaled model, by name."""
     needles: Mapping[tuple[int, float], float]
-    """Share of needles found by (length, depth)."""
+    """Share of needles found by length and depth in percent."""
     variant: str = ""
     """Settings that are not the usual ones of this model and method."""
     rank: tuple[int, int] = (0, 0)

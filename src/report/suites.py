@@ -6,9 +6,9 @@ share.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import ConfigDict, Field, NonNegativeInt, PositiveInt
 
 from src.report.files import Record, final_of
 
@@ -76,10 +76,10 @@ class ModelScores(_Strict):
 
 
 class NeedleCell(_Strict):
-    """Share of needles found at a length in tokens and a depth from 0 (start) to 1 (end)."""
+    """Share of needles found at a length in tokens and a depth from 0 (start) to 100 (end)."""
 
     length: PositiveInt
-    depth: NonNegativeFloat
+    depth: Annotated[float, Field(ge=0, le=100)]
     value: float | None = None
     n: NonNegativeInt | None = None
 

@@ -135,19 +135,29 @@ def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
         {"name": "qasper_yesno", "value": 0.675, "stderr": 0.026, "model": "native"},
         {"name": "ruler_seconds", "value": 9.0, "model": "native"},
     ]
-    assert long_suite.table({"rows": rows}).splitlines() == [
+    lines = long_suite.table({"rows": rows, "limit": None}).splitlines()
+    assert lines == [
         "| model | RULER 4,096 | RULER 8,192 | qasper_yesno |",
         "|---|---:|---:|---:|",
         "| native | 61.0 ± 1.2 | 50.0 ± 1.2 | 67.5 ± 2.6 |",
         "| after cpt | 55.5 ± 1.2 | - | - |",
     ]
+    limited = long_suite.table({"rows": rows, "limit": 5}).splitlines()
+    assert limited[: len(lines)] == lines
+    assert "A quick look: at most 5 samples" in limited[-1]
+    unknown = long_suite.ruler_row({"score": 50.0, "stderr": None}, {"task": "mean"})
+    rows = [unknown | {"model": "native", "length": 4096}]
+    assert long_suite.table({"rows": rows, "limit": 5}).splitlines()[2] == (
+        "| native | 50.0 ± ? | - |"
+    )
 
 
 def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> None:
     given = argparse.Namespace(
-        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None
+        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None, run=None
     )
-    about = {"lengths": [4096], "samples": 5, "model": "native", "unit": "s"}
+    about = {"lengths": [4096], "samples": 5, "limit": None, "model": "native", "run": None}
+    about |= {"unit": "s"}
     rows = [
         {"name": "ruler_seconds", "value": 9.0, **about},
         {"name": "samples_seconds", "value": 1.0, **about},
@@ -160,3 +170,21 @@ def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> 
     assert not [r for r in known if long_suite._timed(r, given, "scaled")]
     given.commit = "b"
     assert long_suite.measured_before(given) == []
+    given.commit, given.limit = "a", 2
+    assert not [r for r in known if long_suite._timed(r, given, "native")]
+    given.limit, given.run = None, tmp_path / "run"
+    assert not [r for r in known if long_suite._timed(r, given, "native")]
+
+
+def test_code_without_a_known_commit_is_not_the_same_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(long_suite, "git_state", lambda root: {"git_commit": None})
+    given = argparse.Namespace(
+        out=tmp_path / "long.json", commit=None, lengths=[4096], samples=5, limit=None, run=None
+    )
+    long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
+    assert long_suite.measured_before(given) == []
+    monkeypatch.setattr(long_suite, "git_state", lambda root: {"git_commit": "a"})
+    long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
+    assert len(long_suite.measured_before(given)) == 1

@@ -40,6 +40,19 @@ def test_half_cached_tasks_are_timed_anew(evaluated: list[tuple[str, ...]], tmp_
     assert len(evaluated) == 2, "known times stay"
 
 
+@pytest.mark.parametrize(
+    ("model", "settings"),
+    [pytest.param("tiny", ["limit=2"], id="limit"), pytest.param("other", [], id="model")],
+)
+def test_times_of_a_quick_look_or_another_model_are_not_taken(
+    evaluated: list[tuple[str, ...]], tmp_path: Path, model: str, settings: list[str]
+) -> None:
+    known = short_suite.timed(tmp_path, model, settings, [])
+    asked = len(evaluated)
+    short_suite.timed(tmp_path, "tiny", [], known)
+    assert len(evaluated) > asked
+
+
 def test_times_of_other_code_or_devices_are_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -50,6 +63,9 @@ def test_times_of_other_code_or_devices_are_not_known(
     short_suite.write(out, rows, "a")
     assert short_suite.measured_before(out, "a") == rows
     assert short_suite.measured_before(out, "b") == []
+    short_suite.write(out, rows, None)
+    assert short_suite.measured_before(out, None) == [], "code without a commit may be any"
+    short_suite.write(out, rows, "a")
     monkeypatch.setattr(short_suite, "device_name", lambda: "another")
     assert short_suite.measured_before(out, "a") == []
 
@@ -100,3 +116,14 @@ def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:
         "| sciq | 20 | 50.0 ± 10.0 | 50.0 ± 10.0 | - | - |",
         "| mmlu | 20 | - | 50.0 ± 10.0 | - | - |",
     ]
+
+
+def test_what_too_few_items_cannot_tell_is_unknown() -> None:
+    about = {"task": "sciq", "model": "native", "limit": 2}
+    value = {"name": "value", "value": 0.5, "stderr": None, "n": 2, "higher_is_better": True}
+    score = {"name": "recovery", "value": 90.0, "interval": None, "discriminating": False}
+    lines = short_suite.table(
+        {"device": "x", "commit": "a" * 40, "rows": [value | about, score | about]}
+    ).splitlines()
+    assert "| sciq | 2 | 50.0 ± ? | 90.0% [?] | - |" in lines
+    assert "?: unknown, of fewer than 10 items." in lines

@@ -6,14 +6,17 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
 from rich.console import Console
 
 from src import config, train
-from src.config import EvaluateConfig, RunConfig
+from src.config import ConfigError, EvaluateConfig, RunConfig
 from src.evals import running
+from src.evals.suite import SuiteResult
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
@@ -193,3 +196,55 @@ def test_a_run_without_a_model_is_refused(
     refused = run_command("src.evaluate", f"run={tmp_path}", *SUITE)
     assert refused.returncode == 2
     assert "has no exported model: finish it with resume=" in refused.stderr
+
+
+def _with_model(finished: Path, target: Path, **changes: object) -> Path:
+    """A run's folder as if it had begun with another model."""
+    other = Path(shutil.copytree(finished, target))
+    file = other / "config.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["model"] |= changes
+    file.write_text(yaml.safe_dump(settings))
+    return other
+
+
+def test_a_run_of_another_model_is_not_compared(
+    finished: Path, tmp_path: Path, compose_plain: Callable[..., dict]
+) -> None:
+    def asked(other: Path) -> EvaluateConfig:
+        typed = [f"run={finished}", *SUITE, f"compare=[{other}]"]
+        return config.load_plain(EvaluateConfig, compose_plain(*typed, name="evaluate"))
+
+    other = _with_model(finished, tmp_path / "other", name="tiny_too", weights_seed=7)
+    with pytest.raises(ConfigError, match=r"'tiny_too'.*'tiny'.*differ in weights_seed"):
+        running.evaluate(asked(other))
+    renamed = _with_model(finished, tmp_path / "renamed", name="tiny_too", attention="eager")
+    running._check(asked(renamed))
+    moved = []
+    for name in ("here", "there"):
+        # Neither folder is there: nobody can say that they are the same.
+        source = {"type": "folder", "path": str(tmp_path / name)}
+        target = tmp_path / f"moved-{name}"
+        moved.append(_with_model(finished, target, source=source, random_weights=False))
+    with pytest.raises(ConfigError, match="differ in source"):
+        running._check(replace(asked(moved[1]), run=str(moved[0])))
+
+
+def test_a_quick_look_does_not_take_the_place_of_whole_results(tmp_path: Path) -> None:
+    def write(limit: int | None) -> None:
+        running._write(tmp_path, "short", SuiteResult({"limit": limit}, [{"of": limit}]))
+
+    def limits() -> dict[str, int | None]:
+        return {f.name: json.loads(f.read_text())["limit"] for f in tmp_path.glob("*.json")}
+
+    write(2)
+    assert limits() == {"short.json": 2}
+    write(None)
+    assert limits() == {"short.json": None}
+    write(3)
+    assert limits() == {"short.json": None, "short.limit_3.json": 3}
+    assert json.loads((tmp_path / "short.items.jsonl").read_text()) == {"of": None}
+    assert json.loads((tmp_path / "short.limit_3.items.jsonl").read_text()) == {"of": 3}
+    (tmp_path / "short.json").write_text("{cut o")
+    write(4)
+    assert limits()["short.json"] == 4

@@ -81,8 +81,7 @@ class DriftSuite(DriftConfig):
                 f"eval.drift.length={self.length} is longer than the native window of "
                 f"{native.window}, in which the native model can be a measure; choose at most that"
             )
-        same = [c for c in others if c.model.name == native.model.name]
-        return native, tuple(same)
+        return native, others
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
         corpus = evaluation.corpus

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from src.evals import measuring
+from src.evals.restoration import MIN_ITEMS
 from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
 from src.evals.suites.short import ShortSuite, roles_of
 from src.evals.tasks import definitions
@@ -84,8 +85,9 @@ class InheritanceSuite(ShortSuite):
         Returns:
             `native_wrong`: items that the native model gets wrong; of those, the shares that this
             model gets wrong (`wrong`) and answers with the same wrong answer (`same`), the latter's
-            95% bootstrap `interval`, and `same_of_wrong`, the share of its own mistakes there that
-            are the native model's. `chance`: `same_of_wrong` of guesses among the wrong answers.
+            95% bootstrap `interval` (None of too few items), and `same_of_wrong`, the share of its
+            own mistakes there that are the native model's. `chance`: `same_of_wrong` of guesses
+            among the wrong answers.
         """
         tasks = [t for t in given if t in native]
         gold, theirs, mine = (
@@ -116,7 +118,11 @@ class InheritanceSuite(ShortSuite):
             "wrong": float(wrong.mean()),
             "same": float(same.mean()),
             "same_of_wrong": float(same.sum() / wrong.sum()) if wrong.any() else None,
-            "interval": [float(x) for x in np.percentile(resampled, (2.5, 97.5))],
+            "interval": (
+                [float(x) for x in np.percentile(resampled, (2.5, 97.5))]
+                if count >= MIN_ITEMS
+                else None
+            ),
             "chance": float(guess[missed].mean()),
         }
 

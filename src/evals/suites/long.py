@@ -34,7 +34,7 @@ LENGTHS = (4096, 8192, 16384, 32768)
 MATERIAL = MaterialConfig()
 WITH_RETRIEVAL = "{name} + BM25"
 # Part of the key of every cached value: to be raised when answers are made or scored differently.
-VERSION = 1
+VERSION = 2
 
 # What makes one unit impossible and leaves the others as they are.
 FAULTS = (
@@ -48,7 +48,7 @@ class RulerConfig:
     """RULER's tasks.
 
     Attributes:
-        tasks: names; null for all thirteen.
+        tasks: names, each of which counts once; null for all thirteen.
         samples: of each task at each length.
         material: where prose, words and questions come from.
     """
@@ -206,7 +206,7 @@ class LongSuite:
         store = SampleStore(evaluation.tokenizer, material, self.seed)
         if self.ruler is not None:
             number = self._limited(self.ruler.samples)
-            tasks = self.ruler.tasks or tuple(TASKS)
+            tasks = tuple(dict.fromkeys(self.ruler.tasks or TASKS))
             if evaluation.is_main:
                 known = [task for task in tasks if task in ALL_TASKS]
                 store.prepare([(task, n) for task in known for n in lengths], number)
@@ -221,8 +221,9 @@ class LongSuite:
                     yield name, partial(_ruler_unit, name, length, samples)
         if self.depth is not None:
             number = self._limited(self.depth.samples)
+            depths = tuple(dict.fromkeys(self.depth.depths))
             for length in lengths:
-                samples = partial(store.depths, length, self.depth.depths, number)
+                samples = partial(store.depths, length, depths, number)
                 name = f"needle_depth_{length}"
                 yield name, partial(_ruler_unit, name, length, samples)
         if self.papers:
@@ -294,6 +295,8 @@ class LongSuite:
             "window": reader.window,
             "retrieval": shortened,
             "weights": reader.candidate.fingerprint,
+            "tokenizer": evaluation.tokenizer_digest,
+            "generation": reader.candidate.generation_digest if unit.generates else None,
             "device": evaluation.device,
             "dtype": evaluation.dtype,
         }

@@ -15,10 +15,12 @@ from pydantic import Field
 
 from src.evals import measuring
 from src.evals.measuring import Measured, Questions
-from src.evals.restoration import Answered, Comparison, Roles, TaskFacts
+from src.evals.restoration import MIN_ITEMS, Answered, Comparison, Roles, TaskFacts
 from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
 from src.evals.tasks import definitions
 from src.run_folder import SCHEMA
+
+UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
 
 PositiveCount = Annotated[int, Field(gt=0)]
 
@@ -213,6 +215,7 @@ def _values(content: Mapping[str, Any]) -> ResultTable:
         columns=("task", "items", *(m["name"] for m in models)),
         rows=tuple(rows),
         formats=("", "d", *("" for _ in models)),
+        notes=(UNKNOWN_ERROR,),
     )
 
 
@@ -220,7 +223,8 @@ def _value(result: Mapping[str, Any] | None) -> str | None:
     if result is None:
         return None
     scale, digits = (100, 1) if result.get("higher_is_better", True) else (1, 3)
-    return f"{scale * result['value']:.{digits}f} ± {scale * result['stderr']:.{digits}f}"
+    error = "?" if result["stderr"] is None else f"{scale * result['stderr']:.{digits}f}"
+    return f"{scale * result['value']:.{digits}f} ± {error}"
 
 
 def _scores(content: Mapping[str, Any]) -> list[ResultTable]:
@@ -239,8 +243,7 @@ def _scores(content: Mapping[str, Any]) -> list[ResultTable]:
                 _with_interval(s, "recovery", "{:.1f}%", 1),
                 _with_interval(s, "recovery_vs_best", "{:.1f}%", 1),
                 _with_interval(s, "gap_closed", "{:.0f}%", 100),
-                "yes" if s["significant"] else "within noise",
-                "" if s["discriminating"] else "native at chance",
+                *_certainty(s),
             )
             for name, s in entries
         ]
@@ -259,15 +262,30 @@ def _scores(content: Mapping[str, Any]) -> list[ResultTable]:
                 ),
                 rows=tuple(rows),
                 formats=("",) * 6,
-                notes=("A gap is given where scaling has cost the model more than noise.",),
+                notes=(
+                    "A gap is given where scaling has cost the model more than noise.",
+                    UNKNOWN_ERROR,
+                ),
             )
         )
     return tables
 
 
+def _certainty(scored: Mapping[str, Any]) -> tuple[str, str]:
+    """Whether a score differs from the scaled model's, and whether the task tells anything."""
+    if scored["difference"]["to_scaled"]["interval"] is None:
+        return "unknown", "too few items"
+    return (
+        "yes" if scored["significant"] else "within noise",
+        "" if scored["discriminating"] else "native at chance",
+    )
+
+
 def _with_interval(scored: Mapping[str, Any], name: str, form: str, scale: float) -> str | None:
-    if scored[name] is None or scored["interval"][name] is None:
+    if scored[name] is None:
         return None
+    if scored["interval"][name] is None:
+        return f"{form.format(scale * scored[name])} [?]"
     low, high = scored["interval"][name]
     values = (form.format(scale * x) for x in (scored[name], low, high))
     return "{} [{}, {}]".format(*values)

@@ -46,3 +46,22 @@ def test_programs_are_run_with_their_tests() -> None:
     assert answers.passes_humaneval(doc, ["    return x\n"]) == {"exact_match": 0.0}
     doc = {"test_list": ["assert plus(1) == 2"], "test_setup_code": ""}
     assert answers.passes_mbpp(doc, ["def plus(x):\n    return x + 1\n"]) == {"exact_match": 1.0}
+
+
+@pytest.mark.parametrize(
+    "leaving",
+    [
+        pytest.param("import sys; sys.exit(0)", id="exit"),
+        pytest.param(
+            "import unittest\nif __name__ == '__main__':\n    unittest.main()", id="own-tests"
+        ),
+    ],
+)
+def test_a_program_that_leaves_before_its_tests_has_not_passed(leaving: str) -> None:
+    doc: dict[str, object] = {"test_list": ["assert plus(1) == 2"], "test_setup_code": ""}
+    written = f"def plus(x):\n    return 0\n{leaving}\n"
+    assert answers.passes_mbpp(doc, [written]) == {"exact_match": 0.0}
+    doc = {"prompt": "def plus(x):\n", "test": "def check(f):\n    assert f(1) == 2\n"}
+    doc["entry_point"] = "plus"
+    written = f"    return 0\n{leaving}\n"
+    assert answers.passes_humaneval(doc, [written]) == {"exact_match": 0.0}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from src.evals.restoration import Answered, Comparison, Roles, TaskFacts
+from src.evals.restoration import MIN_ITEMS, Answered, Comparison, Roles, TaskFacts
 
 ROLES = Roles("native", "scaled", ("student", "other"), ("other",))
 
@@ -207,3 +207,44 @@ def test_a_reference_at_zero_gives_no_infinite_score() -> None:
     found = compared([QA], answers).scores()["student"]["tasks"]["qa"]
     assert found["recovery"] is None
     assert found["interval"]["recovery"] is None
+
+
+@pytest.mark.parametrize("items", [1, 2, 3, MIN_ITEMS - 1])
+def test_a_few_items_make_nothing_certain(items: int) -> None:
+    answers = {
+        "native": {"qa": right(items, items), "bits": bits(1.0, items)},
+        "scaled": {"qa": right(0, items), "bits": bits(2.0, items)},
+        "student": {"qa": right(items, items), "bits": bits(1.0, items)},
+    }
+    roles = Roles("native", "scaled", ("student",))
+    found = Comparison([QA, BITS], answers, roles, resamples=100, seed=0)
+    assert found.results("native")["qa"]["stderr"] is None
+    assert found.categories("native")["Common sense"]["stderr"] is None
+    assert found.average("native") is None
+    full = found.average("native", full=True)
+    assert full is not None
+    assert (full["value"], full["stderr"]) == (1.0, None)
+    scores = found.scores()["student"]
+    for scored in (*scores["tasks"].values(), *scores["categories"].values()):
+        assert scored["recovery"] == pytest.approx(100)
+        assert scored["gap_closed"] is None
+        assert set(scored["interval"].values()) == {None}
+        assert scored["difference"]["to_scaled"]["interval"] is None
+        assert not scored["significant"]
+        assert not scored["discriminating"]
+    assert scores["average"] is None
+
+
+def test_a_mean_is_as_uncertain_as_its_least_known_task() -> None:
+    few = TaskFacts("few", "Common sense", "acc", chance=0.25)
+    answers = {
+        name: {"qa": right(count, 100), "few": right(3, 3)}
+        for name, count in (("native", 90), ("scaled", 30), ("student", 60), ("other", 50))
+    }
+    found = compared([QA, few], answers)
+    full = found.average("native", full=True)
+    assert full is not None
+    assert full["stderr"] is None
+    scores = found.scores()["student"]
+    assert not scores["full_average"]["significant"]
+    assert scores["average"]["significant"], "it is over the task that is known"

@@ -20,6 +20,14 @@ from src.evals.sandbox import runs
         pytest.param("open('big', 'wb').write(b'x' * (8 << 20))", False, id="file-size"),
         pytest.param("import torch", False, id="no-packages"),
         pytest.param("import os; assert 'HOME' not in os.environ", True, id="no-environment"),
+        pytest.param("import sys; sys.exit(0)\nassert False", False, id="exit"),
+        pytest.param("import os; os._exit(0)\nassert False", False, id="exit-at-once"),
+        pytest.param("import unittest; unittest.main()\nassert False", False, id="own-tests"),
+        pytest.param("import os; os.write(1, b'x' * 16); os._exit(0)", False, id="prints"),
+        pytest.param("os = len = None\nprint('x' * 99_999)", True, id="names-of-its-own"),
+        pytest.param(
+            "from __future__ import annotations\ndef f(x: y): return x", True, id="future"
+        ),
     ],
 )
 def test_a_program_passes_within_its_limits(program: str, passes: bool) -> None:

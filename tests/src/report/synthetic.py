@@ -430,7 +430,7 @@ def _long(job: Job, noise: random.Random) -> dict[str, Any]:
     needles = [
         {
             "length": length,
-            "depth": depth / 10,
+            "depth": 10.0 * depth,
             "n": 40,
             "value": max(0.0, min(1.0, 1.15 * closed - 0.12 * i * (1.2 - abs(depth - 5) / 5))),
         }

@@ -73,7 +73,7 @@ def test_needles_and_layers_are_maps(runs: list[Run], groups: list[Group]) -> No
     needles = figures.needle_figure(groups).choices[0][1]
     assert isinstance(needles, Heatmap)
     assert needles.columns == ("4K", "8K", "16K", "32K")
-    assert needles.rows[0] == "0"
+    assert needles.rows == ("0", "20", "40", "60", "80", "100")
     layers = figures.layers_figure(runs).choices[0][1]
     assert isinstance(layers, Heatmap)
     assert len(layers.rows) == 32

@@ -18,7 +18,7 @@ from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig, _gathered
-from src.evals.units import PapersUnit, Reader, Session
+from src.evals.units import PapersUnit, Reader, RulerUnit, Session
 from src.rope import LinearScaling
 
 NATIVE, SCALED = 1024, 2048  # the windows of the models in conftest.py
@@ -131,6 +131,24 @@ def test_what_has_been_answered_is_not_asked_again(
     assert again.items == first.items
 
 
+def test_another_tokenizer_or_end_of_answers_is_another_question(
+    evaluation: Evaluation, suite: LongSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key(unit: Any) -> dict[str, Any]:
+        # Copies, since they remember their digests.
+        whole = replace(evaluation)
+        return suite._key(whole, Reader("native", replace(whole.candidates[0])), unit)
+
+    written = RulerUnit("ruler_fwe_64", 64, ())
+    chosen = PapersUnit((PaperQuestion("A paper.", "Is it?", 0),))
+    before = [key(written), key(chosen)]
+    monkeypatch.setattr(Candidate, "generation_digest", "other ends")
+    assert key(written) != before[0]
+    assert key(chosen) == before[1]
+    monkeypatch.setattr(Evaluation, "tokenizer_digest", "other tokens")
+    assert key(chosen) != before[1]
+
+
 def test_one_task_that_fails_leaves_the_others(
     evaluation: Evaluation, suite: LongSuite, material_config: MaterialConfig, tmp_path: Path
 ) -> None:
@@ -196,8 +214,31 @@ def test_a_limit_is_marked(evaluation: Evaluation, suite: LongSuite) -> None:
     chosen = replace(suite, lengths=(NATIVE,), limit=1)
     found = chosen.run(evaluation)
     assert found.content["limit"] == 1
-    assert all(r["n"] == 1 for r in found.content["models"][0]["results"].values())
-    assert all("limit=1" in table.title for table in chosen.tables(found.content))
+    for model in found.content["models"]:
+        for result in model["results"].values():
+            assert (result["n"], result["limit"], result["stderr"]) == (1, 1, None)
+        assert all(mean["stderr"] is None for mean in model["ruler_by_length"].values())
+    for table in chosen.tables(found.content):
+        assert "limit=1" in table.title
+        assert table.name.endswith("_limit_1")
+    assert all("/long@limit1/" in name for name in chosen.summary(found.content))
+
+
+def test_what_is_named_twice_is_asked_once(
+    evaluation: Evaluation, suite: LongSuite, material_config: MaterialConfig
+) -> None:
+    twice = replace(
+        suite,
+        ruler=RulerConfig(("fwe", "fwe"), 1, material_config),
+        depth=DepthConfig((0.0, 100.0, 0.0), 1),
+    )
+    units = twice._units(evaluation, twice._readers(evaluation), {})
+    assert [unit.name for unit in units] == [
+        *(f"ruler_fwe_{NATIVE}", f"ruler_fwe_{SCALED}"),
+        *(f"needle_depth_{NATIVE}", f"needle_depth_{SCALED}"),
+    ]
+    assert isinstance(units[2], RulerUnit)
+    assert [sample.depth for sample in units[2].samples] == [0.0, 100.0]
 
 
 def test_lengths_follow_the_windows(evaluation: Evaluation) -> None:

@@ -217,6 +217,8 @@ def test_known_figures_are_not_computed_again(
     first = SMALL.run(asked).content
     monkeypatch.setattr(perplexity, "evaluate_model", None)
     assert SMALL.run(asked).content == first
+    # Other batches change no figure beyond rounding.
+    assert replace(SMALL, batch_tokens=32).run(asked).content == first
 
 
 def test_a_model_without_weights_is_named_and_the_others_are_kept(

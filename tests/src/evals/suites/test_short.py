@@ -97,6 +97,12 @@ def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
     assert len(lines) == len(set(lines)) == 4 * len(TASKS)
 
 
+def test_a_task_that_is_named_twice_is_asked_once(evaluation: Evaluation) -> None:
+    alone = replace(evaluation, candidates=evaluation.candidates[:1])
+    (item,) = suite("piqa", "piqa", limit=1).run(alone).items
+    assert item["task"] == "piqa"
+
+
 def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> None:
     asked = suite("piqa", "gsm8k_bpb", limit=2)
     content = asked.run(evaluation).content
@@ -105,6 +111,11 @@ def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> 
         assert "2" in table.title
         assert "limit_2" in table.name
     assert all("short@limit2" in key for key in asked.summary(content))
+    values, scores, _ = asked.tables(content)
+    assert all(cell.endswith(" ± ?") for cell in values.rows[0][2:])
+    bits = next(row for row in scores.rows if row[0] == "gsm8k_bpb")
+    assert bits[1].endswith("% [?]")
+    assert bits[-2:] == ("unknown", "too few items")
     whole = suite("piqa").run(evaluation).content
     assert "eval/native/short/piqa" in suite("piqa").summary(whole)
 
@@ -282,6 +293,18 @@ def test_inheritance_counts_repeated_mistakes(evaluation: Evaluation) -> None:
     (table,) = asked.tables(content)
     assert table.columns == ("task", "native model wrong", "scaled", "after cpt", "cpt")
     assert asked.summary(content)["eval/after cpt/inheritance/same"] == found["same"]
+
+
+def test_few_mistakes_have_no_interval() -> None:
+    asked = InheritanceSuite(tasks=("piqa",), source="folder", folder=str(FIXTURES), resamples=100)
+
+    def repeated(missed: int) -> dict[str, Any]:
+        given = {"piqa": {"gold": [0] * missed, "predicted": [1] * missed}}
+        return asked._repeated("piqa", given, given)
+
+    assert repeated(3)["same"] == 1.0
+    assert repeated(3)["interval"] is None
+    assert repeated(10)["interval"] == [1.0, 1.0]
 
 
 def test_inheritance_needs_choices_and_a_second_model(evaluation: Evaluation) -> None:

@@ -140,6 +140,22 @@ class Objective(Protocol):
 
 
 @runtime_checkable
+class OwnMetricRoot(Protocol):
+    """An objective whose metrics are named otherwise than `TYPE` and `TYPE/...`."""
+
+    def metric_root(self, facts: ModelFacts) -> str:
+        """What they are named in place of its type."""
+        ...
+
+
+def metric_root(objective: Objective, facts: ModelFacts) -> str:
+    """What an objective's metrics are named: this, or this and a slash and more."""
+    if isinstance(objective, OwnMetricRoot):
+        return objective.metric_root(facts)
+    return getattr(objective, "type", type(objective).__name__)
+
+
+@runtime_checkable
 class Spreadable(Protocol):
     """An objective that can be computed on blocks whose tokens are spread over ranks.
 
@@ -172,3 +188,39 @@ class DriftChosen(Protocol):
             kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
         """
         ...
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """An objective made of others: (name, objective, weight) each."""
+
+    parts: tuple[tuple[str, Objective, float], ...]
+
+
+def streams_apart(
+    objectives: Mapping[str, tuple[str, Objective]], facts: ModelFacts
+) -> set[tuple[str, str]]:
+    """Where two streams would log different things under one name.
+
+    Args:
+        objectives: of each stream, with its name.
+        facts: of the model.
+
+    Returns:
+        (stream, root of metrics' names) for each of them: one of the streams has under that root
+        another term than the other has, or the same one with other layers.
+    """
+    by_root: dict[str, dict[str, list[tuple[str, Objective]]]] = {}
+    for stream, (name, objective) in objectives.items():
+        terms = [(name, objective)]
+        if isinstance(objective, Composed):
+            terms = [(part, own) for part, own, _ in objective.parts]
+        for term, own in terms:
+            streams = by_root.setdefault(metric_root(own, facts), {})
+            streams.setdefault(stream, []).append((term, own))
+    return {
+        (stream, root)
+        for root, streams in by_root.items()
+        for stream, own in streams.items()
+        if any(own != others for others in streams.values())
+    }

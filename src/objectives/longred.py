@@ -99,6 +99,10 @@ class LongRed:
             hidden_layers=tuple(n for n in numbers if n < facts.layers),
         )
 
+    def metric_root(self, facts: ModelFacts) -> str:
+        """Another one for the last hidden states alone: LongReD's two terms are told apart."""
+        return "longred_last" if self.chosen(facts) == (facts.layers,) else "longred"
+
     def flops(self, tokens: int, facts: ModelFacts) -> float:
         """Element-wise work only: about 30 operations a number of the chosen hidden states."""
         return 30.0 * tokens * facts.heads * facts.head_dim * len(self.chosen(facts))
@@ -122,9 +126,10 @@ class LongRed:
         numbers = self.chosen(facts)
         parts = torch.stack([_distance(*_pair(n, teacher, student, facts)) for n in numbers])
         loss = parts.sum()
-        if numbers == (facts.layers,):
-            return loss, {"longred_last": loss.detach()}
-        return loss, {"longred": loss.detach(), "longred/by_layer": parts.detach()}
+        metrics = {self.metric_root(facts): loss.detach()}
+        if numbers != (facts.layers,):
+            metrics["longred/by_layer"] = parts.detach()
+        return loss, metrics
 
 
 def _pair(

@@ -197,6 +197,11 @@ class ModelConfig:
                 f"shape.heads={self.shape.heads} is not a multiple of "
                 f"kv_heads={self.shape.kv_heads}"
             )
+        if self.shape and self.shape.head_dim % 2:
+            raise ValueError(
+                f"shape.head_dim={self.shape.head_dim} is odd, and RoPE rotates pairs: give "
+                f"{self.shape.head_dim + 1}"
+            )
         if self.shape and self.family in FAMILIES:
             family = FAMILIES[self.family]
             for fact in ("norms", "qk_norm", "qkv_bias"):

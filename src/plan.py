@@ -18,7 +18,7 @@ from src import cost, positions
 from src.adapters import QKV, FullParameters, LoraParameters, QkvParameters
 from src.config import ConfigError, RunConfig
 from src.cost import Setting
-from src.devices import ACCELERATORS, DeviceFacts, device_facts
+from src.devices import ACCELERATORS, DeviceFacts, device_facts, uses_cuda
 from src.facts import ModelFacts
 from src.models import (
     PLAIN_LAYER_FAMILIES,
@@ -29,7 +29,7 @@ from src.models import (
     resolved_shape,
     scaled_config,
 )
-from src.objectives.base import Spreadable
+from src.objectives.base import Demanding, Spreadable
 from src.rope import NativeRope
 from src.schedule import StageConfig, StageSchedule, StreamConfig
 from src.streaming import Keep
@@ -213,9 +213,13 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
 
 
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
+    cuda = config.plan_for != "this_machine" or uses_cuda(config.engine.device)
     for name in stream.terms:
         try:
-            config.objective.terms[name].needs(facts)
+            objective = config.objective.terms[name]
+            objective.needs(facts)
+            if isinstance(objective, Demanding):
+                objective.check(stream.length, cuda=cuda)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}.{error}") from error
 

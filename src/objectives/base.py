@@ -170,6 +170,23 @@ class Spreadable(Protocol):
 
 
 @runtime_checkable
+class Demanding(Protocol):
+    """An objective that not every block or device will do for."""
+
+    def check(self, length: int, *, cuda: bool) -> None:
+        """Refuse what it cannot be computed on, before anything is loaded.
+
+        Args:
+            length: tokens of the stream's blocks.
+            cuda: whether training is on a GPU.
+
+        Raises:
+            ValueError: the message begins with the setting's name.
+        """
+        ...
+
+
+@runtime_checkable
 class DriftChosen(Protocol):
     """An objective that may choose layers by how far the scaling moves their attention.
 

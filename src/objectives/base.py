@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import ValidationError, ValidatorFunctionWrapHandler
 from torch import Tensor
 
 from src.facts import ModelFacts
@@ -137,6 +138,23 @@ class Objective(Protocol):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The scalar loss (a mean over the batch's blocks) and detached metrics by name."""
         ...
+
+
+def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """For fields that take a word or a list of indices: one message for both.
+
+    Raises:
+        ValueError: the value is neither.
+    """
+    try:
+        return handler(value)
+    except ValidationError as error:
+        words = next(d["msg"] for d in error.errors() if d["type"] == "literal_error")
+        words = words.removeprefix("Input should be ")
+        raise ValueError(
+            f"give {words}, or a list of indices greater than or equal to 0, such as [0,3] "
+            f"(got {value!r})"
+        ) from error
 
 
 @runtime_checkable

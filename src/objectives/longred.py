@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, WrapValidator
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 # Of LLaMA-3-8B's 32, by the public code for 32K.
 _REFERENCE, _REFERENCE_DEPTH = (1, 9, 12, 14, 15, 32), 32
@@ -39,9 +39,10 @@ class LongRed:
     """
 
     type: Literal["longred"]
-    layers: (
-        Literal["reference", "all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...]
-    ) = "reference"
+    layers: Annotated[
+        Literal["reference", "all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...],
+        WrapValidator(list_or_word),
+    ] = "reference"
     drift_count: Annotated[int, Field(ge=2)] = 6
 
     bounded_by_native_window: ClassVar[bool] = True

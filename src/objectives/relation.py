@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, WrapValidator
 from torch import Tensor
 from torch.nn import functional
 
 from kernels.relation_kl import attention_kl, interpreted, relation_kl_set, split_relation_heads
 from src.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -68,7 +68,10 @@ class Relation:
 
     type: Literal["relation"]
     weights: RelationWeights = RelationWeights()
-    layers: Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Annotated[
+        Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...],
+        WrapValidator(list_or_word),
+    ] = "all"
     normalization: Literal["own_heads", "reference"] = "own_heads"
     relation_heads: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0

@@ -71,6 +71,17 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
             "objective.terms.relation.weights.qq: .* or equal to 0",
         ),
         ("eval.perplexity.headline=7", "eval.perplexity: headline=7 is not among windows"),
+        (
+            "+recipe.stages.ard.step_sizes="
+            "[{from_tokens: 1, tokens_per_step: 16384, slot_token: 32768}]",
+            r"step_sizes.0.slot_token: unknown key 'slot_token'; did you mean 'slot_tokens'",
+        ),
+        (
+            "recipe.stages.ard.streams.short.objective={relation: 0}",
+            r"^recipe.stages.ard.streams.short.objective.relation: .* greater than 0 \(got 0\)$",
+        ),
+        ("objective.terms.relation.layers=first", r"relation.layers: .*list of indices.*'first'"),
+        ("objective.terms.relation.layers=[-1]", r"relation.layers: .*list of indices.*\[-1\]"),
         ("model.shape.kv_heads=5", "model.shape|model: .*not a multiple of kv_heads=5"),
     ],
 )

@@ -147,7 +147,8 @@ def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         ValueError: the value is neither.
     """
     try:
-        return handler(value)
+        # Strict validation takes a list for a tuple in JSON alone, which this is no longer.
+        return handler(tuple(value) if isinstance(value, list) else value)
     except ValidationError as error:
         words = next(d["msg"] for d in error.errors() if d["type"] == "literal_error")
         words = words.removeprefix("Input should be ")

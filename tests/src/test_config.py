@@ -92,6 +92,11 @@ def test_refused_with_path_and_remedy(
         compose_run(BASE, override)
 
 
+def test_layers_may_be_a_list(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "objective.terms.relation.layers=[0,3]")
+    assert run.objective.terms["relation"].layers == (0, 3)  # type: ignore[attr-defined]
+
+
 def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> None:
     with pytest.raises(ConfigError) as caught:
         compose_run(BASE, "recipe.stages.ard.tokens=-1", "engine.dtype=fp16")

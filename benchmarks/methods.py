@@ -10,9 +10,9 @@ perplexity of the held-out book and its LAMBADA accuracy. Both stages of LinearA
 first the first one's rate, with the middle one of the second's, then the second's.
 
 Everything is the project's own command. The result file is written after every run, and a call goes
-on from it: what it has is not run again, and a run that was cut off is resumed from its newest
-checkpoint in `--work`, whose folders CASE keep the exported models. `--quick` does all that with
-the tiny model in a few minutes of a CPU, to try it out.
+on from it: what it has of the same budgets is not run again, and a run that was cut off is resumed
+from its newest checkpoint in `--work`, whose folders CASE keep the exported models. `--quick` does
+all that with the tiny model in a few minutes of a CPU, to try it out.
 """
 
 from __future__ import annotations
@@ -113,30 +113,34 @@ class Running:
     began: float
 
 
-def losses_of(rows: Sequence[Row], case: str, stage: str, rates: Rates) -> dict[float, Row]:
-    """Rows of the searches that differ in one stage's rate from these, by that rate."""
+def losses_of(
+    rows: Sequence[Row], case: str, stage: str, rates: Rates, budget: str
+) -> dict[float, Row]:
+    """Rows of the searches of a budget that differ in one stage's rate from these, by that rate."""
     others = {k: v for k, v in rates.items() if k != stage}
     return {
         row["rates"][stage]: row
         for row in rows
         if (row["name"], row["case"], row.get("stage")) == ("search_loss", case, stage)
+        and row["budget"] == budget
         and {k: v for k, v in row["rates"].items() if k != stage} == others
     }
 
 
 def decided(
-    rows: Sequence[Row], case: str, searched: Mapping[str, Sequence[float]]
+    rows: Sequence[Row], case: str, searched: Mapping[str, Sequence[float]], budget: str
 ) -> tuple[list[Rates], Rates | None]:
     """Rates whose search is still to be run, and once there are none, those that were best.
 
-    One stage after the other, later ones at their middle rate until it is their turn.
+    One stage after the other, later ones at their middle rate until it is their turn. Searches of
+    another budget than this one don't count.
 
     Raises:
         SystemExit: a stage diverges at every rate.
     """
     rates = {stage: tried[(len(tried) - 1) // 2] for stage, tried in searched.items()}
     for stage, tried in searched.items():
-        known = losses_of(rows, case, stage, rates)
+        known = losses_of(rows, case, stage, rates, budget)
         missing = [rates | {stage: rate} for rate in tried if rate not in known]
         if missing:
             return missing, None
@@ -174,7 +178,12 @@ class Bench:
         self.gpus = visible_gpus()
         self.running: list[Running] = []
         self.failed: dict[str, str] = {}
-        self.result: dict[str, Any] = {"commit": given.commit, "rows": []}
+        self.result: dict[str, Any] = {
+            "commit": given.commit,
+            "search_budget": given.search_budget,
+            "budget": given.budget,
+            "rows": [],
+        }
         if given.out.is_file():
             self.result = json.loads(given.out.read_text(encoding="utf-8"))
 
@@ -206,9 +215,9 @@ class Bench:
         given = self.given
         busy = {job.run.name for job in self.running} | self.failed.keys()
         for case in given.cases:
-            if self.find("train_seconds", case=case):
+            if self.find("train_seconds", case=case, budget=given.budget):
                 continue
-            missing, best = decided(self.rows, case, CASES[case])
+            missing, best = decided(self.rows, case, CASES[case], given.search_budget)
             runs = [Run(case, rates, given.search_budget, search=True) for rates in missing]
             if best is not None and not given.search_only:
                 runs = [Run(case, best, given.budget, search=False)]
@@ -272,7 +281,6 @@ class Bench:
     def _ended(self, job: Running) -> None:
         """Take the rows of a run that has finished; remember one that has not."""
         run, folder = job.run, RunFolder(self.given.work / job.run.name)
-        about = {"case": run.case, "rates": run.rates, "budget": run.budget}
         record = folder.record() if folder.record_file.is_file() else {"error": None}
         diverged = (record["error"] or "").startswith("FloatingPointError")
         if job.process.returncode and not (run.search and diverged):
@@ -280,20 +288,27 @@ class Bench:
             self.failed[run.name] = f"{run.name}: exit code {code}; see {job.log}"
             print(self.failed[run.name], flush=True)
             return
-        self._describe(folder, record)
+        self._describe(record)
+        about = {"case": run.case, "rates": run.rates, "budget": run.budget}
+        about |= {"commit": self._commit(record)}
         if run.search:
             for stage in run.rates:
                 row = {"name": "search_loss", "value": last_half_loss(folder, stage)}
                 self.rows.append(row | {"unit": "nats", "stage": stage} | about)
         else:
-            known = {row["case"] for row in self.find("perplexity")}
+            # Of models that no budget has trained.
+            known = {row["case"] for row in self.find("perplexity") if "budget" not in row}
             self.rows.extend(final_rows(folder, about, known))
         write_json(self.given.out, self.result)
         # Only now: cut off before, its rows are taken from its files again.
         shutil.rmtree(folder.path if run.search else folder.checkpoints)
         print(f"{run.name} took {time.monotonic() - job.began:.0f} s", flush=True)
 
-    def _describe(self, folder: RunFolder, record: Mapping[str, Any]) -> None:
+    def _commit(self, record: Mapping[str, Any]) -> str | None:
+        """Of the code that made a run."""
+        return self.given.commit or record["git_commit"]
+
+    def _describe(self, record: Mapping[str, Any]) -> None:
         """Where it was measured and on what, from a run's record."""
         fingerprints = {
             f"{record['experiment']}/{k}": v for k, v in record["data_fingerprint"].items()
@@ -301,7 +316,7 @@ class Bench:
         self.result |= {
             "device": record["device"],
             "versions": record["versions"],
-            "commit": self.given.commit or record["git_commit"],
+            "commit": self._commit(record),
             "command": "python -m benchmarks.methods",
             "gpus": len(self.gpus),
             "jobs_at_once": self.given.jobs,
@@ -332,7 +347,8 @@ def final_rows(folder: RunFolder, about: Row, known: set[str]) -> Iterator[Row]:
         for suite in ("perplexity", "short")
     )
     last = perplexity["models"][-1]["name"]
-    labels = {"native": ("native", {}), "scaled": ("scaled", {}), last: (about["case"], about)}
+    code = {"commit": about["commit"]}
+    labels = {"native": ("native", code), "scaled": ("scaled", code), last: (about["case"], about)}
     for model in perplexity["models"]:
         label, extra = labels.get(model["name"], (None, {}))
         if label is not None and label not in known:
@@ -348,8 +364,9 @@ def final_rows(folder: RunFolder, about: Row, known: set[str]) -> Iterator[Row]:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a model a row; perplexity by window, LAMBADA, the chosen rates."""
-    rows: list[Row] = result["rows"]
+    """A Markdown table of the last budget: a model a row; perplexity, LAMBADA, the chosen rates."""
+    # Native and scaled model have no budget.
+    rows = [r for r in result["rows"] if r.get("budget") in (None, result["budget"])]
     labels = list(dict.fromkeys(r["case"] for r in rows if r["name"] == "perplexity"))
     if not labels:
         return "No whole run has been measured yet."
@@ -373,10 +390,12 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def search_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a stage's search a row, the best rate in bold."""
+    """A Markdown table of the last search budget: a stage a row, the best rate in bold."""
     lines = ["| method | stage | other rates | loss at each rate |", "|---|---|---|---|"]
+    budget = result["search_budget"]
     for case, searched in CASES.items():
-        own = [r for r in result["rows"] if (r["name"], r["case"]) == ("search_loss", case)]
+        sought = ("search_loss", case, budget)
+        own = [r for r in result["rows"] if (r["name"], r["case"], r.get("budget")) == sought]
         for stage in searched:
             others = [
                 {k: v for k, v in row["rates"].items() if k != stage}
@@ -385,7 +404,7 @@ def search_table(result: Mapping[str, Any]) -> str:
             ]
             # What was searched is where more than one rate was tried.
             for fixed in [x for i, x in enumerate(others) if x not in others[:i]]:
-                known = losses_of(own, case, stage, fixed)
+                known = losses_of(own, case, stage, fixed, budget)
                 if others.count(fixed) < 2:
                     continue
                 finite = {rate: r["value"] for rate, r in known.items() if r["value"] is not None}

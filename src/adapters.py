@@ -57,7 +57,8 @@ class FullParameters:
 AnyParameters = LoraParameters | QkvParameters | FullParameters
 Parameters = Annotated[AnyParameters, Field(discriminator="type")]
 
-_QKV = ("q_proj", "k_proj", "v_proj")
+# What QkvParameters train.
+QKV = ("q_proj", "k_proj", "v_proj")
 
 
 class ParametersError(ValueError):
@@ -87,7 +88,7 @@ def make_trainable(
         return network.requires_grad_(True)
 
     names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    wanted = parameters.projections if isinstance(parameters, LoraParameters) else _QKV
+    wanted = parameters.projections if isinstance(parameters, LoraParameters) else QKV
     missing = [p for p in wanted if p not in names]
     if missing:
         setting = (
@@ -102,7 +103,7 @@ def make_trainable(
     if isinstance(parameters, QkvParameters):
         network.requires_grad_(False)
         for name, module in network.named_modules():
-            if name.rpartition(".")[2] in _QKV:
+            if name.rpartition(".")[2] in QKV:
                 module.requires_grad_(True)
         return network
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import PlainValidator
 
-from src.schedule import StageConfig
+from src.schedule import StageConfig, StageSchedule
 
 # Tokens as a number, or in units of 2**20 as papers write them: 4.25M = 4,456,448, 256M = 2**28.
-Budget = Annotated[int, Field(gt=0)] | str
+# Anything is accepted here, so that `tokens_of` refuses it in one line whatever it is.
+Budget = Annotated[int | str, PlainValidator(lambda written: written)]
 
 _UNIT = 2**20
 
@@ -29,14 +30,15 @@ def tokens_of(budget: Budget) -> int:
     Raises:
         ValueError: not a whole number of tokens, or not written as one.
     """
-    if isinstance(budget, int):
-        return budget
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)M", budget)
-    tokens = Fraction(found[1]) * _UNIT if found else Fraction(0)
+    tokens = Fraction(0)
+    if isinstance(budget, int) and not isinstance(budget, bool):
+        tokens = Fraction(budget)
+    elif isinstance(budget, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)M", budget)):
+        tokens = Fraction(found[1]) * _UNIT
     if tokens <= 0 or tokens.denominator != 1:
         raise ValueError(
-            f"budget={budget!r}: give tokens as a whole number (4456448) or in units of 2**20 that "
-            "make one (4.25M, 256M)"
+            f"budget={budget!r}: give tokens as a whole number above 0 (4456448), or in units of "
+            "2**20 that make one (4.25M, 256M)"
         )
     return int(tokens)
 
@@ -49,11 +51,48 @@ def applied(stages: Mapping[str, StageConfig], budget: Budget | None) -> dict[st
         budget: of all stages together; None leaves each stage its own tokens.
 
     Raises:
-        ValueError: a budget that is malformed or too small, or a stage that does not fit it.
+        ValueError: a budget that is malformed or too small, that would end a stage on a block of a
+            single token, or that a stage does not fit.
     """
-    tokens = {name: stage.tokens for name, stage in stages.items()}
-    if budget is not None:
-        tokens = split(tokens_of(budget), stages)
+    if budget is None:
+        return _decided(stages, {name: stage.tokens for name, stage in stages.items()})
+    total = tokens_of(budget)
+    decided = _decided(stages, split(total, stages))
+    if (stage := _ends_badly(decided)) is not None:
+        # One token fewer or more ends well, unless it moves the stages' shares as well.
+        near = [t for t in (total - 1, total + 1, total + 2) if _works(t, stages)][:2]
+        raise ValueError(
+            f"budget={budget} gives stage {stage} {decided[stage].tokens} tokens, which end on a "
+            f"block of a single token: give {' or '.join(map(str, near))}"
+        )
+    return decided
+
+
+def _works(total: int, stages: Mapping[str, StageConfig]) -> bool:
+    try:
+        return _ends_badly(_decided(stages, split(total, stages))) is None
+    except ValueError:
+        return False
+
+
+def _ends_badly(stages: Mapping[str, StageConfig]) -> str | None:
+    """The stage whose last block would have a single token, if there is one."""
+    for name, stage in stages.items():
+        try:
+            StageSchedule(stage)
+        except ValueError:
+            return name
+    return None
+
+
+def _decided(
+    stages: Mapping[str, StageConfig], tokens: Mapping[str, int]
+) -> dict[str, StageConfig]:
+    """The stages at these tokens, with the sizes of their steps.
+
+    Raises:
+        ValueError: a stage that does not fit its tokens.
+    """
     decided: dict[str, StageConfig] = {}
     for name, stage in stages.items():
         try:

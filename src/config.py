@@ -445,7 +445,14 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
         # loosely.
         return adapter.validate_json(json.dumps(plain))
     except ValidationError as error:
-        lines = [_explain(cls, detail) for detail in error.errors()]
+        details = error.errors()
+        paths = [_locate(cls, detail["loc"])[0] for detail in details]
+        # A fault inside one member of a union stands beside "is not" of the other members.
+        lines = [
+            _explain(cls, detail)
+            for detail, path in zip(details, paths, strict=True)
+            if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
+        ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 
@@ -501,8 +508,12 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
         if tagged and len(kinds) > 1:
             kinds = tagged
             continue
-        if isinstance(part, str) and not any(_holds_keys(kind) for kind in kinds):
-            continue  # pydantic's name for a member of a union of plain types
+        member = isinstance(part, str) and len(kinds) > 1
+        if member or not (isinstance(part, int) or any(_holds_keys(kind) for kind in kinds)):
+            # pydantic's name for a member of a union, such as dict[str,int].
+            named = str(part).partition("[")[0]
+            kinds = [k for k in kinds if _plain_name(k) == named] or kinds
+            continue
         parent = kinds[0] if kinds else None
         path.append(str(part))
         kinds = [child for kind in kinds for child in _children(kind, part)]
@@ -511,6 +522,10 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
 
 def _holds_keys(kind: Any) -> bool:
     return is_dataclass(kind) or typing.get_origin(kind) is dict
+
+
+def _plain_name(kind: Any) -> str:
+    return getattr(typing.get_origin(kind) or kind, "__name__", "")
 
 
 def _tag(kind: Any) -> str | None:
@@ -527,6 +542,8 @@ def _children(kind: Any, part: str | int) -> list[Any]:
         return _variants(hint) if hint is not None else []
     if typing.get_origin(kind) is dict:
         return _variants(typing.get_args(kind)[1])
+    if typing.get_origin(kind) is tuple:
+        return _variants(typing.get_args(kind)[0])
     return []
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from src.facts import ModelFacts
-from src.objectives.base import Batch, Objective
+from src.objectives.base import Batch, Objective, streams_apart
 from src.positions import positions
 from src.progress import meter
 from src.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
@@ -166,7 +167,23 @@ class StageRun:
         self.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
         for name, value in metrics.items():
-            sums.add(f"loss/{name}", value, share)
+            sums.add(f"loss/{self._told_apart(micro.stream, name)}", value, share)
+
+    @cached_property
+    def _streams_apart(self) -> set[tuple[str, str]]:
+        named = {
+            name: (next(iter(stream.terms)), self.objectives[name])
+            for name, stream in self.stage.streams.items()
+        }
+        return streams_apart(named, self.facts)
+
+    def _told_apart(self, stream: str, name: str) -> str:
+        """A metric's name, after its stream as well where another stream's would be mixed in.
+
+        Its root comes first, or after the term (src/objectives/weighted_sum.py).
+        """
+        apart = any((stream, root) in self._streams_apart for root in name.split("/")[:2])
+        return f"{stream}/{name}" if apart else name
 
     def _batch(self, micro: MicroStep) -> Batch:
         # A rank without a block of its own runs another's at weight 0: collectives need everyone.

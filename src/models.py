@@ -39,6 +39,9 @@ PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family
 # transformers' names for kinds of layers.
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 
+# The config's name for what norms add to the variance, by family.
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+
 # What makes logits or attention scores other than the plain products that objectives work with, by
 # the config's name for it and the value that means nothing.
 _BEYOND_PRODUCTS = {
@@ -193,6 +196,11 @@ class ModelConfig:
             raise ValueError(
                 f"shape.heads={self.shape.heads} is not a multiple of "
                 f"kv_heads={self.shape.kv_heads}"
+            )
+        if self.shape and self.shape.head_dim % 2:
+            raise ValueError(
+                f"shape.head_dim={self.shape.head_dim} is odd, and RoPE rotates pairs: give "
+                f"{self.shape.head_dim + 1}"
             )
         if self.shape and self.family in FAMILIES:
             family = FAMILIES[self.family]
@@ -516,7 +524,17 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
 
 
 def shape_of(config: PretrainedConfig) -> ModelShape:
-    """Read the sizes from a transformers config."""
+    """Read the sizes from a transformers config.
+
+    Raises:
+        ModelError: a size is missing from it, or has another name.
+    """
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    if missing := [size for size in needed if getattr(config, size, None) is None]:
+        raise ModelError(
+            f"a model of type {config.model_type!r} has no {', '.join(missing)} in its config, so "
+            "its sizes are not known: give a model whose config has them"
+        )
     heads = config.num_attention_heads
     family = _family_of_type(config.model_type)
     full, sliding = _thetas(config)
@@ -532,7 +550,11 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         vocabulary=config.vocab_size,
         rope_theta=full,
         tied_embeddings=bool(config.tie_word_embeddings),
-        norm_eps=config.rms_norm_eps,
+        norm_eps=next(
+            (value for name in _NORM_EPS if (value := getattr(config, name, None)) is not None),
+            # Some have it in their code (OLMo: PyTorch's own, which is this one's default too).
+            ModelShape.norm_eps,
+        ),
         sliding_rope_theta=sliding,
         query_scalar=None if scalar in (None, head_dim) else int(scalar),
         norms=family.norms,
@@ -569,19 +591,72 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     """The model's config with the scaling written into it as transformers 5 reads it.
 
     Where each kind of layer has a RoPE of its own, that of the full-attention layers is scaled.
+    What the model's own entry has besides is kept: some classes read more from it than a scaling
+    sets (Phi-3 its partial_rotary_factor).
+
+    Raises:
+        ModelError: as `native_config`; or transformers does not offer the scaling for such a model,
+            so that it could not be exported.
+        ValueError: the scaling's fields do not fit the model.
+    """
+    from huggingface_hub.errors import StrictDataclassClassValidationError
+
+    config = native_config(model)
+    rope = native_rope(model, shape_of(config))
+    native = config.rope_parameters
+    parameters = scaling.rope_parameters(rope)
+    if rope.by_layer_type:
+        config.rope_parameters = {**native, _FULL: {**native[_FULL], **parameters}}
+    else:
+        config.rope_parameters = {**native, **parameters}
+    config.max_position_embeddings = scaling.max_position_embeddings(rope)
+    if hasattr(config, original := "original_max_position_embeddings"):
+        # Phi-3 states it outside as well, which overrides the scaling's when it is loaded again.
+        config.original_max_position_embeddings = parameters.get(original, model.native_window)
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        raise ModelError(
+            f"rope.type={scaling.type}: transformers does not take its rope_parameters for models "
+            f"of type {config.model_type!r} ({error.__cause__}); use another scaling or model"
+        ) from error
+    return config
+
+
+def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Linear layers of a decoder layer, by name: inputs and outputs.
+
+    Those of a listed family are LLaMA's; of another the model's own, whatever their names are.
 
     Raises:
         ModelError: as `native_config`.
-        ValueError: the scaling's fields do not fit the model.
     """
-    config = native_config(model)
-    rope = native_rope(model, shape_of(config))
-    parameters = scaling.rope_parameters(rope)
-    if rope.by_layer_type:
-        parameters = {**config.rope_parameters, _FULL: parameters}
-    config.rope_parameters = parameters
-    config.max_position_embeddings = scaling.max_position_embeddings(rope)
-    return config
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if model.family not in FAMILIES and model.shape is None:
+        return _linear_layers(native_config(model))
+    sizes = {
+        "q_proj": (shape.hidden, queries),
+        "k_proj": (shape.hidden, keys),
+        "v_proj": (shape.hidden, keys),
+        "o_proj": (queries, shape.hidden),
+        "gate_proj": (shape.hidden, shape.intermediate),
+        "up_proj": (shape.hidden, shape.intermediate),
+        "down_proj": (shape.intermediate, shape.hidden),
+    }
+    return {name: sizes[name] for name in family_of(model.family).projections}
+
+
+def _linear_layers(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    return {
+        name.rpartition(".")[2]: (module.in_features, module.out_features)
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not network.get_output_embeddings()
+    }
 
 
 def served_length(model: ModelConfig, scaling: RopeScaling) -> int | None:

@@ -7,7 +7,7 @@ settings that would make it fit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,20 +15,21 @@ from rich.console import Console
 from rich.table import Table
 
 from src import cost, positions
-from src.adapters import LoraParameters
+from src.adapters import QKV, FullParameters, LoraParameters, QkvParameters
 from src.config import ConfigError, RunConfig
 from src.cost import Setting
-from src.devices import ACCELERATORS, DeviceFacts, device_facts
+from src.devices import ACCELERATORS, DeviceFacts, device_facts, uses_cuda
 from src.facts import ModelFacts
-from src.families import PROJECTIONS, family_of
 from src.models import (
     PLAIN_LAYER_FAMILIES,
     ModelShape,
     native_rope,
     planned_facts,
+    projection_sizes,
     resolved_shape,
+    scaled_config,
 )
-from src.objectives.base import Spreadable
+from src.objectives.base import Demanding, Spreadable
 from src.rope import NativeRope
 from src.schedule import StageConfig, StageSchedule, StreamConfig
 from src.streaming import Keep
@@ -147,6 +148,9 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
     try:
         # Tables of another length, for example.
         config.rope.rope_parameters(rope)
+        if config.model.shape is None:
+            # Its files are there to be asked; what is listed has been tried.
+            scaled_config(config.model, config.rope)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     for name in config.recipe.stages:
@@ -209,9 +213,13 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
 
 
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
+    cuda = config.plan_for != "this_machine" or uses_cuda(config.engine.device)
     for name in stream.terms:
         try:
-            config.objective.terms[name].needs(facts)
+            objective = config.objective.terms[name]
+            objective.needs(facts)
+            if isinstance(objective, Demanding):
+                objective.check(stream.length, cuda=cuda)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}.{error}") from error
 
@@ -351,8 +359,7 @@ def _stage_plan(
         for rank in range(readers)
         for micro in schedule.micro_steps(0, rank=rank, world_size=readers, micro_batch=micro_batch)
     ]
-    projections = family_of(config.model.family).projections
-    adapters = _adapter_parameters(stage, shape, name, projections)
+    adapters = _adapter_parameters(config, shape, name)
     setting = _decided(config, stage, shape, facts, adapters, world_size, device)
     return StagePlan(
         name=name,
@@ -510,29 +517,28 @@ def _savings(
     yield {"student.zero_stage": 3, "student.offload_parameters": True}
 
 
-def _adapter_parameters(
-    stage: StageConfig, shape: ModelShape, name: str, allowed: Sequence[str] = PROJECTIONS
-) -> int | None:
-    """Weights of the LoRA adapters, None where there are none."""
-    parameters = stage.parameters
-    if not isinstance(parameters, LoraParameters):
+def _adapter_parameters(config: RunConfig, shape: ModelShape, name: str) -> int | None:
+    """Weights of a stage's LoRA adapters, None where there are none.
+
+    Raises:
+        ConfigError: the model lacks projections that are trained.
+    """
+    parameters, model = config.recipe.stages[name].parameters, config.model
+    if isinstance(parameters, FullParameters):
         return None
-    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    sizes = {
-        "q_proj": (shape.hidden, queries),
-        "k_proj": (shape.hidden, keys),
-        "v_proj": (shape.hidden, keys),
-        "o_proj": (queries, shape.hidden),
-        "gate_proj": (shape.hidden, shape.intermediate),
-        "up_proj": (shape.hidden, shape.intermediate),
-        "down_proj": (shape.intermediate, shape.hidden),
-    }
-    unknown = [p for p in parameters.projections if p not in allowed]
+    sizes = projection_sizes(model, shape)
+    allowed = ", ".join(sizes)
+    path = f"recipe.stages.{name}.parameters"
+    if isinstance(parameters, QkvParameters):
+        if missing := [p for p in QKV if p not in sizes]:
+            raise ConfigError(
+                f"{path}.type: qkv trains {', '.join(missing)}, which {model.name} lacks; use "
+                f"lora, with projections among {allowed}, or full"
+            )
+        return None
+    unknown = [p for p in parameters.projections if p not in sizes]
     if unknown:
-        raise ConfigError(
-            f"recipe.stages.{name}.parameters.projections: {unknown} unknown; allowed: "
-            f"{', '.join(allowed)}"
-        )
+        raise ConfigError(f"{path}.projections: {unknown} unknown; allowed: {allowed}")
     chosen = [sizes[p] for p in parameters.projections]
     # DoRA has a magnitude for each output besides.
     magnitudes = sum(out for _, out in chosen) if parameters.use_dora else 0

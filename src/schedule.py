@@ -21,6 +21,8 @@ from src.positions import Positions
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
+# A block of a single token predicts nothing and has nothing to attend to.
+BlockLength = Annotated[int, Field(gt=1)]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class StreamConfig:
     """
 
     objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
-    length: PositiveInt
+    length: BlockLength
     batch_size: PositiveInt | None = None
     share: PositiveInt = 1
     weight: PositiveFloat = 1.0
@@ -83,7 +85,11 @@ class StageConfig:
         tokens_per_step: null for what `step_sizes` has for that many tokens.
         step_sizes: sizes by the stage's tokens, so that a small budget still has steps.
         slot_tokens: tokens of each stream's slot, by which each `batch_size` that is null follows;
-            null as well for what `step_sizes` has.
+            null as well for what `step_sizes` has: for the stage's tokens, or where
+            `tokens_per_step` is given, for steps of that size.
+
+    Raises:
+        ValueError: steps that are not whole slots or turns, or streams that do not make the slots.
     """
 
     tokens: PositiveInt
@@ -97,6 +103,8 @@ class StageConfig:
     step_sizes: tuple[StepSize, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.slot_tokens is None:
+            object.__setattr__(self, "slot_tokens", self._slots_of_given_steps())
         if self.slot_tokens is not None:
             object.__setattr__(self, "streams", _filled(self.streams, self.slot_tokens))
         if self.tokens_per_step is None:
@@ -105,16 +113,34 @@ class StageConfig:
             return
         slots = [s.slot_tokens for s in self.streams.values()]
         turn = sum(s.slot_tokens * s.share for s in self.streams.values())
-        unit = slots[0] if len(set(slots)) == 1 else turn
+        equal = len(set(slots)) == 1
+        unit = slots[0] if equal else turn
         if self.tokens_per_step % unit:
-            equal = len(set(slots)) == 1
-            what = "a slot (length x batch_size)" if equal else "one turn of the mixture"
+            what = "one turn of the mixture"
+            if equal:
+                what = "a slot (length x batch_size" + (
+                    ")" if self.slot_tokens is None else f", by slot_tokens={self.slot_tokens})"
+                )
             below = self.tokens_per_step // unit * unit
             above = below + unit
             raise ValueError(
                 f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens "
                 f"of {what}: give {f'{below} or ' if below else ''}{above}"
+                f"{'' if equal else ', or slot_tokens for slots of equal tokens'}"
             )
+
+    def _slots_of_given_steps(self) -> int | None:
+        """Tokens of a slot where steps are given and slots are not.
+
+        They are those of the largest step size that is no larger, of the smallest if none is, so
+        that a mixture keeps the proportions that equal slots give it.
+        """
+        undecided = any(stream.batch_size is None for stream in self.streams.values())
+        if self.tokens_per_step is None or not self.step_sizes or not undecided:
+            return None
+        by_tokens = sorted(self.step_sizes, key=lambda size: size.tokens_per_step)
+        fitting = [size for size in by_tokens if size.tokens_per_step <= self.tokens_per_step]
+        return (fitting[-1] if fitting else by_tokens[0]).slot_tokens
 
     @property
     def step_tokens(self) -> int:

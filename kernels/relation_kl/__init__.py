@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from kernels.relation_kl.api import (
     attention_kl,
+    interpreted,
     relation_kl,
     relation_kl_set,
     split_relation_heads,
 )
 
-__all__ = ["attention_kl", "relation_kl", "relation_kl_set", "split_relation_heads"]
+__all__ = [
+    "attention_kl",
+    "interpreted",
+    "relation_kl",
+    "relation_kl_set",
+    "split_relation_heads",
+]

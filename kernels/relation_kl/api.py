@@ -313,6 +313,11 @@ def _module(name: str) -> Implementation:
     return reference
 
 
+def interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, which needs no GPU."""
+    return os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
+
+
 def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
     """Why the Triton backend cannot take these tensors; None if it can."""
     for x in tensors:
@@ -324,10 +329,9 @@ def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
                 f"{x.shape[-1]}; use 'chunked'"
             )
     device = tensors[0].device
-    interpreted = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "y", "yes")
-    if device.type != "cuda" and not interpreted:
+    if device.type != "cuda" and not interpreted():
         return f"the tensors are on '{device}', not on a CUDA device, and TRITON_INTERPRET is off"
-    if interpreted and any(x.dtype is torch.bfloat16 for x in tensors):
+    if interpreted() and any(x.dtype is torch.bfloat16 for x in tensors):
         return "Triton's interpreter multiplies bfloat16 wrongly; use float32 or float16 there"
     if importlib.util.find_spec("triton") is None:
         return "the package 'triton' is not installed"

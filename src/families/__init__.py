@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 
-from src.families.base import PROJECTIONS, Family, LayerParts, parts_of
+from src.families.base import Family, LayerParts, parts_of
 
 _MODULES = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
 
@@ -31,4 +31,4 @@ def layer_parts(children: set[str]) -> LayerParts | None:
     return next((parts for parts in known if parts_of(parts) == children), None)
 
 
-__all__ = ["FAMILIES", "PROJECTIONS", "Family", "LayerParts", "family_of", "layer_parts"]
+__all__ = ["FAMILIES", "Family", "LayerParts", "family_of", "layer_parts"]

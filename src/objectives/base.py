@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from pydantic import ValidationError, ValidatorFunctionWrapHandler
 from torch import Tensor
 
 from src.facts import ModelFacts
@@ -139,6 +140,40 @@ class Objective(Protocol):
         ...
 
 
+def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+    """For fields that take a word or a list of indices: one message for both.
+
+    Raises:
+        ValueError: the value is neither.
+    """
+    try:
+        # Strict validation takes a list for a tuple in JSON alone, which this is no longer.
+        return handler(tuple(value) if isinstance(value, list) else value)
+    except ValidationError as error:
+        words = next(d["msg"] for d in error.errors() if d["type"] == "literal_error")
+        words = words.removeprefix("Input should be ")
+        raise ValueError(
+            f"give {words}, or a list of indices greater than or equal to 0, such as [0,3] "
+            f"(got {value!r})"
+        ) from error
+
+
+@runtime_checkable
+class OwnMetricRoot(Protocol):
+    """An objective whose metrics are named otherwise than `TYPE` and `TYPE/...`."""
+
+    def metric_root(self, facts: ModelFacts) -> str:
+        """What they are named in place of its type."""
+        ...
+
+
+def metric_root(objective: Objective, facts: ModelFacts) -> str:
+    """What an objective's metrics are named: this, or this and a slash and more."""
+    if isinstance(objective, OwnMetricRoot):
+        return objective.metric_root(facts)
+    return getattr(objective, "type", type(objective).__name__)
+
+
 @runtime_checkable
 class Spreadable(Protocol):
     """An objective that can be computed on blocks whose tokens are spread over ranks.
@@ -150,6 +185,23 @@ class Spreadable(Protocol):
 
     def needs_whole_blocks(self) -> str | None:
         """The setting with which it cannot, such as `last_tokens=512`; None if it can."""
+        ...
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """An objective that not every block or device will do for."""
+
+    def check(self, length: int, *, cuda: bool) -> None:
+        """Refuse what it cannot be computed on, before anything is loaded.
+
+        Args:
+            length: tokens of the stream's blocks.
+            cuda: whether training is on a GPU.
+
+        Raises:
+            ValueError: the message begins with the setting's name.
+        """
         ...
 
 
@@ -172,3 +224,39 @@ class DriftChosen(Protocol):
             kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
         """
         ...
+
+
+@runtime_checkable
+class Composed(Protocol):
+    """An objective made of others: (name, objective, weight) each."""
+
+    parts: tuple[tuple[str, Objective, float], ...]
+
+
+def streams_apart(
+    objectives: Mapping[str, tuple[str, Objective]], facts: ModelFacts
+) -> set[tuple[str, str]]:
+    """Where two streams would log different things under one name.
+
+    Args:
+        objectives: of each stream, with its name.
+        facts: of the model.
+
+    Returns:
+        (stream, root of metrics' names) for each of them: one of the streams has under that root
+        another term than the other has, or the same one with other layers.
+    """
+    by_root: dict[str, dict[str, list[tuple[str, Objective]]]] = {}
+    for stream, (name, objective) in objectives.items():
+        terms = [(name, objective)]
+        if isinstance(objective, Composed):
+            terms = [(part, own) for part, own, _ in objective.parts]
+        for term, own in terms:
+            streams = by_root.setdefault(metric_root(own, facts), {})
+            streams.setdefault(stream, []).append((term, own))
+    return {
+        (stream, root)
+        for root, streams in by_root.items()
+        for stream, own in streams.items()
+        if any(own != others for others in streams.values())
+    }

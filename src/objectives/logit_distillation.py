@@ -46,6 +46,19 @@ class LogitDistillation:
         del facts
         return Needs(teacher=True, hidden=True, head=True, teacher_head=True)
 
+    def check(self, length: int, *, cuda: bool) -> None:
+        """Refuse more last tokens than a block has.
+
+        Raises:
+            ValueError: they are.
+        """
+        del cuda
+        if self.last_tokens is not None and self.last_tokens > length:
+            raise ValueError(
+                f"last_tokens={self.last_tokens} is more than a block's {length}: give at most "
+                f"{length}, or null for all"
+            )
+
     def flops(self, tokens: int, facts: ModelFacts) -> float:
         """Nothing beyond the models' own passes and their heads."""
         del tokens, facts

@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, WrapValidator
 from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 # Of LLaMA-3-8B's 32, by the public code for 32K.
 _REFERENCE, _REFERENCE_DEPTH = (1, 9, 12, 14, 15, 32), 32
@@ -39,9 +39,10 @@ class LongRed:
     """
 
     type: Literal["longred"]
-    layers: (
-        Literal["reference", "all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...]
-    ) = "reference"
+    layers: Annotated[
+        Literal["reference", "all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...],
+        WrapValidator(list_or_word),
+    ] = "reference"
     drift_count: Annotated[int, Field(ge=2)] = 6
 
     bounded_by_native_window: ClassVar[bool] = True
@@ -99,6 +100,10 @@ class LongRed:
             hidden_layers=tuple(n for n in numbers if n < facts.layers),
         )
 
+    def metric_root(self, facts: ModelFacts) -> str:
+        """Another one for the last hidden states alone: LongReD's two terms are told apart."""
+        return "longred_last" if self.chosen(facts) == (facts.layers,) else "longred"
+
     def flops(self, tokens: int, facts: ModelFacts) -> float:
         """Element-wise work only: about 30 operations a number of the chosen hidden states."""
         return 30.0 * tokens * facts.heads * facts.head_dim * len(self.chosen(facts))
@@ -122,9 +127,10 @@ class LongRed:
         numbers = self.chosen(facts)
         parts = torch.stack([_distance(*_pair(n, teacher, student, facts)) for n in numbers])
         loss = parts.sum()
-        if numbers == (facts.layers,):
-            return loss, {"longred_last": loss.detach()}
-        return loss, {"longred": loss.detach(), "longred/by_layer": parts.detach()}
+        metrics = {self.metric_root(facts): loss.detach()}
+        if numbers != (facts.layers,):
+            metrics["longred/by_layer"] = parts.detach()
+        return loss, metrics
 
 
 def _pair(

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
-from pydantic import Field
+from pydantic import Field, WrapValidator
 from torch import Tensor
 from torch.nn import functional
 
-from kernels.relation_kl import attention_kl, relation_kl_set, split_relation_heads
+from kernels.relation_kl import attention_kl, interpreted, relation_kl_set, split_relation_heads
 from src.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -62,18 +62,30 @@ class Relation:
 
     `relation_heads` regroups the heads of the self-relations as MiniLMv2 does (2012.15828): those
     of queries, keys and values are each concatenated and split into that many, so that teacher and
-    student may differ in heads and width. Attention rows and outputs keep their heads.
+    student may differ in heads and width; scores are divided by the root of their width. Attention
+    rows and outputs keep their heads, and `reference` has nothing to divide by.
     """
 
     type: Literal["relation"]
     weights: RelationWeights = RelationWeights()
-    layers: Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...] = "all"
+    layers: Annotated[
+        Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...],
+        WrapValidator(list_or_word),
+    ] = "all"
     normalization: Literal["own_heads", "reference"] = "own_heads"
     relation_heads: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
 
     bounded_by_native_window: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.normalization == "reference" and self.relation_heads is not None:
+            raise ValueError(
+                f"normalization=reference and relation_heads={self.relation_heads} exclude each "
+                "other, since queries, keys and values then have as many heads: leave one of them "
+                "out"
+            )
 
     def chosen_layers(self, facts: ModelFacts) -> tuple[int, ...]:
         """Layer indices, ascending.
@@ -108,6 +120,18 @@ class Relation:
                 )
         return Needs(teacher=True, qkv_layers=self.chosen_layers(facts))
 
+    def check(self, length: int, *, cuda: bool) -> None:
+        """Refuse the Triton backend without a GPU.
+
+        Raises:
+            ValueError: it is asked for.
+        """
+        del length
+        if self.backend == "triton" and not cuda and not interpreted():
+            raise ValueError(
+                "backend=triton needs a CUDA device (engine.device): use auto, chunked or reference"
+            )
+
     def flops(self, tokens: int, facts: ModelFacts) -> float:
         """Two matrix products a causal tile forward and four backward, for each weighted relation.
 
@@ -135,12 +159,14 @@ class Relation:
         losses: list[Tensor] = []
         each: list[Tensor] = []
         if names := self._self_relations():
+            # A model's own scale is for its heads; relation heads have that of their own width.
+            own_scale = scale if self.relation_heads is None else None
             loss, own = relation_kl_set(
                 self._sides(student, names),
                 self._sides(teacher, names),
                 self._self_weights(names, facts),
-                scale=scale,
-                teacher_scale=scale,
+                scale=own_scale,
+                teacher_scale=own_scale,
                 window=window,
                 temperature=self.temperature,
                 backend=self.backend,
@@ -192,7 +218,7 @@ class Relation:
 
     def _self_weights(self, names: list[str], facts: ModelFacts) -> list[float]:
         weights = [float(getattr(self.weights, n)) for n in names]
-        if self.normalization == "own_heads" or self.relation_heads is not None:
+        if self.normalization == "own_heads":
             return weights
         # The reference divides every relation's sum by rows times *query* heads: the model's, of
         # which a rank may have a share.

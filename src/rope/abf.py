@@ -28,8 +28,16 @@ class BaseFrequencyScaling(Scaling):
         return native.inverse_frequencies(self.theta)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """Unscaled RoPE of the larger base."""
-        del native
+        """Unscaled RoPE of the larger base.
+
+        Raises:
+            ValueError: it is smaller than the model's own.
+        """
+        if self.theta < native.theta:
+            raise ValueError(
+                f"rope.theta is {self.theta:g}, below the model's own base of {native.theta:g}, "
+                "which makes the window shorter: give a larger one"
+            )
         return {"rope_type": "default", "rope_theta": float(self.theta)}
 
 

@@ -115,12 +115,11 @@ class FactorScaling(Scaling):
         """The factor given, or target_length / native_window.
 
         Raises:
-            ValueError: the target is shorter than the native window and no factor is given.
+            ValueError: the target is shorter than the native window.
         """
-        if self.factor is not None:
-            # vLLM refuses an integer here.
-            return float(self.factor)
-        return super().resolved_factor(native_window)
+        needed = super().resolved_factor(native_window)
+        # vLLM refuses an integer here.
+        return needed if self.factor is None else float(self.factor)
 
 
 def checked_table(name: str, table: tuple[float, ...], native: NativeRope) -> np.ndarray:

@@ -28,6 +28,7 @@ def rows(losses: dict[tuple[float, float], tuple[float | None, float | None]]) -
             "case": "x",
             "stage": stage,
             "rates": dict(zip(TWO, rates, strict=True)),
+            "budget": "1M",
             "value": value,
         }
         for rates, values in losses.items()
@@ -36,28 +37,58 @@ def rows(losses: dict[tuple[float, float], tuple[float | None, float | None]]) -
 
 
 def test_the_first_stage_is_searched_at_the_seconds_middle_rate() -> None:
-    missing, best = decided([], "x", TWO)
+    missing, best = decided([], "x", TWO, "1M")
     assert missing == [{"ard": rate, "cpt": 2.0} for rate in TWO["ard"]]
     assert best is None
 
 
 def test_then_the_second_at_the_firsts_best_one() -> None:
     known = {(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (4.0, 9.5), (0.3, 2.0): (3.0, 9.9)}
-    assert decided(rows(known), "x", TWO) == (
+    assert decided(rows(known), "x", TWO, "1M") == (
         [{"ard": 0.3, "cpt": 1.0}, {"ard": 0.3, "cpt": 3.0}],
         None,
     )
     known |= {(0.3, 1.0): (3.0, 9.8), (0.3, 3.0): (3.0, 10.0)}
-    assert decided(rows(known), "x", TWO) == ([], {"ard": 0.3, "cpt": 1.0})
+    assert decided(rows(known), "x", TWO, "1M") == ([], {"ard": 0.3, "cpt": 1.0})
+
+
+def test_another_budgets_runs_do_not_count(tmp_path: Path) -> None:
+    known = rows({(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (4.0, 9.5), (0.3, 2.0): (3.0, 9.9)})
+    assert decided(known, "x", TWO, "2M") == decided([], "x", TWO, "2M")
+    out = tmp_path / "methods.json"
+    rates = {"cpt": 1e-4}
+    searched = [
+        {"name": "search_loss", "case": "cpt_long_32k", "stage": "cpt", "value": 1.0}
+        | {"rates": {"cpt": rate}, "budget": "1M"}
+        for rate in CASES["cpt_long_32k"]["cpt"]
+    ]
+    whole = {"name": "train_seconds", "case": "cpt_long_32k", "rates": rates, "budget": "4.25M"}
+    out.write_text(json.dumps({"rows": [*searched, whole]}))
+
+    def ready(*arguments: str) -> list[methods.Run]:
+        command = ["--out", str(out), "--cases", "cpt_long_32k", *arguments]
+        return list(methods.Bench(methods.parser().parse_args(command))._ready())
+
+    assert ready() == []
+    assert ready("--budget", "16M") == [methods.Run("cpt_long_32k", rates, "16M", search=False)]
+    assert len(ready("--budget", "16M", "--search-budget", "2M")) == len(searched)
+
+
+def test_every_row_that_is_kept_names_its_commit_and_budget() -> None:
+    kept = json.loads((ROOT / "benchmarks/results/methods.json").read_text())
+    assert kept["rows"]
+    for row in kept["rows"]:
+        assert row["commit"]
+        assert "budget" in row or row["case"] in ("native", "scaled")
 
 
 def test_a_rate_that_diverges_is_not_chosen() -> None:
     known = {(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (6.0, 9.5), (0.3, 2.0): (None, None)}
-    missing, _ = decided(rows(known), "x", TWO)
+    missing, _ = decided(rows(known), "x", TWO, "1M")
     assert {r["ard"] for r in missing} == {0.1}
     nowhere: dict[Any, Any] = dict.fromkeys(known, (None, None))
     with pytest.raises(SystemExit, match="stage ard diverges at every rate"):
-        decided(rows(nowhere), "x", TWO)
+        decided(rows(nowhere), "x", TWO, "1M")
 
 
 def test_the_last_half_of_a_stages_steps_counts(tmp_path: Path) -> None:
@@ -87,11 +118,12 @@ def test_the_table_has_a_line_a_model() -> None:
 
     rates = {"ard": 1e-3, "cpt": 3e-4}
     result = {
+        "budget": "4.25M",
         "rows": [
             {"name": "train_seconds", "value": 9, "case": "linearard_32k", "rates": rates},
             *scored("linearard_32k", rates=rates),
             *scored("native"),
-        ]
+        ],
     }
     assert methods.table(result).splitlines()[2:] == [
         "| native |  | 12.35 | 40.0% ± 1.0% |",

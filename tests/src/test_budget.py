@@ -106,6 +106,58 @@ def test_what_a_user_sets_stands(compose_run: Callable[..., RunConfig]) -> None:
     assert (stage.step_tokens, stage.streams["long"].blocks) == (262_144, 2)
 
 
+@pytest.mark.parametrize("experiment", ["longred_c_32k", "longred_u_32k", "cpt_mix_32k"])
+@pytest.mark.parametrize(
+    ("tokens_per_step", "slot_tokens"), [(65_536, 32_768), (262_144, 32_768), (2**21, 131_072)]
+)
+def test_steps_of_another_size_keep_a_mixtures_proportions(
+    compose_run: Callable[..., RunConfig], experiment: str, tokens_per_step: int, slot_tokens: int
+) -> None:
+    run = compose_run(
+        f"+experiment={experiment}",
+        "model=tiny",
+        f"recipe.stages.mix.tokens_per_step={tokens_per_step}",
+    )
+    stage = run.recipe.stages["mix"]
+    assert (stage.step_tokens, stage.slot_tokens) == (tokens_per_step, slot_tokens)
+    assert {s.slot_tokens for s in stage.streams.values()} == {slot_tokens}
+    read = StageSchedule(replace(stage, tokens=2**24)).tokens_read()
+    assert (read["long"] / read["s2l"], read["short"] / read["s2l"]) == (4, 3)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "asked"),
+    [("cpt_long_32k", 131_073), ("cpt_mix_32k", 4_456_449), ("linearard_32k", 4_456_449)],
+)
+def test_a_budget_that_ends_on_a_single_token_is_refused_with_those_that_work(
+    compose_run: Callable[..., RunConfig], experiment: str, asked: int
+) -> None:
+    def composed(tokens: int) -> RunConfig:
+        return compose_run(f"+experiment={experiment}", "model=tiny", f"budget={tokens}")
+
+    with pytest.raises(ConfigError, match=f"budget={asked} gives stage") as caught:
+        composed(asked)
+    assert str(caught.value).endswith(f"give {asked - 1} or {asked + 1}")
+    for tokens in (asked - 1, asked + 1):
+        plan.make(composed(tokens), world_size=1)
+
+
+@pytest.mark.parametrize("written", ["4.25", "1e6", "0", "-5", "true", "[1]"])
+def test_a_malformed_budget_is_refused_in_one_line(
+    compose_run: Callable[..., RunConfig], written: str
+) -> None:
+    with pytest.raises(ConfigError, match=r"^budget=.*: give tokens as a whole number.*4\.25M.*$"):
+        compose_run("+experiment=cpt_long_32k", f"budget={written}")
+
+
+def test_a_budget_replaces_tokens_and_null_lets_them_stand(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    set_by_hand = ("+experiment=cpt_long_32k", "recipe.stages.cpt.tokens=1048576")
+    assert compose_run(*set_by_hand).recipe.stages["cpt"].tokens == 4_456_448
+    assert compose_run(*set_by_hand, "budget=null").recipe.stages["cpt"].tokens == 1_048_576
+
+
 def test_the_resolved_config_says_what_was_decided_and_loads_again(
     compose_run: Callable[..., RunConfig],
 ) -> None:

@@ -71,6 +71,17 @@ def test_recipes_read_a_models_own_tuning(compose_run: Callable[..., RunConfig])
             "objective.terms.relation.weights.qq: .* or equal to 0",
         ),
         ("eval.perplexity.headline=7", "eval.perplexity: headline=7 is not among windows"),
+        (
+            "+recipe.stages.ard.step_sizes="
+            "[{from_tokens: 1, tokens_per_step: 16384, slot_token: 32768}]",
+            r"step_sizes.0.slot_token: unknown key 'slot_token'; did you mean 'slot_tokens'",
+        ),
+        (
+            "recipe.stages.ard.streams.short.objective={relation: 0}",
+            r"^recipe.stages.ard.streams.short.objective.relation: .* greater than 0 \(got 0\)$",
+        ),
+        ("objective.terms.relation.layers=first", r"relation.layers: .*list of indices.*'first'"),
+        ("objective.terms.relation.layers=[-1]", r"relation.layers: .*list of indices.*\[-1\]"),
         ("model.shape.kv_heads=5", "model.shape|model: .*not a multiple of kv_heads=5"),
     ],
 )
@@ -79,6 +90,11 @@ def test_refused_with_path_and_remedy(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         compose_run(BASE, override)
+
+
+def test_layers_may_be_a_list(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "objective.terms.relation.layers=[0,3]")
+    assert run.objective.terms["relation"].layers == (0, 3)  # type: ignore[attr-defined]
 
 
 def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> None:

@@ -27,7 +27,7 @@ def setting(run: RunConfig, stage: str = "ard", *, checkpointing: bool = False, 
         shape.layers, (None,) * shape.layers, shape.heads, shape.kv_heads, shape.head_dim
     )
     chosen = run.recipe.stages[stage]
-    adapters = _adapter_parameters(chosen, shape, stage)
+    adapters = _adapter_parameters(run, shape, stage)
     made = Setting(run, chosen, shape, facts, adapters, 1, checkpointing, "qkv")
     return replace(made, **more)
 

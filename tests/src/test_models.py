@@ -18,12 +18,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from src import assets, models
+from src import assets, models, plan
 from src.capture import QKVCapture, attention_output
-from src.config import RunConfig
+from src.config import ConfigError, RunConfig
 from src.evals.perplexity import negative_log_likelihood
 from src.models import ModelConfig, ModelError, ModelShape
 from src.rope import BaseFrequencyScaling, LinearScaling, NativeRope
+from src.rope.longrope import LongRopeScaling
 
 ComposeRun = Callable[..., RunConfig]
 CONF = Path(__file__).resolve().parents[2] / "conf" / "model"
@@ -250,7 +251,7 @@ def saved_as(
     return replace(model, family=family)
 
 
-@pytest.mark.parametrize("family", ["olmo2", "smollm3"])
+@pytest.mark.parametrize("family", ["olmo", "olmo2", "smollm3", "starcoder2"])
 def test_a_family_without_a_file_works_by_the_defaults(
     tmp_path: Path, compose_run: ComposeRun, family: str
 ) -> None:
@@ -264,6 +265,53 @@ def test_a_family_without_a_file_works_by_the_defaults(
     with capture.recording():
         logits(network)
     assert capture.take().keys() == {0, 1}
+
+
+def test_what_a_scaling_does_not_set_of_a_models_rope_is_kept(
+    tmp_path: Path, compose_run: ComposeRun
+) -> None:
+    model = saved_as(tmp_path, compose_run, "phi3", "phi3")
+    scaled = models.scaled_config(model, LongRopeScaling("longrope", 32_768))
+    assert scaled.rope_parameters["rope_type"] == "longrope"
+    assert scaled.rope_parameters["partial_rotary_factor"] == 1.0
+    scaled.save_pretrained(tmp_path / "scaled")
+    again = AutoConfig.from_pretrained(tmp_path / "scaled")
+    assert again.rope_parameters == scaled.rope_parameters
+
+
+def test_a_scaling_that_a_models_class_does_not_take_is_refused_with_the_plan(
+    tmp_path: Path, compose_run: ComposeRun
+) -> None:
+    saved_as(tmp_path, compose_run, "phi3", "phi3")
+    run = compose_run(
+        *("+experiment=linearard_32k", "model=folder", f"model.source.path={tmp_path}"),
+        *("model.family=phi3", "model.native_window=4096", "engine=cpu", "rope=yarn"),
+    )
+    with pytest.raises(ConfigError, match=r"rope\.type=yarn: .*'phi3'.*'longrope'.*use another"):
+        plan.make(run, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            "lora",
+            r"ard\.parameters\.projections: \['q_proj', .*allowed: o_proj, qkv_proj, gate_up_proj",
+        ),
+        ("qkv", r"ard\.parameters\.type: qkv trains q_proj, k_proj, v_proj, which .* lacks; use"),
+    ],
+)
+def test_projections_that_a_model_lacks_are_refused_before_it_is_loaded(
+    tmp_path: Path, compose_run: ComposeRun, parameters: str, message: str
+) -> None:
+    saved_as(tmp_path, compose_run, "phi3", "phi3")
+    run = compose_run(
+        *("+experiment=linearard_32k", "model=folder", f"model.source.path={tmp_path}"),
+        *("model.family=phi3", "model.native_window=4096", "engine=cpu", "rope=longrope"),
+        f"parameters@recipe.stages.ard.parameters={parameters}",
+    )
+    with pytest.raises(ConfigError, match=message):
+        plan.make(run, world_size=1)
 
 
 @pytest.mark.parametrize(

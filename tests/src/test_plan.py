@@ -124,6 +124,32 @@ def test_work_of_a_dense_model_is_six_flops_a_weight_and_token(
     assert stage.flops / stage.tokens == pytest.approx(6 * run.model.shape.parameters, rel=0.05)
 
 
+def test_more_last_tokens_than_a_block_has_are_refused(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    last = "objective.terms.logit_distillation.last_tokens"
+    run = compose_run("+experiment=logit_kd_32k", "engine=cpu", f"{last}=4097")
+    with pytest.raises(ConfigError, match=rf"{last}=4097 is more than a block's 4096: give at"):
+        plan.make(run, world_size=1)
+
+
+def test_triton_is_planned_for_a_gpu(compose_run: Callable[..., RunConfig]) -> None:
+    triton = ("objective.terms.relation.backend=triton", "dry_run=true", "plan_for=h100")
+    plan.make(compose_run(BASE, *triton), world_size=1)
+
+
+@pytest.mark.parametrize(("theta", "refused"), [(5000.0, True), (10_000.0, False), (2e7, False)])
+def test_a_base_below_the_models_own_is_refused(
+    compose_run: Callable[..., RunConfig], theta: float, refused: bool
+) -> None:
+    run = compose_run(BASE, "rope=abf", f"rope.theta={theta}")
+    if refused:
+        with pytest.raises(ConfigError, match=r"rope\.theta is 5000, below .* 10000"):
+            plan.make(run, world_size=1)
+    else:
+        plan.make(run, world_size=1)
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
@@ -146,6 +172,12 @@ def test_work_of_a_dense_model_is_six_flops_a_weight_and_token(
             "recipe.stages.ard.tokens=2359297 ends on .* single token",
         ),
         ("rope.target_length=16384", "recipe.stages.cpt.streams.long.length: 32768 .*=16384"),
+        ("recipe.stages.cpt.streams.long.length=1", r"long\.length: .* greater than 1 \(got 1\)"),
+        ("model.shape.head_dim=127", r"shape\.head_dim=127 is odd, .* give 128"),
+        (
+            "objective.terms.relation.backend=triton",
+            r"relation\.backend=triton needs a CUDA device",
+        ),
     ],
 )
 def test_contradictions_are_refused(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.adapters import FullParameters
-from src.schedule import StageConfig, StageSchedule, StreamConfig, learning_rate
+from src.schedule import StageConfig, StageSchedule, StepSize, StreamConfig, learning_rate
 
 
 def stage(
@@ -116,6 +117,20 @@ def test_stage_ends_on_the_exact_token(length: int, batch: int, slots: int, toke
 def test_step_that_is_no_whole_slot_is_refused_with_the_nearest() -> None:
     with pytest.raises(ValueError, match=r"tokens_per_step=5000 .* a slot .* give 4096 or 8192"):
         stage(8192, 5000, {"a": StreamConfig("lm", 4096)})
+
+
+def test_a_slot_that_does_not_fit_the_step_is_named() -> None:
+    streams = {"a": StreamConfig("lm", 32, batch_size=None), "b": StreamConfig("lm", 8)}
+    sizes = (StepSize(1, 64, 32), StepSize(1000, 512, 64))
+
+    def of_steps(tokens: int) -> StageConfig:
+        plain = stage(640, 640, {"a": StreamConfig("lm", 32)})
+        return replace(plain, tokens_per_step=tokens, step_sizes=sizes, streams=streams)
+
+    assert of_steps(32).slot_tokens == 32, "the smallest where none is as small"
+    assert of_steps(512).slot_tokens == 64
+    with pytest.raises(ValueError, match=r"a slot \(.*slot_tokens=64\): give 512 or 576"):
+        of_steps(520)
 
 
 def test_first_step_learns_and_last_reaches_the_final_rate() -> None:

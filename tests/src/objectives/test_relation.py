@@ -276,11 +276,13 @@ def test_all_five_terms_add_up() -> None:
 
 
 @pytest.mark.parametrize("relation_heads", [1, 2, 3, 12])
-@pytest.mark.parametrize("normalization", ["own_heads", "reference"])
+@pytest.mark.parametrize("scale", [None, 0.1])
 def test_relation_heads_are_concatenated_and_split_again(
-    relation_heads: int, normalization: Normalization
+    relation_heads: int, scale: float | None
 ) -> None:
-    """Teacher with 8 query heads of half the size: widths agree, heads do not."""
+    """The scale is that of their own width, whatever the model states for its heads.
+
+    Teacher with 8 query heads of half the size: widths agree, heads do not."""
     student = draw(1, FACTS)
     teacher = {
         i: LayerQKV(*(x.detach().unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for x in qkv))
@@ -294,13 +296,18 @@ def test_relation_heads_are_concatenated_and_split_again(
         heads = [torch.stack(columns[r * size : (r + 1) * size], -1) for r in range(relation_heads)]
         return torch.stack(heads, 1)
 
-    objective = Relation("relation", relation_heads=relation_heads, normalization=normalization)
-    loss, _ = loss_of(objective, student, teacher)
+    objective = Relation("relation", relation_heads=relation_heads)
+    loss, _ = loss_of(objective, student, teacher, replace(FACTS, scale=scale))
     sides = [{i: LayerQKV(*map(regrouped, x)) for i, x in m.items()} for m in (student, teacher)]
     expected = by_the_formula(*sides)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+def test_relation_heads_leave_the_reference_nothing_to_divide_by() -> None:
+    with pytest.raises(ValueError, match="normalization=reference and relation_heads=2 exclude"):
+        Relation("relation", relation_heads=2, normalization="reference")
 
 
 def test_relation_heads_that_do_not_divide_are_refused() -> None:

@@ -27,7 +27,12 @@ def test_the_factor_follows_from_the_target(target: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "scaling", [LinearScaling("linear", 1024), BaseFrequencyScaling("abf", 1024, theta=1e6)]
+    "scaling",
+    [
+        LinearScaling("linear", 1024),
+        LinearScaling("linear", 1024, factor=4.0),
+        BaseFrequencyScaling("abf", 1024, theta=1e6),
+    ],
 )
 def test_target_below_the_native_window_is_refused(scaling: Scaling) -> None:
     with pytest.raises(ValueError, match=r"rope\.target_length is 1024, below .* 4096"):

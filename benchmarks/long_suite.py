@@ -49,7 +49,7 @@ from src.evals.suites.drift import DriftSuite
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
 from src.models import ModelConfig
 from src.rope import LinearScaling
-from src.run_folder import RunFolder, device_name, git_state, versions
+from src.run_folder import RunFolder, device_name, git_state, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"
@@ -314,9 +314,7 @@ def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> Non
         "rows": list(rows),
     }
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.out.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(options.out)
+    write_json(options.out, result)
 
 
 def table(result: Mapping[str, Any]) -> str:

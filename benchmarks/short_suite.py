@@ -35,7 +35,7 @@ from typing import Any
 from src import assets
 from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
-from src.run_folder import device_name, git_state, versions
+from src.run_folder import device_name, git_state, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
@@ -240,7 +240,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], commit: str | None) -> 
         "rows": list(rows),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    write_json(path, result)
     print(f"wrote {path}", flush=True)
 
 

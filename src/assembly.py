@@ -78,7 +78,7 @@ def drawing(sharding: Sharding) -> Iterator[None]:
     try:
         yield
     finally:
-        PreTrainedModel._initialize_weights = initialize  # type: ignore[method-assign]
+        PreTrainedModel._initialize_weights = initialize  # type: ignore[method-assign]  # as above
         hook.remove()
 
 

@@ -79,6 +79,7 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
         name=name,
         stage=stage,
         schedule=StageSchedule(stage),
+        # Random tokens stand for a corpus's blocks.
         blocks={s: Blocks(stream.length) for s, stream in stage.streams.items()},  # type: ignore[misc]
         objectives=objectives,
         facts=built.facts,

@@ -110,7 +110,7 @@ def test_two_ranks_hold_the_halves_of_a_whole_model(
     assert shape is not None
     whole = {name: loaded(settings.model, p, None) for name, p in PARAMETERS.items()}
     weights = tmp_path / "weights"
-    whole["full"].save_pretrained(weights)  # type: ignore[operator]
+    whole["full"].save_pretrained(weights)  # type: ignore[operator]  # typed nn.Module
     plain = tmp_path / "settings.json"
     plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
     program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
@@ -141,6 +141,7 @@ def trained(
             name=name,
             stage=stage,
             schedule=StageSchedule(stage),
+            # Random tokens stand for a corpus's blocks.
             blocks={s: RandomBlocks(x.length, 256) for s, x in stage.streams.items()},  # type: ignore[misc]
             objectives=objectives,
             facts=built.facts,

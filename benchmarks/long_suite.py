@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
-import json
 import sys
 import tarfile
 import time
@@ -34,6 +33,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.short_suite import commit_of, measured_before
 from src import assets, config, models
 from src.config import RunConfig
 from src.data import DataConfig, PackagedText
@@ -49,7 +49,7 @@ from src.evals.suites.drift import DriftSuite
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
 from src.models import ModelConfig
 from src.rope import LinearScaling
-from src.run_folder import RunFolder, device_name, git_state, versions, write_json
+from src.run_folder import RunFolder, device_name, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"
@@ -284,30 +284,12 @@ def unpack(folder: Path) -> None:
     print(f"unpacked into {assets.cache_dir()}")
 
 
-def commit_of(options: argparse.Namespace) -> str | None:
-    """The code's commit: as given, else what the repository says."""
-    return options.commit or git_state(ROOT)["git_commit"]
-
-
-def measured_before(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of an earlier call with this code on this device, none where there was no such call.
-
-    Code that no commit is known of may be any, so nothing is taken for its own.
-    """
-    commit = commit_of(options)
-    if commit is None or not options.out.is_file():
-        return []
-    before = json.loads(options.out.read_text(encoding="utf-8"))
-    same = (before["commit"], before["device"]) == (commit, device_name())
-    return before["rows"] if same else []
-
-
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the result file as it stands."""
     result = {
         "device": device_name(),
         "versions": versions(),
-        "commit": commit_of(options),
+        "commit": commit_of(options.commit),
         "command": "python -m benchmarks.long_suite "
         f"--lengths {' '.join(map(str, options.lengths))} --samples {options.samples}",
         "limit": options.limit,
@@ -348,7 +330,7 @@ def run(options: argparse.Namespace) -> None:
     """Everything, written as it comes."""
     whole = evaluation(options)
     models.check_available(whole.candidates[0].model)
-    known = measured_before(options)
+    known = measured_before(options.out, options.commit)
     rows: list[dict[str, Any]] = []
     for row in timed_rows(options, whole, known):
         rows.append(row)

@@ -163,13 +163,13 @@ def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> 
         {"name": "samples_seconds", "value": 1.0, **about},
         {"name": "drift_x", "value": 2.0, "unit": "", "model": "native"},
     ]
-    assert long_suite.measured_before(given) == []
+    assert long_suite.measured_before(given.out, given.commit) == []
     long_suite.write(given, rows)
-    known = long_suite.measured_before(given)
+    known = long_suite.measured_before(given.out, given.commit)
     assert [r for r in known if long_suite._timed(r, given, "native")] == rows[:2]
     assert not [r for r in known if long_suite._timed(r, given, "scaled")]
     given.commit = "b"
-    assert long_suite.measured_before(given) == []
+    assert long_suite.measured_before(given.out, given.commit) == []
     given.commit, given.limit = "a", 2
     assert not [r for r in known if long_suite._timed(r, given, "native")]
     given.limit, given.run = None, tmp_path / "run"
@@ -179,12 +179,12 @@ def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> 
 def test_code_without_a_known_commit_is_not_the_same_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(long_suite, "git_state", lambda root: {"git_commit": None})
+    monkeypatch.setattr("benchmarks.short_suite.git_state", lambda root: {"git_commit": None})
     given = argparse.Namespace(
         out=tmp_path / "long.json", commit=None, lengths=[4096], samples=5, limit=None, run=None
     )
     long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
-    assert long_suite.measured_before(given) == []
-    monkeypatch.setattr(long_suite, "git_state", lambda root: {"git_commit": "a"})
+    assert long_suite.measured_before(given.out, given.commit) == []
+    monkeypatch.setattr("benchmarks.short_suite.git_state", lambda root: {"git_commit": "a"})
     long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
-    assert len(long_suite.measured_before(given)) == 1
+    assert len(long_suite.measured_before(given.out, given.commit)) == 1

@@ -13,8 +13,8 @@ packed into parcels on one that has it, and unpacked into the cache there, in an
 Rows: `ruler` (0 to 100, by task and length; task `mean` is over tasks), `needle_depth` (0 to 100),
 `qasper_yesno`, `perplexity_last_k`, `perplexity_sliding`, `perplexity_at` (by position),
 `recovery` and `gap_closed` with their intervals, drift's figures (means over layers), and
-`ruler_seconds`: loading, reading and answering all of RULER's samples by one model, which were
-made before. The file is written after every model; a second call goes on, and keeps what an
+`ruler_seconds`: loading, reading and answering all of RULER's samples by the native model, which
+were made before. The file is written after every part; a second call goes on, and keeps what an
 earlier one has timed.
 """
 
@@ -117,46 +117,41 @@ def evaluation(options: argparse.Namespace) -> Evaluation:
 
 def timed_rows(
     options: argparse.Namespace, whole: Evaluation, known: Sequence[Mapping[str, Any]]
-) -> Iterator[dict[str, Any]]:
-    """Ask each model RULER's questions and nothing else, by the clock, unless that is known."""
+) -> list[dict[str, Any]]:
+    """Ask the native model RULER's questions and nothing else, by the clock, unless that is known.
+
+    The other models have its shape, so the same time.
+    """
     ruler = ruler_of(options)
-    for candidate in whole.candidates:
-        before = [dict(row) for row in known if _timed(row, options, candidate.name)]
-        if before:
-            yield from before
-            continue
-        alone = replace(whole, candidates=(candidate,))
-        started = time.monotonic()
-        problems = ruler.problems(alone)
-        if problems:
-            sys.exit("\n".join(problems))
-        made = time.monotonic() - started
-        # Cached answers would be read, not timed.
-        found = ruler.run(replace(alone, cache=Renewed(whole.cache.folder)))
-        seconds = time.monotonic() - started - made
-        about = {
-            **_timed_as(options, candidate.name),
-            "tasks": len({n.rpartition("_")[0] for n in found.content["models"][0]["results"]}),
-        }
-        yield {"name": "ruler_seconds", "value": seconds, "unit": "s", **about}
-        yield {"name": "samples_seconds", "value": made, "unit": "s", **about}
-
-
-def _samples(options: argparse.Namespace) -> int:
-    return min(options.samples, options.limit or options.samples)
-
-
-def _timed_as(options: argparse.Namespace, model: str) -> dict[str, Any]:
-    """What a time is of: a model of a run, or of none, on samples."""
-    run = None if options.run is None else str(options.run)
-    about = {"model": model, "run": run, "lengths": options.lengths}
-    return about | {"samples": _samples(options), "limit": options.limit}
-
-
-def _timed(row: Mapping[str, Any], options: argparse.Namespace, model: str) -> bool:
-    """Whether a row is a time of this model on these samples."""
-    about = _timed_as(options, model)
-    return row["name"] in ("ruler_seconds", "samples_seconds") and about.items() <= row.items()
+    native = whole.candidates[0]
+    about = {
+        "model": native.name,
+        "lengths": options.lengths,
+        "limit": options.limit,
+        "samples": min(options.samples, options.limit or options.samples),
+    }
+    before = [
+        dict(row)
+        for row in known
+        if row["name"] in ("ruler_seconds", "samples_seconds") and about.items() <= row.items()
+    ]
+    if before:
+        return before
+    alone = replace(whole, candidates=(native,))
+    started = time.monotonic()
+    problems = ruler.problems(alone)
+    if problems:
+        sys.exit("\n".join(problems))
+    made = time.monotonic() - started
+    # Cached answers would be read, not timed.
+    found = ruler.run(replace(alone, cache=Renewed(whole.cache.folder)))
+    seconds = time.monotonic() - started - made
+    names = found.content["models"][0]["results"]
+    about["tasks"] = len({name.rpartition("_")[0] for name in names})
+    return [
+        {"name": "ruler_seconds", "value": seconds, "unit": "s", **about},
+        {"name": "samples_seconds", "value": made, "unit": "s", **about},
+    ]
 
 
 class Renewed(ResultCache):
@@ -331,11 +326,9 @@ def run(options: argparse.Namespace) -> None:
     whole = evaluation(options)
     models.check_available(whole.candidates[0].model)
     known = measured_before(options.out, options.commit)
-    rows: list[dict[str, Any]] = []
-    for row in timed_rows(options, whole, known):
-        rows.append(row)
-        print(row, flush=True)
-        write(options, rows)
+    rows = timed_rows(options, whole, known)
+    print(*rows, sep="\n", flush=True)
+    write(options, rows)
     # Nothing is asked again, and it is written before the rest is.
     write(options, rows + list(long_rows(ruler_of(options).run(whole))))
     found = suite(options).run(whole)

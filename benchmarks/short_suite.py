@@ -90,21 +90,30 @@ def run(*arguments: str) -> int:
     return code
 
 
-def scored(file: Path, *arguments: str) -> tuple[dict[str, Any], float]:
-    """What an evaluation wrote, and its seconds.
+def scored(folder: Path, suite: str, *arguments: str) -> tuple[dict[str, Any], float]:
+    """What an evaluation wrote into its folder, and its seconds.
 
     A task that cannot be evaluated takes nothing from the others, but ends the command with code 2.
+    A quick look is written beside full results of the suite where there are any.
 
     Raises:
         SystemExit: it wrote nothing.
     """
-    file.unlink(missing_ok=True)
+    before = _times(folder, suite)
     began = time.perf_counter()
     run("src.evaluate", *arguments)
     seconds = time.perf_counter() - began
-    if not file.is_file():
-        sys.exit(f"{file} was not written")
+    written = [file for file, at in _times(folder, suite).items() if before.get(file) != at]
+    if not written:
+        sys.exit(f"{folder / suite}.json was not written")
+    (file,) = written
     return json.loads(file.read_text(encoding="utf-8")), seconds
+
+
+def _times(folder: Path, suite: str) -> dict[Path, int]:
+    """When a suite's result files were written."""
+    files = [folder / f"{suite}.json", *folder.glob(f"{suite}.limit_*.json")]
+    return {file: file.stat().st_mtime_ns for file in files if file.is_file()}
 
 
 def trained(work: Path, model: str, overrides: Sequence[str]) -> Path:
@@ -139,10 +148,10 @@ def timed(
         return before
     out = work / "timed"
     command = [f"model={model}", "eval=short_fast", "nproc=1", f"out={out}", *settings]
-    content, seconds = scored(out / "short.json", *command)
+    content, seconds = scored(out, "short", *command)
     if content["models"][0]["seconds"].keys() < content["models"][0]["results"].keys():
         # An earlier call was cut off and left some tasks in the cache.
-        content, seconds = scored(out / "short.json", *command, "cache=false")
+        content, seconds = scored(out, "short", *command, "cache=false")
     (native,) = content["models"]
     about = {**asked, "model": "native", "limit": content["limit"]}
     about |= {"tasks": len(native["results"])}
@@ -360,7 +369,7 @@ def measure(given: argparse.Namespace) -> None:
     if given.native:
         out = given.work / "native"
         command = [f"model={given.model}", "eval=short", f"out={out}", *settings]
-        content, _ = scored(out / "short.json", *command)
+        content, _ = scored(out, "short", *command)
         write(given.out, rows + figures(content), given.commit)
         check(content)
         return
@@ -368,12 +377,11 @@ def measure(given: argparse.Namespace) -> None:
     asked = [f"run={folder}", "stages=last", *settings]
     contents = []
     for suite in ("short_fast", "short"):
-        content, _ = scored(folder / "evals" / "short.json", f"eval={suite}", *asked)
+        content, _ = scored(folder / "evals", "short", f"eval={suite}", *asked)
         found = rows + figures(content)
         write(given.out, found, given.commit)
         contents.append(content)
-    file = folder / "evals" / "inheritance.json"
-    repeated, _ = scored(file, "eval=inheritance", *asked)
+    repeated, _ = scored(folder / "evals", "inheritance", "eval=inheritance", *asked)
     write(given.out, found + inherited(repeated), given.commit)
     check(*contents, repeated)
 

@@ -7,11 +7,12 @@ import hashlib
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from benchmarks import long_suite
-from src.evals.suite import SuiteResult
+from src.evals.suite import Evaluation, SuiteResult
 
 
 def parcels(folder: Path, files: dict[str, bytes], parts: int) -> list[Path]:
@@ -152,28 +153,45 @@ def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
     )
 
 
-def test_times_are_kept_for_the_same_code_device_and_samples(tmp_path: Path) -> None:
+def test_times_are_kept_for_the_same_code_device_and_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     given = argparse.Namespace(
-        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None, run=None
+        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None
     )
-    about = {"lengths": [4096], "samples": 5, "limit": None, "model": "native", "run": None}
-    about |= {"unit": "s"}
+    timed: list[bool] = []
+
+    class Ruler:
+        def problems(self, whole: Evaluation) -> list[str]:
+            assert [c.name for c in whole.candidates] == ["native"], "the others have its shape"
+            timed.append(True)
+            return ["enough"]
+
+    monkeypatch.setattr(long_suite, "ruler_of", lambda options: Ruler())
+    given.run, given.work = None, tmp_path
+    whole = long_suite.evaluation(given)
+
+    def asked() -> list[dict[str, Any]] | None:
+        known = long_suite.measured_before(given.out, given.commit)
+        try:
+            return long_suite.timed_rows(given, whole, known)
+        except SystemExit:
+            return None
+
+    assert asked() is None
+    about = {"lengths": [4096], "samples": 5, "limit": None, "model": "native", "unit": "s"}
     rows = [
         {"name": "ruler_seconds", "value": 9.0, **about},
         {"name": "samples_seconds", "value": 1.0, **about},
         {"name": "drift_x", "value": 2.0, "unit": "", "model": "native"},
     ]
-    assert long_suite.measured_before(given.out, given.commit) == []
     long_suite.write(given, rows)
-    known = long_suite.measured_before(given.out, given.commit)
-    assert [r for r in known if long_suite._timed(r, given, "native")] == rows[:2]
-    assert not [r for r in known if long_suite._timed(r, given, "scaled")]
-    given.commit = "b"
-    assert long_suite.measured_before(given.out, given.commit) == []
-    given.commit, given.limit = "a", 2
-    assert not [r for r in known if long_suite._timed(r, given, "native")]
-    given.limit, given.run = None, tmp_path / "run"
-    assert not [r for r in known if long_suite._timed(r, given, "native")]
+    assert asked() == rows[:2]
+    given.limit = 2
+    assert asked() is None
+    given.limit, given.commit = None, "b"
+    assert asked() is None
+    assert len(timed) == 3
 
 
 def test_code_without_a_known_commit_is_not_the_same_code(

@@ -101,8 +101,23 @@ def test_an_evaluation_that_writes_nothing_is_an_error(
     stale = tmp_path / "short.json"
     stale.write_text("{}")
     monkeypatch.setattr(short_suite, "run", lambda *arguments: 2)
-    with pytest.raises(SystemExit, match="was not written"):
-        short_suite.scored(stale, "eval=short")
+    with pytest.raises(SystemExit, match=r"short\.json was not written"):
+        short_suite.scored(tmp_path, "short", "eval=short")
+    assert stale.read_text() == "{}", "what has been earned stays"
+
+
+def test_a_quick_look_beside_full_results_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "short.json").write_text('{"limit": null}')
+
+    def run(*arguments: str) -> int:
+        (tmp_path / "short.limit_2.json").write_text('{"limit": 2}')
+        return 0
+
+    monkeypatch.setattr(short_suite, "run", run)
+    content, _ = short_suite.scored(tmp_path, "short", "eval=short", "limit=2")
+    assert content == {"limit": 2}
 
 
 def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:

@@ -38,16 +38,18 @@ from src.multirun import process
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-TRAINING = (1e-4, 3e-4, 1e-3, 3e-3)
-DISTILLING = (3e-4, 1e-3, 3e-3, 1e-2)
+TRAINING = (3e-4, 1e-3, 3e-3)
+DISTILLING = (1e-3, 3e-3, 1e-2)
+# After a distillation the weights are near the native ones.
+REPAIRING = (1e-4, 3e-4, 1e-3)
 # Rates that are tried, by case and stage, in the order of the stages.
 CASES: dict[str, dict[str, tuple[float, ...]]] = {
-    "linearard_32k": {"ard": DISTILLING, "cpt": TRAINING},
+    "linearard_32k": {"ard": DISTILLING, "cpt": REPAIRING},
     "longred_c_32k": {"mix": TRAINING},
     "longred_u_32k": {"mix": TRAINING},
     "cpt_long_32k": {"cpt": TRAINING},
     "cpt_mix_32k": {"mix": TRAINING},
-    "logit_kd_32k": {"kd": DISTILLING, "cpt": TRAINING},
+    "logit_kd_32k": {"kd": DISTILLING, "cpt": REPAIRING},
 }
 NAMED = tuple(CASES)[:5]
 # A checkpoint about every half minute of an H100.

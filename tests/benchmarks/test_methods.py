@@ -56,7 +56,7 @@ def test_another_budgets_runs_do_not_count(tmp_path: Path) -> None:
     known = rows({(0.1, 2.0): (5.0, 9.0), (0.2, 2.0): (4.0, 9.5), (0.3, 2.0): (3.0, 9.9)})
     assert decided(known, "x", TWO, "2M") == decided([], "x", TWO, "2M")
     out = tmp_path / "methods.json"
-    rates = {"cpt": 1e-4}
+    rates = {"cpt": CASES["cpt_long_32k"]["cpt"][0]}
     searched = [
         {"name": "search_loss", "case": "cpt_long_32k", "stage": "cpt", "value": 1.0}
         | {"rates": {"cpt": rate}, "budget": "1M"}

@@ -31,8 +31,12 @@ class LinearScaling(FactorScaling):
         }
 
     def multiplied_length(self, native: NativeRope) -> int:
-        """target_length / factor, rounded up."""
-        return math.ceil(self.target_length / self.resolved_factor(native.window))
+        """The least whose product with the factor, rounded down as servers do, holds the target."""
+        factor = self.resolved_factor(native.window)
+        length = math.floor(self.target_length / factor)
+        while int(length * factor) < self.target_length:
+            length += 1
+        return length
 
 
 SCALING = LinearScaling

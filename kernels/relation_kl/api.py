@@ -27,6 +27,8 @@ _BACKENDS = ("auto", "triton", "chunked", "reference")
 _REDUCTIONS = ("mean", "sum", "none")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TRITON_LARGEST_HEAD = 256
+# Looked up once: torch.compile cannot follow the search.
+_TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -333,7 +335,7 @@ def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
         return f"the tensors are on '{device}', not on a CUDA device, and TRITON_INTERPRET is off"
     if interpreted() and any(x.dtype is torch.bfloat16 for x in tensors):
         return "Triton's interpreter multiplies bfloat16 wrongly; use float32 or float16 there"
-    if importlib.util.find_spec("triton") is None:
+    if not _TRITON_IS_INSTALLED:
         return "the package 'triton' is not installed"
     return None
 

@@ -322,7 +322,7 @@ def make_family(kind: str, setting: Setting) -> tuple[Tensor, Tensor, float | No
     return student.to(**move), teacher.to(**move), scale
 
 
-def probability_noise(x: Tensor, upstream: Tensor, scale: float | None) -> Tensor:
+def probability_noise(x: Tensor, upstream: Tensor, scale: float | None = None) -> Tensor:
     """What a relative error of 1 in every probability does to a gradient, root mean square."""
     scale = x.shape[-1] ** -0.5 if scale is None else scale
     scores = scale * wide(x) @ wide(x).mT
@@ -680,10 +680,15 @@ def test_default_launches_with_masks(dtype, head_dim, mask_kind, make_masks) -> 
         ours = function(*inputs, upstream, "triton", **options)
         truth = function(*map(wide, inputs), upstream, "reference", **options)
         assert (ours[0] - truth[0]).abs().max() < 1e-4
+        # A token's relation with itself is nearly 1, so what is left is a difference of such.
+        noise = (
+            torch.zeros(()) if function is of_attention else probability_noise(teacher, upstream)
+        )
         for x, y in zip(ours[1:], truth[1:], strict=True):
             # In float32 the device's exponentials, good to 2^-22, decide.
             eps = 2**-15 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps
-            assert (x - y).norm() <= eps * y.norm()
+            rounding = A_FEW_ROUNDINGS * noise * y.numel() ** 0.5
+            assert (x - y).norm() <= eps * y.norm() + rounding
 
 
 @gpu

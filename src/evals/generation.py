@@ -120,21 +120,43 @@ def generate(
         GenerationError: as `encode` does.
     """
     encoded = encode(tokenizer, prompts, window=window, room=max_new_tokens)
-    answers = [""] * len(prompts)
-    # Neighbours in length share a batch, so that little is padded.
-    order = sorted(range(len(prompts)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     with meter(name, len(prompts)) as progress:
-        while order:
-            room = max_new_tokens[order[-1]]
-            rows = batch_rows(model, len(encoded[order[-1]]) + room, batch_tokens)
-            batch, order = order[-rows:], order[:-rows]
-            # Rows that generate fewer tokens wait for another batch.
-            order += [i for i in batch if max_new_tokens[i] != room]
-            batch = [i for i in batch if max_new_tokens[i] == room]
-            order.sort(key=lambda i: (max_new_tokens[i], len(encoded[i])))
-            _Batch(model, tokenizer, {i: encoded[i] for i in batch}, room, enough).run(
-                answers, progress
-            )
+        return continued(
+            model,
+            tokenizer,
+            encoded,
+            max_new_tokens,
+            batch_tokens=batch_tokens,
+            enough=enough,
+            progress=progress,
+        )
+
+
+def continued(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[list[int]],
+    max_new_tokens: Sequence[int],
+    *,
+    batch_tokens: int | Literal["auto"],
+    enough: Callable[[int, str], bool] | None,
+    progress: Meter,
+) -> list[str]:
+    """`generate` of token ids, which fit the window."""
+    answers = [""] * len(encoded)
+    # Neighbours in length share a batch, so that little is padded.
+    order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
+    while order:
+        room = max_new_tokens[order[-1]]
+        rows = batch_rows(model, len(encoded[order[-1]]) + room, batch_tokens)
+        batch, order = order[-rows:], order[:-rows]
+        # Rows that generate fewer tokens wait for another batch.
+        order += [i for i in batch if max_new_tokens[i] != room]
+        batch = [i for i in batch if max_new_tokens[i] == room]
+        order.sort(key=lambda i: (max_new_tokens[i], len(encoded[i])))
+        _Batch(model, tokenizer, {i: encoded[i] for i in batch}, room, enough).run(
+            answers, progress
+        )
     return answers
 
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from lm_eval.models.utils import (
 )
 from torch import Tensor, distributed
 
+from src.evals.generation import continued
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.progress import Meter, meter
 
@@ -104,7 +105,7 @@ class TokenBudgetLM(_HFLM):
         *,
         window: int,
         batch_tokens: int,
-        generation_tokens: int,
+        generation_tokens: int | Literal["auto"],
         name: str,
         rank: int = 0,
         size: int = 1,
@@ -116,7 +117,8 @@ class TokenBudgetLM(_HFLM):
             tokenizer: its tokenizer.
             window: tokens that a request may have, answer included.
             batch_tokens: tokens of a forward pass, padding included; one text at least.
-            generation_tokens: tokens of a batch that is generated, prompts and answers.
+            generation_tokens: tokens of a batch that is generated, prompts and answers; `auto`
+                fills a GPU's memory.
             name: for the progress line.
             rank: of this process among those that share the work.
             size: how many share the work.
@@ -130,7 +132,7 @@ class TokenBudgetLM(_HFLM):
         self._rank, self._world_size = rank, size
         self._window = window
         self._batch_tokens = batch_tokens
-        self._generation_tokens = generation_tokens
+        self._generation_tokens: int | Literal["auto"] = generation_tokens
         self.label = name
         self._decoder = network.get_decoder()
         head = network.get_output_embeddings()
@@ -333,33 +335,29 @@ class TokenBudgetLM(_HFLM):
         room = kwargs.pop("max_gen_toks")
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
         stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
-        ordered = sorted(members, key=lambda i: len(prompts[i]), reverse=True)
-        for batch in _batches(ordered, self._generation_tokens, lambda i: len(prompts[i]) + room):
-            width = len(prompts[batch[0]])
-            pad = self.tokenizer.pad_token_id
-            ids_bt = torch.full((len(batch), width), pad, dtype=torch.long)
-            mask_bt = torch.zeros_like(ids_bt)
-            for row, index in enumerate(batch):
-                ids_bt[row, width - len(prompts[index]) :] = torch.tensor(prompts[index])
-                mask_bt[row, width - len(prompts[index]) :] = 1
-            tokens = self._model_generate(
-                context=ids_bt.to(self.device),
-                attention_mask=mask_bt.to(self.device),
-                stop=stop,
-                max_length=width + room,
-                **kwargs,
+        if kwargs.pop("do_sample", False) or kwargs.pop("temperature", 0.0) or kwargs:
+            raise EvaluationError(
+                f"{self.label}: the task wants answers generated otherwise than greedily, which is "
+                "not supported here"
             )
-            for row, index in zip(tokens[:, width:].tolist(), batch, strict=True):
-                text = self.tok_decode(row)
-                found[index] = postprocess_generated_text(text, stop, None)
-            progress.advance(len(batch))
+        answers = continued(
+            self.model,
+            self.tokenizer,
+            [prompts[index] for index in members],
+            [room] * len(members),
+            batch_tokens=self._generation_tokens,
+            enough=lambda _, text: any(end in text for end in stop),
+            progress=progress,
+        )
+        for index, text in zip(members, answers, strict=True):
+            found[index] = postprocess_generated_text(text, stop, None)
 
 
-def _batches(ordered: Sequence[Any], budget: int, length: Any = len) -> Iterator[list[Any]]:
+def _batches(ordered: Sequence[Any], budget: int) -> Iterator[list[Any]]:
     """Runs of entries, longest first, each of at most `budget` tokens when padded to its first."""
     batch: list[Any] = []
     for entry in ordered:
-        if batch and (len(batch) + 1) * length(batch[0]) > budget:
+        if batch and (len(batch) + 1) * len(batch[0]) > budget:
             yield batch
             batch = []
         batch.append(entry)

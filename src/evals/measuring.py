@@ -37,7 +37,8 @@ class Questions:
         folder: that folder.
         limit: items of each task, and of each subject of a task that has subjects.
         batch_tokens: tokens of a forward pass.
-        generation_tokens: tokens of a batch that is generated, prompts and answers.
+        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
+            GPU's memory.
         execute_code: allow tasks that run generated code.
     """
 
@@ -46,7 +47,7 @@ class Questions:
     folder: str | None
     limit: int | None
     batch_tokens: int
-    generation_tokens: int
+    generation_tokens: int | Literal["auto"]
     execute_code: bool
 
 

@@ -36,7 +36,8 @@ class ShortSuite:
         folder: files NAME.jsonl of one's own, for source=folder.
         limit: items of each task (of each subject, for MMLU), for a quick look.
         batch_tokens: tokens of a forward pass.
-        generation_tokens: tokens of a batch that is generated, prompts and answers.
+        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
+            GPU's memory.
         execute_code: allow tasks that run generated code.
         resamples: of the bootstrap.
         seed: of the bootstrap.
@@ -47,7 +48,7 @@ class ShortSuite:
     folder: str | None = None
     limit: PositiveCount | None = None
     batch_tokens: PositiveCount = 32_768
-    generation_tokens: PositiveCount = 65_536
+    generation_tokens: Literal["auto"] | PositiveCount = "auto"
     execute_code: bool = False
     resamples: Annotated[int, Field(ge=100)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0

@@ -97,6 +97,31 @@ def test_generated_answers_are_those_of_lm_evals_model(
     )
 
 
+def prompts(*texts: str, **settings: Any) -> list[Instance]:
+    kinds: Any = "generate_until"
+    return [
+        Instance(request_type=kinds, doc={}, arguments=(text, dict(settings)), idx=0)
+        for text in texts
+    ]
+
+
+def test_answers_end_where_lm_evals_model_ends_them(network: Any, reference: HFLM) -> None:
+    texts = ("one", "a longer one", "the longest of them all")
+    free = wrapped(network).generate_until(prompts(*texts, max_gen_toks=24))
+    # Each row ends somewhere else, or not at all.
+    ends = [free[0][3:5], free[1][12]]
+    ending = prompts(*texts, max_gen_toks=24, until=ends)
+    wanted = reference.generate_until(ending, disable_tqdm=True)
+    assert wrapped(network).generate_until(ending) == wanted
+    assert len({len(text) for text in wanted}) > 1
+
+
+@pytest.mark.parametrize("drawn", [{"do_sample": True, "temperature": 0.7}, {"num_beams": 4}])
+def test_answers_that_are_not_greedy_are_refused(network: Any, drawn: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError, match="otherwise than greedily"):
+        wrapped(network).generate_until(prompts("x", max_gen_toks=4, **drawn))
+
+
 def asked(*pairs: tuple[str, str]) -> list[Instance]:
     return [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
 

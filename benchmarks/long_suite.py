@@ -329,8 +329,10 @@ def run(options: argparse.Namespace) -> None:
     rows = timed_rows(options, whole, known)
     print(*rows, sep="\n", flush=True)
     write(options, rows)
-    # Nothing is asked again, and it is written before the rest is.
-    write(options, rows + list(long_rows(ruler_of(options).run(whole))))
+    for number in range(1, len(whole.candidates) + 1):
+        # Nothing is asked again, and what there is is written before the next model is asked.
+        some = replace(whole, candidates=whole.candidates[:number])
+        write(options, rows + list(long_rows(ruler_of(options).run(some))))
     found = suite(options).run(whole)
     rows += long_rows(found)
     write(options, rows)

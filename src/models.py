@@ -413,6 +413,12 @@ def _check_family(model: ModelConfig, config: PretrainedConfig) -> None:
                 f"model {model.name} has {name}={value} in its config, which the objectives do not "
                 "know: without it their scores and logits would not be the model's"
             )
+    others = set(getattr(config, "layer_types", None) or ()) - {_SLIDING, _FULL}
+    if others:
+        raise ModelError(
+            f"model {model.name} has layers of {', '.join(sorted(others))}, which relations cannot "
+            f"follow: only {_FULL} and {_SLIDING} can be distilled"
+        )
 
 
 def _check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
@@ -422,6 +428,11 @@ def _check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
 
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(config)
+    if network.get_decoder() is network:
+        raise ModelError(
+            f"model {model.name}: {type(network).__name__} does not say which of its parts is the "
+            "decoder (get_decoder), whose hidden states the objectives need"
+        )
     found = {
         module.layer_idx: module
         for module in network.modules()

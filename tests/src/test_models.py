@@ -323,6 +323,13 @@ def test_projections_that_a_model_lacks_are_refused_before_it_is_loaded(
         ("granite", "granite", {}, r"layer 0 of Granite.* has scale 1 .* say scale 0\.3536"),
         ("gpt2", "gpt2", {}, r"no rope_parameters in its config"),
         ("phi", "phi", {"partial_rotary_factor": 0.5}, r"rotate whole heads"),
+        ("llama4_text", "llama4_text", {}, r"layers of chunked_attention, which relations cannot"),
+        (
+            "llama4_text",
+            "llama4_text",
+            {"layer_types": ["full_attention"] * 2},
+            r"Llama4ForCausalLM does not say .* the decoder",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) and value.isidentifier() else "",
 )

@@ -180,20 +180,20 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
     ],
 )
 def test_mistakes_are_one_message(
-    run_command: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
+    run_here: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
 ) -> None:
-    refused = run_command("src.evaluate", *arguments)
+    refused = run_here("src.evaluate", *arguments)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
 def test_a_run_without_a_model_is_refused(
-    finished: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    finished: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text((finished / name).read_text())
-    refused = run_command("src.evaluate", f"run={tmp_path}", *SUITE)
+    refused = run_here("src.evaluate", f"run={tmp_path}", *SUITE)
     assert refused.returncode == 2
     assert "has no exported model: finish it with resume=" in refused.stderr
 

@@ -133,6 +133,43 @@ def run_command() -> Callable[..., object]:
     return run
 
 
+@pytest.fixture
+def run_here(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., object]:
+    """run_here("src.train", *overrides) -> what `run_command` gives, without a process of its own.
+
+    Loading torch and transformers takes most of a refused command's time. A fault with a traceback
+    is raised here.
+    """
+    import runpy
+    import subprocess
+
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    def run(module: str, *arguments: str) -> object:
+        # Also keeps what a command does to both from the tests that follow.
+        monkeypatch.setattr("sys.argv", [module, *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        monkeypatch.chdir(ROOT)
+        GlobalHydra.instance().clear()
+        capfd.readouterr()
+        code = 0
+        try:
+            # As `python -m` does: Hydra finds conf/ by it.
+            runpy.run_path(str(ROOT / f"{module.replace('.', '/')}.py"), run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            GlobalHydra.instance().clear()
+            HydraConfig.instance().cfg = None
+        out, err = capfd.readouterr()
+        return subprocess.CompletedProcess([module, *arguments], code, out, err)
+
+    return run
+
+
 def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
     """A run's logged losses."""
     import json

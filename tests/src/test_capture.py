@@ -274,7 +274,7 @@ class Watched:
 @pytest.mark.parametrize(
     ("name", "tokens"),
     [
-        ("smollm2_135m", 96),
+        ("smollm2_135m", 48),
         pytest.param("gemma3_270m", 560, marks=pytest.mark.thorough),  # 260 MB to fetch
     ],
 )

@@ -61,10 +61,10 @@ def test_earlier_stages_can_be_left_out(finished: Path, compose_plain: Callable[
 
 
 def test_a_model_by_name(
-    prose: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    prose: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
-    done = run_command("src.evaluate", "model=tiny", *data, *SUITE, f"out={tmp_path}")
+    done = run_here("src.evaluate", "model=tiny", *data, *SUITE, f"out={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert "tiny" in done.stdout
     results = json.loads((tmp_path / "perplexity.json").read_text())
@@ -81,10 +81,10 @@ SHORT = [
 
 
 def test_the_short_suite_of_a_run_beside_another_run(
-    finished: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    finished: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     other = shutil.copytree(finished, tmp_path / "other")
-    done = run_command("src.evaluate", f"run={finished}", *SHORT, "limit=2", f"compare=[{other}]")
+    done = run_here("src.evaluate", f"run={finished}", *SHORT, "limit=2", f"compare=[{other}]")
     assert done.returncode == 0, done.stderr
     results = json.loads((finished / "evals" / "short.json").read_text())
     names = [model["name"] for model in results["models"]]
@@ -100,12 +100,14 @@ def test_the_short_suite_of_a_run_beside_another_run(
 
 @pytest.mark.slow
 def test_processes_share_the_work_and_find_the_same(
-    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    tmp_path: Path,
+    run_here: Callable[..., subprocess.CompletedProcess],
+    run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
     found = []
-    for nproc in (1, 2):
+    for nproc, run in ((1, run_here), (2, run_command)):
         out = tmp_path / str(nproc)
-        done = run_command(
+        done = run(
             "src.evaluate", "model=tiny", *SHORT, f"nproc={nproc}", f"out={out}", "cache=false"
         )
         assert done.returncode == 0, done.stderr
@@ -118,10 +120,10 @@ def test_processes_share_the_work_and_find_the_same(
 
 
 def test_what_fails_is_named_after_the_results_of_the_rest(
-    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     asked = [*SHORT, "eval.short.tasks=[arc_easy,lambadda]", f"out={tmp_path}"]
-    done = run_command("src.evaluate", "model=tiny", *asked)
+    done = run_here("src.evaluate", "model=tiny", *asked)
     assert done.returncode == 2
     assert "eval short: lambadda: unknown task 'lambadda'; did you mean 'lambada'" in done.stderr
     assert "Traceback" not in done.stderr
@@ -180,20 +182,20 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
     ],
 )
 def test_mistakes_are_one_message(
-    run_command: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
+    run_here: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
 ) -> None:
-    refused = run_command("src.evaluate", *arguments)
+    refused = run_here("src.evaluate", *arguments)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
 def test_a_run_without_a_model_is_refused(
-    finished: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    finished: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     for name in ("config.yaml", "run.json"):
         (tmp_path / name).write_text((finished / name).read_text())
-    refused = run_command("src.evaluate", f"run={tmp_path}", *SUITE)
+    refused = run_here("src.evaluate", f"run={tmp_path}", *SUITE)
     assert refused.returncode == 2
     assert "has no exported model: finish it with resume=" in refused.stderr
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import socket
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from src import launch
+from src import launch, train
+from src.config import RunConfig
 from src.launch import LaunchError, World, world_from_environment
 from tests.conftest import ROOT, cut_after, losses
 
@@ -174,11 +176,9 @@ def _alive(pid: int) -> bool:
 # Some layers in the middle, which ZeRO-3 fetches as a whole.
 DEEP = "model.shape.layers=4"
 CHECKPOINTED = "engine.student.gradient_checkpointing=true"
+ZERO_3 = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
 ON_RANKS = {
-    "sharded": (
-        *("launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
-        CHECKPOINTED,
-    ),
+    "sharded": ("launch.nproc=2", *ZERO_3, CHECKPOINTED),
     "shared": (
         *("launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.share_base=true"),
         CHECKPOINTED,
@@ -187,25 +187,54 @@ ON_RANKS = {
 }
 
 
+@pytest.fixture(scope="module")
+def one(
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The run folder of one process, this one."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    return train.train(compose_run(*tiny_overrides, DEEP, f"run_dir={folder}"), None)
+
+
+@pytest.fixture(scope="module")
+def trained_on(
+    tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Path]:
+    """trained_on("sharded") -> the run folder of those ranks, which are started once."""
+
+    @functools.cache
+    def trained(ranks: str) -> Path:
+        folder = tmp_path_factory.mktemp(ranks) / "run"
+        overrides = [*tiny_overrides, DEEP, "checkpoint.keep=9", f"run_dir={folder}"]
+        done = subprocess.run(
+            [sys.executable, "-m", "src.train", *overrides, *ON_RANKS[ranks]],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return folder
+
+    return trained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "ranks",
     ["sharded", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("shared", "three"))],
 )
 def test_ranks_have_the_losses_of_one(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
-    ranks: str,
+    one: Path, trained_on: Callable[[str], Path], ranks: str
 ) -> None:
-    one, other = tmp_path / "one", tmp_path / "other"
-    for folder, overrides in ((one, ()), (other, ON_RANKS[ranks])):
-        done = run_command("src.train", *tiny_overrides, DEEP, f"run_dir={folder}", *overrides)
-        assert done.returncode == 0, done.stderr
+    other = trained_on(ranks)
     assert losses(other) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     assert losses(other, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=1e-4)
     assert (other / "logs" / "rank-1.log").is_file()
-    assert len(list(tmp_path.iterdir())) == 2, "one folder a run"
+    assert list(other.parent.iterdir()) == [other], "one folder a run"
 
 
 @pytest.mark.slow
@@ -231,13 +260,9 @@ def test_torchrun_ranks_are_used_as_they_are(
 
 @pytest.mark.slow
 def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    tiny_overrides: list[str], tmp_path: Path, one: Path
 ) -> None:
     """Each node has a torchrun of its own; they meet on the loopback interface."""
-    one = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / 'one'}")
-    assert one.returncode == 0, one.stderr
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -255,11 +280,11 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
                 "-m",
                 "src.train",
                 *tiny_overrides,
+                DEEP,
                 "launch=torchrun",
                 "launch.nodes=2",
                 "launch.nproc=2",
-                "engine.student.zero_stage=3",
-                "engine.teacher.zero_stage=3",
+                *ZERO_3,
                 f"run_dir={tmp_path / 'four'}",
             ],
             cwd=ROOT,
@@ -272,7 +297,7 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
     for node in nodes:
         _, errors = node.communicate(timeout=300)
         assert node.returncode == 0, errors
-    assert losses(tmp_path / "four") == pytest.approx(losses(tmp_path / "one"), rel=1e-5, abs=1e-8)
+    assert losses(tmp_path / "four") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     assert (tmp_path / "four" / "export" / "config.json").is_file()
 
 
@@ -331,16 +356,11 @@ def test_slurm_tasks_are_used_as_they_are(tiny_overrides: list[str], tmp_path: P
 
 @pytest.mark.slow
 def test_two_ranks_resume(
-    tiny_overrides: list[str],
+    trained_on: Callable[[str], Path],
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    whole = tmp_path / "whole"
-    ranks = ["launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.zero_stage=3"]
-    done = run_command(
-        "src.train", *tiny_overrides, *ranks, "checkpoint.keep=9", f"run_dir={whole}"
-    )
-    assert done.returncode == 0, done.stderr
+    whole = trained_on("sharded")
     cut = cut_after(whole, "step-2", tmp_path / "cut")
     resumed = run_command("src.train", f"resume={cut}")
     assert resumed.returncode == 0, resumed.stderr

@@ -383,6 +383,7 @@ def test_kill_and_resume_gives_the_same_bits(
     tiny_overrides: list[str],
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
+    run_here: Callable[..., subprocess.CompletedProcess],
     number: int,
     state: str,
 ) -> None:
@@ -400,7 +401,7 @@ def test_kill_and_resume_gives_the_same_bits(
     assert resumed.returncode == 0, resumed.stderr
     assert losses(folder) == losses(baseline)
     assert RunFolder(folder).record()["state"] == "finished"
-    again = run_command("src.train", f"resume={folder}")
+    again = run_here("src.train", f"resume={folder}")
     assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
 
 
@@ -442,20 +443,20 @@ def test_resume_on_other_texts_is_refused(baseline: Path, prose: Path, tmp_path:
 
 
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
-    baseline: Path, tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    baseline: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     folder = tmp_path / "run"
     just_begun(baseline, folder)
-    resumed = run_command("src.train", f"resume={folder}")
+    resumed = run_here("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     assert "from the start: it has no whole checkpoint" in resumed.stderr
     assert losses(folder) == losses(baseline)
 
 
 def test_resume_takes_no_other_settings(
-    baseline: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    baseline: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
-    refused = run_command("src.train", f"resume={baseline}", "seed=1")
+    refused = run_here("src.train", f"resume={baseline}", "seed=1")
     assert refused.returncode == 2
     assert "goes on with the run's own config; drop seed=1" in refused.stderr
 
@@ -521,7 +522,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Pat
 def test_a_users_mistake_is_one_message_and_leaves_nothing(
     tiny_overrides: list[str],
     tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    run_here: Callable[..., subprocess.CompletedProcess],
     overrides: list[str],
     message: str,
 ) -> None:
@@ -530,7 +531,7 @@ def test_a_users_mistake_is_one_message_and_leaves_nothing(
     paths = {"bad": tmp_path / "bad.txt", "empty": tmp_path / "empty.txt"}
     filled = [o.format(**paths) if "{" in o else o for o in overrides]
     folder = tmp_path / "deep" / "run"
-    refused = run_command("src.train", *tiny_overrides, f"run_dir={folder}", *filled)
+    refused = run_here("src.train", *tiny_overrides, f"run_dir={folder}", *filled)
     assert refused.returncode == 2, refused.stderr
     errors = [line for line in refused.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

@@ -54,38 +54,41 @@ def offline_runs(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def texts(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Eight folders of text, the last of which is not there yet."""
+    """Four folders of text, the second of which is not there yet."""
     parent = tmp_path_factory.mktemp("texts")
-    return [Path(shutil.copytree(prose, parent / str(n))) for n in range(7)] + [parent / "7"]
+    folders = [parent / str(n) for n in range(4)]
+    for folder in folders[:1] + folders[2:]:
+        shutil.copytree(prose, folder)
+    return folders
 
 
 @pytest.fixture(scope="module")
-def eight_jobs(
+def four_jobs(
     tiny_job: list[str], texts: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
     """A sweep's folder, its command and what came of it."""
-    folder = tmp_path_factory.mktemp("eight") / "sweep"
+    folder = tmp_path_factory.mktemp("four") / "sweep"
     paths = ",".join(f"[{path}]" for path in texts)
     command = [*tiny_job, f"data.sources.files.paths={paths}", f"run_dir={folder}", *PARALLEL]
     return folder, command, sweep(*command)
 
 
-EightJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
+FourJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
-def test_one_job_of_eight_fails_and_is_named(eight_jobs: EightJobs, texts: list[Path]) -> None:
-    folder, _, done = eight_jobs
+def test_one_job_of_four_fails_and_is_named(four_jobs: FourJobs, texts: list[Path]) -> None:
+    folder, _, done = four_jobs
     assert done.returncode == 1, done.stderr
-    assert "7 jobs finished, 1 failed" in done.stderr
+    assert "3 jobs finished, 1 failed" in done.stderr
     (named,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
-    assert "job 8 (" in named
-    assert f"{texts[7]}' does not exist" in named
+    assert "job 2 (" in named
+    assert f"{texts[1]}' does not exist" in named
     runs = read_runs(folder)
-    assert [run.state for run in runs] == ["finished"] * 7
+    assert [run.state for run in runs] == ["finished"] * 3
     assert not [run.problems for run in runs if run.problems]
     tracked = [one for run in runs for one in offline_runs(run.folder)]
-    assert [one["state"] for one in tracked] == ["finished"] * 7
+    assert [one["state"] for one in tracked] == ["finished"] * 3
     for run, one in zip(runs, tracked, strict=True):
         record = json.loads((run.folder / "run.json").read_text())
         assert one["config"]["sweep/hash"] == record["sweep"]["hash"]
@@ -97,11 +100,11 @@ def test_one_job_of_eight_fails_and_is_named(eight_jobs: EightJobs, texts: list[
 
 
 @pytest.mark.slow
-def test_each_run_knows_its_job(eight_jobs: EightJobs) -> None:
-    folder = eight_jobs[0]
+def test_each_run_knows_its_job(four_jobs: FourJobs) -> None:
+    folder = four_jobs[0]
     known = {job["hash"]: job for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
     records = [json.loads(p.read_text()) for p in folder.glob("*/run.json")]
-    assert len({record["run_id"] for record in records}) == 7
+    assert len({record["run_id"] for record in records}) == 3
     for record in records:
         job = record["sweep"]
         assert job["name"] == "multirun"
@@ -111,18 +114,18 @@ def test_each_run_knows_its_job(eight_jobs: EightJobs) -> None:
 
 @pytest.mark.slow
 def test_resuming_runs_only_what_failed(
-    eight_jobs: EightJobs, texts: list[Path], prose: Path
+    four_jobs: FourJobs, texts: list[Path], prose: Path
 ) -> None:
-    folder, command, _ = eight_jobs
+    folder, command, _ = four_jobs
     before = {p: p.read_bytes() for p in folder.glob("*/*.json*")}
-    shutil.copytree(prose, texts[7])
+    shutil.copytree(prose, texts[1])
     done = sweep(*command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("started ")][0:2] == [
-        line for line in done.stderr.splitlines() if line.startswith("started job 8")
+        line for line in done.stderr.splitlines() if line.startswith("started job 2")
     ]
     assert {p: p.read_bytes() for p in before} == before
-    assert [run.state for run in read_runs(folder)] == ["finished"] * 8
+    assert [run.state for run in read_runs(folder)] == ["finished"] * 4
 
 
 def children_of(pid: int) -> list[int]:
@@ -161,7 +164,7 @@ def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[i
 
 @pytest.mark.slow
 def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_completed(
-    killed: tuple[Path, list[str], list[int]],
+    killed: tuple[Path, list[str], list[int]], run_here: Callable[..., Any]
 ) -> None:
     folder, command, below = killed
     assert len(below) >= 2
@@ -177,7 +180,7 @@ def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_complete
     assert [run.state for run in runs] == ["finished"] * 2
     assert {run.record.seed for run in runs if run.record} == {1, 2}
     assert all(run.metrics.steps == tuple(range(1, 9)) for run in runs), "each step once"
-    again = sweep(*command, "sweep_resume=true")
+    again = run_here("src.train", "-m", *command, "sweep_resume=true")
     assert again.returncode == 0
     assert "started" not in again.stderr
     assert "so far: 2 finished" in again.stderr
@@ -265,16 +268,16 @@ def test_a_dry_run_names_what_is_refused(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_a_mistake_in_the_command_is_one_message(
-    run_command: Callable[..., Any], arguments: list[str], message: str
+    run_here: Callable[..., Any], arguments: list[str], message: str
 ) -> None:
-    done = run_command("src.train", "-m", *arguments)
+    done = run_here("src.train", "-m", *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_a_sweep_without_m_is_refused(run_command: Callable[..., Any]) -> None:
-    done = run_command("src.train", "model=tiny", "+sweeps=seeds", "dry_run=true")
+def test_a_sweep_without_m_is_refused(run_here: Callable[..., Any]) -> None:
+    done = run_here("src.train", "model=tiny", "+sweeps=seeds", "dry_run=true")
     assert done.returncode == 2
     assert "+sweeps=seeds is many runs: add -m" in done.stderr
 
@@ -284,6 +287,7 @@ def test_a_sweep_under_a_launcher_is_refused(run_command: Callable[..., Any]) ->
     done = run_command("src.train", "-m", "model=tiny", "seed=1,2", env=ranks)
     assert done.returncode == 2
     assert "type it without the launcher" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(

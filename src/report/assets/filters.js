@@ -29,7 +29,8 @@ const filters = (() => {
       element.hidden = !element.dataset.runs.split(" ").some((index) => visible.has(Number(index)));
     }
     const count = document.getElementById("filter-count");
-    if (count) count.value = chosen.length ? `${visible.size} of ${drawer.runs.length} runs` : `${drawer.runs.length} runs`;
+    const all = drawer.runs.length === 1 ? "1 run" : `${drawer.runs.length} runs`;
+    if (count) count.value = chosen.length ? `${visible.size} of ${all}` : all;
     for (const listener of listeners) listener();
   }
 

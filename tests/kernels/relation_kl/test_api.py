@@ -223,6 +223,27 @@ def test_a_set_is_the_weighted_sum_of_its_relations(backend, reduction) -> None:
         torch.testing.assert_close(gradient, plain)
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "chunked",
+        pytest.param(
+            "triton",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted here"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("function", ["relation", "attention"])
+def test_a_second_derivative_is_refused_not_left_out(backend, function, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, y = make(1, 1, 5, 8).float().requires_grad_(), make(1, 1, 5, 8, seed=1).float()
+    tensors = (x, y) if function == "relation" else (x, x, y, y)
+    loss = (relation_kl if function == "relation" else attention_kl)(*tensors, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"'{backend}' has no second derivative"):
+        (loss + gradient.norm()).backward()
+
+
 def test_split_relation_heads_concatenates_and_splits() -> None:
     x = make(2, 6, 5, 4)
     split = split_relation_heads(x, 3)

@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
         timer = Bench(options.seconds / 10, None)
         sizes = [int(size) for size in options.head_sizes.split(",")]
-        return tune.tune(sizes, partial(timer.milliseconds, captured=False))
+        return tune.tune(sizes, timer.milliseconds)
     report = Report(Path(options.out), options.commit, _command(options))
     bench = Bench(options.seconds, options.reference)
     names = dict.fromkeys(name for names, _ in bench.cases() for name in names)

@@ -36,7 +36,8 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
 
     Args:
         head_sizes: of `launch.HEAD_SIZES`.
-        milliseconds: times a call.
+        milliseconds: times a call on the device alone: launching it takes the host longer than
+            these kernels run.
 
     Raises:
         ValueError: a head size that the table does not know.
@@ -102,11 +103,21 @@ def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
             torch.cuda.synchronize()
     except OutOfResources:
         return False
+    except Exception as error:
+        # What the compiler cannot do is no candidate. Where the device itself is lost, so are all
+        # that follow in this process: then this raises too.
+        torch.cuda.synchronize()
+        print(f"{shape.key}: {candidate} fails: {error!r:.300}", file=sys.stderr, flush=True)
+        return False
     return True
 
 
 def _work(shape: ShapeClass, tokens: int) -> Run:
-    """A call that spends its time, or a fixed part of it, in the shape class's kernel."""
+    """A call that spends its time, but for a fixed part, in the shape class's kernel.
+
+    Backward kernels run after their forward: a backward by itself follows the stream of a forward
+    outside, and could not be captured in a graph.
+    """
     dtype = _DTYPES[shape.element_bytes]
     x, y = (
         torch.randn(1, _HEADS, tokens, shape.head_size, device="cuda", dtype=dtype)
@@ -123,8 +134,7 @@ def _work(shape: ShapeClass, tokens: int) -> Run:
     if shape.kernel.endswith("forward"):
         return lambda: loss(x)
     x.requires_grad_()
-    value = loss(x)
-    return lambda: torch.autograd.grad(value, x, retain_graph=True)
+    return lambda: torch.autograd.grad(loss(x), x)
 
 
 def _text(table: dict[str, dict[str, list[int]]]) -> str:

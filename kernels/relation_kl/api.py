@@ -29,6 +29,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TRITON_LARGEST_HEAD = 256
 # Looked up once: torch.compile cannot follow the search.
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
+# Operators take 64-bit integers.
+_MOST_WINDOW = 2**63
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
@@ -182,6 +184,7 @@ def attention_kl(
     visibility = Visibility(causal, window, segment_ids, key_mask)
     _check_visibility(visibility, q_student)
     _check_reduction(reduction)
+    _check_flag("allow_tf32", allow_tf32)
     implementation = _implementation(backend, tensors)
     rows_bht = implementation.attention_rows(
         q_student,
@@ -244,6 +247,7 @@ def _relation_losses(
         _check_agreement(names[0][0], students[0], student_name, student, dims=(0, 2))
     _check_visibility(visibility, students[0])
     _check_reduction(reduction)
+    _check_flag("allow_tf32", allow_tf32)
     scales = [
         _scales(student, teacher, scale, teacher_scale, temperature)
         for student, teacher in zip(students, teachers, strict=True)
@@ -286,6 +290,11 @@ def _scales(
             _check_positive(name, value)
         factor = side.shape[-1] ** -0.5 if value is None else float(value)
         factors.append(factor / float(temperature))
+        if not _is_finite_number(factors[-1]):
+            raise ValueError(
+                f"{name}: got {value!r} with temperature={temperature!r}; their ratio must be "
+                "finite"
+            )
     return Scales(*factors)
 
 
@@ -343,6 +352,8 @@ def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
 def _check_tensor(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}; it must be a tensor")
+    if x.layout is not torch.strided:
+        raise ValueError(f"{name}: got layout {x.layout}; it must be torch.strided")
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(
             f"{name}: got shape {list(x.shape)}; it must be [batch, heads, tokens, head_dim], "
@@ -398,6 +409,11 @@ def _check_set(
     weights: Sequence[float],
     reduction: Reduction,
 ) -> None:
+    for name, values in (("students", students), ("teachers", teachers), ("weights", weights)):
+        if not hasattr(values, "__len__"):
+            raise ValueError(
+                f"{name}: got {type(values).__name__}; it must be a sequence, one entry a relation"
+            )
     if len(students) == 0:
         raise ValueError("students: got none; give at least one relation")
     for name, values in (("teachers", teachers), ("weights", weights)):
@@ -417,9 +433,12 @@ def _check_set(
 
 def _check_visibility(visibility: Visibility, x: Tensor) -> None:
     window, causal = visibility.window, visibility.causal
+    _check_flag("causal", causal)
     if window is not None:
-        if not _is_int(window) or window < 1:
-            raise ValueError(f"window: got {window!r}; it must be None or an integer >= 1")
+        if not _is_int(window) or not 1 <= window < _MOST_WINDOW:
+            raise ValueError(
+                f"window: got {window!r}; it must be None or an integer >= 1 (and below 2**63)"
+            )
         if not causal:
             raise ValueError(f"window: got {window} with causal=False; a window needs causal=True")
     if visibility.segment_ids is not None:
@@ -433,6 +452,8 @@ def _check_mask(
 ) -> None:
     if not isinstance(mask, Tensor):
         raise ValueError(f"{name}: got {type(mask).__name__}; it must be a tensor")
+    if mask.layout is not torch.strided:
+        raise ValueError(f"{name}: got layout {mask.layout}; it must be torch.strided")
     expected = [x.shape[0], x.shape[2]]
     if list(mask.shape) != expected:
         raise ValueError(
@@ -451,13 +472,24 @@ def _check_reduction(reduction: Reduction) -> None:
         )
 
 
+def _check_flag(name: str, value: bool) -> None:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}: got {value!r}; it must be True or False")
+
+
 def _check_positive(name: str, value: float) -> None:
     if not _is_finite_number(value) or value <= 0:
         raise ValueError(f"{name}: got {value!r}; it must be a finite number > 0")
 
 
 def _is_finite_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    try:
+        # Not by math.isfinite, which torch.compile cannot follow where the number may change.
+        return -math.inf < float(value) < math.inf
+    except OverflowError:
+        return False
 
 
 def _is_int(value: object) -> bool:

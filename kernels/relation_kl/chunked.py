@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 if TYPE_CHECKING:
     from kernels.relation_kl.contract import Scales, Visibility
@@ -107,23 +106,39 @@ class _ChunkedRows(torch.autograd.Function):
             return _forward(problem).view(q_student.shape[:3])
 
     @staticmethod
-    @once_differentiable
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, row_gradient_bht: Tensor
     ) -> tuple[Tensor | None, ...]:
         # Read once: under non-reentrant checkpointing a second reading is an error.
         tensors = ctx.saved_tensors
         q_student, k_student, *_ = tensors
-        with _plain_products(q_student.device, ctx.settings.allow_tf32):
+        with torch.no_grad(), _plain_products(q_student.device, ctx.settings.allow_tf32):
             problem = _Problem.of(ctx.settings, *tensors)
             gradient_q, gradient_k = _backward(
                 problem, row_gradient_bht.flatten(0, 1), self_relation=k_student is None
             )
-        gradient_q = gradient_q.view(q_student.shape).to(q_student.dtype)
+        gradient_q = _Once.apply(gradient_q.view(q_student.shape).to(q_student.dtype), q_student)
         if k_student is None:
             return gradient_q, None, None, None, None, None, None
-        gradient_k = gradient_k.view(k_student.shape).to(k_student.dtype)
+        gradient_k = _Once.apply(gradient_k.view(k_student.shape).to(k_student.dtype), k_student)
         return gradient_q, gradient_k, None, None, None, None, None
+
+
+class _Once(torch.autograd.Function):
+    """A gradient, with a second derivative that is refused.
+
+    Torch's own `once_differentiable` lets it pass as 0 where the upstream gradient is a constant.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, student: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        raise NotImplementedError(
+            "relation_kl: backend 'chunked' has no second derivative; use backend='reference'"
+        )
 
 
 @dataclass(frozen=True)

@@ -59,5 +59,5 @@ class Implementation(Protocol):
         *,
         allow_tf32: bool,
     ) -> Tensor:
-        """Rows of causal attention; keys may have fewer heads than queries (grouped)."""
+        """Rows of attention; keys may have fewer heads than queries (grouped)."""
         ...

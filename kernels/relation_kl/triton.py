@@ -263,6 +263,15 @@ torch.library.register_autograd(
 )
 
 
+def _refuse_second_derivative(ctx: Any, *_: Any) -> tuple[Any, ...]:
+    raise NotImplementedError(
+        "relation_kl: backend 'triton' has no second derivative; use backend='reference'"
+    )
+
+
+torch.library.register_autograd("relation_kl::self_rows_backward", _refuse_second_derivative)
+
+
 _ATTENTION_ARGUMENTS = (
     "Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, "
     "Tensor? segment_ids, Tensor? key_mask, float student_scale, float teacher_scale, "
@@ -378,6 +387,9 @@ def _differentiate_attention(
 torch.library.register_autograd(
     "relation_kl::attention_rows", _differentiate_attention, setup_context=_save_attention
 )
+
+
+torch.library.register_autograd("relation_kl::attention_rows_backward", _refuse_second_derivative)
 
 
 def _hopper(

@@ -147,11 +147,11 @@ def test_submodule_may_be_imported_first(stand_in: Path, accepted_version: str) 
 def test_own_modules_win_and_leave_the_distribution_alone(stand_in: Path) -> None:
     code = (
         "from importlib.util import find_spec\n"
-        "from kernels import relation_kl\n"
+        "from kernels import bench, relation_kl, tune\n"
         "import kernels.relation_kl, inspect\n"
         "inspect.unwrap(kernels); hasattr(kernels, '__wrapped__')\n"
         "folder = find_spec('kernels').submodule_search_locations[0]\n"
-        "assert relation_kl.__file__.startswith(folder)\n"
+        "assert all(x.__file__.startswith(folder) for x in (bench, relation_kl, tune))\n"
     )
     assert "their init" not in run_well(code, path=stand_in)
 

@@ -8,7 +8,7 @@ import json
 import pytest
 import torch
 
-from kernels import tune
+from kernels import bench, tune
 from kernels.relation_kl import launch
 from kernels.relation_kl.launch import ShapeClass
 
@@ -29,6 +29,44 @@ def test_candidates_begin_with_the_present_parameters(shape) -> None:
 def test_an_unknown_head_size_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"--head-sizes 48: allowed are 16,32,64,128,256"):
         tune.tune([48, 64], lambda run: 0.0)
+
+
+def test_a_candidate_that_cannot_be_compiled_is_left_out_with_its_reason(
+    monkeypatch, capsys
+) -> None:
+    def fails() -> None:
+        raise RuntimeError("PassManager::run failed")
+
+    monkeypatch.setattr(tune, "_work", lambda shape, tokens: fails)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    pair = (SHAPES[0], launch.lookup(SHAPES[0], torch.device("cpu")))
+    assert not tune._runs(pair)
+    assert "PassManager" in capsys.readouterr().err
+
+    def lost() -> None:
+        raise RuntimeError("an illegal memory access")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(RuntimeError, match="illegal"):
+        tune._runs(pair)
+
+
+def test_candidates_are_timed_on_the_device_alone(monkeypatch) -> None:
+    """Launching a call takes the host longer than the call takes the device."""
+    captured: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(tune, "tune", lambda sizes, milliseconds: captured.append(milliseconds))
+    bench.main(["--tune", "--head-sizes", "64,128"])
+    (milliseconds,) = captured
+    assert milliseconds.__func__ is bench.Bench.milliseconds
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kernel", launch.KERNELS)
+def test_the_work_can_be_captured(kernel) -> None:
+    bench._captured(tune._work(ShapeClass(kernel, 64, 2), 256))()
+    torch.cuda.synchronize()
 
 
 def test_the_table_is_written_as_it_is_kept() -> None:

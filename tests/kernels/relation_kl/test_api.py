@@ -37,6 +37,7 @@ BAD_TENSORS = {
     "batches": (X, X[:1], r"teacher_bhtd: got batch = 1 .* must be 2, as in student_bhtd"),
     "heads": (X, X[:, :2], "teacher_bhtd: got heads = 2"),
     "tokens": (X, X[:, :, :5], "teacher_bhtd: got tokens = 5"),
+    "layouts": (X, X.to_sparse(), "teacher_bhtd: got layout torch.sparse_coo"),
     "devices": (X, X.to("meta"), "teacher_bhtd: got device meta; it must be cpu"),
 }
 
@@ -51,6 +52,14 @@ def test_refuses_tensors(case) -> None:
 BAD_OPTIONS = {
     "scale-zero": ({"scale": 0.0}, "scale: got 0.0; it must be a finite number > 0"),
     "scale-nan": ({"scale": float("nan")}, "scale: got nan"),
+    "scale-huge": ({"scale": 10**400}, "scale: got 10+; it must be a finite number"),
+    "scale-ratio": (
+        {"scale": 1e300, "temperature": 1e-300},
+        "scale: got 1e[+]300 with temperature=1e-300; their ratio must be finite",
+    ),
+    "causal": ({"causal": "no"}, "causal: got 'no'; it must be True or False"),
+    "allow-tf32": ({"allow_tf32": None}, "allow_tf32: got None; it must be True or False"),
+    "window-huge": ({"window": 2**63}, "window: got 9223372036854775808"),
     "teacher-scale": ({"teacher_scale": -1}, "teacher_scale: got -1"),
     "temperature-zero": ({"temperature": 0}, "temperature: got 0; it must be a finite number > 0"),
     "temperature-text": ({"temperature": "1"}, "temperature: got '1'"),
@@ -120,6 +129,7 @@ BAD_SETS = {
     "none": (([], [], []), {}, "students: got none"),
     "teachers": (([X], [X, X], [1.0]), {}, "teachers: got 2; it must have as many"),
     "weights": (([X], [X], [1.0, 1.0]), {}, "weights: got 2"),
+    "weights-missing": (([X], [X], None), {}, "weights: got NoneType; it must be a sequence"),
     "negative-weight": (([X, X], [X, X], [1, -1.0]), {}, r"weights\[1\]: got -1.0"),
     "infinite-weight": (([X], [X], [float("inf")]), {}, r"weights\[0\]: got inf"),
     "second-pair": (([X, X], [X, X[:, :2]], [1, 1]), {}, r"teachers\[1\]: got heads = 2"),
@@ -211,6 +221,27 @@ def test_a_set_is_the_weighted_sum_of_its_relations(backend, reduction) -> None:
     ours = torch.autograd.grad(loss, students)
     for gradient, plain in zip(ours, torch.autograd.grad(expected, students), strict=True):
         torch.testing.assert_close(gradient, plain)
+
+
+@pytest.mark.parametrize(
+    "backend",
+    [
+        "chunked",
+        pytest.param(
+            "triton",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="not interpreted here"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("function", ["relation", "attention"])
+def test_a_second_derivative_is_refused_not_left_out(backend, function, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, y = make(1, 1, 5, 8).float().requires_grad_(), make(1, 1, 5, 8, seed=1).float()
+    tensors = (x, y) if function == "relation" else (x, x, y, y)
+    loss = (relation_kl if function == "relation" else attention_kl)(*tensors, backend=backend)
+    (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(NotImplementedError, match=f"'{backend}' has no second derivative"):
+        (loss + gradient.norm()).backward()
 
 
 def test_split_relation_heads_concatenates_and_splits() -> None:

@@ -567,6 +567,21 @@ def test_compiled_equals_eager(function, setting) -> None:
         assert torch.equal(compiled, eager)
 
 
+@INTERPRETED
+def test_numbers_that_change_stay_in_one_graph() -> None:
+    """A second value makes a number symbolic: all that looks at it must be traceable."""
+    (x, _), (y, _) = operands("cpu")
+
+    def loss(weight: float, temperature: float) -> Tensor:
+        settings = {"temperature": temperature, "backend": "triton"}
+        return relation_kl_set([x], [y], [weight], **settings)[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for weight, temperature in ((0.5, 1.0), (0.25, 2.0), (0.0, 3.0)):
+        assert torch.equal(compiled(weight, temperature), loss(weight, temperature))
+
+
 def test_operators_are_registered_whole(device) -> None:
     students, teachers = operands(device)
     # Layouts other than the plain one must be told to the compiler too.

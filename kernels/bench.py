@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print("error: --tune: no CUDA device to tune for", file=sys.stderr)
             return 2
         timer = Bench(options.seconds / 10, None)
-        sizes = [int(size) for size in options.head_sizes.split(",")]
-        return tune.tune(sizes, timer.milliseconds)
+        return tune.tune(options.head_sizes, timer.milliseconds)
     report = Report(Path(options.out), options.commit, _command(options))
     bench = Bench(options.seconds, options.reference)
     names = dict.fromkeys(name for names, _ in bench.cases() for name in names)
@@ -111,10 +110,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tune", action="store_true", help="search and write launch parameters")
     parser.add_argument(
         "--head-sizes",
+        type=_head_sizes,
         default=",".join(str(size) for size in launch.HEAD_SIZES),
         help="head sizes to tune, by commas (default: all)",
     )
     return parser
+
+
+def _head_sizes(text: str) -> list[int]:
+    sizes = [int(size) for size in text.split(",") if size.isdecimal()]
+    if not sizes or set(sizes) - set(launch.HEAD_SIZES) or len(sizes) != text.count(",") + 1:
+        allowed = ", ".join(str(size) for size in launch.HEAD_SIZES)
+        raise argparse.ArgumentTypeError(f"{text}: give some of {allowed}, by commas")
+    return sizes
 
 
 class Report:

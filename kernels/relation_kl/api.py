@@ -51,8 +51,9 @@ def relation_kl(
 ) -> Tensor:
     """KL divergence between two self-relations, ``KL(softmax(T T^T) || softmax(S S^T))`` by row.
 
-    Scores are ``scale * X X^T / temperature``; the result is *not* multiplied by
-    ``temperature ** 2``, as some distillation losses are.
+    The loss of LinearARD (2604.00004) for one of q, k, v; MiniLMv2 (2012.15828) has it for heads
+    that are split anew (`split_relation_heads`). Scores are ``scale * X X^T / temperature``; the
+    result is *not* multiplied by ``temperature ** 2``, as some distillation losses are.
 
     Args:
         student_bhtd: ``[batch, heads, tokens, head_dim]``, any strides; float32, bfloat16 or
@@ -113,6 +114,8 @@ def relation_kl_set(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of `relation_kl` over several relations, such as the q, k and v of a layer.
 
+    The layer's loss in LinearARD (2604.00004).
+
     Each relation is reduced over its own rows and heads, so grouped key and value heads weigh as
     much as query heads.
 
@@ -167,7 +170,7 @@ def attention_kl(
     backend: Backend = "auto",
     allow_tf32: bool = False,
 ) -> Tensor:
-    """KL divergence between two models' attention rows, ``softmax(Q K^T)``.
+    """KL divergence between two models' attention rows, ``softmax(Q K^T)`` (MiniLM, 2002.10957).
 
     Args:
         q_student: ``[batch, heads, tokens, head_dim]``.

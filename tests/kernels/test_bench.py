@@ -41,3 +41,10 @@ def test_unknown_rows_are_named_with_the_known_ones(tmp_path: Path, capsys) -> N
 def test_a_folder_that_is_no_reference_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="integration"):
         bench._load_reference(tmp_path)
+
+
+@pytest.mark.parametrize("sizes", ["48,64", "x", "64,", ""])
+def test_an_unknown_head_size_is_refused_with_the_known_ones(sizes: str, capsys) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(["--tune", "--head-sizes", sizes])
+    assert f"{sizes}: give some of 16, 32, 64, 128, 256" in capsys.readouterr().err

@@ -26,11 +26,6 @@ def test_candidates_begin_with_the_present_parameters(shape) -> None:
     assert 4 < len(tried) == len(set(tried)) < 30
 
 
-def test_an_unknown_head_size_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"--head-sizes 48: allowed are 16,32,64,128,256"):
-        tune.tune([48, 64], lambda run: 0.0)
-
-
 def test_a_candidate_that_cannot_be_compiled_is_left_out_with_its_reason(
     monkeypatch, capsys
 ) -> None:

@@ -36,6 +36,7 @@ from torch import Tensor, distributed
 
 from src.evals.generation import continued
 from src.evals.suite import NOT_FINITE, EvaluationError
+from src.models import frequency_class
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
@@ -250,7 +251,8 @@ class TokenBudgetLM(_HFLM):
             by_input.setdefault(tuple(context + answer[:-1]), []).append(index)
         inputs = sorted(by_input, key=len, reverse=True)
         found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        for batch in _batches(inputs, self._batch_tokens):
+        kinds = [frequency_class(self.model.config, len(tokens)) for tokens in inputs]
+        for batch in _batches(inputs, kinds, self._batch_tokens):
             width = len(batch[0])
             ids_bt = torch.zeros(len(batch), width, dtype=torch.long)
             places, targets, owners = [], [], []
@@ -353,14 +355,17 @@ class TokenBudgetLM(_HFLM):
             found[index] = postprocess_generated_text(text, stop, None)
 
 
-def _batches(ordered: Sequence[Any], budget: int) -> Iterator[list[Any]]:
-    """Runs of entries, longest first, each of at most `budget` tokens when padded to its first."""
+def _batches(ordered: Sequence[Any], kinds: Sequence[int], budget: int) -> Iterator[list[Any]]:
+    """Runs of entries of a kind, longest first, each of at most `budget` tokens when padded to its
+    first."""
     batch: list[Any] = []
-    for entry in ordered:
-        if batch and (len(batch) + 1) * len(batch[0]) > budget:
+    before = 0
+    for entry, kind in zip(ordered, kinds, strict=True):
+        if batch and (kind != before or (len(batch) + 1) * len(batch[0]) > budget):
             yield batch
             batch = []
         batch.append(entry)
+        before = kind
     if batch:
         yield batch
 

@@ -63,6 +63,17 @@ def test_rows_stop_at_the_end_of_text(small_llama: Any, byte_tokenizer: Any) -> 
     assert cut == [text.split(letter)[0] for text in full]
 
 
+def test_lengths_of_a_batch_do_not_turn_its_other_rows(
+    small_stretched: Any, byte_tokenizer: Any
+) -> None:
+    # Within the native window of 64, beyond it, and across it while the answer is written.
+    prompts = [("ab c" * 40)[:n] for n in (20, 33, 55, 55, 70, 90, 150)]
+    alone = [generate(small_stretched, byte_tokenizer, [p], [16], window=256)[0] for p in prompts]
+    together = generate(small_stretched, byte_tokenizer, prompts, [16] * 7, window=256)
+    assert together == alone
+    assert len(set(alone)) == 6
+
+
 def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(
     small_llama: Any, byte_tokenizer: Any
 ) -> None:

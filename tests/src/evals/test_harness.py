@@ -145,6 +145,14 @@ def test_odd_requests_are_scored_as_by_lm_eval(
     assert [g for _, g in found] == [g for _, g in wanted]
 
 
+def test_lengths_of_a_batch_do_not_turn_its_other_texts(small_stretched: Any) -> None:
+    # The native window has 64 tokens.
+    pairs = [("ab c" * length, " d") for length in (3, 12, 15, 16, 20, 33)]
+    alone = wrapped(small_stretched, batch_tokens=1).loglikelihood(asked(*pairs))
+    together = wrapped(small_stretched, batch_tokens=10_000).loglikelihood(asked(*pairs))
+    assert [x for x, _ in together] == pytest.approx([x for x, _ in alone], abs=1e-4)
+
+
 def test_equal_inputs_run_once(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = wrapped(network)
     rows = []

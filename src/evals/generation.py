@@ -183,7 +183,7 @@ class _Batch:
         self._kinds = getattr(model.config, "layer_types", None)
         self._eager = str(model.config._attn_implementation).endswith("eager")
         stops = model.generation_config.eos_token_id if model.generation_config else None
-        ids = stops if isinstance(stops, list) else [stops, tokenizer.eos_token_id]
+        ids = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id]
         self._stops = torch.tensor(
             sorted({i for i in ids if i is not None}), dtype=torch.long, device=self._device
         )

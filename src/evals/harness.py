@@ -312,7 +312,8 @@ class TokenBudgetLM(_HFLM):
         """The model's own continuation of each prompt, up to its stop sequences."""
         del disable_tqdm
         asked = [cast("tuple[str, dict[str, Any]]", r.args) for r in requests]
-        prompts = [self.tok_encode(text) for text, _ in asked]
+        # Without a token there is nothing to go on from.
+        prompts = [self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked]
         settings = [normalize_gen_kwargs(kwargs, self.max_gen_toks) for _, kwargs in asked]
         longest = [p.get("max_gen_toks", self.max_gen_toks) for p in settings]
         self._refuse_too_long([len(p) + n for p, n in zip(prompts, longest, strict=True)])

@@ -122,6 +122,13 @@ def test_answers_that_are_not_greedy_are_refused(network: Any, drawn: dict[str, 
         wrapped(network).generate_until(prompts("x", max_gen_toks=4, **drawn))
 
 
+def test_an_empty_prompt_goes_on_from_the_end_of_text(network: Any) -> None:
+    alone = wrapped(network).generate_until(prompts("", max_gen_toks=4))
+    beside = wrapped(network).generate_until(prompts("", "abcdef", max_gen_toks=4))
+    marked = wrapped(network).generate_until(prompts("<|endoftext|>", max_gen_toks=4))
+    assert alone == beside[:1] == marked
+
+
 def asked(*pairs: tuple[str, str]) -> list[Instance]:
     return [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
 

@@ -381,6 +381,11 @@ class EvaluateConfig:
             raise ValueError("give either run=RUN_DIR or model=NAME")
         if self.compare and self.run is None:
             raise ValueError("compare is for run=RUN_DIR: it adds other runs' models to its own")
+        if self.out is not None and self.run is not None:
+            raise ValueError(
+                f"out={self.out} is for model=NAME: results of run={self.run} go to its evals/; "
+                "leave it out"
+            )
 
     @property
     def processes(self) -> int:

@@ -842,3 +842,30 @@ def attention_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
     if kinds is None:
         return (window,) * config.num_hidden_layers
     return tuple(window if kind == _SLIDING else None for kind in kinds)
+
+
+def frequency_class(config: PretrainedConfig, tokens: int, *, room: int = 0) -> int:
+    """Texts of one class may be read side by side: each is turned as it would be alone.
+
+    Dynamic RoPE and longrope go by the largest position of all rows, whichever row has it.
+
+    Args:
+        config: the model's.
+        tokens: of the text.
+        room: tokens that are added one at a time; the same for texts that are compared.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for own in [parameters[k] for k in (_FULL, _SLIDING) if k in parameters] or [parameters]:
+        kind = own.get("rope_type")
+        if kind not in ("dynamic", "longrope"):
+            continue
+        native = (
+            config.max_position_embeddings
+            if kind == "dynamic"
+            else own["original_max_position_embeddings"]
+        )
+        if tokens + room <= native:
+            continue
+        # Beyond the window longrope has one table; all else there goes by the very length.
+        return -1 if kind == "longrope" and tokens > native else tokens
+    return 0

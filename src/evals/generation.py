@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from src.models import attention_windows, shape_of
+from src.models import attention_windows, frequency_class, shape_of
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
@@ -144,15 +144,20 @@ def continued(
 ) -> list[str]:
     """`generate` of token ids, which fit the window."""
     answers = [""] * len(encoded)
+    kinds = [
+        (new, frequency_class(model.config, len(ids), room=new))
+        for ids, new in zip(encoded, max_new_tokens, strict=True)
+    ]
     # Neighbours in length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     while order:
         room = max_new_tokens[order[-1]]
         rows = batch_rows(model, len(encoded[order[-1]]) + room, batch_tokens)
         batch, order = order[-rows:], order[:-rows]
-        # Rows that generate fewer tokens wait for another batch.
-        order += [i for i in batch if max_new_tokens[i] != room]
-        batch = [i for i in batch if max_new_tokens[i] == room]
+        # Rows that generate fewer tokens, or are turned otherwise, wait for another batch.
+        kind = kinds[batch[-1]]
+        order += [i for i in batch if kinds[i] != kind]
+        batch = [i for i in batch if kinds[i] == kind]
         order.sort(key=lambda i: (max_new_tokens[i], len(encoded[i])))
         _Batch(model, tokenizer, {i: encoded[i] for i in batch}, room, enough).run(
             answers, progress
@@ -178,7 +183,7 @@ class _Batch:
         self._kinds = getattr(model.config, "layer_types", None)
         self._eager = str(model.config._attn_implementation).endswith("eager")
         stops = model.generation_config.eos_token_id if model.generation_config else None
-        ids = stops if isinstance(stops, list) else [stops, tokenizer.eos_token_id]
+        ids = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id]
         self._stops = torch.tensor(
             sorted({i for i in ids if i is not None}), dtype=torch.long, device=self._device
         )

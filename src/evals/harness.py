@@ -36,6 +36,7 @@ from torch import Tensor, distributed
 
 from src.evals.generation import continued
 from src.evals.suite import NOT_FINITE, EvaluationError
+from src.models import frequency_class
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
@@ -250,7 +251,8 @@ class TokenBudgetLM(_HFLM):
             by_input.setdefault(tuple(context + answer[:-1]), []).append(index)
         inputs = sorted(by_input, key=len, reverse=True)
         found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
-        for batch in _batches(inputs, self._batch_tokens):
+        kinds = [frequency_class(self.model.config, len(tokens)) for tokens in inputs]
+        for batch in _batches(inputs, kinds, self._batch_tokens):
             width = len(batch[0])
             ids_bt = torch.zeros(len(batch), width, dtype=torch.long)
             places, targets, owners = [], [], []
@@ -310,7 +312,8 @@ class TokenBudgetLM(_HFLM):
         """The model's own continuation of each prompt, up to its stop sequences."""
         del disable_tqdm
         asked = [cast("tuple[str, dict[str, Any]]", r.args) for r in requests]
-        prompts = [self.tok_encode(text) for text, _ in asked]
+        # Without a token there is nothing to go on from.
+        prompts = [self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked]
         settings = [normalize_gen_kwargs(kwargs, self.max_gen_toks) for _, kwargs in asked]
         longest = [p.get("max_gen_toks", self.max_gen_toks) for p in settings]
         self._refuse_too_long([len(p) + n for p, n in zip(prompts, longest, strict=True)])
@@ -353,14 +356,17 @@ class TokenBudgetLM(_HFLM):
             found[index] = postprocess_generated_text(text, stop, None)
 
 
-def _batches(ordered: Sequence[Any], budget: int) -> Iterator[list[Any]]:
-    """Runs of entries, longest first, each of at most `budget` tokens when padded to its first."""
+def _batches(ordered: Sequence[Any], kinds: Sequence[int], budget: int) -> Iterator[list[Any]]:
+    """Runs of entries of a kind, longest first, each of at most `budget` tokens when padded to its
+    first."""
     batch: list[Any] = []
-    for entry in ordered:
-        if batch and (len(batch) + 1) * len(batch[0]) > budget:
+    before = 0
+    for entry, kind in zip(ordered, kinds, strict=True):
+        if batch and (kind != before or (len(batch) + 1) * len(batch[0]) > budget):
             yield batch
             batch = []
         batch.append(entry)
+        before = kind
     if batch:
         yield batch
 

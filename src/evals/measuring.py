@@ -176,11 +176,19 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            found.append(json.loads(line))
+            document = json.loads(line)
         except json.JSONDecodeError as error:
-            raise EvaluationError(f"{file}, line {number}, is no JSON: {error}") from error
+            raise EvaluationError(
+                f"{file}, line {number}, is no JSON: {error}; mend the line or leave it out"
+            ) from error
+        if not isinstance(document, dict):
+            raise EvaluationError(
+                f"{file}, line {number}, is no JSON object: {line[:80]}; mend the line or leave it "
+                "out"
+            )
+        found.append(document)
         # lm-eval looks at the first document only.
-        if not isinstance(found[-1], dict) or found[-1].keys() != found[0].keys():
+        if document.keys() != found[0].keys():
             raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
     if not found:
         raise EvaluationError(f"{file} holds no documents")

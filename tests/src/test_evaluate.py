@@ -176,6 +176,7 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
         pytest.param(["model=tiny", "eval=drift"], "give run=RUN_DIR instead", id="needs-a-run"),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
         pytest.param(["model=tiny", "compare=[x]"], "compare is for run=RUN_DIR", id="compare"),
+        pytest.param(["run=R", "out=x"], "out=x is for model=NAME: results of run=R", id="out"),
         pytest.param(
             ["model=tiny", "eval=perplexty"], "Could not find 'eval/perplexty'", id="typo"
         ),

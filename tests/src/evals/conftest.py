@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
 from src import models
 from src.evals.ruler import Material, Question, QuestionSet
+from src.rope.dynamic import DynamicScaling
+from src.rope.longrope import LongRopeScaling
 
 STORY = (
     "The lamp went out before the ship had passed the rocks.",
@@ -115,3 +118,26 @@ def small_gemma() -> object:
 def small_mistral() -> object:
     """The same with a sliding window of 24 tokens."""
     return _small("mistral", sliding_window=24)
+
+
+@pytest.fixture(scope="session", params=["dynamic", "longrope"])
+def small_stretched(request: pytest.FixtureRequest) -> object:
+    """A model of 64 tokens stretched to 256, turned by how long a sequence is."""
+    from src.config import EvaluateConfig, load_plain
+
+    settings = load_plain(
+        EvaluateConfig, request.getfixturevalue("compose_plain")("model=tiny", name="evaluate")
+    )
+    assert settings.model is not None
+    model = replace(settings.model, native_window=64)
+    scaling = {
+        "dynamic": DynamicScaling(type="dynamic", target_length=256),
+        "longrope": LongRopeScaling(type="longrope", target_length=256),
+    }[request.param]
+    config = models.scaled_config(model, scaling)
+    network = models.load_model(model, config, dtype=torch.float32).eval()
+    with torch.no_grad():
+        for weight in network.parameters():
+            # As it comes, a model this small says nearly the same whatever it reads.
+            weight.mul_(3.0 if weight.ndim > 1 else 1.0)
+    return network

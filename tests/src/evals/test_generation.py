@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from src.evals.generation import GenerationError, batch_rows, encode, generate
+from src.models import byte_tokenizer as byte_tokenizer_of_ones_own
 
 PROMPTS = [
     "The lamp went out",
@@ -61,6 +62,30 @@ def test_rows_stop_at_the_end_of_text(small_llama: Any, byte_tokenizer: Any) -> 
         small_llama.generation_config.eos_token_id = old
     assert letter in full[0]
     assert cut == [text.split(letter)[0] for text in full]
+
+
+@pytest.mark.parametrize("stops", [None, 5, [5]])
+def test_the_tokenizers_end_of_text_ends_answers_whatever_the_model_lists(
+    small_llama: Any, byte_tokenizer: Any, stops: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = generate(small_llama, byte_tokenizer, PROMPTS, [24] * 5, window=512)
+    letter = next(c for c in full[0] if c.isascii() and c.isprintable())
+    monkeypatch.setattr(small_llama.generation_config, "eos_token_id", stops)
+    tokenizer = byte_tokenizer_of_ones_own()
+    tokenizer.eos_token = letter
+    cut = generate(small_llama, tokenizer, PROMPTS[:1], [24], window=512)
+    assert cut == [full[0].split(letter)[0]]
+
+
+def test_lengths_of_a_batch_do_not_turn_its_other_rows(
+    small_stretched: Any, byte_tokenizer: Any
+) -> None:
+    # Within the native window of 64, beyond it, and across it while the answer is written.
+    prompts = [("ab c" * 40)[:n] for n in (20, 33, 55, 55, 70, 90, 150)]
+    alone = [generate(small_stretched, byte_tokenizer, [p], [16], window=256)[0] for p in prompts]
+    together = generate(small_stretched, byte_tokenizer, prompts, [16] * 7, window=256)
+    assert together == alone
+    assert len(set(alone)) == 6
 
 
 def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(

@@ -122,6 +122,13 @@ def test_answers_that_are_not_greedy_are_refused(network: Any, drawn: dict[str, 
         wrapped(network).generate_until(prompts("x", max_gen_toks=4, **drawn))
 
 
+def test_an_empty_prompt_goes_on_from_the_end_of_text(network: Any) -> None:
+    alone = wrapped(network).generate_until(prompts("", max_gen_toks=4))
+    beside = wrapped(network).generate_until(prompts("", "abcdef", max_gen_toks=4))
+    marked = wrapped(network).generate_until(prompts("<|endoftext|>", max_gen_toks=4))
+    assert alone == beside[:1] == marked
+
+
 def asked(*pairs: tuple[str, str]) -> list[Instance]:
     return [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=0) for pair in pairs]
 
@@ -143,6 +150,14 @@ def test_odd_requests_are_scored_as_by_lm_eval(
     found = wrapped(network, batch_tokens=40).loglikelihood(asked(*pairs))
     assert [x for x, _ in found] == pytest.approx([x for x, _ in wanted], abs=1e-3)
     assert [g for _, g in found] == [g for _, g in wanted]
+
+
+def test_lengths_of_a_batch_do_not_turn_its_other_texts(small_stretched: Any) -> None:
+    # The native window has 64 tokens.
+    pairs = [("ab c" * length, " d") for length in (3, 12, 15, 16, 20, 33)]
+    alone = wrapped(small_stretched, batch_tokens=1).loglikelihood(asked(*pairs))
+    together = wrapped(small_stretched, batch_tokens=10_000).loglikelihood(asked(*pairs))
+    assert [x for x, _ in together] == pytest.approx([x for x, _ in alone], abs=1e-4)
 
 
 def test_equal_inputs_run_once(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:

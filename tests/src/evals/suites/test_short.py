@@ -156,6 +156,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(
     (folder / "sciq.jsonl").unlink()
     (folder / "boolq.jsonl").write_text('{"question": "cut o', encoding="utf-8")
     (folder / "openbookqa.jsonl").write_text('{"question": "no stem"}\n', encoding="utf-8")
+    (folder / "lambada.jsonl").write_text("[1, 2]\n", encoding="utf-8")
     empty = tmp_path / "empty"
     empty.mkdir()
     candidates = (
@@ -163,7 +164,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(
         Candidate("after cpt", "trained", run.model, run.rope, empty),
         Candidate("narrow", "comparison", replace(run.model, native_window=450)),
     )
-    tasks = ("piqa", "arc_eazy", "sciq", "boolq", "openbookqa", "squad", "humaneval")
+    tasks = ("piqa", "arc_eazy", "sciq", "boolq", "openbookqa", "lambada", "squad", "humaneval")
     asked = replace(suite(*tasks), folder=str(folder))
     result = asked.run(replace(evaluation, candidates=candidates))
     assert set(result.failures) == {
@@ -171,6 +172,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(
         "sciq",
         "boolq",
         "openbookqa",
+        "lambada",
         "humaneval",
         "after cpt",
         "squad, narrow",
@@ -179,6 +181,7 @@ def test_what_fails_is_named_and_the_rest_is_kept(
     assert "sciq.jsonl is missing" in result.failures["sciq"]
     assert "line 1, is no JSON" in result.failures["boolq"]
     assert "do not fit the task" in result.failures["openbookqa"]
+    assert "line 1, is no JSON object: [1, 2]; mend" in result.failures["lambada"]
     assert "execute_code=true" in result.failures["humaneval"]
     assert "has no weights" in result.failures["after cpt"]
     assert "does not fit the model's window of 450" in result.failures["squad, narrow"]

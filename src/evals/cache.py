@@ -17,7 +17,7 @@ from typing import Any
 from src.run_folder import write_whole
 
 # Part of every key: a change of how results are stored or computed makes older ones unknown.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

@@ -302,6 +302,7 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
     tiny_overrides: list[str],
     tmp_path: Path,

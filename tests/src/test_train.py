@@ -376,7 +376,11 @@ def _kill_when(process: subprocess.Popen, reached: Callable[[], bool], number: i
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "state"), [(signal.SIGKILL, "running"), (signal.SIGTERM, "interrupted")]
+    ("number", "state"),
+    [
+        (signal.SIGKILL, "running"),
+        pytest.param(signal.SIGTERM, "interrupted", marks=pytest.mark.thorough),
+    ],
 )
 def test_kill_and_resume_gives_the_same_bits(
     baseline: Path,

@@ -12,9 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from src.config import RunConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -98,6 +102,23 @@ def tiny_overrides(prose: Path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def train_tiny(
+    compose_run: Callable[..., RunConfig],
+    tiny_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[..., Path]:
+    """train_tiny(*overrides) -> the folder of a run made in this process."""
+    from src import train
+
+    def run(*overrides: str) -> Path:
+        folder = tmp_path_factory.mktemp("runs") / "run"
+        settings = compose_run(*tiny_overrides, f"run_dir={folder}", *overrides)
+        return train.train(settings, None)
+
+    return run
+
+
 def short_recipe() -> list[str]:
     """LinearARD's two stages on blocks of 64 and 128 tokens."""
     return [
@@ -111,7 +132,7 @@ def short_recipe() -> list[str]:
     ]
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def run_command() -> Callable[..., object]:
     """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
     import subprocess

@@ -357,8 +357,7 @@ class TokenBudgetLM(_HFLM):
 
 
 def _batches(ordered: Sequence[Any], kinds: Sequence[int], budget: int) -> Iterator[list[Any]]:
-    """Runs of entries of a kind, longest first, each of at most `budget` tokens when padded to its
-    first."""
+    """Runs of one kind, longest first, each of at most `budget` tokens as padded to its first."""
     batch: list[Any] = []
     before = 0
     for entry, kind in zip(ordered, kinds, strict=True):

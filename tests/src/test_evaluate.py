@@ -13,8 +13,8 @@ import pytest
 import yaml
 from rich.console import Console
 
-from src import config, train
-from src.config import ConfigError, EvaluateConfig, RunConfig
+from src import config
+from src.config import ConfigError, EvaluateConfig
 from src.evals import running
 from src.evals.suite import SuiteResult
 
@@ -28,13 +28,8 @@ SUITE = [
 
 
 @pytest.fixture(scope="module")
-def finished(
-    compose_run: Callable[..., RunConfig],
-    tiny_overrides: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
-    folder = tmp_path_factory.mktemp("runs") / "run"
-    return train.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
+def finished(train_tiny: Callable[..., Path]) -> Path:
+    return train_tiny()
 
 
 def test_a_runs_models_are_scored_on_its_own_held_out_text(

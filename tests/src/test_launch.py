@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from src import launch, train
-from src.config import RunConfig
+from src import launch
 from src.launch import LaunchError, World, world_from_environment
 from tests.conftest import ROOT, cut_after, losses
 
@@ -188,19 +187,16 @@ ON_RANKS = {
 
 
 @pytest.fixture(scope="module")
-def one(
-    compose_run: Callable[..., RunConfig],
-    tiny_overrides: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Path:
+def one(train_tiny: Callable[..., Path]) -> Path:
     """The run folder of one process, this one."""
-    folder = tmp_path_factory.mktemp("one") / "run"
-    return train.train(compose_run(*tiny_overrides, DEEP, f"run_dir={folder}"), None)
+    return train_tiny(DEEP)
 
 
 @pytest.fixture(scope="module")
 def trained_on(
-    tiny_overrides: list[str], tmp_path_factory: pytest.TempPathFactory
+    tiny_overrides: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    run_command: Callable[..., subprocess.CompletedProcess],
 ) -> Callable[[str], Path]:
     """trained_on("sharded") -> the run folder of those ranks, which are started once."""
 
@@ -208,14 +204,7 @@ def trained_on(
     def trained(ranks: str) -> Path:
         folder = tmp_path_factory.mktemp(ranks) / "run"
         overrides = [*tiny_overrides, DEEP, "checkpoint.keep=9", f"run_dir={folder}"]
-        done = subprocess.run(
-            [sys.executable, "-m", "src.train", *overrides, *ON_RANKS[ranks]],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=240,
-            check=False,
-        )
+        done = run_command("src.train", *overrides, *ON_RANKS[ranks])
         assert done.returncode == 0, done.stderr
         return folder
 
@@ -302,7 +291,6 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
 
 
 @pytest.mark.slow
-@pytest.mark.thorough
 def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
     tiny_overrides: list[str],
     tmp_path: Path,

@@ -29,22 +29,6 @@ Train = Callable[..., Path]
 
 
 @pytest.fixture(scope="module")
-def train_tiny(
-    compose_run: Callable[..., RunConfig],
-    tiny_overrides: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Train:
-    """train_tiny(*overrides) -> the folder of a run made in this process."""
-
-    def run(*overrides: str) -> Path:
-        folder = tmp_path_factory.mktemp("runs") / "run"
-        settings = compose_run(*tiny_overrides, f"run_dir={folder}", *overrides)
-        return train.train(settings, None)
-
-    return run
-
-
-@pytest.fixture(scope="module")
 def baseline(train_tiny: Train) -> Path:
     return train_tiny("recipe.stages.ard.parameters.dropout=0.1")
 
@@ -377,10 +361,7 @@ def _kill_when(process: subprocess.Popen, reached: Callable[[], bool], number: i
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "state"),
-    [
-        (signal.SIGKILL, "running"),
-        pytest.param(signal.SIGTERM, "interrupted", marks=pytest.mark.thorough),
-    ],
+    [(signal.SIGKILL, "running"), (signal.SIGTERM, "interrupted")],
 )
 def test_kill_and_resume_gives_the_same_bits(
     baseline: Path,

@@ -696,9 +696,7 @@ def test_default_launches_with_masks(dtype, head_dim, mask_kind, make_masks) -> 
         truth = function(*map(wide, inputs), upstream, "reference", **options)
         assert (ours[0] - truth[0]).abs().max() < 1e-4
         # A token's relation with itself is nearly 1, so what is left is a difference of such.
-        noise = (
-            torch.zeros(()) if function is of_attention else probability_noise(teacher, upstream)
-        )
+        noise = 0.0 if function is of_attention else probability_noise(teacher, upstream)
         for x, y in zip(ours[1:], truth[1:], strict=True):
             # In float32 the device's exponentials, good to 2^-22, decide.
             eps = 2**-15 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps

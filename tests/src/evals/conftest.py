@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -121,13 +122,11 @@ def small_mistral() -> object:
 
 
 @pytest.fixture(scope="session", params=["dynamic", "longrope"])
-def small_stretched(request: pytest.FixtureRequest) -> object:
+def small_stretched(request: pytest.FixtureRequest, compose_plain: Callable[..., dict]) -> object:
     """A model of 64 tokens stretched to 256, turned by how long a sequence is."""
     from src.config import EvaluateConfig, load_plain
 
-    settings = load_plain(
-        EvaluateConfig, request.getfixturevalue("compose_plain")("model=tiny", name="evaluate")
-    )
+    settings = load_plain(EvaluateConfig, compose_plain("model=tiny", name="evaluate"))
     assert settings.model is not None
     model = replace(settings.model, native_window=64)
     scaling = {

@@ -1,7 +1,8 @@
 """Search for the launch parameters in `relation_kl/launch_table.json`, on the device at hand.
 
 Called by ``python -m kernels.bench --tune``. Processes compile every candidate first, several at a
-time, into Triton's cache; then each is timed alone.
+time, into Triton's cache, and compare what it computes with the chunked backend's result; then each
+that agrees is timed alone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -27,6 +29,9 @@ _HEADS = 8
 # float32 multiplies many times slower, so fewer tokens tell as much.
 _TOKENS = {2: 4096, 4: 1024}
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
+# By how much of its norm a result may differ from the chunked backend's, which sums in another
+# order and, in half precision, rounds other numbers in the backward.
+_DISAGREEMENT = {2: 1e-2, 4: 1e-4}
 # One side's own tile; more than that of both sides leaves no room for others.
 _MOST_TILE_BYTES = 2**15
 
@@ -79,7 +84,7 @@ def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:
 
 
 def _compile(work: Sequence[tuple[ShapeClass, Launch]]) -> list[tuple[ShapeClass, Launch]]:
-    """Those that compile and whose needs the device can meet."""
+    """Those that compile, whose needs the device can meet, and that give the right numbers."""
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
@@ -90,9 +95,10 @@ def _compile(work: Sequence[tuple[ShapeClass, Launch]]) -> list[tuple[ShapeClass
 def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
     shape, candidate = pair
     try:
+        expected = _work(shape, 256, "chunked")()
         with launch.overridden({shape.kernel: candidate}):
-            _work(shape, 256)()
-            torch.cuda.synchronize()
+            found = _work(shape, 256)()
+        torch.cuda.synchronize()
     except OutOfResources:
         return False
     except Exception as error:
@@ -101,32 +107,42 @@ def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
         torch.cuda.synchronize()
         print(f"{shape.key}: {candidate} fails: {error!r:.300}", file=sys.stderr, flush=True)
         return False
+    difference = float((found - expected).norm() / expected.norm())
+    # Written so that NaN does not agree.
+    if not difference <= _DISAGREEMENT[shape.element_bytes]:
+        print(f"{shape.key}: {candidate} is off by {difference:.1e}", file=sys.stderr, flush=True)
+        return False
     return True
 
 
-def _work(shape: ShapeClass, tokens: int) -> Run:
+def _work(
+    shape: ShapeClass, tokens: int, backend: Literal["triton", "chunked"] = "triton"
+) -> Callable[[], Tensor]:
     """A call that spends its time, but for a fixed part, in the shape class's kernel.
+
+    It returns the rows' KL, or the gradient of their sum.
 
     Backward kernels run after their forward: a backward by itself follows the stream of a forward
     outside, and could not be captured in a graph.
     """
-    dtype = _DTYPES[shape.element_bytes]
+    generator = torch.Generator("cuda").manual_seed(0)
+    size = (1, _HEADS, tokens, shape.head_size)
     x, y = (
-        torch.randn(1, _HEADS, tokens, shape.head_size, device="cuda", dtype=dtype)
+        torch.randn(size, generator=generator, device="cuda").to(_DTYPES[shape.element_bytes])
         for _ in range(2)
     )
     # It hides nothing, but keeps self-relations to the general kernels (`hopper.supports`).
     real = torch.ones(1, tokens, dtype=torch.bool, device="cuda")
 
-    def loss(x: Tensor) -> Tensor:
+    def rows(x: Tensor) -> Tensor:
         if shape.kernel.startswith("self"):
-            return relation_kl(x, y, key_mask=real, backend="triton")
-        return attention_kl(x, x, y, y, key_mask=real, backend="triton")
+            return relation_kl(x, y, key_mask=real, reduction="none", backend=backend)
+        return attention_kl(x, x, y, y, key_mask=real, reduction="none", backend=backend)
 
     if shape.kernel.endswith("forward"):
-        return lambda: loss(x)
+        return lambda: rows(x)
     x.requires_grad_()
-    return lambda: torch.autograd.grad(loss(x), x)
+    return lambda: torch.autograd.grad(rows(x).sum(), x)[0]
 
 
 def _text(table: dict[str, dict[str, list[int]]]) -> str:

@@ -19,6 +19,9 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from kernels.relation_kl.hopper_kernels import (
+    COUNTER_STEP,
+    OWN_TILES,
+    PART,
     Gradient,
     Relation,
     Rows,
@@ -32,9 +35,16 @@ MOST_RELATIONS = 3
 _HEAD_SIZES = (64, 128)
 _DTYPES = (torch.bfloat16, torch.float16)
 _TILE = 64
-_BLOCK = 2 * _TILE
-# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds.
-_SLOTS = {("forward", 64): 4, ("forward", 128): 4, ("backward", 64): 4, ("backward", 128): 3}
+# A program's own tiles, by kernel and head size. Small heads spend longest on exponentials, which
+# more warps hide better; for large ones a fourth warpgroup would leave the ring too short.
+_OWN = {
+    ("forward", 64): 4,
+    ("forward", 128): 3,
+    ("backward", 64): OWN_TILES.value,
+    ("backward", 128): OWN_TILES.value,
+}
+# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds, up to four.
+_SLOTS = {("forward", 64): 4, ("forward", 128): 3, ("backward", 64): 4, ("backward", 128): 3}
 # What a token and a head's element take in the cache: both sides, and float32 sums.
 _ROW_BYTES = {"forward": 2 + 2, "backward": 2 + 2 + 4}
 _CACHE_SHARE = 0.8
@@ -93,6 +103,7 @@ def forward(
         call.heads,
         call.tokens,
         call.together,
+        OWN=call.own,
         R=len(students),
         D=call.head_size,
         SLOTS=call.slots,
@@ -120,10 +131,12 @@ def backward(
     tiles = -(-call.tokens // _TILE)
     sums = weights.student_peak.new_empty(call.row_heads * tiles * _TILE, call.head_size)
     layout = gl.NVMMASharedLayout(128, 32, rank=2)
-    counters = torch.zeros(call.row_heads * tiles, dtype=torch.int32, device=sums.device)
+    width = PART.value
+    count = call.row_heads * tiles * (call.head_size // width) * COUNTER_STEP.value
+    counters = torch.zeros(count, dtype=torch.int32, device=sums.device)
     backward_kernel[(call.programs,)](
         *call.descriptors,
-        TensorDescriptor.from_tensor(sums, [_TILE, call.head_size], layout),
+        TensorDescriptor.from_tensor(sums, [_TILE, width], layout),
         sums,
         call.relations,
         tuple(Gradient(x, *x.stride()[:3]) for x in gradients),
@@ -156,8 +169,8 @@ class _Call:
         self.heads = sum(x.shape[1] for x in students)
         self.row_heads = first.shape[0] * self.heads
         self.tokens, self.head_size = first.shape[2], first.shape[3]
-        self.slots = _SLOTS[kernel, self.head_size]
-        blocks = -(-self.tokens // _BLOCK)
+        self.own, self.slots = (facts[kernel, self.head_size] for facts in (_OWN, _SLOTS))
+        blocks = -(-self.tokens // (self.own * _TILE))
         self.programs = self.row_heads * blocks
         # Heads whose rows, and whose sums in the backward, the second-level cache holds together.
         row_bytes = self.head_size * _ROW_BYTES[kernel]

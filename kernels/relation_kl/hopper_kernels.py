@@ -33,9 +33,15 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Rows and columns of a tile.
 TILE = gl.constexpr(64)
-# A program's own tiles: of rows in the forward, of columns in the backward. One a warpgroup that
-# makes scores.
+# Tiles of columns that a program of the backward owns, one a warpgroup that makes scores. How many
+# tiles of rows one of the forward owns is up to its caller.
 OWN_TILES = gl.constexpr(2)
+# Columns of what the backward adds to a row tile's sum at a time, and how many such parts are on
+# their way.
+PART = gl.constexpr(64)
+PARTS_STAGED = gl.constexpr(2)
+# Counters that many programs read and count up lie this many integers apart.
+COUNTER_STEP = gl.constexpr(8)
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
@@ -81,17 +87,6 @@ class Place(NamedTuple):
     student_column: Any
     teacher_row: Any
     teacher_column: Any
-    student_scale: Any
-    teacher_scale: Any
-
-
-class Own(NamedTuple):
-    """What a warpgroup of the forward knows of its own rows."""
-
-    student: Any
-    teacher: Any
-    student_peak: Any
-    teacher_peak: Any
     student_scale: Any
     teacher_scale: Any
 
@@ -244,18 +239,19 @@ def _fetch_all(
     held,
     own,
     count,
+    OWN: gl.constexpr,
     BACKWARD: gl.constexpr,
     R: gl.constexpr,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """One warp's work: the own tiles from token ``own`` on, then ``count`` tiles into the ring.
+    """One warp's work: ``OWN`` own tiles from token ``own`` on, then ``count`` tiles into the ring.
 
     In the forward these are the first tiles; in the backward those from the own on, last first.
     """
     TILE_BYTES: gl.constexpr = TILE * D * 2
-    mbarrier.expect(held.full, 2 * OWN_TILES * TILE_BYTES)
-    for w in gl.static_range(OWN_TILES):
+    mbarrier.expect(held.full, 2 * OWN * TILE_BYTES)
+    for w in gl.static_range(OWN):
         student, teacher = held.student.index(w), held.teacher.index(w)
         _fetch(sides, place, own + w * TILE, held.full, student, teacher, R)
     ring = held.ring
@@ -272,11 +268,17 @@ def _fetch_all(
 
 
 @gluon.jit
-def _hold(dtype: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr, READERS: gl.constexpr):
+def _hold(
+    dtype: gl.constexpr,
+    OWN: gl.constexpr,
+    SLOTS: gl.constexpr,
+    D: gl.constexpr,
+    READERS: gl.constexpr,
+):
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     return Held(
-        gl.allocate_shared_memory(dtype, [OWN_TILES, TILE, D], layout),
-        gl.allocate_shared_memory(dtype, [OWN_TILES, TILE, D], layout),
+        gl.allocate_shared_memory(dtype, [OWN, TILE, D], layout),
+        gl.allocate_shared_memory(dtype, [OWN, TILE, D], layout),
         _allocate_barrier(),
         _allocate_ring(dtype, SLOTS, D, READERS),
     )
@@ -287,16 +289,12 @@ def _allocate_ring(
     dtype: gl.constexpr, SLOTS: gl.constexpr, D: gl.constexpr, READERS: gl.constexpr
 ):
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    ring = Ring(
+    return Ring(
         gl.allocate_shared_memory(dtype, [SLOTS, TILE, D], layout),
         gl.allocate_shared_memory(dtype, [SLOTS, TILE, D], layout),
-        gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [SLOTS, 1], mbarrier.MBarrierLayout()),
+        _allocate_barriers(SLOTS, 1),
+        _allocate_barriers(SLOTS, READERS),
     )
-    for slot in gl.static_range(SLOTS):
-        mbarrier.init(ring.full.index(slot), count=1)
-        mbarrier.init(ring.empty.index(slot), count=READERS)
-    return ring
 
 
 @gluon.jit
@@ -304,6 +302,14 @@ def _allocate_barrier():
     barrier = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(barrier, count=1)
     return barrier
+
+
+@gluon.jit
+def _allocate_barriers(COUNT: gl.constexpr, ARRIVALS: gl.constexpr):
+    barriers = gl.allocate_shared_memory(gl.int64, [COUNT, 1], mbarrier.MBarrierLayout())
+    for k in gl.static_range(COUNT):
+        mbarrier.init(barriers.index(k), count=ARRIVALS)
+    return barriers
 
 
 @gluon.jit
@@ -320,43 +326,58 @@ def forward_kernel(
     heads,
     tokens,
     together,
+    OWN: gl.constexpr,
     R: gl.constexpr,
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """KL, peaks and sums of `OWN_TILES` tiles of rows.
+    """KL, peaks and sums of ``OWN`` tiles of rows, three or four, a warpgroup each.
 
     The peak of a row is its score with itself, which it always sees: not its largest score, but
     exponents stay in float32's range unless scores are extreme, and then `hopper` has the rows done
     again.
     """
-    BLOCK: gl.constexpr = OWN_TILES * TILE
+    BLOCK: gl.constexpr = OWN * TILE
     blocks = gl.cdiv(tokens, BLOCK)
     row_head, rank = _locate(heads_in_all, blocks, together)
     place = _place(relations, row_head, heads, R)
     # The last rows see most: they start first.
     start = (blocks - 1 - rank) * BLOCK
-    tiles = start // TILE + OWN_TILES
-    held = _hold(s0.dtype, SLOTS, D, OWN_TILES)
+    tiles = start // TILE + OWN
+    held = _hold(s0.dtype, OWN, SLOTS, D, OWN)
     by_word: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    sums = gl.allocate_shared_memory(gl.float32, [5 * OWN_TILES, TILE], by_word)
+    sums = gl.allocate_shared_memory(gl.float32, [5 * OWN, TILE], by_word)
     sides = (s0, t0, s1, t1, s2, t2)
     scale_s, scale_t = place.student_scale, place.teacher_scale
-    gl.warp_specialize(
-        [
-            (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, SLOTS)),
-            (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 1, SLOTS)),
-            (_fetch_all, (sides, place, held, start, tiles, False, R, D, SLOTS)),
-        ],
-        [4, 1],
-        [240, 24],
-    )
+    if OWN == 3:
+        gl.warp_specialize(
+            [
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, OWN, SLOTS)),
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 1, OWN, SLOTS)),
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 2, OWN, SLOTS)),
+                (_fetch_all, (sides, place, held, start, tiles, OWN, False, R, D, SLOTS)),
+            ],
+            [4, 4, 1],
+            [152, 152, 24],
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, OWN, SLOTS)),
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 1, OWN, SLOTS)),
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 2, OWN, SLOTS)),
+                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 3, OWN, SLOTS)),
+                (_fetch_all, (sides, place, held, start, tiles, OWN, False, R, D, SLOTS)),
+            ],
+            [4, 4, 4, 1],
+            [112, 112, 112, 24],
+        )
     by_thread: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    for w in gl.static_range(OWN_TILES):
+    for w in gl.static_range(OWN):
         token = start + w * TILE + gl.arange(0, TILE, by_thread)
         offset = place.row_head.to(gl.int64) * tokens + token
         for k in gl.static_range(5):
-            values = sums.index(k * OWN_TILES + w).load(by_thread)
+            values = sums.index(k * OWN + w).load(by_thread)
             gl.store(results[k] + offset, values, mask=token < tokens)
 
 
@@ -396,38 +417,30 @@ def _start_scores(x_s, x_t, y_s, y_t, accumulators: gl.constexpr):
 
 
 @gluon.jit
-def _forward_step(s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS: gl.constexpr):
-    """Starts the next tile's products and meanwhile adds up this tile's scores."""
-    accumulators: gl.constexpr = s.type.layout
-    none = gl.zeros([TILE, TILE], gl.float32, accumulators)
-    slot, phase = _next(slot, phase, SLOTS)
-    mbarrier.wait(ring.full.index(slot), phase)
-    next_s = warpgroup_mma(
-        own.student, ring.student.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
-    )
-    next_t = warpgroup_mma(
-        own.teacher, ring.teacher.index(slot).permute((1, 0)), none, use_acc=False, is_async=True
-    )
-    s = s * own.student_scale - own.student_peak[:, None]
-    t = t * own.teacher_scale - own.teacher_peak[:, None]
-    sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
-    s, t = warpgroup_mma_wait(0, deps=[next_s, next_t])
-    mbarrier.arrive(ring.empty.index(slot), count=1)
-    return s, t, sum_s, sum_t, gap, slot, phase
+def _forward_rows(
+    held,
+    sums,
+    start,
+    tiles,
+    scale_s,
+    scale_t,
+    W: gl.constexpr,
+    OWN: gl.constexpr,
+    SLOTS: gl.constexpr,
+):
+    """One warpgroup's rows: of each tile it waits for both products, then takes exponentials.
 
-
-@gluon.jit
-def _forward_rows(held, sums, start, tiles, scale_s, scale_t, W: gl.constexpr, SLOTS: gl.constexpr):
-    """One warpgroup's rows. Its own tile stays in registers as the products' first operand."""
+    Meanwhile the other warpgroups' products run.
+    """
     accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
     operand: gl.constexpr = gl.DotOperandLayout(0, accumulators, 2)
     ring = held.ring
+    x_s = held.student.index(W)
+    x_t = held.teacher.index(W)
     mbarrier.wait(held.full, 0)
-    x_s = held.student.index(W).load(operand)
-    x_t = held.teacher.index(W).load(operand)
-    peak_s = gl.convert_layout(_squares(x_s) * scale_s, by_row)
-    peak_t = gl.convert_layout(_squares(x_t) * scale_t, by_row)
+    peak_s = gl.convert_layout(_squares(x_s.load(operand)) * scale_s, by_row)
+    peak_t = gl.convert_layout(_squares(x_t.load(operand)) * scale_t, by_row)
     nothing = _sum_own(gl.zeros([TILE, TILE], gl.float32, accumulators))
     sum_s = nothing
     sum_t = nothing
@@ -437,21 +450,13 @@ def _forward_rows(held, sums, start, tiles, scale_s, scale_t, W: gl.constexpr, S
     before = start // TILE + W
     slot = 0
     phase = 0
-    mbarrier.wait(ring.full.index(0), 0)
-    s, t = _start_scores(x_s, x_t, ring.student.index(0), ring.teacher.index(0), accumulators)
-    s, t = warpgroup_mma_wait(0, deps=[s, t])
-    mbarrier.arrive(ring.empty.index(0), count=1)
-    own = Own(x_s, x_t, peak_s, peak_t, scale_s, scale_t)
-    # In pairs, so that two tiles' scores need not change registers; W more make the number whole.
-    for _ in range(start // (2 * TILE)):
-        for _ in gl.static_range(2):
-            s, t, sum_s, sum_t, gap, slot, phase = _forward_step(
-                s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS
-            )
-    for _ in gl.static_range(W):
-        s, t, sum_s, sum_t, gap, slot, phase = _forward_step(
-            s, t, sum_s, sum_t, gap, own, ring, slot, phase, SLOTS
-        )
+    for _ in range(before):
+        s, t = _scores(x_s, x_t, ring, slot, phase, accumulators)
+        s = s * scale_s - peak_s[:, None]
+        t = t * scale_t - peak_t[:, None]
+        sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
+        slot, phase = _next(slot, phase, SLOTS)
+    s, t = _scores(x_s, x_t, ring, slot, phase, accumulators)
     rows = start + W * TILE + gl.arange(0, TILE, by_row)
     columns = before * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
     # Subtracted rather than selected: a selection between products makes the compiler wait for
@@ -460,9 +465,11 @@ def _forward_rows(held, sums, start, tiles, scale_s, scale_t, W: gl.constexpr, S
     s = s * scale_s - (peak_s[:, None] + hidden)
     t = t * scale_t - (peak_t[:, None] + hidden)
     sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
-    # Tiles that only later warpgroups' rows see.
+    # Tiles that only later warpgroups' rows see: not before they are there, or a slot's count of
+    # readers would run ahead of them.
     for _ in range(before + 1, tiles):
         slot, phase = _next(slot, phase, SLOTS)
+        mbarrier.wait(ring.full.index(slot), phase)
         mbarrier.arrive(ring.empty.index(slot), count=1)
 
     total_s = gl.convert_layout(gl.sum(sum_s, axis=1), by_row)
@@ -473,11 +480,23 @@ def _forward_rows(held, sums, start, tiles, scale_s, scale_t, W: gl.constexpr, S
     # The first row sees itself alone. Its score and its peak are one sum in two orders.
     kl = gl.where(rows == 0, 0.0, kl)
     # Stored to global memory by others: their addresses would take registers here.
-    sums.index(0 * OWN_TILES + W).store(kl)
-    sums.index(1 * OWN_TILES + W).store(peak_s)
-    sums.index(2 * OWN_TILES + W).store(total_s)
-    sums.index(3 * OWN_TILES + W).store(peak_t)
-    sums.index(4 * OWN_TILES + W).store(total_t)
+    sums.index(0 * OWN + W).store(kl)
+    sums.index(1 * OWN + W).store(peak_s)
+    sums.index(2 * OWN + W).store(total_s)
+    sums.index(3 * OWN + W).store(peak_t)
+    sums.index(4 * OWN + W).store(total_t)
+
+
+@gluon.jit
+def _scores(x_s, x_t, ring, slot, phase, accumulators: gl.constexpr):
+    """Both sides' products of own rows with the columns in a slot, which is free afterwards."""
+    mbarrier.wait(ring.full.index(slot), phase)
+    y_s = ring.student.index(slot)
+    y_t = ring.teacher.index(slot)
+    s, t = _start_scores(x_s, x_t, y_s, y_t, accumulators)
+    s, t = warpgroup_mma_wait(0, deps=[s, t])
+    mbarrier.arrive(ring.empty.index(slot), count=1)
+    return s, t
 
 
 @gluon.jit
@@ -520,25 +539,21 @@ def backward_kernel(
     first = block * OWN_TILES
     count = tiles - first
     # Read by the warpgroups that make scores and by the one that multiplies gradients.
-    held = _hold(s0.dtype, SLOTS, D, OWN_TILES + 1)
+    held = _hold(s0.dtype, OWN_TILES, SLOTS, D, OWN_TILES + 1)
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     g = Handed(
-        gl.allocate_shared_memory(s0.dtype, [2 * OWN_TILES, TILE, TILE], layout),
-        gl.allocate_shared_memory(gl.int64, [2 * OWN_TILES, 1], mbarrier.MBarrierLayout()),
-        gl.allocate_shared_memory(gl.int64, [2, 1], mbarrier.MBarrierLayout()),
+        gl.allocate_shared_memory(s0.dtype, [OWN_TILES, TILE, TILE], layout),
+        _allocate_barriers(OWN_TILES, 1),
+        _allocate_barrier(),
     )
-    for k in gl.static_range(2):
-        mbarrier.init(g.empty.index(k), count=1)
-        for w in gl.static_range(OWN_TILES):
-            mbarrier.init(g.full.index(k * OWN_TILES + w), count=1)
     wide: gl.constexpr = gl.NVMMASharedLayout(128, 32, rank=2)
     staged = Handed(
-        gl.allocate_shared_memory(gl.float32, [TILE, D], wide),
-        _allocate_barrier(),
-        _allocate_barrier(),
+        gl.allocate_shared_memory(gl.float32, [PARTS_STAGED, TILE, PART], wide),
+        _allocate_barriers(PARTS_STAGED, 1),
+        _allocate_barriers(PARTS_STAGED, 1),
     )
     sum_row = (row_head * tiles + first) * TILE
-    counters += row_head * tiles + first
+    counters += (row_head * tiles + first) * (D // PART) * COUNTER_STEP
     sides = (s0, t0, s1, t1, s2, t2)
     gl.warp_specialize(
         [
@@ -565,11 +580,12 @@ def backward_kernel(
             ),
             (_make_scores, (held, g, weights, place, first, count, tokens, 0, SLOTS)),
             (_make_scores, (held, g, weights, place, first, count, tokens, 1, SLOTS)),
-            (_fetch_all, (sides, place, held, first * TILE, count, True, R, D, SLOTS)),
-            (_add_in_turn, (sums, staged, counters, sum_row, block, count)),
+            (_fetch_all, (sides, place, held, first * TILE, count, OWN_TILES, True, R, D, SLOTS)),
+            (_add_in_turn, (sums, staged, counters, sum_row, block, count, D, 0)),
+            (_add_in_turn, (sums, staged, counters, sum_row, block, count, D, 1)),
         ],
-        [4, 4, 1, 1],
-        [128, 128, 24, 24],
+        [4, 4, 1, 1, 1],
+        [128, 128, 24, 24, 24],
     )
 
 
@@ -604,8 +620,6 @@ def _make_scores(
     mbarrier.wait(held.full, 0)
     slot = 0
     phase = 0
-    g_slot = 0
-    g_phase = 1
     peak_s, peak_t, weight_s, weight_t = _load_weights(weights, offset, last, tokens)
     for n in range(count):
         mbarrier.wait(ring.full.index(slot), phase)
@@ -627,12 +641,11 @@ def _make_scores(
             rows = last - n * TILE
             difference = gl.where(rows[:, None] >= columns[None, :], difference, 0.0)
         peak_s, peak_t, weight_s, weight_t = later
-        mbarrier.wait(g.empty.index(g_slot), g_phase)
-        g.tiles.index(g_slot * OWN_TILES + W).store(difference.to(g.tiles.dtype))
+        mbarrier.wait(g.empty, (n & 1) ^ 1)
+        g.tiles.index(W).store(difference.to(g.tiles.dtype))
         fence_async_shared()
-        mbarrier.arrive(g.full.index(g_slot * OWN_TILES + W), count=1)
+        mbarrier.arrive(g.full.index(W), count=1)
         slot, phase = _next(slot, phase, SLOTS)
-        g_slot, g_phase = _next(g_slot, g_phase, 2)
 
 
 @gluon.jit
@@ -661,35 +674,27 @@ def _multiply_gradients(
     ring = held.ring
     slot = 0
     phase = 0
-    g_slot = 0
-    g_phase = 0
     for n in range(count):
         x = ring.student.index(slot)
-        mbarrier.wait(g.full.index(g_slot * OWN_TILES), g_phase)
-        g_0 = g.tiles.index(g_slot * OWN_TILES)
+        mbarrier.wait(g.full.index(0), n & 1)
+        g_0 = g.tiles.index(0)
         rows = warpgroup_mma(g_0, held.student.index(0), none, use_acc=False, is_async=True)
         own_0 = warpgroup_mma(g_0.permute((1, 0)), x, own_0, is_async=True)
-        mbarrier.wait(g.full.index(g_slot * OWN_TILES + 1), g_phase)
-        g_1 = g.tiles.index(g_slot * OWN_TILES + 1)
+        mbarrier.wait(g.full.index(1), n & 1)
+        g_1 = g.tiles.index(1)
         rows = warpgroup_mma(g_1, held.student.index(1), rows, is_async=True)
         own_1 = warpgroup_mma(g_1.permute((1, 0)), x, own_1, is_async=True)
-        rows, own_0 = warpgroup_mma_wait(1, deps=[rows, own_0])
-        mbarrier.wait(staged.empty, (n & 1) ^ 1)
-        staged.tiles.store(rows)
-        fence_async_shared()
-        mbarrier.arrive(staged.full, count=1)
-        own_1 = warpgroup_mma_wait(0, deps=[own_1])
-        mbarrier.arrive(g.empty.index(g_slot), count=1)
+        rows, own_0, own_1 = warpgroup_mma_wait(0, deps=[rows, own_0, own_1])
+        mbarrier.arrive(g.empty, count=1)
         mbarrier.arrive(ring.empty.index(slot), count=1)
+        _stage(staged, rows, n, D)
         slot, phase = _next(slot, phase, SLOTS)
-        g_slot, g_phase = _next(g_slot, g_phase, 2)
 
     # The sum is whole once this program's own rows have been added: it is their last in turn.
-    while _acquire(counters) <= block:
-        pass
-    if count > 1:
-        while _acquire(counters + 1) <= block:
-            pass
+    for part in gl.static_range(OWN_TILES * D // PART):
+        if part * PART // D < count:
+            while _acquire(counters + part * COUNTER_STEP) <= block:
+                pass
     pointer = gradients[0].pointer
     batch_stride = gradients[0].batch_stride
     head_stride = gradients[0].head_stride
@@ -725,7 +730,7 @@ def _complete(
     accumulators: gl.constexpr = own.type.layout
     row = gl.arange(0, TILE, gl.SliceLayout(1, accumulators))
     column = gl.arange(0, D, gl.SliceLayout(0, accumulators))
-    summed = gl.load(sum_pointer + (sum_row.to(gl.int64) + row[:, None]) * D + column[None, :])
+    summed = gl.convert_layout(_load_sums(sum_pointer, sum_row, own, D), accumulators)
     token = start + row
     gradient = (own + summed) * factor
     gl.store(
@@ -736,20 +741,66 @@ def _complete(
 
 
 @gluon.jit
-def _add_in_turn(sums, staged, counters, sum_row, block, count):
-    """Adds staged tiles to the rows' sums, after all programs with earlier columns."""
-    for n in range(count):
-        mbarrier.wait(staged.full, n & 1)
-        row = count - 1 - n
-        while _acquire(counters + row) < block:
+def _to_parts(x, D: gl.constexpr):
+    """A tile ``[TILE, D]`` of products as parts ``[TILE, PART]``, its elements rearranged.
+
+    Such that a thread has four of them side by side, and eight threads 128 bytes: stored to shared
+    memory without bank conflicts. Sums need no other order, as long as all who use them agree.
+    """
+    x = gl.reshape(x, [4, 2, 4, 2, 4, D // PART, 2, 4, 2])
+    x = gl.permute(x, (4, 0, 2, 6, 3, 7, 1, 8, 5))
+    x = gl.reshape(x, [TILE, PART, D // PART])
+    return (gl.reshape(x, [TILE, PART]),) if D == PART else gl.split(x)
+
+
+@gluon.jit
+def _load_sums(pointer, sum_row, like, D: gl.constexpr):
+    """A tile's sum from memory, in the order of products again."""
+    layout: gl.constexpr = _to_parts(like, D)[0].type.layout
+    row = sum_row.to(gl.int64) + gl.arange(0, TILE, gl.SliceLayout(1, layout))
+    places = pointer + row[:, None] * D + gl.arange(0, PART, gl.SliceLayout(0, layout))[None, :]
+    x = gl.load(places)
+    if D != PART:
+        x = gl.join(x, gl.load(places + PART))
+    x = gl.reshape(x, [4, 4, 4, 2, 2, 4, 2, 2, D // PART])
+    return gl.reshape(gl.permute(x, (1, 6, 2, 4, 0, 8, 3, 5, 7)), [TILE, D])
+
+
+@gluon.jit
+def _stage(staged, rows, n, D: gl.constexpr):
+    """Hands the parts of the n-th row tile to the warps that add them."""
+    parts = _to_parts(rows, D)
+    for p in gl.static_range(D // PART):
+        k = n * (D // PART) + p
+        slot = k % PARTS_STAGED
+        mbarrier.wait(staged.empty.index(slot), (k // PARTS_STAGED & 1) ^ 1)
+        staged.tiles.index(slot).store(parts[p])
+        fence_async_shared()
+        mbarrier.arrive(staged.full.index(slot), count=1)
+
+
+@gluon.jit
+def _add_in_turn(
+    sums, staged, counters, sum_row, block, count, D: gl.constexpr, SLOT: gl.constexpr
+):
+    """Adds the parts in one slot to the rows' sums, after all programs with earlier columns."""
+    PARTS: gl.constexpr = D // PART
+    for k in range(SLOT, count * PARTS, PARTS_STAGED):
+        row = count - 1 - k // PARTS
+        part = k % PARTS
+        place = [sum_row + row * TILE, part * PART]
+        counter = counters + (row * PARTS + part) * COUNTER_STEP
+        tile = staged.tiles.index(SLOT)
+        mbarrier.wait(staged.full.index(SLOT), k // PARTS_STAGED & 1)
+        while _acquire(counter) < block:
             pass
         if block == 0:
             # Nobody came before: what the memory held does not count.
-            tma.async_copy_shared_to_global(sums, [sum_row + row * TILE, 0], staged.tiles)
+            tma.async_copy_shared_to_global(sums, place, tile)
         else:
-            _reduce_add(sums, [sum_row + row * TILE, 0], staged.tiles)
+            _reduce_add(sums, place, tile)
         # The tile may be overwritten once it has been read, but counts only once it was added.
         tma.store_wait(0)
-        mbarrier.arrive(staged.empty, count=1)
+        mbarrier.arrive(staged.empty.index(SLOT), count=1)
         _await_additions()
-        gl.atomic_add(counters + row, 1, sem="release", scope="gpu")
+        gl.atomic_add(counter, 1, sem="release", scope="gpu")

@@ -32,7 +32,7 @@ def test_a_candidate_that_cannot_be_compiled_is_left_out_with_its_reason(
     def fails() -> None:
         raise RuntimeError("PassManager::run failed")
 
-    monkeypatch.setattr(tune, "_work", lambda shape, tokens: fails)
+    monkeypatch.setattr(tune, "_work", lambda *_: fails)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     pair = (SHAPES[0], launch.lookup(SHAPES[0], torch.device("cpu")))
     assert not tune._runs(pair)
@@ -44,6 +44,18 @@ def test_a_candidate_that_cannot_be_compiled_is_left_out_with_its_reason(
     monkeypatch.setattr(torch.cuda, "synchronize", lost)
     with pytest.raises(RuntimeError, match="illegal"):
         tune._runs(pair)
+
+
+@pytest.mark.parametrize(("wrong", "usable"), [(0.0, True), (1e-3, True), (0.1, False)])
+def test_a_candidate_that_computes_something_else_is_left_out(
+    monkeypatch, capsys, wrong, usable
+) -> None:
+    results = iter([torch.ones(3), torch.ones(3) + wrong])
+    monkeypatch.setattr(tune, "_work", lambda *_: lambda: next(results))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    shape = ShapeClass("self_forward", 64, 2)
+    assert tune._runs((shape, launch.lookup(shape, torch.device("cpu")))) is usable
+    assert ("self_forward/d64/2-byte" in capsys.readouterr().err) is not usable
 
 
 def test_candidates_are_timed_on_the_device_alone(monkeypatch) -> None:

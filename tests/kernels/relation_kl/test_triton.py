@@ -550,6 +550,8 @@ def set_loss(*tensors: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("function", ["set", "attention"])
 def test_compiled_equals_eager(function, setting) -> None:
+    """Gradients bit for bit. The loss itself only where the compiler leaves the mean as it is:
+    inductor sums the rows in an order of its own."""
     (q, k), (q_teacher, k_teacher) = operands(setting.device, setting.dtype)
 
     def attention_loss(*tensors: Tensor) -> Tensor:
@@ -563,8 +565,11 @@ def test_compiled_equals_eager(function, setting) -> None:
     for run in (torch.compile(loss, fullgraph=True, backend=compiler), loss):
         value = run(*tensors)
         results.append([value.detach(), *torch.autograd.grad(value, (q, k))])
-    for compiled, eager in zip(*results, strict=True):
-        assert torch.equal(compiled, eager)
+    (loss_compiled, *compiled), (loss_eager, *eager) = results
+    rounding = 1e-6 if compiler == "inductor" else 0.0
+    torch.testing.assert_close(loss_compiled, loss_eager, rtol=rounding, atol=0.0)
+    for x, y in zip(compiled, eager, strict=True):
+        assert torch.equal(x, y)
 
 
 @INTERPRETED

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -707,6 +707,37 @@ def test_default_launches_with_masks(dtype, head_dim, mask_kind, make_masks) -> 
             eps = 2**-15 if dtype is torch.float32 else 2 * torch.finfo(dtype).eps
             rounding = A_FEW_ROUNDINGS * noise * y.numel() ** 0.5
             assert (x - y).norm() <= eps * y.norm() + rounding
+
+
+@INTERPRETED
+@pytest.mark.parametrize(("bad", "programs"), [(2.0**60, 256), (math.inf, 2), (math.nan, 2)])
+def test_blocks_whose_sums_are_too_large_are_done_again(monkeypatch, bad, programs) -> None:
+    """Hopper's forward leaves them to the general one; all others keep what it wrote."""
+    torch.manual_seed(0)
+    students, teachers = ([randn(2, heads, 70, 16) for heads in (2, 1)] for _ in range(2))
+    arguments = (students, teachers, None, None, [0.25] * 2, [0.25] * 2, True, None, False)
+    left = [(0, 0, 0), (0, 2, 69), (1, 1, 31), (1, 1, 32)]
+
+    class Hopper:
+        @staticmethod
+        def forward(students, teachers, student_scales, teacher_scales, results) -> None:
+            for result in results:
+                result.fill_(-7.0)
+            for n, place in enumerate(left):
+                (results.student_sum, results.teacher_sum)[n % 2][place] = bad
+
+    with blocks(16, 16):
+        whole = torch.ops.relation_kl.self_rows(*arguments)
+        monkeypatch.setattr(backend, "_hopper", lambda *_: Hopper)
+        monkeypatch.setattr(backend, "_BUSY_PROGRAMS", programs)
+        monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+        again = torch.ops.relation_kl.self_rows(*arguments)
+    redone = torch.zeros(2, 3, 70, dtype=torch.bool)
+    for b, h, t in left:
+        redone[b, h, t // 16 * 16 : t // 16 * 16 + 16] = True
+    for x, y in zip(again, whole, strict=True):
+        assert torch.equal(x[redone], y[redone])
+        assert (x[~redone] == -7.0).all()
 
 
 @gpu

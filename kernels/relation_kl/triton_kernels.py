@@ -83,10 +83,11 @@ def self_forward_again_kernel(
     """
     blocks = tl.cdiv(tokens, shape.block_m)
     jobs = batches * heads * blocks
-    job = tl.program_id(0) + tl.arange(0, LOOKED_AT) * tl.num_programs(0)
-    row_head, rank = locate(job, batches * heads, blocks, together)
-    start = (blocks - 1 - rank) * shape.block_m
-    if _trusted(results, row_head[:, None], start[:, None], (job < jobs)[:, None], tokens, shape):
+    looked_at = tl.program_id(0) + tl.arange(0, LOOKED_AT) * tl.num_programs(0)
+    heads_of, ranks = locate(looked_at, batches * heads, blocks, together)
+    starts = (blocks - 1 - ranks) * shape.block_m
+    known = (looked_at < jobs)[:, None]
+    if _trusted(results, heads_of[:, None], starts[:, None], known, tokens, shape):
         return
     for job in tl.range(tl.program_id(0), jobs, tl.num_programs(0)):
         row_head, rank = locate(job, batches * heads, blocks, together)

@@ -43,8 +43,8 @@ _OWN = {
     ("backward", 64): OWN_TILES.value,
     ("backward", 128): OWN_TILES.value,
 }
-# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds, up to eight.
-_SLOTS = {("forward", 64): 8, ("forward", 128): 3, ("backward", 64): 4, ("backward", 128): 3}
+# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds, up to four.
+_SLOTS = {("forward", 64): 4, ("forward", 128): 3, ("backward", 64): 4, ("backward", 128): 3}
 # What a token and a head's element take in the cache: both sides, and float32 sums.
 _ROW_BYTES = {"forward": 2 + 2, "backward": 2 + 2 + 4}
 _CACHE_SHARE = 0.8

@@ -1,8 +1,9 @@
 """Search for the launch parameters in `relation_kl/launch_table.json`, on the device at hand.
 
-Called by ``python -m kernels.bench --tune``. Processes compile every candidate first, several at a
-time, into Triton's cache, and compare what it computes with the chunked backend's result; then each
-that agrees is timed alone.
+Called by ``python -m kernels.bench --tune``. Of one shape class after the other, processes compile
+the candidates, several at a time, into Triton's cache, and compare what they compute with the
+chunked backend's result; then each that agrees is timed alone, and the fastest is written to the
+table. A search that is broken off keeps what it has found.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import multiprocessing
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Literal
 
 import torch
@@ -47,27 +49,35 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
     device = torch.device("cuda")
     table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
     found = table.setdefault(launch.device_class(device), {})
+    # Half precision first: most calls are of it, and float32 takes longer to compile.
     shapes = [
-        ShapeClass(*facts)
-        for facts in itertools.product(launch.KERNELS, head_sizes, launch.ELEMENT_BYTES)
+        ShapeClass(kernel, head_size, element_bytes)
+        for element_bytes, head_size, kernel in itertools.product(
+            launch.ELEMENT_BYTES, head_sizes, launch.KERNELS
+        )
     ]
-    work = [(shape, candidate) for shape in shapes for candidate in candidates(shape, device)]
-    usable = _compile(work)
-    print(f"{len(usable)} of {len(work)} candidates can run", file=sys.stderr, flush=True)
-    for shape in shapes:
-        run = _work(shape, _TOKENS[shape.element_bytes])
-        default = launch.lookup(shape, device)
-        times: dict[Launch, float] = {}
-        for candidate in dict.fromkeys(c for s, c in usable if s == shape):
-            with launch.overridden({shape.kernel: candidate}):
-                times[candidate] = milliseconds(run)
-        if not times:
-            continue
-        best = min(times, key=times.__getitem__)
-        before = f"{times[default]:.3f}" if default in times else "cannot run"
-        print(f"{shape.key}: {best} {times[best]:.3f} ms (before: {before})", flush=True)
-        found[shape.key] = [best.block_m, best.block_n, best.num_warps, best.num_stages]
-        launch.TABLE_FILE.write_text(_text(table), encoding="utf-8")
+    began = time.perf_counter()
+    with _pool() as pool:
+        for number, shape in enumerate(shapes):
+            tried = candidates(shape, device)
+            spent = time.perf_counter() - began
+            left = f", {spent / number * (len(shapes) - number):.0f} s left" if number else ""
+            place = f"[{number + 1}/{len(shapes)}] {shape.key}"
+            print(f"{place}: {len(tried)} candidates{left}", file=sys.stderr, flush=True)
+            usable = pool.map(_runs, [(shape, candidate) for candidate in tried])
+            run = _work(shape, _TOKENS[shape.element_bytes])
+            times: dict[Launch, float] = {}
+            # All of them, before the first is timed: compilers' own runs would disturb it.
+            for candidate in [c for c, can_run in zip(tried, list(usable), strict=True) if can_run]:
+                with launch.overridden({shape.kernel: candidate}):
+                    times[candidate] = milliseconds(run)
+            if not times:
+                continue
+            best = min(times, key=times.__getitem__)
+            before = f"{times[tried[0]]:.3f}" if tried[0] in times else "cannot run"
+            print(f"{shape.key}: {best} {times[best]:.3f} ms (before: {before})", flush=True)
+            found[shape.key] = [best.block_m, best.block_n, best.num_warps, best.num_stages]
+            launch.TABLE_FILE.write_text(_text(table), encoding="utf-8")
     return 0
 
 
@@ -83,16 +93,14 @@ def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:
     return list(dict.fromkeys([present, *found]))
 
 
-def _compile(work: Sequence[tuple[ShapeClass, Launch]]) -> list[tuple[ShapeClass, Launch]]:
-    """Those that compile, whose needs the device can meet, and that give the right numbers."""
+def _pool() -> Executor:
+    """Processes that compile; they start as work comes, and each imports and starts CUDA once."""
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        runs = list(pool.map(_runs, work, chunksize=4))
-    return [pair for pair, can_run in zip(work, runs, strict=True) if can_run]
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
+    """Whether a candidate compiles, fits the device and gives the right numbers."""
     shape, candidate = pair
     try:
         expected = _work(shape, 256, "chunked")()

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import triton.language as tl
 from torch import Tensor
+from torch.autograd import forward_ad
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.relation_kl import launch
@@ -69,7 +70,9 @@ def relation_rows(
 
     Raises:
         RuntimeError: Triton's interpreter was asked for after Triton had been imported.
+        NotImplementedError: a student has a tangent.
     """
+    _refuse_tangents(students)
     rows: dict[int, Tensor] = {}
     for members in _launches(students, teachers):
         joined_bht, *_ = torch.ops.relation_kl.self_rows(
@@ -112,8 +115,9 @@ def attention_rows(
     """KL by row of attention (`kernels.relation_kl.contract.Implementation`).
 
     Raises:
-        RuntimeError: as `relation_rows`.
+        RuntimeError, NotImplementedError: as `relation_rows`.
     """
+    _refuse_tangents((q_student, k_student))
     rows_bht, *_ = torch.ops.relation_kl.attention_rows(
         q_student,
         k_student,
@@ -128,6 +132,17 @@ def attention_rows(
         allow_tf32,
     )
     return rows_bht
+
+
+def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
+    """Forward-mode derivatives: torch would take an operator for a constant, and say 0."""
+    if torch.compiler.is_compiling():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        raise NotImplementedError(
+            "relation_kl: backend 'triton' has no forward-mode derivative; "
+            "use backend='reference', or reverse mode"
+        )
 
 
 def _operator(name: str, schema: str) -> Callable[[_Function], _Function]:

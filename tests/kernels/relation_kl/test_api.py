@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from kernels.relation_kl import (
     api,
@@ -223,7 +224,7 @@ def test_a_set_is_the_weighted_sum_of_its_relations(backend, reduction) -> None:
         torch.testing.assert_close(gradient, plain)
 
 
-@pytest.mark.parametrize(
+once_derivable = pytest.mark.parametrize(
     "backend",
     [
         "chunked",
@@ -233,6 +234,9 @@ def test_a_set_is_the_weighted_sum_of_its_relations(backend, reduction) -> None:
         ),
     ],
 )
+
+
+@once_derivable
 @pytest.mark.parametrize("function", ["relation", "attention"])
 def test_a_second_derivative_is_refused_not_left_out(backend, function, monkeypatch) -> None:
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -242,6 +246,26 @@ def test_a_second_derivative_is_refused_not_left_out(backend, function, monkeypa
     (gradient,) = torch.autograd.grad(loss, x, create_graph=True)
     with pytest.raises(NotImplementedError, match=f"'{backend}' has no second derivative"):
         (loss + gradient.norm()).backward()
+
+
+@once_derivable
+@pytest.mark.parametrize("function", ["relation", "attention"])
+def test_a_forward_mode_derivative_is_refused_not_zero(backend, function, monkeypatch) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    x, y = make(1, 1, 5, 8).float(), make(1, 1, 5, 8, seed=1).float()
+
+    def loss(x: Tensor, backend: str) -> Tensor:
+        if function == "relation":
+            return relation_kl(x, y, backend=backend)
+        return attention_kl(x, x, y, y, backend=backend)
+
+    with forward_ad.dual_level():
+        x = forward_ad.make_dual(x, x)
+        with pytest.raises((NotImplementedError, RuntimeError), match=r"forward[- ]mode|jvp"):
+            loss(x, backend)
+        tangent = forward_ad.unpack_dual(loss(x, "reference")).tangent
+    assert tangent is not None
+    assert tangent != 0
 
 
 def test_split_relation_heads_concatenates_and_splits() -> None:

@@ -25,7 +25,7 @@ from src.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
 from src.objectives.language_modeling import LanguageModeling
 from src.sequence import NOTHING, Place, next_tokens
-from tests.conftest import losses
+from tests.conftest import by_default, losses
 from tests.src.test_streaming import LastHidden
 
 RANK = "from tests.src import sequence_ranks; sequence_ranks.start()"
@@ -188,11 +188,9 @@ SHARED = {
 }
 ALWAYS = {
     ("ard", "zero0-checkpointed"),
-    ("ard", "zero3-checkpointed"),
     ("ard", "shared-base-zero3"),
     ("cpt", "zero3-checkpointed"),
     ("longred", "zero1-checkpointed"),
-    ("longred", "zero3-checkpointed"),
 }
 VARIANTS = [
     pytest.param(method, name, marks=() if (method, name) in ALWAYS else pytest.mark.thorough)
@@ -200,11 +198,10 @@ VARIANTS = [
     for name in SHARED
     if method == "ard" or not name.startswith("shared")
 ]
-ON_FOUR = [
-    pytest.param("ard"),
-    pytest.param("longred"),
-    pytest.param("cpt", marks=pytest.mark.thorough),
-]
+ON_FOUR = {
+    "groups": ("engine.sequence_parallel=2", "engine.student.zero_stage=1"),
+    "all": ("engine.sequence_parallel=4",),
+}
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +221,7 @@ def found_on(
         if isinstance(item, pytest.Function) and "found_on" in item.fixturenames
     ]
     pairs = [(x["method"], x["name"]) for x in asked if {"method", "name"} <= x.keys()]
-    groups = dict.fromkeys(x["method"] for x in asked if "method" in x and "name" not in x)
+    shares = [(x["method"], x["share"]) for x in asked if "share" in x]
     folder = tmp_path_factory.mktemp("ranks")
 
     def composed(method: str, *overrides: str) -> dict[str, Any]:
@@ -233,8 +230,7 @@ def found_on(
     parted = "engine.sequence_parallel=2"
     one = {method: composed(method) for method in METHODS}
     two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in pairs}
-    four = {m: composed(m, parted, "engine.student.zero_stage=1") for m in groups}
-    four |= {f"{m}-4": composed(m, "engine.sequence_parallel=4") for m in groups}
+    four = {f"{m}-{share}": composed(m, *ON_FOUR[share]) for m, share in shares}
     return {
         n: on_ranks(folder / str(n), n, passes=PASSES, trained=configs)
         for n, configs in {1: one, 2: two, 4: four}.items()
@@ -263,15 +259,12 @@ def test_two_ranks_that_share_blocks_train_as_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ON_FOUR)
-def test_groups_of_ranks_read_blocks_of_their_own(found_on: dict[int, Path], method: str) -> None:
-    _same_training(found_on[1] / method, found_on[4] / method)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ON_FOUR)
-def test_more_ranks_than_key_value_heads(found_on: dict[int, Path], method: str) -> None:
-    _same_training(found_on[1] / method, found_on[4] / f"{method}-4")
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", ON_FOUR)
+@by_default(lambda method, share: (method, share) in (("longred", "groups"), ("ard", "all")))
+def test_four_ranks_train_as_one(found_on: dict[int, Path], method: str, share: str) -> None:
+    """Two groups read blocks of their own; or all share one, more than key-value heads."""
+    _same_training(found_on[1] / method, found_on[4] / f"{method}-{share}")
 
 
 @pytest.mark.thorough

@@ -46,10 +46,11 @@ OBJECTIVES: dict[str, Objective] = {
 def start() -> None:
     """One rank."""
     folder = Path(sys.argv[1])
-    launch.run_rank(lambda world: _work(folder, world), folder)
+    launch.run_rank(lambda world: work(folder, world), folder)
 
 
-def _work(folder: Path, world: World) -> None:
+def work(folder: Path, world: World) -> None:
+    """What FOLDER/work.json asks for, as one of the ranks."""
     wanted = json.loads((folder / "work.json").read_text())
     with launch.joined(world, cuda=False):
         for name, plain in wanted["trained"].items():

@@ -22,20 +22,25 @@ from src import launch, plan
 from src.config import ConfigError, RunConfig
 from src.devices import ACCELERATORS
 from src.facts import ModelFacts
+from src.launch import World
 from src.objectives.base import Batch, Outputs
 from src.objectives.language_modeling import LanguageModeling
 from src.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default, losses
+from tests.src import sequence_ranks
 from tests.src.test_streaming import LastHidden
 
 RANK = "from tests.src import sequence_ranks; sequence_ranks.start()"
 
 
 def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
-    """Let `nproc` ranks do some work; the folder with what they left."""
+    """Let `nproc` ranks do some work, one in this process; the folder with what they left."""
     folder.mkdir()
     (folder / "work.json").write_text(json.dumps({"trained": {}, "passes": [], **work}))
-    launch.spawn(["-c", RANK, str(folder)], nproc=nproc, logs=folder)
+    if nproc == 1:
+        sequence_ranks.work(folder, World())
+    else:
+        launch.spawn(["-c", RANK, str(folder)], nproc=nproc, logs=folder)
     return folder
 
 

@@ -200,9 +200,7 @@ def test_head_sizes(head_dim, setting) -> None:
 
 @pytest.mark.parametrize("student_key_heads", [1, 2, 3, 6])
 @pytest.mark.parametrize("teacher_key_heads", [1, 2, 3, 6])
-@by_default(
-    lambda student_key_heads, teacher_key_heads: student_key_heads * teacher_key_heads == 6
-)
+@by_default(lambda student_key_heads, teacher_key_heads: student_key_heads * teacher_key_heads == 6)
 def test_grouped_attention(student_key_heads, teacher_key_heads, device) -> None:
     torch.manual_seed(student_key_heads)
     tensors = [

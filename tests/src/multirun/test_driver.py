@@ -282,9 +282,12 @@ def test_a_sweep_without_m_is_refused(run_here: Callable[..., Any]) -> None:
     assert "+sweeps=seeds is many runs: add -m" in done.stderr
 
 
-def test_a_sweep_under_a_launcher_is_refused(run_command: Callable[..., Any]) -> None:
-    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    done = run_command("src.train", "-m", "model=tiny", "seed=1,2", env=ranks)
+def test_a_sweep_under_a_launcher_is_refused(
+    run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_here("src.train", "-m", "model=tiny", "seed=1,2")
     assert done.returncode == 2
     assert "type it without the launcher" in done.stderr
     assert "Traceback" not in done.stderr

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import multiprocessing
 import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed import TCPStore
 
-from src import launch, plan
+from src import plan
 from src.config import ConfigError, RunConfig
 from src.devices import ACCELERATORS
 from src.facts import ModelFacts
@@ -30,18 +33,57 @@ from tests.conftest import by_default, losses
 from tests.src import sequence_ranks
 from tests.src.test_streaming import LastHidden
 
-RANK = "from tests.src import sequence_ranks; sequence_ranks.start()"
-
 
 def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
-    """Let `nproc` ranks do some work, one in this process; the folder with what they left."""
+    """Let `nproc` ranks do some work, one in this process; the folder with what they left.
+
+    More are forked from one process that has loaded what they need: loading takes a rank longer
+    than its work.
+    """
     folder.mkdir()
     (folder / "work.json").write_text(json.dumps({"trained": {}, "passes": [], **work}))
     if nproc == 1:
         sequence_ranks.work(folder, World())
     else:
-        launch.spawn(["-c", RANK, str(folder)], nproc=nproc, logs=folder)
+        _fork(folder, nproc)
     return folder
+
+
+def _fork(folder: Path, nproc: int) -> None:
+    forking = multiprocessing.get_context("forkserver")
+    forking.set_forkserver_preload(
+        ["tests.src.sequence_ranks", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
+    )
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    ranks = [
+        forking.Process(
+            target=sequence_ranks.start,
+            args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
+            daemon=True,
+        )
+        for rank in range(nproc)
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        for rank in ranks:
+            rank.start()
+    try:
+        while any(rank.is_alive() for rank in ranks):
+            connection.wait([rank.sentinel for rank in ranks if rank.is_alive()])
+            failed = [rank for rank in ranks if rank.exitcode]
+            assert not failed, "".join(p.read_text() for p in folder.glob("rank-*.traceback"))
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * nproc
 
 
 def test_neighbouring_ranks_share_blocks() -> None:

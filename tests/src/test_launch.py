@@ -248,8 +248,9 @@ def test_torchrun_ranks_are_used_as_they_are(
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str], tmp_path: Path, one: Path
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_two_nodes_of_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str], tmp_path: Path, one: Path, nproc: int
 ) -> None:
     """Each node has a torchrun of its own; they meet on the loopback interface."""
     with socket.socket() as probe:
@@ -262,7 +263,7 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
                 "-m",
                 "torch.distributed.run",
                 "--nnodes=2",
-                "--nproc-per-node=2",
+                f"--nproc-per-node={nproc}",
                 f"--node-rank={node}",
                 "--master-addr=127.0.0.1",
                 f"--master-port={port}",
@@ -272,9 +273,9 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
                 DEEP,
                 "launch=torchrun",
                 "launch.nodes=2",
-                "launch.nproc=2",
+                f"launch.nproc={nproc}",
                 *ZERO_3,
-                f"run_dir={tmp_path / 'four'}",
+                f"run_dir={tmp_path / 'run'}",
             ],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
@@ -286,8 +287,8 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
     for node in nodes:
         _, errors = node.communicate(timeout=300)
         assert node.returncode == 0, errors
-    assert losses(tmp_path / "four") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
-    assert (tmp_path / "four" / "export" / "config.json").is_file()
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.slow

@@ -28,6 +28,7 @@ from src.launch import World
 from src.loop import StageRun, StepRecord
 from src.models import FolderWeights, ModelConfig
 from src.schedule import StageSchedule
+from tests.conftest import by_default
 from tests.src.live_bytes import LiveBytes
 from tests.test_experiments import SHORTER
 
@@ -204,6 +205,7 @@ FREED = ("engine.teacher.keep=layer_inputs", "model.shape.hidden=384", "model.sh
     [(method, ()) for method in ONE_STAGE] + [("linearard_32k", AGAIN), ("linearard_32k", FREED)],
     ids=[*ONE_STAGE, "shared", "freed"],
 )
+@by_default(lambda method: method != "cpt_long_32k")
 @pytest.mark.parametrize(
     "checkpointing", ["true", pytest.param("false", marks=pytest.mark.thorough)]
 )

@@ -226,6 +226,7 @@ def test_ranks_have_the_losses_of_one(
     assert list(other.parent.iterdir()) == [other], "one folder a run"
 
 
+@pytest.mark.thorough  # two nodes below have torchrun's ranks too
 @pytest.mark.slow
 def test_torchrun_ranks_are_used_as_they_are(
     tiny_overrides: list[str],
@@ -276,6 +277,7 @@ def test_two_nodes_of_ranks_have_the_losses_of_one_process(
                 f"launch.nproc={nproc}",
                 *ZERO_3,
                 f"run_dir={tmp_path / 'run'}",
+                "--local_rank=0",
             ],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},

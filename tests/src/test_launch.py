@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -360,12 +361,16 @@ def test_two_ranks_resume(
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_run_is_recorded_and_shown(
+@pytest.mark.thorough
+def test_a_fault_on_ranks_is_recorded_and_shown(
     tiny_overrides: list[str],
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    """A learning rate that makes the loss overflow fails the run on both ranks."""
+    """A learning rate that makes the loss overflow fails the run on both ranks.
+
+    By default `test_a_failing_rank_fails_all_with_its_own_traceback` and the next test show it.
+    """
     folder = tmp_path / "run"
     failed = run_command(
         "src.train",
@@ -376,8 +381,15 @@ def test_a_fault_in_a_run_is_recorded_and_shown(
     )
     assert failed.returncode == 1
     assert "FloatingPointError: stage ard, step 2" in failed.stderr
-    import json
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert "FloatingPointError" in record["error"]
 
+
+def test_a_fault_in_a_run_is_recorded(train_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match="stage ard, step 2"):
+        train_tiny("recipe.stages.ard.lr=1e30", f"run_dir={folder}")
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "failed"
     assert "FloatingPointError" in record["error"]

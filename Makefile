@@ -28,7 +28,7 @@ quickstart: setup
 	$(RUN) -m src.dashboard
 
 test: setup
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(RUN) -m ruff check .

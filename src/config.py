@@ -444,7 +444,7 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
     """Like `load`, from a plain mapping such as a run folder's config.yaml."""
-    adapter = TypeAdapter(cls)
+    adapter = _adapter(cls)
     try:
         # Through JSON, because strict validation then takes lists for tuples and nothing else
         # loosely.
@@ -459,6 +459,12 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
             if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
         ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    """Making one takes a hundred times as long as what it does."""
+    return TypeAdapter(cls)
 
 
 def _explain(cls: type, detail: Any) -> str:

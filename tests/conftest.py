@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import gc
 import importlib
+import inspect
 import os
 import shutil
 
@@ -33,6 +37,50 @@ if not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("kernels.relation_kl.triton")
         importlib.import_module("kernels.relation_kl.hopper")
+    from triton.language.core import is_builtin
+    from triton.runtime import interpreter
+
+    @functools.cache
+    def builtins_of(place: object) -> list[str]:
+        return [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+
+    def patch_builtin(place: object, builder: object, scope: object) -> None:
+        """The interpreter's own, which looks through all of Triton again for each call of a
+        function inside a kernel: nearly half of the time.
+        """
+        for name in builtins_of(place):
+            if is_builtin(member := getattr(place, name)):
+                interpreter._patch_attr(place, name, member, builder, scope)
+
+    interpreter._patch_builtin = patch_builtin
+
+
+def by_default(chosen: Callable[..., bool]) -> Callable[[Callable], Callable]:
+    """@by_default(lambda tokens, dtype: ...): a test's other variants are thorough.
+
+    `chosen` takes parameters of the test by their names. Variants for a GPU all stay.
+    """
+
+    def marked(test: Callable) -> Callable:
+        test.by_default = chosen
+        return test
+
+    return marked
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    chosen = getattr(getattr(item, "function", None), "by_default", None)
+    if chosen is not None and not item.get_closest_marker("gpu"):
+        parameters = item.callspec.params
+        if not chosen(*(parameters[name] for name in inspect.signature(chosen).parameters)):
+            item.add_marker(pytest.mark.thorough)
+
+
+def pytest_collection_finish() -> None:
+    """Modules are here to stay: the collector need not look through them again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -49,10 +97,14 @@ def compose_plain() -> Callable[..., dict]:
 
     from src import config
 
-    def composed(*overrides: str, name: str = "train") -> dict:
-        GlobalHydra.instance().clear()
+    @functools.cache
+    def once(name: str, *overrides: str) -> dict:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
             return config.to_plain(compose(name, overrides=list(overrides)))
+
+    def composed(*overrides: str, name: str = "train") -> dict:
+        GlobalHydra.instance().clear()
+        return copy.deepcopy(once(name, *overrides))
 
     return composed
 
@@ -110,6 +162,10 @@ def train_tiny(
 ) -> Callable[..., Path]:
     """train_tiny(*overrides) -> the folder of a run made in this process."""
     from src import train
+
+    # A run looks for garbage several times: not among what it has loaded.
+    importlib.import_module("deepspeed")
+    gc.freeze()
 
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("runs") / "run"

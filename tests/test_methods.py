@@ -124,6 +124,7 @@ def test_one_copy_of_the_weights_teaches_logits_as_well(
     assert losses(found) == pytest.approx(losses(logit_kd), rel=1e-3, abs=2e-7)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_two_ranks_are_one(train_method: Train, longred: Path) -> None:
     found = train_method("longred_c_32k", "launch.nproc=2")

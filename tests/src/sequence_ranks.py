@@ -1,13 +1,14 @@
 """What ranks of test_sequence.py run: the same training, and the same float64 passes, on any ranks.
 
-`python -c "from tests.src import sequence_ranks; sequence_ranks.start()" FOLDER` in each rank; what
-is to be done stands in FOLDER/work.json, and rank 0 leaves results there.
+`start(FOLDER, ...)` in each rank; what is to be done stands in FOLDER/work.json, and rank 0 leaves
+results there.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,21 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def start() -> None:
-    """One rank."""
-    folder = Path(sys.argv[1])
-    launch.run_rank(lambda world: _work(folder, world), folder)
+def start(folder: Path, environment: dict[str, str]) -> None:
+    """One rank; where it fails, it leaves a traceback."""
+    os.environ.update(environment)
+    world = launch.world_from_environment(environment)
+    assert world is not None
+    try:
+        work(folder, world)
+    except Exception:
+        trace = folder / f"rank-{world.rank}.traceback"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
 
 
-def _work(folder: Path, world: World) -> None:
+def work(folder: Path, world: World) -> None:
+    """What FOLDER/work.json asks for, as one of the ranks."""
     wanted = json.loads((folder / "work.json").read_text())
     with launch.joined(world, cuda=False):
         for name, plain in wanted["trained"].items():

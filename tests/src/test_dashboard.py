@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from src import config, dashboard
 from src.report.runs import ReportError
 
 ROOT = Path(__file__).parents[2]
+RunHere = Callable[..., subprocess.CompletedProcess]
 
 
 @pytest.fixture
@@ -54,8 +56,8 @@ def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:
     assert not new & {".hydra", "multirun", "dashboard.log", "dashboard"}
 
 
-def test_help_names_every_key() -> None:
-    done = command("--help")
+def test_help_names_every_key(run_here: RunHere) -> None:
+    done = run_here("src.dashboard", "--help")
     assert done.returncode == 0
     keys = [field.name for field in fields(dashboard.DashboardConfig) if field.name != "only"]
     for word in (*keys, "only.experiment", "python -m src.dashboard view=table"):
@@ -72,8 +74,10 @@ def test_help_names_every_key() -> None:
     ],
     ids=["key", "value", "folder", "compare"],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(argument: str, message: str, tmp_path: Path) -> None:
-    done = command(f"outputs={tmp_path}", argument)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    run_here: RunHere, argument: str, message: str, tmp_path: Path
+) -> None:
+    done = run_here("src.dashboard", f"outputs={tmp_path}", argument)
     assert (done.returncode, done.stdout) == (2, "")
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1

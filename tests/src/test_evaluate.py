@@ -33,9 +33,9 @@ def finished(train_tiny: Callable[..., Path]) -> Path:
 
 
 def test_a_runs_models_are_scored_on_its_own_held_out_text(
-    finished: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    finished: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
-    done = run_command("src.evaluate", f"run={finished}", *SUITE)
+    done = run_here("src.evaluate", f"run={finished}", *SUITE)
     assert done.returncode == 0, done.stderr
     results = json.loads((finished / "evals" / "perplexity.json").read_text())
     names = [model["name"] for model in results["models"]]

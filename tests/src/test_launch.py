@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import signal
 import socket
@@ -226,6 +227,7 @@ def test_ranks_have_the_losses_of_one(
     assert list(other.parent.iterdir()) == [other], "one folder a run"
 
 
+@pytest.mark.thorough  # two nodes below have torchrun's ranks too
 @pytest.mark.slow
 def test_torchrun_ranks_are_used_as_they_are(
     tiny_overrides: list[str],
@@ -248,8 +250,9 @@ def test_torchrun_ranks_are_used_as_they_are(
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str], tmp_path: Path, one: Path
+@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
+def test_two_nodes_of_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str], tmp_path: Path, one: Path, nproc: int
 ) -> None:
     """Each node has a torchrun of its own; they meet on the loopback interface."""
     with socket.socket() as probe:
@@ -262,7 +265,7 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
                 "-m",
                 "torch.distributed.run",
                 "--nnodes=2",
-                "--nproc-per-node=2",
+                f"--nproc-per-node={nproc}",
                 f"--node-rank={node}",
                 "--master-addr=127.0.0.1",
                 f"--master-port={port}",
@@ -272,9 +275,10 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
                 DEEP,
                 "launch=torchrun",
                 "launch.nodes=2",
-                "launch.nproc=2",
+                f"launch.nproc={nproc}",
                 *ZERO_3,
-                f"run_dir={tmp_path / 'four'}",
+                f"run_dir={tmp_path / 'run'}",
+                "--local_rank=0",
             ],
             cwd=ROOT,
             env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
@@ -286,8 +290,8 @@ def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
     for node in nodes:
         _, errors = node.communicate(timeout=300)
         assert node.returncode == 0, errors
-    assert losses(tmp_path / "four") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
-    assert (tmp_path / "four" / "export" / "config.json").is_file()
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.slow
@@ -357,12 +361,16 @@ def test_two_ranks_resume(
 
 
 @pytest.mark.slow
-def test_a_fault_in_a_run_is_recorded_and_shown(
+@pytest.mark.thorough
+def test_a_fault_on_ranks_is_recorded_and_shown(
     tiny_overrides: list[str],
     tmp_path: Path,
     run_command: Callable[..., subprocess.CompletedProcess],
 ) -> None:
-    """A learning rate that makes the loss overflow fails the run on both ranks."""
+    """A learning rate that makes the loss overflow fails the run on both ranks.
+
+    By default `test_a_failing_rank_fails_all_with_its_own_traceback` and the next test show it.
+    """
     folder = tmp_path / "run"
     failed = run_command(
         "src.train",
@@ -373,8 +381,15 @@ def test_a_fault_in_a_run_is_recorded_and_shown(
     )
     assert failed.returncode == 1
     assert "FloatingPointError: stage ard, step 2" in failed.stderr
-    import json
+    record = json.loads((folder / "run.json").read_text())
+    assert record["state"] == "failed"
+    assert "FloatingPointError" in record["error"]
 
+
+def test_a_fault_in_a_run_is_recorded(train_tiny: Callable[..., Path], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match="stage ard, step 2"):
+        train_tiny("recipe.stages.ard.lr=1e30", f"run_dir={folder}")
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "failed"
     assert "FloatingPointError" in record["error"]

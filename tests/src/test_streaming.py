@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import gc
 import weakref
 from dataclasses import dataclass, field
@@ -148,6 +149,7 @@ def gradients(loss: Tensor, module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+@functools.cache
 def whole(family: str, parameters: LoraParameters | FullParameters) -> tuple[Tensor, dict]:
     """The same loss from q, k, v of both whole models, and its gradients."""
     made = pair(family=family, parameters=parameters)

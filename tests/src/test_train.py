@@ -222,10 +222,21 @@ def test_an_offloaded_optimizer_has_the_same_losses(
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="compiling needs g++ on a CPU")
-@pytest.mark.parametrize("share", ["false", pytest.param("true", marks=pytest.mark.thorough)])
-def test_compiled_layers_have_the_same_losses(train_tiny: Train, share: str) -> None:
-    """Three layers: the last stays as it is, since passes may stop there."""
-    shape = ["model.shape.layers=3", f"engine.teacher.share_base={share}"]
+@pytest.mark.parametrize(
+    "shape",
+    [
+        # One stage and one layer: the compiler is what takes the time.
+        pytest.param(["model.shape.layers=2", "~recipe.stages.cpt"], id="one-stage"),
+        pytest.param(["model.shape.layers=3"], id="two", marks=pytest.mark.thorough),
+        pytest.param(
+            ["model.shape.layers=3", "engine.teacher.share_base=true"],
+            id="shared",
+            marks=pytest.mark.thorough,
+        ),
+    ],
+)
+def test_compiled_layers_have_the_same_losses(train_tiny: Train, shape: list[str]) -> None:
+    """The last layer stays as it is, since passes may stop there."""
     compiled = losses(train_tiny("engine.compile=true", *shape))
     assert compiled == pytest.approx(losses(train_tiny(*shape)), rel=1e-5)
 
@@ -367,7 +378,6 @@ def test_kill_and_resume_gives_the_same_bits(
     baseline: Path,
     tiny_overrides: list[str],
     tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
     run_here: Callable[..., subprocess.CompletedProcess],
     number: int,
     state: str,
@@ -382,7 +392,7 @@ def test_kill_and_resume_gives_the_same_bits(
     )
     _kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), number)
     assert RunFolder(folder).record()["state"] == state
-    resumed = run_command("src.train", f"resume={folder}")
+    resumed = run_here("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     assert losses(folder) == losses(baseline)
     assert RunFolder(folder).record()["state"] == "finished"
@@ -565,9 +575,9 @@ def test_several_machines_need_a_launcher(compose_run: Callable[..., RunConfig])
 
 
 def test_dry_run_starts_nothing(
-    tmp_path: Path, run_command: Callable[..., subprocess.CompletedProcess]
+    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
-    planned = run_command(
+    planned = run_here(
         "src.train", "+experiment=linearard_32k", "dry_run=true", f"run_dir={tmp_path / 'run'}"
     )
     assert planned.returncode == 0

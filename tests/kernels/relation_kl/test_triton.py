@@ -24,6 +24,7 @@ from torch.utils.checkpoint import (
 from kernels.relation_kl import attention_kl, launch, relation_kl, relation_kl_set
 from kernels.relation_kl import triton as backend
 from kernels.relation_kl.launch import KERNELS, Launch
+from tests.conftest import by_default
 
 NO_GPU = not torch.cuda.is_available()
 INTERPRETED = pytest.mark.skipif(not NO_GPU, reason="compiled for this machine's GPU instead")
@@ -137,6 +138,7 @@ def check_relation(student: Tensor, teacher: Tensor, upstream: Tensor, **options
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 63, 64, 65, 111, 128])
+@by_default(lambda tokens, mask_kind: tokens == 65 or mask_kind == "window-segments-padding")
 def test_lengths_and_masks(tokens, mask_kind, device, formula, make_masks) -> None:
     torch.manual_seed(tokens)
     student, teacher = randn(2, 1, tokens, 8, device=device), randn(2, 1, tokens, 5, device=device)
@@ -153,6 +155,7 @@ def test_lengths_and_masks(tokens, mask_kind, device, formula, make_masks) -> No
 
 @pytest.mark.parametrize("tokens", [1000, 2049])
 @pytest.mark.parametrize("masks", ["causal", "window", "packed"])
+@by_default(lambda tokens, masks: (tokens == 1000) != (masks == "causal"))
 def test_long_rows(tokens, masks, device) -> None:
     torch.manual_seed(tokens)
     student, teacher = (
@@ -174,6 +177,7 @@ def head_counts() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("heads", "device"), [*head_counts()])
+@by_default(lambda heads: heads in (1, 2, 3, 8, 9, 17, 33))
 def test_head_counts(heads, device) -> None:
     torch.manual_seed(heads)
     student, teacher = randn(1, heads, 18, 4, device=device), randn(1, heads, 18, 4, device=device)
@@ -196,6 +200,7 @@ def test_head_sizes(head_dim, setting) -> None:
 
 @pytest.mark.parametrize("student_key_heads", [1, 2, 3, 6])
 @pytest.mark.parametrize("teacher_key_heads", [1, 2, 3, 6])
+@by_default(lambda student_key_heads, teacher_key_heads: student_key_heads * teacher_key_heads == 6)
 def test_grouped_attention(student_key_heads, teacher_key_heads, device) -> None:
     torch.manual_seed(student_key_heads)
     tensors = [
@@ -212,6 +217,7 @@ def test_grouped_attention(student_key_heads, teacher_key_heads, device) -> None
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 111])
+@by_default(lambda tokens, mask_kind: tokens == 63 or mask_kind == "window-segments-padding")
 def test_attention_lengths_and_masks(tokens, mask_kind, device, formula, make_masks) -> None:
     torch.manual_seed(tokens)
     tensors = [randn(2, heads, tokens, 8, device=device) for heads in (2, 1, 2, 2)]
@@ -473,9 +479,9 @@ def test_segments_may_have_any_numbers_in_any_order(dtype, device) -> None:
     torch.manual_seed(0)
     limits = torch.iinfo(dtype)
     numbers = torch.tensor([limits.min, limits.max, 7, limits.max - 1], device=device).to(dtype)
-    segments = numbers[torch.randint(0, 4, (2, 150), device=device)]
-    student, teacher = randn(2, 1, 150, 16, device=device), randn(2, 1, 150, 16, device=device)
-    upstream = randn(2, 1, 150, device=device)
+    segments = numbers[torch.randint(0, 4, (2, 100), device=device)]
+    student, teacher = randn(2, 1, 100, 16, device=device), randn(2, 1, 100, 16, device=device)
+    upstream = randn(2, 1, 100, device=device)
     with blocks(64, 64):
         check_relation(student, teacher, upstream, segment_ids=segments)
 
@@ -513,7 +519,7 @@ def test_blocks_that_nobody_sees_are_not_read(kind, device) -> None:
 
 def test_repeats_are_bit_identical(setting) -> None:
     torch.manual_seed(0)
-    batch, tokens, repeats = (2, 500, 100) if setting.device == "cuda" else (1, 70, 3)
+    batch, tokens, repeats = (2, 500, 100) if setting.device == "cuda" else (1, 70, 2)
     kind = {"dtype": setting.dtype, "device": setting.device}
     student, teacher = (randn(batch, 3, tokens, 64, **kind) for _ in range(2))
     keys = [randn(batch, 1, tokens, 64, **kind) for _ in range(2)]

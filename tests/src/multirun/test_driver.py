@@ -54,41 +54,41 @@ def offline_runs(run_dir: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def texts(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Four folders of text, the second of which is not there yet."""
+    """Three folders of text, the second of which is not there yet."""
     parent = tmp_path_factory.mktemp("texts")
-    folders = [parent / str(n) for n in range(4)]
+    folders = [parent / str(n) for n in range(3)]
     for folder in folders[:1] + folders[2:]:
         shutil.copytree(prose, folder)
     return folders
 
 
 @pytest.fixture(scope="module")
-def four_jobs(
+def three_jobs(
     tiny_job: list[str], texts: list[Path], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
     """A sweep's folder, its command and what came of it."""
-    folder = tmp_path_factory.mktemp("four") / "sweep"
+    folder = tmp_path_factory.mktemp("three") / "sweep"
     paths = ",".join(f"[{path}]" for path in texts)
     command = [*tiny_job, f"data.sources.files.paths={paths}", f"run_dir={folder}", *PARALLEL]
     return folder, command, sweep(*command)
 
 
-FourJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
+ThreeJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.mark.slow
-def test_one_job_of_four_fails_and_is_named(four_jobs: FourJobs, texts: list[Path]) -> None:
-    folder, _, done = four_jobs
+def test_one_job_of_three_fails_and_is_named(three_jobs: ThreeJobs, texts: list[Path]) -> None:
+    folder, _, done = three_jobs
     assert done.returncode == 1, done.stderr
-    assert "3 jobs finished, 1 failed" in done.stderr
+    assert "2 jobs finished, 1 failed" in done.stderr
     (named,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
     assert "job 2 (" in named
     assert f"{texts[1]}' does not exist" in named
     runs = read_runs(folder)
-    assert [run.state for run in runs] == ["finished"] * 3
+    assert [run.state for run in runs] == ["finished"] * 2
     assert not [run.problems for run in runs if run.problems]
     tracked = [one for run in runs for one in offline_runs(run.folder)]
-    assert [one["state"] for one in tracked] == ["finished"] * 3
+    assert [one["state"] for one in tracked] == ["finished"] * 2
     for run, one in zip(runs, tracked, strict=True):
         record = json.loads((run.folder / "run.json").read_text())
         assert one["config"]["sweep/hash"] == record["sweep"]["hash"]
@@ -100,11 +100,11 @@ def test_one_job_of_four_fails_and_is_named(four_jobs: FourJobs, texts: list[Pat
 
 
 @pytest.mark.slow
-def test_each_run_knows_its_job(four_jobs: FourJobs) -> None:
-    folder = four_jobs[0]
+def test_each_run_knows_its_job(three_jobs: ThreeJobs) -> None:
+    folder = three_jobs[0]
     known = {job["hash"]: job for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
     records = [json.loads(p.read_text()) for p in folder.glob("*/run.json")]
-    assert len({record["run_id"] for record in records}) == 3
+    assert len({record["run_id"] for record in records}) == 2
     for record in records:
         job = record["sweep"]
         assert job["name"] == "multirun"
@@ -114,18 +114,18 @@ def test_each_run_knows_its_job(four_jobs: FourJobs) -> None:
 
 @pytest.mark.slow
 def test_resuming_runs_only_what_failed(
-    four_jobs: FourJobs, texts: list[Path], prose: Path
+    three_jobs: ThreeJobs, texts: list[Path], prose: Path, run_here: Callable[..., Any]
 ) -> None:
-    folder, command, _ = four_jobs
+    folder, command, _ = three_jobs
     before = {p: p.read_bytes() for p in folder.glob("*/*.json*")}
     shutil.copytree(prose, texts[1])
-    done = sweep(*command, "sweep_resume=true")
+    done = run_here("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("started ")][0:2] == [
         line for line in done.stderr.splitlines() if line.startswith("started job 2")
     ]
     assert {p: p.read_bytes() for p in before} == before
-    assert [run.state for run in read_runs(folder)] == ["finished"] * 4
+    assert [run.state for run in read_runs(folder)] == ["finished"] * 3
 
 
 def children_of(pid: int) -> list[int]:
@@ -146,6 +146,7 @@ def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[i
         f"run_dir={folder}",
         *PARALLEL,
         "recipe.stages.ard.tokens=2048",
+        "tracking=none",
     ]
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL
@@ -174,7 +175,7 @@ def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_complete
         time.sleep(0.1)
     states = [run.record.state for run in read_runs(folder) if run.record]
     assert "finished" not in states, "it was killed in time"
-    done = sweep(*command, "sweep_resume=true")
+    done = run_here("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     runs = read_runs(folder)
     assert [run.state for run in runs] == ["finished"] * 2
@@ -196,7 +197,8 @@ def zombie(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_stops_its_jobs(tiny_job: list[str], tmp_path: Path) -> None:
-    command = [*tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", "recipe.stages.ard.tokens=65536"]
+    long = ["recipe.stages.ard.tokens=65536", "tracking=none"]
+    command = [*tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", *long]
     process = subprocess.Popen(
         [sys.executable, "-m", "src.train", "-m", *command],
         cwd=ROOT,
@@ -282,9 +284,12 @@ def test_a_sweep_without_m_is_refused(run_here: Callable[..., Any]) -> None:
     assert "+sweeps=seeds is many runs: add -m" in done.stderr
 
 
-def test_a_sweep_under_a_launcher_is_refused(run_command: Callable[..., Any]) -> None:
-    ranks = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}
-    done = run_command("src.train", "-m", "model=tiny", "seed=1,2", env=ranks)
+def test_a_sweep_under_a_launcher_is_refused(
+    run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    done = run_here("src.train", "-m", "model=tiny", "seed=1,2")
     assert done.returncode == 2
     assert "type it without the launcher" in done.stderr
     assert "Traceback" not in done.stderr

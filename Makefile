@@ -27,8 +27,9 @@ quickstart: setup
 	$(RUN) -m src.train +experiment=quickstart
 	$(RUN) -m src.dashboard
 
+# Many tests start processes: bytecode is kept for them also where the environment says not to.
 test: setup
-	$(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	PYTHONDONTWRITEBYTECODE= $(RUN) -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(RUN) -m ruff check .

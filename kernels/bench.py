@@ -80,9 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [(", ".join(rows), case) for rows, case in bench.cases() if wanted & set(rows)]
     began = time.perf_counter()
     for number, (name, case) in enumerate(cases):
-        spent = time.perf_counter() - began
-        left = f", {spent / number * (len(cases) - number):.0f} s left" if number else ""
-        print(f"[{number + 1}/{len(cases)}] {name}{left}", file=sys.stderr, flush=True)
+        tune.announce(name, number, len(cases), began)
         for row in case():
             report.add(row)
     report.show()

@@ -60,15 +60,12 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
     with _pool() as pool:
         for number, shape in enumerate(shapes):
             tried = candidates(shape, device)
-            spent = time.perf_counter() - began
-            left = f", {spent / number * (len(shapes) - number):.0f} s left" if number else ""
-            place = f"[{number + 1}/{len(shapes)}] {shape.key}"
-            print(f"{place}: {len(tried)} candidates{left}", file=sys.stderr, flush=True)
-            usable = pool.map(_runs, [(shape, candidate) for candidate in tried])
+            announce(f"{shape.key}: {len(tried)} candidates", number, len(shapes), began)
+            # All of them, before the first is timed: compilers' own runs would disturb it.
+            usable = list(pool.map(_runs, [(shape, candidate) for candidate in tried]))
             run = _work(shape, _TOKENS[shape.element_bytes])
             times: dict[Launch, float] = {}
-            # All of them, before the first is timed: compilers' own runs would disturb it.
-            for candidate in [c for c, can_run in zip(tried, list(usable), strict=True) if can_run]:
+            for candidate in itertools.compress(tried, usable):
                 with launch.overridden({shape.kernel: candidate}):
                     times[candidate] = milliseconds(run)
             if not times:
@@ -79,6 +76,17 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
             found[shape.key] = [best.block_m, best.block_n, best.num_warps, best.num_stages]
             launch.TABLE_FILE.write_text(_text(table), encoding="utf-8")
     return 0
+
+
+def announce(what: str, done: int, count: int, began: float) -> None:
+    """Says on stderr what comes next, and how long all of it will take at this pace.
+
+    Args:
+        began: `time.perf_counter()` before the first.
+    """
+    spent = time.perf_counter() - began
+    left = f", {spent / done * (count - done):.0f} s left" if done else ""
+    print(f"[{done + 1}/{count}] {what}{left}", file=sys.stderr, flush=True)
 
 
 def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:

@@ -169,7 +169,8 @@ class _Call:
         self.heads = sum(x.shape[1] for x in students)
         self.row_heads = first.shape[0] * self.heads
         self.tokens, self.head_size = first.shape[2], first.shape[3]
-        self.own, self.slots = (facts[kernel, self.head_size] for facts in (_OWN, _SLOTS))
+        self.own = _OWN[kernel, self.head_size]
+        self.slots = _SLOTS[kernel, self.head_size]
         blocks = -(-self.tokens // (self.own * _TILE))
         self.programs = self.row_heads * blocks
         # Heads whose rows, and whose sums in the backward, the second-level cache holds together.

@@ -37,7 +37,7 @@ TILE = gl.constexpr(64)
 # tiles of rows one of the forward owns is up to its caller.
 OWN_TILES = gl.constexpr(2)
 # Columns of what the backward adds to a row tile's sum at a time, and how many such parts are on
-# their way.
+# their way: one for each of the warps that add (`backward_kernel` starts them).
 PART = gl.constexpr(64)
 PARTS_STAGED = gl.constexpr(2)
 # Counters that many programs read and count up lie this many integers apart.
@@ -349,6 +349,7 @@ def forward_kernel(
     sums = gl.allocate_shared_memory(gl.float32, [5 * OWN, TILE], by_word)
     sides = (s0, t0, s1, t1, s2, t2)
     scale_s, scale_t = place.student_scale, place.teacher_scale
+    # Spelled out twice: Gluon unpacks no tuple, and joined ones lose their compile-time numbers.
     if OWN == 3:
         gl.warp_specialize(
             [
@@ -746,6 +747,9 @@ def _to_parts(x, D: gl.constexpr):
 
     Such that a thread has four of them side by side, and eight threads 128 bytes: stored to shared
     memory without bank conflicts. Sums need no other order, as long as all who use them agree.
+
+    Axes of a row are warp (4), half (2) and lane / 4 (4, 2); those of a column are what registers
+    count (4, D / PART, 2), lane % 4 (4) and a pair (2).
     """
     x = gl.reshape(x, [4, 2, 4, 2, 4, D // PART, 2, 4, 2])
     x = gl.permute(x, (4, 0, 2, 6, 3, 7, 1, 8, 5))

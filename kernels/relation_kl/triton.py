@@ -70,7 +70,8 @@ def relation_rows(
 
     Raises:
         RuntimeError: Triton's interpreter was asked for after Triton had been imported.
-        NotImplementedError: a student has a tangent.
+        NotImplementedError: a student has a tangent, of forward-mode differentiation; the kernels
+            compute gradients only.
     """
     _refuse_tangents(students)
     rows: dict[int, Tensor] = {}
@@ -135,13 +136,14 @@ def attention_rows(
 
 
 def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
-    """Forward-mode derivatives: torch would take an operator for a constant, and say 0."""
-    if torch.compiler.is_compiling():
-        return
+    """Refuses forward-mode derivatives: torch would take the operator for a constant, and say 0.
+
+    Traced by torch.compile as well, where the differentiation is part of what is compiled.
+    """
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(
-            "relation_kl: backend 'triton' has no forward-mode derivative; "
-            "use backend='reference', or reverse mode"
+            "relation_kl: backend 'triton' has no forward-mode derivative, since its kernels "
+            "compute gradients only; use backend='reference', or reverse mode"
         )
 
 

@@ -331,7 +331,7 @@ def forward_kernel(
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """KL, peaks and sums of ``OWN`` tiles of rows, three or four, a warpgroup each.
+    """KL, peaks and sums of ``OWN`` tiles of rows, two or three, a warpgroup each.
 
     The peak of a row is its score with itself, which it always sees: not its largest score, but
     exponents stay in float32's range unless scores are extreme, and then `hopper` has the rows done
@@ -362,16 +362,15 @@ def forward_kernel(
             [152, 152, 24],
         )
     else:
+        # Of the 80 registers a thread that two programs on a multiprocessor leave to each.
         gl.warp_specialize(
             [
                 (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, OWN, SLOTS)),
                 (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 1, OWN, SLOTS)),
-                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 2, OWN, SLOTS)),
-                (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 3, OWN, SLOTS)),
                 (_fetch_all, (sides, place, held, start, tiles, OWN, False, R, D, SLOTS)),
             ],
-            [4, 4, 4, 1],
-            [112, 112, 112, 24],
+            [4, 1],
+            [104, 24],
         )
     by_thread: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     for w in gl.static_range(OWN):

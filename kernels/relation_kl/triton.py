@@ -22,11 +22,13 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.relation_kl import launch
 from kernels.relation_kl.triton_kernels import (
+    MOST_LOOKED_AT,
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
     attention_forward_kernel,
     reach_kernel,
     self_backward_kernel,
+    self_forward_again_kernel,
     self_forward_kernel,
     spans_kernel,
     weigh_kernel,
@@ -49,6 +51,8 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # Relations that one launch takes; more go in several.
 _MOST_RELATIONS = 4
+# Programs that keep a device busy which has none to spare for blocks that need no work.
+_BUSY_PROGRAMS = 256
 # Operands of heads that are worked on at the same time should stay in the second-level cache.
 _CACHE_BYTES = 24 * 2**20
 _LOG2_E = math.log2(math.e)
@@ -187,13 +191,14 @@ def _self_rows(
     if hopper is not None:
         with torch.cuda.device(call.device):
             hopper.forward(students, teachers, student_scales, teacher_scales, results)
+    operands = _relations(students, teachers, students, student_scales, teacher_scales)
+    # After the other kernel, only blocks of rows that it left to this one.
     call.launch(
-        self_forward_kernel,
+        self_forward_kernel if hopper is None else self_forward_again_kernel,
         "self_forward",
-        _relations(students, teachers, students, student_scales, teacher_scales),
+        operands,
         results,
-        # After the other kernel, only blocks of rows that it left to this one.
-        hopper is not None,
+        looked_at=1 if hopper is None else MOST_LOOKED_AT,
     )
     return results
 
@@ -479,17 +484,26 @@ class _Call:
             ),
         )
 
-    def launch(self, kernel: Any, name: launch.Kernel, operands: Any, *tensors: Any) -> None:
-        """Starts one program for each block of tokens of each head."""
+    def launch(
+        self, kernel: Any, name: launch.Kernel, operands: Any, *tensors: Any, looked_at: int = 1
+    ) -> None:
+        """Starts one program for each block of tokens of each head.
+
+        Or, where a program looks at up to ``looked_at`` of them, as few as that allows or as keep
+        the device busy.
+        """
         size = max(self.shape.block_ds, self.shape.block_dt)
         chosen = launch.lookup(launch.ShapeClass(name, size, self.element_bytes), self.device)
         facts = self.shape._replace(block_m=chosen.block_m, block_n=chosen.block_n)
         # Each fact by itself, so that those passed on inside a kernel stay known to the compiler.
         shape = Shape(*(tl.constexpr(fact) for fact in facts))
         together = max(1, min(_CACHE_BYTES // self.head_bytes, self.batch * self.heads))
+        programs = self.batch * self.heads * _blocks(self.tokens, chosen.block_m)
+        if looked_at > 1:
+            programs = max(min(programs, _BUSY_PROGRAMS), _blocks(programs, looked_at))
         _start(
             kernel,
-            self.batch * self.heads * _blocks(self.tokens, chosen.block_m),
+            programs,
             self.device,
             operands,
             self.masks,

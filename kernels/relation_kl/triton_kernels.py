@@ -37,6 +37,9 @@ from kernels.relation_kl.triton_tiles import (
 
 # Of a row's sum, where its peak is not its largest score (`hopper_kernels.forward_kernel`).
 LARGEST_SUM = tl.constexpr(2.0**60)
+# Blocks that a program of `self_forward_again_kernel` looks at, at most.
+MOST_LOOKED_AT = 32
+LOOKED_AT = tl.constexpr(MOST_LOOKED_AT)
 # The smallest normal number in float32.
 TINY = tl.constexpr(2.0**-126)
 
@@ -46,7 +49,6 @@ def self_forward_kernel(
     relations,
     masks,
     results,
-    AGAIN: tl.constexpr,
     batches,
     heads,
     tokens,
@@ -54,30 +56,66 @@ def self_forward_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """KL and both sides' sums of all relations' rows.
+    """KL and both sides' sums of all relations' rows."""
+    blocks = tl.cdiv(tokens, shape.block_m)
+    row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
+    # The last rows see most: they start first.
+    start = (blocks - 1 - rank) * shape.block_m
+    _self_forward(relations, masks, results, heads, row_head, start, tokens, window, shape)
 
-    ``AGAIN``: the results are there, and only blocks with a sum that is too large to be trusted are
-    done again (`hopper.forward`).
+
+@triton.jit
+def self_forward_again_kernel(
+    relations,
+    masks,
+    results,
+    batches,
+    heads,
+    tokens,
+    window,
+    together,
+    shape: tl.constexpr,
+):
+    """Does those blocks again that hold a sum which is too large to be trusted (`hopper.forward`).
+
+    A program looks at up to `LOOKED_AT` blocks, one in so many as there are programs. Mostly all
+    are fine, and launching a program a block would cost more than the look.
     """
     blocks = tl.cdiv(tokens, shape.block_m)
-    row_head, rank = locate(batches * heads, blocks, together)
-    if AGAIN:
-        position = (blocks - 1 - rank) * shape.block_m + tl.arange(0, shape.block_m)
-        offset = tl.cast(row_head, tl.int64) * tokens + position
-        inside = position < tokens
-        student_sum = tl.load(results.student_sum + offset, mask=inside, other=1.0)
-        teacher_sum = tl.load(results.teacher_sum + offset, mask=inside, other=1.0)
-        # Written so that NaN is not trusted either.
-        trusted = (student_sum < LARGEST_SUM) & (teacher_sum < LARGEST_SUM)
-        if tl.min(trusted.to(tl.int32), axis=0) == 1:
-            return
+    jobs = batches * heads * blocks
+    looked_at = tl.program_id(0) + tl.arange(0, LOOKED_AT) * tl.num_programs(0)
+    heads_of, ranks = locate(looked_at, batches * heads, blocks, together)
+    starts = (blocks - 1 - ranks) * shape.block_m
+    known = (looked_at < jobs)[:, None]
+    if _trusted(results, heads_of[:, None], starts[:, None], known, tokens, shape):
+        return
+    for job in tl.range(tl.program_id(0), jobs, tl.num_programs(0)):
+        row_head, rank = locate(job, batches * heads, blocks, together)
+        start = (blocks - 1 - rank) * shape.block_m
+        if not _trusted(results, row_head, start, True, tokens, shape):
+            _self_forward(relations, masks, results, heads, row_head, start, tokens, window, shape)
+
+
+@triton.jit
+def _trusted(results, row_head, start, known, tokens, shape):
+    """Whether all sums in blocks of rows are small enough; unknown blocks are."""
+    position = start + tl.arange(0, shape.block_m)
+    offset = tl.cast(row_head, tl.int64) * tokens + position
+    inside = (position < tokens) & known
+    student_sum = tl.load(results.student_sum + offset, mask=inside, other=1.0)
+    teacher_sum = tl.load(results.teacher_sum + offset, mask=inside, other=1.0)
+    # Written so that NaN is not trusted either.
+    trusted = (student_sum < LARGEST_SUM) & (teacher_sum < LARGEST_SUM)
+    return tl.min(trusted.to(tl.int32)) == 1
+
+
+@triton.jit
+def _self_forward(relations, masks, results, heads, row_head, start, tokens, window, shape):
     batch, head = row_head // heads, row_head % heads
     relation = choose_relation(relations, head)
     head -= relation.first_head
     x = Pair(at_head(relation.student, batch, head), at_head(relation.teacher, batch, head))
     scale = Pair(relation.student_scale, relation.teacher_scale)
-    # The last rows see most: they start first.
-    start = (blocks - 1 - rank) * shape.block_m
     _forward(x, x, scale, masks, results, batch, row_head, start, tokens, window, shape)
 
 
@@ -95,7 +133,7 @@ def attention_forward_kernel(
 ):
     """KL and both sides' sums of all query rows."""
     blocks = tl.cdiv(tokens, shape.block_m)
-    row_head, rank = locate(batches * heads, blocks, together)
+    row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
     q = Pair(at_head(attention.q_student, batch, head), at_head(attention.q_teacher, batch, head))
     k = Pair(
@@ -190,7 +228,7 @@ def self_backward_kernel(
     ``[batch * heads]`` are what the upstream gradients in ``weights`` were divided by.
     """
     blocks = tl.cdiv(tokens, shape.block_m)
-    row_head, rank = locate(batches * heads, blocks, together)
+    row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
     relation = choose_relation(relations, head)
     head -= relation.first_head
@@ -248,7 +286,7 @@ def attention_backward_queries_kernel(
 ):
     """``dQ = scale * G K`` of all query heads; ``units`` are by key head."""
     blocks = tl.cdiv(tokens, shape.block_m)
-    row_head, rank = locate(batches * heads, blocks, together)
+    row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
     k = Pair(
         at_head(attention.k_student, batch, head // attention.student_group),
@@ -302,7 +340,7 @@ def attention_backward_keys_kernel(
 ):
     """``dK = scale * G^T Q`` of the student's key heads, over the query heads of each."""
     blocks = tl.cdiv(tokens, shape.block_m)
-    column_head, rank = locate(batches * key_heads, blocks, together)
+    column_head, rank = locate(tl.program_id(0), batches * key_heads, blocks, together)
     batch, key_head = column_head // key_heads, column_head % key_heads
     scale = Pair(attention.student_scale, attention.teacher_scale)
     # The first columns are seen by most: they start first.

@@ -168,13 +168,12 @@ class Neighbours(NamedTuple):
 
 
 @triton.jit
-def locate(heads, blocks, together):
-    """This program's head (of all batches') and the rank of its block among the head's.
+def locate(program, heads, blocks, together):
+    """A program's head (of all batches') and the rank of its block among the head's.
 
     ``together`` heads share the cache, so all their blocks come before the next heads'. Among
     these, all first-ranked blocks come first.
     """
-    program = tl.program_id(0)
     group = program // (together * blocks)
     within = program % (together * blocks)
     count = tl.minimum(together, heads - group * together)

@@ -248,6 +248,7 @@ def _relation_losses(
         _check_tensor(teacher_name, teacher)
         _check_agreement(student_name, student, teacher_name, teacher, dims=(0, 1, 2))
         _check_agreement(names[0][0], students[0], student_name, student, dims=(0, 2))
+    _check_data(names[0][0], students[0])
     _check_visibility(visibility, students[0])
     _check_reduction(reduction)
     _check_flag("allow_tf32", allow_tf32)
@@ -385,6 +386,11 @@ def _check_agreement(
         )
 
 
+def _check_data(name: str, x: Tensor) -> None:
+    if x.is_meta:
+        raise ValueError(f"{name}: got device {x.device}; it must be one that holds data")
+
+
 def _check_attention_shapes(
     q_student: Tensor, k_student: Tensor, q_teacher: Tensor, k_teacher: Tensor
 ) -> None:
@@ -404,6 +410,7 @@ def _check_attention_shapes(
                 f"{_dtype_name(q.dtype)}"
             )
     _check_agreement("q_student", q_student, "q_teacher", q_teacher, dims=(0, 1, 2))
+    _check_data("q_student", q_student)
 
 
 def _check_set(

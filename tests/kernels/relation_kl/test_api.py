@@ -40,6 +40,7 @@ BAD_TENSORS = {
     "tokens": (X, X[:, :, :5], "teacher_bhtd: got tokens = 5"),
     "layouts": (X, X.to_sparse(), "teacher_bhtd: got layout torch.sparse_coo"),
     "devices": (X, X.to("meta"), "teacher_bhtd: got device meta; it must be cpu"),
+    "no-data": (X.to("meta"), X.to("meta"), "student_bhtd: got device meta; .* holds data"),
 }
 
 
@@ -116,6 +117,7 @@ BAD_ATTENTION = {
         "k_student: got dtype float16; it must be that of q_student",
     ),
     "query-heads": ((X, X, X[:, :2], X[:, :2]), "q_teacher: got heads = 2"),
+    "no-data": ((X.to("meta"),) * 4, "q_student: got device meta; it must be one that holds data"),
 }
 
 

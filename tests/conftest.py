@@ -9,17 +9,22 @@ import importlib
 import inspect
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 # Before torch is loaded: work this small is done before a second thread has started, and several
 # test files run at a time. Commands that tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+from tests import forked
 
 if TYPE_CHECKING:
     from src.config import RunConfig
@@ -191,8 +196,6 @@ def short_recipe() -> list[str]:
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., object]:
     """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
-    import subprocess
-    import sys
 
     def run(
         module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
@@ -210,6 +213,32 @@ def run_command() -> Callable[..., object]:
     return run
 
 
+@pytest.fixture(scope="session")
+def start_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., object]]:
+    """start_forked("-m", "src.train", *overrides, env={}) -> a running `forked.Command`."""
+    started: list[forked.Command] = []
+
+    def start(*program: str, env: dict[str, str] | None = None) -> forked.Command:
+        started.append(forked.Command(program, tmp_path_factory.mktemp("forked"), env or {}))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.kill()
+
+
+@pytest.fixture(scope="session")
+def run_forked(start_forked: Callable[..., forked.Command]) -> Callable[..., object]:
+    """run_forked("src.train", *overrides) -> what `run_command` gives, from a forked process."""
+
+    def run(
+        module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> object:
+        return start_forked("-m", module, *arguments, env=env).finished(timeout)
+
+    return run
+
+
 @pytest.fixture
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -220,7 +249,6 @@ def run_here(
     is raised here.
     """
     import runpy
-    import subprocess
 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -253,6 +281,29 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry[key] for line in lines if key in (entry := json.loads(line))]
+
+
+def started(*program: str) -> subprocess.Popen:
+    """A running `python PROGRAM`, started anew; what it says is thrown away."""
+    return subprocess.Popen(
+        [sys.executable, *program],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(
+    process: subprocess.Popen | forked.Command, reached: Callable[[], bool], number: int
+) -> None:
+    """Send a signal to a run as soon as it has come so far, and wait for its end."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
 
 
 def cut_after(whole: Path, checkpoint: str, cut: Path) -> Path:

@@ -82,10 +82,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Modules are here to stay: the collector need not look through them again and again."""
+    gc.set_threshold(20_000, 20, 50)
+
+
+def pytest_runtest_setup() -> None:
+    """A run looks for garbage several times: not again among what tests before it have loaded."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -167,10 +170,6 @@ def train_tiny(
 ) -> Callable[..., Path]:
     """train_tiny(*overrides) -> the folder of a run made in this process."""
     from src import train
-
-    # A run looks for garbage several times: not among what it has loaded.
-    importlib.import_module("deepspeed")
-    gc.freeze()
 
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("runs") / "run"
@@ -281,6 +280,12 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry[key] for line in lines if key in (entry := json.loads(line))]
+
+
+def spawning(program: Sequence[str], logs: Path) -> tuple[str, str]:
+    """A program that spawns two ranks with another."""
+    spawn = f"launch.spawn({list(program)!r}, nproc=2, logs=Path({str(logs)!r}))"
+    return "-c", f"from pathlib import Path; from src import launch; {spawn}"
 
 
 def started(*program: str) -> subprocess.Popen:

@@ -19,7 +19,7 @@ import pytest
 from src import launch
 from src.launch import World, world_from_environment
 from src.run_folder import RunFolder
-from tests.conftest import kill_when, losses, started
+from tests.conftest import kill_when, losses, spawning, started
 from tests.forked import Command
 
 StartForked = Callable[..., Command]
@@ -108,15 +108,7 @@ def test_ranks_talk_and_only_rank_0_reports(
 def start_ranks(start_forked: StartForked, tmp_path: Path) -> Callable[[str], Command]:
     """start_ranks(CODE) -> a process that spawns two ranks with that program."""
 
-    def start(code: str) -> Command:
-        program = rank_program(tmp_path, code)
-        return start_forked(
-            "-c",
-            "from pathlib import Path; from src import launch\n"
-            f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}))",
-        )
-
-    return start
+    return lambda code: start_forked(*spawning(rank_program(tmp_path, code), tmp_path))
 
 
 def test_a_failing_rank_fails_all_with_its_own_traceback(

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import sys
 import traceback
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -63,8 +64,8 @@ def become(
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
-                if number == signal.SIGINT:
-                    signal.signal(number, signal.default_int_handler)
+        # Tests that run in the background inherit that it is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         if first is not None:
             first()
         for mine, standard in zip(pipes, range(3), strict=True):
@@ -76,6 +77,7 @@ def become(
         if environment is not None:
             os.environ.clear()
             os.environ.update(environment)
+        _forget_what_is_due_at_exit()
         _forget_hydra()
         # A run looks for garbage several times: not among what it has found loaded.
         gc.freeze()
@@ -99,6 +101,13 @@ def _let_go_of_descriptors() -> None:
         with contextlib.suppress(OSError):  # the listing's own
             os.fstat(number)
             os.dup2(null, number)
+
+
+def _forget_what_is_due_at_exit() -> None:
+    """Temporary folders and the like are still the other process's."""
+    atexit._clear()
+    weakref.finalize._registry.clear()
+    weakref.finalize._registered_with_atexit = False
 
 
 def _forget_hydra() -> None:

@@ -252,8 +252,10 @@ def test_compiled_layers_have_the_same_losses(train_tiny: Train, shape: list[str
         ),
         pytest.param(["engine.student.zero_stage=2"], id="zero-2", marks=pytest.mark.thorough),
         pytest.param(
+            # test_engine.py has such weights on one copy by default.
             ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
             id="zero-3-checkpointing",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],

@@ -1,8 +1,8 @@
 """Commands as forks of one process that has loaded what they need.
 
-Loading torch, transformers and DeepSpeed takes a command five times as long as a tiny run. `start`
-gives it a process, an environment and an output of its own nevertheless, and so do ranks and jobs
-get that the command starts itself. What only a fresh interpreter shows needs a fresh one.
+Loading torch, transformers and DeepSpeed takes a command five times as long as a tiny run. A
+`Command` has a process, an environment and an output of its own nevertheless, and so have the ranks
+and jobs that it starts itself. What only a fresh interpreter shows needs a fresh one.
 """
 
 from __future__ import annotations

@@ -9,17 +9,22 @@ import importlib
 import inspect
 import os
 import shutil
+import subprocess
+import sys
+import time
 
 # Before torch is loaded: work this small is done before a second thread has started, and several
 # test files run at a time. Commands that tests start take it over.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+from tests import forked
 
 if TYPE_CHECKING:
     from src.config import RunConfig
@@ -37,22 +42,24 @@ if not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("kernels.relation_kl.triton")
         importlib.import_module("kernels.relation_kl.hopper")
+    from triton import language
     from triton.language.core import is_builtin
     from triton.runtime import interpreter
 
     @functools.cache
-    def builtins_of(place: object) -> list[str]:
-        return [name for name, member in inspect.getmembers(place) if is_builtin(member)]
+    def languages_of(function: object) -> list[object]:
+        known = (language, language.core)
+        return [x for x in function.__globals__.values() if any(x is one for one in known)]
 
-    def patch_builtin(place: object, builder: object, scope: object) -> None:
+    def patch_lang(function: object) -> object:
         """The interpreter's own, which looks through all of Triton again for each call of a
-        function inside a kernel: nearly half of the time.
+        function inside a kernel, when all is patched: more than half of the time.
         """
-        for name in builtins_of(place):
-            if is_builtin(member := getattr(place, name)):
-                interpreter._patch_attr(place, name, member, builder, scope)
+        if any(is_builtin(known.load) for known in languages_of(function)):
+            return ordinary(function)
+        return interpreter._LangPatchScope()
 
-    interpreter._patch_builtin = patch_builtin
+    ordinary, interpreter._patch_lang = interpreter._patch_lang, patch_lang
 
 
 def by_default(chosen: Callable[..., bool]) -> Callable[[Callable], Callable]:
@@ -77,10 +84,13 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Modules are here to stay: the collector need not look through them again and again."""
+    gc.set_threshold(20_000, 20, 50)
+
+
+def pytest_runtest_setup() -> None:
+    """A run looks for garbage several times: not again among what tests before it have loaded."""
     gc.collect()
     gc.freeze()
-    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -163,10 +173,6 @@ def train_tiny(
     """train_tiny(*overrides) -> the folder of a run made in this process."""
     from src import train
 
-    # A run looks for garbage several times: not among what it has loaded.
-    importlib.import_module("deepspeed")
-    gc.freeze()
-
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("runs") / "run"
         settings = compose_run(*tiny_overrides, f"run_dir={folder}", *overrides)
@@ -191,8 +197,6 @@ def short_recipe() -> list[str]:
 @pytest.fixture(scope="session")
 def run_command() -> Callable[..., object]:
     """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
-    import subprocess
-    import sys
 
     def run(
         module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
@@ -210,6 +214,32 @@ def run_command() -> Callable[..., object]:
     return run
 
 
+@pytest.fixture(scope="session")
+def start_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., object]]:
+    """start_forked("-m", "src.train", *overrides, env={}) -> a running `forked.Command`."""
+    started: list[forked.Command] = []
+
+    def start(*program: str, env: dict[str, str] | None = None) -> forked.Command:
+        started.append(forked.Command(program, tmp_path_factory.mktemp("forked"), env or {}))
+        return started[-1]
+
+    yield start
+    for command in started:
+        command.kill()
+
+
+@pytest.fixture(scope="session")
+def run_forked(start_forked: Callable[..., forked.Command]) -> Callable[..., object]:
+    """run_forked("src.train", *overrides) -> what `run_command` gives, from a forked process."""
+
+    def run(
+        module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
+    ) -> object:
+        return start_forked("-m", module, *arguments, env=env).finished(timeout)
+
+    return run
+
+
 @pytest.fixture
 def run_here(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -220,7 +250,6 @@ def run_here(
     is raised here.
     """
     import runpy
-    import subprocess
 
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.hydra_config import HydraConfig
@@ -253,6 +282,35 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
 
     lines = (run_dir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [entry[key] for line in lines if key in (entry := json.loads(line))]
+
+
+def spawning(program: Sequence[str], logs: Path) -> tuple[str, str]:
+    """A program that spawns two ranks with another."""
+    spawn = f"launch.spawn({list(program)!r}, nproc=2, logs=Path({str(logs)!r}))"
+    return "-c", f"from pathlib import Path; from src import launch; {spawn}"
+
+
+def started(*program: str) -> subprocess.Popen:
+    """A running `python PROGRAM`, started anew; what it says is thrown away."""
+    return subprocess.Popen(
+        [sys.executable, *program],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def kill_when(
+    process: subprocess.Popen | forked.Command, reached: Callable[[], bool], number: int
+) -> None:
+    """Send a signal to a run as soon as it has come so far, and wait for its end."""
+    deadline = time.monotonic() + 120
+    while not reached():
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
 
 
 def cut_after(whole: Path, checkpoint: str, cut: Path) -> Path:

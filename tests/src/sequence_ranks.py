@@ -6,6 +6,7 @@ results there.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import traceback
@@ -47,6 +48,8 @@ OBJECTIVES: dict[str, Objective] = {
 def start(folder: Path, environment: dict[str, str]) -> None:
     """One rank; where it fails, it leaves a traceback."""
     os.environ.update(environment)
+    # Stages look for garbage when they end: not among what the process was forked with.
+    gc.freeze()
     world = launch.world_from_environment(environment)
     assert world is not None
     try:

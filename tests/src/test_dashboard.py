@@ -83,13 +83,14 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_report_in_wandb_needs_a_login(tmp_path: Path) -> None:
-    environment = {key: v for key, v in os.environ.items() if not key.startswith("WANDB_")}
-    environment |= {"HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
-    line = [sys.executable, "-m", "src.dashboard", "target=wandb"]
-    done = subprocess.run(
-        line, cwd=ROOT, capture_output=True, text=True, check=False, env=environment
-    )
+def test_a_report_in_wandb_needs_a_login(
+    tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [key for key in os.environ if key.startswith("WANDB_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    done = run_here("src.dashboard", "target=wandb")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: target=wandb needs a login")
 

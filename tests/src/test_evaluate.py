@@ -97,10 +97,10 @@ def test_the_short_suite_of_a_run_beside_another_run(
 def test_processes_share_the_work_and_find_the_same(
     tmp_path: Path,
     run_here: Callable[..., subprocess.CompletedProcess],
-    run_command: Callable[..., subprocess.CompletedProcess],
+    run_forked: Callable[..., subprocess.CompletedProcess],
 ) -> None:
     found = []
-    for nproc, run in ((1, run_here), (2, run_command)):
+    for nproc, run in ((1, run_here), (2, run_forked)):
         out = tmp_path / str(nproc)
         done = run(
             "src.evaluate", "model=tiny", *SHORT, f"nproc={nproc}", f"out={out}", "cache=false"
@@ -178,9 +178,13 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
     ],
 )
 def test_mistakes_are_one_message(
-    run_here: Callable[..., subprocess.CompletedProcess], arguments: list[str], message: str
+    run_here: Callable[..., subprocess.CompletedProcess],
+    run_command: Callable[..., subprocess.CompletedProcess],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    refused = run_here("src.evaluate", *arguments)
+    # One is typed as a user does.
+    refused = (run_here if arguments else run_command)("src.evaluate", *arguments)
     assert refused.returncode == 2
     assert message in refused.stderr
     assert "Traceback" not in refused.stderr

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -16,8 +17,13 @@ from pathlib import Path
 import pytest
 
 from src import launch
-from src.launch import LaunchError, World, world_from_environment
-from tests.conftest import ROOT, cut_after, losses
+from src.launch import World, world_from_environment
+from src.run_folder import RunFolder
+from tests.conftest import kill_when, losses, spawning, started
+from tests.forked import Command
+
+StartForked = Callable[..., Command]
+RunForked = Callable[..., subprocess.CompletedProcess[str]]
 
 # A rank's program: CODE sees `world`, and `reduce`, a sum over ranks.
 RANK = """
@@ -98,20 +104,26 @@ def test_ranks_talk_and_only_rank_0_reports(
     assert "sum 6.0" in (tmp_path / "rank-2.log").read_text()
 
 
-def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None:
+@pytest.fixture
+def start_ranks(start_forked: StartForked, tmp_path: Path) -> Callable[[str], Command]:
+    """start_ranks(CODE) -> a process that spawns two ranks with that program."""
+
+    return lambda code: start_forked(*spawning(rank_program(tmp_path, code), tmp_path))
+
+
+def test_a_failing_rank_fails_all_with_its_own_traceback(
+    start_ranks: Callable[[str], Command],
+) -> None:
     code = statements(
         "if world.rank == 1: raise KeyError('the cause')", "reduce(1)", "time.sleep(60)"
     )
-    began = time.monotonic()
-    with pytest.raises(LaunchError, match=r"(?s)rank-1 failed:.*Traceback.*KeyError: 'the cause'"):
-        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path)
-    assert time.monotonic() - began < 45
+    said = start_ranks(code).finished(45).stderr
+    assert re.search(r"(?s)LaunchError: rank-1 failed:.*Traceback.*KeyError: 'the cause'", said)
 
 
-def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+def test_a_killed_rank_is_named(start_ranks: Callable[[str], Command]) -> None:
     code = statements("import os", "if world.rank == 1: os.kill(os.getpid(), 9)", "time.sleep(60)")
-    with pytest.raises(LaunchError, match=r"rank-1 was killed by signal 9"):
-        launch.spawn(rank_program(tmp_path, code), nproc=2, logs=tmp_path)
+    assert "LaunchError: rank-1 was killed by signal 9" in start_ranks(code).finished(45).stderr
 
 
 @pytest.mark.parametrize(
@@ -131,25 +143,15 @@ def test_the_cause_is_told_from_its_consequences(
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_ranks_die_with_their_parent(tmp_path: Path, number: int) -> None:
+def test_ranks_die_with_their_parent(
+    start_ranks: Callable[[str], Command], tmp_path: Path, number: int
+) -> None:
     code = statements(
         "import os",
         f"Path({str(tmp_path)!r}, f'pid-{{world.rank}}').write_text(str(os.getpid()))",
         "time.sleep(120)",
     )
-    program = rank_program(tmp_path, code)
-    parent = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import signal; from pathlib import Path; from src import launch\n"
-            # A test run in the background inherits that SIGINT is ignored.
-            "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-            f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}))",
-        ],
-        cwd=ROOT,
-        stderr=subprocess.DEVNULL,
-    )
+    parent = start_ranks(code)
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("pid-*"))) < 2:
         assert parent.poll() is None
@@ -197,15 +199,15 @@ def one(train_tiny: Callable[..., Path]) -> Path:
 def trained_on(
     tiny_overrides: list[str],
     tmp_path_factory: pytest.TempPathFactory,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    run_forked: RunForked,
 ) -> Callable[[str], Path]:
     """trained_on("sharded") -> the run folder of those ranks, which are started once."""
 
     @functools.cache
     def trained(ranks: str) -> Path:
         folder = tmp_path_factory.mktemp(ranks) / "run"
-        overrides = [*tiny_overrides, DEEP, "checkpoint.keep=9", f"run_dir={folder}"]
-        done = run_command("src.train", *overrides, *ON_RANKS[ranks])
+        overrides = [*tiny_overrides, DEEP, f"run_dir={folder}"]
+        done = run_forked("src.train", *overrides, *ON_RANKS[ranks])
         assert done.returncode == 0, done.stderr
         return folder
 
@@ -230,11 +232,9 @@ def test_ranks_have_the_losses_of_one(
 @pytest.mark.thorough  # two nodes below have torchrun's ranks too
 @pytest.mark.slow
 def test_torchrun_ranks_are_used_as_they_are(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
 ) -> None:
-    done = run_command(
+    done = run_forked(
         "torch.distributed.run",
         "--standalone",
         "--nproc-per-node=2",
@@ -252,56 +252,52 @@ def test_torchrun_ranks_are_used_as_they_are(
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_two_nodes_of_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str], tmp_path: Path, one: Path, nproc: int
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    one: Path,
+    start_forked: StartForked,
+    nproc: int,
 ) -> None:
     """Each node has a torchrun of its own; they meet on the loopback interface."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     nodes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--nnodes=2",
-                f"--nproc-per-node={nproc}",
-                f"--node-rank={node}",
-                "--master-addr=127.0.0.1",
-                f"--master-port={port}",
-                "-m",
-                "src.train",
-                *tiny_overrides,
-                DEEP,
-                "launch=torchrun",
-                "launch.nodes=2",
-                f"launch.nproc={nproc}",
-                *ZERO_3,
-                f"run_dir={tmp_path / 'run'}",
-                "--local_rank=0",
-            ],
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stderr=subprocess.PIPE,
-            text=True,
+        start_forked(
+            "-m",
+            "torch.distributed.run",
+            "--nnodes=2",
+            f"--nproc-per-node={nproc}",
+            f"--node-rank={node}",
+            "--master-addr=127.0.0.1",
+            f"--master-port={port}",
+            "-m",
+            "src.train",
+            *tiny_overrides,
+            DEEP,
+            "launch=torchrun",
+            "launch.nodes=2",
+            f"launch.nproc={nproc}",
+            *ZERO_3,
+            f"run_dir={tmp_path / 'run'}",
+            "--local_rank=0",
+            env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
         )
         for node in range(2)
     ]
     for node in nodes:
-        _, errors = node.communicate(timeout=300)
-        assert node.returncode == 0, errors
+        done = node.finished(300)
+        assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.slow
 def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
 ) -> None:
     """It adds --local_rank to each rank's arguments, which Hydra would refuse."""
-    done = run_command(
+    done = run_forked(
         "deepspeed.launcher.runner",
         "--num_gpus=2",
         "--module",
@@ -318,17 +314,17 @@ def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
 
 
 @pytest.mark.slow
-def test_slurm_tasks_are_used_as_they_are(tiny_overrides: list[str], tmp_path: Path) -> None:
+def test_slurm_tasks_are_used_as_they_are(
+    tiny_overrides: list[str], tmp_path: Path, start_forked: StartForked
+) -> None:
     """Two tasks with the variables that srun sets; the job script names rank 0's address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     tasks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "src.train", *tiny_overrides, f"run_dir={tmp_path / 'run'}"],
-            cwd=ROOT,
-            env=os.environ
-            | {
+        start_forked(
+            *("-m", "src.train", *tiny_overrides, f"run_dir={tmp_path / 'run'}"),
+            env={
                 "SLURM_JOB_ID": "1",
                 "SLURM_PROCID": str(rank),
                 "SLURM_LOCALID": str(rank),
@@ -336,43 +332,45 @@ def test_slurm_tasks_are_used_as_they_are(tiny_overrides: list[str], tmp_path: P
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": str(port),
             },
-            stderr=subprocess.PIPE,
-            text=True,
         )
         for rank in range(2)
     ]
     for task in tasks:
-        _, errors = task.communicate(timeout=200)
-        assert task.returncode == 0, errors
+        done = task.finished(200)
+        assert done.returncode == 0, done.stderr
     assert len(losses(tmp_path / "run")) == 6
 
 
 @pytest.mark.slow
-def test_two_ranks_resume(
+def test_stopped_ranks_leave_a_record_and_resume(
     trained_on: Callable[[str], Path],
+    tiny_overrides: list[str],
     tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    run_forked: RunForked,
 ) -> None:
-    whole = trained_on("sharded")
-    cut = cut_after(whole, "step-2", tmp_path / "cut")
-    resumed = run_command("src.train", f"resume={cut}")
+    folder = tmp_path / "run"
+    overrides = [*tiny_overrides, DEEP, *ON_RANKS["sharded"], f"run_dir={folder}"]
+    process = started("-m", "src.train", *overrides)
+    kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGTERM)
+    assert process.returncode == 130
+    assert RunFolder(folder).record()["state"] == "interrupted"
+    resumed = run_forked("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
-    assert losses(cut) == losses(whole)
+    assert "from step" in resumed.stderr
+    assert losses(folder) == losses(trained_on("sharded"))
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_a_fault_on_ranks_is_recorded_and_shown(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
 ) -> None:
     """A learning rate that makes the loss overflow fails the run on both ranks.
 
     By default `test_a_failing_rank_fails_all_with_its_own_traceback` and the next test show it.
     """
     folder = tmp_path / "run"
-    failed = run_command(
+    failed = run_forked(
         "src.train",
         *tiny_overrides,
         "recipe.stages.ard.lr=1e30",

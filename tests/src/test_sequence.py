@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import multiprocessing
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from src.objectives.base import Batch, Outputs
 from src.objectives.language_modeling import LanguageModeling
 from src.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default, losses
+from tests.forked import server
 from tests.src import sequence_ranks
 from tests.src.test_streaming import LastHidden
 
@@ -50,10 +50,6 @@ def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
 
 
 def _fork(folder: Path, nproc: int) -> None:
-    forking = multiprocessing.get_context("forkserver")
-    forking.set_forkserver_preload(
-        ["tests.src.sequence_ranks", "deepspeed", "deepspeed.runtime.zero.muon.original_muon"]
-    )
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     shared = {
         "WORLD_SIZE": str(nproc),
@@ -63,17 +59,15 @@ def _fork(folder: Path, nproc: int) -> None:
         "TORCHELASTIC_RESTART_COUNT": "0",
     }
     ranks = [
-        forking.Process(
+        server().Process(
             target=sequence_ranks.start,
             args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
             daemon=True,
         )
         for rank in range(nproc)
     ]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        for rank in ranks:
-            rank.start()
+    for rank in ranks:
+        rank.start()
     try:
         while any(rank.is_alive() for rank in ranks):
             connection.wait([rank.sentinel for rank in ranks if rank.is_alive()])

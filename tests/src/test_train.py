@@ -6,8 +6,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ from src.config import ConfigError, LaunchConfig, RunConfig
 from src.devices import DeviceFacts
 from src.launch import World
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
-from tests.conftest import ROOT, losses
+from tests.conftest import ROOT, kill_when, losses, started
+from tests.forked import Command
 
 Train = Callable[..., Path]
 
@@ -253,8 +252,10 @@ def test_compiled_layers_have_the_same_losses(train_tiny: Train, shape: list[str
         ),
         pytest.param(["engine.student.zero_stage=2"], id="zero-2", marks=pytest.mark.thorough),
         pytest.param(
+            # test_engine.py has such weights on one copy by default.
             ["engine.student.zero_stage=3", "engine.student.gradient_checkpointing=true"],
             id="zero-3-checkpointing",
+            marks=pytest.mark.thorough,
         ),
         pytest.param(
             ["recipe.stages.ard.parameters.dropout=0.1", "engine.teacher.keep=layer_inputs"],
@@ -359,38 +360,27 @@ def test_a_rerun_without_a_checkpoint_starts_anew(
         train.train(settings, None)
 
 
-def _kill_when(process: subprocess.Popen, reached: Callable[[], bool], number: int) -> None:
-    deadline = time.monotonic() + 120
-    while not reached():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(number)
-    process.wait(60)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "state"),
-    [(signal.SIGKILL, "running"), (signal.SIGTERM, "interrupted")],
+    ("number", "state", "forked"),
+    [(signal.SIGKILL, "running", False), (signal.SIGTERM, "interrupted", True)],
+    ids=["kill", "stop"],
 )
 def test_kill_and_resume_gives_the_same_bits(
     baseline: Path,
     tiny_overrides: list[str],
     tmp_path: Path,
     run_here: Callable[..., subprocess.CompletedProcess],
+    start_forked: Callable[..., Command],
     number: int,
     state: str,
+    forked: bool,
 ) -> None:
     folder = tmp_path / "run"
     overrides = [*tiny_overrides, "recipe.stages.ard.parameters.dropout=0.1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", *overrides, f"run_dir={folder}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), number)
+    program = ("-m", "src.train", *overrides, f"run_dir={folder}")
+    process = start_forked(*program) if forked else started(*program)
+    kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), number)
     assert RunFolder(folder).record()["state"] == state
     resumed = run_here("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
@@ -609,20 +599,6 @@ def test_more_ranks_than_gpus_are_refused(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     with pytest.raises(ConfigError, match=r"launch\.nproc: 2 ranks .* has 1"):
         train._preflight(compose_run("model=tiny", "launch.nproc=2"))
-
-
-@pytest.mark.slow
-def test_stopped_ranks_leave_a_record(tiny_overrides: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", *tiny_overrides, "launch.nproc=2", f"run_dir={folder}"],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    _kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGTERM)
-    assert process.returncode == 130
-    assert RunFolder(folder).record()["state"] == "interrupted"
 
 
 def test_settings_for_cuda_without_a_gpu_are_refused(compose_run: Callable[..., RunConfig]) -> None:

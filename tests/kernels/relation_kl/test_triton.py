@@ -177,7 +177,7 @@ def head_counts() -> Iterator[object]:
 
 
 @pytest.mark.parametrize(("heads", "device"), [*head_counts()])
-@by_default(lambda heads: heads in (1, 2, 3, 8, 9, 17, 33))
+@by_default(lambda heads: heads in (1, 2, 3, 8, 9, 33))
 def test_head_counts(heads, device) -> None:
     torch.manual_seed(heads)
     student, teacher = randn(1, heads, 18, 4, device=device), randn(1, heads, 18, 4, device=device)
@@ -475,6 +475,7 @@ def test_a_gradient_has_the_layout_of_its_tensor(device) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8])
+@by_default(lambda dtype: dtype in (torch.int64, torch.uint8))
 def test_segments_may_have_any_numbers_in_any_order(dtype, device) -> None:
     torch.manual_seed(0)
     limits = torch.iinfo(dtype)
@@ -517,6 +518,7 @@ def test_blocks_that_nobody_sees_are_not_read(kind, device) -> None:
     assert gradient[:, :, :256].isfinite().all()
 
 
+@by_default(lambda setting: setting.dtype is torch.float16)
 def test_repeats_are_bit_identical(setting) -> None:
     torch.manual_seed(0)
     batch, tokens, repeats = (2, 500, 100) if setting.device == "cuda" else (1, 70, 3)
@@ -555,6 +557,7 @@ def set_loss(*tensors: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("function", ["set", "attention"])
+@by_default(lambda function, setting: (function == "set") == (setting.dtype is torch.float32))
 def test_compiled_equals_eager(function, setting) -> None:
     """Gradients bit for bit. The loss itself only where the compiler leaves the mean as it is:
     inductor sums the rows in an order of its own."""

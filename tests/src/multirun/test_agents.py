@@ -12,7 +12,9 @@ from src.multirun.agents import export
 from src.tracking import agent_run_id
 
 
-@pytest.mark.parametrize("name", ["seeds", "layers", "methods"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("seeds", marks=pytest.mark.thorough), "layers", "methods"]
+)
 def test_an_agents_commands_are_the_jobs_of_the_sweep(name: str) -> None:
     """W&B's own code makes each command of the exported grid."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args

@@ -18,6 +18,9 @@ import pytest
 from src.multirun import driver
 from src.report.runs import read_runs
 from tests.conftest import ROOT
+from tests.forked import Command
+
+RunForked = Callable[..., subprocess.CompletedProcess[str]]
 
 # Two at a time on two cores of their own.
 PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
@@ -34,13 +37,6 @@ def tiny_job(tiny_overrides: list[str]) -> list[str]:
         "recipe.stages.ard.tokens=256",
         "tracking=wandb_offline",
     ]
-
-
-def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "src.train", "-m", *arguments]
-    return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
-    )
 
 
 def offline_runs(run_dir: Path) -> list[dict[str, Any]]:
@@ -64,13 +60,16 @@ def texts(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def three_jobs(
-    tiny_job: list[str], texts: list[Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_job: list[str],
+    texts: list[Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    run_forked: RunForked,
 ) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
     """A sweep's folder, its command and what came of it."""
     folder = tmp_path_factory.mktemp("three") / "sweep"
     paths = ",".join(f"[{path}]" for path in texts)
     command = [*tiny_job, f"data.sources.files.paths={paths}", f"run_dir={folder}", *PARALLEL]
-    return folder, command, sweep(*command)
+    return folder, command, run_forked("src.train", "-m", *command, timeout=600)
 
 
 ThreeJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
@@ -114,12 +113,12 @@ def test_each_run_knows_its_job(three_jobs: ThreeJobs) -> None:
 
 @pytest.mark.slow
 def test_resuming_runs_only_what_failed(
-    three_jobs: ThreeJobs, texts: list[Path], prose: Path, run_here: Callable[..., Any]
+    three_jobs: ThreeJobs, texts: list[Path], prose: Path, run_forked: RunForked
 ) -> None:
     folder, command, _ = three_jobs
     before = {p: p.read_bytes() for p in folder.glob("*/*.json*")}
     shutil.copytree(prose, texts[1])
-    done = run_here("src.train", "-m", *command, "sweep_resume=true")
+    done = run_forked("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("started ")][0:2] == [
         line for line in done.stderr.splitlines() if line.startswith("started job 2")
@@ -137,7 +136,9 @@ def children_of(pid: int) -> list[int]:
 
 
 @pytest.fixture
-def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[int]]:
+def killed(
+    tiny_job: list[str], tmp_path: Path, start_forked: Callable[..., Command]
+) -> tuple[Path, list[str], list[int]]:
     """A sweep killed while its first two jobs run; its folder, its command, its processes."""
     folder = tmp_path / "sweep"
     command = [
@@ -148,9 +149,7 @@ def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[i
         "recipe.stages.ard.tokens=2048",
         "tracking=none",
     ]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
+    process = start_forked("-m", "src.train", "-m", *command)
     try:
         deadline = time.monotonic() + 120
         while len(list(folder.glob("*/metrics.jsonl"))) < 1:
@@ -159,13 +158,13 @@ def killed(tiny_job: list[str], tmp_path: Path) -> tuple[Path, list[str], list[i
         below = children_of(process.pid)
     finally:
         process.kill()
-        process.wait()
+        process.wait(60)
     return folder, command, below
 
 
 @pytest.mark.slow
 def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_completed(
-    killed: tuple[Path, list[str], list[int]], run_here: Callable[..., Any]
+    killed: tuple[Path, list[str], list[int]], run_forked: RunForked, run_here: RunForked
 ) -> None:
     folder, command, below = killed
     assert len(below) >= 2
@@ -175,7 +174,7 @@ def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_complete
         time.sleep(0.1)
     states = [run.record.state for run in read_runs(folder) if run.record]
     assert "finished" not in states, "it was killed in time"
-    done = run_here("src.train", "-m", *command, "sweep_resume=true")
+    done = run_forked("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     runs = read_runs(folder)
     assert [run.state for run in runs] == ["finished"] * 2
@@ -197,6 +196,7 @@ def zombie(pid: int) -> bool:
 
 @pytest.mark.slow
 def test_a_sweep_that_is_stopped_stops_its_jobs(tiny_job: list[str], tmp_path: Path) -> None:
+    """Typed as a user does: it and its job are processes that are started anew."""
     long = ["recipe.stages.ard.tokens=65536", "tracking=none"]
     command = [*tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", *long]
     process = subprocess.Popen(
@@ -310,12 +310,13 @@ def test_which_commands_are_sweeps(argv: list[str], found: list[str] | None) -> 
 
 
 @pytest.mark.slow
-def test_jobs_through_submitit(tiny_job: list[str], tmp_path: Path) -> None:
+def test_jobs_through_submitit(tiny_job: list[str], tmp_path: Path, run_forked: RunForked) -> None:
     """The local executor stands for Slurm: the same callable, without a scheduler."""
     folder = tmp_path / "sweep"
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
     rates = "recipe.stages.ard.lr=1e-3,1e30"
-    done = sweep(*tiny_job, rates, f"run_dir={folder}", "tracking=none", *launcher)
+    command = [*tiny_job, rates, f"run_dir={folder}", "tracking=none", *launcher]
+    done = run_forked("src.train", "-m", *command)
     assert done.returncode == 1, done.stderr
     assert "1 job finished, 1 failed" in done.stderr
     assert "failed: job 2 (recipe.stages.ard.lr=1e+30)" in done.stderr

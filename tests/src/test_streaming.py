@@ -377,9 +377,9 @@ def test_tritons_forward_runs_once_for_each_layer(monkeypatch: pytest.MonkeyPatc
     launched: list[str] = []
     launch = triton._Call.launch
 
-    def noted(self: Any, kernel: Any, name: str, *args: Any) -> None:
+    def noted(self: Any, kernel: Any, name: str, *args: Any, **settings: Any) -> None:
         launched.append(name)
-        launch(self, kernel, name, *args)
+        launch(self, kernel, name, *args, **settings)
 
     monkeypatch.setattr(triton._Call, "launch", noted)
     chunked = pair(objective=Relation("relation"), dtype=torch.float32)

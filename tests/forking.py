@@ -64,7 +64,7 @@ def become(
         for number in signal.valid_signals():
             if callable(signal.getsignal(number)):
                 signal.signal(number, signal.SIG_DFL)
-        # Tests that run in the background inherit that it is ignored.
+        # The server of forks ignores it; an interpreter that starts anew takes it.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         if first is not None:
             first()

@@ -1,7 +1,8 @@
 """Pictures and tables of the documents, made from benchmarks/results/*.json.
 
-    python -m benchmarks.figures            write docs/images/*.png and the documents' tables
-    python -m benchmarks.figures --check    only say whether the tables are what the results give
+    python -m benchmarks.figures                       docs/images/*.png and the documents' tables
+    python -m benchmarks.figures --check               only say whether the tables are up to date
+    python -m benchmarks.figures --kernel kernel.json  pictures beside a result of kernels.bench
 
 Pictures need a Chromium on the path.
 """
@@ -32,6 +33,9 @@ METHODS = ROOT / "docs" / "methods.md"
 LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (760, 420)
+GREY, LIGHT_GREY = "#8a909c", "#c9cdd5"
+
+Rows = dict[str, list[Mapping[str, Any]]]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -197,49 +201,111 @@ def step_picture(result: Mapping[str, Any]) -> go.Figure:
     return figure
 
 
-def kernel_time_picture(result: Mapping[str, Any]) -> go.Figure:
-    """Forward and backward beside attention's, by shape, in units of the faster attention."""
-    rows = [row for row in result["rows"] if row["name"] == "fwd_bwd_time_over_sdpa"]
-    shapes = [f"{row['T']:,} tokens<br>{row['H']} heads of {row['D']}" for row in rows]
+def kernel_pictures(result: Mapping[str, Any]) -> dict[str, go.Figure]:
+    """Pictures of what `python -m kernels.bench` measured, by name: those it has rows for.
+
+    Raises:
+        ValueError: it has rows for none.
+    """
+    rows: Rows = {}
+    for row in result["rows"]:
+        rows.setdefault(row["name"], []).append(row)
+    makers = {
+        "fwd_bwd_time_over_sdpa": ("kernel_time", _time_beside_attention),
+        "fwd_fraction_of_floor": ("kernel_floor", _fractions_of_floor),
+        "extra_bytes_per_token": ("kernel_memory", _memory_by_tokens),
+        "chunked_speedup_over_dense": ("kernel_time", _time_beside_dense),
+        "chunked_memory_over_dense": ("kernel_memory", _memory_beside_dense),
+    }
+    if not rows.keys() & makers.keys():
+        raise ValueError(f"no rows to draw: pictures are of {', '.join(makers)}")
+    return {
+        name: make(rows, result["device"]) for row, (name, make) in makers.items() if row in rows
+    }
+
+
+def _time_beside_attention(rows: Rows, device: str) -> go.Figure:
+    """In units of the faster attention."""
+    measured = rows["fwd_bwd_time_over_sdpa"]
     figure = go.Figure()
     for name, key, color in (
         ("relation_kl", "milliseconds", plots.STUDENT_COLORS[0]),
-        ("attention, cuDNN", "cudnn_milliseconds", "#8a909c"),
-        ("attention, flash", "flash_milliseconds", "#c9cdd5"),
+        ("attention, cuDNN", "cudnn_milliseconds", GREY),
+        ("attention, flash", "flash_milliseconds", LIGHT_GREY),
     ):
-        base = [row["milliseconds"] / row["value"] for row in rows]
-        relative = [row[key] / least for row, least in zip(rows, base, strict=True)]
-        texts = [f"{row[key]:.3g}" for row in rows]
-        figure.add_bar(
-            x=shapes,
-            y=relative,
-            name=name,
-            marker={"color": color},
-            text=texts,
-            textposition="outside",
-        )
-    figure.update_layout(barmode="group")
-    return _plain(figure, f"Forward and backward, {result['device']}", "", "time (labels: ms)")
+        base = [row["milliseconds"] / row["value"] for row in measured]
+        relative = [row[key] / least for row, least in zip(measured, base, strict=True)]
+        _bars(figure, name, measured, relative, color, [row[key] for row in measured])
+    return _plain(figure, f"Forward and backward, {device}", "", "time (labels: ms)")
 
 
-def kernel_memory_picture(result: Mapping[str, Any]) -> go.Figure:
-    """Memory beyond the inputs, a token, against tokens."""
-    rows = [row for row in result["rows"] if row["name"] == "extra_bytes_per_token"]
+def _fractions_of_floor(rows: Rows, device: str) -> go.Figure:
+    figure = go.Figure()
+    for name, key, color in (
+        ("forward, 2 units", "fwd_fraction_of_floor", plots.STUDENT_COLORS[0]),
+        ("backward, 4 units", "bwd_fraction_of_floor", GREY),
+    ):
+        _bars(figure, name, rows[key], [row["value"] for row in rows[key]], color)
+    return _plain(figure, f"Of the rate of a large matrix product, {device}", "", "fraction")
+
+
+def _memory_by_tokens(rows: Rows, device: str) -> go.Figure:
+    measured = rows["extra_bytes_per_token"]
     figure = go.Figure()
     figure.add_scatter(
-        x=[row["T"] for row in rows],
-        y=[row["value"] for row in rows],
+        x=[row["T"] for row in measured],
+        y=[row["value"] for row in measured],
         mode="lines+markers",
         marker={"size": 9, "color": plots.STUDENT_COLORS[0]},
     )
-    _plain(
-        figure,
-        f"Memory beyond inputs, one head of {rows[0]['D']}, {result['device']}",
-        "tokens",
-        "bytes a token",
-    )
+    title = f"Memory beyond inputs, one head of {measured[0]['D']}, {device}"
+    _plain(figure, title, "tokens", "bytes a token")
     figure.update_xaxes(type="log", dtick=1)
     return figure
+
+
+def _time_beside_dense(rows: Rows, device: str) -> go.Figure:
+    measured = rows["chunked_speedup_over_dense"]
+    figure = _beside_dense(measured, "milliseconds", 1)
+    return _plain(figure, f"Forward and backward, {device}", "", "milliseconds")
+
+
+def _memory_beside_dense(rows: Rows, device: str) -> go.Figure:
+    figure = _beside_dense(rows["chunked_memory_over_dense"], "bytes", 1e6)
+    return _plain(figure, f"Memory beyond inputs, {device}", "", "MB")
+
+
+def _beside_dense(measured: Sequence[Mapping[str, Any]], key: str, unit: float) -> go.Figure:
+    figure = go.Figure()
+    for name, column, color in (
+        ("relation_kl, chunked", key, plots.STUDENT_COLORS[0]),
+        ("dense torch", f"dense_{key}", GREY),
+    ):
+        _bars(figure, name, measured, [row[column] / unit for row in measured], color)
+    return figure
+
+
+def _bars(
+    figure: go.Figure,
+    name: str,
+    measured: Sequence[Mapping[str, Any]],
+    heights: Sequence[float],
+    color: str,
+    labels: Sequence[float] | None = None,
+) -> None:
+    """Adds a bar a shape."""
+    figure.add_bar(
+        x=[
+            f"{row['T']:,} tokens<br>{row['H']} head{'s' * (row['H'] > 1)} of {row['D']}"
+            for row in measured
+        ],
+        y=heights,
+        name=name,
+        marker={"color": color},
+        text=[f"{label:,.0f}" if label >= 100 else f"{label:.3g}" for label in labels or heights],
+        textposition="outside",
+    )
+    figure.update_layout(barmode="group")
 
 
 def _plain(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
@@ -335,13 +401,29 @@ def documents() -> dict[Path, dict[str, str]]:
     }
 
 
+def draw_kernel(path: Path) -> None:
+    """Draw a result of `python -m kernels.bench` beside its file; say what has been written."""
+    try:
+        figures = kernel_pictures(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError) as error:
+        sys.exit(f"error: --kernel {path}: {error!r}; give a file that kernels.bench wrote")
+    for name, figure in figures.items():
+        target = path.with_name(f"{name}.png")
+        picture(figure, target)
+        print(target)
+
+
 def main() -> None:
     """Write pictures and tables, or check the tables."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--kernel", type=Path, metavar="FILE", help="a result of kernels.bench")
     given = parser.parse_args()
+    if given.kernel is not None:
+        draw_kernel(given.kernel)
+        return
     for path, tables in documents().items():
         text = path.read_text(encoding="utf-8")
         filled = with_tables(text, tables)
@@ -351,13 +433,11 @@ def main() -> None:
     if given.check:
         return
     IMAGES.mkdir(parents=True, exist_ok=True)
-    kernel = load("kernel")
-    for name, figure in (
-        (NAMED_RUN, perplexity_picture(load(NAMED_RUN))),
-        ("step", step_picture(load("step"))),
-        ("kernel_time", kernel_time_picture(kernel)),
-        ("kernel_memory", kernel_memory_picture(kernel)),
-    ):
+    for name, figure in {
+        NAMED_RUN: perplexity_picture(load(NAMED_RUN)),
+        "step": step_picture(load("step")),
+        **kernel_pictures(load("kernel")),
+    }.items():
         picture(figure, IMAGES / f"{name}.png")
     if (RESULTS / "reference_curve.json").is_file():
         picture(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")

@@ -2,6 +2,7 @@
 
     python -m kernels.bench                                  a table, and kernel.json beside it
     python -m kernels.bench --out benchmarks/results/kernel.json --reference ../LinearARD
+    python -m benchmarks.figures --kernel kernel.json        pictures of it
     python -m kernels.bench --tune                           launch parameters for this device
 
 Times are medians of replayed CUDA graphs (of plain runs on a CPU and for the reference), so they

@@ -21,15 +21,41 @@ def test_tables_come_from_the_results(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "draw", [figures.kernel_time_picture, figures.kernel_memory_picture], ids=lambda f: f.__name__
+    ("result", "pictures"),
+    [
+        (
+            "kernel",
+            {
+                "kernel_time": "fwd_bwd_time_over_sdpa",
+                "kernel_floor": "bwd_fraction_of_floor",
+                "kernel_memory": "extra_bytes_per_token",
+            },
+        ),
+        (
+            "kernel_cpu",
+            {
+                "kernel_time": "chunked_speedup_over_dense",
+                "kernel_memory": "chunked_memory_over_dense",
+            },
+        ),
+    ],
 )
-def test_kernel_pictures_show_every_row(draw) -> None:
-    result = figures.load("kernel")
-    drawn = {len(trace.x) for trace in draw(result).data}
-    name = {"kernel_time_picture": "fwd_bwd_time_over_sdpa"}.get(
-        draw.__name__, "extra_bytes_per_token"
-    )
-    assert drawn == {sum(row["name"] == name for row in result["rows"])}
+def test_kernel_pictures_show_every_row(result: str, pictures: dict[str, str]) -> None:
+    measured = figures.load(result)
+    drawn = figures.kernel_pictures(measured)
+    assert drawn.keys() == pictures.keys()
+    for name, figure in drawn.items():
+        rows = sum(row["name"] == pictures[name] for row in measured["rows"])
+        assert {len(trace.x) for trace in figure.data} == {rows}
+
+
+def test_a_result_without_rows_to_draw_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "kernel.json"
+    path.write_text('{"rows": [], "device": "a GPU"}', encoding="utf-8")
+    with pytest.raises(SystemExit, match="no rows to draw: pictures are of fwd_bwd"):
+        figures.draw_kernel(path)
+    with pytest.raises(SystemExit, match=r"missing\.json"):
+        figures.draw_kernel(tmp_path / "missing.json")
 
 
 def test_named_run_is_the_whole_experiment() -> None:

@@ -342,15 +342,21 @@ def test_slurm_tasks_are_used_as_they_are(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "forked", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["forked", "anew"]
+)
 def test_stopped_ranks_leave_a_record_and_resume(
     trained_on: Callable[[str], Path],
     tiny_overrides: list[str],
     tmp_path: Path,
     run_forked: RunForked,
+    start_forked: StartForked,
+    forked: bool,
 ) -> None:
     folder = tmp_path / "run"
     overrides = [*tiny_overrides, DEEP, *ON_RANKS["sharded"], f"run_dir={folder}"]
-    process = started("-m", "src.train", *overrides)
+    program = ("-m", "src.train", *overrides)
+    process = start_forked(*program) if forked else started(*program)
     kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGTERM)
     assert process.returncode == 130
     assert RunFolder(folder).record()["state"] == "interrupted"

@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 from benchmarks import methods
 from benchmarks.methods import CASES, decided
 from src.run_folder import RunFolder
-from tests.conftest import ROOT
+from tests.conftest import ROOT, kill_when
 
 TWO = {"ard": (0.1, 0.2, 0.3), "cpt": (1.0, 2.0, 3.0)}
 
@@ -160,12 +159,9 @@ def test_a_killed_call_is_gone_on_with(prose: Path, tmp_path: Path) -> None:
         *("--search-only", "--overrides", *texts, "checkpoint.every_steps=1"),
     ]
     first = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-    checkpoints = work / "cpt_long_32k-search-0.0001" / "checkpoints"
-    deadline = time.monotonic() + 120
-    while not list(checkpoints.glob("step-?")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
+    first_rate = CASES["cpt_long_32k"]["cpt"][0]
+    checkpoints = work / f"cpt_long_32k-search-{first_rate:g}" / "checkpoints"
+    kill_when(first, lambda: bool(list(checkpoints.glob("step-?"))), signal.SIGKILL)
     record = RunFolder(checkpoints.parent).record()
     assert record["state"] == "running", "killed before its end"
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

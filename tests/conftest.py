@@ -29,6 +29,7 @@ import pytest
 import torch
 
 from tests import forked
+from tests.forked import ROOT
 
 if TYPE_CHECKING:
     from src.config import RunConfig
@@ -37,7 +38,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-ROOT = Path(__file__).resolve().parents[1]
 
 if not torch.cuda.is_available():
     # Triton decides when it is loaded, and much loads it: so here, before anything else. The
@@ -88,6 +88,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
+    """What tests make is mostly not garbage: it is looked for less often than Python does."""
     gc.set_threshold(20_000, 20, 50)
 
 
@@ -255,15 +256,12 @@ def run_here(
     """
     import runpy
 
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
     def run(module: str, *arguments: str) -> object:
         # Also keeps what a command does to both from the tests that follow.
         monkeypatch.setattr("sys.argv", [module, *arguments])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         monkeypatch.chdir(ROOT)
-        GlobalHydra.instance().clear()
+        forked.forget_hydra()
         capfd.readouterr()
         code = 0
         try:
@@ -272,8 +270,7 @@ def run_here(
         except SystemExit as ended:
             code = ended.code or 0
         finally:
-            GlobalHydra.instance().clear()
-            HydraConfig.instance().cfg = None
+            forked.forget_hydra()
         out, err = capfd.readouterr()
         return subprocess.CompletedProcess([module, *arguments], code, out, err)
 

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from multiprocessing import forkserver
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # What commands, and ranks of test_sequence.py, load sooner or later.
@@ -36,16 +38,20 @@ def server() -> multiprocessing.context.ForkServerContext:
     """The context whose processes are forked; the first one waits until all has been loaded."""
     forking = multiprocessing.get_context("forkserver")
     forking.set_forkserver_preload(list(LOADED))
-    # Chosen once, when DeepSpeed is loaded.
-    before = os.environ.get("DS_ACCELERATOR")
-    os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        # Chosen once, when DeepSpeed is loaded.
+        patch.setenv("DS_ACCELERATOR", "cpu")
         forkserver.ensure_running()
-    finally:
-        del os.environ["DS_ACCELERATOR"]
-        if before is not None:
-            os.environ["DS_ACCELERATOR"] = before
     return forking
+
+
+def forget_hydra() -> None:
+    """What a command in this process has composed, so that another can compose its own."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 class Command:

@@ -22,6 +22,8 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import NoReturn
 
+from tests.forked import forget_hydra
+
 
 class Fork(subprocess.Popen):
     """In a forked command: the Python programs that it starts are forks of it."""
@@ -78,7 +80,7 @@ def become(
             os.environ.clear()
             os.environ.update(environment)
         _forget_what_is_due_at_exit()
-        _forget_hydra()
+        forget_hydra()
         # A run looks for garbage several times: not among what it has found loaded.
         gc.freeze()
         code = _run(program)
@@ -108,15 +110,6 @@ def _forget_what_is_due_at_exit() -> None:
     atexit._clear()
     weakref.finalize._registry.clear()
     weakref.finalize._registered_with_atexit = False
-
-
-def _forget_hydra() -> None:
-    """A command that starts others has composed a config of its own."""
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
 
 
 def _run(program: list[str]) -> int:

@@ -34,10 +34,8 @@ from typing import Any
 import yaml
 
 from benchmarks.short_suite import commit_of, measured_before
-from src import assets, config, models
-from src.config import RunConfig
+from src import assets, models
 from src.data import DataConfig, PackagedText
-from src.devices import uses_cuda
 from src.evals import packaged
 from src.evals.cache import ResultCache
 from src.evals.positions import PositionsConfig
@@ -48,8 +46,11 @@ from src.evals.suite import Candidate, Evaluation, SuiteResult
 from src.evals.suites.drift import DriftSuite
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
 from src.models import ModelConfig
-from src.rope import LinearScaling
+from src.models.rope import LinearScaling
+from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, device_name, versions, write_json
+from src.settings import config
+from src.settings.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"

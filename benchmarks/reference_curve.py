@@ -25,14 +25,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from src import config, launch, models, plan, run
-from src.adapters import causal_model, make_trainable
-from src.capture import LayerQKV, QKVCapture
-from src.config import RunConfig
-from src.devices import DTYPES, device_of, uses_cuda
-from src.launch import World
+from src import models
+from src.models.adapters import causal_model, make_trainable
 from src.objectives.base import Batch
+from src.passes.capture import LayerQKV, QKVCapture
+from src.planning import plan
+from src.planning.devices import DTYPES, device_of, uses_cuda
 from src.run_folder import device_name, versions, write_json
+from src.settings import config
+from src.settings.config import RunConfig
+from src.training import launch, run
+from src.training.launch import World
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGE, STREAM = "ard", "short"

@@ -45,17 +45,20 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from src import config, cost, launch, models, plan, run
-from src.adapters import LoraParameters
-from src.config import RunConfig
-from src.cost import Setting
-from src.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
-from src.facts import ModelFacts
-from src.launch import World
-from src.loop import StageRun, StepRecord
+from src import models
+from src.models.adapters import LoraParameters
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
+from src.planning import cost, plan
+from src.planning.cost import Setting
+from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
 from src.run_folder import device_name, git_state, versions, write_json
-from src.schedule import StageSchedule
+from src.settings import config
+from src.settings.config import RunConfig
+from src.training import launch, run
+from src.training.launch import World
+from src.training.loop import StageRun, StepRecord
+from src.training.schedule import StageSchedule
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step.json"

@@ -12,9 +12,9 @@ from typing import TypeVar
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from src import config
 from src.assets import AssetError
-from src.launch import LaunchError
+from src.settings import config
+from src.training.launch import LaunchError
 
 USAGE_ERROR = 2
 FAILURE = 1

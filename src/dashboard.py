@@ -22,7 +22,7 @@ from omegaconf import DictConfig
 from pydantic import ConfigDict, Field
 from rich.console import Console
 
-from src import command, config, tracking
+from src import command, tracking
 from src.models import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
@@ -32,6 +32,7 @@ from src.report.performance import read_results
 from src.report.runs import ReportError, Run, count_corrupt, read_runs
 from src.report.server import LiveReport, serve
 from src.report.table import run_notes, runs_table
+from src.settings import config
 
 _PLAIN_WIDTH = 160  # of output that is no terminal, so that nothing is cut
 

@@ -11,9 +11,10 @@ import hydra
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src import command, config
-from src.config import EvaluateConfig
+from src import command
 from src.evals import running
+from src.settings import config
+from src.settings.config import EvaluateConfig
 
 
 def evaluate(settings: EvaluateConfig) -> None:

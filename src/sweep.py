@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from src import command
-from src.config import RunConfig
 from src.multirun import agents, composition
+from src.settings.config import RunConfig
 
 
 def _arguments(argv: Sequence[str]) -> argparse.Namespace:

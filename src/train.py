@@ -25,14 +25,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src import checkpoint, command, config, launch, models, plan, run, tracking
-from src.checkpoint import CheckpointError
-from src.config import ConfigError, LaunchConfig, RunConfig
-from src.devices import uses_cuda
+from src import command, models, tracking
 from src.evals import running
-from src.launch import World
 from src.multirun import composition, driver
 from src.multirun.identity import identity
+from src.planning import plan
+from src.planning.devices import uses_cuda
 from src.run_folder import (
     LOCK,
     RunFolder,
@@ -44,6 +42,11 @@ from src.run_folder import (
     new_run_id,
     versions,
 )
+from src.settings import config
+from src.settings.config import ConfigError, LaunchConfig, RunConfig
+from src.training import checkpoint, launch, run
+from src.training.checkpoint import CheckpointError
+from src.training.launch import World
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -149,7 +152,7 @@ def _run_here(settings: RunConfig, folder: RunFolder) -> None:
 def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
     try:
         with run.stoppable():
-            program = ["-m", "src.rank", str(folder.path)]
+            program = ["-m", "src.training.rank", str(folder.path)]
             launch.spawn(program, nproc=settings.launch.nproc, logs=folder.logs)
     except launch.LaunchError as error:
         # Rank 0 may have been stopped before it could say why.

@@ -32,7 +32,7 @@ from tests import forked
 from tests.forked import ROOT
 
 if TYPE_CHECKING:
-    from src.config import RunConfig
+    from src.settings.config import RunConfig
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -110,7 +110,7 @@ def compose_plain() -> Callable[..., dict]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from src import config
+    from src.settings import config
 
     @functools.cache
     def once(name: str, *overrides: str) -> dict:
@@ -127,7 +127,7 @@ def compose_plain() -> Callable[..., dict]:
 @pytest.fixture(scope="session")
 def compose_run(compose_plain: Callable[..., dict]) -> Callable[..., object]:
     """compose_run("+experiment=quickstart", ...) -> RunConfig."""
-    from src import config
+    from src.settings import config
 
     def composed(*overrides: str) -> object:
         return config.load_plain(config.RunConfig, compose_plain(*overrides))
@@ -288,7 +288,7 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
 def spawning(program: Sequence[str], logs: Path) -> tuple[str, str]:
     """A program that spawns two ranks with another."""
     spawn = f"launch.spawn({list(program)!r}, nproc=2, logs=Path({str(logs)!r}))"
-    return "-c", f"from pathlib import Path; from src import launch; {spawn}"
+    return "-c", f"from pathlib import Path; from src.training import launch; {spawn}"
 
 
 def started(*program: str) -> subprocess.Popen:

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What commands, and ranks of test_sequence.py, load sooner or later.
 LOADED = (
     "tests.forking",
-    "tests.src.sequence_ranks",
+    "tests.src.training.sequence_ranks",
     "src.multirun.driver",
     "src.evals.harness",
     "src.report.tracked",

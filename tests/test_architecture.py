@@ -21,11 +21,11 @@ ENTRIES = {
     "src.evaluate",
     "src.dashboard",
     "src.sweep",
-    "src.rank",
-    "src.evaluation_rank",
+    "src.training.rank",
+    "src.evals.rank",
 }
 CONFIG_BOUNDARY = {
-    "src.config",
+    "src.settings.config",
     "src.command",
     "src.train",
     "src.evaluate",
@@ -115,7 +115,7 @@ def test_kernels_import_only_torch_triton_and_themselves(name: str) -> None:
 
 
 def test_deepspeed_is_imported_by_the_engine_alone() -> None:
-    assert importers("deepspeed") == {"src.engine"}
+    assert importers("deepspeed") == {"src.training.engine"}
 
 
 def test_wandb_is_imported_by_tracking_alone() -> None:
@@ -124,7 +124,7 @@ def test_wandb_is_imported_by_tracking_alone() -> None:
 
 def test_hydra_stays_at_the_boundary() -> None:
     assert importers("hydra", "omegaconf") <= CONFIG_BOUNDARY
-    assert "src.config" in importers("omegaconf")
+    assert "src.settings.config" in importers("omegaconf")
 
 
 @pytest.mark.parametrize("name", inside("src.objectives"))
@@ -133,7 +133,7 @@ def test_objectives_see_tensors_and_facts_only(name: str) -> None:
     for module in {name} | reached(name):
         assert not ALL[module].roots & foreign, f"{name} -> {module}"
     own = {n for n in reached(name) if n.startswith("src.")}
-    assert own <= {"src.facts", *inside("src.objectives")}
+    assert own <= {"src.models.facts", *inside("src.objectives")}
 
 
 @pytest.mark.parametrize("name", SRC)
@@ -142,28 +142,31 @@ def test_entries_are_imported_by_nobody(name: str) -> None:
 
 
 LEAVES = [
-    "config",
-    "rope",
-    "families",
+    "settings",
     "models",
     "data",
-    "capture",
+    "passes.capture",
     "tracking",
-    "facts",
-    "schedule",
+    "training.schedule",
     "progress",
 ]
 
 
 @pytest.mark.parametrize("leaf", LEAVES)
 def test_what_the_loop_stands_on_does_not_reach_up_to_it(leaf: str) -> None:
-    above = {"src.loop", "src.engine", "src.run", "src.launch", "src.checkpoint"}
+    above = {
+        "src.training.loop",
+        "src.training.engine",
+        "src.training.run",
+        "src.training.launch",
+        "src.training.checkpoint",
+    }
     for name in inside(f"src.{leaf}"):
         assert not reached(name) & above
 
 
 def test_the_loop_knows_no_method() -> None:
-    loop = SRC["src.loop"]
+    loop = SRC["src.training.loop"]
     assert own_imports(loop) & set(inside("src.objectives")) == {"src.objectives.base"}
     methods = {path.stem for path in (ROOT / "src" / "objectives").glob("[!_]*.py")}
     methods -= {"base", "chunks", "weighted_sum"}

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from src import plan
-from src.config import RunConfig
+from src.planning import plan
+from src.settings.config import RunConfig
 from tests.conftest import by_default
 
 CONF = Path(__file__).resolve().parents[1] / "conf"

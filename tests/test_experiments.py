@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src import train
-from src.config import RunConfig
+from src.settings.config import RunConfig
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").rglob("*.yaml"))

@@ -10,8 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import models, run, train
-from src.config import ConfigError, RunConfig
+from src import models, train
+from src.settings.config import ConfigError, RunConfig
+from src.training import run
 from tests.conftest import ROOT, cut_after, losses
 from tests.test_experiments import MIXTURE, SHORTER
 
@@ -312,7 +313,7 @@ def test_layers_are_chosen_by_measured_drift(train_method: Train, longred: Path)
 def test_refused_before_anything_is_loaded(
     compose_run: Callable[..., RunConfig], overrides: list[str], message: str
 ) -> None:
-    from src import plan
+    from src.planning import plan
 
     def planned() -> None:
         settings = compose_run("+experiment=longred_c_32k", "model=tiny", *MIXTURE, *overrides)
@@ -324,7 +325,7 @@ def test_refused_before_anything_is_loaded(
 
 def test_the_small_models_real_experiments_plan(compose_run: Callable[..., RunConfig]) -> None:
     """The files of both baselines differ in one value."""
-    from src import plan
+    from src.planning import plan
 
     one, two = (
         compose_run(f"+experiment=longred_{kind}_32k", "model=smollm2_135m") for kind in "cu"

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src import plan
 from src.multirun import composition
+from src.planning import plan
 from tests.conftest import by_default
 
 SWEEPS = Path(__file__).resolve().parents[1] / "sweeps"

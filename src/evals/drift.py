@@ -20,9 +20,9 @@ import torch
 from pydantic import Field
 
 from kernels.relation_kl import attention_kl, relation_kl
-from src.capture import LayerQKV, QKVCapture
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models import facts_of
+from src.passes.capture import LayerQKV, QKVCapture
 from src.progress import meter
 
 if TYPE_CHECKING:

@@ -16,11 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from src import config, launch, models
+from src import models
 from src.assets import AssetError, cache_dir
-from src.config import ConfigError, EvaluateConfig, RunConfig
 from src.data import DataError
-from src.devices import uses_cuda
 from src.evals.cache import ResultCache
 from src.evals.suite import (
     Candidate,
@@ -31,9 +29,13 @@ from src.evals.suite import (
     SuiteResult,
 )
 from src.evals.suites import SUITES
-from src.launch import World
 from src.models import FolderWeights, ModelConfig
+from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
+from src.settings import config
+from src.settings.config import ConfigError, EvaluateConfig, RunConfig
+from src.training import launch
+from src.training.launch import World
 
 if TYPE_CHECKING:
     from src.tracking import Tracker
@@ -153,7 +155,7 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Results:
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
         request = Path(folder) / "request.json"
         write_json(request, {"settings": asdict(settings), "logs": str(logs)})
-        launch.spawn(["-m", "src.evaluation_rank", str(request)], nproc=nproc, logs=logs)
+        launch.spawn(["-m", "src.evals.rank", str(request)], nproc=nproc, logs=logs)
         answer = json.loads(request.with_name("answer.json").read_text(encoding="utf-8"))
     return Results(**answer)
 

@@ -22,15 +22,15 @@ from src import models
 from src.assets import content_digest
 from src.data import prepare_corpus
 from src.data.tokenization import tokenizer_identity
-from src.devices import DTYPES, device_of
 from src.evals.cache import ResultCache
+from src.planning.devices import DTYPES, device_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from src.data import Corpus, DataConfig
     from src.models import ModelConfig
-    from src.rope import RopeScaling
+    from src.models.rope import RopeScaling
 
 Role = Literal["native", "scaled", "trained", "comparison"]
 

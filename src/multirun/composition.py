@@ -24,9 +24,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import command, config
-from src.config import ConfigError, RunConfig
+from src import command
 from src.multirun.identity import identity
+from src.settings import config
+from src.settings.config import ConfigError, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "sweeps"

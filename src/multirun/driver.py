@@ -10,16 +10,17 @@ from dataclasses import replace
 
 from rich.console import Console
 
-from src import plan, tracking
-from src.config import ConfigError, RunConfig
-from src.launch import world_from_environment
+from src import tracking
 from src.multirun import cluster, composition, local, table
 from src.multirun.composition import Job, Sweep
 from src.multirun.folder import SweepFolder, Task, best_tasks, earlier, settled
 from src.multirun.local import Outcome
 from src.multirun.process import Share
 from src.multirun.table import Planned
-from src.run import stoppable
+from src.planning import plan
+from src.settings.config import ConfigError, RunConfig
+from src.training.launch import world_from_environment
+from src.training.run import stoppable
 
 # An exit code is a byte, and shells use those from 126.
 MOST_FAILED = 100

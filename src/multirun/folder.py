@@ -17,9 +17,9 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
-from src.config import SweepJob
 from src.multirun.composition import Job
 from src.run_folder import LOCK, RunFolder, RunFolderError, new_run_id, write_json
+from src.settings.config import SweepJob
 
 SCHEMA = 1
 SWEEP_FILE = "sweep.json"

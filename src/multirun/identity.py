@@ -6,7 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 
-from src.config import RunConfig
+from src.settings.config import RunConfig
 
 # Where a run is kept, how it is started and who is told of it do not make it another one.
 _NOT_PART = (

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-from src.config import ConfigError, RunConfig
-from src.devices import uses_cuda
 from src.multirun import process
 from src.multirun.folder import Task, failure_of
 from src.multirun.process import Share
+from src.planning.devices import uses_cuda
+from src.settings.config import ConfigError, RunConfig
 
 
 @dataclass(frozen=True)

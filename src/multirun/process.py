@@ -10,9 +10,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from src import launch
 from src.multirun.folder import Task
 from src.run_folder import RunFolder, whole_checkpoints
+from src.training import launch
 
 _PR_SET_PDEATHSIG = 1
 # A stopped job writes its record and closes its tracker.

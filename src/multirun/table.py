@@ -11,7 +11,7 @@ from rich.table import Table
 
 from src.multirun.composition import Job, Sweep
 from src.multirun.local import Outcome
-from src.plan import Plan
+from src.planning.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError, ValidatorFunctionWrapHandler
 from torch import Tensor
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 
 
 class QKV(Protocol):
@@ -66,7 +66,7 @@ class Batch(NamedTuple):
         input_ids_bt: [b, t], int64.
         position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for 0,
             1, 2, ... (of a part: `first` and those after it). The teacher always has those.
-        parts: ranks that the blocks' tokens are spread over, t on each (src/sequence.py).
+        parts: ranks that the blocks' tokens are spread over, t on each (src/training/sequence.py).
         first: where in its block the first token of this part stands.
         next_ids_bt: of parts, the token after each one, [b, t], int64; -100 where none follows.
     """

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs
 from src.objectives.chunks import summed_by_chunks
 

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs
 from src.objectives.chunks import summed_by_chunks
 

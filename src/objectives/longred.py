@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 # Of LLaMA-3-8B's 32, by the public code for 32K.

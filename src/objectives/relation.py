@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from kernels.relation_kl import attention_kl, interpreted, relation_kl_set, split_relation_heads
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
 
 Weight = Annotated[float, Field(ge=0)]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, DriftChosen, Needs, Objective, Outputs
 
 

@@ -10,9 +10,9 @@ import pytest
 
 from benchmarks import figures, step
 from benchmarks.step import CASES, Measurement
-from src import plan
-from src.devices import ACCELERATORS
-from src.launch import World
+from src.planning import plan
+from src.planning.devices import ACCELERATORS
+from src.training.launch import World
 
 ISSUE_ROWS = {
     "ard_tokens_per_second",

@@ -12,8 +12,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
-from src import config, dashboard
+from src import dashboard
 from src.report.runs import ReportError
+from src.settings import config
 
 ROOT = Path(__file__).parents[2]
 RunHere = Callable[..., subprocess.CompletedProcess]

@@ -13,10 +13,10 @@ import pytest
 import yaml
 from rich.console import Console
 
-from src import config
-from src.config import ConfigError, EvaluateConfig
 from src.evals import running
 from src.evals.suite import SuiteResult
+from src.settings import config
+from src.settings.config import ConfigError, EvaluateConfig
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [

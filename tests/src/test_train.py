@@ -15,12 +15,13 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import models, plan, train
-from src.checkpoint import CheckpointError
-from src.config import ConfigError, LaunchConfig, RunConfig
-from src.devices import DeviceFacts
-from src.launch import World
+from src import models, train
+from src.planning import plan
+from src.planning.devices import DeviceFacts
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
+from src.settings.config import ConfigError, LaunchConfig, RunConfig
+from src.training.checkpoint import CheckpointError
+from src.training.launch import World
 from tests.conftest import ROOT, kill_when, losses, started
 from tests.forked import Command
 

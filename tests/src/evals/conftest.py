@@ -11,8 +11,8 @@ import torch
 
 from src import models
 from src.evals.ruler import Material, Question, QuestionSet
-from src.rope.dynamic import DynamicScaling
-from src.rope.longrope import LongRopeScaling
+from src.models.rope.dynamic import DynamicScaling
+from src.models.rope.longrope import LongRopeScaling
 
 STORY = (
     "The lamp went out before the ship had passed the rocks.",
@@ -124,7 +124,7 @@ def small_mistral() -> object:
 @pytest.fixture(scope="session", params=["dynamic", "longrope"])
 def small_stretched(request: pytest.FixtureRequest, compose_plain: Callable[..., dict]) -> object:
     """A model of 64 tokens stretched to 256, turned by how long a sequence is."""
-    from src.config import EvaluateConfig, load_plain
+    from src.settings.config import EvaluateConfig, load_plain
 
     settings = load_plain(EvaluateConfig, compose_plain("model=tiny", name="evaluate"))
     assert settings.model is not None

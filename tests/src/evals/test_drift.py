@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from src.capture import attention_name
 from src.evals.drift import RELATIONS, DriftConfig, evaluate
 from src.evals.suite import EvaluationError
+from src.passes.capture import attention_name
 
 LENGTH = 40
 CONFIG = DriftConfig(length=LENGTH, segments=2, edges=(0, 1, 4, 16, 64))
@@ -54,7 +54,7 @@ def dense_kl(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def captured(network: Any, row: np.ndarray) -> Any:
-    from src.capture import QKVCapture
+    from src.passes.capture import QKVCapture
 
     capture = QKVCapture(range(2))
     with torch.no_grad(), capture.recording():

@@ -14,11 +14,11 @@ from lm_eval.models.huggingface import HFLM
 
 from src import models
 from src.assets import cache_dir
-from src.config import EvaluateConfig, load_plain
 from src.evals import packaged
 from src.evals.harness import TokenBudgetLM, run_task
 from src.evals.suite import EvaluationError
 from src.evals.tasks import definition, definitions
+from src.settings.config import EvaluateConfig, load_plain
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "short"
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from src.config import RunConfig
 from src.evals import measuring
 from src.evals.cache import ResultCache
 from src.evals.measuring import Prepared, Questions
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.tasks import TaskDefinition, definition
+from src.settings.config import RunConfig
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "short"
 

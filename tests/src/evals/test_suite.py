@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from src import models
-from src.config import RunConfig
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation
 from src.models import FolderWeights, ModelConfig
+from src.settings.config import RunConfig
 
 
 @pytest.fixture(scope="module")

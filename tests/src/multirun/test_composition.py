@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hydra.errors import HydraException
 
-from src.config import ConfigError
 from src.multirun.composition import Sweep, axes_of, expand, parameters
+from src.settings.config import ConfigError
 
 
 def jobs_of(*arguments: str) -> Sweep:

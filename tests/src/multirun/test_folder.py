@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from src.config import RunConfig
 from src.multirun.composition import Job
 from src.multirun.folder import (
     SweepError,
@@ -21,6 +20,7 @@ from src.multirun.folder import (
     state_of,
 )
 from src.run_folder import LOCK
+from src.settings.config import RunConfig
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from src.config import RunConfig
 from src.multirun.identity import identity
+from src.settings.config import RunConfig
 
 Compose = Callable[..., RunConfig]
 
@@ -42,7 +42,7 @@ def test_another_run_has_another(compose_run: Compose, override: str) -> None:
 def test_what_a_run_folder_keeps_has_the_same_hash(compose_run: Compose) -> None:
     import yaml
 
-    from src import config
+    from src.settings import config
     from src.train import _plain
 
     settings = compose_run("model=tiny", "budget=1M")

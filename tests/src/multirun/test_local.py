@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from src.config import ConfigError, RunConfig, SweepJob
 from src.multirun import local, process
 from src.multirun.folder import Task
 from src.multirun.process import Share, arguments
+from src.settings.config import ConfigError, RunConfig, SweepJob
 
 Compose = Callable[..., RunConfig]
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Outputs
 from src.objectives.language_modeling import LanguageModeling
 

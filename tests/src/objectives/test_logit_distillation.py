@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
 from src.objectives.logit_distillation import LogitDistillation
 

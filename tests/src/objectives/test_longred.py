@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.facts import ModelFacts
+from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
 from src.objectives.longred import LongRed
 

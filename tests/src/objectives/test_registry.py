@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
-from src import config, objectives
+from src import objectives
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
+from src.settings import config
 
 FOLDER = Path(objectives.__file__).parent
 SHARED = ("__init__", "base", "chunks", "weighted_sum")

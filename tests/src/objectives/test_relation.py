@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from kernels.relation_kl.api import Backend
-from src import config, models
-from src.capture import LayerQKV, QKVCapture
-from src.facts import ModelFacts
+from src import models
 from src.models import ModelConfig
+from src.models.facts import ModelFacts
+from src.models.rope import LinearScaling, NativeRope
 from src.objectives.base import Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
-from src.rope import LinearScaling, NativeRope
+from src.passes.capture import LayerQKV, QKVCapture
+from src.settings import config
 
 T, D = 7, 6
 FACTS = ModelFacts(layers=3, windows=(None, None, None), heads=4, kv_heads=2, head_dim=D)

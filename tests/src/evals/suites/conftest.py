@@ -14,7 +14,7 @@ from src import models
 from src.data import DataConfig, TextFiles
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation
-from src.rope import LinearScaling
+from src.models.rope import LinearScaling
 
 NATIVE, SCALED = 1024, 2048
 

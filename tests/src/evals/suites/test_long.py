@@ -19,7 +19,7 @@ from src.evals.ruler.loading import MaterialConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig, _gathered
 from src.evals.units import PapersUnit, Reader, RulerUnit, Session
-from src.rope import LinearScaling
+from src.models.rope import LinearScaling
 
 NATIVE, SCALED = 1024, 2048  # the windows of the models in conftest.py
 TASKS = ("fwe", "qa_squad")

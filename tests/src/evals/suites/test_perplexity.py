@@ -13,12 +13,12 @@ import pytest
 import torch
 
 from src import models
-from src.config import RunConfig
 from src.evals import perplexity, suite
 from src.evals.cache import ResultCache
 from src.evals.perplexity import scores
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.perplexity import PerplexitySuite
+from src.settings.config import RunConfig
 
 SUITE = PerplexitySuite(windows=(16, 64, 256), tokens=1024, headline=64, batch_tokens=512)
 

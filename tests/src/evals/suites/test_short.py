@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from src import models
-from src.config import RunConfig
 from src.evals import measuring
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.inheritance import InheritanceSuite
 from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
+from src.settings.config import RunConfig
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "short"
 TASKS = tuple(name for name, task in definitions().items() if not task.executes)

@@ -1,8 +1,0 @@
-"""Mistral: LLaMA with a sliding window in all layers, or (later versions) none."""
-
-from __future__ import annotations
-
-from src.families.base import Family
-
-# Its class has a window unless told otherwise.
-FAMILY = Family("mistral", model_type="mistral", random_config={"sliding_window": None})

@@ -1,0 +1,45 @@
+"""Dynamic NTK scaling (emozilla, 2023; section 3.3 of YaRN, Peng et al., 2309.00071)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from src.models.rope.base import FactorScaling, NativeRope
+from src.models.rope.ntk import stretched_theta
+
+
+@dataclass(frozen=True)
+class DynamicScaling(FactorScaling):
+    """NTK-aware, by a factor that grows with the sequence: factor * length / window - factor + 1.
+
+    Up to the native window nothing is scaled, so a student there equals its teacher and a
+    distillation of short text has nothing to restore. At the target the factor is larger than
+    target / window.
+    """
+
+    type: Literal["dynamic"]
+
+    def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
+        """Those of the base that belongs to the sequence's length."""
+        tokens = max(length or self.target_length, native.window)
+        factor = self.resolved_factor(native.window)
+        grown = factor * tokens / native.window - (factor - 1)
+        return native.inverse_frequencies(stretched_theta(native, grown))
+
+    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+        """`dynamic` with its factor."""
+        return {
+            "rope_type": "dynamic",
+            "factor": self.resolved_factor(native.window),
+            "rope_theta": native.theta,
+        }
+
+    def max_position_embeddings(self, native: NativeRope) -> int:
+        """The native window: transformers measures the sequence's length against it."""
+        return native.window
+
+
+SCALING = DynamicScaling

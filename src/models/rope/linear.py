@@ -1,0 +1,42 @@
+"""Position interpolation (Chen et al., 2306.15595)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from src.models.rope.base import FactorScaling, NativeRope
+
+
+@dataclass(frozen=True)
+class LinearScaling(FactorScaling):
+    """Every position is divided by the factor."""
+
+    type: Literal["linear"]
+
+    def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
+        """Native ones divided by the factor."""
+        del length
+        return native.inverse_frequencies() / self.resolved_factor(native.window)
+
+    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+        """`linear` with its factor."""
+        return {
+            "rope_type": "linear",
+            "factor": self.resolved_factor(native.window),
+            "rope_theta": native.theta,
+        }
+
+    def multiplied_length(self, native: NativeRope) -> int:
+        """The least whose product with the factor, rounded down as servers do, holds the target."""
+        factor = self.resolved_factor(native.window)
+        length = math.floor(self.target_length / factor)
+        while int(length * factor) < self.target_length:
+            length += 1
+        return length
+
+
+SCALING = LinearScaling

@@ -1,0 +1,84 @@
+"""LongRoPE (Ding et al., 2402.13753), as Phi-3 uses it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from src.models.rope.base import FactorScaling, NativeRope, checked_table
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+@dataclass(frozen=True)
+class LongRopeScaling(FactorScaling):
+    """A factor for each pair: one table up to the native window, another one beyond it.
+
+    The tables come from a search that is not ours; by default short sequences are not scaled and
+    long ones are by the same factor in all pairs, which is where that search starts. Which table is
+    used depends on the sequence at hand, so training on short text trains the short one's model.
+
+    Attributes:
+        short_factors, long_factors: head_dim / 2 numbers that frequencies are divided by.
+        attention_factor: what queries and keys are multiplied by at any length, each; by default
+            sqrt(1 + ln(factor) / ln(window)).
+    """
+
+    type: Literal["longrope"]
+    short_factors: tuple[Positive, ...] | None = None
+    long_factors: tuple[Positive, ...] | None = None
+    attention_factor: Positive | None = None
+
+    def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
+        """Native ones divided by the table for the sequence's length."""
+        short, long = self._tables(native)
+        beyond = (length or self.target_length) > native.window
+        return native.inverse_frequencies() / (long if beyond else short)
+
+    def resolved_attention_factor(self, native: NativeRope) -> float:
+        """As given, or as the paper has it."""
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        factor = self.resolved_factor(native.window)
+        return _paper_attention(factor, native.window)
+
+    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+        """`longrope` with both tables.
+
+        `short_mscale` and `long_mscale` are for vLLM, which knows no `attention_factor`;
+        transformers ignores them.
+        """
+        short, long = self._tables(native)
+        attention = self.resolved_attention_factor(native)
+        parameters: dict[str, Any] = {
+            "rope_type": "longrope",
+            "factor": self.resolved_factor(native.window),
+            "rope_theta": native.theta,
+            "original_max_position_embeddings": native.window,
+            "short_factor": short.tolist(),
+            "long_factor": long.tolist(),
+            "attention_factor": attention,
+        }
+        if attention != _paper_attention(self.target_length / native.window, native.window):
+            parameters |= {"short_mscale": attention, "long_mscale": attention}
+        return parameters
+
+    def _tables(self, native: NativeRope) -> tuple[np.ndarray, np.ndarray]:
+        pairs = native.head_dim // 2
+        short, long = np.ones(pairs), np.full(pairs, self.resolved_factor(native.window))
+        if self.short_factors is not None:
+            short = checked_table("short_factors", self.short_factors, native)
+        if self.long_factors is not None:
+            long = checked_table("long_factors", self.long_factors, native)
+        return short, long
+
+
+def _paper_attention(factor: float, window: int) -> float:
+    return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
+
+
+SCALING = LongRopeScaling

@@ -1,0 +1,1 @@
+"""What a run costs and whether it can run, before anything is loaded."""

@@ -1,0 +1,383 @@
+"""Memory and time of a stage on one rank, from shapes: arithmetic only.
+
+Weights, gradients and optimizer states are counted. Activations are counted too: what autograd
+keeps of a decoder layer of the LLaMA kind, tensor by tensor, and the largest temporary tensors
+beside it. Time is the sum of matrix products at a share of the device's rate and of memory traffic
+at a share of its bandwidth; benchmarks/step.py compares with what is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from src.models import ModelShape
+from src.models.adapters import LoraParameters, QkvParameters
+from src.models.facts import ModelFacts
+from src.objectives.base import Needs, Objective
+from src.passes.streaming import Keep
+from src.planning.devices import DeviceFacts
+from src.settings.config import RunConfig
+from src.training.schedule import StageConfig, StageSchedule
+
+_WIDTH = {"float32": 4, "bfloat16": 2}
+
+# Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
+# benchmarks/results/step.json and kernel.json (one H100).
+_PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
+# Attention and relations reach half of their shares at this many tokens, and all of it at many.
+_HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
+
+# Elements in which DeepSpeed reduces gradients (src/training/engine.py).
+REDUCE_BUCKET = 100_000_000
+
+# Bytes a row and head of what the relations' operator gives (kernels/relation_kl/triton.py).
+_ROW_SUMS = 5 * 4
+
+# cuBLAS's own buffers.
+_WORKSPACE = 72 * 2**20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the cost of a stage depends on.
+
+    Attributes:
+        adapters: LoRA weights of the student; None where there are none.
+        checkpointing: layers run again in the backward pass.
+        keep: what the teacher leaves behind for each layer.
+    """
+
+    config: RunConfig
+    stage: StageConfig
+    shape: ModelShape
+    facts: ModelFacts
+    adapters: int | None
+    world_size: int
+    checkpointing: bool
+    keep: Keep
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number."""
+        return _WIDTH[self.config.engine.dtype]
+
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The stage's objectives by stream."""
+        return {name: self.config.objective.of(s) for name, s in self.stage.streams.items()}
+
+    @property
+    def base(self) -> int:
+        """The model's own weights that are trained."""
+        if self.lora is not None:
+            return 0
+        if isinstance(self.stage.parameters, QkvParameters):
+            return self.shape.layers * self.shape.qkv_parameters
+        return self.shape.parameters
+
+    @property
+    def trainable(self) -> int:
+        """Trained weights."""
+        return self.base + (self.adapters or 0)
+
+    @property
+    def total(self) -> int:
+        """The student's weights."""
+        return self.shape.parameters + (self.adapters or 0)
+
+    @property
+    def queries(self) -> int:
+        """Q."""
+        return self.shape.heads * self.shape.head_dim
+
+    @property
+    def keys(self) -> int:
+        """K."""
+        return self.shape.kv_heads * self.shape.head_dim
+
+    @property
+    def parts(self) -> int:
+        """Ranks that share each block."""
+        return self.config.engine.sequence_parallel
+
+    @property
+    def copies(self) -> float:
+        """How often a key-value head is there among the ranks that share a block."""
+        return max(1.0, self.parts / self.shape.kv_heads)
+
+    @property
+    def lora(self) -> LoraParameters | None:
+        """The adapters' settings."""
+        parameters = self.stage.parameters
+        return parameters if isinstance(parameters, LoraParameters) else None
+
+
+def memory(setting: Setting) -> dict[str, float]:
+    """Bytes a rank at the peak of a step, by part."""
+    engine, ranks, width = setting.config.engine, setting.world_size, setting.width
+    student, teacher, shape = engine.student, engine.teacher, setting.shape
+    needs = {name: o.needs(setting.facts) for name, o in setting.objectives.items()}
+    taught = any(n.teacher for n in needs.values())
+    parts: dict[str, float] = {}
+    if taught and not teacher.share_base:
+        shards = ranks if teacher.zero_stage == 3 else 1
+        whole = shape.parameters * width / shards
+        parts["teacher weights"] = 0 if teacher.offload_parameters else whole
+    shards = {stage: ranks if student.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    whole = setting.total * width / shards[3]
+    parts["student weights"] = 0 if student.offload_parameters else whole
+    if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
+        # The layer that runs, the one before it, and the one that is fetched ahead
+        # (src/training/engine.py); or the embedding, or the head.
+        ahead = max(3 * shape.layer_parameters, shape.embedding_parameters)
+        ahead = min(shape.parameters, ahead)
+        parts["gathered weights"] = ahead * width
+    gradient_width = _WIDTH[engine.accumulation_dtype]
+    parts["gradients"] = setting.trainable * gradient_width / shards[2]
+    if student.zero_stage >= 2 or (student.zero_stage == 1 and gradient_width == width):
+        parts["gradient buckets"] = min(REDUCE_BUCKET, setting.trainable) * width
+    # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
+    state = setting.trainable * (8 if width == 4 else 12) / shards[1]
+    parts["optimizer"] = 0 if student.offload_optimizer else state
+    streams = [_stream_memory(setting, name, needs) for name in setting.stage.streams]
+    parts |= max(streams, key=lambda found: sum(found.values()))
+    return parts
+
+
+def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> dict[str, float]:
+    """What a micro-step of one stream holds at its peak."""
+    stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
+    wants = needs[name]
+    micro_batch = setting.config.engine.student.micro_batch
+    at_once = setting.stage.at_once(name, micro_batch)
+    # A micro-step holds no more than a step does; and what a rank holds of blocks that ranks share
+    # is a part of their tokens, or in attention all tokens for as large a part of the heads.
+    # Buffers of the exchange are smaller than the MLP's.
+    n = min(stream.length * at_once, setting.stage.step_tokens) // setting.parts
+    layers = shape.layers
+    if wants.stops_at is not None:
+        layers = wants.stops_at + 1
+    layer = n * _kept_of_layer(setting, wants)
+    # In the MLP's backward: gradients of its product and of both factors, beside what is kept.
+    temporary = n * width * (3 * shape.intermediate + 4 * shape.hidden)
+    parts: dict[str, float] = {}
+    heads = shape.heads + 2 * shape.kv_heads * setting.copies
+    rows = _ROW_SUMS * heads if wants.qkv_layers else 0
+    if setting.checkpointing:
+        parts["activations"] = layers * n * (shape.hidden * width + rows) + layer + temporary
+    else:
+        parts["activations"] = layers * (layer + n * rows) + temporary
+    if wants.teacher and wants.qkv_layers:
+        qkv = setting.queries + 2 * setting.keys * setting.copies
+        kept = shape.hidden if setting.keep == "layer_inputs" else qkv
+        parts["teacher's layers"] = len(wants.qkv_layers) * n * kept * width
+        parts["relation kernel"] = n * setting.queries * 4
+    if wants.hidden_layers or (wants.teacher and wants.hidden):
+        # The teacher's; and in float32 both sides of one pair and their gradients.
+        count = len(wants.hidden_layers) + wants.hidden
+        parts["hidden states"] = n * shape.hidden * (count * width + 4 * 4)
+    if wants.head:
+        # Logits of a chunk, their logarithms and their gradient, in float32; of a teacher too.
+        tensors = 7 if wants.teacher_head else 3
+        parts["logits"] = tensors * 4 * min(n, 2048) * shape.vocabulary
+    parts["workspace"] = _WORKSPACE
+    return parts
+
+
+def _kept_of_layer(setting: Setting, wants: Needs) -> float:
+    """Bytes a token that autograd keeps of one layer for its backward pass."""
+    shape, width, lora = setting.shape, setting.width, setting.lora
+    hidden, intermediate = shape.hidden, shape.intermediate
+    q, k = setting.queries, setting.keys
+    compiled = setting.config.engine.compile
+    # Input of each norm, those of queries and keys included, in float32 if it is made.
+    norms = width if compiled else 4
+    norms *= shape.norms * hidden + (q + k if shape.qk_norm else 0)
+    attention = width * (2 * q + 2 * k * setting.copies)  # q, k, v and the output
+    mlp = width * 3 * intermediate  # gate, up, and the activated gate
+    kept = norms + attention + mlp
+    if isinstance(setting.stage.parameters, QkvParameters):
+        kept += width * hidden  # the projections' common input
+    elif lora is None:
+        # Inputs of the projections, and of the norms' weights.
+        kept += width * ((2 + shape.norms) * hidden + intermediate)
+        kept += width * (q + k if shape.qk_norm else 0)
+        # The attention's output, once more for the projection after it.
+        kept += width * q if setting.parts > 1 else 0
+    else:
+        count = len(lora.projections)
+        # Compiled, what was dropped out is made again from the input and the masks.
+        dropped = (count + width if compiled else count * (width + 1)) * hidden
+        inputs = dropped if lora.dropout else width * hidden
+        kept += inputs + width * count * lora.rank
+    if wants.teacher and wants.qkv_layers and (setting.keep == "layer_inputs"):
+        kept += width * (
+            q + 2 * k * setting.copies
+        )  # the teacher's, which the relation's gradient reads
+    return kept
+
+
+@dataclass(frozen=True)
+class Work:
+    """Work of a stage, over all ranks.
+
+    Attributes:
+        products, attention, relations: floating-point operations of matrix products with weights,
+            of attention, and of the objectives; a multiplication and an addition are two.
+        traffic: bytes that element-wise work moves.
+    """
+
+    products: float
+    attention: float
+    relations: float
+    traffic: float
+
+    @property
+    def flops(self) -> float:
+        """All floating-point operations."""
+        return self.products + self.attention + self.relations
+
+    def __add__(self, other: Work) -> Work:
+        return Work(
+            self.products + other.products,
+            self.attention + other.attention,
+            self.relations + other.relations,
+            self.traffic + other.traffic,
+        )
+
+    def times(self, factor: float) -> Work:
+        """This work `factor` times over."""
+        return Work(
+            self.products * factor,
+            self.attention * factor,
+            self.relations * factor,
+            self.traffic * factor,
+        )
+
+
+def work(setting: Setting, schedule: StageSchedule) -> Work:
+    """Forward and backward of student and teacher, over the whole stage."""
+    total = Work(0.0, 0.0, 0.0, 0.0)
+    for name, tokens in schedule.tokens_read().items():
+        blocks = tokens / setting.stage.streams[name].length
+        total = total + block_work(setting, name).times(blocks)
+    return total
+
+
+def block_work(setting: Setting, name: str) -> Work:
+    """Work of one block of a stream: the teacher's forward, the student's forward and backward."""
+    shape, adapters = setting.shape, setting.adapters
+    stream = setting.stage.streams[name]
+    objective = setting.objectives[name]
+    wants = objective.needs(setting.facts)
+    n, layers = float(stream.length), shape.layers
+    qkv = shape.hidden * (setting.queries + 2 * setting.keys)
+    weights = layers * (shape.layer_parameters - 2 * shape.hidden)
+    if wants.stops_at is not None:
+        layers = wants.stops_at
+        weights = layers * (shape.layer_parameters - 2 * shape.hidden) + qkv
+    products = 2 * weights * n
+    # Causal attention: two products over half the square forward, five backward.
+    unit = float(layers * setting.queries) * n**2
+    head = 2.0 * shape.embedding_parameters * n if wants.head else 0.0
+    taught_head = head if wants.teacher_head else 0.0
+    lora = 0.0 if adapters is None else 2.0 * adapters * n
+    again = 1 if setting.checkpointing else 0
+    # Frozen weights need the gradient of their inputs only.
+    trained = setting.base / shape.parameters if setting.base < shape.parameters else 1.0
+    backward = products * (1 + trained)
+    done = Work(
+        (1 + again) * (products + lora) + backward + 2 * lora + 3 * head,
+        (2 * (1 + again) + 5) * unit,
+        objective.flops(stream.length, setting.facts),
+        (3 + again) * layers * n * _layer_traffic(setting, student=True),
+    )
+    if not wants.teacher:
+        return done
+    twice = len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
+    taught = Work(
+        products + 2 * qkv * n * twice + taught_head,
+        2 * unit,
+        0.0,
+        layers * n * _layer_traffic(setting, student=False),
+    )
+    return done + taught
+
+
+def _layer_traffic(setting: Setting, *, student: bool) -> float:
+    """Bytes a token that element-wise work of a layer's forward pass moves."""
+    shape, width, lora = setting.shape, setting.width, setting.lora
+    compiled = setting.config.engine.compile
+    turned = setting.queries + setting.keys
+    normed = shape.norms * shape.hidden + (turned if shape.qk_norm else 0)
+    norms = (2 * width if compiled else 20 + 8 * width) * normed
+    rope = (2 if compiled else 9) * width * turned
+    mlp = (3 if compiled else 5) * width * shape.intermediate
+    residual = 6 * width * shape.hidden
+    total = float(norms + rope + mlp + residual)
+    if student and lora is not None:
+        count = len(lora.projections)
+        total += (3 if compiled else 5) * width * count * shape.hidden
+        if lora.dropout:
+            total += count * (2 * width + 1) * shape.hidden
+    return total
+
+
+def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
+    """Seconds of a block's work on one device whose speed is known."""
+    assert device.matrix_rate is not None
+    assert device.bandwidth is not None
+    done, length = block_work(setting, name), setting.stage.streams[name].length
+    exchanged = 0.0
+    if setting.parts > 1 and device.link is not None:
+        exchanged = _exchanged(setting, name) / (device.link * _LINK)
+    seconds = (
+        done.products / _PRODUCTS
+        + done.attention / _ATTENTION * (1 + _HALF_ATTENTION / length)
+        + done.relations / _RELATIONS * (1 + _HALF_RELATIONS / length)
+    )
+    seconds = seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
+    return seconds + exchanged
+
+
+def _exchanged(setting: Setting, name: str) -> float:
+    """Bytes of a block that leave one rank for another: q, k and v before attention, its output."""
+    wants = setting.objectives[name].needs(setting.facts)
+    again = 1 if setting.checkpointing else 0
+    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
+    passes = float((2 + again) * layers)
+    if wants.teacher:
+        passes += layers
+        passes += len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
+    numbers = 2 * setting.queries + 2 * setting.keys * setting.copies
+    elsewhere = (setting.parts - 1) / setting.parts
+    return passes * setting.stage.streams[name].length * setting.width * numbers * elsewhere
+
+
+def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:
+    """Seconds of a full optimizer step; None for a device whose speed is not known."""
+    if device.matrix_rate is None or device.bandwidth is None:
+        return None
+    ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH
+    seconds = sum(
+        tokens / setting.stage.streams[name].length * _block_seconds(setting, name, device)
+        for name, tokens in schedule.tokens_read().items()
+    )
+    seconds /= schedule.steps * ranks
+    student, teacher = setting.config.engine.student, setting.config.engine.teacher
+    # AdamW reads and writes master weight and moments, and clipping its gradient.
+    shards = ranks if student.zero_stage else 1
+    seconds += 48 * setting.trainable / shards / bandwidth
+    if ranks > 1 and device.link is not None:
+        link = device.link * _LINK
+        seconds += 2 * setting.trainable * setting.width / link
+        readers = ranks // setting.parts
+        micro_steps = schedule.accumulation(world_size=readers, micro_batch=student.micro_batch)
+        # Sharded weights are fetched for each pass over them, the teacher's by its owner.
+        passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
+        taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())
+        owner = student if teacher.share_base else teacher
+        passes += 1 if taught and owner.zero_stage == 3 else 0
+        seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
+    return seconds

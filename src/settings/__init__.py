@@ -1,0 +1,1 @@
+"""The strict boundary: composed YAML becomes frozen dataclasses."""

@@ -1,0 +1,1 @@
+"""Runs on a rank: stages, the loop, engines, checkpoints, launchers."""

@@ -1,0 +1,24 @@
+"""One rank of a run that `src.train` has started.
+
+`python -m src.training.rank RUN_DIR`, not typed by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from src.run_folder import RunFolder
+from src.settings import config
+from src.training import launch, run
+
+
+def main(run_dir: Path) -> None:
+    """Join the other ranks and do this one's part of the run."""
+    folder = RunFolder.open(run_dir)
+    settings = config.load_plain(config.RunConfig, folder.config())
+    launch.run_rank(lambda world: run.execute(settings, folder, world), folder.logs)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,490 @@
+"""One training run on one rank: stages in order, then export, evaluation and tracking."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import distributed
+
+from src import models, tracking
+from src.data import Blocks, Corpus, DataError, prepare_corpus
+from src.evals import running
+from src.models.adapters import make_trainable
+from src.models.facts import ModelFacts
+from src.objectives.base import DriftChosen, Objective
+from src.passes.calibration import attention_drift
+from src.planning import plan
+from src.planning.devices import DTYPES, device_of, uses_cuda
+from src.planning.plan import StagePlan
+from src.run_folder import RunFolder
+from src.settings.config import RunConfig
+from src.training import checkpoint, launch
+from src.training.checkpoint import Position
+from src.training.engine import Student, Teacher, sharding
+from src.training.launch import World
+from src.training.loop import StageRun, StepRecord
+from src.training.schedule import StageSchedule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class FrozenTeacherError(RuntimeError):
+    """The teacher's weights changed during training."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus and each stage's blocks by stream."""
+
+    corpus: Corpus
+    blocks: Mapping[str, Mapping[str, Blocks]]
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each stream: sources, tokenizer and length."""
+        return {
+            f"{stage}/{stream}": self.corpus.fingerprint(blocks.length)
+            for stage, streams in self.blocks.items()
+            for stream, blocks in streams.items()
+        }
+
+
+def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
+    """Read and tokenize the text, and cut it into every stream's blocks.
+
+    Args:
+        config: the run's.
+        key: of its corpus, where it has been prepared just before.
+
+    Raises:
+        DataError: text that is missing, unreadable, too short, or held out and trained on at once.
+    """
+    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model), key=key)
+    blocks = {
+        name: {
+            stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
+            for stream, settings in stage.streams.items()
+        }
+        for name, stage in config.recipe.stages.items()
+    }
+    return Data(corpus, blocks)
+
+
+def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
+    """Train, export and evaluate; every rank calls it.
+
+    Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker
+    closed.
+    """
+    tracker: tracking.Tracker = tracking.NullTracker()
+    succeeded = False
+    try:
+        with stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
+            if world.is_main:
+                tracker = _start_tracker(config, folder)
+            run = _Run(config, folder, world, tracker)
+            run.train()
+            launch.leave(world)
+            if world.is_main:
+                results = None
+                if config.eval.suites():
+                    results = running.evaluate_finished(config, folder)
+                    results.report(tracker)
+                _hand_over(config, run.plan, folder, tracker)
+                if results is not None:
+                    # Last, so that a suite that failed takes nothing from the others.
+                    results.check()
+        succeeded = True
+        if world.is_main:
+            folder.end("finished")
+    except KeyboardInterrupt:
+        if world.is_main:
+            folder.end("interrupted", f"stopped; go on with resume={folder.path}")
+        raise
+    except BaseException as error:
+        if world.is_main:
+            folder.end("failed", f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        tracker.finish(succeeded=succeeded)
+
+
+@contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that the run's record is written."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        del number, frame
+        raise Interrupted
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _hand_over(
+    config: RunConfig, planned: plan.Plan, folder: RunFolder, tracker: tracking.Tracker
+) -> None:
+    """What the tracker gets at the end: totals, the plots of the page, the model if asked for."""
+    # The page's modules take a second to load, which no rank needs before.
+    from src.report.tracked import run_figures
+
+    record = folder.record()
+    totals = {key: record[key] for key in ("tokens", "seconds", "step")}
+    flops = sum(stage.flops for stage in planned.stages)
+    tracker.summarize({f"total/{key}": value for key, value in totals.items()})
+    tracker.summarize({"total/flops": flops})
+    tracker.log_figures(run_figures(folder.path, folder.metrics()))
+    tracker.log_model(folder.export(), name=f"{config.experiment}-{record['run_id']}")
+
+
+def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
+    record = folder.record()
+    sweep = config.sweep
+    group = config.tracking.group or (sweep.name if sweep else None)
+    sweep_tags = [f"sweep:{sweep.name}", f"sweep:{sweep.id}"] if sweep else []
+    return tracking.start(
+        replace(config.tracking, group=group),
+        run_dir=folder.path,
+        run_id=record["run_id"],
+        name=f"{config.experiment}-{record['run_id']}",
+        job_type=config.recipe.name,
+        tags=[config.experiment, config.model.name, *config.tags, *sweep_tags],
+        settings=asdict(config),
+    )
+
+
+@dataclass(frozen=True)
+class Built:
+    """The engines of a stage.
+
+    Attributes:
+        taught: whether an objective wants a teacher; without an engine of its own it is the
+            student's frozen part.
+    """
+
+    teacher: Teacher | None
+    student: Student
+    facts: ModelFacts
+    taught: bool
+
+
+def build(
+    config: RunConfig,
+    name: str,
+    planned: StagePlan,
+    objectives: Mapping[str, Objective],
+    *,
+    weights: Path | None = None,
+    random_on: torch.device | None = None,
+) -> Built:
+    """Load teacher and student of a stage and set up their engines; every rank calls it.
+
+    With ZeRO-3 no rank ever has a whole model (see src/models/assembly.py).
+
+    Args:
+        config: the run.
+        name: of the stage.
+        planned: its plan.
+        objectives: by stream.
+        weights: the folder the stage begins with, None for the model's source.
+        random_on: where random weights are drawn, the CPU by default.
+    """
+    stage = config.recipe.stages[name]
+    native = models.native_config(config.model)
+    facts = models.facts_of(native)
+    dtype = DTYPES[config.engine.dtype]
+    taught = any(o.needs(facts).teacher for o in objectives.values())
+    shared = taught and config.engine.teacher.share_base
+    teacher = None
+    if taught and not shared:
+        network = models.load_model(
+            config.model,
+            native,
+            dtype=dtype,
+            capture=True,
+            random_on=random_on,
+            sharding=sharding(config.engine, "teacher"),
+        )
+        teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
+    scaled = models.scaled_config(config.model, config.rope)
+    divided = sharding(config.engine, "student")
+    base = models.load_model(
+        config.model,
+        scaled,
+        dtype=dtype,
+        weights=weights,
+        capture=True,
+        random_on=random_on,
+        sharding=divided,
+    )
+    student = Student(
+        make_trainable(base, stage.parameters, seed=config.seed, sharding=divided),
+        objectives,
+        facts,
+        config.engine,
+        config.optim,
+        accumulation=planned.accumulation,
+        checkpointing=planned.checkpointing,
+        native=native if shared else None,
+        keep=planned.keep,
+    )
+    return Built(teacher, student, facts, taught)
+
+
+# Text on which it is measured how far a scaling moves the attention.
+_CALIBRATION_TOKENS = 4096
+
+
+def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> list[float]:
+    """KL of each layer's attention rows between native and scaled model, the same on every rank.
+
+    Args:
+        config: the run.
+        blocks: of the stream whose objective asks for it; the first 4096 tokens or the first block
+            are read.
+        weights: the folder the stage begins with, None for the model's source.
+    """
+    count = max(1, _CALIBRATION_TOKENS // blocks.length)
+    ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
+    native = models.native_config(config.model)
+    dtype = DTYPES[config.engine.dtype]
+    load = partial(models.load_model, config.model, dtype=dtype, capture=True)
+    drift = attention_drift(
+        load(native),
+        load(models.scaled_config(config.model, config.rope), weights=weights),
+        ids_bt,
+        models.facts_of(native),
+        device_of(config.engine.device),
+    )
+    # GPUs need not agree in the last bits.
+    agreed = [drift]
+    distributed.broadcast_object_list(agreed, src=0)
+    return agreed[0]
+
+
+class _Run:
+    """The stages of a run, from wherever its newest checkpoint stands."""
+
+    def __init__(
+        self, config: RunConfig, folder: RunFolder, world: World, tracker: tracking.Tracker
+    ) -> None:
+        self.config = config
+        self.folder = folder
+        self.world = world
+        self.tracker = tracker
+        self.device = device_of(config.engine.device)
+        self.plan = plan.make(config, world_size=world.size)
+        self.names = list(config.recipe.stages)
+        self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
+        self.seconds_before = float(folder.record()["seconds"])
+        self.began = time.perf_counter()
+
+    def train(self) -> None:
+        """All stages that are not done yet."""
+        resumed = checkpoint.newest(self.folder)
+        first, start = 0, 0
+        if resumed:
+            _, position = resumed
+            first, start = self.names.index(position.stage), position.stage_step
+            if self.world.is_main:
+                self.folder.forget_metrics_after(position.step)
+        elif self.world.is_main:
+            self.folder.forget_metrics_after(0)
+        key = self.folder.record()["corpus"]
+        data = prepare_data(self.config, key=key)
+        if data.corpus.key != key:
+            raise DataError(
+                f"data: the texts on this machine are others than rank 0's (corpus "
+                f"{data.corpus.key[:12]}, not {key[:12]}): copy them, or share their folder"
+            )
+        for index in range(first, len(self.names)):
+            here = resumed[0] if resumed and index == first else None
+            self._train_stage(index, data, start if index == first else 0, here)
+
+    def _train_stage(self, index: int, data: Data, start: int, resumed: Path | None) -> None:
+        config, name = self.config, self.names[index]
+        stage, schedule = config.recipe.stages[name], self.schedules[name]
+        weights = self.folder.export(self.names[index - 1]) if index else None
+        begun = time.perf_counter()
+        objectives = self._objectives(name, data, weights)
+        built = build(config, name, self.plan.stage(name), objectives, weights=weights)
+        teacher, student, facts = built.teacher, built.student, built.facts
+        hashed = teacher.sha256 if teacher else student.frozen_sha256
+        verified = built.taught and config.engine.teacher.verify_frozen
+        teacher_hash = hashed() if verified else None
+        if resumed is not None:
+            student.load(resumed)
+        run = StageRun(
+            name=name,
+            stage=stage,
+            schedule=schedule,
+            blocks=data.blocks[name],
+            objectives=objectives,
+            facts=facts,
+            teacher=teacher,
+            student=student,
+            world=self.world,
+            device=self.device,
+            micro_batch=config.engine.student.micro_batch,
+            seed=config.seed,
+            window=config.rope.target_length,
+            sequence_parallel=config.engine.sequence_parallel,
+        )
+        began = time.perf_counter()
+        run.train(
+            start,
+            lambda record: self._after_step(name, student, record),
+            lambda step: self._saves_after(name, step),
+        )
+        trained = student.trained_parameters()
+        if teacher_hash is not None:
+            self._check_frozen(teacher_hash, hashed())
+        if teacher is not None:
+            teacher.close()
+        student.close()
+        last = index == len(self.names) - 1
+        trained_at = time.perf_counter()
+        if self.world.is_main:
+            target = self.folder.export(None if last else name)
+            checkpoint.export(
+                target,
+                trained,
+                model=config.model,
+                scaling=config.rope,
+                parameters=stage.parameters,
+                weights=weights,
+                dtype=DTYPES[config.engine.dtype],
+                seed=config.seed,
+                card=_model_card(config, self.folder, name),
+            )
+            exported_at = time.perf_counter()
+            seconds = {
+                "build_seconds": began - begun,
+                "seconds": exported_at - began,
+                "export_seconds": exported_at - trained_at,
+            }
+            self._record_stage(name, stage.tokens, schedule.steps, seconds)
+        distributed.barrier()
+
+    def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
+        """A stage's objectives by stream, with layers measured where they ask for it."""
+        objectives = self.config.objectives(name)
+        waiting = {s: o for s, o in objectives.items() if isinstance(o, DriftChosen)}
+        asking = [stream for stream, o in waiting.items() if o.awaits_drift]
+        if not asking:
+            return objectives
+        drift = self._drift(name, data.blocks[name][asking[0]], weights)
+        return objectives | {stream: o.with_drift(drift) for stream, o in waiting.items()}
+
+    def _drift(self, name: str, blocks: Blocks, weights: Path | None) -> list[float]:
+        """The stage's attention drift, the same on every rank and after a resume.
+
+        It is measured once and recorded: where a run goes on, on another GPU it may be, other
+        layers than those trained so far must not come out.
+        """
+        recorded: list[list[float] | None] = [None]
+        if self.world.is_main:
+            recorded[0] = self.folder.record().get("attention_drift", {}).get(name)
+        distributed.broadcast_object_list(recorded, src=0)
+        if recorded[0] is not None:
+            return recorded[0]
+        drift = measured_drift(self.config, blocks, weights)
+        if self.world.is_main:
+            record = self.folder.record().get("attention_drift", {})
+            self.folder.update(attention_drift=record | {name: drift})
+        return drift
+
+    def _after_step(self, name: str, student: Student, record: StepRecord) -> None:
+        step = self._steps_before(name) + record.step
+        tokens = self._tokens_before(name) + record.tokens
+        seconds = self.seconds_before + time.perf_counter() - self.began
+        if self.world.is_main:
+            entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
+            self.folder.log(entry | record.metrics)
+            counters = {"tokens": tokens, "flops": self._flops(name, record.tokens)}
+            self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
+        if self._saves_after(name, record.step):
+            position = Position(step, name, record.step, self.world.size)
+            checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
+            if self.world.is_main:
+                self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+
+    def _saves_after(self, name: str, step: int) -> bool:
+        """Whether a checkpoint is written after a step of a stage, counted from 1."""
+        every = self.config.checkpoint.every_steps
+        return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
+
+    def _steps_before(self, name: str) -> int:
+        return sum(self.schedules[n].steps for n in self.names[: self.names.index(name)])
+
+    def _tokens_before(self, name: str) -> int:
+        earlier = self.names[: self.names.index(name)]
+        return sum(self.config.recipe.stages[n].tokens for n in earlier)
+
+    def _flops(self, name: str, tokens: int) -> float:
+        """Floating-point operations of the plan up to so many tokens of a stage."""
+        earlier = [self.plan.stage(n) for n in self.names[: self.names.index(name)]]
+        here = self.plan.stage(name)
+        return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
+
+    def _check_frozen(self, before: str, after: str) -> None:
+        if self.world.is_main:
+            self.folder.update(teacher_sha256={"before": before, "after": after})
+        if after != before:
+            raise FrozenTeacherError(f"the teacher's weights changed: sha256 {before} -> {after}")
+
+    def _record_stage(
+        self, name: str, tokens: int, steps: int, seconds: Mapping[str, float]
+    ) -> None:
+        """A stage that is done: `seconds` from its first step on, its export included."""
+        stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
+        entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
+        entry |= {key: round(value, 3) for key, value in seconds.items()}
+        self.folder.update(stages=[*stages, entry])
+        figures = {"tokens": tokens, **seconds}
+        self.tracker.summarize({f"stage/{name}/{key}": v for key, v in figures.items()})
+
+
+def _model_card(config: RunConfig, folder: RunFolder, stage: str) -> str:
+    record = folder.record()
+    stages = list(config.recipe.stages)
+    done = stages[: stages.index(stage) + 1]
+    tokens = sum(config.recipe.stages[s].tokens for s in done)
+    lines = [
+        f"# {config.model.name}, context {config.rope.target_length:,}",
+        "",
+        f"{config.model.name} with its context window extended from "
+        f"{config.model.native_window:,} to {config.rope.target_length:,} tokens by "
+        f"{config.rope.type} RoPE scaling, trained with {config.recipe.name} "
+        f"(stages: {', '.join(done)}; {tokens:,} tokens of {config.data.name}).",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| experiment | {config.experiment} |",
+        f"| run | {record['run_id']} |",
+        f"| seed | {config.seed} |",
+        f"| code commit | {record['git_commit']} |",
+        f"| command | `{record['command']}` |",
+        "",
+        "The scaling is in `config.json`; adapters are merged. Load it with "
+        "`AutoModelForCausalLM.from_pretrained`.",
+        "",
+    ]
+    return "\n".join(lines)

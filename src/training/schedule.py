@@ -1,0 +1,347 @@
+"""Which blocks are read at which optimizer step by which rank: pure arithmetic.
+
+A stage is a mixture of streams. A slot is one stream's turn: `batch_size` blocks. Slots follow a
+fixed interleaved pattern with each stream's share. An optimizer step takes as many slots as its
+tokens ask for; the last step ends on the stage's exact token, by a shorter block if need be.
+Everything is a function of the step's number, so a resumed run continues at the exact next block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Annotated, NamedTuple
+
+from pydantic import Field
+
+from src.models.adapters import Parameters
+from src.training.positions import Positions
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+# A block of a single token predicts nothing and has nothing to attend to.
+BlockLength = Annotated[int, Field(gt=1)]
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """Blocks of one length with one objective.
+
+    Attributes:
+        objective: a name among `objective.terms`, or several with their weights in a sum.
+        length: tokens of a block.
+        batch_size: blocks of a slot, over all ranks together; null for as many as make the stage's
+            `slot_tokens`, or one.
+        share: slots of this stream in each turn of the mixture.
+        weight: factor on the loss.
+        positions: the student's (src/training/positions.py), up to the target length; the
+            teacher's are contiguous.
+    """
+
+    objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
+    length: BlockLength
+    batch_size: PositiveInt | None = None
+    share: PositiveInt = 1
+    weight: PositiveFloat = 1.0
+    positions: Positions = "contiguous"
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """Its objectives by name, with their weights."""
+        return {self.objective: 1.0} if isinstance(self.objective, str) else self.objective
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one slot."""
+        return self.batch_size or 1
+
+    @property
+    def slot_tokens(self) -> int:
+        """Tokens of one slot."""
+        return self.length * self.blocks
+
+
+@dataclass(frozen=True)
+class StepSize:
+    """Tokens of an optimizer step, and of a slot, for stages of `from_tokens` tokens or more."""
+
+    from_tokens: PositiveInt
+    tokens_per_step: PositiveInt
+    slot_tokens: PositiveInt | None = None
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """A mixture of streams, trained with one set of parameters up to an exact number of tokens.
+
+    Tokens an optimizer step are the setting; how many micro-steps each rank accumulates follows.
+    The learning rate warms up linearly over `warmup_steps` (the first step already learns) and then
+    follows a cosine from `lr` to `final_lr_fraction * lr`.
+
+    Attributes:
+        tokens: of the stage; a run's `budget` replaces it (src/settings/budget.py).
+        tokens_per_step: null for what `step_sizes` has for that many tokens.
+        step_sizes: sizes by the stage's tokens, so that a small budget still has steps.
+        slot_tokens: tokens of each stream's slot, by which each `batch_size` that is null follows;
+            null as well for what `step_sizes` has: for the stage's tokens, or where
+            `tokens_per_step` is given, for steps of that size.
+
+    Raises:
+        ValueError: steps that are not whole slots or turns, or streams that do not make the slots.
+    """
+
+    tokens: PositiveInt
+    tokens_per_step: PositiveInt | None
+    lr: Annotated[float, Field(gt=0)]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
+    parameters: Parameters
+    streams: Annotated[dict[str, StreamConfig], Field(min_length=1)]
+    slot_tokens: PositiveInt | None = None
+    step_sizes: tuple[StepSize, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.slot_tokens is None:
+            object.__setattr__(self, "slot_tokens", self._slots_of_given_steps())
+        if self.slot_tokens is not None:
+            object.__setattr__(self, "streams", _filled(self.streams, self.slot_tokens))
+        if self.tokens_per_step is None:
+            if not self.step_sizes:
+                raise ValueError("tokens_per_step is null and step_sizes is empty: give one")
+            return
+        slots = [s.slot_tokens for s in self.streams.values()]
+        turn = sum(s.slot_tokens * s.share for s in self.streams.values())
+        equal = len(set(slots)) == 1
+        unit = slots[0] if equal else turn
+        if self.tokens_per_step % unit:
+            what = "one turn of the mixture"
+            if equal:
+                what = "a slot (length x batch_size" + (
+                    ")" if self.slot_tokens is None else f", by slot_tokens={self.slot_tokens})"
+                )
+            below = self.tokens_per_step // unit * unit
+            above = below + unit
+            raise ValueError(
+                f"tokens_per_step={self.tokens_per_step} is not a multiple of {unit}, the tokens "
+                f"of {what}: give {f'{below} or ' if below else ''}{above}"
+                f"{'' if equal else ', or slot_tokens for slots of equal tokens'}"
+            )
+
+    def _slots_of_given_steps(self) -> int | None:
+        """Tokens of a slot where steps are given and slots are not.
+
+        They are those of the largest step size that is no larger, of the smallest if none is, so
+        that a mixture keeps the proportions that equal slots give it.
+        """
+        undecided = any(stream.batch_size is None for stream in self.streams.values())
+        if self.tokens_per_step is None or not self.step_sizes or not undecided:
+            return None
+        by_tokens = sorted(self.step_sizes, key=lambda size: size.tokens_per_step)
+        fitting = [size for size in by_tokens if size.tokens_per_step <= self.tokens_per_step]
+        return (fitting[-1] if fitting else by_tokens[0]).slot_tokens
+
+    @property
+    def step_tokens(self) -> int:
+        """Tokens of a full optimizer step, decided."""
+        assert self.tokens_per_step is not None, "of_size comes first"
+        return self.tokens_per_step
+
+    def at_once(self, stream: str, micro_batch: int) -> int:
+        """Blocks of a stream that a rank takes at once, at most.
+
+        They are `micro_batch` of the stage's longest stream, and of a shorter one as many as have
+        the same tokens.
+        """
+        longest = max(s.length for s in self.streams.values())
+        return micro_batch * longest // self.streams[stream].length
+
+    def of_size(self, tokens: int) -> StageConfig:
+        """The stage with so many tokens, and what is null decided by them.
+
+        Raises:
+            ValueError: no step size is for so few tokens; or what follows does not fit together.
+        """
+        if self.tokens_per_step is not None:
+            return replace(self, tokens=tokens)
+        sizes = [size for size in self.step_sizes if size.from_tokens <= tokens]
+        if not sizes:
+            least = min(size.from_tokens for size in self.step_sizes)
+            raise ValueError(
+                f"tokens={tokens}: step_sizes begins at {least} tokens; give tokens_per_step"
+            )
+        size = max(sizes, key=lambda size: size.from_tokens)
+        return replace(
+            self,
+            tokens=tokens,
+            tokens_per_step=size.tokens_per_step,
+            slot_tokens=self.slot_tokens or size.slot_tokens,
+        )
+
+
+def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, StreamConfig]:
+    """Streams whose slots have so many tokens each.
+
+    Raises:
+        ValueError: a length that does not divide them, or another batch size.
+    """
+    filled: dict[str, StreamConfig] = {}
+    for name, stream in streams.items():
+        blocks, rest = divmod(slot_tokens, stream.length)
+        if rest or stream.batch_size not in (None, blocks):
+            given = "" if stream.batch_size is None else f" x batch_size={stream.batch_size}"
+            raise ValueError(
+                f"streams.{name}.length={stream.length}{given} does not make slot_tokens="
+                f"{slot_tokens}: give a length that divides it, and batch_size=null"
+            )
+        filled[name] = replace(stream, batch_size=blocks)
+    return filled
+
+
+class Piece(NamedTuple):
+    """A block to read: its stream, its number there, and how many of its tokens are used."""
+
+    stream: str
+    block: int
+    tokens: int
+
+
+class MicroStep(NamedTuple):
+    """What one rank does at once. Without pieces it joins the others' collectives, at weight 0.
+
+    Attributes:
+        stream: name of the stream.
+        tokens: tokens of each block (all ranks of a micro-step have the same).
+        pieces: this rank's blocks.
+        stand_in: a block to run where there is none of its own.
+    """
+
+    stream: str
+    tokens: int
+    pieces: tuple[Piece, ...]
+    stand_in: Piece
+
+
+class StageSchedule:
+    """The steps of a stage.
+
+    Raises:
+        ValueError: the stage would end on a block of a single token, which predicts nothing.
+    """
+
+    def __init__(self, stage: StageConfig) -> None:
+        self.stage = stage
+        self._pattern = _interleave({name: s.share for name, s in stage.streams.items()})
+        self.steps = -(-stage.tokens // stage.step_tokens)
+        lengths = {s.length for s in stage.streams.values()}
+        if any(p.tokens == 1 < min(lengths) for p in self.pieces(self.steps - 1)):
+            raise ValueError(
+                f"tokens={stage.tokens} ends on a block of a single token: give "
+                f"{stage.tokens - 1} or {stage.tokens + 1}"
+            )
+
+    def tokens_at(self, step: int) -> int:
+        """Tokens of one optimizer step; the last one may have fewer than the others."""
+        return min(self.stage.step_tokens, self.stage.tokens - step * self.stage.step_tokens)
+
+    def tokens_before(self, step: int) -> int:
+        """Tokens read before a step."""
+        return min(step * self.stage.step_tokens, self.stage.tokens)
+
+    def pieces(self, step: int) -> list[Piece]:
+        """All blocks of a step over all ranks, in order."""
+        left = self.tokens_at(step)
+        taken: list[Piece] = []
+        slot = self._first_slot(step)
+        while left > 0:
+            for piece in self._slot(slot):
+                if left <= 0:
+                    break
+                taken.append(piece._replace(tokens=min(piece.tokens, left)))
+                left -= taken[-1].tokens
+            slot += 1
+        return taken
+
+    def micro_steps(
+        self, step: int, *, rank: int, world_size: int, micro_batch: int
+    ) -> Iterator[MicroStep]:
+        """What one rank does in a step.
+
+        Neighbouring blocks of the same stream and length form micro-steps of at most
+        `world_size * StageConfig.at_once(...)` blocks, dealt out to the ranks in turn.
+        """
+        for (stream, tokens), group in groupby(
+            self.pieces(step), key=lambda p: (p.stream, p.tokens)
+        ):
+            blocks = list(group)
+            width = world_size * self.stage.at_once(stream, micro_batch)
+            for start in range(0, len(blocks), width):
+                chunk = blocks[start : start + width]
+                yield MicroStep(stream, tokens, tuple(chunk[rank::world_size]), chunk[0])
+
+    def accumulation(self, *, world_size: int, micro_batch: int) -> int:
+        """Micro-steps that each rank accumulates in a full step."""
+        return len(
+            list(self.micro_steps(0, rank=0, world_size=world_size, micro_batch=micro_batch))
+        )
+
+    def blocks_read(self) -> dict[str, int]:
+        """How many blocks of each stream the stage reads; the last one maybe in part."""
+        read = dict.fromkeys(self.stage.streams, 0)
+        for slot in range(self._first_slot(self.steps - 1)):
+            name = self._pattern[slot % len(self._pattern)]
+            read[name] += self.stage.streams[name].blocks
+        for piece in self.pieces(self.steps - 1):
+            read[piece.stream] += 1
+        return read
+
+    def tokens_read(self) -> dict[str, int]:
+        """Tokens of each stream over the whole stage; they add up to the stage's tokens."""
+        last = self.pieces(self.steps - 1)
+        read = self.blocks_read()
+        for piece in last:
+            read[piece.stream] -= 1
+        tokens = {name: n * self.stage.streams[name].length for name, n in read.items()}
+        for piece in last:
+            tokens[piece.stream] += piece.tokens
+        return tokens
+
+    def _first_slot(self, step: int) -> int:
+        """Number of slots before a step; a step is a whole number of slots or of turns."""
+        slots = {s.slot_tokens for s in self.stage.streams.values()}
+        if len(slots) == 1:
+            return step * self.stage.step_tokens // slots.pop()
+        turn = sum(s.slot_tokens * s.share for s in self.stage.streams.values())
+        return step * self.stage.step_tokens // turn * len(self._pattern)
+
+    def _slot(self, slot: int) -> Iterator[Piece]:
+        turn, place = divmod(slot, len(self._pattern))
+        name = self._pattern[place]
+        stream = self.stage.streams[name]
+        earlier = turn * stream.share + self._pattern[:place].count(name)
+        for i in range(stream.blocks):
+            yield Piece(name, earlier * stream.blocks + i, stream.length)
+
+
+def _interleave(shares: dict[str, int]) -> list[str]:
+    """One turn of the mixture, each stream spread out evenly (smooth weighted round robin)."""
+    total = sum(shares.values())
+    credit = dict.fromkeys(shares, 0)
+    pattern: list[str] = []
+    for _ in range(total):
+        for name, share in shares.items():
+            credit[name] += share
+        chosen = max(shares, key=lambda name: credit[name])
+        credit[chosen] -= total
+        pattern.append(chosen)
+    return pattern
+
+
+def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
+    """Linear warm-up whose first step already learns, then a cosine down to the final fraction."""
+    if step < stage.warmup_steps:
+        return stage.lr * (step + 1) / stage.warmup_steps
+    progress = (step - stage.warmup_steps) / max(1, steps - 1 - stage.warmup_steps)
+    cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return stage.lr * (stage.final_lr_fraction + (1 - stage.final_lr_fraction) * cosine)

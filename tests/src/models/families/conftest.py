@@ -1,0 +1,47 @@
+"""Facts of a family against a model that transformers builds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from src import models
+from src.models.families import FAMILIES, Family
+from src.models.families.base import parts_of
+
+
+@pytest.fixture
+def check_family(compose_run: Callable[..., Any]) -> Callable[[Family, str], Any]:
+    """check_family(FAMILY, "tiny_NAME") -> the network, once its modules are what is stated."""
+
+    def check(family: Family, name: str) -> Any:
+        assert FAMILIES[family.name] is family
+        model = compose_run(f"model={name}").model
+        assert model.family == family.name
+        config = models.native_config(model)
+        assert config.model_type == family.model_type
+        assert hasattr(config, "layer_types") == family.layer_types
+        nested = "full_attention" in config.rope_parameters
+        assert nested == family.rope_by_layer_type
+        network = models.load_model(model, config, dtype=torch.float32)
+        facts = models.facts_of(config)
+        for layer in network.get_decoder().layers:  # type: ignore[union-attr]
+            modules = dict(layer.named_modules())
+            attention = modules["self_attn"]
+            if family.parts:
+                assert {child for child, _ in layer.named_children()} == parts_of(family.parts)
+                attention = modules[family.parts.attention]
+                assert hasattr(attention, family.parts.output)
+            linear = {n.rpartition(".")[2] for n, m in modules.items() if hasattr(m, "in_features")}
+            assert linear == set(family.projections)
+            assert sum("layernorm" in n for n in modules) == family.norms
+            assert hasattr(attention, "q_norm") == family.qk_norm == hasattr(attention, "k_norm")
+            for projection in ("q_proj", "k_proj", "v_proj"):
+                assert (getattr(attention, projection).bias is not None) == family.qkv_bias
+            assert attention.scaling == pytest.approx(facts.scale or facts.head_dim**-0.5)
+        return network
+
+    return check

@@ -1,0 +1,189 @@
+"""What ranks of test_sequence.py run: the same training, and the same float64 passes, on any ranks.
+
+`start(FOLDER, ...)` in each rank; what is to be done stands in FOLDER/work.json, and rank 0 leaves
+results there.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import traceback
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, distributed
+
+from src import models
+from src.models.adapters import FullParameters, LoraParameters, causal_model, make_trainable
+from src.objectives.base import Batch, Objective
+from src.objectives.language_modeling import LanguageModeling
+from src.objectives.logit_distillation import LogitDistillation
+from src.objectives.longred import LongRed
+from src.objectives.relation import Relation, RelationWeights
+from src.passes.streaming import checkpoint_contexts, show_layer_inputs, skip_unwanted
+from src.planning import plan
+from src.settings import config
+from src.settings.config import RunConfig
+from src.training import launch, run
+from src.training.engine import _deepspeed, _StudentModule, _TeacherModule, spread_attention
+from src.training.launch import World
+from src.training.loop import StageRun, StepRecord
+from src.training.schedule import StageSchedule
+from src.training.sequence import Place, next_tokens
+from tests.src import test_streaming as streaming
+
+TOKENS = 24
+ALL_WEIGHTS = RelationWeights(1.0, 0.5, 2.0, 0.7)
+OBJECTIVES: dict[str, Objective] = {
+    "relation": Relation("relation", ALL_WEIGHTS),
+    "reference": Relation("relation", ALL_WEIGHTS, normalization="reference"),
+    "longred": LongRed("longred", (1, 3)),
+    "logits": LogitDistillation("logit_distillation", chunk=5),
+    "language": LanguageModeling("language_modeling", chunk=5),
+}
+
+
+def start(folder: Path, environment: dict[str, str]) -> None:
+    """One rank; where it fails, it leaves a traceback."""
+    os.environ.update(environment)
+    # Stages look for garbage when they end: not among what the process was forked with.
+    gc.freeze()
+    world = launch.world_from_environment(environment)
+    assert world is not None
+    try:
+        work(folder, world)
+    except Exception:
+        trace = folder / f"rank-{world.rank}.traceback"
+        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        raise
+
+
+def work(folder: Path, world: World) -> None:
+    """What FOLDER/work.json asks for, as one of the ranks."""
+    wanted = json.loads((folder / "work.json").read_text())
+    with launch.joined(world, cuda=False):
+        for name, plain in wanted["trained"].items():
+            trained(config.load_plain(RunConfig, plain), world, folder / name)
+        for case in wanted["passes"]:
+            passed(case, world, folder / "passes")
+        launch.leave(world)
+
+
+class Blocks:
+    """Random tokens, by number."""
+
+    def __init__(self, length: int) -> None:
+        self._length = length
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.random.default_rng([self._length, index]).integers(0, 256, self._length)
+
+
+def trained(settings: RunConfig, world: World, out: Path) -> None:
+    """Train the only stage as a run does, and leave its losses and what was trained."""
+    ((name, stage),) = settings.recipe.stages.items()
+    objectives = settings.objectives(name)
+    planned = plan.make(settings, world_size=world.size).stage(name)
+    built = run.build(settings, name, planned, objectives)
+    stage_run = StageRun(
+        name=name,
+        stage=stage,
+        schedule=StageSchedule(stage),
+        # Random tokens stand for a corpus's blocks.
+        blocks={s: Blocks(stream.length) for s, stream in stage.streams.items()},  # type: ignore[misc]
+        objectives=objectives,
+        facts=built.facts,
+        teacher=built.teacher,
+        student=built.student,
+        world=world,
+        device=torch.device("cpu"),
+        micro_batch=settings.engine.student.micro_batch,
+        seed=settings.seed,
+        window=settings.rope.target_length,
+        sequence_parallel=settings.engine.sequence_parallel,
+    )
+    records: list[StepRecord] = []
+    stage_run.train(0, records.append)
+    weights = built.student.trained_parameters()
+    if world.is_main:
+        out.with_suffix(".json").write_text(json.dumps([r.metrics for r in records]))
+        save_file(weights, out.with_suffix(".safetensors"))
+    if built.teacher is not None:
+        built.teacher.close()
+    built.student.close()
+
+
+def passed(case: dict[str, Any], world: World, out: Path) -> None:
+    """A float64 pass of both models, on as many ranks as there are: its loss and gradients.
+
+    Rank 0 leaves them as `out`-CASE.safetensors, the loss under the name `loss`.
+    """
+    facts = models.facts_of(streaming.config(case["family"], factor=None))
+    objective = OBJECTIVES[case["objective"]]
+    parameters = streaming.LORA if case["lora"] else FullParameters("full")
+    student = _student(case["family"], parameters, checkpointing=case["checkpointing"])
+    taught = streaming.network(case["family"])
+    place = Place.of(world.rank, world.size, world.size)
+    if world.size > 1:
+        _deepspeed(torch.device("cpu"))
+        for network in (student, taught):
+            spread_attention(network, facts, world.size)
+    needs = objective.needs(facts)
+    for network in (student, taught):
+        decoder = causal_model(network).get_decoder()
+        skip_unwanted(decoder, {needs.stops_at, needs.teacher_stops_at})
+        show_layer_inputs(decoder)
+    batch = _batch(place, skipping=case["skipping"])
+    head = taught.get_output_embeddings() if needs.teacher_head else None
+    teacher = _TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
+    outputs = teacher(batch, needs) if needs.teacher else None
+    module = _StudentModule(student, {"it": objective}, facts, None)
+    loss, _ = module(batch, "it", outputs)
+    loss.backward()
+    found = {"loss": loss.detach()}
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad:
+            gradient = parameter.grad
+            found[name] = torch.zeros_like(parameter) if gradient is None else gradient
+    if world.size > 1:
+        for value in found.values():
+            distributed.all_reduce(value)
+            value /= world.size
+    if world.is_main:
+        save_file(found, f"{out}-{case['name']}.safetensors")
+
+
+def _student(
+    family: str, parameters: LoraParameters | FullParameters, *, checkpointing: bool
+) -> torch.nn.Module:
+    student = make_trainable(streaming.network(family, factor=4.0), parameters, seed=1)
+    noise = torch.Generator().manual_seed(3)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2, generator=noise)
+    student.train()
+    if checkpointing:
+        causal_model(student).gradient_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": checkpoint_contexts}
+        )
+    return student
+
+
+def _batch(place: Place, *, skipping: bool) -> Batch:
+    rows_bt = np.random.default_rng(5).integers(0, 97, (2, TOKENS))
+    skipped_t = np.concatenate([np.arange(9), np.arange(40, 50), np.arange(91, 96)])
+    positions_bt = np.stack([skipped_t, skipped_t]) if skipping else None
+
+    def part(whole_bt: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(place.cut(whole_bt)))
+
+    positions = None if positions_bt is None else part(positions_bt)
+    if place.parts == 1:
+        return Batch(part(rows_bt), positions)
+    following = part(next_tokens(rows_bt))
+    return Batch(part(rows_bt), positions, place.parts, place.first(TOKENS), following)

@@ -1,0 +1,270 @@
+"""Weights that DeepSpeed divides as they come: on two ranks, each with its part."""
+
+from __future__ import annotations
+
+import gc
+import json
+import zlib
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks.step import RandomBlocks
+from src import models
+from src.models import FolderWeights, ModelConfig
+from src.models.adapters import (
+    AnyParameters,
+    FullParameters,
+    LoraParameters,
+    QkvParameters,
+    make_trainable,
+)
+from src.planning import plan
+from src.settings.config import RunConfig
+from src.training import engine, launch, run
+from src.training.launch import World
+from src.training.loop import StageRun, StepRecord
+from src.training.schedule import StageSchedule
+from tests.conftest import by_default, spawning
+from tests.forked import Command
+from tests.src.live_bytes import LiveBytes
+from tests.test_experiments import SHORTER
+
+ComposeRun = Callable[..., RunConfig]
+SEED = 5
+LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
+PARAMETERS: dict[str, AnyParameters] = {
+    "lora": LORA,
+    "dora": replace(LORA, use_dora=True),
+    "full": FullParameters("full"),
+    "qkv": QkvParameters("qkv"),
+}
+
+DIVIDED = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
+
+# Deep enough for the whole to be many times its largest weight.
+DEEP = (
+    "model=tiny",
+    "model.shape.layers=16",
+    "engine=cpu",
+    *DIVIDED,
+)
+
+RANK = """
+import json
+from pathlib import Path
+from src.settings import config
+from src.training import launch
+from src.settings.config import RunConfig
+from tests.src.training.test_engine import divided
+def work(world):
+    with launch.joined(world, cuda=False):
+        settings = config.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
+        found = divided(settings, Path({weights!r}))
+        Path({logs!r}, f"found-{{world.rank}}.json").write_text(json.dumps(found))
+        launch.leave(world)
+launch.run_rank(work, Path({logs!r}))
+"""
+
+
+def loaded(
+    model: ModelConfig, parameters: AnyParameters, sharding: engine.Sharding | None
+) -> nn.Module:
+    native = models.native_config(model)
+    network = models.load_model(model, native, dtype=torch.float32, sharding=sharding)
+    return make_trainable(network, parameters, seed=SEED, sharding=sharding)
+
+
+def bits(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
+    return {name: zlib.crc32(value.detach().numpy().tobytes()) for name, value in named}
+
+
+def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
+    """What a rank finds of models that are drawn and read: whole bits, its bytes, the peak."""
+    drawn = settings.model
+    read = replace(drawn, random_weights=False, source=FolderWeights("folder", str(weights)))
+    found: dict[str, Any] = {}
+    for origin, model in (("drawn", drawn), ("read", read)):
+        for name, parameters in PARAMETERS.items():
+            with LiveBytes() as live:
+                sharding = engine.sharding(settings.engine, "student")
+                network = loaded(model, parameters, sharding)
+            whole: dict[str, int] = {}
+            for key, parameter in network.named_parameters():
+                with engine._whole(parameter):
+                    whole |= bits([(key, parameter)])
+            found[f"{origin}-{name}"] = {
+                "bits": whole,
+                "held": engine._weight_bytes(network),
+                "peak": live.peak,
+            }
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_the_halves_of_a_whole_model(
+    compose_plain: Callable[..., dict],
+    compose_run: ComposeRun,
+    tmp_path: Path,
+    start_forked: Callable[..., Command],
+) -> None:
+    settings = compose_run("+experiment=quickstart", *DEEP)
+    shape = settings.model.shape
+    assert shape is not None
+    whole = {name: loaded(settings.model, p, None) for name, p in PARAMETERS.items()}
+    weights = tmp_path / "weights"
+    whole["full"].save_pretrained(weights)  # type: ignore[operator]  # typed nn.Module
+    plain = tmp_path / "settings.json"
+    plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
+    program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
+    done = start_forked(*spawning(["-c", program], tmp_path)).finished(240)
+    assert done.returncode == 0, done.stderr
+    ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    largest = 4 * shape.embedding_parameters
+    for found in ranks:
+        assert len(found) == 2 * len(PARAMETERS)
+        for case, result in found.items():
+            network = whole[case.partition("-")[2]]
+            size = 4 * sum(p.numel() for p in network.parameters())
+            assert result["bits"] == bits(network.named_parameters()), case
+            assert result["held"] == pytest.approx(size / 2, rel=0.01), case
+            # The halves, the weight at hand and a copy of it, RoPE's frequencies.
+            assert result["peak"] < size / 2 + 2 * largest + 2**14 < 0.75 * size, case
+
+
+def trained(
+    settings: RunConfig, name: str, after_step: Callable[[StepRecord], None]
+) -> dict[str, Tensor]:
+    """Train a stage on random tokens in this process; returns what was trained."""
+    stage, objectives = settings.recipe.stages[name], settings.objectives(name)
+    planned = plan.make(settings, world_size=1).stage(name)
+    with launch.joined(World(), cuda=False):
+        built = run.build(settings, name, planned, objectives)
+        before = built.teacher.sha256() if built.teacher else None
+        StageRun(
+            name=name,
+            stage=stage,
+            schedule=StageSchedule(stage),
+            # Random tokens stand for a corpus's blocks.
+            blocks={s: RandomBlocks(x.length, 256) for s, x in stage.streams.items()},  # type: ignore[misc]
+            objectives=objectives,
+            facts=built.facts,
+            teacher=built.teacher,
+            student=built.student,
+            world=World(),
+            device=torch.device("cpu"),
+            micro_batch=1,
+            seed=3,
+            window=settings.rope.target_length,
+        ).train(0, after_step)
+        weights = built.student.trained_parameters()
+        if built.teacher:
+            assert built.teacher.sha256() == before
+            built.teacher.close()
+        built.student.close()
+    return weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides",
+    [pytest.param((), id="whole", marks=pytest.mark.thorough), pytest.param(DIVIDED, id="divided")],
+)
+@pytest.mark.parametrize("steps", [60, pytest.param(200, marks=pytest.mark.thorough)])
+def test_tensors_do_not_pile_up_over_steps(
+    compose_run: ComposeRun, tiny_overrides: list[str], overrides: tuple[str, ...], steps: int
+) -> None:
+    every = steps // 10
+    tokens = [f"recipe.stages.ard.tokens={steps * 64}", "recipe.stages.ard.tokens_per_step=64"]
+    counted: list[tuple[int, int]] = []
+
+    def count(record: StepRecord) -> None:
+        if record.step % every == 0:
+            gc.collect()
+            # Sparse tensors of other tests have no storage to count.
+            alive = [
+                t
+                for t in gc.get_objects()
+                if type(t) in (Tensor, nn.Parameter) and t.layout is torch.strided
+            ]
+            counted.append((len(alive), sum(t.untyped_storage().nbytes() for t in alive)))
+
+    trained(compose_run(*tiny_overrides, *tokens, *overrides), "ard", count)
+    assert len(counted) == 10
+    # After the last step no batch waits for the next one.
+    assert len(set(counted[:-1])) == 1, counted
+    assert counted[-1] <= counted[0]
+
+
+ONE_STAGE = {"linearard_32k": "ard", "longred_c_32k": "mix", "cpt_long_32k": "cpt"}
+AGAIN = ("engine.teacher.share_base=true", "engine.teacher.keep=layer_inputs")
+# Weights so large that DeepSpeed frees them after use; it keeps those of at most 100,000 numbers.
+FREED = ("engine.teacher.keep=layer_inputs", "model.shape.hidden=384", "model.shape.head_dim=96")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "more"),
+    [(method, ()) for method in ONE_STAGE] + [("linearard_32k", AGAIN), ("linearard_32k", FREED)],
+    ids=[*ONE_STAGE, "shared", "freed"],
+)
+@by_default(lambda method: method != "cpt_long_32k")
+@pytest.mark.parametrize(
+    "checkpointing", ["true", pytest.param("false", marks=pytest.mark.thorough)]
+)
+def test_weights_fetched_by_layers_train_as_whole_ones(
+    compose_run: ComposeRun,
+    method: str,
+    more: tuple[str, ...],
+    checkpointing: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = (
+        *(f"+experiment={method}", "model=tiny", "engine=cpu", "model.shape.layers=5"),
+        *("data=files", "data.sources.files.paths=[unread]", "eval=none"),
+        *(*SHORTER[method], *more),
+        f"engine.student.gradient_checkpointing={checkpointing}",
+    )
+    found = []
+    marked: list[int] = []
+    ordinary = engine._fetch_layers_whole
+
+    def counting(decoder: Any, ends: Any) -> None:
+        ordinary(decoder, ends)
+        marked.append(sum(getattr(layer, "_z3_leaf", False) for layer in decoder.layers))
+
+    monkeypatch.setattr(engine, "_fetch_layers_whole", counting)
+    for divided_by in ((), DIVIDED[:1] if more is AGAIN else DIVIDED):
+        metrics: list[StepRecord] = []
+        weights = trained(compose_run(*settings, *divided_by), ONE_STAGE[method], metrics.append)
+        found.append(([m.metrics["loss/total"] for m in metrics], weights))
+    assert len(marked) >= 1
+    assert all(marked), "no layer was fetched as a whole"
+    (whole_losses, whole), (losses, weights) = found
+    assert losses == pytest.approx(whole_losses, rel=1e-6)
+    assert whole.keys() == weights.keys()
+    for name in whole:
+        torch.testing.assert_close(weights[name], whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
+    settings = compose_run("model=tiny", "engine=cpu", "engine.student.zero_stage=2")
+    assert engine.sharding(settings.engine, "student") is None
+    assert engine.sharding(settings.engine, "teacher") is None
+
+
+def test_a_divided_teacher_leaves_the_student_whole(compose_run: ComposeRun) -> None:
+    """`zero.Init` as a context would patch every class that is made in it."""
+    settings = compose_run("model=tiny", "engine=cpu", "engine.teacher.zero_stage=3")
+    with launch.joined(World(), cuda=False):
+        sharding = engine.sharding(settings.engine, "teacher")
+        assert sharding is not None
+        teacher = loaded(settings.model, FullParameters("full"), sharding)
+        assert all(hasattr(p, "ds_id") for p in teacher.parameters())
+        student = loaded(settings.model, LORA, engine.sharding(settings.engine, "student"))
+        assert not any(hasattr(p, "ds_id") for p in student.parameters())

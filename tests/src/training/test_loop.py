@@ -1,0 +1,118 @@
+"""The loop's figures: what streams share, and what is kept apart."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from src.models.adapters import FullParameters
+from src.models.facts import ModelFacts
+from src.objectives.base import Batch, Objective
+from src.objectives.language_modeling import LanguageModeling
+from src.objectives.longred import LongRed
+from src.objectives.relation import Relation
+from src.objectives.weighted_sum import WeightedSum
+from src.training.launch import World
+from src.training.loop import StageRun, StepRecord
+from src.training.schedule import StageConfig, StageSchedule, StreamConfig
+
+FACTS = ModelFacts(4, (None,) * 4, 2, 2, 8)
+ALL, LAST = Relation("relation"), Relation("relation", layers="last")
+LM = LanguageModeling("language_modeling")
+
+
+class Student:
+    """Reports what each stream is given, as an objective would."""
+
+    def __init__(self, metrics: dict[str, dict[str, Tensor]]) -> None:
+        self.metrics = metrics
+
+    def loss(self, batch: Batch, stream: str, outputs: None) -> tuple[Tensor, dict[str, Tensor]]:
+        del batch, outputs
+        return torch.tensor(1.0), self.metrics[stream]
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        del loss, last
+
+    def step(self, lr: float) -> float:
+        del lr
+        return 1.0
+
+
+def logged(
+    objectives: dict[str, Objective], terms: dict[str, Any], metrics: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Losses of a step of one block of each stream."""
+    streams = {name: StreamConfig(terms[name], 8) for name in objectives}
+    tokens = 8 * len(streams)
+    stage = StageConfig(tokens, tokens, 1.0, 0, 1.0, FullParameters("full"), streams)
+    reported = {s: {k: torch.tensor(v) for k, v in m.items()} for s, m in metrics.items()}
+    records: list[StepRecord] = []
+    StageRun(
+        name="mix",
+        stage=stage,
+        schedule=StageSchedule(stage),
+        blocks=cast("Any", {name: [np.zeros(8, dtype=np.int64)] for name in streams}),
+        objectives=objectives,
+        facts=FACTS,
+        teacher=None,
+        student=cast("Any", Student(reported)),
+        world=World(),
+        device=torch.device("cpu"),
+        micro_batch=1,
+        seed=0,
+        window=8,
+    ).train(0, records.append)
+    return {k: v for k, v in records[0].metrics.items() if k.startswith("loss/")}
+
+
+def test_other_layers_of_one_kind_are_kept_apart_by_stream() -> None:
+    assert logged(
+        {"short": ALL, "long": LAST},
+        {"short": "relation", "long": "relation_last"},
+        {
+            "short": {"relation/qq": 1.0, "relation/by_layer": [1.0, 2.0, 3.0, 4.0]},
+            "long": {"relation/qq": 5.0, "relation/by_layer": [6.0]},
+        },
+    ) == {
+        "loss/total": 1.0,
+        "loss/short/relation/qq": 1.0,
+        "loss/short/relation/by_layer": [1.0, 2.0, 3.0, 4.0],
+        "loss/long/relation/qq": 5.0,
+        "loss/long/relation/by_layer": [6.0],
+    }
+
+
+def test_the_same_term_of_two_streams_is_one_figure() -> None:
+    both: WeightedSum = WeightedSum((("relation", ALL, 1.0), ("language_modeling", LM, 0.1)))
+    assert logged(
+        {"short": both, "long": LM},
+        {"short": {"relation": 1.0, "language_modeling": 0.1}, "long": "language_modeling"},
+        {
+            "short": {"relation/qq": 1.0, "language_modeling": 2.0},
+            "long": {"language_modeling": 4.0},
+        },
+    ) == {"loss/total": 1.0, "loss/relation/qq": 1.0, "loss/language_modeling": 3.0}
+
+
+def test_longreds_two_terms_keep_their_names() -> None:
+    short, last = LongRed("longred"), LongRed("longred", layers="last")
+    named = {"short": {"longred": 1.0}, "s2l": {"longred_last": 2.0}}
+    found = logged(
+        {"short": short, "s2l": last}, {"short": "longred", "s2l": "longred_last"}, named
+    )
+    assert found == {"loss/total": 1.0, "loss/longred": 1.0, "loss/longred_last": 2.0}
+
+
+def test_layers_chosen_by_drift_are_kept_apart_where_they_differ() -> None:
+    drawn = LongRed("longred", layers=(1, 4))
+    found = logged(
+        {"a": drawn, "b": replace(drawn, layers=(2, 4))},
+        {"a": "longred", "b": "longred"},
+        {"a": {"longred": 1.0}, "b": {"longred": 3.0}},
+    )
+    assert found == {"loss/total": 1.0, "loss/a/longred": 1.0, "loss/b/longred": 3.0}

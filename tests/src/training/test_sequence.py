@@ -1,0 +1,473 @@
+"""Blocks that ranks share: losses, gradients and trained weights are those of one rank."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from multiprocessing import connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed import TCPStore
+
+from src.models.facts import ModelFacts
+from src.objectives.base import Batch, Outputs
+from src.objectives.language_modeling import LanguageModeling
+from src.planning import plan
+from src.planning.devices import ACCELERATORS
+from src.settings.config import ConfigError, RunConfig
+from src.training.launch import World
+from src.training.sequence import NOTHING, Place, next_tokens
+from tests.conftest import by_default, losses
+from tests.forked import server
+from tests.src import sequence_ranks
+from tests.src.passes.test_streaming import LastHidden
+
+
+def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
+    """Let `nproc` ranks do some work, one in this process; the folder with what they left.
+
+    More are forked from one process that has loaded what they need: loading takes a rank longer
+    than its work.
+    """
+    folder.mkdir()
+    (folder / "work.json").write_text(json.dumps({"trained": {}, "passes": [], **work}))
+    if nproc == 1:
+        sequence_ranks.work(folder, World())
+    else:
+        _fork(folder, nproc)
+    return folder
+
+
+def _fork(folder: Path, nproc: int) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(nproc),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    ranks = [
+        server().Process(
+            target=sequence_ranks.start,
+            args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
+            daemon=True,
+        )
+        for rank in range(nproc)
+    ]
+    for rank in ranks:
+        rank.start()
+    try:
+        while any(rank.is_alive() for rank in ranks):
+            connection.wait([rank.sentinel for rank in ranks if rank.is_alive()])
+            failed = [rank for rank in ranks if rank.exitcode]
+            assert not failed, "".join(p.read_text() for p in folder.glob("rank-*.traceback"))
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * nproc
+
+
+def test_neighbouring_ranks_share_blocks() -> None:
+    places = [Place.of(rank, 6, 3) for rank in range(6)]
+    assert [(p.reader, p.readers) for p in places] == [(0, 2)] * 3 + [(1, 2)] * 3
+    assert [(p.part, p.parts) for p in places] == [(0, 3), (1, 3), (2, 3)] * 2
+    rows_bt = np.arange(24).reshape(2, 12)
+    assert [p.cut(rows_bt).tolist() for p in places[:3]] == [
+        [[0, 1, 2, 3], [12, 13, 14, 15]],
+        [[4, 5, 6, 7], [16, 17, 18, 19]],
+        [[8, 9, 10, 11], [20, 21, 22, 23]],
+    ]
+    assert [p.first(12) for p in places[3:]] == [0, 4, 8]
+    assert Place.of(3, 4, 1) == Place(3, 4)
+
+
+def test_nothing_follows_a_blocks_last_token() -> None:
+    rows_bt = np.array([[5, 6, 7], [0, 1, 2]])
+    assert next_tokens(rows_bt).tolist() == [[6, 7, NOTHING], [1, 2, NOTHING]]
+
+
+def test_a_part_of_blocks_says_its_positions() -> None:
+    ids_bt = torch.zeros(2, 3, dtype=torch.int64)
+    assert Batch(ids_bt).contiguous_bt is None
+    second = Batch(ids_bt, parts=2, first=3).contiguous_bt
+    assert second is not None
+    assert second.tolist() == [[3, 4, 5]] * 2
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6], ids=lambda n: f"{n}-parts")
+@pytest.mark.parametrize("chunk", [1, 5, 2048])
+def test_the_mean_of_parts_next_token_losses_is_the_blocks(parts: int, chunk: int) -> None:
+    facts = ModelFacts(layers=1, windows=(None,), heads=2, kv_heads=2, head_dim=8)
+    objective = LanguageModeling("language_modeling", chunk=chunk)
+    draw = torch.Generator().manual_seed(0)
+    head = nn.Linear(4, 11, dtype=torch.float64)
+    hidden_bth = torch.randn(2, 12, 4, generator=draw, dtype=torch.float64, requires_grad=True)
+    rows_bt = np.random.default_rng(0).integers(0, 11, (2, 12))
+    whole, _ = objective.loss(
+        Batch(torch.from_numpy(rows_bt)), None, Outputs(hidden_bth, head=head), facts
+    )
+    values = []
+    for part in range(parts):
+        place = Place(0, 1, part, parts)
+        first, size = place.first(12), 12 // parts
+        batch = Batch(
+            torch.from_numpy(place.cut(rows_bt)),
+            parts=parts,
+            first=first,
+            next_ids_bt=torch.from_numpy(place.cut(next_tokens(rows_bt))),
+        )
+        outputs = Outputs(hidden_bth[:, first : first + size], head=head)
+        values.append(objective.loss(batch, None, outputs, facts)[0])
+    mean = torch.stack(values).mean()
+    torch.testing.assert_close(mean, whole, rtol=1e-6, atol=0)
+    expected, found = (torch.autograd.grad(x, hidden_bth)[0] for x in (whole, mean))
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
+
+
+def _case(name: str, **settings: Any) -> dict[str, Any]:
+    usual = {"family": "llama", "objective": "relation", "lora": True, "checkpointing": False}
+    usual |= {"keep": "qkv", "skipping": False}
+    return {"name": name, **usual, **settings}
+
+
+PASSES = [
+    _case("relation"),
+    _case("checkpointed", checkpointing=True, keep="layer_inputs"),
+    _case("reference", objective="reference", lora=False),
+    _case("qwen3", family="qwen3", checkpointing=True),
+    _case("longred", objective="longred", lora=False, skipping=True),
+    _case("longred-checkpointed", objective="longred", checkpointing=True),
+    _case("logits", objective="logits"),
+    _case("language", objective="language", lora=False),
+    _case("language-checkpointed", objective="language", checkpointing=True, skipping=True),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("nproc", [2, 4], ids=lambda n: f"{n}-ranks")
+@pytest.mark.parametrize("name", [case["name"] for case in PASSES])
+def test_float64_losses_and_gradients_are_those_of_whole_blocks(
+    found_on: dict[int, Path], name: str, nproc: int
+) -> None:
+    one, found = (load_file(found_on[n] / f"passes-{name}.safetensors") for n in (1, nproc))
+    assert found.keys() == one.keys()
+    assert one["loss"] > 1e-4
+    # Cross-entropy and cosines are in float32.
+    wide = name in ("relation", "checkpointed", "reference", "qwen3")
+    for key, expected in one.items():
+        atol = (1e-11 if wide else 1e-6) * float(expected.abs().max())
+        torch.testing.assert_close(found[key], expected, rtol=1e-9 if wide else 1e-5, atol=atol)
+    assert any(value.abs().max() > 1e-6 for key, value in one.items() if key != "loss")
+
+
+# An epsilon above the gradients makes AdamW's update nearly proportional to them, so that it does
+# not enlarge the differences of numbers next to nothing.
+STEADY = (
+    "model=tiny",
+    "engine=cpu",
+    "tracking=none",
+    "eval=none",
+    "optim.eps=1.0",
+    "allow_oversubscribe=true",
+)
+ARD = (
+    "+experiment=linearard_32k",
+    "~recipe.stages.cpt",
+    "recipe.stages.ard.parameters.dropout=0.0",
+    "recipe.stages.ard.streams.short.length=64",
+    "recipe.stages.ard.tokens_per_step=256",
+    "recipe.stages.ard.tokens=512",
+    "recipe.stages.ard.lr=0.5",
+    "objective.terms.relation.weights.qk=0.5",
+)
+CPT = (
+    "+experiment=cpt_long_32k",
+    "budget=null",
+    "recipe.stages.cpt.streams.long.length=64",
+    "recipe.stages.cpt.tokens_per_step=128",
+    "recipe.stages.cpt.tokens=192",
+    "recipe.stages.cpt.lr=0.5",
+)
+LONGRED = (
+    "+experiment=longred_c_32k",
+    "budget=null",
+    "recipe.stages.mix.tokens=1024",  # a whole turn of the mixture
+    "recipe.stages.mix.tokens_per_step=512",
+    "recipe.stages.mix.slot_tokens=64",
+    "recipe.stages.mix.streams.long.length=64",
+    "recipe.stages.mix.streams.short.length=16",
+    "recipe.stages.mix.streams.s2l.length=32",
+    "recipe.stages.mix.lr=0.1",
+)
+METHODS = {"ard": ARD, "cpt": CPT, "longred": LONGRED}
+CHECKPOINTED = "engine.student.gradient_checkpointing=true"
+SHARED = {
+    "zero0": (),
+    "zero0-checkpointed": (CHECKPOINTED,),
+    "zero1-checkpointed": ("engine.student.zero_stage=1", CHECKPOINTED),
+    "zero2": ("engine.student.zero_stage=2",),
+    "zero3-checkpointed": (
+        "engine.student.zero_stage=3",
+        "engine.teacher.zero_stage=3",
+        CHECKPOINTED,
+    ),
+    "shared-base": ("engine.teacher.share_base=true", CHECKPOINTED),
+    "shared-base-zero3": ("engine.teacher.share_base=true", "engine.student.zero_stage=3"),
+}
+ALWAYS = {
+    ("ard", "zero0-checkpointed"),
+    ("ard", "shared-base-zero3"),
+    ("cpt", "zero3-checkpointed"),
+    ("longred", "zero1-checkpointed"),
+}
+VARIANTS = [
+    pytest.param(method, name, marks=() if (method, name) in ALWAYS else pytest.mark.thorough)
+    for method in METHODS
+    for name in SHARED
+    if method == "ard" or not name.startswith("shared")
+]
+ON_FOUR = {
+    "groups": ("engine.sequence_parallel=2", "engine.student.zero_stage=1"),
+    "all": ("engine.sequence_parallel=4",),
+}
+
+
+@pytest.fixture(scope="module")
+def found_on(
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    compose_run: Callable[..., RunConfig],
+) -> dict[int, Path]:
+    """What one, two and four ranks found, by one set of processes each.
+
+    All of `PASSES`; four are twice as many as there are key-value heads. And of two optimizer steps
+    what the chosen tests ask for: on one rank; on two that share blocks; on two such groups.
+    """
+    asked = [
+        item.callspec.params
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and "found_on" in item.fixturenames
+    ]
+    pairs = [(x["method"], x["name"]) for x in asked if {"method", "name"} <= x.keys()]
+    shares = [(x["method"], x["share"]) for x in asked if "share" in x]
+    folder = tmp_path_factory.mktemp("ranks")
+
+    def composed(method: str, *overrides: str) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(compose_run(*METHODS[method], *STEADY, *overrides))))
+
+    parted = "engine.sequence_parallel=2"
+    one = {method: composed(method) for method in METHODS}
+    two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in pairs}
+    four = {f"{m}-{share}": composed(m, *ON_FOUR[share]) for m, share in shares}
+    return {
+        n: on_ranks(folder / str(n), n, passes=PASSES, trained=configs)
+        for n, configs in {1: one, 2: two, 4: four}.items()
+    }
+
+
+def _same_training(one: Path, other: Path) -> None:
+    expected, found = (json.loads(p.with_suffix(".json").read_text()) for p in (one, other))
+    assert len(expected) == len(found) == 2
+    for a, b in zip(expected, found, strict=True):
+        assert a.keys() == b.keys()
+        for key in a.keys() - {"tokens_per_second"}:
+            assert b[key] == pytest.approx(a[key], rel=5e-6, abs=1e-8), key
+    before, after = (load_file(p.with_suffix(".safetensors")) for p in (one, other))
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=1e-6, atol=5e-7, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "name"), VARIANTS)
+def test_two_ranks_that_share_blocks_train_as_one(
+    found_on: dict[int, Path], method: str, name: str
+) -> None:
+    _same_training(found_on[1] / method, found_on[2] / f"{method}-{name}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("share", ON_FOUR)
+@by_default(lambda method, share: (method, share) in (("longred", "groups"), ("ard", "all")))
+def test_four_ranks_train_as_one(found_on: dict[int, Path], method: str, share: str) -> None:
+    """Two groups read blocks of their own; or all share one, more than key-value heads."""
+    _same_training(found_on[1] / method, found_on[4] / f"{method}-{share}")
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_a_run_of_two_ranks_that_share_blocks_resumes(
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_command: Callable[..., subprocess.CompletedProcess],
+) -> None:
+    shared = ["launch.nproc=2", "engine.sequence_parallel=2"]
+    for name, overrides in {"one": [], "two": shared}.items():
+        done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
+        assert done.returncode == 0, done.stderr
+    expected = losses(tmp_path / "one")
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+    # As if it had been stopped after its first stage.
+    shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-6")
+    record = tmp_path / "two" / "run.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "interrupted"}))
+    done = run_command("src.train", f"resume={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
+    assert (tmp_path / "two" / "export" / "config.json").is_file()
+
+
+BASE = ("+experiment=linearard_32k", "model=tiny", "engine.sequence_parallel=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ranks", "message"),
+    [
+        pytest.param(
+            (),
+            1,
+            r"engine\.sequence_parallel=2: .*, and 1 cannot.*launch\.nproc=2",
+            id="too-few-ranks",
+        ),
+        pytest.param((), 3, r"engine\.sequence_parallel=2: .*, and 3 cannot", id="uneven-ranks"),
+        pytest.param(
+            ("engine.sequence_parallel=3",),
+            3,
+            r"sequence_parallel=3: the 4 heads of tiny, with keys and values in 2, .* \[2, 4\]",
+            id="heads",
+        ),
+        pytest.param(
+            ("model.shape.heads=12", "model.shape.kv_heads=4", "engine.sequence_parallel=6"),
+            6,
+            r"sequence_parallel=6: the 12 heads of tiny, with keys and values in 4, .* \[2, 4, 12",
+            id="key-value-heads",
+        ),
+        pytest.param(
+            ("engine.compile=true",),
+            2,
+            r"compile=true and sequence_parallel=2 do not go together",
+            id="compile",
+        ),
+        pytest.param(
+            ("+model.attention=eager",), 2, r"model\.attention: eager .*; use sdpa", id="eager"
+        ),
+        pytest.param(
+            ("rope=dynamic",), 2, r"rope\.type: dynamic .*sequence_parallel", id="dynamic"
+        ),
+        pytest.param(("rope=longrope",), 2, r"rope\.type: longrope .*parallel", id="longrope"),
+        pytest.param(
+            ("model=tiny_mistral",),
+            2,
+            r"streams\.short\.length: 4096 tokens are more than the sliding window of "
+            r"tiny_mistral, 48, .*give at most 48",
+            id="sliding-window",
+        ),
+        pytest.param(
+            (
+                "recipe.stages.ard.streams.short.length=1023",
+                "recipe.stages.ard.tokens_per_step=1023",
+            ),
+            2,
+            r"streams\.short\.length: 1023 tokens .*sequence_parallel=2; give a multiple of 2",
+            id="length",
+        ),
+        pytest.param(
+            ("recipe.stages.ard.tokens=16389",),
+            2,
+            r"recipe\.stages\.ard\.tokens=16389 ends on a block of 5 tokens.*: give 16388 or 16390",
+            id="last-block",
+        ),
+        pytest.param(
+            ("objective.terms.relation.weights.av=0.5",),
+            2,
+            r"objective\.terms\.relation\.weights\.av=0\.5: it needs whole blocks",
+            id="av",
+        ),
+        pytest.param(
+            ("objective.terms.relation.relation_heads=4",),
+            2,
+            r"objective\.terms\.relation\.relation_heads=4: it needs whole blocks",
+            id="relation-heads",
+        ),
+        pytest.param(
+            (
+                "+experiment=logit_kd_32k",
+                "objective.terms.logit_distillation.last_tokens=512",
+            ),
+            2,
+            r"objective\.terms\.logit_distillation\.last_tokens=512: it needs whole blocks",
+            id="last-tokens",
+        ),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_by_name(
+    compose_run: Callable[..., RunConfig], overrides: tuple[str, ...], ranks: int, message: str
+) -> None:
+    replaced = any("experiment" in o for o in overrides)
+    given = [*BASE[1 if replaced else 0 :], *overrides]
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(*given), world_size=ranks)
+
+
+def test_an_objective_that_says_nothing_of_parts_is_refused(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(*BASE)
+    terms = run.objective.terms | {"relation": LastHidden()}
+    changed = replace(run, objective=replace(run.objective, terms=terms))
+    with pytest.raises(ConfigError, match=r"streams\.short\.objective: relation does not say how"):
+        plan.make(changed, world_size=2)
+
+
+def test_a_window_that_no_block_exceeds_is_no_obstacle(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(
+        "+experiment=linearard_32k",
+        "model=mistral_7b",
+        "~recipe.stages.cpt",
+        "recipe.stages.ard.streams.short.length=4096",
+        "engine.sequence_parallel=2",
+    )
+    assert plan.make(run, world_size=2).stages
+
+
+def test_a_block_too_long_for_a_rank_is_to_be_shared(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(
+        "+experiment=linearard_32k",
+        "~recipe.stages.cpt",
+        "rope.target_length=131072",
+        "objective.allow_beyond_native=true",
+        "recipe.stages.ard.streams.short.length=131072",
+        "recipe.stages.ard.tokens_per_step=131072",
+    )
+    made = plan.make(run, world_size=2, device=ACCELERATORS["h100"])
+    with pytest.raises(ConfigError, match=r"it fits with .*engine\.sequence_parallel=2 \("):
+        plan.check_fits(made, run)
+
+
+def test_the_plan_says_who_shares_blocks(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(*BASE)
+    made = plan.make(run, world_size=6)
+    text = io.StringIO()
+    plan.show(made, run, Console(file=text))
+    assert "each block is shared by 2 ranks; 3 such groups read blocks" in text.getvalue()
+    # 16,384 tokens a step are four blocks, for three groups.
+    assert made.stage("ard").accumulation == 2
+    assert made.stage("ard").busy == pytest.approx(4 / 6)

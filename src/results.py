@@ -1,0 +1,434 @@
+"""Records of evaluation results: suites write them; dashboard, tracker and benchmarks read them.
+
+`evals/SUITE.json` is one record as JSON. A record names its suite and lists its models; a model has
+a name, a role and the hash of its weights, followed by its figures. Scores are defined in
+docs/method.md: recovery is in percent of the native model, the gap closed is a share.
+
+A suite that the page does not show may define its record in its own file. Files of schema 1, which
+had no roles, are converted here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+SCHEMA = 2
+# native and scaled: before training; stage: after an earlier stage of the run; final: after its
+# last; comparison: another run's final model; retrieval: the native model with retrieval.
+Role = Literal["native", "scaled", "stage", "final", "comparison", "retrieval"]
+TRAINED: tuple[Role, ...] = ("stage", "final")
+
+Interval = tuple[float | None, float | None]
+"""95% interval, low and high; an end that is not defined is null."""
+Curve = tuple[float | None, ...]
+
+
+class ResultsError(ValueError):
+    """A file of results that cannot be read; the message is one line and says what to do."""
+
+
+class Record(BaseModel):
+    """Part of a file of results. Unknown keys are ignored; what is not defined is null."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+
+class ModelRecord(Record):
+    """A model and what a suite found for it."""
+
+    name: str
+    """`native`, `scaled`, `after STAGE`, or another run's method."""
+    role: Role
+    weights: str | None = None
+    """SHA-256 of the weights and of the config that they are loaded under."""
+
+
+_Model = TypeVar("_Model", bound=ModelRecord)
+
+
+class SuiteResults(Record, Generic[_Model]):
+    """A file of results. Models come in the order native, scaled, trained, others."""
+
+    suite: ClassVar[str]
+    """The suite's name."""
+    limit: NonNegativeInt | None = None
+    """Items of each task that were scored, at most; None: all."""
+    failures: dict[str, str] = Field(default_factory=dict)
+    """What could not be evaluated, by task or model, and why."""
+    models: tuple[_Model, ...] = Field(min_length=1)
+
+    def of_role(self, *roles: Role) -> tuple[_Model, ...]:
+        """The models of these roles."""
+        return tuple(model for model in self.models if model.role in roles)
+
+    @property
+    def native(self) -> _Model | None:
+        """The native model."""
+        return next(iter(self.of_role("native")), None)
+
+    @property
+    def scaled(self) -> _Model | None:
+        """The scaled model without training."""
+        return next(iter(self.of_role("scaled")), None)
+
+    @property
+    def students(self) -> tuple[_Model, ...]:
+        """All models but the native and the scaled one."""
+        return tuple(model for model in self.models if model.role not in ("native", "scaled"))
+
+    @property
+    def final(self) -> _Model | None:
+        """The run's own last model."""
+        return next(iter(self.of_role(*TRAINED)[::-1]), None)
+
+    def plain(self) -> dict[str, Any]:
+        """The record as JSON values, without what was never set."""
+        content = self.model_dump(mode="json", exclude_unset=True)
+        return {"schema": SCHEMA, "suite": self.suite, **content}
+
+
+class Dataset(Record):
+    """The held-out text of an evaluation."""
+
+    name: str
+    documents: tuple[str, ...] = ()
+    fingerprint: str | None = None
+    tokens: NonNegativeInt | None = None
+
+
+class PerplexityScore(Record):
+    """How far a model is restored at one window; definitions: `src/evals/perplexity.py`."""
+
+    gap_closed: float | None = None
+    gap_closed_nll: float | None = None
+    recovery: float | None = None
+
+
+class PerplexityModel(ModelRecord):
+    """Perplexity, nats a token and scored tokens by window length in tokens."""
+
+    # Files that others wrote may hold NaN.
+    model_config = ConfigDict(allow_inf_nan=True)
+
+    perplexity: dict[PositiveInt, float | None]
+    nll: dict[PositiveInt, float | None] = Field(default_factory=dict)
+    tokens: dict[PositiveInt, int] = Field(default_factory=dict)
+    scores: dict[PositiveInt, PerplexityScore] = Field(default_factory=dict)
+
+
+class PerplexityResults(SuiteResults[PerplexityModel]):
+    """`evals/perplexity.json`."""
+
+    suite: ClassVar[str] = "perplexity"
+    dataset: Dataset
+    windows: tuple[PositiveInt, ...] = Field(min_length=1)
+    headline: PositiveInt | None = None
+    """The window whose scores are quoted."""
+
+
+class Mean(Record):
+    """A mean over tasks, each of equal weight, with its standard error."""
+
+    value: float | None = None
+    stderr: float | None = None
+    tasks: tuple[str, ...] = ()
+    higher_is_better: bool = True
+
+
+class TaskResult(Record):
+    """A model's figure for one task."""
+
+    value: float | None = None
+    stderr: float | None = None
+    n: NonNegativeInt | None = None
+    metric: str | None = None
+    higher_is_better: bool = True
+    chance: float | None = None
+    """What guessing scores; None where that means nothing."""
+    length: PositiveInt | None = None
+    """Of RULER's prompts, in tokens."""
+    truncated: NonNegativeInt | None = None
+    """Papers that lost their end, since they were longer than the window."""
+    tokens: float | None = None
+    """Of a paper's prompt, on average."""
+
+
+class Intervals(Record):
+    """95% intervals of the scores."""
+
+    recovery: Interval | None = None
+    gap_closed: Interval | None = None
+    recovery_vs_best: Interval | None = None
+
+
+class Difference(Record):
+    """A student's value minus another model's."""
+
+    value: float
+    interval: Interval | None = None
+
+
+class Differences(Record):
+    """Differences from the scaled and from the native model."""
+
+    to_scaled: Difference
+    to_native: Difference
+
+
+class Score(Record):
+    """How far a student is restored on a task, a category or an average."""
+
+    recovery: float | None = None
+    gap_closed: float | None = None
+    recovery_vs_best: float | None = None
+    interval: Intervals = Intervals()
+    difference: Differences | None = None
+    discriminating: bool | None = None
+    """Whether the native model is above chance."""
+    significant: bool | None = None
+    """Whether the difference from the scaled model is more than noise."""
+
+
+class StudentScores(Record):
+    """A student's scores; `average` is over the tasks that discriminate."""
+
+    tasks: dict[str, Score] = Field(default_factory=dict)
+    categories: dict[str, Score] = Field(default_factory=dict)
+    average: Score | None = None
+    full_average: Score | None = None
+
+
+class TaskModel(ModelRecord):
+    """A model's figures by task, and the means of them."""
+
+    results: dict[str, TaskResult] = Field(default_factory=dict)
+    categories: dict[str, Mean] = Field(default_factory=dict)
+    average: Mean | None = None
+    """Over the tasks that discriminate."""
+    full_average: Mean | None = None
+    by_length: dict[PositiveInt, Mean] = Field(default_factory=dict)
+    """RULER's mean over tasks by length in tokens."""
+    window: PositiveInt | None = None
+    """Tokens that the model reads and writes at once."""
+    scores: StudentScores = StudentScores()
+    seconds: dict[str, float] = Field(default_factory=dict)
+    """Of the tasks that were evaluated now and not taken from the cache."""
+    lm_eval: dict[str, Any] = Field(default_factory=dict)
+    """lm-eval's own figures by its task names."""
+
+
+class TaskResults(SuiteResults[TaskModel]):
+    """A suite of tasks that are scored item by item."""
+
+    seed: NonNegativeInt | None = None
+    resamples: NonNegativeInt | None = None
+    dtype: str | None = None
+    device: str | None = None
+
+
+class ShortResults(TaskResults):
+    """`evals/short.json`."""
+
+    suite: ClassVar[str] = "short"
+    source: str | None = None
+
+
+class RulerResults(TaskResults):
+    """`evals/ruler.json`."""
+
+    suite: ClassVar[str] = "ruler"
+    lengths: tuple[PositiveInt, ...] = ()
+
+
+class PapersResults(TaskResults):
+    """`evals/papers.json`: questions on whole papers."""
+
+    suite: ClassVar[str] = "papers"
+
+
+class NeedleCell(Record):
+    """Share of needles found at a length in tokens and a depth from 0 (start) to 100 (end)."""
+
+    length: PositiveInt
+    depth: Annotated[float, Field(ge=0, le=100)]
+    value: float | None = None
+    stderr: float | None = None
+    n: NonNegativeInt | None = None
+
+
+class NeedleModel(ModelRecord):
+    """A model's needle-depth grid."""
+
+    cells: tuple[NeedleCell, ...] = ()
+
+
+class NeedleDepthResults(SuiteResults[NeedleModel]):
+    """`evals/needle_depth.json`."""
+
+    suite: ClassVar[str] = "needle_depth"
+    seed: NonNegativeInt | None = None
+
+
+class DriftModel(ModelRecord):
+    """How far a model's inner states are from the native model's, layer by layer, in nats."""
+
+    relation_kl: dict[str, Curve] = Field(default_factory=dict)
+    """By relation: `qq`, `kk`, `vv`."""
+    relation_kl_by_position: dict[str, Curve] = Field(default_factory=dict)
+    """By relation, and `edges`, where bins of positions begin."""
+    relation_kl_by_layer_and_position: dict[str, tuple[Curve, ...]] = Field(default_factory=dict)
+    attention_kl: Curve = ()
+    attention_kl_by_position: Curve = ()
+    hidden_cosine: Curve = ()
+    logit_kl: float | None = None
+    logit_kl_by_position: Curve = ()
+
+
+class DriftResults(SuiteResults[DriftModel]):
+    """`evals/drift.json`."""
+
+    suite: ClassVar[str] = "drift"
+    dataset: Dataset | None = None
+    length: PositiveInt | None = None
+    edges: tuple[NonNegativeInt, ...] = ()
+
+
+_Results = TypeVar("_Results", bound=SuiteResults[Any])
+# Suites that schema 1 kept in one file, long.json.
+_FORMERLY_LONG = ("ruler", "papers", "needle_depth", "positions")
+
+
+def read(evals: Path, kind: type[_Results]) -> _Results | None:
+    """A suite's results in a run's `evals/`; None where the suite was not evaluated.
+
+    Raises:
+        ResultsError: the file cannot be read, is damaged or of an unknown schema.
+    """
+    file = evals / f"{kind.suite}.json"
+    if kind.suite in _FORMERLY_LONG and not file.exists():
+        file = evals / "long.json"
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ResultsError(f"{file.name} cannot be read ({error.strerror})") from error
+    if not content.strip():
+        raise ResultsError(f"{file.name} is empty: {_again(file.stem)}")
+    try:
+        return parse(content, kind)
+    except ResultsError as error:
+        raise ResultsError(f"{file.name}: {error}") from error
+
+
+def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
+    """A record from the text of a file; None where a `long.json` lacks this part.
+
+    Raises:
+        ResultsError: as `read`.
+    """
+    try:
+        plain = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"not JSON ({error}): {_again(kind.suite)}") from error
+    schema = plain.get("schema") if isinstance(plain, dict) else None
+    if schema not in (1, SCHEMA):
+        allowed = f"allowed: 1, {SCHEMA}"
+        raise ResultsError(f"schema={schema!r} is unknown; {allowed}; {_again(kind.suite)}")
+    held = ("long", kind.suite) if schema == 1 and kind.suite in _FORMERLY_LONG else (kind.suite,)
+    if plain.get("suite") not in held:
+        raise ResultsError(f"suite={plain.get('suite')!r}; allowed: {kind.suite}")
+    try:
+        if schema == 1:
+            plain = _from_schema_1(plain, kind.suite)
+        return None if plain is None else kind.model_validate(plain)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ResultsError(f"{place}: {first['msg']}; {_again(kind.suite)}") from error
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ResultsError(f"not of schema 1 ({error!r}): {_again(kind.suite)}") from error
+
+
+def long_average(*parts: TaskModel | None) -> Mean | None:
+    """The mean over all tasks that a model's averages of several suites are over."""
+    means = [part.average for part in parts if part and part.average]
+    means = [mean for mean in means if mean.value is not None]
+    if len(means) < 2:
+        return next(iter(means), None)
+    n = sum(len(mean.tasks) for mean in means)
+    errors = [None if m.stderr is None else len(m.tasks) * m.stderr for m in means]
+    known = [error for error in errors if error is not None]
+    return Mean(
+        value=sum(len(mean.tasks) * (mean.value or 0.0) for mean in means) / n,
+        stderr=math.hypot(*known) / n if len(known) == len(errors) else None,
+        tasks=tuple(task for mean in means for task in mean.tasks),
+    )
+
+
+def _again(suite: str) -> str:
+    return f"evaluate again with python -m src.evaluate run=RUN_DIR eval={suite}"
+
+
+def _from_schema_1(plain: Mapping[str, Any], suite: str) -> dict[str, Any] | None:
+    """Content of schema 1 as schema 2: models get roles, scores move to their models."""
+    roles = _roles([model["name"] for model in plain["models"]])
+    by_model = plain.get("scores_by_model") or {}
+    if suite == "perplexity":
+        # The oldest files have the last model's scores alone.
+        last = [name for name, role in roles.items() if role == "final"]
+        by_model = {name: plain.get("scores") for name in last} | by_model
+    kept = {k: v for k, v in plain.items() if k not in ("scores", "scores_by_model", "models")}
+    models = [
+        model | {"role": roles[model["name"]]} | _scores(by_model, model["name"])
+        for model in plain["models"]
+    ]
+    if plain.get("suite") == "long":
+        models = list(_part_of_long(plain, models, suite))
+        if not models:
+            return None
+    return kept | {"models": models}
+
+
+def _scores(by_model: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {"scores": by_model[name]} if by_model.get(name) else {}
+
+
+def _roles(names: Sequence[str]) -> dict[str, Role]:
+    """Roles by names as schema 1 gave them."""
+    known: dict[str, Role] = {"native": "native", "scaled": "scaled"}
+    trained = [name for name in names if name.startswith("after ") or name == "restored"]
+    roles: dict[str, Role] = {name: known.get(name, "comparison") for name in names}
+    roles |= {name: "retrieval" for name in names if name.endswith(" + BM25")}
+    roles |= dict.fromkeys(trained, "stage")
+    # Where no name says so, the last model is the run's own.
+    own = trained or [name for name in names if roles[name] == "comparison"]
+    return {name: "final" if name in own[-1:] else role for name, role in roles.items()}
+
+
+def _part_of_long(
+    plain: Mapping[str, Any], models: Sequence[Mapping[str, Any]], suite: str
+) -> Iterator[dict[str, Any]]:
+    """The models of one of the suites that long.json held."""
+    for model in models:
+        identity = {k: model[k] for k in ("name", "role", "weights", "window") if k in model}
+        results = model.get("results", {})
+        if suite == "needle_depth" and (cells := plain.get("needle_depth", {}).get(model["name"])):
+            yield identity | {"cells": cells}
+        if suite == "positions" and model.get("text"):
+            yield identity | model["text"]
+        if suite == "papers" and "qasper_yesno" in results:
+            yield identity | {"results": {"qasper_yesno": results["qasper_yesno"]}}
+        if suite == "ruler":
+            by_length = {
+                length: {"value": mean["value"], "stderr": mean["stderr"]}
+                for length, mean in model.get("ruler_by_length", {}).items()
+            }
+            ruler = {task: r for task, r in results.items() if task != "qasper_yesno"}
+            yield {**model, "results": ruler, "by_length": by_length}

@@ -34,7 +34,7 @@ from typing import Any
 import yaml
 
 from benchmarks.short_suite import commit_of, measured_before
-from src import assets, models
+from src import assets
 from src.data import DataConfig, PackagedText
 from src.evals import packaged
 from src.evals.cache import ResultCache
@@ -45,8 +45,9 @@ from src.evals.ruler.store import SampleStore
 from src.evals.suite import Candidate, Evaluation, SuiteResult
 from src.evals.suites.drift import DriftSuite
 from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
-from src.models import ModelConfig
+from src.models.config import ModelConfig
 from src.models.rope import LinearScaling
+from src.models.sources import check_available
 from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, device_name, versions, write_json
 from src.settings import config
@@ -325,7 +326,7 @@ def _with_error(row: Mapping[str, Any], scale: float) -> str:
 def run(options: argparse.Namespace) -> None:
     """Everything, written as it comes."""
     whole = evaluation(options)
-    models.check_available(whole.candidates[0].model)
+    check_available(whole.candidates[0].model)
     known = measured_before(options.out, options.commit)
     rows = timed_rows(options, whole, known)
     print(*rows, sep="\n", flush=True)

@@ -25,8 +25,10 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from src import models
 from src.models.adapters import causal_model, make_trainable
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model
+from src.models.shapes import facts_of
 from src.objectives.base import Batch
 from src.passes.capture import LayerQKV, QKVCapture
 from src.planning import plan
@@ -109,11 +111,11 @@ def references_side(
     """Its loop, one process."""
     stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
     dtype = DTYPES[settings.engine.dtype]
-    native = models.native_config(settings.model)
-    layers = models.facts_of(native).layers
-    teacher: Any = models.load_model(settings.model, native, dtype=dtype, capture=True)
-    scaled = models.scaled_config(settings.model, settings.rope)
-    base = models.load_model(settings.model, scaled, dtype=dtype, capture=True)
+    native = native_config(settings.model)
+    layers = facts_of(native).layers
+    teacher: Any = load_model(settings.model, native, dtype=dtype, capture=True)
+    scaled = scaled_config(settings.model, settings.rope)
+    base = load_model(settings.model, scaled, dtype=dtype, capture=True)
     student: Any = make_trainable(base, stage.parameters, seed=settings.seed)
     # PEFT's default, which the reference leaves: adapters in float32.
     for parameter in student.parameters():

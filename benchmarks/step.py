@@ -45,9 +45,9 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
-from src import models
 from src.models.adapters import LoraParameters
 from src.models.facts import ModelFacts
+from src.models.hf_config import planned_facts, resolved_shape
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.planning import cost, plan
 from src.planning.cost import Setting
@@ -310,7 +310,7 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         built = run.build(settings, STAGE, planned, objectives, random_on=device if cuda else None)
         build_peak = gauge.peak()
         gauge.reset()
-        shape = models.resolved_shape(settings.model)
+        shape = resolved_shape(settings.model)
         length = settings.recipe.stages[STAGE].streams[STREAM].length
         blocks = RandomBlocks(length, shape.vocabulary)
         losses: list[float] = []
@@ -463,7 +463,7 @@ def _plain_flops(settings: RunConfig, planned: plan.StagePlan, world: World) -> 
     """Floating-point operations of a block, nothing done twice."""
     shape = settings.model.shape
     assert shape is not None
-    facts = models.planned_facts(settings.model)
+    facts = planned_facts(settings.model)
     adapters = planned.total_parameters - shape.parameters
     setting = Setting(
         settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size, False, "qkv"

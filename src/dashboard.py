@@ -23,7 +23,7 @@ from pydantic import ConfigDict, Field
 from rich.console import Console
 
 from src import command, tracking
-from src.models import PositiveInt
+from src.models.config import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
 from src.report.drawer import sweep_name

@@ -25,8 +25,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src import command, models, tracking
+from src import command, tracking
 from src.evals import running
+from src.models.sources import check_available
 from src.multirun import composition, driver
 from src.multirun.identity import identity
 from src.planning import plan
@@ -282,7 +283,7 @@ def _preflight(settings: RunConfig) -> run.Data:
         )
     if settings.engine.compile and not uses_cuda(settings.engine.device):
         _check_compiler("engine.compile: torch compiles the layers", "compile=false")
-    models.check_available(settings.model)
+    check_available(settings.model)
     data = run.prepare_data(settings)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import models, train
+from src import train
+from src.models.hf_config import resolved_shape
 from src.settings.config import ConfigError, RunConfig
 from src.training import run
 from tests.conftest import ROOT, cut_after, losses
@@ -337,7 +338,7 @@ def test_the_small_models_real_experiments_plan(compose_run: Callable[..., RunCo
     assert streams.items() <= one.recipe.stages["mix"].streams.items()
     made = plan.make(one, world_size=1).stages[0]
     assert (made.tokens, made.steps) == (4_456_448, 34)
-    assert models.resolved_shape(one.model).layers == 30
+    assert resolved_shape(one.model).layers == 30
     assert (ROOT / "conf" / "experiment" / "longred_u_32k.yaml").read_text().count(
         "positions:"
     ) == 1

@@ -21,7 +21,7 @@ from pydantic import Field
 
 from kernels.relation_kl import attention_kl, relation_kl
 from src.evals.suite import NOT_FINITE, EvaluationError
-from src.models import facts_of
+from src.models.shapes import facts_of
 from src.passes.capture import LayerQKV, QKVCapture
 from src.progress import meter
 

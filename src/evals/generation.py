@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from src.models import attention_windows, frequency_class, shape_of
+from src.models.shapes import attention_windows, frequency_class, shape_of
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:

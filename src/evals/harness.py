@@ -36,7 +36,7 @@ from torch import Tensor, distributed
 
 from src.evals.generation import continued
 from src.evals.suite import NOT_FINITE, EvaluationError
-from src.models import frequency_class
+from src.models.shapes import frequency_class
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:

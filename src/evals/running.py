@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from src import models
 from src.assets import AssetError, cache_dir
 from src.data import DataError
 from src.evals.cache import ResultCache
@@ -29,7 +28,8 @@ from src.evals.suite import (
     SuiteResult,
 )
 from src.evals.suites import SUITES
-from src.models import FolderWeights, ModelConfig
+from src.models.config import FolderWeights, ModelConfig, ModelError
+from src.models.sources import check_available
 from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 from src.settings import config
@@ -196,7 +196,7 @@ def _same_weights(*given: ModelConfig) -> bool:
         return False
     try:
         found = {Candidate("native", "native", model).fingerprint for model in given}
-    except (models.ModelError, EvaluationError):
+    except (ModelError, EvaluationError):
         return False
     return len(found) == 1
 
@@ -285,7 +285,7 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
     data = settings.data
     if settings.run is None:
         assert settings.model is not None
-        models.check_available(settings.model)
+        check_available(settings.model)
         candidates = (Candidate(settings.model.name, "native", settings.model),)
     else:
         folder = RunFolder.open(Path(settings.run))

@@ -18,18 +18,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from src import models
 from src.assets import content_digest
 from src.data import prepare_corpus
 from src.data.tokenization import tokenizer_identity
 from src.evals.cache import ResultCache
+from src.models.config import ModelError
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model, load_tokenizer
+from src.models.sources import local_folder
 from src.planning.devices import DTYPES, device_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from src.data import Corpus, DataConfig
-    from src.models import ModelConfig
+    from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
 
 Role = Literal["native", "scaled", "trained", "comparison"]
@@ -69,8 +72,8 @@ class Candidate:
     def config(self) -> PretrainedConfig:
         """Its transformers config, with its RoPE."""
         if self.scaling is None:
-            return models.native_config(self.model)
-        return models.scaled_config(self.model, self.scaling)
+            return native_config(self.model)
+        return scaled_config(self.model, self.scaling)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -90,7 +93,7 @@ class Candidate:
         """SHA-256 of its generation_config.json, which says what ends its answers, or None."""
         if self.weights is None and self.model.random_weights:
             return None
-        file = (self.weights or models.local_folder(self.model)) / "generation_config.json"
+        file = (self.weights or local_folder(self.model)) / "generation_config.json"
         return content_digest(file) if file.is_file() else None
 
     def _weights_digest(self) -> str:
@@ -107,7 +110,7 @@ class Candidate:
         """
         if self.weights is None and self.model.random_weights:
             return []
-        folder = self.weights or models.local_folder(self.model)
+        folder = self.weights or local_folder(self.model)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise EvaluationError(
@@ -130,14 +133,14 @@ class Candidate:
 
         self._weight_files()
         try:
-            network = models.load_model(
+            network = load_model(
                 self.model,
                 self.config(),
                 dtype=DTYPES[dtype],
                 weights=self.weights,
                 capture=capture,
             )
-        except models.ModelError as error:
+        except ModelError as error:
             # Of this model alone: others go on.
             raise EvaluationError(f"model {self.name!r}: {error}") from error
         network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
@@ -203,7 +206,7 @@ class Evaluation:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
         """The tokenizer that all candidates share."""
-        return models.load_tokenizer(self.candidates[0].model)
+        return load_tokenizer(self.candidates[0].model)
 
     @cached_property
     def tokenizer_digest(self) -> str:

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from src.models import ModelShape
 from src.models.adapters import LoraParameters, QkvParameters
+from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs, Objective
 from src.passes.streaming import Keep

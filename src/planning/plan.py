@@ -14,17 +14,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from src.models import (
-    PLAIN_LAYER_FAMILIES,
-    ModelShape,
-    native_rope,
-    planned_facts,
-    projection_sizes,
-    resolved_shape,
-    scaled_config,
-)
 from src.models.adapters import QKV, FullParameters, LoraParameters, QkvParameters
+from src.models.config import ModelShape, native_rope
 from src.models.facts import ModelFacts
+from src.models.families import PLAIN_LAYER_FAMILIES
+from src.models.hf_config import planned_facts, projection_sizes, resolved_shape, scaled_config
 from src.models.rope import NativeRope
 from src.objectives.base import Demanding, Spreadable
 from src.passes.streaming import Keep

@@ -26,7 +26,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from src.data import DataConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
-from src.models import ModelConfig, PositiveFloat, PositiveInt
+from src.models.config import ModelConfig, PositiveFloat, PositiveInt
 from src.models.rope import RopeScaling
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective

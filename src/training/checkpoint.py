@@ -17,12 +17,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, distributed
 
-from src import models
 from src.models.adapters import AnyParameters, load_trained, make_trainable, merged
+from src.models.hf_config import scaled_config, served_length
+from src.models.loading import load_model, load_tokenizer
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 if TYPE_CHECKING:
-    from src.models import ModelConfig
+    from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
     from src.training.engine import Student
 
@@ -106,14 +107,14 @@ def export(
         seed: the run's seed.
         card: text of the model card.
     """
-    config = models.scaled_config(model, scaling)
-    network = models.load_model(model, config, dtype=torch.float32, weights=weights)
+    config = scaled_config(model, scaling)
+    network = load_model(model, config, dtype=torch.float32, weights=weights)
     trainable = make_trainable(network, parameters, seed=seed)
     load_trained(trainable, trained)
     whole = merged(trainable).to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
-    if (length := models.served_length(model, scaling)) is not None:
+    if (length := served_length(model, scaling)) is not None:
         whole.config.max_seq_len = length
-    tokenizer = models.load_tokenizer(model)
+    tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = scaling.target_length
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)

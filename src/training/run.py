@@ -16,11 +16,14 @@ import numpy as np
 import torch
 from torch import distributed
 
-from src import models, tracking
+from src import tracking
 from src.data import Blocks, Corpus, DataError, prepare_corpus
 from src.evals import running
 from src.models.adapters import make_trainable
 from src.models.facts import ModelFacts
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model, load_tokenizer
+from src.models.shapes import facts_of
 from src.objectives.base import DriftChosen, Objective
 from src.passes.calibration import attention_drift
 from src.planning import plan
@@ -73,7 +76,7 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
     Raises:
         DataError: text that is missing, unreadable, too short, or held out and trained on at once.
     """
-    corpus = prepare_corpus(config.data, models.load_tokenizer(config.model), key=key)
+    corpus = prepare_corpus(config.data, load_tokenizer(config.model), key=key)
     blocks = {
         name: {
             stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
@@ -207,14 +210,14 @@ def build(
         random_on: where random weights are drawn, the CPU by default.
     """
     stage = config.recipe.stages[name]
-    native = models.native_config(config.model)
-    facts = models.facts_of(native)
+    native = native_config(config.model)
+    facts = facts_of(native)
     dtype = DTYPES[config.engine.dtype]
     taught = any(o.needs(facts).teacher for o in objectives.values())
     shared = taught and config.engine.teacher.share_base
     teacher = None
     if taught and not shared:
-        network = models.load_model(
+        network = load_model(
             config.model,
             native,
             dtype=dtype,
@@ -223,9 +226,9 @@ def build(
             sharding=sharding(config.engine, "teacher"),
         )
         teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
-    scaled = models.scaled_config(config.model, config.rope)
+    scaled = scaled_config(config.model, config.rope)
     divided = sharding(config.engine, "student")
-    base = models.load_model(
+    base = load_model(
         config.model,
         scaled,
         dtype=dtype,
@@ -263,14 +266,14 @@ def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> l
     """
     count = max(1, _CALIBRATION_TOKENS // blocks.length)
     ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
-    native = models.native_config(config.model)
+    native = native_config(config.model)
     dtype = DTYPES[config.engine.dtype]
-    load = partial(models.load_model, config.model, dtype=dtype, capture=True)
+    load = partial(load_model, config.model, dtype=dtype, capture=True)
     drift = attention_drift(
         load(native),
-        load(models.scaled_config(config.model, config.rope), weights=weights),
+        load(scaled_config(config.model, config.rope), weights=weights),
         ids_bt,
-        models.facts_of(native),
+        facts_of(native),
         device_of(config.engine.device),
     )
     # GPUs need not agree in the last bits.

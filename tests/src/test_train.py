@@ -15,7 +15,9 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import models, train
+from src import train
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.planning import plan
 from src.planning.devices import DeviceFacts
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
@@ -346,8 +348,8 @@ def test_a_stage_trains_what_it_is_told(
     stages = RunFolder(folder).config()["recipe"]["stages"]
     assert list(stages) == ["ard", "cpt"]
     assert stages["ard"]["parameters"] == {"type": "full"}
-    config = models.native_config(run.model)
-    first = models.load_model(run.model, config, dtype=torch.float32).state_dict()
+    config = native_config(run.model)
+    first = load_model(run.model, config, dtype=torch.float32).state_dict()
     second, third = (
         AutoModelForCausalLM.from_pretrained(folder / name).state_dict()
         for name in ("export-ard", "export")

@@ -19,6 +19,9 @@ FAMILIES: dict[str, Family] = {
     for family in (importlib.import_module(f"{__name__}.{name}").FAMILY for name in _MODULES)
 }
 
+# Families whose layers can be run in part (src/passes/streaming.py).
+PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.parts)
+
 
 def family_of(name: str) -> Family:
     """A listed family, or the defaults under another name: LLaMA's layout, run whole."""
@@ -31,4 +34,4 @@ def layer_parts(children: set[str]) -> LayerParts | None:
     return next((parts for parts in known if parts_of(parts) == children), None)
 
 
-__all__ = ["FAMILIES", "Family", "LayerParts", "family_of", "layer_parts"]
+__all__ = ["FAMILIES", "PLAIN_LAYER_FAMILIES", "Family", "LayerParts", "family_of", "layer_parts"]

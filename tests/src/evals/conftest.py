@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src import models
 from src.evals.ruler import Material, Question, QuestionSet
+from src.models.byte_tokenizer import byte_tokenizer as tokenizer_of_bytes
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model
 from src.models.rope.dynamic import DynamicScaling
 from src.models.rope.longrope import LongRopeScaling
 
@@ -61,7 +63,7 @@ def material() -> Material:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> object:
     """One token a byte, none added."""
-    return models.byte_tokenizer()
+    return tokenizer_of_bytes()
 
 
 @pytest.fixture(scope="session")
@@ -133,8 +135,8 @@ def small_stretched(request: pytest.FixtureRequest, compose_plain: Callable[...,
         "dynamic": DynamicScaling(type="dynamic", target_length=256),
         "longrope": LongRopeScaling(type="longrope", target_length=256),
     }[request.param]
-    config = models.scaled_config(model, scaling)
-    network = models.load_model(model, config, dtype=torch.float32).eval()
+    config = scaled_config(model, scaling)
+    network = load_model(model, config, dtype=torch.float32).eval()
     with torch.no_grad():
         for weight in network.parameters():
             # As it comes, a model this small says nearly the same whatever it reads.

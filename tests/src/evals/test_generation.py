@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from src.evals.generation import GenerationError, batch_rows, encode, generate
-from src.models import byte_tokenizer as byte_tokenizer_of_ones_own
+from src.models.byte_tokenizer import byte_tokenizer as byte_tokenizer_of_ones_own
 
 PROMPTS = [
     "The lamp went out",

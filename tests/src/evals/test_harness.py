@@ -12,12 +12,14 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from src import models
 from src.assets import cache_dir
 from src.evals import packaged
 from src.evals.harness import TokenBudgetLM, run_task
 from src.evals.suite import EvaluationError
 from src.evals.tasks import definition, definitions
+from src.models.byte_tokenizer import byte_tokenizer
+from src.models.hf_config import native_config
+from src.models.loading import load_model, load_tokenizer
 from src.settings.config import EvaluateConfig, load_plain
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "short"
@@ -36,14 +38,14 @@ def settings(compose_plain: Callable[..., dict]) -> EvaluateConfig:
 @pytest.fixture(scope="module")
 def network(settings: EvaluateConfig) -> Any:
     assert settings.model is not None
-    native = models.native_config(settings.model)
-    return models.load_model(settings.model, native, dtype=torch.float32)
+    native = native_config(settings.model)
+    return load_model(settings.model, native, dtype=torch.float32)
 
 
 def wrapped(network: Any, *, window: int = 2048, batch_tokens: int = 700) -> TokenBudgetLM:
     return TokenBudgetLM(
         network,
-        models.byte_tokenizer(),
+        byte_tokenizer(),
         window=window,
         batch_tokens=batch_tokens,
         generation_tokens=1024,
@@ -54,9 +56,7 @@ def wrapped(network: Any, *, window: int = 2048, batch_tokens: int = 700) -> Tok
 @pytest.fixture(scope="module")
 def reference(network: Any) -> HFLM:
     # Its own sharing of logits picks the wrong place where answers of two lengths share an input.
-    return HFLM(
-        pretrained=network, tokenizer=models.byte_tokenizer(), batch_size=1, logits_cache=False
-    )
+    return HFLM(pretrained=network, tokenizer=byte_tokenizer(), batch_size=1, logits_cache=False)
 
 
 def instances(name: str) -> list[Instance]:
@@ -183,9 +183,7 @@ def test_a_text_beyond_the_window_is_refused(network: Any) -> None:
 
 def test_a_head_that_is_not_all_there_is_to_logits_is_refused(settings: EvaluateConfig) -> None:
     assert settings.model is not None
-    changed = models.load_model(
-        settings.model, models.native_config(settings.model), dtype=torch.float32
-    )
+    changed = load_model(settings.model, native_config(settings.model), dtype=torch.float32)
     forward = changed.forward
 
     def capped(*args: Any, **kwargs: Any) -> Any:
@@ -210,7 +208,7 @@ def test_the_first_process_answers_alone_what_is_too_little_for_all(network: Any
 
     def answered(rank: int, size: int) -> Any:
         lm = TokenBudgetLM(
-            *(network, models.byte_tokenizer()),
+            *(network, byte_tokenizer()),
             window=2048,
             batch_tokens=700,
             generation_tokens=1024,
@@ -274,8 +272,8 @@ def test_smollm2_gets_30_of_the_first_80_arc_easy_questions_right_by_characters(
     model = load_plain(EvaluateConfig, plain).model
     assert model is not None
     lm = TokenBudgetLM(
-        models.load_model(model, models.native_config(model), dtype=torch.float32),
-        models.load_tokenizer(model),
+        load_model(model, native_config(model), dtype=torch.float32),
+        load_tokenizer(model),
         window=8192,
         batch_tokens=4096,
         generation_tokens=4096,

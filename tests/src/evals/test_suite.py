@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation
-from src.models import FolderWeights, ModelConfig
+from src.models.byte_tokenizer import byte_tokenizer
+from src.models.config import FolderWeights, ModelConfig
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.settings.config import RunConfig
 
 
@@ -28,9 +30,9 @@ def saved(
     """The tiny model in a folder, weights, config and tokenizer."""
     own = compose_run(*tiny_overrides)
     folder = tmp_path_factory.mktemp("saved") / "model"
-    config = models.native_config(own.model)
-    models.load_model(own.model, config, dtype=torch.float32).save_pretrained(folder)
-    models.byte_tokenizer().save_pretrained(folder)
+    config = native_config(own.model)
+    load_model(own.model, config, dtype=torch.float32).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     model = replace(
         own.model, random_weights=False, source=FolderWeights("folder", str(folder)), shape=None
     )

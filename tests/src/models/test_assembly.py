@@ -13,8 +13,6 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from src import models
-from src.models import ModelConfig, ModelError
 from src.models.adapters import (
     AnyParameters,
     FullParameters,
@@ -22,6 +20,9 @@ from src.models.adapters import (
     QkvParameters,
     make_trainable,
 )
+from src.models.config import FolderWeights, ModelConfig, ModelError
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.settings.config import RunConfig
 from tests.src.live_bytes import LiveBytes
 
@@ -57,14 +58,12 @@ class Halving(Recording):
 
 
 def load(model: ModelConfig, dtype: torch.dtype, sharding: Recording | None) -> PreTrainedModel:
-    return models.load_model(
-        model, models.native_config(model), dtype=dtype, capture=True, sharding=sharding
-    )
+    return load_model(model, native_config(model), dtype=dtype, capture=True, sharding=sharding)
 
 
 def saved(model: ModelConfig, folder: Path, shard_size: str = "50GB") -> ModelConfig:
     load(model, torch.float32, None).save_pretrained(folder, max_shard_size=shard_size)
-    source = models.FolderWeights("folder", str(folder))
+    source = FolderWeights("folder", str(folder))
     return replace(model, random_weights=False, source=source)
 
 
@@ -185,9 +184,9 @@ def test_a_folder_of_other_files_is_refused(compose_run: ComposeRun, tmp_path: P
 def test_a_weight_of_another_shape_is_refused(compose_run: ComposeRun, tmp_path: Path) -> None:
     model = saved(compose_run("model=tiny").model, tmp_path)
     wider = compose_run("model=tiny", "model.shape.intermediate=96").model
-    config = models.native_config(wider)
+    config = native_config(wider)
     with pytest.raises(ModelError, match=r"has shape \[.*\], the model \[32, 96"):
-        models.load_model(model, config, dtype=torch.float32, sharding=Recording())
+        load_model(model, config, dtype=torch.float32, sharding=Recording())
 
 
 def test_damaged_files_are_named(compose_run: ComposeRun, tmp_path: Path) -> None:

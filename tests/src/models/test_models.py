@@ -18,11 +18,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from src import assets, models
+from src import assets
 from src.evals.perplexity import negative_log_likelihood
-from src.models import ModelConfig, ModelError, ModelShape
+from src.models.byte_tokenizer import byte_tokenizer
+from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
+from src.models.hf_config import native_config, planned_facts, resolved_shape, scaled_config
+from src.models.loading import load_model, load_tokenizer
 from src.models.rope import BaseFrequencyScaling, LinearScaling, NativeRope
 from src.models.rope.longrope import LongRopeScaling
+from src.models.shapes import attention_windows, facts_of, shape_of
+from src.models.sources import check_available
 from src.passes.capture import QKVCapture, attention_output
 from src.planning import plan
 from src.settings.config import ConfigError, RunConfig
@@ -34,7 +39,7 @@ TINY = sorted(p.stem for p in CONF.glob("tiny*.yaml"))
 LINEAR = LinearScaling("linear", target_length=32_768)
 ABF = BaseFrequencyScaling("abf", target_length=32_768, theta=2e7)
 IDS = torch.arange(40).reshape(2, 20)
-BYTES = models.byte_tokenizer()
+BYTES = byte_tokenizer()
 
 
 @pytest.fixture(scope="module")
@@ -46,9 +51,9 @@ def tiny(compose_run: ComposeRun) -> ModelConfig:
 def saved(tiny: ModelConfig, tmp_path: Path) -> Path:
     """The tiny model as save_pretrained writes it, with its tokenizer."""
     folder = tmp_path / "saved"
-    network = models.load_model(tiny, models.native_config(tiny), dtype=torch.float32)
+    network = load_model(tiny, native_config(tiny), dtype=torch.float32)
     network.save_pretrained(folder)
-    models.byte_tokenizer().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
     return folder
 
 
@@ -77,7 +82,7 @@ def logits(network: PreTrainedModel, ids_bt: Tensor = IDS) -> Tensor:
 def test_random_weights_follow_their_seed_alone(compose_run: ComposeRun, name: str) -> None:
     def weights(seed: int) -> dict[str, Tensor]:
         model = replace(compose_run(f"model={name}").model, weights_seed=seed)
-        network = models.load_model(model, models.native_config(model), dtype=torch.float32)
+        network = load_model(model, native_config(model), dtype=torch.float32)
         return network.state_dict()
 
     first = weights(1)
@@ -92,7 +97,7 @@ def test_random_weights_follow_their_seed_alone(compose_run: ComposeRun, name: s
 def test_student_and_teacher_differ_in_rope_only(
     tiny: ModelConfig, scaling: LinearScaling | BaseFrequencyScaling
 ) -> None:
-    native, scaled = models.native_config(tiny), models.scaled_config(tiny, scaling)
+    native, scaled = native_config(tiny), scaled_config(tiny, scaling)
     changed = {
         key: value for key, value in scaled.to_dict().items() if native.to_dict()[key] != value
     }
@@ -101,8 +106,8 @@ def test_student_and_teacher_differ_in_rope_only(
     assert changed["rope_parameters"] == scaling.rope_parameters(rope)
     assert changed["max_position_embeddings"] == 32_768
 
-    teacher = models.load_model(tiny, native, dtype=torch.float32)
-    student = models.load_model(tiny, scaled, dtype=torch.float32)
+    teacher = load_model(tiny, native, dtype=torch.float32)
+    student = load_model(tiny, scaled, dtype=torch.float32)
     torch.testing.assert_close(student.state_dict(), teacher.state_dict(), rtol=0, atol=0)
     assert not torch.equal(logits(student), logits(teacher))
     frequencies = scaling.inverse_frequencies(rope)
@@ -112,8 +117,8 @@ def test_student_and_teacher_differ_in_rope_only(
 @pytest.mark.parametrize("factor", [1.0, 4.0, 8.0, 2.5])
 def test_scaling_survives_save_and_load(tiny: ModelConfig, tmp_path: Path, factor: float) -> None:
     scaling = LinearScaling("linear", target_length=32_768, factor=factor)
-    config = models.scaled_config(tiny, scaling)
-    network = models.load_model(tiny, config, dtype=torch.float32)
+    config = scaled_config(tiny, scaling)
+    network = load_model(tiny, config, dtype=torch.float32)
     network.save_pretrained(tmp_path)
 
     written = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
@@ -134,9 +139,7 @@ def test_models_are_loaded_in_evaluation_mode_and_dtype(
     tiny: ModelConfig, saved: Path, compose_run: ComposeRun, dtype: torch.dtype, capture: bool
 ) -> None:
     for model in (tiny, at(saved, compose_run)):
-        network = models.load_model(
-            model, models.native_config(model), dtype=dtype, capture=capture
-        )
+        network = load_model(model, native_config(model), dtype=dtype, capture=capture)
         assert not network.training
         assert {p.dtype for p in network.parameters()} == {dtype}
         expected = "captured_sdpa" if capture else "sdpa"
@@ -147,18 +150,18 @@ def test_weights_of_an_earlier_stage_replace_the_models_own(
     tiny: ModelConfig, tmp_path: Path
 ) -> None:
     other = replace(tiny, weights_seed=7)
-    stage = models.load_model(other, models.native_config(other), dtype=torch.float32)
+    stage = load_model(other, native_config(other), dtype=torch.float32)
     stage.save_pretrained(tmp_path)
-    scaled = models.scaled_config(tiny, LINEAR)
-    loaded = models.load_model(tiny, scaled, dtype=torch.float32, weights=tmp_path)
+    scaled = scaled_config(tiny, LINEAR)
+    loaded = load_model(tiny, scaled, dtype=torch.float32, weights=tmp_path)
     torch.testing.assert_close(loaded.state_dict(), stage.state_dict(), rtol=0, atol=0)
     assert rotations(loaded)[0] == pytest.approx(1 / 4), "the config given decides the scaling"
 
 
 def test_facts_are_the_configs(tiny: ModelConfig) -> None:
-    config = models.native_config(tiny)
-    assert models.shape_of(config) == tiny.shape
-    facts = models.facts_of(config)
+    config = native_config(tiny)
+    assert shape_of(config) == tiny.shape
+    facts = facts_of(config)
     assert (facts.layers, facts.heads, facts.kv_heads, facts.head_dim) == (2, 4, 2, 8)
     assert facts.windows == (None, None)
 
@@ -173,10 +176,10 @@ def windowed(tiny: ModelConfig, window: int | None) -> ModelConfig:
 def test_windows_of_mistral_are_as_far_as_it_looks(tiny: ModelConfig, window: int | None) -> None:
     """Change one token and see which later positions of a single layer notice."""
     model = windowed(tiny, window)
-    config = models.native_config(model)
-    assert models.attention_windows(config) == (window,)
+    config = native_config(model)
+    assert attention_windows(config) == (window,)
 
-    network = models.load_model(model, config, dtype=torch.float64, capture=True)
+    network = load_model(model, config, dtype=torch.float64, capture=True)
     ids_bt = torch.arange(20)[None].repeat(2, 1)
     changed = 3
     ids_bt[1, changed] = 200
@@ -187,10 +190,10 @@ def test_windows_of_mistral_are_as_far_as_it_looks(tiny: ModelConfig, window: in
 
 
 def test_windows_follow_layer_types(tiny: ModelConfig) -> None:
-    config = models.native_config(tiny)
+    config = native_config(tiny)
     config.sliding_window = 16
     config.layer_types = ["full_attention", "sliding_attention"]
-    assert models.attention_windows(config) == (None, 16)
+    assert attention_windows(config) == (None, 16)
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -198,17 +201,17 @@ def test_what_is_stated_of_a_family_is_what_its_config_says(
     compose_run: ComposeRun, name: str
 ) -> None:
     model = compose_run(f"model={name}").model
-    config = models.native_config(model)
-    assert models.shape_of(config) == model.shape
-    assert models.attention_windows(config) == models.stated_windows(model)
-    assert models.planned_facts(model) == models.facts_of(config)
+    config = native_config(model)
+    assert shape_of(config) == model.shape
+    assert attention_windows(config) == stated_windows(model)
+    assert planned_facts(model) == facts_of(config)
 
 
 def test_facts_of_gemma3_are_its_own(compose_run: ComposeRun) -> None:
-    facts = models.planned_facts(compose_run("model=tiny_gemma3").model)
+    facts = planned_facts(compose_run("model=tiny_gemma3").model)
     assert facts.windows == (48, None)
     assert facts.scale == pytest.approx(12**-0.5)
-    big = models.planned_facts(compose_run("model=gemma3_270m").model)
+    big = planned_facts(compose_run("model=gemma3_270m").model)
     assert big.windows == (512, 512, 512, 512, 512, None) * 3
     assert big.scale is None
 
@@ -218,7 +221,7 @@ def test_of_two_ropes_that_of_full_attention_layers_is_scaled(
     compose_run: ComposeRun, scaling: LinearScaling | BaseFrequencyScaling
 ) -> None:
     model = compose_run("model=tiny_gemma3").model
-    native, scaled = models.native_config(model), models.scaled_config(model, scaling)
+    native, scaled = native_config(model), scaled_config(model, scaling)
     rope = NativeRope(8, 10_000.0, 8192, by_layer_type=True)
     assert scaled.rope_parameters == {
         "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
@@ -257,11 +260,9 @@ def test_a_family_without_a_file_works_by_the_defaults(
     tmp_path: Path, compose_run: ComposeRun, family: str
 ) -> None:
     model = saved_as(tmp_path, compose_run, family, family)
-    network = models.load_model(
-        model, models.scaled_config(model, LINEAR), dtype=torch.float32, capture=True
-    )
+    network = load_model(model, scaled_config(model, LINEAR), dtype=torch.float32, capture=True)
     assert rotations(network)[0] == pytest.approx(1 / 4)
-    facts = models.facts_of(network.config)
+    facts = facts_of(network.config)
     capture = QKVCapture(range(facts.layers))
     with capture.recording():
         logits(network)
@@ -272,7 +273,7 @@ def test_what_a_scaling_does_not_set_of_a_models_rope_is_kept(
     tmp_path: Path, compose_run: ComposeRun
 ) -> None:
     model = saved_as(tmp_path, compose_run, "phi3", "phi3")
-    scaled = models.scaled_config(model, LongRopeScaling("longrope", 32_768))
+    scaled = scaled_config(model, LongRopeScaling("longrope", 32_768))
     assert scaled.rope_parameters["rope_type"] == "longrope"
     assert scaled.rope_parameters["partial_rotary_factor"] == 1.0
     scaled.save_pretrained(tmp_path / "scaled")
@@ -319,7 +320,7 @@ def test_projections_that_a_model_lacks_are_refused_before_it_is_loaded(
     ("model_type", "family", "more", "missing"),
     [
         ("qwen2", "llama", {}, r"is of type 'qwen2': use model\.family=qwen2"),
-        ("gemma3_text", "gemma3_text", {}, r"a RoPE for each kind of layer.* src/families"),
+        ("gemma3_text", "gemma3_text", {}, r"a RoPE for each kind of layer.* src/models/families"),
         ("gemma2", "gemma2", {}, r"attn_logit_softcapping=50\.0 .* objectives do not know"),
         ("granite", "granite", {}, r"layer 0 of Granite.* has scale 1 .* say scale 0\.3536"),
         ("gpt2", "gpt2", {}, r"no rope_parameters in its config"),
@@ -344,7 +345,7 @@ def test_a_family_that_cannot_be_had_is_refused_with_what_is_missing(
 ) -> None:
     model = saved_as(tmp_path, compose_run, model_type, family, **more)
     with pytest.raises(ModelError, match=missing):
-        models.native_config(model)
+        native_config(model)
 
 
 @settings(max_examples=200, deadline=None)
@@ -360,9 +361,9 @@ def test_byte_tokenizer_fits_the_tiny_model_and_survives_saving(
     tiny: ModelConfig, tmp_path: Path
 ) -> None:
     assert tiny.shape is not None
-    tokenizer = models.load_tokenizer(tiny)
+    tokenizer = load_tokenizer(tiny)
     assert len(tokenizer) == 257 <= tiny.shape.vocabulary
-    assert tokenizer.eos_token_id == 256 == models.native_config(tiny).eos_token_id
+    assert tokenizer.eos_token_id == 256 == native_config(tiny).eos_token_id
     assert tokenizer.bos_token_id is None
     tokenizer.save_pretrained(tmp_path)
     text = "Zürich,\n\n  naïve \t 東京 🌍"
@@ -373,19 +374,19 @@ def test_byte_tokenizer_fits_the_tiny_model_and_survives_saving(
 
 def test_a_saved_folder_loads(tiny: ModelConfig, saved: Path, compose_run: ComposeRun) -> None:
     model = at(saved, compose_run)
-    models.check_available(model)
-    config = models.native_config(model)
-    network = models.load_model(model, config, dtype=torch.float32)
-    original = models.load_model(tiny, models.native_config(tiny), dtype=torch.float32)
+    check_available(model)
+    config = native_config(model)
+    network = load_model(model, config, dtype=torch.float32)
+    original = load_model(tiny, native_config(tiny), dtype=torch.float32)
     torch.testing.assert_close(logits(network), logits(original))
-    assert models.resolved_shape(model) == tiny.shape
-    assert models.load_tokenizer(model)("abc").input_ids == BYTES("abc").input_ids
+    assert resolved_shape(model) == tiny.shape
+    assert load_tokenizer(model)("abc").input_ids == BYTES("abc").input_ids
 
 
 def test_a_saved_folder_takes_a_scaling(saved: Path, compose_run: ComposeRun) -> None:
     model = at(saved, compose_run)
-    scaled = models.scaled_config(model, LINEAR)
-    network = models.load_model(model, scaled, dtype=torch.float32, capture=True)
+    scaled = scaled_config(model, LINEAR)
+    network = load_model(model, scaled, dtype=torch.float32, capture=True)
     assert rotations(network)[0] == pytest.approx(1 / 4)
 
 
@@ -393,7 +394,7 @@ def test_a_stated_shape_that_is_the_folders_is_taken(
     tiny: ModelConfig, saved: Path, compose_run: ComposeRun
 ) -> None:
     model = replace(at(saved, compose_run), shape=tiny.shape)
-    assert models.shape_of(models.native_config(model)) == tiny.shape
+    assert shape_of(native_config(model)) == tiny.shape
 
 
 def test_a_stated_shape_that_is_another_is_refused_with_both(
@@ -402,7 +403,7 @@ def test_a_stated_shape_that_is_another_is_refused_with_both(
     assert tiny.shape is not None
     model = replace(at(saved, compose_run), shape=replace(tiny.shape, layers=3))
     with pytest.raises(ModelError, match=r"model.shape says .*layers=3.* holds .*layers=2"):
-        models.native_config(model)
+        native_config(model)
 
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
@@ -413,7 +414,7 @@ def test_a_folder_without_a_config_is_refused(
     if made:
         folder.mkdir()
     model = at(folder, compose_run)
-    for ask in (models.check_available, models.native_config, models.load_tokenizer):
+    for ask in (check_available, native_config, load_tokenizer):
         with pytest.raises(ModelError, match=r"has no config\.json: give a folder written by"):
             ask(model)
 
@@ -424,9 +425,9 @@ def test_pickled_weights_are_refused(saved: Path, compose_run: ComposeRun) -> No
     (saved / "pytorch_model.bin").write_bytes(b"never opened")
     model = at(saved, compose_run)
     with pytest.raises(ModelError, match=r"no \*\.safetensors; pickled weights are not read"):
-        models.check_available(model)
+        check_available(model)
     with pytest.raises(ModelError, match="safetensors"):
-        models.load_model(model, models.native_config(model), dtype=torch.float32)
+        load_model(model, native_config(model), dtype=torch.float32)
 
 
 def without_norms(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -454,7 +455,7 @@ def test_weights_that_a_file_does_not_hold_are_not_drawn(
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     model = at(saved, compose_run)
     with pytest.raises(ModelError, match=message):
-        models.load_model(model, models.native_config(model), dtype=torch.float32)
+        load_model(model, native_config(model), dtype=torch.float32)
 
 
 def test_tied_weights_need_not_be_held_twice(
@@ -462,11 +463,11 @@ def test_tied_weights_need_not_be_held_twice(
 ) -> None:
     assert tiny.shape is not None
     tied = replace(tiny, shape=replace(tiny.shape, tied_embeddings=True))
-    network = models.load_model(tied, models.native_config(tied), dtype=torch.float32)
+    network = load_model(tied, native_config(tied), dtype=torch.float32)
     network.save_pretrained(tmp_path)
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     model = at(tmp_path, compose_run)
-    loaded = models.load_model(model, models.native_config(model), dtype=torch.float32)
+    loaded = load_model(model, native_config(model), dtype=torch.float32)
     torch.testing.assert_close(logits(loaded), logits(network))
 
 
@@ -480,7 +481,7 @@ def test_a_damaged_weights_file_is_one_message(
     file.write_bytes(damage(file.read_bytes()))
     model = at(saved, compose_run)
     with pytest.raises(ModelError, match=r"a \*\.safetensors file is damaged .* download it again"):
-        models.load_model(model, models.native_config(model), dtype=torch.float32)
+        load_model(model, native_config(model), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("factor", [1.0, 4.0])
@@ -488,9 +489,9 @@ def test_native_rope_that_is_scaled_already_is_refused(
     tiny: ModelConfig, tmp_path: Path, compose_run: ComposeRun, factor: float
 ) -> None:
     scaling = LinearScaling("linear", target_length=32_768, factor=factor)
-    models.scaled_config(tiny, scaling).save_pretrained(tmp_path)
+    scaled_config(tiny, scaling).save_pretrained(tmp_path)
     with pytest.raises(ModelError, match="only models whose native RoPE is of type 'default'"):
-        models.scaled_config(at(tmp_path, compose_run), LINEAR)
+        scaled_config(at(tmp_path, compose_run), LINEAR)
 
 
 @pytest.mark.parametrize(
@@ -518,7 +519,7 @@ def test_parameters_are_counted_as_torch_counts_them(compose_run: ComposeRun, na
     for tied in (False, True):
         shape: ModelShape = replace(tiny.shape, tied_embeddings=tied)
         model = replace(tiny, shape=shape)
-        network = models.load_model(model, models.native_config(model), dtype=torch.float32)
+        network = load_model(model, native_config(model), dtype=torch.float32)
         assert sum(p.numel() for p in network.parameters()) == shape.parameters
 
 
@@ -544,23 +545,23 @@ the bread for breakfast."""
 
 @pytest.mark.slow
 def test_smollm2_is_what_its_file_says(smollm2: ModelConfig) -> None:
-    models.check_available(smollm2)
-    config = models.native_config(smollm2)
+    check_available(smollm2)
+    config = native_config(smollm2)
     assert smollm2.shape is not None
-    assert models.shape_of(config).rope_theta == pytest.approx(smollm2.shape.rope_theta)
-    facts = models.facts_of(config)
+    assert shape_of(config).rope_theta == pytest.approx(smollm2.shape.rope_theta)
+    facts = facts_of(config)
     assert (facts.layers, facts.heads, facts.kv_heads, facts.head_dim) == (30, 9, 3, 64)
     assert facts.windows == (None,) * 30
-    network = models.load_model(smollm2, config, dtype=torch.bfloat16)
+    network = load_model(smollm2, config, dtype=torch.bfloat16)
     assert sum(p.numel() for p in network.parameters()) == smollm2.shape.parameters
 
 
 @pytest.mark.slow
 def test_smollm2_reads_english(smollm2: ModelConfig) -> None:
-    tokenizer = models.load_tokenizer(smollm2)
+    tokenizer = load_tokenizer(smollm2)
     ids = tokenizer(PASSAGE).input_ids
     assert tokenizer.decode(ids) == PASSAGE
-    network = models.load_model(smollm2, models.native_config(smollm2), dtype=torch.float32)
+    network = load_model(smollm2, native_config(smollm2), dtype=torch.float32)
     nll = negative_log_likelihood(network, np.array([ids]), batch_tokens=512, name="passage")
     assert math.exp(nll) < 60
 
@@ -569,11 +570,11 @@ def test_smollm2_reads_english(smollm2: ModelConfig) -> None:
 def test_smollm2s_captured_tensors_give_its_own_attention(smollm2: ModelConfig) -> None:
     """Against what a plain eager model hands to a layer's output projection."""
     layer = 17
-    ids_bt = torch.tensor([models.load_tokenizer(smollm2)(PASSAGE).input_ids[:64]])
-    config = models.native_config(smollm2)
+    ids_bt = torch.tensor([load_tokenizer(smollm2)(PASSAGE).input_ids[:64]])
+    config = native_config(smollm2)
 
     seen: list[Tensor] = []
-    eager = models.load_model(replace(smollm2, attention="eager"), config, dtype=torch.float32)
+    eager = load_model(replace(smollm2, attention="eager"), config, dtype=torch.float32)
     decoder: Any = eager.get_decoder()
     decoder.layers[layer].self_attn.o_proj.register_forward_pre_hook(
         lambda module, inputs: seen.append(inputs[0])
@@ -581,7 +582,7 @@ def test_smollm2s_captured_tensors_give_its_own_attention(smollm2: ModelConfig) 
     expected_logits = logits(eager, ids_bt)
     del eager, decoder
 
-    captured = models.load_model(smollm2, config, dtype=torch.float32, capture=True)
+    captured = load_model(smollm2, config, dtype=torch.float32, capture=True)
     capture = QKVCapture([layer])
     with capture.recording():
         own_logits = logits(captured, ids_bt)
@@ -595,10 +596,8 @@ def test_a_hub_model_that_cannot_be_had_is_one_clear_message(
     compose_run: Callable[..., RunConfig],
 ) -> None:
     config = compose_run("model=hub", "model.source.repo=nobody/nothing", *HUB_FACTS).model
-    for load in (models.check_available, models.load_tokenizer, models.native_config):
-        with pytest.raises(
-            models.ModelError, match=r"model\.source\.repo=nobody/nothing cannot be had"
-        ):
+    for load in (check_available, load_tokenizer, native_config):
+        with pytest.raises(ModelError, match=r"model\.source\.repo=nobody/nothing cannot be had"):
             load(config)
 
 

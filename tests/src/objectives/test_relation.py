@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from kernels.relation_kl.api import Backend
-from src import models
-from src.models import ModelConfig
+from src.models.config import ModelConfig
 from src.models.facts import ModelFacts
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model
 from src.models.rope import LinearScaling, NativeRope
+from src.models.shapes import facts_of
 from src.objectives.base import Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
 from src.passes.capture import LayerQKV, QKVCapture
@@ -434,9 +436,7 @@ def tiny(compose_run: Callable[..., config.RunConfig]) -> ModelConfig:
 def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, LayerQKV]:
     """q, k, v of a real model with random weights of usual size, under linear scaling."""
     scaling = LinearScaling("linear", target_length=8 * tiny.native_window, factor=factor)
-    network = models.load_model(
-        tiny, models.scaled_config(tiny, scaling), dtype=torch.float32, capture=True
-    )
+    network = load_model(tiny, scaled_config(tiny, scaling), dtype=torch.float32, capture=True)
     for name, parameter in network.named_parameters():
         if "q_proj" in name or "k_proj" in name:
             # Random initial weights are so small that attention hardly looks at positions.
@@ -450,7 +450,7 @@ def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, Laye
 @pytest.mark.parametrize("backend", ["reference", "chunked"])
 def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: Backend) -> None:
     ids_bt = torch.randint(0, 256, (2, 48), generator=torch.Generator().manual_seed(0))
-    facts = models.facts_of(models.native_config(tiny))
+    facts = facts_of(native_config(tiny))
     objective = Relation("relation", backend=backend)
     teacher = captured(tiny, 1.0, ids_bt)
 
@@ -495,7 +495,7 @@ def test_reference_normalization_is_the_public_reference(
 ) -> None:
     """Same weights, tokens and scaling, float32: to 1e-5 of the value, gradients alike."""
     ids_bt = torch.randint(0, 256, (2, 96), generator=torch.Generator().manual_seed(4))
-    facts = models.facts_of(models.native_config(tiny))
+    facts = facts_of(native_config(tiny))
     assert facts.heads != facts.kv_heads, "the normalizations differ under grouped heads alone"
     student = {
         i: LayerQKV(*(x.detach().requires_grad_() for x in qkv))

@@ -14,11 +14,15 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from src import assets, models
-from src.models import ModelConfig
+from src import assets
 from src.models.adapters import LoraParameters, causal_model, make_trainable
+from src.models.config import ModelConfig
 from src.models.facts import ModelFacts
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model, load_tokenizer
 from src.models.rope.yarn import YarnScaling
+from src.models.shapes import facts_of
+from src.models.sources import check_available
 from src.passes.capture import (
     CaptureError,
     LayerQKV,
@@ -121,14 +125,14 @@ def of_family(
         attention=attention,
         shape=replace(model.shape, layers=3),
     )
-    config = models.scaled_config(model, YarnScaling("yarn", 32_768))
-    network = models.load_model(model, config, dtype=dtype, capture=True)
+    config = scaled_config(model, YarnScaling("yarn", 32_768))
+    network = load_model(model, config, dtype=dtype, capture=True)
     draw = torch.Generator().manual_seed(4)
     for parameter_name, parameter in network.named_parameters():
         if "norm" in parameter_name or "bias" in parameter_name:
             noise = torch.randn(parameter.shape, generator=draw, dtype=dtype)
             parameter.data.add_(0.3 * noise)
-    facts = models.facts_of(config)
+    facts = facts_of(config)
     if not lora:
         return network, facts
     parameters = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj", "up_proj"))
@@ -226,13 +230,13 @@ class Watched:
 
     def __init__(self, model: ModelConfig, attention: str) -> None:
         scaling = YarnScaling("yarn", 4 * model.native_window)
-        self.network: Any = models.load_model(
+        self.network: Any = load_model(
             replace(model, attention=attention),
-            models.scaled_config(model, scaling),
+            scaled_config(model, scaling),
             dtype=torch.float32,
             capture=True,
         )
-        self.facts = models.facts_of(self.network.config)
+        self.facts = facts_of(self.network.config)
         self.inputs: dict[int, torch.Tensor] = {}
         for index, layer in enumerate(self.network.get_decoder().layers):
             layer.self_attn.o_proj.register_forward_pre_hook(self._noting(index))
@@ -288,8 +292,8 @@ def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
         except assets.AssetError as error:
             pytest.skip(f"{name} is not to be had: {error}")
     model = compose_run(f"model={name}").model
-    models.check_available(model)
-    text = models.load_tokenizer(model)(PASSAGE * 12).input_ids[:tokens]
+    check_available(model)
+    text = load_tokenizer(model)(PASSAGE * 12).input_ids[:tokens]
     ids = torch.tensor([text, text[::-1]])
     mask = torch.ones_like(ids)
     mask[1, : tokens // 3] = 0

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 
 from kernels.relation_kl import relation_kl_set
-from src import models
 from src.models.adapters import (
     FullParameters,
     LoraParameters,
@@ -25,6 +24,7 @@ from src.models.adapters import (
 )
 from src.models.facts import ModelFacts
 from src.models.families import FAMILIES
+from src.models.shapes import facts_of
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
@@ -125,7 +125,7 @@ def pair(
         causal_model(student).gradient_checkpointing_enable(
             {"use_reentrant": False, "context_fn": checkpoint_contexts}
         )
-    facts = models.facts_of(config(family, factor=None))
+    facts = facts_of(config(family, factor=None))
     native = config(family, factor=None)
     device = torch.device("cpu")
     ends = {chosen.needs(facts).stops_at}
@@ -424,7 +424,7 @@ def test_skipped_positions_do_not_cut_a_block_in_two(family: str) -> None:
     """transformers takes a gap in positions for the border of packed texts unless it is told."""
     positions_bt = torch.tensor([[*range(4), *range(40, 45), *range(96, 100)]] * 2)
     made = network(family, factor=4.0)
-    facts = models.facts_of(made.config)
+    facts = facts_of(made.config)
     student = _StudentModule(made, {"it": LastHidden()}, facts, None)
     student(Batch(IDS, positions_bt), "it", None)
     found_bth = student.objectives["it"].seen[0]  # type: ignore[attr-defined]

@@ -8,10 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src import models
-from src.models import ModelShape
 from src.models.adapters import causal_model, make_trainable
+from src.models.config import ModelShape
 from src.models.facts import ModelFacts
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.planning import cost
 from src.planning.cost import Setting
 from src.planning.devices import ACCELERATORS
@@ -60,9 +61,7 @@ def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
             *(["recipe.stages.cpt.parameters.dropout=0.0"] if kind == "lora" else []),
         )
         parameters = run.recipe.stages["cpt"].parameters
-        base = models.load_model(
-            run.model, models.native_config(run.model), dtype=torch.float32, capture=True
-        )
+        base = load_model(run.model, native_config(run.model), dtype=torch.float32, capture=True)
         network = make_trainable(base, parameters, seed=0).train()
         saved: dict[int, int] = {}
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from rich.console import Console
 
-from src import models
 from src.models.adapters import make_trainable
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.planning import plan
 from src.planning.devices import ACCELERATORS, DeviceFacts
 from src.settings.config import ConfigError, RunConfig
@@ -76,7 +77,7 @@ def test_parameters_are_those_of_the_built_model(
 ) -> None:
     chosen = f"parameters@recipe.stages.ard.parameters={kind}"
     run = compose_run(BASE, f"model={model}", chosen)
-    network = models.load_model(run.model, models.native_config(run.model), dtype=torch.float32)
+    network = load_model(run.model, native_config(run.model), dtype=torch.float32)
     assert run.model.shape.parameters == sum(p.numel() for p in network.parameters())
     stage = run.recipe.stages["ard"]
     trained = make_trainable(network, stage.parameters, seed=0)

@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from src import models
 from src.models.adapters import FullParameters, LoraParameters, causal_model, make_trainable
+from src.models.shapes import facts_of
 from src.objectives.base import Batch, Objective
 from src.objectives.language_modeling import LanguageModeling
 from src.objectives.logit_distillation import LogitDistillation
@@ -123,7 +123,7 @@ def passed(case: dict[str, Any], world: World, out: Path) -> None:
 
     Rank 0 leaves them as `out`-CASE.safetensors, the loss under the name `loss`.
     """
-    facts = models.facts_of(streaming.config(case["family"], factor=None))
+    facts = facts_of(streaming.config(case["family"], factor=None))
     objective = OBJECTIVES[case["objective"]]
     parameters = streaming.LORA if case["lora"] else FullParameters("full")
     student = _student(case["family"], parameters, checkpointing=case["checkpointing"])

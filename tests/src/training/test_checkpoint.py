@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import models
 from src.models.adapters import (
     AnyParameters,
     FullParameters,
@@ -20,6 +19,8 @@ from src.models.adapters import (
     QkvParameters,
     make_trainable,
 )
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model
 from src.models.rope import LinearScaling
 from src.models.rope.yarn import YarnScaling
 from src.training import checkpoint
@@ -49,8 +50,8 @@ def logits(network: nn.Module) -> torch.Tensor:
 
 def export(folder: Path, model: Any, scaling: Any, parameters: AnyParameters) -> torch.Tensor:
     """Export a model whose trained parameters have moved; returns its own logits."""
-    config = models.scaled_config(model, scaling)
-    base = models.load_model(model, config, dtype=torch.float32)
+    config = scaled_config(model, scaling)
+    base = load_model(model, config, dtype=torch.float32)
     before = logits(base)
     network = make_trainable(base, parameters, seed=3).eval()
     draw = torch.Generator().manual_seed(5)

@@ -15,8 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.step import RandomBlocks
-from src import models
-from src.models import FolderWeights, ModelConfig
 from src.models.adapters import (
     AnyParameters,
     FullParameters,
@@ -24,6 +22,9 @@ from src.models.adapters import (
     QkvParameters,
     make_trainable,
 )
+from src.models.config import FolderWeights, ModelConfig
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.planning import plan
 from src.settings.config import RunConfig
 from src.training import engine, launch, run
@@ -75,8 +76,8 @@ launch.run_rank(work, Path({logs!r}))
 def loaded(
     model: ModelConfig, parameters: AnyParameters, sharding: engine.Sharding | None
 ) -> nn.Module:
-    native = models.native_config(model)
-    network = models.load_model(model, native, dtype=torch.float32, sharding=sharding)
+    native = native_config(model)
+    network = load_model(model, native, dtype=torch.float32, sharding=sharding)
     return make_trainable(network, parameters, seed=SEED, sharding=sharding)
 
 

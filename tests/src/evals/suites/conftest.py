@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.data import DataConfig, TextFiles
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation
+from src.models.loading import load_model
 from src.models.rope import LinearScaling
 
 NATIVE, SCALED = 1024, 2048
@@ -49,7 +49,7 @@ def diverge(tmp_path: Path) -> Callable[[Candidate], Candidate]:
     """A candidate as it is when all of its weights have become NaN."""
 
     def diverged(candidate: Candidate) -> Candidate:
-        network = models.load_model(candidate.model, candidate.config(), dtype=torch.float32)
+        network = load_model(candidate.model, candidate.config(), dtype=torch.float32)
         for parameter in network.parameters():
             parameter.data.fill_(float("nan"))
         network.save_pretrained(tmp_path / "diverged")

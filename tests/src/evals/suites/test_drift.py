@@ -40,14 +40,12 @@ def test_the_scaled_model_has_drifted_and_the_suite_says_where(evaluation: Evalu
 def test_a_second_run_is_read_from_the_cache(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from src import models
-
     first = SUITE.run(evaluation)
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", refuse)
+    monkeypatch.setattr("src.evals.suite.load_model", refuse)
     assert SUITE.run(evaluation).content == first.content
 
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from src import models
 from src.data import TextFiles
 from src.evals.papers import PaperQuestion
 from src.evals.positions import PositionsConfig
@@ -125,7 +124,7 @@ def test_what_has_been_answered_is_not_asked_again(
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(models, "load_model", refuse)
+    monkeypatch.setattr("src.evals.suite.load_model", refuse)
     again = suite.run(evaluation)
     assert again.content == first.content
     assert again.items == first.items

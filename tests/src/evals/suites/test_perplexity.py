@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.evals import perplexity, suite
 from src.evals.cache import ResultCache
 from src.evals.perplexity import scores
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.perplexity import PerplexitySuite
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model
 from src.settings.config import RunConfig
 
 SUITE = PerplexitySuite(windows=(16, 64, 256), tokens=1024, headline=64, batch_tokens=512)
@@ -89,8 +90,8 @@ def test_text_that_is_too_short_is_refused(run: RunConfig) -> None:
 
 def exported(run: RunConfig, folder: Path, noise: float) -> Path:
     """A student: the model's weights and some noise."""
-    scaled = models.scaled_config(run.model, run.rope)
-    network = models.load_model(run.model, scaled, dtype=torch.float32)
+    scaled = scaled_config(run.model, run.rope)
+    network = load_model(run.model, scaled, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.add_(noise * torch.randn(parameter.shape, generator=generator))
@@ -194,7 +195,7 @@ def test_models_are_freed_one_after_the_other(
     run: RunConfig, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref] = []
-    load = models.load_model
+    load = suite.load_model
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         assert not any(reference() is not None for reference in alive)
@@ -202,7 +203,7 @@ def test_models_are_freed_one_after_the_other(
         alive.append(weakref.ref(network))
         return network
 
-    monkeypatch.setattr(suite.models, "load_model", watched)
+    monkeypatch.setattr(suite, "load_model", watched)
     SMALL.run(evaluation(run, *candidates))
     assert len(alive) == 4
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.evals import measuring
 from src.evals.cache import ResultCache
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.suites.inheritance import InheritanceSuite
 from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model
 from src.settings.config import RunConfig
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "short"
@@ -46,8 +47,8 @@ def run(compose_run: Callable[..., RunConfig], tiny_overrides: list[str]) -> Run
 @pytest.fixture(scope="module")
 def export(run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student that differs a little from the scaled model."""
-    scaled = models.scaled_config(run.model, run.rope)
-    network = models.load_model(run.model, scaled, dtype=torch.float32)
+    scaled = scaled_config(run.model, run.rope)
+    network = load_model(run.model, scaled, dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     for parameter in network.parameters():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))

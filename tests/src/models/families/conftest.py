@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from src import models
 from src.models.families import FAMILIES, Family
 from src.models.families.base import parts_of
+from src.models.hf_config import native_config
+from src.models.loading import load_model
+from src.models.shapes import facts_of
 
 
 @pytest.fixture
@@ -21,13 +23,13 @@ def check_family(compose_run: Callable[..., Any]) -> Callable[[Family, str], Any
         assert FAMILIES[family.name] is family
         model = compose_run(f"model={name}").model
         assert model.family == family.name
-        config = models.native_config(model)
+        config = native_config(model)
         assert config.model_type == family.model_type
         assert hasattr(config, "layer_types") == family.layer_types
         nested = "full_attention" in config.rope_parameters
         assert nested == family.rope_by_layer_type
-        network = models.load_model(model, config, dtype=torch.float32)
-        facts = models.facts_of(config)
+        network = load_model(model, config, dtype=torch.float32)
+        facts = facts_of(config)
         for layer in network.get_decoder().layers:  # type: ignore[union-attr]
             modules = dict(layer.named_modules())
             attention = modules["self_attn"]

@@ -14,9 +14,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from src import models
-from src.models import ModelConfig
 from src.models.adapters import QkvParameters, make_trainable
+from src.models.config import ModelConfig
+from src.models.hf_config import scaled_config
+from src.models.loading import load_model
 from src.models.rope import NativeRope, Scaling
 from src.training import checkpoint
 
@@ -33,8 +34,8 @@ def exported(
         tiny = compose_run(f"model={name}").model
         shape = replace(tiny.shape, head_dim=native.head_dim, rope_theta=native.theta, layers=2)
         model = replace(tiny, shape=shape, native_window=native.window)
-        config = models.scaled_config(model, scaling)
-        network = models.load_model(model, config, dtype=torch.float32)
+        config = scaled_config(model, scaling)
+        network = load_model(model, config, dtype=torch.float32)
         trained = make_trainable(network, QkvParameters("qkv"), seed=1)
         target = tmp_path / f"{name}-{scaling.type}"
         checkpoint.export(

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from src import models
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model
 from src.models.rope import NativeRope
 from src.models.rope.dynamic import DynamicScaling
 from src.models.rope.ntk import NtkScaling
@@ -41,10 +42,10 @@ def test_what_a_model_was_shown_before_makes_no_difference(
     compose_run: Callable[..., Any], name: str
 ) -> None:
     model = replace(compose_run(f"model={name}").model, native_window=16)
-    config = models.scaled_config(model, DynamicScaling("dynamic", 64))
-    network = models.load_model(model, config, dtype=torch.float64)
+    config = scaled_config(model, DynamicScaling("dynamic", 64))
+    network = load_model(model, config, dtype=torch.float64)
     short, medium = (torch.arange(n)[None] for n in (16, 30))
-    native = models.load_model(model, models.native_config(model), dtype=torch.float64)
+    native = load_model(model, native_config(model), dtype=torch.float64)
     with torch.no_grad():
         first = [network(input_ids=ids).logits for ids in (short, medium)]
         network(input_ids=torch.arange(60)[None])

@@ -1,0 +1,165 @@
+"""What is refused of a model's config and files, with what to do."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import astuple
+from typing import TYPE_CHECKING, Any
+
+from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
+from src.models.families import FAMILIES, family_of
+from src.models.shapes import FULL, SLIDING, attention_windows, facts_of, shape_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# What makes logits or attention scores other than the plain products that objectives work with, by
+# the config's name for it and the value that means nothing.
+_BEYOND_PRODUCTS = {
+    "attn_logit_softcapping": None,
+    "final_logit_softcapping": None,
+    "use_bidirectional_attention": False,
+    "logits_scaling": 1.0,
+    "logit_scale": 1.0,
+}
+
+
+def check_family(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse a model that is of another family, or does what nobody here knows of."""
+    from transformers import AutoModelForCausalLM
+
+    family = family_of(model.family)
+    if config.model_type != family.model_type:
+        listed = [name for name, f in FAMILIES.items() if f.model_type == config.model_type]
+        raise ModelError(
+            f"model.family={model.family} is for models of type {family.model_type!r}, but "
+            f"{model.name} is of type {config.model_type!r}: use model.family="
+            f"{listed[0] if listed else config.model_type}"
+        )
+    classes: Any = AutoModelForCausalLM._model_mapping
+    if type(config) not in classes or not hasattr(config, "num_attention_heads"):
+        raise ModelError(
+            f"model {model.name} is of type {config.model_type!r}, which transformers does not "
+            "load as a text model with attention layers throughout: give a text-only model"
+        )
+    if not classes[type(config)]._supports_attention_backend:
+        raise ModelError(
+            f"model {model.name}: the attention of {classes[type(config)].__name__} cannot be "
+            "exchanged, so its q, k and v cannot be had (transformers' attention interface is "
+            "missing from it)"
+        )
+    for name, plain in _BEYOND_PRODUCTS.items():
+        value = getattr(config, name, plain)
+        if value not in (None, plain):
+            raise ModelError(
+                f"model {model.name} has {name}={value} in its config, which the objectives do not "
+                "know: without it their scores and logits would not be the model's"
+            )
+    others = set(getattr(config, "layer_types", None) or ()) - {SLIDING, FULL}
+    if others:
+        raise ModelError(
+            f"model {model.name} has layers of {', '.join(sorted(others))}, which relations cannot "
+            f"follow: only {FULL} and {SLIDING} can be distilled"
+        )
+
+
+def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse an unlisted model whose attention is not what the defaults make of its config."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    if network.get_decoder() is network:
+        raise ModelError(
+            f"model {model.name}: {type(network).__name__} does not say which of its parts is the "
+            "decoder (get_decoder), whose hidden states the objectives need"
+        )
+    found = {
+        module.layer_idx: module
+        for module in network.modules()
+        if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")
+    }
+    facts = facts_of(config)
+    for layer, window in enumerate(facts.windows):
+        attention: Any = found.get(layer)
+        own = (attention.scaling, getattr(attention, "sliding_window", None)) if attention else None
+        expected = (facts.scale or facts.head_dim**-0.5, window)
+        if own is None or not math.isclose(own[0], expected[0]) or own[1] != window:
+            has = f"scale {own[0]:.4g} and window {own[1]}" if own else "no attention with q, k, v"
+            raise ModelError(
+                f"model {model.name}: layer {layer} of {type(network).__name__} has {has}, but its "
+                f"config seems to say scale {expected[0]:.4g} and window {window}. What is missing "
+                f"is a file in src/models/families for {model.family}"
+            )
+
+
+def check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
+    """Refuse positions that no scaling here knows how to scale."""
+    family = family_of(model.family)
+    parameters = getattr(config, "rope_parameters", None)
+    if not parameters:
+        raise ModelError(
+            f"model {model.name} has no rope_parameters in its config: only models whose positions "
+            "are RoPE can be scaled"
+        )
+    kinds = set(getattr(config, "layer_types", None) or ())
+    by_layer = {kind: parameters[kind] for kind in kinds if kind in parameters}
+    if bool(by_layer) != family.rope_by_layer_type:
+        raise ModelError(
+            f"model {model.name} has "
+            f"{'a RoPE for each kind of layer' if by_layer else 'one RoPE for all layers'}, which "
+            f"is not what family {model.family} has; rope_parameters is {parameters}. What is "
+            "missing is a file in src/models/families that says which of them is scaled"
+        )
+    for one in by_layer.values() if by_layer else [parameters]:
+        if one.get("rope_type") != "default":
+            raise ModelError(
+                f"model {model.name} has native rope_parameters {parameters}: only models whose "
+                "native RoPE is of type 'default' can be scaled"
+            )
+        if one.get("partial_rotary_factor", 1.0) != 1.0:
+            raise ModelError(
+                f"model {model.name} has native rope_parameters {parameters}: only models that "
+                "rotate whole heads can be scaled (partial_rotary_factor 1)"
+            )
+
+
+def check_shape(model: ModelConfig, config: PretrainedConfig, place: str) -> None:
+    """Refuse a config from `place` whose sizes or windows differ from what the settings state."""
+    assert model.shape is not None
+    if not _same(read := shape_of(config), model.shape):
+        raise ModelError(f"model.shape says {model.shape} but {place} holds {read}")
+    if (windows := attention_windows(config)) != stated_windows(model):
+        raise ModelError(
+            f"model.sliding_window={model.sliding_window} and model.full_attention_every="
+            f"{model.full_attention_every} mean windows {stated_windows(model)}, layer by "
+            f"layer, but {place} has {windows}"
+        )
+
+
+def _same(read: ModelShape, stated: ModelShape) -> bool:
+    """Equal up to float32 rounding: GGUF files store norm_eps and rope_theta as float32."""
+    pairs = zip(astuple(read), astuple(stated), strict=True)
+    return all(
+        a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=1e-6)) for a, b in pairs
+    )
+
+
+def check_weights(model: ModelConfig, location: str, report: Mapping[str, Any]) -> None:
+    """Refuse weights that transformers has drawn at random because the files do not hold them.
+
+    Weights that are tied to others are not among them.
+    """
+    faults = [
+        f"{name} has shape {list(found)}, the model {list(wanted)}"
+        for name, found, wanted in sorted(report["mismatched_keys"])
+    ] + [f"{name} is missing" for name in sorted(report["missing_keys"])]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise ModelError(
+            f"model {model.name} cannot be loaded: {location} does not hold its weights: "
+            f"{'; '.join(faults[:3])}{more}; copy or save the model again, or give the config that "
+            "belongs to these weights"
+        )

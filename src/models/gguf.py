@@ -1,0 +1,40 @@
+"""Packaged weights in the GGUF format, converted to a folder that `from_pretrained` reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from src import assets
+
+
+def converted_package(asset: str) -> Path:
+    """The folder in the cache with a packaged model as safetensors, converted once from GGUF.
+
+    Raises:
+        AssetError: the package cannot be fetched.
+    """
+    import torch
+    from filelock import FileLock
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    target = assets.cache_dir() / "models" / asset
+    if target.is_dir():
+        return target
+    gguf = assets.fetch(asset)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if target.is_dir():
+            return target
+        partial = target.with_name(f"{asset}.partial")
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        dequantized = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
+        # What came from GGUF refuses to be saved; its weights in a plain model do not.
+        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        network.load_state_dict(dequantized.state_dict())
+        network.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        partial.rename(target)
+    return target

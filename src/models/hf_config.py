@@ -1,0 +1,176 @@
+"""A model's transformers config: its own, the scaled one, and one for random weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from src.models.checks import check_family, check_layers, check_rope, check_shape
+from src.models.config import ModelConfig, ModelError, ModelShape, native_rope, stated_windows
+from src.models.facts import ModelFacts
+from src.models.families import FAMILIES, family_of
+from src.models.rope import RopeScaling
+from src.models.shapes import FULL, SLIDING, facts_of, shape_of
+from src.models.sources import location, reported
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def native_config(model: ModelConfig) -> PretrainedConfig:
+    """The model's own transformers config, with native RoPE.
+
+    Raises:
+        ModelError: its sizes differ from `model.shape`, or its native RoPE is already scaled.
+    """
+    from transformers import AutoConfig
+
+    if model.random_weights:
+        return _config_from_shape(model)
+    place, options = location(model)
+    with reported(model):
+        config = AutoConfig.from_pretrained(place, **options)
+    check_family(model, config)
+    check_rope(model, config)
+    if model.family not in FAMILIES:
+        check_layers(model, config)
+    if model.shape is not None:
+        check_shape(model, config, place)
+    return config
+
+
+def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    shape, family = model.shape, family_of(model.family)
+    assert shape is not None
+    sizes: dict[str, Any] = {
+        "vocab_size": shape.vocabulary,
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head_dim,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "rms_norm_eps": shape.norm_eps,
+        "max_position_embeddings": model.native_window,
+        # Activations of order one at any width; the usual 0.02 leaves a narrow model's attention
+        # uniform, with nothing to distil.
+        "initializer_range": shape.hidden**-0.5,
+        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        # The byte tokenizer's end-of-text; the classes' defaults lie outside a small vocabulary.
+        "bos_token_id": None,
+        "eos_token_id": 256,
+        "pad_token_id": None,
+    }
+    sizes |= family.random_config
+    windows = stated_windows(model)
+    if model.sliding_window is not None:
+        sizes["sliding_window"] = model.sliding_window
+        # Qwen's classes drop the window without this.
+        sizes["use_sliding_window"] = True
+    if family.layer_types:
+        sizes["layer_types"] = [SLIDING if window else FULL for window in windows]
+    if family.rope_by_layer_type:
+        sizes["rope_parameters"] = {
+            FULL: {"rope_type": "default", "rope_theta": shape.rope_theta},
+            SLIDING: {"rope_type": "default", "rope_theta": shape.sliding_rope_theta},
+        }
+    if shape.query_scalar is not None:
+        sizes["query_pre_attn_scalar"] = shape.query_scalar
+    return AutoConfig.for_model(family.model_type, **sizes)
+
+
+def resolved_shape(model: ModelConfig) -> ModelShape:
+    """The declared shape, or the one in the model's own config, which may need the network."""
+    return model.shape or shape_of(native_config(model))
+
+
+def planned_facts(model: ModelConfig) -> ModelFacts:
+    """The same, from what is stated of a model where its shape is, without a network."""
+    if model.shape is None:
+        return facts_of(native_config(model))
+    return model.shape.facts(stated_windows(model))
+
+
+def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
+    """The model's config with the scaling written into it as transformers 5 reads it.
+
+    Where each kind of layer has a RoPE of its own, that of the full-attention layers is scaled.
+    What the model's own entry has besides is kept: some classes read more from it than a scaling
+    sets (Phi-3 its partial_rotary_factor).
+
+    Raises:
+        ModelError: as `native_config`; or transformers does not offer the scaling for such a model,
+            so that it could not be exported.
+        ValueError: the scaling's fields do not fit the model.
+    """
+    from huggingface_hub.errors import StrictDataclassClassValidationError
+
+    config = native_config(model)
+    rope = native_rope(model, shape_of(config))
+    native = config.rope_parameters
+    parameters = scaling.rope_parameters(rope)
+    if rope.by_layer_type:
+        config.rope_parameters = {**native, FULL: {**native[FULL], **parameters}}
+    else:
+        config.rope_parameters = {**native, **parameters}
+    config.max_position_embeddings = scaling.max_position_embeddings(rope)
+    if hasattr(config, original := "original_max_position_embeddings"):
+        # Phi-3 states it outside as well, which overrides the scaling's when it is loaded again.
+        config.original_max_position_embeddings = parameters.get(original, model.native_window)
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        raise ModelError(
+            f"rope.type={scaling.type}: transformers does not take its rope_parameters for models "
+            f"of type {config.model_type!r} ({error.__cause__}); use another scaling or model"
+        ) from error
+    return config
+
+
+def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[int, int]]:
+    """Linear layers of a decoder layer, by name: inputs and outputs.
+
+    Those of a listed family are LLaMA's; of another the model's own, whatever their names are.
+
+    Raises:
+        ModelError: as `native_config`.
+    """
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    if model.family not in FAMILIES and model.shape is None:
+        return _linear_layers(native_config(model))
+    sizes = {
+        "q_proj": (shape.hidden, queries),
+        "k_proj": (shape.hidden, keys),
+        "v_proj": (shape.hidden, keys),
+        "o_proj": (queries, shape.hidden),
+        "gate_proj": (shape.hidden, shape.intermediate),
+        "up_proj": (shape.hidden, shape.intermediate),
+        "down_proj": (shape.intermediate, shape.hidden),
+    }
+    return {name: sizes[name] for name in family_of(model.family).projections}
+
+
+def _linear_layers(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    return {
+        name.rpartition(".")[2]: (module.in_features, module.out_features)
+        for name, module in network.named_modules()
+        if isinstance(module, torch.nn.Linear) and module is not network.get_output_embeddings()
+    }
+
+
+def served_length(model: ModelConfig, scaling: RopeScaling) -> int | None:
+    """What an exported config needs besides, as `max_seq_len`, for servers to find the target.
+
+    vLLM takes the least length that a config states and multiplies it by the scaling's factor. None
+    where `max_position_embeddings` will do.
+    """
+    if family_of(model.family).length_is_scaled:
+        return None
+    return scaling.multiplied_length(native_rope(model, resolved_shape(model)))

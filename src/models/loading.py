@@ -1,0 +1,145 @@
+"""Loading of models and tokenizers.
+
+Teacher and student are loaded from the same weights; they differ in what their config says of RoPE.
+Only safetensors are read, and no remote code is run.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.models import assembly
+from src.models.byte_tokenizer import byte_tokenizer
+from src.models.checks import check_weights
+from src.models.config import ModelConfig, ModelError
+from src.models.families import FAMILIES
+from src.models.shapes import FULL, SLIDING
+from src.models.sources import local_folder, location, reported
+from src.passes.capture import attention_name
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
+
+    from src.models.assembly import Sharding
+
+
+def load_model(
+    model: ModelConfig,
+    config: PretrainedConfig,
+    *,
+    dtype: torch.dtype,
+    weights: Path | None = None,
+    capture: bool = False,
+    random_on: torch.device | None = None,
+    sharding: Sharding | None = None,
+) -> PreTrainedModel:
+    """Load the weights under a given config.
+
+    Args:
+        model: what to load.
+        config: native_config(model) for a teacher, scaled_config(model, ...) for a student.
+        dtype: of the weights.
+        weights: a folder to take the weights from instead of the model's source (an earlier
+            stage's export, with the same architecture).
+        capture: run attention through src.passes.capture, so that q, k and v can be recorded.
+        random_on: where random weights are drawn. The CPU, the default, gives every device and
+            rank the same; a GPU has its own, and takes seconds for a model of billions.
+        sharding: takes each weight as it comes, so that no process holds the whole model (ZeRO-3).
+            A model of an unlisted family is loaded whole: its files may arrange weights in another
+            way, which transformers converts for the whole model at once.
+
+    Returns:
+        A causal language model in evaluation mode, on the CPU (or on `random_on`).
+
+    Raises:
+        ModelError: its files cannot be had, are damaged, or do not hold all of its weights in
+            their shapes.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging as transformers_logging
+
+    if not sys.stderr.isatty():
+        # Its bars would fill a log file with control characters.
+        transformers_logging.disable_progress_bar()
+    attention = attention_name(model.attention) if capture else model.attention
+    make = partial(
+        AutoModelForCausalLM.from_config, config, dtype=dtype, attn_implementation=attention
+    )
+    if weights is None and model.random_weights:
+        by_weight = nullcontext() if sharding is None else assembly.drawing(sharding)
+        with torch.random.fork_rng(devices=[]), torch.device(random_on or "cpu"), by_weight:
+            torch.manual_seed(model.weights_seed)
+            network = make()
+        return _of_length_alone(network.eval())
+    if sharding is not None and model.family in FAMILIES:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                network = assembly.read(make, weights or local_folder(model), dtype, sharding)
+        except assembly.WeightsError as error:
+            raise ModelError(f"model {model.name} cannot be loaded: {error}") from error
+        return _of_length_alone(network.eval())
+    place, options = (str(weights), {"local_files_only": True}) if weights else location(model)
+    with reported(model):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            place,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            # What does not fit is then listed, and refused below.
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
+    network, report = loaded
+    check_weights(model, place, report)
+    return _of_length_alone(network)
+
+
+def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
+    """The model's own tokenizer, or the byte tokenizer for random weights.
+
+    Raises:
+        ModelError: its files cannot be had.
+    """
+    from transformers import AutoTokenizer
+
+    if model.random_weights:
+        return byte_tokenizer()
+    place, options = location(model)
+    with reported(model):
+        return AutoTokenizer.from_pretrained(place, **options)
+
+
+def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:
+    """Let dynamic RoPE depend on the sequence at hand and not on those before it.
+
+    transformers keeps the frequencies of the longest sequence so far until one comes that is
+    shorter than the native window: a resumed run would not see what an undisturbed one does.
+    """
+    decoder: Any = network.get_decoder()
+    rotary: Any = getattr(decoder, "rotary_emb", None)
+    parameters = network.config.rope_parameters
+    kinds = [kind for kind in (FULL, SLIDING) if kind in parameters]
+    prefixes = {
+        f"{kind}_" if kind else "": (parameters[kind] if kind else parameters)["rope_type"]
+        for kind in kinds or [""]
+    }
+    dynamic = [prefix for prefix, rope_type in prefixes.items() if rope_type == "dynamic"]
+
+    def forget(module: Any, args: Any) -> None:
+        del args
+        for prefix in dynamic:
+            native = getattr(module, f"{prefix}original_inv_freq")
+            setattr(module, f"{prefix}inv_freq", native.to(getattr(module, f"{prefix}inv_freq")))
+            setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)
+
+    if dynamic:
+        rotary.register_forward_pre_hook(forget)
+    return network

@@ -1,0 +1,115 @@
+"""Sizes and windows, read from a transformers config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from src.models.config import ModelError, ModelShape
+from src.models.facts import ModelFacts
+from src.models.families import FAMILIES, Family, family_of
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# transformers' names for kinds of layers.
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+# The config's name for what norms add to the variance, by family.
+_NORM_EPS = ("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps")
+
+
+def shape_of(config: PretrainedConfig) -> ModelShape:
+    """Read the sizes from a transformers config.
+
+    Raises:
+        ModelError: a size is missing from it, or has another name.
+    """
+    needed = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+    if missing := [size for size in needed if getattr(config, size, None) is None]:
+        raise ModelError(
+            f"a model of type {config.model_type!r} has no {', '.join(missing)} in its config, so "
+            "its sizes are not known: give a model whose config has them"
+        )
+    heads = config.num_attention_heads
+    family = _family_of_type(config.model_type)
+    full, sliding = _thetas(config)
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    scalar = getattr(config, "query_pre_attn_scalar", None)
+    return ModelShape(
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        heads=heads,
+        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        head_dim=head_dim,
+        vocabulary=config.vocab_size,
+        rope_theta=full,
+        tied_embeddings=bool(config.tie_word_embeddings),
+        norm_eps=next(
+            (value for name in _NORM_EPS if (value := getattr(config, name, None)) is not None),
+            # Some have it in their code (OLMo: PyTorch's own, which is this one's default too).
+            ModelShape.norm_eps,
+        ),
+        sliding_rope_theta=sliding,
+        query_scalar=None if scalar in (None, head_dim) else int(scalar),
+        norms=family.norms,
+        qk_norm=family.qk_norm,
+        qkv_bias=family.qkv_bias,
+    )
+
+
+def _family_of_type(model_type: str) -> Family:
+    listed = [family for family in FAMILIES.values() if family.model_type == model_type]
+    return listed[0] if listed else family_of(model_type)
+
+
+def _thetas(config: PretrainedConfig) -> tuple[float, float | None]:
+    """Base frequencies of full-attention layers, and of sliding ones that have their own."""
+    parameters = config.rope_parameters
+    if FULL in parameters:
+        return float(parameters[FULL]["rope_theta"]), float(parameters[SLIDING]["rope_theta"])
+    return float(parameters["rope_theta"]), None
+
+
+def facts_of(config: PretrainedConfig) -> ModelFacts:
+    """What objectives may know of a model."""
+    return shape_of(config).facts(attention_windows(config))
+
+
+def attention_windows(config: PretrainedConfig) -> tuple[int | None, ...]:
+    """How far back each layer may look (None: to the start), from the model's own config.
+
+    A query at i sees keys j with i - j < window.
+    """
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    if kinds is None:
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def frequency_class(config: PretrainedConfig, tokens: int, *, room: int = 0) -> int:
+    """Texts of one class may be read side by side: each is turned as it would be alone.
+
+    Dynamic RoPE and longrope go by the largest position of all rows, whichever row has it.
+
+    Args:
+        config: the model's.
+        tokens: of the text.
+        room: tokens that are added one at a time; the same for texts that are compared.
+    """
+    parameters = getattr(config, "rope_parameters", None) or {}
+    for own in [parameters[k] for k in (FULL, SLIDING) if k in parameters] or [parameters]:
+        kind = own.get("rope_type")
+        if kind not in ("dynamic", "longrope"):
+            continue
+        native = (
+            config.max_position_embeddings
+            if kind == "dynamic"
+            else own["original_max_position_embeddings"]
+        )
+        if tokens + room <= native:
+            continue
+        # Beyond the window longrope has one table; all else there goes by the very length.
+        return -1 if kind == "longrope" and tokens > native else tokens
+    return 0

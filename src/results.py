@@ -105,6 +105,9 @@ class Dataset(Record):
 class PerplexityScore(Record):
     """How far a model is restored at one window; definitions: `src/evals/perplexity.py`."""
 
+    # Files that others wrote may hold NaN.
+    model_config = ConfigDict(allow_inf_nan=True)
+
     gap_closed: float | None = None
     gap_closed_nll: float | None = None
     recovery: float | None = None
@@ -113,13 +116,16 @@ class PerplexityScore(Record):
 class PerplexityModel(ModelRecord):
     """Perplexity, nats a token and scored tokens by window length in tokens."""
 
-    # Files that others wrote may hold NaN.
     model_config = ConfigDict(allow_inf_nan=True)
 
     perplexity: dict[PositiveInt, float | None]
     nll: dict[PositiveInt, float | None] = Field(default_factory=dict)
     tokens: dict[PositiveInt, int] = Field(default_factory=dict)
     scores: dict[PositiveInt, PerplexityScore] = Field(default_factory=dict)
+
+    def score(self, window: int) -> PerplexityScore:
+        """The score at a window; without values where the evaluation wrote none."""
+        return self.scores.get(window, PerplexityScore())
 
 
 class PerplexityResults(SuiteResults[PerplexityModel]):
@@ -373,6 +379,7 @@ def long_average(*parts: TaskModel | None) -> Mean | None:
 
 
 def _again(suite: str) -> str:
+    suite = "long" if suite in _FORMERLY_LONG else suite
     return f"evaluate again with python -m src.evaluate run=RUN_DIR eval={suite}"
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from src.report import formatting
 from src.report.groups import device_hours, flat, suite_figures
 from src.report.runs import ReportError, Run
-from src.report.suites import SuiteReport
+from src.results import TaskModel, TaskResults
 
 _NEAREST = 5
 
@@ -124,9 +124,7 @@ def _figures(run: Run) -> dict[str, str]:
         for model in run.perplexity.models:
             for window, value in sorted(model.perplexity.items()):
                 found[f"perplexity {window:,}, {model.name}"] = formatting.perplexity(value)
-    for suite in (run.short, run.long):
-        if suite:
-            found |= _suite_figures(suite)
+    found |= _suite_figures(run)
     if run.drift:
         for model in run.drift.models:
             if model.logit_kl is not None:
@@ -134,23 +132,47 @@ def _figures(run: Run) -> dict[str, str]:
     return found
 
 
-def _suite_figures(suite: SuiteReport) -> dict[str, str]:
+def _suite_figures(run: Run) -> dict[str, str]:
     found: dict[str, str] = {}
-    limit = "" if suite.limit is None else f" (limit={suite.limit})"
-    for model in suite.models:
-        for key, estimate in suite_figures(suite, model).items():
-            name = "average" if key == suite.suite else key.replace("ruler@", "RULER ")
-            found[f"{suite.suite} {name}, {model.name}{limit}"] = f"{estimate.value:.1f}%"
-        for task, result in model.results.items():
-            if result.value is not None:
-                found[f"{task}, {model.name}{limit}"] = f"{100 * result.value:.1f}%"
-    average = suite.final_scores.average
+    names = dict.fromkeys(m.name for suite in run.task_suites if suite for m in suite.models)
+    limit = {suite.suite: _limit(suite) for suite in run.task_suites if suite}
+    long_limit = limit.get("ruler", limit.get("papers", ""))
+    for name in names:
+        models = [_named(suite, name) for suite in run.task_suites]
+        for key, estimate in suite_figures(*models).items():
+            mark = limit["short"] if key == "short" else long_limit
+            label = {"short": "short average", "long": "long average"}.get(
+                key, key.replace("ruler@", "long RULER ")
+            )
+            found[f"{label}, {name}{mark}"] = f"{estimate.value:.1f}%"
+        for suite, model in zip(run.task_suites, models, strict=True):
+            for task, result in model.results.items() if suite and model else ():
+                if result.value is not None:
+                    found[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
+    for suite in run.task_suites:
+        if suite and suite.final:
+            found |= _scores(suite, suite.final)
+    return found
+
+
+def _limit(suite: TaskResults | None) -> str:
+    return "" if suite is None or suite.limit is None else f" (limit={suite.limit})"
+
+
+def _named(suite: TaskResults | None, name: str) -> TaskModel | None:
+    return next((model for model in suite.models if model.name == name), None) if suite else None
+
+
+def _scores(suite: TaskResults, final: TaskModel) -> dict[str, str]:
+    found: dict[str, str] = {}
+    average = final.scores.average
+    label = f"{suite.suite} suite{_limit(suite)}"
     if average and average.recovery is not None:
         ends = average.interval.recovery
         low, high = ends or (None, None)
         known = low is not None and high is not None
         interval = f" ({low:.1f} to {high:.1f})" if known else ""
-        found[f"recovery, {suite.suite} suite{limit}"] = f"{average.recovery:.1f}%{interval}"
+        found[f"recovery, {label}"] = f"{average.recovery:.1f}%{interval}"
     if average and average.gap_closed is not None:
-        found[f"gap closed, {suite.suite} suite{limit}"] = formatting.share(average.gap_closed)
+        found[f"gap closed, {label}"] = formatting.share(average.gap_closed)
     return found

@@ -380,7 +380,7 @@ def _drift_chart(run: Run, index: int) -> Chart:
             )
             if points:
                 name = f"{formatting.text(model.name)}, {formatting.text(relation)}"
-                series.append(Series(name, points, GRAY if model.name == "scaled" else slot, dash))
+                series.append(Series(name, points, GRAY if model.role == "scaled" else slot, dash))
     y = Axis("KL (nats)", log=True)
     return Chart("Relation KL", Axis("layer"), y, tuple(series), runs=(index,))
 

@@ -1,15 +1,14 @@
-"""The files of a run folder as typed records; results of suites are in `suites`.
+"""The files of a run folder as typed records; results of evaluations are in `src.results`.
 
 Every reader raises `UnreadableFile`, whose message is a reason to show beside the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -123,82 +122,6 @@ class ConfigFile:
     text: str = ""
     values: dict[str, Any] = field(default_factory=dict)
     settings: RunSettings = field(default_factory=RunSettings)
-
-
-class Dataset(Record):
-    """The held-out text of an evaluation."""
-
-    name: str
-    documents: tuple[str, ...] = ()
-    fingerprint: str | None = None
-
-
-class Named(Protocol):
-    """A model in a file of results."""
-
-    @property
-    def name(self) -> str:
-        """As the results call it."""
-        ...
-
-
-_AnyNamed = TypeVar("_AnyNamed", bound=Named)
-
-
-def final_of(students: Sequence[_AnyNamed]) -> _AnyNamed | None:
-    """The run's own last model: the last called `after STAGE` or `restored`, else the last.
-
-    So models that only stand beside it for comparison are passed over.
-    """
-    own = [m for m in students if m.name.startswith("after ") or m.name == "restored"]
-    return next(iter((own or list(students))[-1:]), None)
-
-
-class ModelPerplexity(Record):
-    """Perplexity of one model by window length in tokens; null: not measured."""
-
-    name: str
-    perplexity: dict[PositiveInt, float | None]
-
-
-class Score(Record):
-    """How far a trained model is restored at one window; definitions: `src/evals/perplexity.py`."""
-
-    gap_closed: float | None = None
-    recovery: float | None = None
-
-
-class PerplexityReport(Record):
-    """`evals/perplexity.json`: models in the order native, scaled, after each stage."""
-
-    schema_version: Literal[1] = Field(alias="schema")
-    suite: Literal["perplexity"]
-    dataset: Dataset
-    windows: tuple[PositiveInt, ...] = Field(min_length=1)
-    models: tuple[ModelPerplexity, ...] = Field(min_length=1)
-    headline: PositiveInt | None = None
-    scores: dict[PositiveInt, Score] | None = None
-    """Of the last model."""
-    scores_by_model: dict[str, dict[PositiveInt, Score]] | None = None
-
-    def model(self, name: str) -> ModelPerplexity | None:
-        """The model called `name`, if it was evaluated."""
-        return next((model for model in self.models if model.name == name), None)
-
-    @property
-    def students(self) -> tuple[ModelPerplexity, ...]:
-        """The trained models: all but the native and the merely scaled one."""
-        return tuple(model for model in self.models if model.name not in ("native", "scaled"))
-
-    @property
-    def final(self) -> ModelPerplexity | None:
-        """The student after the last stage."""
-        return final_of(self.students)
-
-    def score(self, model: ModelPerplexity, window: int) -> Score:
-        """The score as the evaluation wrote it; without values where it wrote none."""
-        last = self.scores if model is self.final else None
-        return ((self.scores_by_model or {}).get(model.name) or last or {}).get(window, Score())
 
 
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)

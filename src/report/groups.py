@@ -17,8 +17,8 @@ from typing import Any
 from src.report import noise
 from src.report.noise import Estimate
 from src.report.runs import Run
-from src.report.suites import Interval, SuiteModel, SuiteReport
 from src.report.table import headline_window
+from src.results import Interval, ShortResults, TaskModel, long_average
 
 # Settings that do not change what is trained, by their first key.
 _NOT_TRAINING = {
@@ -193,7 +193,7 @@ def _group(
     record, settings = newest.record, newest.settings
     measured = [_measure(runs[i], window) for i in chosen]
     hours = [h for i in chosen if (h := device_hours(runs[i])) is not None]
-    suites = [suite for suite in (newest.short, newest.long) if suite]
+    suites = [suite for suite in newest.task_suites if suite]
     return Group(
         members=tuple(chosen),
         identity=identity,
@@ -210,7 +210,10 @@ def _group(
         device=record.device or "",
         limit=next((suite.limit for suite in suites if suite.limit is not None), None),
         estimates=_merged(measured),
-        baselines={name: _baseline(newest, name) for name in ("native", "scaled")},
+        baselines={
+            "native": suite_figures(*(suite and suite.native for suite in newest.task_suites)),
+            "scaled": suite_figures(*(suite and suite.scaled for suite in newest.task_suites)),
+        },
         needles=_needles([runs[i] for i in chosen]),
     )
 
@@ -230,23 +233,20 @@ def _merged(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
 def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
     """Figures of the run's last model, in percent."""
-    found: dict[str, Estimate] = {}
-    for suite in (run.short, run.long):
-        if suite and suite.final:
-            found |= suite_figures(suite, suite.final)
+    found = suite_figures(*(suite and suite.final for suite in run.task_suites))
     if run.short:
         found |= _scores(run.short)
     report = run.perplexity
     chosen = headline_window(report, window) if report else None
     if report and report.final and chosen:
-        gap = report.score(report.final, chosen).gap_closed
+        gap = report.final.score(chosen).gap_closed
         if gap is not None and math.isfinite(gap):
             found[PERPLEXITY_GAP.key] = Estimate(100 * gap)
     return found
 
 
-def _scores(report: SuiteReport) -> dict[str, Estimate]:
-    score = report.final_scores.average
+def _scores(report: ShortResults) -> dict[str, Estimate]:
+    score = report.final.scores.average if report.final else None
     if score is None:
         return {}
     ends = score.interval
@@ -267,10 +267,14 @@ def _estimate(value: float | None, ends: Interval | None, scale: float) -> Estim
     return Estimate(scale * value, scale * low, scale * high)
 
 
-def suite_figures(report: SuiteReport, model: SuiteModel) -> dict[str, Estimate]:
-    """A model's average and its RULER means by length, in percent."""
-    named = [(report.suite, model.average)]
-    named += [(ruler(length).key, mean) for length, mean in model.ruler_by_length.items()]
+def suite_figures(
+    short_suite: TaskModel | None, ruler_suite: TaskModel | None, papers_suite: TaskModel | None
+) -> dict[str, Estimate]:
+    """A model's averages and its RULER means by length, in percent."""
+    named = [(SHORT.key, short_suite and short_suite.average)]
+    named.append((LONG.key, long_average(ruler_suite, papers_suite)))
+    if ruler_suite:
+        named += [(ruler(length).key, mean) for length, mean in ruler_suite.by_length.items()]
     return {
         key: noise.around(100 * mean.value, None if mean.stderr is None else 100 * mean.stderr)
         for key, mean in named
@@ -278,20 +282,11 @@ def suite_figures(report: SuiteReport, model: SuiteModel) -> dict[str, Estimate]
     }
 
 
-def _baseline(run: Run, name: str) -> dict[str, Estimate]:
-    found: dict[str, Estimate] = {}
-    for suite in (run.short, run.long):
-        model = suite.model(name) if suite else None
-        if suite and model:
-            found |= suite_figures(suite, model)
-    return found
-
-
 def _needles(runs: Iterable[Run]) -> dict[tuple[int, float], float]:
     cells: dict[tuple[int, float], list[float]] = defaultdict(list)
     for run in runs:
-        if run.long and run.long.final:
-            for cell in run.long.needle_depth.get(run.long.final.name, ()):
+        if run.needle_depth and run.needle_depth.final:
+            for cell in run.needle_depth.final.cells:
                 if cell.value is not None:
                     cells[cell.length, cell.depth].append(cell.value)
     return {place: statistics.fmean(values) for place, values in cells.items()}

@@ -10,8 +10,8 @@ from typing import Any
 import plotly.graph_objects as go
 
 from src.report import formatting
-from src.report.files import ModelPerplexity, PerplexityReport
 from src.report.metrics import Metrics
+from src.results import PerplexityModel, PerplexityResults
 
 NATIVE_COLOR, SCALED_COLOR = "#8a8f98", "#d9622b"
 # From the last model back to the first stage; told apart with common colour-vision deficiencies,
@@ -21,7 +21,7 @@ STUDENT_COLORS = ("#2f7fd1", "#17a08a", "#a35fd0", "#c79a1b")
 MAX_CURVE_POINTS = 500
 
 
-def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> go.Figure:
+def perplexity_figure(report: PerplexityResults, *, title: str | None = None) -> go.Figure:
     """Perplexity against window length (log2 spacing), one line a model.
 
     The figure stands alone on white, for a picture: give it a size with `update_layout(width=,
@@ -31,7 +31,7 @@ def perplexity_figure(report: PerplexityReport, *, title: str | None = None) -> 
     return go.Figure(perplexity_data(report, title=title)).update_layout(template="none")
 
 
-def perplexity_data(report: PerplexityReport, *, title: str | None = None) -> dict[str, Any]:
+def perplexity_data(report: PerplexityResults, *, title: str | None = None) -> dict[str, Any]:
     """The same as plain `data` and `layout`, which is much faster to make for many runs.
 
     The page replaces the colours of text, grid and background by its own.
@@ -56,7 +56,7 @@ def perplexity_data(report: PerplexityReport, *, title: str | None = None) -> di
     if title is not None:
         layout["title"] = {"text": html.escape(title, quote=False), "x": 0.01, "y": 0.97}
         layout["margin"] = {**layout["margin"], "t": 84}
-    lines = [_line(model, windows, _style(model.name, students)) for model in report.models]
+    lines = [_line(model, windows, _style(model, students)) for model in report.models]
     return {"data": lines, "layout": layout}
 
 
@@ -76,7 +76,7 @@ def curve_data(metrics: Metrics, *, max_points: int = MAX_CURVE_POINTS) -> dict[
     }
 
 
-def _perplexity_axis(report: PerplexityReport) -> dict[str, Any]:
+def _perplexity_axis(report: PerplexityResults) -> dict[str, Any]:
     """Logarithmic where the values span a factor of 4, so that the students stay apart."""
     values = [value for model in report.models for value in model.perplexity.values()]
     positive = [value for value in values if value and value > 0 and math.isfinite(value)]
@@ -93,17 +93,17 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [step * 10.0**power for power in range(first, last + 1) for step in steps]
 
 
-def _style(name: str, students: Sequence[str]) -> dict[str, Any]:
-    if name == "native":
+def _style(model: PerplexityModel, students: Sequence[str]) -> dict[str, Any]:
+    if model.role == "native":
         return {"color": NATIVE_COLOR, "dash": "dot", "symbol": "circle-open"}
-    if name == "scaled":
+    if model.role == "scaled":
         return {"color": SCALED_COLOR, "dash": "dash", "symbol": "diamond"}
-    from_last = len(students) - 1 - students.index(name)
+    from_last = len(students) - 1 - students.index(model.name)
     color = STUDENT_COLORS[from_last % len(STUDENT_COLORS)]
     return {"color": color, "dash": "solid", "symbol": "circle"}
 
 
-def _line(model: ModelPerplexity, windows: Sequence[int], style: dict[str, Any]) -> dict[str, Any]:
+def _line(model: PerplexityModel, windows: Sequence[int], style: dict[str, Any]) -> dict[str, Any]:
     values = [model.perplexity.get(window) for window in windows]
     return {
         "type": "scatter",

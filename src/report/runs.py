@@ -10,11 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
+from src import results
 from src.report.files import (
     AbsentFile,
     ConfigFile,
-    PerplexityReport,
-    Record,
     RunRecord,
     RunSettings,
     UnreadableFile,
@@ -22,9 +21,17 @@ from src.report.files import (
     read_json,
 )
 from src.report.metrics import Metrics, read_metrics
-from src.report.suites import DriftReport, SuiteReport
+from src.results import (
+    DriftResults,
+    NeedleDepthResults,
+    PapersResults,
+    PerplexityResults,
+    ResultsError,
+    RulerResults,
+    ShortResults,
+    TaskResults,
+)
 
-_AnyRecord = TypeVar("_AnyRecord", bound=Record)
 _Content = TypeVar("_Content")
 
 # A folder is a run when it holds one of these; metrics without a record are a run that lost it.
@@ -51,10 +58,17 @@ class Run:
     modified_at: datetime
     """When a file of the folder was last written, as far as the file system tells."""
     config: ConfigFile = field(default_factory=ConfigFile)
-    perplexity: PerplexityReport | None = None
-    short: SuiteReport | None = None
-    long: SuiteReport | None = None
-    drift: DriftReport | None = None
+    perplexity: PerplexityResults | None = None
+    short: ShortResults | None = None
+    ruler: RulerResults | None = None
+    papers: PapersResults | None = None
+    needle_depth: NeedleDepthResults | None = None
+    drift: DriftResults | None = None
+
+    @property
+    def task_suites(self) -> tuple[TaskResults | None, ...]:
+        """The suites of tasks: short, RULER, papers."""
+        return (self.short, self.ruler, self.papers)
 
     @property
     def state(self) -> str:
@@ -95,30 +109,31 @@ def read_run(folder: Path, outputs: Path) -> Run:
     def attempt(read: Callable[[], _Content]) -> _Content | None:
         try:
             return read()
-        except UnreadableFile as error:
-            problems.append(str(error))
+        except (UnreadableFile, ResultsError) as error:
+            # One old long.json stands for several suites.
+            if str(error) not in problems:
+                problems.append(str(error))
             return None
 
     record = attempt(lambda: read_json(folder / "run.json", RunRecord))
     config = attempt(lambda: read_config(folder / "config.yaml")) or ConfigFile()
     metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record)) or Metrics()
     evals = folder / "evals"
-    perplexity = attempt(lambda: _evaluation(evals / "perplexity.json", PerplexityReport))
-    short = attempt(lambda: _evaluation(evals / "short.json", SuiteReport))
-    long = attempt(lambda: _evaluation(evals / "long.json", SuiteReport))
-    drift = attempt(lambda: _evaluation(evals / "drift.json", DriftReport))
     return Run(
         folder=folder,
         name=_display_name(folder, outputs),
         record=record,
         metrics=metrics,
-        problems=(*problems, *metrics.problems),
         modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
         config=config,
-        perplexity=perplexity,
-        short=short,
-        long=long,
-        drift=drift,
+        perplexity=attempt(lambda: results.read(evals, PerplexityResults)),
+        short=attempt(lambda: results.read(evals, ShortResults)),
+        ruler=attempt(lambda: results.read(evals, RulerResults)),
+        papers=attempt(lambda: results.read(evals, PapersResults)),
+        needle_depth=attempt(lambda: results.read(evals, NeedleDepthResults)),
+        drift=attempt(lambda: results.read(evals, DriftResults)),
+        # Last, when everything has been read.
+        problems=(*problems, *metrics.problems),
     )
 
 
@@ -170,16 +185,6 @@ def _metrics(path: Path, record: RunRecord | None) -> Metrics:
         if record and record.step == 0:  # before the first logged step there are none
             return Metrics()
         raise
-
-
-def _evaluation(path: Path, kind: type[_AnyRecord]) -> _AnyRecord | None:
-    """None: the run was not evaluated, which is no fault."""
-    try:
-        return read_json(path, kind)
-    except AbsentFile:
-        if path.exists():
-            raise
-        return None
 
 
 def _modified_at(*paths: Path) -> datetime:

@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from src.report import formatting
-from src.report.files import ModelPerplexity, PerplexityReport, RunRecord, RunSettings
+from src.report.files import RunRecord, RunSettings
 from src.report.runs import Run
+from src.results import PerplexityModel, PerplexityResults
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,12 @@ class Comparison:
     scores: tuple[ScoreRow, ...]
 
 
-def comparison(report: PerplexityReport) -> Comparison:
+def comparison(report: PerplexityResults) -> Comparison:
     """The report as a table. Scores are shown as the evaluation wrote them, or as dashes."""
     windows = tuple(sorted(set(report.windows)))
     best = {window: _best_student(report.students, window) for window in windows}
 
-    def row(model: ModelPerplexity) -> ModelRow:
+    def row(model: PerplexityModel) -> ModelRow:
         cells = (
             Cell(formatting.perplexity(model.perplexity.get(window)), best[window] is model)
             for window in windows
@@ -66,16 +67,14 @@ def comparison(report: PerplexityReport) -> Comparison:
         scores=tuple(
             line
             for model in report.students
-            if model is report.final or model.name in (report.scores_by_model or {})
-            for line in _score_rows(report, model, windows)
+            if model is report.final or model.scores
+            for line in _score_rows(model, windows)
         ),
     )
 
 
-def _score_rows(
-    report: PerplexityReport, model: ModelPerplexity, windows: Sequence[int]
-) -> tuple[ScoreRow, ScoreRow]:
-    scores = [report.score(model, window) for window in windows]
+def _score_rows(model: PerplexityModel, windows: Sequence[int]) -> tuple[ScoreRow, ScoreRow]:
+    scores = [model.score(window) for window in windows]
     name = formatting.text(model.name)
     return (
         ScoreRow(f"gap closed, {name}", tuple(formatting.share(s.gap_closed) for s in scores)),
@@ -83,7 +82,7 @@ def _score_rows(
     )
 
 
-def headline_window(report: PerplexityReport, window: int | None = None) -> int | None:
+def headline_window(report: PerplexityResults, window: int | None = None) -> int | None:
     """`window` if it was evaluated; by default the evaluation's own headline, else the largest."""
     wanted = window or report.headline
     if wanted is not None:
@@ -97,10 +96,10 @@ def gap_closed(run: Run, window: int | None = None) -> str:
     chosen = headline_window(report, window) if report else None
     if report is None or report.final is None or chosen is None:
         return formatting.DASH
-    return formatting.share(report.score(report.final, chosen).gap_closed)
+    return formatting.share(report.final.score(chosen).gap_closed)
 
 
-def _best_student(students: Sequence[ModelPerplexity], window: int) -> ModelPerplexity | None:
+def _best_student(students: Sequence[PerplexityModel], window: int) -> PerplexityModel | None:
     measured = [
         (value, model)
         for model in students

@@ -8,8 +8,9 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from src.report.files import AbsentFile, PerplexityReport, read_json
+from src import results
 from src.report.plots import perplexity_figure
+from src.results import PerplexityResults
 
 BY_LAYER = "loss/relation/by_layer"
 _MAX_STEPS = 500
@@ -23,14 +24,11 @@ def run_figures(folder: Path, entries: Sequence[Mapping[str, Any]]) -> dict[str,
         entries: its logged steps, as in `metrics.jsonl`.
 
     Raises:
-        UnreadableFile: an evaluation's file is there and cannot be read.
+        ResultsError: an evaluation's file is there and cannot be read.
     """
     figures: dict[str, go.Figure] = {}
-    try:
-        report = read_json(folder / "evals" / "perplexity.json", PerplexityReport)
+    if report := results.read(folder / "evals", PerplexityResults):
         figures["plots/perplexity"] = perplexity_figure(report)
-    except AbsentFile:  # not evaluated
-        pass
     layered = [entry for entry in entries if entry.get(BY_LAYER)]
     if layered:
         figures["plots/relation_by_layer"] = layers_figure(layered)

@@ -75,8 +75,12 @@ def test_the_oldest_perplexities_have_the_last_models_scores_alone(tmp_path: Pat
     content = old("perplexity")
     content["models"][-1]["name"] = "restored"
     del content["scores_by_model"]
+    content["models"].insert(2, content["models"][-1] | {"name": "after ard"})
     record = read(tmp_path, content, PerplexityResults, "perplexity")
     assert record.final.scores[512].gap_closed == content["scores"]["512"]["gap_closed"]
+    assert [model.name for model in record.students] == ["after ard", "restored"]
+    assert not record.students[0].scores
+    assert record.native.perplexity[512] == content["models"][0]["perplexity"]["512"]
 
 
 def test_a_long_file_of_schema_1_becomes_the_suites_that_it_held(tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from src.report import formatting
-from src.report.files import PerplexityReport
 from src.report.panels import PageContext, Panel
 from src.report.plots import perplexity_data
 from src.report.runs import Run
 from src.report.table import Comparison, comparison, gap_closed
+from src.results import PerplexityResults
 
 _OPEN_BLOCKS = 3  # the newest; the others unfold on a click
 
@@ -41,7 +41,7 @@ def comparison_panel(context: PageContext) -> Panel | None:
 
 
 def _block(
-    index: int, run: Run, report: PerplexityReport, window: int | None, *, is_open: bool
+    index: int, run: Run, report: PerplexityResults, window: int | None, *, is_open: bool
 ) -> Block:
     return Block(
         run=index,

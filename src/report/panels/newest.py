@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from src.report import formatting
-from src.report.files import ModelPerplexity, PerplexityReport, Score
 from src.report.panels import PageContext, Panel
 from src.report.runs import Run
 from src.report.table import headline_window, run_row
+from src.results import PerplexityModel, PerplexityResults, PerplexityScore
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def newest_panel(context: PageContext) -> Panel | None:
     return Panel("newest", "Newest result", {"row": None, "window": context.window})
 
 
-def _panel(index: int, run: Run, report: PerplexityReport, window: int) -> Panel:
+def _panel(index: int, run: Run, report: PerplexityResults, window: int) -> Panel:
     values = {
         "run": index,
         "row": run_row(run, window),
@@ -45,23 +45,23 @@ def _panel(index: int, run: Run, report: PerplexityReport, window: int) -> Panel
     return Panel("newest", "Newest result", values)
 
 
-def _cards(report: PerplexityReport, window: int) -> list[Card]:
+def _cards(report: PerplexityResults, window: int) -> list[Card]:
     restored = report.final
-    score = report.score(restored, window) if restored else Score()
+    score = restored.score(window) if restored else PerplexityScore()
     gap, recovery = score.gap_closed, formatting.percent(score.recovery)
     return [
-        Card("Native", _at(report.model("native"), window), "the original model"),
-        Card("Scaled", _at(report.model("scaled"), window), "after scaling, untrained"),
+        Card("Native", _at(report.native, window), "the original model"),
+        Card("Scaled", _at(report.scaled, window), "after scaling, untrained"),
         Card("Restored", _at(restored, window), _student_note(restored)),
         Card("Gap closed", formatting.share(gap), f"recovery {recovery}", _meter(gap)),
     ]
 
 
-def _at(model: ModelPerplexity | None, window: int) -> str:
+def _at(model: PerplexityModel | None, window: int) -> str:
     return formatting.perplexity(model.perplexity.get(window) if model else None)
 
 
-def _student_note(model: ModelPerplexity | None) -> str:
+def _student_note(model: PerplexityModel | None) -> str:
     if model is None:
         return "no trained model evaluated"
     return "after training" if model.name == "restored" else formatting.text(model.name)

@@ -9,7 +9,6 @@ import pytest
 
 from src.report.files import (
     AbsentFile,
-    PerplexityReport,
     RunRecord,
     RunSettings,
     UnreadableFile,
@@ -67,15 +66,6 @@ def test_absence_is_told_from_damage(tmp_path: Path) -> None:
 def test_times_are_utc(tmp_path: Path, started: str) -> None:
     record = read_json(write(tmp_path, json.dumps({**RECORD, "started_at": started})), RunRecord)
     assert record.started_at == datetime(2025, 11, 20, 10, 37, tzinfo=UTC)
-
-
-def test_report_knows_its_students(tmp_path: Path, evaluation: dict[str, Any]) -> None:
-    report = read_json(write(tmp_path, json.dumps(evaluation)), PerplexityReport)
-    assert [model.name for model in report.students] == ["after ard", "restored"]
-    native = report.model("native")
-    assert native is not None
-    assert native.perplexity[512] == 33.5
-    assert report.model("other") is None
 
 
 def test_settings_are_read(tmp_path: Path) -> None:

@@ -1,18 +1,24 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 
-from src.report.files import PerplexityReport
+from src import results
 from src.report.metrics import Metrics
 from src.report.plots import curve_data, perplexity_figure
+from src.results import PerplexityResults
+
+
+def parsed(evaluation: dict[str, Any]) -> PerplexityResults:
+    report = results.parse(json.dumps(evaluation), PerplexityResults)
+    assert report is not None
+    return report
 
 
 def figure_dict(evaluation: dict[str, Any], **options: Any) -> dict[str, Any]:
-    return perplexity_figure(
-        PerplexityReport.model_validate(evaluation), **options
-    ).to_plotly_json()
+    return perplexity_figure(parsed(evaluation), **options).to_plotly_json()
 
 
 def test_one_line_a_model_over_the_windows(evaluation: dict[str, Any]) -> None:

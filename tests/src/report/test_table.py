@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,21 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from src.report.files import PerplexityReport
+from src import results
 from src.report.runs import read_runs
 from src.report.table import comparison, gap_closed, headline_window, run_notes, run_row, runs_table
+from src.results import PerplexityResults
 
 MakeRun = Callable[..., Path]
 
 
-def best_cells(report: PerplexityReport) -> set[tuple[str, int]]:
+def parsed(evaluation: dict[str, Any]) -> PerplexityResults:
+    report = results.parse(json.dumps(evaluation), PerplexityResults)
+    assert report is not None
+    return report
+
+
+def best_cells(report: PerplexityResults) -> set[tuple[str, int]]:
     table = comparison(report)
     return {
         (row.name, window)
@@ -26,14 +34,14 @@ def best_cells(report: PerplexityReport) -> set[tuple[str, int]]:
 
 def test_rows_are_models_and_columns_windows(evaluation: dict[str, Any]) -> None:
     evaluation["windows"] = [2048, 128, 512]
-    table = comparison(PerplexityReport.model_validate(evaluation))
+    table = comparison(parsed(evaluation))
     assert table.windows == (128, 512, 2048)
     assert [row.name for row in table.models] == ["native", "scaled", "after ard", "restored"]
     assert [cell.text for cell in table.models[1].cells] == ["101.3", "132.9", "171.0"]
 
 
 def test_scores_are_shown_as_written_or_as_dashes(evaluation: dict[str, Any]) -> None:
-    table = comparison(PerplexityReport.model_validate(evaluation))
+    table = comparison(parsed(evaluation))
     assert [(row.name, row.cells) for row in table.scores] == [
         ("gap closed, restored", ("–", "95.4%", "–")),
         ("recovery, restored", ("–", "97.9%", "–")),
@@ -45,7 +53,7 @@ def test_every_scored_model_has_its_scores(evaluation: dict[str, Any]) -> None:
         "after ard": {"512": {"gap_closed": 0.94, "gap_closed_nll": 0.9, "recovery": 84.8}},
         "restored": evaluation["scores"],
     }
-    table = comparison(PerplexityReport.model_validate(evaluation))
+    table = comparison(parsed(evaluation))
     assert [(row.name, row.cells[1]) for row in table.scores] == [
         ("gap closed, after ard", "94.0%"),
         ("recovery, after ard", "84.8%"),
@@ -56,24 +64,24 @@ def test_every_scored_model_has_its_scores(evaluation: dict[str, Any]) -> None:
 
 def test_without_scores_there_are_dashes(evaluation: dict[str, Any]) -> None:
     evaluation["scores"] = None
-    table = comparison(PerplexityReport.model_validate(evaluation))
+    table = comparison(parsed(evaluation))
     assert {cell for row in table.scores for cell in row.cells} == {"–"}
 
 
 def test_the_best_student_is_marked_by_window(evaluation: dict[str, Any]) -> None:
-    report = PerplexityReport.model_validate(evaluation)
+    report = parsed(evaluation)
     assert best_cells(report) == {("after ard", 128), ("restored", 512), ("restored", 2048)}
 
 
 def test_missing_and_broken_values_are_never_the_best(evaluation: dict[str, Any]) -> None:
     evaluation["models"][2]["perplexity"] = {"128": float("nan"), "512": 39.5}
     evaluation["models"][3]["perplexity"] = {"128": None, "512": float("inf")}
-    assert best_cells(PerplexityReport.model_validate(evaluation)) == {("after ard", 512)}
+    assert best_cells(parsed(evaluation)) == {("after ard", 512)}
 
 
 def test_without_a_student_nothing_is_best(evaluation: dict[str, Any]) -> None:
     evaluation["models"] = evaluation["models"][:2]
-    assert best_cells(PerplexityReport.model_validate(evaluation)) == set()
+    assert best_cells(parsed(evaluation)) == set()
 
 
 @pytest.mark.parametrize(
@@ -84,7 +92,7 @@ def test_without_a_student_nothing_is_best(evaluation: dict[str, Any]) -> None:
 def test_headline_window(
     evaluation: dict[str, Any], headline: int | None, wanted: int | None, window: int | None
 ) -> None:
-    report = PerplexityReport.model_validate({**evaluation, "headline": headline})
+    report = parsed({**evaluation, "headline": headline})
     assert headline_window(report, wanted) == window
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.report.files import UnreadableFile
 from src.report.tracked import BY_LAYER, layers_figure, run_figures
+from src.results import ResultsError
 
 ENTRIES = [{"tokens": 256 * n, BY_LAYER: [n + 0.25, n + 0.5, n + 0.75]} for n in (1, 2)]
 
@@ -43,5 +43,5 @@ def test_a_run_has_the_plots_that_it_has_data_for(tmp_path: Path) -> None:
     file.write_text(json.dumps(content | {"scores": None, "scores_by_model": {}}))
     assert set(run_figures(tmp_path, [])) == {"plots/perplexity"}
     file.write_text("{")
-    with pytest.raises(UnreadableFile):
+    with pytest.raises(ResultsError):
         run_figures(tmp_path, [])

@@ -30,7 +30,8 @@ from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model
 from src.models.shapes import facts_of
 from src.objectives.base import Batch
-from src.passes.capture import LayerQKV, QKVCapture
+from src.passes.capture import QKVCapture
+from src.passes.layer_pass import LayerQKV
 from src.planning import plan
 from src.planning.devices import DTYPES, device_of, uses_cuda
 from src.run_folder import device_name, versions, write_json

@@ -115,7 +115,8 @@ def test_kernels_import_only_torch_triton_and_themselves(name: str) -> None:
 
 
 def test_deepspeed_is_imported_by_the_engine_alone() -> None:
-    assert importers("deepspeed") == {"src.training.engine"}
+    assert importers("deepspeed")
+    assert importers("deepspeed") <= set(inside("src.training.engine"))
 
 
 def test_wandb_is_imported_by_tracking_alone() -> None:
@@ -146,6 +147,7 @@ LEAVES = [
     "models",
     "data",
     "passes.capture",
+    "passes.layer_pass",
     "tracking",
     "training.schedule",
     "progress",
@@ -156,7 +158,7 @@ LEAVES = [
 def test_what_the_loop_stands_on_does_not_reach_up_to_it(leaf: str) -> None:
     above = {
         "src.training.loop",
-        "src.training.engine",
+        *inside("src.training.engine"),
         "src.training.run",
         "src.training.launch",
         "src.training.checkpoint",

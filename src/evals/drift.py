@@ -22,7 +22,8 @@ from pydantic import Field
 from kernels.relation_kl import attention_kl, relation_kl
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models.shapes import facts_of
-from src.passes.capture import LayerQKV, QKVCapture
+from src.passes.capture import QKVCapture
+from src.passes.layer_pass import LayerQKV
 from src.progress import meter
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from kernels.relation_kl import attention_kl
 from src.models.facts import ModelFacts
-from src.passes.capture import LayerQKV, QKVCapture
+from src.passes.capture import QKVCapture
+from src.passes.layer_pass import LayerQKV
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

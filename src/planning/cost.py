@@ -15,7 +15,7 @@ from src.models.adapters import LoraParameters, QkvParameters
 from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs, Objective
-from src.passes.streaming import Keep
+from src.passes.teacher import Keep
 from src.planning.devices import DeviceFacts
 from src.settings.config import RunConfig
 from src.training.schedule import StageConfig, StageSchedule
@@ -28,7 +28,7 @@ _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0
 # Attention and relations reach half of their shares at this many tokens, and all of it at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 
-# Elements in which DeepSpeed reduces gradients (src/training/engine.py).
+# Elements in which DeepSpeed reduces gradients (src/training/engine/).
 REDUCE_BUCKET = 100_000_000
 
 # Bytes a row and head of what the relations' operator gives (kernels/relation_kl/triton.py).
@@ -129,7 +129,7 @@ def memory(setting: Setting) -> dict[str, float]:
     parts["student weights"] = 0 if student.offload_parameters else whole
     if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
         # The layer that runs, the one before it, and the one that is fetched ahead
-        # (src/training/engine.py); or the embedding, or the head.
+        # (src/training/engine/); or the embedding, or the head.
         ahead = max(3 * shape.layer_parameters, shape.embedding_parameters)
         ahead = min(shape.parameters, ahead)
         parts["gathered weights"] = ahead * width

@@ -21,7 +21,7 @@ from src.models.families import PLAIN_LAYER_FAMILIES
 from src.models.hf_config import planned_facts, projection_sizes, resolved_shape, scaled_config
 from src.models.rope import NativeRope
 from src.objectives.base import Demanding, Spreadable
-from src.passes.streaming import Keep
+from src.passes.teacher import Keep
 from src.planning import cost
 from src.planning.cost import Setting
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts, uses_cuda

@@ -25,7 +25,7 @@ from src.run_folder import RunFolder, whole_checkpoints, write_json
 if TYPE_CHECKING:
     from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
-    from src.training.engine import Student
+    from src.training.engine.student import Student
 
 
 class CheckpointError(ValueError):

@@ -26,7 +26,8 @@ from src.training.sequence import Place, next_tokens
 
 if TYPE_CHECKING:
     from src.data import Blocks
-    from src.training.engine import Student, Teacher
+    from src.training.engine.student import Student
+    from src.training.engine.teacher import Teacher
     from src.training.launch import World
 
 

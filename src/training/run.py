@@ -33,7 +33,9 @@ from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import checkpoint, launch
 from src.training.checkpoint import Position
-from src.training.engine import Student, Teacher, sharding
+from src.training.engine.student import Student
+from src.training.engine.teacher import Teacher
+from src.training.engine.zero import sharding
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.schedule import StageSchedule

@@ -3,7 +3,7 @@
 `engine.sequence_parallel=n` puts each n neighbouring ranks into a group. Its ranks read the same
 blocks, and each runs a part of their tokens: the first the first n-th, and so on. Only attention
 looks at other tokens; there the ranks exchange, and each sees whole blocks for its share of the
-heads (src/training/engine.py). Each rank has a part of a loss; the loss is their mean over the
+heads (src/training/engine/). Each rank has a part of a loss; the loss is their mean over the
 group.
 
 Shapes: b batch, t tokens of a whole block, c tokens of a part.

@@ -19,7 +19,7 @@ FAMILIES: dict[str, Family] = {
     for family in (importlib.import_module(f"{__name__}.{name}").FAMILY for name in _MODULES)
 }
 
-# Families whose layers can be run in part (src/passes/streaming.py).
+# Families whose layers can be run in part (src/passes/skipping.py).
 PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.parts)
 
 

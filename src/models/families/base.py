@@ -43,8 +43,8 @@ class Family:
     Attributes:
         name: in `model.family`.
         model_type: of the config, as transformers has it.
-        parts: of a layer, so that it can be run in part (src/passes/streaming.py); None where only
-            whole layers are to be run.
+        parts: of a layer, so that it can be run in part (src/passes/teacher.py); None if only whole
+            layers can be run.
         projections: linear layers of a decoder layer, which adapters can be put on.
         norms: of a layer, each of the hidden size.
         qk_norm: whether queries and keys have a norm of their own, of the head size.

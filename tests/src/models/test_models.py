@@ -28,9 +28,10 @@ from src.models.rope import BaseFrequencyScaling, LinearScaling, NativeRope
 from src.models.rope.longrope import LongRopeScaling
 from src.models.shapes import attention_windows, facts_of, shape_of
 from src.models.sources import check_available
-from src.passes.capture import QKVCapture, attention_output
+from src.passes.capture import QKVCapture
 from src.planning import plan
 from src.settings.config import ConfigError, RunConfig
+from tests.src.passes.recomputed import attention_output
 
 ComposeRun = Callable[..., RunConfig]
 CONF = Path(__file__).resolve().parents[3] / "conf" / "model"

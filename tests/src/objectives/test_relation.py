@@ -22,7 +22,8 @@ from src.models.rope import LinearScaling, NativeRope
 from src.models.shapes import facts_of
 from src.objectives.base import Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
-from src.passes.capture import LayerQKV, QKVCapture
+from src.passes.capture import QKVCapture
+from src.passes.layer_pass import LayerQKV
 from src.settings import config
 
 T, D = 7, 6

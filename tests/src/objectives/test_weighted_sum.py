@@ -11,7 +11,7 @@ from src.objectives.language_modeling import LanguageModeling
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
 from src.objectives.weighted_sum import WeightedSum
-from src.passes.capture import LayerQKV
+from src.passes.layer_pass import LayerQKV
 
 B, T, H, D, WIDTH = 2, 6, 2, 4, 8
 FACTS = ModelFacts(layers=3, windows=(None,) * 3, heads=H, kv_heads=H, head_dim=D)

@@ -23,13 +23,9 @@ from src.models.loading import load_model, load_tokenizer
 from src.models.rope.yarn import YarnScaling
 from src.models.shapes import facts_of
 from src.models.sources import check_available
-from src.passes.capture import (
-    CaptureError,
-    LayerQKV,
-    QKVCapture,
-    attention_name,
-    attention_output,
-)
+from src.passes.capture import QKVCapture, attention_name
+from src.passes.layer_pass import CaptureError, LayerQKV
+from tests.src.passes.recomputed import attention_output
 
 
 def network(

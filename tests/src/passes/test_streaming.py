@@ -28,18 +28,19 @@ from src.models.shapes import facts_of
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
-from src.passes.capture import LayerQKV, QKVCapture, attention_name
-from src.passes.streaming import (
+from src.passes.capture import QKVCapture, attention_name
+from src.passes.checkpointing import checkpoint_layers
+from src.passes.layer_pass import LayerQKV
+from src.passes.preparation import prepare_decoder
+from src.passes.skipping import known_parts
+from src.passes.student import StudentModule
+from src.passes.teacher import (
     Keep,
     LayerKindError,
     SharedTeacherPass,
+    TeacherModule,
     TeacherPass,
-    checkpoint_contexts,
-    known_parts,
-    show_layer_inputs,
-    skip_unwanted,
 )
-from src.training.engine import _StudentModule, _TeacherModule
 
 LAYERS, TOKENS = 3, 13
 LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
@@ -93,8 +94,8 @@ def network(
 class Pair:
     """A student module and what it wants from a teacher."""
 
-    student: _StudentModule
-    teacher: _TeacherModule | None
+    student: StudentModule
+    teacher: TeacherModule | None
     objective: Objective
     facts: ModelFacts
 
@@ -122,21 +123,19 @@ def pair(
             parameter.data.normal_(std=0.2, generator=noise)
     student.train()
     if checkpointing:
-        causal_model(student).gradient_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": checkpoint_contexts}
-        )
+        checkpoint_layers(student)
     facts = facts_of(config(family, factor=None))
     native = config(family, factor=None)
     device = torch.device("cpu")
     ends = {chosen.needs(facts).stops_at}
-    skip_unwanted(causal_model(student).get_decoder(), ends)
+    prepare_decoder(causal_model(student).get_decoder(), ends)
     base = SharedTeacherPass(student, keep, native, device) if shared else None
-    module = _StudentModule(student, {"it": chosen}, facts, base)
+    module = StudentModule(student, {"it": chosen}, facts, base)
     teacher = None
     if not shared:
         taught = network(family, dtype=dtype)
-        skip_unwanted(taught.get_decoder(), ends)
-        teacher = _TeacherModule(taught, keep)
+        prepare_decoder(taught.get_decoder(), ends)
+        teacher = TeacherModule(taught, keep)
     return Pair(module, teacher, chosen, facts)
 
 
@@ -425,7 +424,7 @@ def test_skipped_positions_do_not_cut_a_block_in_two(family: str) -> None:
     positions_bt = torch.tensor([[*range(4), *range(40, 45), *range(96, 100)]] * 2)
     made = network(family, factor=4.0)
     facts = facts_of(made.config)
-    student = _StudentModule(made, {"it": LastHidden()}, facts, None)
+    student = StudentModule(made, {"it": LastHidden()}, facts, None)
     student(Batch(IDS, positions_bt), "it", None)
     found_bth = student.objectives["it"].seen[0]  # type: ignore[attr-defined]
     back_tt = torch.arange(TOKENS)[:, None] - torch.arange(TOKENS)
@@ -471,9 +470,6 @@ def test_chosen_hidden_states_are_the_models_own(
     """Loss and gradients are those of whole models that return all hidden states."""
     objective = LongRed("longred", layers)
     made = pair(objective=objective, checkpointing=checkpointing)
-    for module in (made.student, made.teacher):
-        assert module is not None
-        show_layer_inputs(causal_model(module.network).get_decoder())
     loss = made.loss()
     found = gradients(loss, made.student)
     states = []

@@ -25,17 +25,21 @@ from src.objectives.language_modeling import LanguageModeling
 from src.objectives.logit_distillation import LogitDistillation
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation, RelationWeights
-from src.passes.streaming import checkpoint_contexts, show_layer_inputs, skip_unwanted
+from src.passes.checkpointing import checkpoint_layers
+from src.passes.preparation import prepare_decoder
+from src.passes.student import StudentModule
+from src.passes.teacher import TeacherModule
 from src.planning import plan
 from src.settings import config
 from src.settings.config import RunConfig
 from src.training import launch, run
-from src.training.engine import _deepspeed, _StudentModule, _TeacherModule, spread_attention
+from src.training.engine.ulysses import spread_attention
+from src.training.engine.zero import load_deepspeed
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.schedule import StageSchedule
 from src.training.sequence import Place, next_tokens
-from tests.src import test_streaming as streaming
+from tests.src.passes import test_streaming as streaming
 
 TOKENS = 24
 ALL_WEIGHTS = RelationWeights(1.0, 0.5, 2.0, 0.7)
@@ -130,19 +134,18 @@ def passed(case: dict[str, Any], world: World, out: Path) -> None:
     taught = streaming.network(case["family"])
     place = Place.of(world.rank, world.size, world.size)
     if world.size > 1:
-        _deepspeed(torch.device("cpu"))
+        load_deepspeed(torch.device("cpu"))
         for network in (student, taught):
             spread_attention(network, facts, world.size)
     needs = objective.needs(facts)
     for network in (student, taught):
-        decoder = causal_model(network).get_decoder()
-        skip_unwanted(decoder, {needs.stops_at, needs.teacher_stops_at})
-        show_layer_inputs(decoder)
+        ends = {needs.stops_at, needs.teacher_stops_at}
+        prepare_decoder(causal_model(network).get_decoder(), ends)
     batch = _batch(place, skipping=case["skipping"])
     head = taught.get_output_embeddings() if needs.teacher_head else None
-    teacher = _TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
+    teacher = TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
     outputs = teacher(batch, needs) if needs.teacher else None
-    module = _StudentModule(student, {"it": objective}, facts, None)
+    module = StudentModule(student, {"it": objective}, facts)
     loss, _ = module(batch, "it", outputs)
     loss.backward()
     found = {"loss": loss.detach()}
@@ -168,9 +171,7 @@ def _student(
             parameter.data.normal_(std=0.2, generator=noise)
     student.train()
     if checkpointing:
-        causal_model(student).gradient_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": checkpoint_contexts}
-        )
+        checkpoint_layers(student)
     return student
 
 

@@ -22,12 +22,14 @@ from src.models.adapters import (
     QkvParameters,
     make_trainable,
 )
+from src.models.assembly import Sharding
 from src.models.config import FolderWeights, ModelConfig
 from src.models.hf_config import native_config
 from src.models.loading import load_model
 from src.planning import plan
 from src.settings.config import RunConfig
-from src.training import engine, launch, run
+from src.training import launch, run
+from src.training.engine import preparation, zero
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.schedule import StageSchedule
@@ -73,9 +75,7 @@ launch.run_rank(work, Path({logs!r}))
 """
 
 
-def loaded(
-    model: ModelConfig, parameters: AnyParameters, sharding: engine.Sharding | None
-) -> nn.Module:
+def loaded(model: ModelConfig, parameters: AnyParameters, sharding: Sharding | None) -> nn.Module:
     native = native_config(model)
     network = load_model(model, native, dtype=torch.float32, sharding=sharding)
     return make_trainable(network, parameters, seed=SEED, sharding=sharding)
@@ -93,15 +93,15 @@ def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
     for origin, model in (("drawn", drawn), ("read", read)):
         for name, parameters in PARAMETERS.items():
             with LiveBytes() as live:
-                sharding = engine.sharding(settings.engine, "student")
+                sharding = zero.sharding(settings.engine, "student")
                 network = loaded(model, parameters, sharding)
             whole: dict[str, int] = {}
             for key, parameter in network.named_parameters():
-                with engine._whole(parameter):
+                with zero.gathered(parameter):
                     whole |= bits([(key, parameter)])
             found[f"{origin}-{name}"] = {
                 "bits": whole,
-                "held": engine._weight_bytes(network),
+                "held": zero.weight_bytes(network),
                 "peak": live.peak,
             }
     return found
@@ -233,13 +233,13 @@ def test_weights_fetched_by_layers_train_as_whole_ones(
     )
     found = []
     marked: list[int] = []
-    ordinary = engine._fetch_layers_whole
+    ordinary = preparation.fetch_layers_whole
 
     def counting(decoder: Any, ends: Any) -> None:
         ordinary(decoder, ends)
         marked.append(sum(getattr(layer, "_z3_leaf", False) for layer in decoder.layers))
 
-    monkeypatch.setattr(engine, "_fetch_layers_whole", counting)
+    monkeypatch.setattr(preparation, "fetch_layers_whole", counting)
     for divided_by in ((), DIVIDED[:1] if more is AGAIN else DIVIDED):
         metrics: list[StepRecord] = []
         weights = trained(compose_run(*settings, *divided_by), ONE_STAGE[method], metrics.append)
@@ -255,17 +255,17 @@ def test_weights_fetched_by_layers_train_as_whole_ones(
 
 def test_without_zero_3_weights_are_whole(compose_run: ComposeRun) -> None:
     settings = compose_run("model=tiny", "engine=cpu", "engine.student.zero_stage=2")
-    assert engine.sharding(settings.engine, "student") is None
-    assert engine.sharding(settings.engine, "teacher") is None
+    assert zero.sharding(settings.engine, "student") is None
+    assert zero.sharding(settings.engine, "teacher") is None
 
 
 def test_a_divided_teacher_leaves_the_student_whole(compose_run: ComposeRun) -> None:
     """`zero.Init` as a context would patch every class that is made in it."""
     settings = compose_run("model=tiny", "engine=cpu", "engine.teacher.zero_stage=3")
     with launch.joined(World(), cuda=False):
-        sharding = engine.sharding(settings.engine, "teacher")
+        sharding = zero.sharding(settings.engine, "teacher")
         assert sharding is not None
         teacher = loaded(settings.model, FullParameters("full"), sharding)
         assert all(hasattr(p, "ds_id") for p in teacher.parameters())
-        student = loaded(settings.model, LORA, engine.sharding(settings.engine, "student"))
+        student = loaded(settings.model, LORA, zero.sharding(settings.engine, "student"))
         assert not any(hasattr(p, "ds_id") for p in student.parameters())

@@ -1,0 +1,40 @@
+"""What a decoder gets before an engine takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from src.passes.layer_pass import show_layer_inputs
+from src.passes.skipping import skip_unwanted
+
+
+def prepare_decoder(
+    decoder: nn.Module, ends: Collection[int | None], *, compiled: bool = False
+) -> None:
+    """Let passes see layer inputs and skip unwanted work; compile the layers if asked for.
+
+    Args:
+        decoder: the transformer below the output head.
+        ends: layers that passes may stop at; None for passes that run to the end.
+        compiled: whether layers are compiled.
+    """
+    if compiled:
+        _compile_layers(decoder, ends)
+    skip_unwanted(decoder, ends)
+    show_layer_inputs(decoder)
+
+
+def _compile_layers(decoder: nn.Module, ends: Collection[int | None]) -> None:
+    """Compile each layer's forward, except where a pass may stop.
+
+    The captured attention is not traced (src/passes/capture.py), so a layer is compiled in two
+    parts, before and after it.
+    """
+    layers: Any = getattr(decoder, "layers", ())
+    for index, layer in enumerate(layers):
+        if index not in ends:
+            layer.forward = torch.compile(layer.forward, dynamic=False)

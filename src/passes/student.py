@@ -1,0 +1,104 @@
+"""The student's pass: the objective is computed at the layers, and then its loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from src.models.adapters import causal_model
+from src.models.facts import ModelFacts
+from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.passes.layer_pass import LayerPass, LayerQKV, run_decoder
+from src.passes.teacher import TeacherPass
+
+
+class StudentModule(nn.Module):
+    """The student with its objectives: its forward pass returns a loss.
+
+    A loss computed outside the module that an engine wraps fails under ZeRO-3, so it is computed
+    inside.
+
+    Args:
+        network: the student's; its decoder must have been prepared (src/passes/preparation.py).
+        objectives: by stream.
+        facts: of the network.
+        shared: the pass of a teacher that shares the student's weights, if there is one.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        shared: TeacherPass | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.objectives = dict(objectives)
+        self.facts = facts
+        self._shared = shared
+        all_needs = [objective.needs(facts) for objective in objectives.values()]
+        # Objectives of a mixture may reach different weights. DeepSpeed expects a gradient of every
+        # weight in every micro-step: without one in a step's first micro-step, ZeRO-3 keeps the
+        # gradient of the step before; without one in the last, offload loses the sum so far.
+        self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
+
+    def forward(
+        self, batch: Batch, stream: str, teacher: Outputs | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a stream's objective on a batch, and its metrics.
+
+        Args:
+            batch: of the stream.
+            stream: its name.
+            teacher: outputs of a teacher with weights of its own; None if it shares the student's,
+                or if the objective has no teacher.
+        """
+        objective = self.objectives[stream]
+        needs = objective.needs(self.facts)
+        if needs.teacher and teacher is None:
+            assert self._shared is not None
+            teacher = self._shared.run(batch, needs)
+        student = self._run(batch, objective, needs, teacher)
+        loss, metrics = objective.loss(batch, teacher, student, self.facts)
+        if self._reaches_all and not needs.head:
+            assert student.hidden_bth is not None
+            assert student.head is not None
+            loss = loss + 0.0 * student.head(student.hidden_bth[:, :1]).sum()
+        return loss, metrics
+
+    def _run(
+        self, batch: Batch, objective: Objective, needs: Needs, teacher: Outputs | None
+    ) -> Outputs:
+        """Run the transformer below its output head, and the objective at the layers it wants."""
+        model = causal_model(self.network)
+        values: dict[int, Any] = {}
+
+        def visit(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+            value = objective.layer(
+                layer, teacher.qkv[layer]() if teacher else None, qkv, self.facts
+            )
+            if not again:
+                values[layer] = value
+
+        positions_bt = batch.position_ids_bt
+        if positions_bt is None:
+            positions_bt = batch.contiguous_bt
+        stops_at = None if self._reaches_all else needs.stops_at
+        layer_pass = LayerPass(
+            needs.qkv_layers, visit, input_layers=needs.hidden_layers, stops_at=stops_at
+        )
+        with layer_pass.running():
+            hidden_bth = run_decoder(model.get_decoder(), batch.input_ids_bt, positions_bt)
+        inputs = layer_pass.take_inputs()
+        outputs = Outputs(
+            hidden_bth if stops_at is None else None,
+            layers=dict(values),
+            head=model.get_output_embeddings(),
+            hidden_layers_bth={layer: inputs[layer].hidden_bth for layer in needs.hidden_layers},
+        )
+        # Checkpointed layers refer to `visit`, and its values refer to the layers.
+        values.clear()
+        return outputs

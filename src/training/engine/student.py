@@ -1,0 +1,197 @@
+"""The engine of the trained student."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from src.models.facts import ModelFacts
+from src.objectives.base import Batch, Objective, Outputs
+from src.passes.checkpointing import checkpoint_layers
+from src.passes.student import StudentModule
+from src.passes.teacher import Keep, SharedTeacherPass
+from src.planning.cost import REDUCE_BUCKET
+from src.planning.devices import DTYPES, device_of
+from src.training.engine import zero
+from src.training.engine.preparation import prepare, teacher_head
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from src.settings.config import EngineConfig, OptimConfig
+
+
+class Student:
+    """The model in training.
+
+    Args:
+        network: the model, with adapters added and trained parameters chosen.
+        objectives: by stream.
+        facts: of the network.
+        config: the run's engine settings.
+        optim: AdamW's settings.
+        accumulation: micro-steps of a full optimizer step.
+        checkpointing: whether layers run again in the backward pass.
+        native: the model's config with native RoPE, if the teacher shares the student's frozen
+            weights; None if there is no teacher, or one with weights of its own.
+        keep: what a teacher that shares the weights keeps of each layer.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        objectives: Mapping[str, Objective],
+        facts: ModelFacts,
+        config: EngineConfig,
+        optim: OptimConfig,
+        *,
+        accumulation: int,
+        checkpointing: bool,
+        native: PretrainedConfig | None = None,
+        keep: Keep = "qkv",
+    ) -> None:
+        device, settings = device_of(config.device), config.student
+        deepspeed = zero.load_deepspeed(device)
+        needs = [objective.needs(facts) for objective in objectives.values()]
+        sharded = settings.zero_stage == 3
+        ends = {each.stops_at for each in needs}
+        # A teacher that shares the weights computes a layer's q, k and v only inside that layer.
+        prepare(network, facts, config, device, ends, whole_layers=sharded)
+        if checkpointing:
+            checkpoint_layers(network)
+        network.train()
+        shared = None
+        if native is not None:
+            head = teacher_head(network, needs, device, sharded=sharded)
+            shared = SharedTeacherPass(network, keep, native, device, head)
+        trained = [p for p in network.parameters() if p.requires_grad]
+        self._engine, self._optimizer, *_ = deepspeed.initialize(
+            model=StudentModule(network, objectives, facts, shared),
+            model_parameters=trained,
+            optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
+            config=_config(network, config, optim, accumulation),
+        )
+        self._full_gradients = settings.zero_stage == 0 and DTYPES[config.dtype] == torch.float32
+
+    @property
+    def network(self) -> nn.Module:
+        """The network that is trained."""
+        return self._engine.module.network
+
+    def loss(
+        self, batch: Batch, stream: str, teacher: Outputs | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a stream's objective on a batch, and its metrics."""
+        return self._engine(batch, stream, teacher)
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a micro-step's gradient; `last` marks the final micro-step before `step`.
+
+        Gradients are summed over micro-steps and averaged over ranks, so the loss must already be
+        multiplied by its share of the step.
+        """
+        self._engine.set_gradient_accumulation_boundary(last)
+        self._engine.backward(loss, scale_wrt_gas=False)
+
+    def step(self, lr: float) -> Tensor | float:
+        """Clip the gradients, update the weights and clear the gradients.
+
+        Returns:
+            the global gradient norm before clipping.
+        """
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr
+        norm = None
+        if self._full_gradients:
+            # Without ZeRO and in float32, DeepSpeed clips but does not report the norm.
+            grads = [p.grad for p in self.network.parameters() if p.grad is not None]
+            norm = torch.nn.utils.get_total_norm(grads)
+        self._engine.step()
+        return self._engine.get_global_grad_norm() if norm is None else norm
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Unsharded trained parameters by name, on rank 0's CPU; empty on other ranks.
+
+        A collective call under ZeRO-3.
+        """
+        trained: dict[str, Tensor] = {}
+        for name, parameter in self.network.named_parameters():
+            if parameter.requires_grad:
+                with zero.gathered(parameter):
+                    if self._engine.global_rank == 0:
+                        trained[name] = parameter.detach().cpu().clone()
+        return trained
+
+    def weight_bytes(self) -> int:
+        """Bytes of weights on this rank."""
+        return zero.weight_bytes(self.network)
+
+    def frozen_sha256(self) -> str:
+        """Hash of the weights that are not trained; a collective call under ZeRO-3."""
+        named = self.network.named_parameters()
+        return zero.sha256((name, p) for name, p in named if not p.requires_grad)
+
+    def save(self, folder: Path) -> None:
+        """Write the trained weights and the optimizer's state; a collective call."""
+        self._engine.save_checkpoint(
+            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
+        )
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote on the same number of ranks; a collective call.
+
+        Raises:
+            RuntimeError: the folder does not hold a checkpoint of this engine.
+        """
+        path, _ = self._engine.load_checkpoint(
+            str(folder), tag="engine", load_module_strict=False, load_lr_scheduler_states=False
+        )
+        if path is None:
+            raise RuntimeError(f"{folder} holds no checkpoint of this engine")
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._engine.destroy()
+        del self._engine, self._optimizer
+        zero.release_memory()
+
+
+def _config(
+    network: nn.Module, config: EngineConfig, optim: OptimConfig, accumulation: int
+) -> dict[str, Any]:
+    """DeepSpeed's config of the student's engine."""
+    settings = config.student
+    ds_config = zero.base_config(settings, DTYPES[config.dtype])
+    # `backward` sets the boundaries of steps, so this only has to say that a step adds up the
+    # gradients of several micro-steps.
+    ds_config["gradient_accumulation_steps"] = max(2, accumulation)
+    ds_config["gradient_clipping"] = optim.clip_norm
+    if config.accumulation_dtype == "bfloat16":
+        ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
+    # DeepSpeed's default bucket takes a gigabyte, however little is reduced.
+    ds_config["zero_optimization"] |= {"reduce_bucket_size": REDUCE_BUCKET}
+    ds_config["zero_optimization"] |= zero.prefetch_config(network)
+    if settings.offload_optimizer:
+        ds_config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
+    return ds_config
+
+
+def _adamw(
+    parameters: list[nn.Parameter], optim: OptimConfig, device: torch.device, *, offload: bool
+) -> torch.optim.Optimizer:
+    common: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (optim.beta1, optim.beta2),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if offload:
+        from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+        return DeepSpeedCPUAdam(parameters, **common)
+    # Fused: one kernel for all parameters, without temporary copies of them.
+    return torch.optim.AdamW(parameters, **common, fused=device.type == "cuda")

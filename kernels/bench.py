@@ -1,14 +1,15 @@
-"""The relation kernel's figures on this machine: exactness first, then time and memory.
+"""Measures the relation kernel on this machine: first its errors, then time and memory.
 
     python -m kernels.bench                                  a table, and kernel.json beside it
     python -m kernels.bench --out benchmarks/results/kernel.json --reference ../LinearARD
     python -m benchmarks.figures --kernel kernel.json        pictures of it
     python -m kernels.bench --tune                           launch parameters for this device
 
-Times are medians of replayed CUDA graphs (of plain runs on a CPU and for the reference), so they
-are the device's, without the launches' cost on the host; `host_milliseconds` is that cost. A unit
-is a causal matrix product, ``B * H * T * T * D`` floating-point operations, and the floor is units
-over the rate of an 8192^3 product in the same run. No time is printed while a check fails.
+Times are medians of replayed CUDA graphs, so they are times of the device, without the cost of
+launches on the host; `host_milliseconds` is that cost. On a CPU, and for the reference, they are
+medians of plain runs. A unit is a causal matrix product, ``B * H * T * T * D`` floating-point
+operations. The floor is the number of units divided by the rate of an 8192^3 product in the same
+run. No time is printed while a check fails.
 """
 
 from __future__ import annotations
@@ -48,8 +49,8 @@ PAPER: Shape = (1, 32, 4096, 128)
 LONG: Shape = (1, 32, 32768, 128)
 SMALL_HEADS: Shape = (1, 9, 8192, 64)
 MEMORY_TOKENS = (4096, 16384, 65536, 262144, 1048576)
-# What an error may be: this much of dense torch's, and what one float32 rounding of the result, or
-# of the numbers near 1 that it is made of, may be.
+# The allowed error: this multiple of dense torch's error, plus one float32 rounding of the result
+# or of the numbers near 1 that it is computed from.
 WORST_RATIO = 1.2
 RELATIVE = torch.finfo(torch.float32).eps
 
@@ -89,7 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(options: argparse.Namespace) -> str:
-    """What was typed, without this machine's paths."""
+    """The command as typed, without this machine's paths."""
     reference = " --reference PATH" if options.reference else ""
     rows = f" --rows {options.rows}" if options.rows else ""
     return f"python -m kernels.bench --seconds {options.seconds}{reference}{rows}"
@@ -125,7 +126,7 @@ def _head_sizes(text: str) -> list[int]:
 
 
 class Report:
-    """The result file, written after every row."""
+    """The result file, written again after every row."""
 
     def __init__(self, path: Path, commit: str, command: str) -> None:
         self.path = path
@@ -168,13 +169,13 @@ class Bench:
         self.seconds = seconds
         self.reference = reference
         self.cuda = torch.cuda.is_available()
-        # By name: what cannot run must not be timed as something else.
+        # By name, so that a backend that cannot run is not replaced by another one.
         self.backend = "triton" if self.cuda else "chunked"
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self._rate = 0.0
 
     def checks(self) -> Iterator[Row]:
-        """Errors of rows and gradients against float64, over those of dense torch."""
+        """Errors of rows and gradients against float64, divided by those of dense torch."""
         shapes: list[Shape] = [(1, 2, 257, 64)]
         if self.cuda:
             shapes = [(1, 3, 513, 128), (1, 3, 777, 64)]
@@ -210,7 +211,7 @@ class Bench:
                 )
 
     def cases(self) -> list[tuple[tuple[str, ...], Callable[[], Iterator[Row]]]]:
-        """Measurements, with the names of the rows that each gives."""
+        """Measurements, each with the names of the rows that it yields."""
         if not self.cuda:
             return [
                 (("chunked_speedup_over_dense",), self._cpu_speed),
@@ -259,7 +260,7 @@ class Bench:
         )
 
     def _over_sdpa(self, shape: Shape) -> Iterator[Row]:
-        """Beside torch's attention by the faster of its backends, which it takes by itself."""
+        """The time over that of torch's attention, by the faster backend, which torch chooses."""
         student, teacher = self._pair(shape)
         ours = self.milliseconds(self._ours(student, teacher))
         q, k, v = (self._random(shape).requires_grad_() for _ in range(3))
@@ -366,7 +367,7 @@ class Bench:
         yield _row("dense_time_over_ours", theirs / ours, "ratio", PAPER, dense_milliseconds=theirs)
 
     def _masked(self) -> Iterator[Row]:
-        """Documents of 1000 tokens in one sequence, over the whole triangle without masks."""
+        """Time of documents of 1000 tokens in one sequence, over that of the unmasked triangle."""
         student, teacher = self._pair(PAPER)
         segments = (torch.arange(PAPER[2], device=self.device) // 1000).expand(1, -1)
 
@@ -438,7 +439,7 @@ class Bench:
         return self._random(shape).requires_grad_(), self._random(shape)
 
     def _family(self, name: str, shape: Shape) -> tuple[Tensor, Tensor, float]:
-        """Student, teacher and scale."""
+        """Student, teacher and scale of a family of inputs."""
         x, y = (torch.randn(shape, device=self.device) for _ in range(2))
         scale = shape[3] ** -0.5
         if name == "large":  # logits near 300 and -300 that differ by about 1 within a sign
@@ -497,7 +498,7 @@ def _host_times(run: Run, seconds: float) -> list[float]:
 
 
 def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
-    """What launching a run costs the host."""
+    """The time that the host takes to launch a run."""
     torch.cuda.synchronize()
     start = time.perf_counter()
     for _ in range(repetitions):
@@ -508,7 +509,7 @@ def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
 
 
 def _dense_rows(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL by row, by the definition, causal; differentiable."""
+    """KL by row as defined, causal; differentiable."""
     log_s, log_t, hidden = _log_probabilities(student, teacher, student.shape[3] ** -0.5)
     return (log_t.exp() * (log_t - log_s).masked_fill(hidden, 0)).sum(-1)
 
@@ -516,7 +517,7 @@ def _dense_rows(student: Tensor, teacher: Tensor) -> Tensor:
 def _dense(
     student: Tensor, teacher: Tensor, scale: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Rows, and the gradient of their sum with its factors and itself rounded to ``dtype``."""
+    """Rows, and the gradient of their sum; rounds its factors and the gradient to ``dtype``."""
     log_s, log_t, hidden = _log_probabilities(student, teacher, scale)
     rows = (log_t.exp() * (log_t - log_s).masked_fill(hidden, 0)).sum(-1)
     g = (log_s.exp() - log_t.exp()).to(dtype).to(student.dtype)
@@ -536,9 +537,10 @@ def _log_probabilities(
 
 
 def _peak_bytes(shape: Shape, way: str) -> int:
-    """Peak memory of a forward and backward in a process of its own, beyond what it starts with.
+    """Peak memory of a forward and backward in a separate process, minus its memory at the start.
 
-    By the kernel's own mark of the process: `getrusage` starts from its parent's.
+    The operating system's mark of the process is read, because `getrusage` starts from the mark of
+    the parent.
     """
     program = (
         "import torch\nfrom kernels.bench import _dense_rows\n"
@@ -589,7 +591,7 @@ def _short(value: object) -> str:
 
 
 def _processor() -> str:
-    """The processor's name and how many of its cores this process may use."""
+    """The processor's name, and the number of its cores that this process may use."""
     described = Path("/proc/cpuinfo")
     lines = described.read_text(encoding="utf-8").splitlines() if described.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -602,7 +604,7 @@ def _version(module: str) -> str:
 
 
 def _commit(checkout: Path) -> str:
-    """What a checkout holds; a copy without its history may have a file COMMIT that says so."""
+    """The commit of a checkout. A copy without history may state it in a file COMMIT."""
     if (named := checkout / "COMMIT").is_file():
         return named.read_text(encoding="utf-8").strip()
     command = ["git", "-C", str(checkout), "rev-parse", "HEAD"]

@@ -1,9 +1,9 @@
-"""Search for the launch parameters in `relation_kl/launch_table.json`, on the device at hand.
+"""Searches launch parameters for `relation_kl/launch_table.json`, on this machine's device.
 
-Called by ``python -m kernels.bench --tune``. Of one shape class after the other, processes compile
-the candidates, several at a time, into Triton's cache, and compare what they compute with the
-chunked backend's result; then each that agrees is timed alone, and the fastest is written to the
-table. A search that is broken off keeps what it has found.
+``python -m kernels.bench --tune`` calls it. It takes one shape class after the other. Several
+processes compile the candidates into Triton's cache, and compare their results with those of the
+chunked backend. Then each candidate that agrees is timed alone, and the fastest is written to the
+table. A search that is stopped keeps its findings.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from kernels.relation_kl.launch import Launch, ShapeClass
 
 Run = Callable[[], object]
 
-# As many as fill a device: with fewer, small blocks win because there are more of them.
+# Enough heads and tokens to fill a device. With fewer, small blocks win because there are more.
 _HEADS = 32
-# float32 multiplies many times slower, so fewer tokens tell as much.
+# float32 multiplies many times slower, so fewer tokens suffice.
 _TOKENS = {2: 4096, 4: 1024}
 _DTYPES = {2: torch.bfloat16, 4: torch.float32}
-# By how much of its norm a result may differ from the chunked backend's, which sums in another
-# order and, in half precision, rounds other numbers in the backward.
+# The allowed difference from the chunked backend's result, as a fraction of its norm. That backend
+# sums in another order and, in half precision, rounds other numbers in the backward.
 _DISAGREEMENT = {2: 1e-2, 4: 1e-4}
-# One side's own tile; more than that of both sides leaves no room for others.
+# The largest own tile of one side; if both sides have more, no room is left for other tiles.
 _MOST_TILE_BYTES = 2**15
 
 
@@ -44,13 +44,13 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
 
     Args:
         head_sizes: of `launch.HEAD_SIZES`.
-        milliseconds: times a call on the device alone: launching it takes the host longer than
-            these kernels run.
+        milliseconds: times a call on the device alone, because the host takes longer to launch
+            these kernels than they run.
     """
     device = torch.device("cuda")
     table = json.loads(launch.TABLE_FILE.read_text(encoding="utf-8"))
     found = table.setdefault(launch.device_class(device), {})
-    # Half precision first: most calls are of it, and float32 takes longer to compile.
+    # Half precision first: most calls use it, and float32 takes longer to compile.
     shapes = [
         ShapeClass(kernel, head_size, element_bytes)
         for element_bytes, head_size, kernel in itertools.product(
@@ -62,7 +62,7 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
         for number, shape in enumerate(shapes):
             tried = candidates(shape, device)
             announce(f"{shape.key}: {len(tried)} candidates", number, len(shapes), began)
-            # All of them, before the first is timed: compilers' own runs would disturb it.
+            # All candidates are compiled before the first is timed: the compilers would disturb it.
             usable = list(pool.map(_runs, [(shape, candidate) for candidate in tried]))
             run = _work(shape, _TOKENS[shape.element_bytes])
             times: dict[Launch, float] = {}
@@ -80,10 +80,10 @@ def tune(head_sizes: Sequence[int], milliseconds: Callable[[Run], float]) -> int
 
 
 def announce(what: str, done: int, count: int, began: float) -> None:
-    """Says on stderr what comes next, and how long all of it will take at this pace.
+    """Prints to stderr what comes next, and how long the rest will take at this pace.
 
     Args:
-        began: `time.perf_counter()` before the first.
+        began: `time.perf_counter()` before the first shape class.
     """
     spent = time.perf_counter() - began
     left = f", {spent / done * (count - done):.0f} s left" if done else ""
@@ -91,7 +91,7 @@ def announce(what: str, done: int, count: int, began: float) -> None:
 
 
 def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:
-    """Parameters worth a try: the device's present ones first, then tiles of a sensible size."""
+    """Parameters to try: first the device's present ones, then tiles of a sensible size."""
     present = launch.lookup(shape, device)
     sides, stages = ((32, 64, 128), (2, 3)) if shape.element_bytes == 2 else ((16, 32, 64), (1, 2))
     found = [
@@ -103,7 +103,7 @@ def candidates(shape: ShapeClass, device: torch.device) -> list[Launch]:
 
 
 def _pool() -> Executor:
-    """Processes that compile; they start as work comes, and each imports and starts CUDA once."""
+    """Processes that compile. They start as work comes; each imports and starts CUDA once."""
     workers = max(1, min(12, (os.cpu_count() or 1) - 2))
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
 
@@ -119,13 +119,13 @@ def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
     except OutOfResources:
         return False
     except Exception as error:
-        # What the compiler cannot do is no candidate. Where the device itself is lost, so are all
-        # that follow in this process: then this raises too.
+        # Parameters that do not compile are no candidate. If the device itself is lost, all later
+        # calls of this process fail too; then this raises.
         torch.cuda.synchronize()
         print(f"{shape.key}: {candidate} fails: {error!r:.300}", file=sys.stderr, flush=True)
         return False
     difference = float((found - expected).norm() / expected.norm())
-    # Written so that NaN does not agree.
+    # This comparison is false for NaN, so NaN does not agree.
     if not difference <= _DISAGREEMENT[shape.element_bytes]:
         print(f"{shape.key}: {candidate} is off by {difference:.1e}", file=sys.stderr, flush=True)
         return False
@@ -135,12 +135,12 @@ def _runs(pair: tuple[ShapeClass, Launch]) -> bool:
 def _work(
     shape: ShapeClass, tokens: int, backend: Literal["triton", "chunked"] = "triton"
 ) -> Callable[[], Tensor]:
-    """A call that spends its time, but for a fixed part, in the shape class's kernel.
+    """A call that spends its time in the shape class's kernel, except for a fixed part.
 
-    It returns the rows' KL, or the gradient of their sum.
+    It returns the KL of the rows, or the gradient of their sum.
 
-    Backward kernels run after their forward: a backward by itself follows the stream of a forward
-    outside, and could not be captured in a graph.
+    Backward kernels run after their forward. A backward alone would follow the stream of a forward
+    outside the graph, and could not be captured.
     """
     generator = torch.Generator("cuda").manual_seed(0)
     size = (1, _HEADS, tokens, shape.head_size)
@@ -148,7 +148,7 @@ def _work(
         torch.randn(size, generator=generator, device="cuda").to(_DTYPES[shape.element_bytes])
         for _ in range(2)
     )
-    # It hides nothing, but keeps self-relations to the general kernels (`hopper.supports`).
+    # This mask hides nothing, but selects the general kernels (`hopper.supports`).
     real = torch.ones(1, tokens, dtype=torch.bool, device="cuda")
 
     def rows(x: Tensor) -> Tensor:
@@ -163,7 +163,7 @@ def _work(
 
 
 def _text(table: dict[str, dict[str, list[int]]]) -> str:
-    """The table with one shape class a line."""
+    """The table as text, one shape class per line."""
     classes = []
     for device, shapes in table.items():
         lines = [f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in shapes.items()]

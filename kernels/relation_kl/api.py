@@ -1,9 +1,9 @@
-"""The operator's face: validation, choice of an implementation, reduction of its rows.
+"""The public functions: they validate, choose an implementation and reduce its rows.
 
 Shape suffixes: b batch, h heads, t tokens, d head size. Implementations are modules of this
-package that follow `contract.Implementation`; they are imported when first used and never import
-each other. Everything they share is done here: they return one KL a row, and padding and reduction
-follow from plain autograd.
+package that follow `contract.Implementation`. They are imported when first used and never import
+each other. They return one KL per row. This module handles padding and reduction for all of them,
+in plain autograd.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BACKENDS = ("auto", "triton", "chunked", "reference")
 _REDUCTIONS = ("mean", "sum", "none")
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _TRITON_LARGEST_HEAD = 256
-# Looked up once: torch.compile cannot follow the search.
+# Looked up once, because torch.compile cannot trace the search.
 _TRITON_IS_INSTALLED = importlib.util.find_spec("triton") is not None
 # Operators take 64-bit integers.
 _MOST_WINDOW = 2**63
@@ -51,27 +51,26 @@ def relation_kl(
 ) -> Tensor:
     """KL divergence between two self-relations, ``KL(softmax(T T^T) || softmax(S S^T))`` by row.
 
-    The loss of LinearARD (2604.00004) for one of q, k, v; MiniLMv2 (2012.15828) has it for heads
-    that are split anew (`split_relation_heads`). Scores are ``scale * X X^T / temperature``; the
-    result is *not* multiplied by ``temperature ** 2``, as some distillation losses are.
+    This is the loss of LinearARD (2604.00004) for one of q, k, v. MiniLMv2 (2012.15828) applies it
+    to regrouped heads (`split_relation_heads`). Scores are ``scale * X X^T / temperature``. The
+    result is *not* multiplied by ``temperature ** 2``, unlike some distillation losses.
 
     Args:
         student_bhtd: ``[batch, heads, tokens, head_dim]``, any strides; float32, bfloat16 or
             float16 (float64 in the ``chunked`` and ``reference`` backends).
-        teacher_bhtd: the same but for the head size and the dtype, which may differ. It gets no
-            gradient.
+        teacher_bhtd: the same shape; head size and dtype may differ. It gets no gradient.
         scale: factor of the student's products; ``1 / sqrt(head_dim)`` by default.
-        teacher_scale: factor of the teacher's; ``1 / sqrt(its head_dim)`` by default.
+        teacher_scale: factor of the teacher's products; ``1 / sqrt(its head_dim)`` by default.
         causal: a row sees no later token.
         segment_ids: ``[batch, tokens]`` integers; a row sees only its own segment.
-        key_mask: ``[batch, tokens]`` bool, true at real tokens. Padding is seen by no row; its
-            own rows have KL 0 and gradient 0. What it holds must be finite.
+        key_mask: ``[batch, tokens]`` bool, true at real tokens. No row sees padding. Padding rows
+            have KL 0 and gradient 0. Padding must hold finite values.
         window: a row sees the ``window`` latest tokens, itself included; causal only.
         temperature: divides both sides' scores.
-        reduction: ``mean`` over real rows and heads (0 where all is padding), ``sum``, or
+        reduction: ``mean`` over real rows and heads (0 where every row is padding), ``sum``, or
             ``none``.
         backend: ``auto`` takes ``triton`` on a CUDA device and ``chunked`` elsewhere; a backend
-            asked by name runs or raises.
+            chosen by name runs or raises.
         allow_tf32: lets float32 inputs multiply in TF32 on devices that have it.
 
     Returns:
@@ -79,7 +78,7 @@ def relation_kl(
 
     Raises:
         ValueError: an argument is not as above; the message names it.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the chosen backend cannot run here.
     """
     losses = _relation_losses(
         [student_bhtd],
@@ -114,7 +113,7 @@ def relation_kl_set(
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of `relation_kl` over several relations, such as the q, k and v of a layer.
 
-    The layer's loss in LinearARD (2604.00004).
+    This is LinearARD's loss of a layer (2604.00004).
 
     Each relation is reduced over its own rows and heads, so grouped key and value heads weigh as
     much as query heads.
@@ -122,7 +121,7 @@ def relation_kl_set(
     Args:
         students: R tensors ``[batch, heads_r, tokens, head_dim_r]`` of one batch, length and
             device.
-        teachers: R tensors, each fitting its student as in `relation_kl`.
+        teachers: R tensors; each matches its student as in `relation_kl`.
         weights: R finite numbers, none negative.
         reduction: ``mean`` or ``sum``.
 
@@ -134,7 +133,7 @@ def relation_kl_set(
 
     Raises:
         ValueError: an argument is not as above; the message names it.
-        RuntimeError: the backend asked for cannot run here.
+        RuntimeError: the chosen backend cannot run here.
     """
     _check_set(students, teachers, weights, reduction)
     losses = _relation_losses(
@@ -204,7 +203,7 @@ def attention_kl(
 def split_relation_heads(x_bhtd: Tensor, relation_heads: int) -> Tensor:
     """Regroups heads into relation heads, as MiniLMv2 does: concatenates all, then splits again.
 
-    Two models that differ in heads and width can so be compared head by head.
+    So two models that differ in heads and width can be compared head by head.
 
     Args:
         x_bhtd: ``[batch, heads, tokens, head_dim]``.
@@ -314,7 +313,7 @@ def _implementation(backend: Backend, tensors: Sequence[Tensor]) -> Implementati
 
 
 def _module(name: str) -> Implementation:
-    # Import statements, not importlib: torch.compile can follow these.
+    # Import statements, not importlib, because torch.compile can trace these.
     if name == "triton":
         from kernels.relation_kl import triton
 
@@ -496,7 +495,7 @@ def _is_finite_number(value: object) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     try:
-        # Not by math.isfinite, which torch.compile cannot follow where the number may change.
+        # math.isfinite is not used: torch.compile cannot trace it where the number may change.
         return -math.inf < float(value) < math.inf
     except OverflowError:
         return False

@@ -1,8 +1,8 @@
 """Linear memory in plain torch: blocks of rows against the columns that they may see.
 
-The backward pass recomputes the scores chunk by chunk, so nothing of size tokens x tokens is kept
-or ever whole (README.md: the algorithm and its memory). Shape suffixes: b batch, h heads, t tokens,
-d head size; n batch and heads in one, m batch and key heads in one, g query heads a key head,
+The backward pass recomputes the scores chunk by chunk, so nothing of size tokens x tokens ever
+exists (README.md: the algorithm and its memory). Shape suffixes: b batch, h heads, t tokens,
+d head size; n batch times heads, m batch times key heads, g query heads per key head,
 r rows and c columns of a chunk.
 """
 
@@ -20,14 +20,16 @@ from torch import Tensor
 if TYPE_CHECKING:
     from kernels.relation_kl.contract import Scales, Visibility
 
-# A chunk is at most so many scores, in each of three buffers: on a CPU about what its cache holds,
-# on an accelerator enough to hide the launches (figures: README.md).
+# The most scores of a chunk, in each of three buffers. On a CPU they about fill the cache; on an
+# accelerator they suffice to hide the launches (figures: README.md).
 _CHUNK_SCORES = {"cpu": 2**20, "cuda": 2**25}
-# Its fewest and most rows. Fewer waste less above the diagonal, more make fewer chunks.
+# The fewest and most rows of a chunk. Fewer rows waste less above the diagonal; more rows make
+# fewer chunks.
 _CHUNK_ROWS = {"cpu": (64, 64), "cuda": (256, 1024)}
 
-# Stands for minus infinity in hidden scores. Finite, so that differences of two hidden scores are 0
-# and rows that see nothing stay free of NaN; so large that adding it to a score gives itself.
+# Replaces minus infinity in hidden scores. It is finite, so that differences of two hidden scores
+# are 0 and rows that see nothing stay free of NaN. It is so large that adding it to a score gives
+# itself.
 _HIDDEN = -1e30
 
 
@@ -85,7 +87,7 @@ class _Settings:
 
 
 class _ChunkedRows(torch.autograd.Function):
-    """Rows of KL; keys are None in a self-relation, where queries are both sides."""
+    """Rows of KL. In a self-relation keys are None, and queries are rows and columns."""
 
     @staticmethod
     def forward(
@@ -125,9 +127,9 @@ class _ChunkedRows(torch.autograd.Function):
 
 
 class _Once(torch.autograd.Function):
-    """A gradient, with a second derivative that is refused.
+    """A gradient that refuses a second derivative.
 
-    Torch's own `once_differentiable` lets it pass as 0 where the upstream gradient is a constant.
+    Torch's own `once_differentiable` returns 0 where the upstream gradient is a constant.
     """
 
     @staticmethod
@@ -143,7 +145,7 @@ class _Once(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class _Side:
-    """One model's operands. Query heads are grouped by key head, so that a group is one product."""
+    """One model's operands. Query heads are grouped by key head: a group is one product."""
 
     q_mgtd: Tensor
     k_mtd: Tensor
@@ -243,8 +245,8 @@ def _forward(problem: _Problem) -> Tensor:
     for chunk in problem.chunks:
         scores, student, teacher = problem.scratch(chunk)
         penalties = list(_penalties(problem, chunk))
-        # Logarithms of probabilities, each centred on its row's maximum by log_softmax, are what is
-        # subtracted: raw scores of +-300 and their log-sum-exps would cancel.
+        # Log-probabilities are subtracted, which log_softmax centres on each row's maximum. Raw
+        # scores of +-300 and their log-sum-exps would cancel.
         _scores(problem.student, chunk, penalties, out=scores)
         torch.log_softmax(scores, -1, out=student)
         _scores(problem.teacher, chunk, penalties, out=scores)
@@ -259,7 +261,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the student's queries and keys, in the accumulator's dtype.
 
-    In a self-relation both are one tensor, which takes the row side and the column side.
+    In a self-relation both are one tensor, which sums the row side and the column side.
     """
     first = problem.buffers[0]
     q_mgtd, k_mtd = problem.student.q_mgtd, problem.student.k_mtd
@@ -284,9 +286,9 @@ def _backward(
 
 
 def _normalised(row_gradient_nt: Tensor) -> tuple[Tensor, Tensor]:
-    """Upstream gradients as weights of at most 1, and the factor taken out.
+    """Upstream gradients as weights of at most 1, and the factor that was divided out.
 
-    A mean's gradient is one over the number of rows: in the low-precision products it would
+    The gradient of a mean is one over the number of rows. In low-precision products it would
     underflow, while weights of exactly 1 or 0 lose nothing.
     """
     tiny = torch.finfo(row_gradient_nt.dtype).tiny
@@ -295,7 +297,7 @@ def _normalised(row_gradient_nt: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _scores(side: _Side, chunk: _Chunk, penalties: Sequence[_Penalty], *, out: Tensor) -> None:
-    """Scores of a chunk into ``out`` [n, r, c], hidden ones at `_HIDDEN`."""
+    """Writes the scores of a chunk into ``out`` [n, r, c]; hidden scores are `_HIDDEN`."""
     rows, columns = side.rows(chunk), side.columns(chunk)
     grouped = out.view(rows.shape[0], rows.shape[1], -1)
     if rows.dtype is out.dtype:
@@ -309,7 +311,7 @@ def _scores(side: _Side, chunk: _Chunk, penalties: Sequence[_Penalty], *, out: T
 def _accumulate(
     side: _Side, chunk: _Chunk, difference: Tensor, gradient_q: Tensor, gradient_k: Tensor
 ) -> None:
-    """Adds a chunk's share of dQ = G K and dK = G^T Q, in the chunks' order: deterministic."""
+    """Adds a chunk's share of dQ = G K and dK = G^T Q. The order of chunks is fixed."""
     rows, columns = side.rows(chunk), side.columns(chunk)
     heads = chunk.heads_by(side.group)
     grouped = difference.view(rows.shape[0], rows.shape[1], -1)
@@ -325,7 +327,7 @@ def _accumulate(
 
 @dataclass(frozen=True)
 class _Penalty:
-    """What to add to some columns of a chunk's scores: 0 where visible, else `_HIDDEN`."""
+    """Added to some columns of a chunk's scores: 0 where visible, else `_HIDDEN`."""
 
     columns: slice
     values_brc: Tensor  # one entry for all of the chunk's heads, or one a batch element
@@ -337,7 +339,7 @@ class _Penalty:
 
 
 def _penalties(problem: _Problem, chunk: _Chunk) -> Iterator[_Penalty]:
-    """The masks that can matter in a chunk, over the columns where they can."""
+    """The masks that can hide something in a chunk, over the columns where they can."""
     first = problem.buffers[0]
     rows, columns, window = chunk.rows, chunk.columns, problem.settings.window
     _, r, c = chunk.shape
@@ -361,9 +363,9 @@ def _penalties(problem: _Problem, chunk: _Chunk) -> Iterator[_Penalty]:
 def _chunks(
     shape_bhtd: Sequence[int], unit: int, settings: _Settings, device_type: str
 ) -> Iterator[_Chunk]:
-    """Chunks of at most `_CHUNK_SCORES`, or of one row of ``unit`` heads where that is more."""
+    """Chunks of at most `_CHUNK_SCORES` scores, but of at least one row of ``unit`` heads."""
     batch, heads, tokens, _ = shape_bhtd
-    # Devices that are neither are accelerators too.
+    # Other devices are accelerators, and take CUDA's sizes.
     kind = "cpu" if device_type == "cpu" else "cuda"
     budget, (fewest, most) = _CHUNK_SCORES[kind], _CHUNK_ROWS[kind]
     widest = tokens if settings.window is None else min(tokens, settings.window + most)
@@ -378,7 +380,7 @@ def _chunks(
 
 
 def _head_slices(batch: int, heads: int, unit: int, capacity: int) -> Iterator[slice]:
-    """Slices of the batch * heads axis: whole batch elements, or ``unit``s of one of them."""
+    """Slices of the batch * heads axis: whole batch elements, or ``unit`` heads of one of them."""
     if capacity >= heads:
         step = capacity // heads * heads
         for start in range(0, batch * heads, step):
@@ -391,9 +393,9 @@ def _head_slices(batch: int, heads: int, unit: int, capacity: int) -> Iterator[s
 
 
 def _operand(x_bhtd: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor as the products read it: low precision stays only where it multiplies into float32.
+    """A tensor as the products read it. Low precision stays where torch multiplies it into float32.
 
-    Torch offers that on CUDA alone.
+    Torch does so on CUDA only; elsewhere the tensor is widened.
     """
     low_precision = x_bhtd.dtype in (torch.bfloat16, torch.float16)
     if x_bhtd.is_cuda and low_precision and dtype is torch.float32:
@@ -403,9 +405,9 @@ def _operand(x_bhtd: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def _plain_products(device: torch.device, allow_tf32: bool) -> Iterator[None]:
-    """Products as asked for, whatever autocast and torch's own precision settings say.
+    """Products in the requested precision, whatever autocast and torch's own settings say.
 
-    The setting is the process's own: it is touched only where it differs, and put back.
+    The setting belongs to the process: it is changed only where it differs, and restored.
     """
     backend: Any = torch.backends.cuda if device.type == "cuda" else torch.backends.mkldnn
     matmul = backend.matmul

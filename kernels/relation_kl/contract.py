@@ -1,4 +1,4 @@
-"""What the operator's face and its implementations agree on."""
+"""The contract between `api` and the implementations."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ class Visibility:
 
 @dataclass(frozen=True)
 class Scales:
-    """Factors of the two sides' raw products, the temperature already divided out."""
+    """Factors of the two sides' raw products; the temperature is already divided out."""
 
     student: float
     teacher: float
 
 
 class Implementation(Protocol):
-    """What a backend's module provides.
+    """The functions that a backend's module provides.
 
     Both functions return ``KL(teacher || student)`` by row, ``[batch, heads, tokens]`` (float64
-    where an input is, else float32), differentiable with respect to the student's tensors. Rows
-    of padding may hold any value, and get upstream gradient 0. Arguments have been validated;
+    where an input is float64, else float32), differentiable with respect to the student's tensors.
+    Padding rows may hold any value, and get upstream gradient 0. Arguments have been validated;
     teachers are detached.
     """
 

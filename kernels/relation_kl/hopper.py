@@ -1,6 +1,6 @@
-"""The common case on Hopper GPUs: `hopper_kernels`, launched for what `supports` accepts.
+"""The common case on Hopper GPUs: launches `hopper_kernels` for the cases that `supports` accepts.
 
-Part of the Triton backend, which asks here first (README.md: which kernel takes what).
+This is part of the Triton backend, which tries it first (README.md: which kernels run when).
 """
 
 # Kernels and their tuples are typed for their compiler, not for a type checker.
@@ -30,25 +30,26 @@ from kernels.relation_kl.hopper_kernels import (
 )
 from kernels.relation_kl.triton_tiles import RowSums, RowWeights
 
-# Relations that one launch takes.
+# The most relations of one launch.
 MOST_RELATIONS = 3
 _HEAD_SIZES = (64, 128)
 _DTYPES = (torch.bfloat16, torch.float16)
 _TILE = 64
-# A program's own tiles, by kernel and head size.
+# Tiles that a program owns, by kernel and head size.
 _OWN = {
     ("forward", 64): 2,
     ("forward", 128): 3,
     ("backward", 64): OWN_TILES.value,
     ("backward", 128): OWN_TILES.value,
 }
-# Slots of the ring of tiles, by kernel and head size: as many as shared memory holds, up to four.
+# Slots of the ring of tiles, by kernel and head size. Shared memory limits them; four suffice.
 _SLOTS = {("forward", 64): 4, ("forward", 128): 3, ("backward", 64): 4, ("backward", 128): 3}
-# Registers a thread, where they decide how many programs a multiprocessor takes. Small heads spend
-# longest on exponentials, which four warpgroups hide better than three, and two programs of two
-# share them out more evenly than one of four. Large ones would leave a fourth no room for the ring.
+# Registers of a thread, where they decide how many programs a multiprocessor runs. Small heads
+# spend most time on exponentials. Four warpgroups hide them better than three, and two programs of
+# two warpgroups spread them more evenly than one program of four. With large heads a fourth
+# warpgroup would leave no room for the ring.
 _REGISTERS = {("forward", 64): 80}
-# What a token and a head's element take in the cache: both sides, and float32 sums.
+# Bytes in the cache for one element of a head and token: both sides, and float32 sums.
 _ROW_BYTES = {"forward": 2 + 2, "backward": 2 + 2 + 4}
 _CACHE_SHARE = 0.8
 _LOG2_E = math.log2(math.e)
@@ -65,13 +66,13 @@ def supports(
     causal: bool,
     window: int | None,
 ) -> bool:
-    """Whether these kernels take a set of relations.
+    """Whether these kernels support a set of relations.
 
     Args:
         students: ``[batch, heads_r, tokens, head_dim]``.
-        teachers: likewise.
+        teachers: tensors of the same shapes.
         masked: there are segments or padding.
-        window: as in `relation_kl`; one that hides nothing is none.
+        window: as in `relation_kl`; a window that hides nothing counts as none.
     """
     first = students[0]
     tokens = first.shape[2]
@@ -94,8 +95,8 @@ def forward(
 ) -> None:
     """Writes the row sums of all relations' heads, ``[batch, heads, tokens]``.
 
-    Rows whose scores exceed that with themselves by 2^6 or more have sums of 2^60 or more, or none
-    that is finite: they must be done again by other means.
+    A row may have a score that exceeds its score with itself by 2^6 or more. Its sum is then 2^60
+    or more, or not finite, and another kernel must compute the row again.
     """
     call = _Call(students, teachers, student_scales, teacher_scales, "forward")
     forward_kernel[(call.programs,)](
@@ -127,9 +128,9 @@ def backward(
     """Writes the students' gradients.
 
     Args:
-        weights: by row, ``[batch, heads, tokens]``, contiguous.
-        units: ``[batch * heads]``, what the weights were divided by.
-        gradients: like the students.
+        weights: one per row, ``[batch, heads, tokens]``, contiguous.
+        units: ``[batch * heads]``, the factors that the weights were divided by.
+        gradients: tensors of the students' shapes, written here.
     """
     call = _Call(students, teachers, student_scales, teacher_scales, "backward")
     tiles = -(-call.tokens // _TILE)
@@ -159,7 +160,7 @@ def backward(
 
 
 class _Call:
-    """What a launch is made of."""
+    """The arguments of a launch."""
 
     def __init__(
         self,
@@ -177,7 +178,7 @@ class _Call:
         self.slots = _SLOTS[kernel, self.head_size]
         blocks = -(-self.tokens // (self.own * _TILE))
         self.programs = self.row_heads * blocks
-        # Heads whose rows, and whose sums in the backward, the second-level cache holds together.
+        # The number of heads whose rows (and, in the backward, sums) fit the second-level cache.
         row_bytes = self.head_size * _ROW_BYTES[kernel]
         most = int(_CACHE_SHARE * _cache_bytes(first.device)) // (self.tokens * row_bytes)
         self.together = _group(self.row_heads, most)
@@ -202,10 +203,10 @@ class _Call:
 
 
 def _view(x_bhtd: Tensor) -> tuple[Tensor, Rows] | None:
-    """A matrix over the tensor's memory, one row a token, and where heads lie in it.
+    """A matrix over the tensor's memory with one row per token, and the place of heads in it.
 
     Heads may follow each other by rows (contiguous tensors) or by columns (projections of tokens,
-    transposed). None if the strides are of another kind, or none that the copy engine takes.
+    transposed). None if the strides are of another kind, or the copy engine does not support them.
     """
     batch, heads, tokens, head_dim = x_bhtd.shape
     batch_stride, head_stride, token_stride, last = x_bhtd.stride()
@@ -235,7 +236,7 @@ def _descriptor(matrix: Tensor, head_dim: int) -> TensorDescriptor:
 
 
 def _group(heads: int, most: int) -> int:
-    """How many heads run together: at most ``most``, in groups of one size where that is not small.
+    """How many heads run together: at most ``most``, in equal groups unless those would be small.
 
     A last group of another size leaves multiprocessors idle.
     """

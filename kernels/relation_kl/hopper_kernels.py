@@ -1,12 +1,12 @@
 """Kernels for Hopper's matrix units (compute capability 9.0), in Triton's Gluon dialect.
 
-They take the common case (`hopper.supports`): causal self-relations of bfloat16 or float16 with
-head size 64 or 128 and no other mask. Warps have roles and meet at barriers in shared memory. One
-warp fetches tiles, warpgroups multiply them and take exponentials, and in the backward one more
-warpgroup multiplies gradients while one more warp adds them up in a fixed order. README.md derives
-the tiling and says what was measured on the way here.
+They compute the common case (`hopper.supports`): causal self-relations of bfloat16 or float16 with
+head size 64 or 128 and no other mask. Warps have roles and synchronise by barriers in shared
+memory. One warp fetches tiles. Warpgroups multiply them and compute exponentials. In the backward
+one more warpgroup multiplies gradients, and two more warps add them in a fixed order. README.md
+derives the tiling and lists the variants that were measured.
 
-Letters: s student, t teacher. A tile is 64 x 64 scores. Scores are in powers of two: products
+Letters: s student, t teacher. A tile is 64 x 64 scores. Scores are base-2 exponents: products
 times ``scale * log2(e)``.
 """
 
@@ -33,20 +33,20 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 # Rows and columns of a tile.
 TILE = gl.constexpr(64)
-# Tiles of columns that a program of the backward owns, one a warpgroup that makes scores. How many
-# tiles of rows one of the forward owns is up to its caller.
+# Tiles of columns that a program of the backward owns, one for each warpgroup that computes scores.
+# A program of the forward owns as many tiles of rows as its caller says.
 OWN_TILES = gl.constexpr(2)
-# Columns of what the backward adds to a row tile's sum at a time, and how many such parts are on
-# their way: one for each of the warps that add (`backward_kernel` starts them).
+# The backward adds to a row tile's sum in parts of so many columns. So many parts are in flight,
+# one for each of the warps that add (`backward_kernel` starts them).
 PART = gl.constexpr(64)
 PARTS_STAGED = gl.constexpr(2)
-# Counters that many programs read and count up lie this many integers apart.
+# Distance, in integers, of the counters that many programs read and increment.
 COUNTER_STEP = gl.constexpr(8)
 LN_2 = gl.constexpr(0.6931471805599453)
 
 
 class Rows(NamedTuple):
-    """Where a head's rows lie in a tensor's two-dimensional view (`hopper`).
+    """The place of a head's rows in a tensor's two-dimensional view (`hopper`).
 
     Token t of head h of batch element b is row ``b * batch_rows + h * head_rows + t``, from
     column ``h * head_columns`` on.
@@ -68,7 +68,7 @@ class Relation(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """Where a relation's gradient goes: ``[batch, heads, tokens, head_dim]``."""
+    """The gradient of a relation, written by the backward: ``[batch, heads, tokens, head_dim]``."""
 
     pointer: Any
     batch_stride: Any
@@ -77,7 +77,7 @@ class Gradient(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Which head a program works on, and where its rows lie."""
+    """The head that a program works on, and the place of its rows."""
 
     relation: Any
     batch: Any
@@ -101,7 +101,7 @@ class Ring(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a program holds in shared memory of its operands: its own tiles, and those it visits."""
+    """A program's operands in shared memory: its own tiles, and the tiles that it visits."""
 
     student: Any
     teacher: Any
@@ -110,7 +110,7 @@ class Held(NamedTuple):
 
 
 class Handed(NamedTuple):
-    """Tiles that one warpgroup makes and another takes."""
+    """Tiles that one warpgroup writes and another reads."""
 
     tiles: Any
     full: Any
@@ -135,7 +135,7 @@ def _exp2(x):
 
 @gluon.jit
 def _acquire(pointer):
-    """Reads a counter; what its writers wrote before they counted is visible afterwards."""
+    """Reads a counter. Afterwards, all writes before the counted increments are visible."""
     return gl.inline_asm_elementwise(
         "ld.acquire.gpu.global.b32 $0, [$1];",
         "=r,l",
@@ -148,7 +148,7 @@ def _acquire(pointer):
 
 @gluon.jit
 def _await_additions():
-    """Waits until this thread's additions to global memory have been done and are visible."""
+    """Waits until this thread's additions to global memory are complete and visible."""
     gl.inline_asm_elementwise(
         "cp.async.bulk.wait_group 0; // $0 $1", "=r,r", [0], dtype=gl.int32, is_pure=False, pack=1
     )
@@ -163,10 +163,10 @@ def _next(slot, phase, SLOTS: gl.constexpr):
 
 @gluon.jit
 def _locate(heads_in_all, blocks, together):
-    """A program's head and its number among the head's blocks.
+    """A program's head, and the number of its block in that head.
 
-    ``together`` heads run side by side, block by block, so that programs that run at a time read
-    the same rows, and so that enough long blocks start early.
+    ``together`` heads run side by side, block by block. So programs that run at the same time read
+    the same rows, and enough long blocks start early.
     """
     program = gl.program_id(0)
     group = program // (together * blocks)
@@ -218,7 +218,7 @@ def _place(relations, row_head, heads, R: gl.constexpr):
 def _fetch(sides, place, token, barrier, student, teacher, R: gl.constexpr):
     """Starts the copy of both sides' tile from a token on; ``barrier`` counts the bytes.
 
-    ``sides`` are each relation's student and teacher.
+    ``sides`` are the student and teacher of each relation.
     """
     at_s = place.student_row + token
     at_t = place.teacher_row + token
@@ -245,9 +245,10 @@ def _fetch_all(
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """One warp's work: ``OWN`` own tiles from token ``own`` on, then ``count`` tiles into the ring.
+    """The work of the warp that fetches: ``OWN`` own tiles, then ``count`` tiles into the ring.
 
-    In the forward these are the first tiles; in the backward those from the own on, last first.
+    Own tiles begin at token ``own``. The ring gets the first tiles in the forward. In the backward
+    it gets the tiles from the own on, the last one first.
     """
     TILE_BYTES: gl.constexpr = TILE * D * 2
     mbarrier.expect(held.full, 2 * OWN * TILE_BYTES)
@@ -331,17 +332,17 @@ def forward_kernel(
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """KL, peaks and sums of ``OWN`` tiles of rows, two or three, a warpgroup each.
+    """KL, peaks and sums of ``OWN`` tiles of rows (two or three), one for each warpgroup.
 
-    The peak of a row is its score with itself, which it always sees: not its largest score, but
-    exponents stay in float32's range unless scores are extreme, and then `hopper` has the rows done
-    again.
+    The peak of a row is its score with itself, which it always sees. This may not be its largest
+    score, but exponents stay in float32's range unless scores are extreme. `hopper` then has the
+    rows computed again.
     """
     BLOCK: gl.constexpr = OWN * TILE
     blocks = gl.cdiv(tokens, BLOCK)
     row_head, rank = _locate(heads_in_all, blocks, together)
     place = _place(relations, row_head, heads, R)
-    # The last rows see most: they start first.
+    # The last rows see most columns, so they start first.
     start = (blocks - 1 - rank) * BLOCK
     tiles = start // TILE + OWN
     held = _hold(s0.dtype, OWN, SLOTS, D, OWN)
@@ -349,7 +350,7 @@ def forward_kernel(
     sums = gl.allocate_shared_memory(gl.float32, [5 * OWN, TILE], by_word)
     sides = (s0, t0, s1, t1, s2, t2)
     scale_s, scale_t = place.student_scale, place.teacher_scale
-    # Spelled out twice: Gluon unpacks no tuple, and joined ones lose their compile-time numbers.
+    # Written out twice: Gluon cannot unpack a tuple, and a joined tuple loses its constexpr values.
     if OWN == 3:
         gl.warp_specialize(
             [
@@ -362,7 +363,7 @@ def forward_kernel(
             [152, 152, 24],
         )
     else:
-        # Of the 80 registers a thread that two programs on a multiprocessor leave to each.
+        # Of the 80 registers per thread that each of two programs on a multiprocessor has.
         gl.warp_specialize(
             [
                 (_forward_rows, (held, sums, start, tiles, scale_s, scale_t, 0, OWN, SLOTS)),
@@ -383,7 +384,7 @@ def forward_kernel(
 
 @gluon.jit
 def _sum_own(x):
-    """Row sums of each thread's own columns, [64, 4]: no shuffles until the end."""
+    """Row sums over each thread's own columns, [64, 4]. They need no shuffles until the end."""
     return gl.sum(gl.sum(gl.reshape(x, [TILE, TILE // 8, 4, 2]), axis=3), axis=1)
 
 
@@ -400,7 +401,7 @@ def _add(total, x):
 
 @gluon.jit
 def _add_scores(sum_s, sum_t, gap, s, t):
-    """Adds centred scores to a row's sums and to the expectation of their difference."""
+    """Adds centred scores to a row's sums, and to the expectation of their difference."""
     e_s = _exp2(s)
     e_t = _exp2(t)
     weighted = e_t * (t - s)
@@ -409,7 +410,7 @@ def _add_scores(sum_s, sum_t, gap, s, t):
 
 @gluon.jit
 def _start_scores(x_s, x_t, y_s, y_t, accumulators: gl.constexpr):
-    """Starts both sides' products of a tile; rows first, columns second."""
+    """Starts both sides' products of a tile; the first operand is rows, the second columns."""
     none = gl.zeros([TILE, TILE], gl.float32, accumulators)
     s = warpgroup_mma(x_s, y_s.permute((1, 0)), none, use_acc=False, is_async=True)
     t = warpgroup_mma(x_t, y_t.permute((1, 0)), none, use_acc=False, is_async=True)
@@ -428,9 +429,9 @@ def _forward_rows(
     OWN: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """One warpgroup's rows: of each tile it waits for both products, then takes exponentials.
+    """One warpgroup's rows. For each tile it waits for both products, then computes exponentials.
 
-    Meanwhile the other warpgroups' products run.
+    Meanwhile the products of the other warpgroups run.
     """
     accumulators: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, TILE, 16])
     by_row: gl.constexpr = gl.SliceLayout(1, accumulators)
@@ -446,7 +447,7 @@ def _forward_rows(
     sum_t = nothing
     gap = nothing
 
-    # Tiles before the one on the diagonal are seen whole.
+    # The rows see all of the tiles before the one on the diagonal.
     before = start // TILE + W
     slot = 0
     phase = 0
@@ -459,14 +460,14 @@ def _forward_rows(
     s, t = _scores(x_s, x_t, ring, slot, phase, accumulators)
     rows = start + W * TILE + gl.arange(0, TILE, by_row)
     columns = before * TILE + gl.arange(0, TILE, gl.SliceLayout(0, accumulators))
-    # Subtracted rather than selected: a selection between products makes the compiler wait for
-    # each product by itself.
+    # Subtracted, not selected: a select between products makes the compiler wait for each
+    # product separately.
     hidden = gl.where(rows[:, None] >= columns[None, :], 0.0, 1e30)
     s = s * scale_s - (peak_s[:, None] + hidden)
     t = t * scale_t - (peak_t[:, None] + hidden)
     sum_s, sum_t, gap = _add_scores(sum_s, sum_t, gap, s, t)
-    # Tiles that only later warpgroups' rows see: not before they are there, or a slot's count of
-    # readers would run ahead of them.
+    # Only rows of later warpgroups see these tiles. This one waits for them all the same, since
+    # otherwise a slot's count of readers would run ahead.
     for _ in range(before + 1, tiles):
         slot, phase = _next(slot, phase, SLOTS)
         mbarrier.wait(ring.full.index(slot), phase)
@@ -475,11 +476,11 @@ def _forward_rows(
     total_s = gl.convert_layout(gl.sum(sum_s, axis=1), by_row)
     total_t = gl.convert_layout(gl.sum(sum_t, axis=1), by_row)
     total_gap = gl.convert_layout(gl.sum(gap, axis=1), by_row)
-    # One logarithm of a ratio, not a difference of two, whose rounding may be more than the KL.
+    # One logarithm of a ratio: the rounding of a difference of two may exceed the KL.
     kl = LN_2 * (total_gap / total_t + gl.log2(total_s / total_t))
-    # The first row sees itself alone. Its score and its peak are one sum in two orders.
+    # The first row sees only itself. Its score and its peak are the same sum in two orders.
     kl = gl.where(rows == 0, 0.0, kl)
-    # Stored to global memory by others: their addresses would take registers here.
+    # Another function stores these to global memory: the addresses would take registers here.
     sums.index(0 * OWN + W).store(kl)
     sums.index(1 * OWN + W).store(peak_s)
     sums.index(2 * OWN + W).store(total_s)
@@ -489,7 +490,7 @@ def _forward_rows(
 
 @gluon.jit
 def _scores(x_s, x_t, ring, slot, phase, accumulators: gl.constexpr):
-    """Both sides' products of own rows with the columns in a slot, which is free afterwards."""
+    """Both sides' products of own rows with the columns in a slot; frees the slot."""
     mbarrier.wait(ring.full.index(slot), phase)
     y_s = ring.student.index(slot)
     y_t = ring.teacher.index(slot)
@@ -522,14 +523,14 @@ def backward_kernel(
     D: gl.constexpr,
     SLOTS: gl.constexpr,
 ):
-    """``dX = scale * (G + G^T) X``, each tile's scores made once.
+    """``dX = scale * (G + G^T) X``; the scores of each tile are computed once.
 
     A program owns `OWN_TILES` tiles of columns and walks over the rows that see them, from the
     last to the diagonal. ``G^T X`` of its own columns stays in registers. ``G X`` of the rows is
-    added to ``sums``, float32, where every row tile takes programs in the order of their columns:
-    the same bits every time. ``counters`` say whose turn it is. A program waits only for programs
-    with smaller numbers, which start no later. At last its own rows' sum is whole, and what it has
-    in registers completes the gradient.
+    added to ``sums``, float32. Programs add to a row tile in the order of their columns, so the
+    bits are the same every time; ``counters`` say whose turn it is. A program waits only for
+    programs with smaller numbers, which start no later. At the end the sum of its own rows is
+    complete, and its registers complete the gradient.
     """
     OWN: gl.constexpr = OWN_TILES * TILE
     blocks = gl.cdiv(tokens, OWN)
@@ -538,7 +539,7 @@ def backward_kernel(
     place = _place(relations, row_head, heads, R)
     first = block * OWN_TILES
     count = tiles - first
-    # Read by the warpgroups that make scores and by the one that multiplies gradients.
+    # Read by the warpgroups that compute scores and by the one that multiplies gradients.
     held = _hold(s0.dtype, OWN_TILES, SLOTS, D, OWN_TILES + 1)
     layout: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
     g = Handed(
@@ -593,7 +594,7 @@ def backward_kernel(
 def _load_weights(weights, offset, rows, tokens):
     """Both sides' peaks and weights of rows.
 
-    Rows that do not exist have weight 0 and a peak so high that their exponentials are 0.
+    Rows past the last token have weight 0 and a peak so high that their exponentials are 0.
     """
     inside = (rows >= 0) & (rows < tokens)
     peak_s = gl.load(weights.student_peak + offset + rows, mask=inside, other=1e30)
@@ -630,7 +631,7 @@ def _make_scores(
             held.teacher.index(W),
             accumulators,
         )
-        # A tile ahead: nothing waits for them.
+        # Loaded a tile ahead, so that nothing waits for them.
         later = _load_weights(weights, offset, last - (n + 1) * TILE, tokens)
         s, t = warpgroup_mma_wait(0, deps=[s, t])
         mbarrier.arrive(ring.empty.index(slot), count=1)
@@ -690,7 +691,7 @@ def _multiply_gradients(
         _stage(staged, rows, n, D)
         slot, phase = _next(slot, phase, SLOTS)
 
-    # The sum is whole once this program's own rows have been added: it is their last in turn.
+    # The sum is complete once this program has added its own rows: it is the last in turn.
     for part in gl.static_range(OWN_TILES * D // PART):
         if part * PART // D < count:
             while _acquire(counters + part * COUNTER_STEP) <= block:
@@ -726,7 +727,7 @@ def _multiply_gradients(
 def _complete(
     own, factor, sum_pointer, sum_row, pointer, start, token_stride, tokens, D: gl.constexpr
 ):
-    """Stores a tile of the gradient: what was summed in memory and what is in registers."""
+    """Stores a tile of the gradient: the sum in memory plus the sum in registers."""
     accumulators: gl.constexpr = own.type.layout
     row = gl.arange(0, TILE, gl.SliceLayout(1, accumulators))
     column = gl.arange(0, D, gl.SliceLayout(0, accumulators))
@@ -742,13 +743,14 @@ def _complete(
 
 @gluon.jit
 def _to_parts(x, D: gl.constexpr):
-    """A tile ``[TILE, D]`` of products as parts ``[TILE, PART]``, its elements rearranged.
+    """A tile ``[TILE, D]`` of products as parts ``[TILE, PART]``, with its elements rearranged.
 
-    Such that a thread has four of them side by side, and eight threads 128 bytes: stored to shared
-    memory without bank conflicts. Sums need no other order, as long as all who use them agree.
+    In the new order a thread has four elements side by side, and eight threads have 128 bytes, so
+    they are stored to shared memory without bank conflicts. Sums may have any order that all their
+    users share.
 
-    Axes of a row are warp (4), half (2) and lane / 4 (4, 2); those of a column are what registers
-    count (4, D / PART, 2), lane % 4 (4) and a pair (2).
+    Axes of a row are warp (4), half (2) and lane / 4 (4, 2). Axes of a column are the register's
+    number (4, D / PART, 2), lane % 4 (4) and a pair (2).
     """
     x = gl.reshape(x, [4, 2, 4, 2, 4, D // PART, 2, 4, 2])
     x = gl.permute(x, (4, 0, 2, 6, 3, 7, 1, 8, 5))
@@ -758,7 +760,7 @@ def _to_parts(x, D: gl.constexpr):
 
 @gluon.jit
 def _load_sums(pointer, sum_row, like, D: gl.constexpr):
-    """A tile's sum from memory, in the order of products again."""
+    """Loads a tile's sum from memory, and restores the order of products."""
     layout: gl.constexpr = _to_parts(like, D)[0].type.layout
     row = sum_row.to(gl.int64) + gl.arange(0, TILE, gl.SliceLayout(1, layout))
     places = pointer + row[:, None] * D + gl.arange(0, PART, gl.SliceLayout(0, layout))[None, :]
@@ -798,11 +800,11 @@ def _add_in_turn(
         while _acquire(counter) < block:
             pass
         if block == 0:
-            # Nobody came before: what the memory held does not count.
+            # This program is the first: it overwrites the memory.
             tma.async_copy_shared_to_global(sums, place, tile)
         else:
             _reduce_add(sums, place, tile)
-        # The tile may be overwritten once it has been read, but counts only once it was added.
+        # The tile may be overwritten once it has been read. It counts only once it is added.
         tma.store_wait(0)
         mbarrier.arrive(staged.empty.index(SLOT), count=1)
         _await_additions()

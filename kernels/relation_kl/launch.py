@@ -1,8 +1,9 @@
 """Launch parameters of the Triton kernels: a committed table, so that no run searches for them.
 
 `launch_table.json` maps a device class (``sm90``, ``interpreter``, ``default``, ...) to shape
-classes, and those to ``[block_m, block_n, num_warps, num_stages]``. A device class may leave out
-what ``default`` says; ``default`` has every shape class and fits the smallest shared memory.
+classes, and those to ``[block_m, block_n, num_warps, num_stages]``. ``default`` has every shape
+class and fits the smallest shared memory. Other device classes may leave shape classes out; they
+then take the parameters of ``default``.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class ShapeClass:
-    """What a launch depends on: padded head size and bytes an element, the larger side's."""
+    """What a launch depends on; head size (padded) and bytes an element are the larger side's."""
 
     kernel: Kernel
     head_size: int
@@ -69,7 +70,7 @@ def device_class(device: torch.device) -> str:
 
 
 def lookup(shape: ShapeClass, device: torch.device) -> Launch:
-    """The parameters of a launch: overridden, the device class's, or the default's."""
+    """The parameters of a launch: an override, else the device class's, else the default's."""
     if shape.kernel in _overrides:
         return _overrides[shape.kernel]
     table = _table()
@@ -78,7 +79,7 @@ def lookup(shape: ShapeClass, device: torch.device) -> Launch:
 
 @contextmanager
 def overridden(launches: Mapping[Kernel, Launch]) -> Iterator[None]:
-    """Uses other parameters for some kernels, in all threads: for tuning and tests."""
+    """Uses other parameters for some kernels, in all threads. For tuning and tests."""
     before = dict(_overrides)
     _overrides.update(launches)
     try:

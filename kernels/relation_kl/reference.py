@@ -1,7 +1,7 @@
-"""The oracle: dense, by the definition, gradients by autograd. Memory grows with tokens squared.
+"""The oracle: dense, follows the definition, gradients by autograd; memory is tokens squared.
 
 Shape suffixes: b batch, h heads, t tokens (rows), d head size. Low precision is computed in
-float32, float32 and float64 in themselves.
+float32; float32 and float64 are computed in their own precision.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def _visible(visibility: Visibility, x_bhtd: Tensor) -> Tensor:
         visible = visible & (segment[:, None, :, None] == segment[:, None, None, :])
     if visibility.key_mask is not None:
         visible = visible & visibility.key_mask[:, None, None, :]
-        # A row of padding may see nothing, and its softmax would be 0 / 0. It sees itself instead:
-        # the caller drops its KL anyway.
+        # A padding row may see nothing, and its softmax would be 0 / 0. Here it sees itself; the
+        # caller drops its KL anyway.
         padding = ~visibility.key_mask[:, None, :, None]
         visible = visible | (padding & (i == j))
     return visible

@@ -1,9 +1,10 @@
-"""Fused kernels: one pass forward, a deterministic backward, all relations in one launch each.
+"""Fused kernels: one pass forward, a deterministic backward, one launch each for all relations.
 
 Operators are registered with torch (``torch.ops.relation_kl.*``), so that compilers and
-checkpointing policies see them. All that the forward gives is by row, `triton_tiles.RowSums`: a
-policy may keep that instead of running it again. Kernels: `triton_kernels`; launch parameters:
-`launch`. Shape suffixes: b batch, h heads (of all relations of a launch), t tokens, d head size.
+checkpointing policies see them. The forward outputs a few numbers per row, `triton_tiles.RowSums`,
+which a policy may keep instead of running the forward again. The kernels are in `triton_kernels`,
+the launch parameters in `launch`. Shape suffixes: b batch, h heads (of all relations of a launch),
+t tokens, d head size.
 """
 
 from __future__ import annotations
@@ -49,14 +50,14 @@ if TYPE_CHECKING:
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
-# Relations that one launch takes; more go in several.
+# The most relations of one launch; more relations take several launches.
 _MOST_RELATIONS = 4
-# Programs that keep a device busy which has none to spare for blocks that need no work.
+# As many programs keep a device busy; a kernel that only checks blocks starts no more.
 _BUSY_PROGRAMS = 256
-# Operands of heads that are worked on at the same time should stay in the second-level cache.
+# The operands of heads that run at the same time should fit this part of the second-level cache.
 _CACHE_BYTES = 24 * 2**20
 _LOG2_E = math.log2(math.e)
-# What is saved of `RowSums`: all but the KL.
+# The fields of `RowSums` that are saved: all except the KL.
 _SUMS = len(RowSums._fields) - 1
 
 
@@ -73,8 +74,8 @@ def relation_rows(
     Relations of the same dtypes and padded head sizes share a launch.
 
     Raises:
-        RuntimeError: Triton's interpreter was asked for after Triton had been imported.
-        NotImplementedError: a student has a tangent, of forward-mode differentiation; the kernels
+        RuntimeError: Triton's interpreter was switched on after Triton had been imported.
+        NotImplementedError: a student has a tangent (forward-mode differentiation); the kernels
             compute gradients only.
     """
     _refuse_tangents(students)
@@ -97,7 +98,7 @@ def relation_rows(
 
 
 def _launches(students: Sequence[Tensor], teachers: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of relations that one kernel can take: the same dtypes and padded head sizes."""
+    """Groups of relations that one launch can take, by index: same dtypes and padded head sizes."""
     alike: dict[tuple[object, ...], list[int]] = {}
     for r, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
         sizes = [launch.padded_head_size(x.shape[-1]) for x in (student, teacher)]
@@ -140,9 +141,9 @@ def attention_rows(
 
 
 def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
-    """Refuses forward-mode derivatives: torch would take the operator for a constant, and say 0.
+    """Refuses forward-mode derivatives, which torch would give as 0, as if this were a constant.
 
-    Traced by torch.compile as well, where the differentiation is part of what is compiled.
+    torch.compile traces this function too, where it compiles the differentiation.
     """
     if any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
         raise NotImplementedError(
@@ -154,7 +155,7 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
 def _operator(name: str, schema: str) -> Callable[[_Function], _Function]:
     """Registers a function as ``torch.ops.relation_kl.<name>``.
 
-    Not by `torch.library.custom_op`, which looks at every argument of every call again: that took
+    `torch.library.custom_op` is not used: it checks every argument in every call, which took
     a millisecond, as long as the kernels of a layer.
     """
 
@@ -192,7 +193,7 @@ def _self_rows(
         with torch.cuda.device(call.device):
             hopper.forward(students, teachers, student_scales, teacher_scales, results)
     operands = _relations(students, teachers, students, student_scales, teacher_scales)
-    # After the other kernel, only blocks of rows that it left to this one.
+    # Runs after Hopper's kernel, and computes only the blocks of rows that it left.
     call.launch(
         self_forward_kernel if hopper is None else self_forward_again_kernel,
         "self_forward",
@@ -422,7 +423,7 @@ def _hopper(
     causal: bool,
     window: int | None,
 ) -> Any:
-    """The module of Hopper's own kernels where they take the case, else None."""
+    """The module of Hopper's kernels if they support this case, else None."""
     device = students[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return None
@@ -435,7 +436,7 @@ def _hopper(
 
 @dataclass(frozen=True)
 class _Call:
-    """What all launches of a call share."""
+    """The arguments that all launches of a call share."""
 
     batch: int
     heads: int
@@ -470,7 +471,7 @@ class _Call:
             element_bytes=max(student.element_size(), teacher.element_size()),
             head_bytes=tokens * (size_s * student.element_size() + size_t * teacher.element_size()),
             masks=_masks(segment_ids, key_mask, student),
-            # One that hides nothing would only cost time.
+            # A window that hides nothing would only cost time.
             window=None if window is None or window >= tokens else window,
             shape=Shape(
                 causal=causal,
@@ -489,13 +490,13 @@ class _Call:
     ) -> None:
         """Starts one program for each block of tokens of each head.
 
-        Or, where a program looks at up to ``looked_at`` of them, as few as that allows or as keep
-        the device busy.
+        If each program checks up to ``looked_at`` blocks, it starts the fewest programs that cover
+        all blocks, but enough to keep the device busy.
         """
         size = max(self.shape.block_ds, self.shape.block_dt)
         chosen = launch.lookup(launch.ShapeClass(name, size, self.element_bytes), self.device)
         facts = self.shape._replace(block_m=chosen.block_m, block_n=chosen.block_n)
-        # Each fact by itself, so that those passed on inside a kernel stay known to the compiler.
+        # Separate arguments, so that the compiler still knows those that a kernel passes on.
         shape = Shape(*(tl.constexpr(fact) for fact in facts))
         together = max(1, min(_CACHE_BYTES // self.head_bytes, self.batch * self.heads))
         programs = self.batch * self.heads * _blocks(self.tokens, chosen.block_m)
@@ -516,8 +517,8 @@ class _Call:
             shape,
             num_warps=chosen.num_warps,
             num_stages=chosen.num_stages,
-            # A score that is rounded once less than the peak beside it misses it by half a unit of
-            # its last place, and the exponential of that is not 1. Scores in float32 must be exact.
+            # Contraction rounds a score once less than the row's peak. The two then differ by half
+            # a unit of the last place, and the exponential of that is not 1. float32 must be exact.
             enable_fp_fusion=self.element_bytes < 4,
         )
 
@@ -575,7 +576,7 @@ def _attention(
 
 
 def _masks(segment_ids: Tensor | None, key_mask: Tensor | None, x_bhtd: Tensor) -> Masks:
-    """The masks as kernels read them, with the reach of each granule of tokens."""
+    """The masks in the form that kernels read, with the reach of each granule of tokens."""
     if segment_ids is None and key_mask is None:
         return Masks(None, None, None)
     segments = None if segment_ids is None else segment_ids.contiguous()
@@ -597,7 +598,7 @@ def _empty_rows(students: Sequence[Tensor]) -> RowSums:
 
 
 def _empty_gradient(x_bhtd: Tensor) -> Tensor:
-    """Laid out as the tensor itself, so that what comes before it needs no copy."""
+    """Has the tensor's strides, so that the backward of earlier operators needs no copy."""
     if _last_axis_is_contiguous(x_bhtd):
         return torch.empty_like(x_bhtd)
     return torch.empty_like(x_bhtd, memory_format=torch.contiguous_format)
@@ -610,11 +611,11 @@ def _last_axis_is_contiguous(x_bhtd: Tensor) -> bool:
 def _weights(
     row_gradient_bht: Tensor, sums: Sequence[Tensor], groups: int, dtype: torch.dtype
 ) -> tuple[RowWeights, Tensor]:
-    """Scaled upstream gradients over the rows' sums, and the unit taken out of each head group.
+    """Scaled upstream gradients over the rows' sums, and the unit divided out of each head group.
 
-    Units are ``[batch * groups]``. A mean's gradient is one over the number of rows: in
-    half-precision products it would underflow. So scaled ones are at most 1, or 2^13 in float16:
-    as exact, with more room for small probabilities.
+    Units are ``[batch * groups]``. The gradient of a mean is one over the number of rows, which
+    would underflow in half-precision products. So scaled gradients are at most 1, or at most 2^13
+    in float16, which is as exact and leaves more room for small probabilities.
     """
     student_peak, student_sum, teacher_peak, teacher_sum = sums
     weights = RowWeights(
@@ -643,7 +644,7 @@ def _weights(
 
 
 def _check_device(device: torch.device) -> None:
-    # Triton decides when a function is defined: its own ones when it is imported.
+    # Triton chooses the interpreter when a function is defined, for its own ones at its import.
     functions: tuple[object, ...] = (tl.sum, self_forward_kernel)
     interpreted = all(isinstance(function, InterpretedFunction) for function in functions)
     if device.type != "cuda" and not interpreted:
@@ -660,7 +661,7 @@ def _blocks(tokens: int, size: int) -> int:
 def _start(
     kernel: Any, programs: int, device: torch.device, *arguments: Any, **options: Any
 ) -> None:
-    """Launches on the tensors' device, which need not be the current one."""
+    """Launches on the tensors' device, which may differ from the current device."""
     context = torch.cuda.device(device) if device.type == "cuda" else nullcontext()
     with context:
         kernel[(programs,)](*arguments, **options)

@@ -1,7 +1,7 @@
 """The Triton backend's kernels; `triton.py` launches them, README.md derives them.
 
-A program owns one block of tokens of one head and walks over the blocks that can matter to it, in
-an order that depends on nothing but its place: results have the same bits every time.
+A program owns one block of tokens of one head and visits the blocks that can matter to it. The
+order depends only on the place of its block, so results have the same bits every time.
 """
 
 # Triton's decorators and constants are typed for its compiler, not for a type checker.
@@ -35,9 +35,9 @@ from kernels.relation_kl.triton_tiles import (
     store,
 )
 
-# Of a row's sum, where its peak is not its largest score (`hopper_kernels.forward_kernel`).
+# The largest sum of a row whose peak is not its largest score (`hopper_kernels.forward_kernel`).
 LARGEST_SUM = tl.constexpr(2.0**60)
-# Blocks that a program of `self_forward_again_kernel` looks at, at most.
+# The most blocks that a program of `self_forward_again_kernel` checks.
 MOST_LOOKED_AT = 32
 LOOKED_AT = tl.constexpr(MOST_LOOKED_AT)
 # The smallest normal number in float32.
@@ -56,10 +56,10 @@ def self_forward_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """KL and both sides' sums of all relations' rows."""
+    """KL and both sides' sums of the rows of all relations."""
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
-    # The last rows see most: they start first.
+    # The last rows see most columns, so they start first.
     start = (blocks - 1 - rank) * shape.block_m
     _self_forward(relations, masks, results, heads, row_head, start, tokens, window, shape)
 
@@ -76,10 +76,10 @@ def self_forward_again_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """Does those blocks again that hold a sum which is too large to be trusted (`hopper.forward`).
+    """Computes the blocks again that hold an untrusted sum (`hopper.forward`).
 
-    A program looks at up to `LOOKED_AT` blocks, one in so many as there are programs. Mostly all
-    are fine, and launching a program a block would cost more than the look.
+    A program checks up to `LOOKED_AT` blocks; the stride is the number of programs. Mostly all sums
+    are fine, and launching one program for each block would cost more than the check.
     """
     blocks = tl.cdiv(tokens, shape.block_m)
     jobs = batches * heads * blocks
@@ -98,13 +98,13 @@ def self_forward_again_kernel(
 
 @triton.jit
 def _trusted(results, row_head, start, known, tokens, shape):
-    """Whether all sums in blocks of rows are small enough; unknown blocks are."""
+    """Whether all sums in blocks of rows are small enough; true for blocks that do not exist."""
     position = start + tl.arange(0, shape.block_m)
     offset = tl.cast(row_head, tl.int64) * tokens + position
     inside = (position < tokens) & known
     student_sum = tl.load(results.student_sum + offset, mask=inside, other=1.0)
     teacher_sum = tl.load(results.teacher_sum + offset, mask=inside, other=1.0)
-    # Written so that NaN is not trusted either.
+    # This comparison is false for NaN, so NaN is not trusted either.
     trusted = (student_sum < LARGEST_SUM) & (teacher_sum < LARGEST_SUM)
     return tl.min(trusted.to(tl.int32)) == 1
 
@@ -156,8 +156,8 @@ def _forward(q, k, scale, masks, results, batch, row_head, start, tokens, window
     )
     zero = tl.zeros([shape.block_m], tl.float32)
     totals = Totals(zero + HIDDEN, zero, zero + HIDDEN, zero, zero)
-    # The edges come first: the diagonal's scores are often the row's largest, and then the running
-    # maxima stay where they are.
+    # The edges come first: scores on the diagonal are often the largest of the row, and the running
+    # maxima then stay the same.
     before = (blocks.inner_first - blocks.first) // shape.block_n
     edges = before + tl.cdiv(blocks.stop - blocks.inner_stop, shape.block_n)
     for edge in tl.range(0, edges):
@@ -171,13 +171,13 @@ def _forward(q, k, scale, masks, results, batch, row_head, start, tokens, window
             totals, own, q_block, k, scale, masks, batch, tile, tokens, window, shape, False
         )
 
-    # Padding may have seen nothing: KL 0, and numbers that the backward can use.
+    # A padding row may have seen nothing. It gets KL 0, and numbers that the backward can use.
     saw_any = totals.teacher_peak > 0.5 * HIDDEN
     student_peak = tl.where(saw_any, totals.student_peak, 0.0)
     teacher_peak = tl.where(saw_any, totals.teacher_peak, 0.0)
     student_sum = tl.where(saw_any, totals.student_sum, 1.0)
     teacher_sum = tl.where(saw_any, totals.teacher_sum, 1.0)
-    # One logarithm of a ratio, not a difference of two, whose rounding may be more than the KL.
+    # One logarithm of a ratio: the rounding of a difference of two may exceed the KL.
     kl = LN_2 * (totals.gap / teacher_sum + tl.log2(student_sum / teacher_sum))
     offset = tl.cast(row_head, tl.int64) * tokens + own.position
     inside = own.position < tokens
@@ -192,7 +192,7 @@ def _forward(q, k, scale, masks, results, batch, row_head, start, tokens, window
 def _forward_tile(
     totals, own, q, k, scale, masks, batch, start, tokens, window, shape, EDGE: tl.constexpr
 ):
-    """Adds the columns from ``start`` on; ``EDGE``: not all rows see all of them."""
+    """Adds the columns from ``start`` on. ``EDGE``: some rows do not see all of them."""
     LABELLED: tl.constexpr = masks.reach is not None
     N: tl.constexpr = shape.block_n
     k_student = load(k.student, start, tokens, N, shape.block_ds, shape.whole_ds and not EDGE)
@@ -224,8 +224,9 @@ def self_backward_kernel(
 ):
     """``dX_i = scale * sum_j (G_ij + G_ji) X_j`` of all relations' heads.
 
-    Scores of a self-relation are symmetric, so a tile's serve its rows and its columns. ``units``
-    ``[batch * heads]`` are what the upstream gradients in ``weights`` were divided by.
+    Scores of a self-relation are symmetric, so the scores of a tile serve its rows and its columns.
+    ``units`` ``[batch * heads]`` are the factors that the upstream gradients in ``weights`` were
+    divided by.
     """
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
@@ -284,7 +285,7 @@ def attention_backward_queries_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """``dQ = scale * G K`` of all query heads; ``units`` are by key head."""
+    """``dQ = scale * G K`` of all query heads; there is one unit in ``units`` for each key head."""
     blocks = tl.cdiv(tokens, shape.block_m)
     row_head, rank = locate(tl.program_id(0), batches * heads, blocks, together)
     batch, head = row_head // heads, row_head % heads
@@ -338,12 +339,12 @@ def attention_backward_keys_kernel(
     together,
     shape: tl.constexpr,
 ):
-    """``dK = scale * G^T Q`` of the student's key heads, over the query heads of each."""
+    """``dK = scale * G^T Q`` of the student's key heads, summed over the query heads of each."""
     blocks = tl.cdiv(tokens, shape.block_m)
     column_head, rank = locate(tl.program_id(0), batches * key_heads, blocks, together)
     batch, key_head = column_head // key_heads, column_head % key_heads
     scale = Pair(attention.student_scale, attention.teacher_scale)
-    # The first columns are seen by most: they start first.
+    # Most rows see the first columns, so these start first.
     start = rank * shape.block_m
 
     own = load_tokens(masks, batch, start, tokens, shape.block_m)
@@ -399,11 +400,11 @@ def _backward_tile(
     OTHER_SEES: tl.constexpr,
     EDGE: tl.constexpr,
 ):
-    """Adds the share of the block from ``start`` to the own block's gradient ``[M, D]``.
+    """Adds the share of the other block, from ``start``, to the own block's gradient ``[M, D]``.
 
-    ``OWN_SEES``: the own tokens are rows, of weights ``rows``, that see the others.
-    ``OTHER_SEES``: the others are rows, of ``row_head``'s weights, that see the own.
-    ``EDGE``: not all of them do.
+    ``OWN_SEES``: the own tokens are rows with weights ``rows``, and see the other tokens.
+    ``OTHER_SEES``: the other tokens are rows with the weights of ``row_head``, and see the own.
+    ``EDGE``: some of these rows do not see all columns.
     """
     LABELLED: tl.constexpr = masks.reach is not None
     N: tl.constexpr = shape.block_n
@@ -438,9 +439,10 @@ def _backward_tile(
 
 @triton.jit
 def spans_kernel(spans, segments, real, tokens, granules):
-    """Least and greatest segment of each granule's real tokens; none: a range that meets no other.
+    """Smallest and largest segment id of each granule's real tokens.
 
-    ``spans`` is ``[batch, 3, granules]`` int64; the third says whether there is no padding.
+    A granule without real tokens gets a range that meets no other. ``spans`` is
+    ``[batch, 3, granules]`` int64; the third number says whether the granule has no padding.
     """
     batch, granule = tl.program_id(0) // granules, tl.program_id(0) % granules
     position = granule * GRANULE + tl.arange(0, GRANULE)
@@ -462,11 +464,12 @@ def spans_kernel(spans, segments, real, tokens, granules):
 
 @triton.jit
 def reach_kernel(reach, spans, tokens, granules, CHUNK: tl.constexpr):
-    """The first and last + 1 token of the granules whose segments meet the program's granule's,
-    and of the granules around it that hold its segment and nothing else.
+    """The reach of the program's granule: two ranges of tokens, each as first and last + 1.
 
-    The first two are exact for packed sequences numbered in order; otherwise they may say too much,
-    never too little. A granule of several segments, or with padding, has nothing around it.
+    The first range covers the granules whose segments meet those of the program's granule. It is
+    exact for packed sequences numbered in order; otherwise it may be too wide, never too narrow.
+    The second range covers the granules around it that hold only its segment. It is empty for a
+    granule with several segments or with padding.
     """
     batch, granule = tl.program_id(0) // granules, tl.program_id(0) % granules
     spans += 3 * tl.cast(batch, tl.int64) * granules
@@ -512,9 +515,9 @@ def weigh_kernel(
     HEADROOM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Upstream gradients of a group of ``members`` heads, in units of their largest, over the sums.
+    """Divides upstream gradients of a group of ``members`` heads by their largest and by the sums.
 
-    ``gradient`` may have any strides; the others are contiguous.
+    ``gradient`` may have any strides; the other tensors are contiguous.
     """
     group = tl.program_id(0)
     rows = members * tokens

@@ -1,7 +1,7 @@
-"""Pieces of the Triton kernels: operands, addresses, masks, ranges of blocks, and one tile's work.
+"""Parts of the Triton kernels: operands, addresses, masks, ranges of blocks, and one tile's work.
 
-Shapes in comments: M tokens of the program's own block, N of the other block, D a head size padded
-to a power of two. Scores are in powers of two: products times ``scale * log2(e)``.
+Shapes in comments: M tokens of the program's own block, N tokens of the other block, D a head size
+padded to a power of two. Scores are base-2 exponents: products times ``scale * log2(e)``.
 """
 
 # Triton's decorators and constants are typed for its compiler, not for a type checker.
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-# Stands for minus infinity in hidden scores: finite, so that rows that see nothing have no NaN.
+# Replaces minus infinity in hidden scores. It is finite, so that rows that see nothing have no NaN.
 HIDDEN = tl.constexpr(-1e30)
 LN_2 = tl.constexpr(0.6931471805599453)
-# Tokens whose segments are summed up in one entry of `Masks.reach`.
+# The number of tokens that share one entry of `Masks.reach`.
 GRANULE_TOKENS = 64
 GRANULE = tl.constexpr(GRANULE_TOKENS)
 
@@ -44,7 +44,7 @@ class Relation(NamedTuple):
 
 
 class Attention(NamedTuple):
-    """Both sides' queries and keys; a group is the number of query heads of one key head."""
+    """Both sides' queries and keys; ``group`` fields are the number of query heads per key head."""
 
     q_student: Operand
     k_student: Operand
@@ -58,11 +58,11 @@ class Attention(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """What the forward gives by row, ``[batch, heads, tokens]`` float32: the KL and, of each side,
+    """The forward's results per row, ``[batch, heads, tokens]`` float32: the KL and, for each side,
     the largest score and the sum of ``2^(score - largest)``.
 
-    A log-sum-exp in one number would be rounded to more than the difference of two sides that
-    nearly agree.
+    Both are kept because one number, the log-sum-exp, would have a rounding error larger than the
+    difference of two sides that nearly agree.
     """
 
     kl: Any
@@ -73,8 +73,8 @@ class RowSums(NamedTuple):
 
 
 class RowWeights(NamedTuple):
-    """What the backward needs by row, ``[batch, heads, tokens]`` float32: of each side, the largest
-    score and the scaled upstream gradient over the sum."""
+    """The backward's inputs per row, ``[batch, heads, tokens]`` float32: for each side, the largest
+    score, and the scaled upstream gradient divided by the sum."""
 
     student_peak: Any
     student_weight: Any
@@ -83,11 +83,12 @@ class RowWeights(NamedTuple):
 
 
 class Masks(NamedTuple):
-    """What else than the position decides who sees whom; each may be absent (None).
+    """The masks besides position; each may be absent (None).
 
-    ``segments`` and ``real`` are ``[batch, tokens]``; ``reach`` is ``[batch, granules, 4]``: the
-    first and last + 1 token that any token of the granule may see, by segments and padding alone,
-    and those of the tokens around it that all of its tokens may see (last not above first: none).
+    ``segments`` and ``real`` are ``[batch, tokens]``. ``reach`` is ``[batch, granules, 4]``, two
+    ranges of tokens by segments and padding alone, each as first and last + 1: the tokens that any
+    token of the granule may see, and the tokens around it that all of its tokens may see. A range
+    is empty if its last + 1 does not exceed its first.
     """
 
     segments: Any
@@ -104,7 +105,7 @@ class Head(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Student's and teacher's heads, or blocks of them, that belong together."""
+    """A student's and a teacher's head that correspond, or blocks of them."""
 
     student: Any
     teacher: Any
@@ -124,7 +125,7 @@ class Shape(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What is known about a block's tokens."""
+    """Positions and masks of a block's tokens."""
 
     position: Any
     segment: Any
@@ -132,9 +133,10 @@ class Tokens(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """Running sums of M rows, each side relative to its own running maximum.
+    """Running sums of M rows; each side is relative to its own running maximum.
 
-    ``gap`` is the sum of ``2^t (t - s)`` over the columns so far, ``t`` and ``s`` so centred.
+    ``gap`` is the sum of ``2^t (t - s)`` over the columns so far, with ``t`` and ``s`` centred on
+    the running maxima.
     """
 
     student_peak: Any
@@ -145,8 +147,8 @@ class Totals(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """The other blocks to visit: ``[first, stop)``, those within ``[inner_first, inner_stop)``
-    without a look at masks. All but ``stop`` are multiples of the block size."""
+    """The other blocks to visit, ``[first, stop)``. Those in ``[inner_first, inner_stop)`` need no
+    masks. All bounds except ``stop`` are multiples of the block size."""
 
     first: Any
     inner_first: Any
@@ -155,9 +157,9 @@ class Blocks(NamedTuple):
 
 
 class Neighbours(NamedTuple):
-    """The other blocks of a self-relation to visit: in order an edge, inner blocks that the own
-    see, the diagonal, inner blocks that see the own, an edge. Not causal, the first inner blocks
-    do both. All but ``stop`` are multiples of the block size."""
+    """The other blocks of a self-relation to visit. Their order: an edge, inner blocks that the own
+    tokens see, the diagonal, inner blocks that see the own tokens, an edge. If not causal, the
+    first inner blocks do both. All bounds except ``stop`` are multiples of the block size."""
 
     first: Any
     seen_first: Any
@@ -169,10 +171,10 @@ class Neighbours(NamedTuple):
 
 @triton.jit
 def locate(program, heads, blocks, together):
-    """A program's head (of all batches') and the rank of its block among the head's.
+    """A program's head (over all batch elements) and the rank of its block in that head.
 
-    ``together`` heads share the cache, so all their blocks come before the next heads'. Among
-    these, all first-ranked blocks come first.
+    ``together`` heads share the cache, so all their blocks come before those of the next heads.
+    Among these heads, all first-ranked blocks come first.
     """
     group = program // (together * blocks)
     within = program % (together * blocks)
@@ -219,7 +221,7 @@ def at_head(operand, batch, head):
 
 @triton.jit
 def _pointers(x, start, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """``[BLOCK, BLOCK_D]`` addresses; the part that a loop does not change stands apart."""
+    """``[BLOCK, BLOCK_D]`` addresses; the part that a loop does not change is a separate term."""
     token = tl.cast(tl.arange(0, BLOCK), tl.int64)[:, None] * x.token_stride
     return (
         x.pointer
@@ -236,7 +238,7 @@ def _inside(x, start, tokens, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def load(x, start, tokens, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr, WHOLE: tl.constexpr):
-    """``[BLOCK, BLOCK_D]`` of a head, 0 outside; ``WHOLE`` promises that nothing is outside."""
+    """``[BLOCK, BLOCK_D]`` of a head, 0 outside it; ``WHOLE``: the block lies inside the head."""
     pointers = _pointers(x, start, BLOCK, BLOCK_D)
     if WHOLE:
         values = tl.load(pointers)
@@ -275,9 +277,9 @@ def load_weights(weights, row_head, start, tokens, BLOCK: tl.constexpr):
 
 @triton.jit
 def _reach(masks, batch, start, tokens, BLOCK: tl.constexpr):
-    """What a block may see, or be seen by, apart from positions.
+    """The tokens that a block may see, or be seen by, apart from positions.
 
-    First and last + 1 token for any of its tokens, and for all of them.
+    Two ranges, each as first and last + 1 token: for any of its tokens, and for all of them.
     """
     first, stop, sure_first, sure_stop = 0, tokens, 0, tokens
     if masks.reach is not None:
@@ -295,8 +297,8 @@ def _reach(masks, batch, start, tokens, BLOCK: tl.constexpr):
 
 @triton.jit
 def _clipped(first, stop, masks, batch, start, tokens, shape):
-    """``[first, stop)`` cut to the block's reach, its beginning moved down to a whole block, and
-    the range in which segments and padding need no look."""
+    """``[first, stop)`` cut to the block's reach, with its start rounded down to a whole block, and
+    the range in which segments and padding hide nothing."""
     reach_first, reach_stop, sure_first, sure_stop = _reach(
         masks, batch, start, tokens, shape.block_m
     )
@@ -308,7 +310,7 @@ def _clipped(first, stop, masks, batch, start, tokens, shape):
 def _inner(inner_first, inner_stop, first, stop, shape):
     """The whole blocks of ``[first, stop)`` that lie in ``[inner_first, inner_stop)``.
 
-    Where there are none, the range is empty and still within the blocks of ``[first, stop)``.
+    If there are none, the range is empty, and its bounds still lie in ``[first, stop)``.
     """
     inner_first = tl.cdiv(tl.maximum(inner_first, first), shape.block_n) * shape.block_n
     inner_first = tl.minimum(inner_first, tl.cdiv(stop, shape.block_n) * shape.block_n)
@@ -349,7 +351,7 @@ def rows_of(masks, batch, start, tokens, window, shape):
 
 @triton.jit
 def neighbours_of(masks, batch, start, tokens, window, shape):
-    """Blocks that the block from ``start`` sees or is seen by, in a self-relation."""
+    """Blocks of a self-relation that the block from ``start`` sees or that see it."""
     first, seen_first, seen_stop = 0, 0, tokens
     seers_first, seers_stop, stop = tokens, tokens, tokens
     if shape.causal:
@@ -370,7 +372,7 @@ def neighbours_of(masks, batch, start, tokens, window, shape):
 
 @triton.jit
 def seen_by_position(row, column, tokens, window, CAUSAL: tl.constexpr):
-    """May the rows see the columns? Both broadcast; rows beyond the last token do not matter."""
+    """Whether rows see columns by position. Both broadcast; any value past the last token."""
     seen = column < tokens
     if CAUSAL:
         seen = column <= row
@@ -395,8 +397,8 @@ def scores(own, other, scale, PRECISION: tl.constexpr):
 def add_columns(totals, s, t):
     """Adds a tile of scores ``[M, N]`` to the rows' running sums.
 
-    When a maximum rises, everything summed so far is worth less, and in the gap's terms
-    ``t - s`` both centres move.
+    When a maximum rises, all sums so far are rescaled, and the gap's terms ``t - s`` move with both
+    centres.
     """
     student_peak = tl.maximum(totals.student_peak, tl.max(s, 1))
     teacher_peak = tl.maximum(totals.teacher_peak, tl.max(t, 1))
@@ -419,7 +421,7 @@ def add_columns(totals, s, t):
 
 @triton.jit
 def store(x, values, start, tokens, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
-    """Writes ``[BLOCK, BLOCK_D]`` of a head, what is inside it."""
+    """Writes the part of ``[BLOCK, BLOCK_D]`` that lies inside a head."""
     inside = _inside(x, start, tokens, BLOCK, BLOCK_D)
     tl.store(
         _pointers(x, start, BLOCK, BLOCK_D), values.to(x.pointer.dtype.element_ty), mask=inside

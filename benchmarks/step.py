@@ -465,9 +465,7 @@ def _plain_flops(settings: RunConfig, planned: plan.StagePlan, world: World) -> 
     assert shape is not None
     facts = planned_facts(settings.model)
     adapters = planned.total_parameters - shape.parameters
-    setting = Setting(
-        settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size, False, "qkv"
-    )
+    setting = Setting(settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size)
     return cost.block_work(setting, STREAM).flops
 
 

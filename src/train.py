@@ -31,7 +31,9 @@ from src.models.sources import check_available
 from src.multirun import composition, driver
 from src.multirun.identity import identity
 from src.planning import plan
+from src.planning.advice import check_fits
 from src.planning.devices import uses_cuda
+from src.planning.printing import show
 from src.run_folder import (
     LOCK,
     RunFolder,
@@ -183,8 +185,8 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
     check_unused(path)
     made = plan.make(settings, world_size=world_size)
-    plan.show(made, settings, Console(stderr=True))
-    plan.check_fits(made, settings)
+    show(made, settings, Console(stderr=True))
+    check_fits(made, settings)
     data = _preflight(settings)
     accepted = replace(settings, run_dir=str(path), resume=None)
     record: dict[str, Any] = {
@@ -346,7 +348,7 @@ def _app(composed: DictConfig) -> None:
     _check_launch(settings.launch, world, dry_run=settings.dry_run)
     if settings.dry_run:
         size = world.size if world else settings.launch.ranks
-        plan.show(plan.make(settings, world_size=size), settings, Console())
+        show(plan.make(settings, world_size=size), settings, Console())
         return
     train(settings, world)
 

@@ -18,6 +18,7 @@ from src.multirun.local import Outcome
 from src.multirun.process import Share
 from src.multirun.table import Planned
 from src.planning import plan
+from src.planning.advice import check_fits
 from src.settings.config import ConfigError, RunConfig
 from src.training.launch import world_from_environment
 from src.training.run import stoppable
@@ -67,7 +68,7 @@ def _planned(job: Job, sweep: Sweep) -> Planned:
     try:
         made = plan.make(job.settings, world_size=job.settings.launch.ranks)
         if not sweep.dry_run:
-            plan.check_fits(made, job.settings)
+            check_fits(made, job.settings)
     except ConfigError as error:
         return Planned(job, None, str(error))
     return Planned(job, made, None)
@@ -132,7 +133,7 @@ def _check_memory(able: Sequence[Planned], at_once: int) -> None:
     if not on_cpu or forced:
         return
     peak = max(made.world_size * made.peak for made in on_cpu)
-    has = plan.USABLE * on_cpu[0].device.memory * on_cpu[0].world_size
+    has = on_cpu[0].device.usable * on_cpu[0].world_size
     if at_once * peak > has:
         raise ConfigError(
             f"hydra.launcher.n_jobs: {at_once} jobs at once need an estimated "

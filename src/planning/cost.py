@@ -10,15 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from src.models.adapters import LoraParameters, QkvParameters
+from src.models.adapters import AnyParameters, LoraParameters, QkvParameters
 from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs, Objective
-from src.passes.teacher import Keep
 from src.planning.devices import DeviceFacts
 from src.settings.config import RunConfig
 from src.training.schedule import StageConfig, StageSchedule
+
+if TYPE_CHECKING:
+    from src.passes.teacher import Keep
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
 
@@ -54,8 +57,8 @@ class Setting:
     facts: ModelFacts
     adapters: int | None
     world_size: int
-    checkpointing: bool
-    keep: Keep
+    checkpointing: bool = False
+    keep: Keep = "qkv"
 
     @property
     def width(self) -> int:
@@ -88,12 +91,12 @@ class Setting:
 
     @property
     def queries(self) -> int:
-        """Q."""
+        """Numbers of a token's queries, over all heads."""
         return self.shape.heads * self.shape.head_dim
 
     @property
     def keys(self) -> int:
-        """K."""
+        """Numbers of a token's keys, or of its values, over all heads."""
         return self.shape.kv_heads * self.shape.head_dim
 
     @property
@@ -103,7 +106,7 @@ class Setting:
 
     @property
     def copies(self) -> float:
-        """How often a key-value head is there among the ranks that share a block."""
+        """Copies of a key-value head among the ranks that share a block."""
         return max(1.0, self.parts / self.shape.kv_heads)
 
     @property
@@ -111,6 +114,24 @@ class Setting:
         """The adapters' settings."""
         parameters = self.stage.parameters
         return parameters if isinstance(parameters, LoraParameters) else None
+
+
+def adapter_parameters(
+    parameters: AnyParameters, projections: Mapping[str, tuple[int, int]], layers: int
+) -> int | None:
+    """Weights of LoRA adapters; None where none are trained.
+
+    Args:
+        parameters: what a stage trains.
+        projections: inputs and outputs of a decoder layer's linear layers, by name.
+        layers: decoder layers.
+    """
+    if not isinstance(parameters, LoraParameters):
+        return None
+    sizes = [projections[name] for name in parameters.projections]
+    # DoRA also has a magnitude for each output.
+    magnitudes = sum(outputs for _, outputs in sizes) if parameters.use_dora else 0
+    return layers * (parameters.rank * sum(map(sum, sizes)) + magnitudes)
 
 
 def memory(setting: Setting) -> dict[str, float]:

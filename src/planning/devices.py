@@ -51,6 +51,15 @@ class DeviceFacts:
     link: float | None = None
     is_cpu: bool = False
 
+    @property
+    def usable(self) -> float:
+        """Bytes that a plan counts on.
+
+        The rest goes to the driver's context, to NCCL and to gaps between tensors; on a machine
+        without a GPU, to the system and to libraries of other ranks.
+        """
+        return 0.93 * self.memory
+
 
 # From the makers' data sheets (SXM parts, dense rates); memory as the driver reports it.
 ACCELERATORS = {
@@ -86,3 +95,8 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
         cores * _CPU_CORE_BANDWIDTH / local_ranks,
         is_cpu=True,
     )
+
+
+def gib(size: float) -> str:
+    """Bytes as GiB, with two decimals."""
+    return f"{size / 2**30:.2f}"

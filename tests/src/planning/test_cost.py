@@ -11,12 +11,11 @@ import torch
 from src.models.adapters import causal_model, make_trainable
 from src.models.config import ModelShape
 from src.models.facts import ModelFacts
-from src.models.hf_config import native_config
+from src.models.hf_config import native_config, projection_sizes
 from src.models.loading import load_model
 from src.planning import cost
-from src.planning.cost import Setting
+from src.planning.cost import Setting, adapter_parameters
 from src.planning.devices import ACCELERATORS
-from src.planning.plan import _adapter_parameters
 from src.settings.config import RunConfig
 from src.training.schedule import StageSchedule
 
@@ -29,7 +28,8 @@ def setting(run: RunConfig, stage: str = "ard", *, checkpointing: bool = False, 
         shape.layers, (None,) * shape.layers, shape.heads, shape.kv_heads, shape.head_dim
     )
     chosen = run.recipe.stages[stage]
-    adapters = _adapter_parameters(run, shape, stage)
+    projections = projection_sizes(run.model, shape)
+    adapters = adapter_parameters(chosen.parameters, projections, shape.layers)
     made = Setting(run, chosen, shape, facts, adapters, 1, checkpointing, "qkv")
     return replace(made, **more)
 

@@ -24,7 +24,9 @@ from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
 from src.objectives.language_modeling import LanguageModeling
 from src.planning import plan
+from src.planning.advice import check_fits
 from src.planning.devices import ACCELERATORS
+from src.planning.printing import show
 from src.settings.config import ConfigError, RunConfig
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
@@ -459,14 +461,14 @@ def test_a_block_too_long_for_a_rank_is_to_be_shared(
     )
     made = plan.make(run, world_size=2, device=ACCELERATORS["h100"])
     with pytest.raises(ConfigError, match=r"it fits with .*engine\.sequence_parallel=2 \("):
-        plan.check_fits(made, run)
+        check_fits(made, run)
 
 
 def test_the_plan_says_who_shares_blocks(compose_run: Callable[..., RunConfig]) -> None:
     run = compose_run(*BASE)
     made = plan.make(run, world_size=6)
     text = io.StringIO()
-    plan.show(made, run, Console(file=text))
+    show(made, run, Console(file=text))
     assert "each block is shared by 2 ranks; 3 such groups read blocks" in text.getvalue()
     # 16,384 tokens a step are four blocks, for three groups.
     assert made.stage("ard").accumulation == 2

@@ -1,0 +1,227 @@
+"""Refusals before anything is loaded: settings that contradict each other, the model or ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from src.models.adapters import QKV, LoraParameters, QkvParameters
+from src.models.facts import ModelFacts
+from src.models.families import PLAIN_LAYER_FAMILIES
+from src.models.hf_config import scaled_config
+from src.models.rope import NativeRope
+from src.objectives.base import Demanding, Spreadable
+from src.planning.devices import uses_cuda
+from src.settings.config import ConfigError, RunConfig
+from src.training import positions
+from src.training.schedule import StageSchedule, StreamConfig
+
+
+def check(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
+    """Refuse a run whose settings do not go together.
+
+    Raises:
+        ConfigError: with the key, what is allowed and the remedy.
+    """
+    try:
+        # A table of factors may have another length than the model's heads ask for.
+        config.rope.rope_parameters(rope)
+        if config.model.shape is None:
+            # A model without a stated shape has files to ask; listed models have been tried.
+            scaled_config(config.model, config.rope)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    for stage in config.recipe.stages:
+        _check_streams(config, stage, facts)
+    _check_teacher(config, facts)
+    if config.engine.sequence_parallel > 1:
+        _check_sharing(config, facts, rope, world_size)
+
+
+def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
+    window = config.model.native_window
+    objectives = config.objectives(stage)
+    for name, stream in config.recipe.stages[stage].streams.items():
+        path = f"recipe.stages.{stage}.streams.{name}"
+        objective = objectives[name]
+        if (
+            objective.bounded_by_native_window
+            and stream.length > window
+            and not config.objective.allow_beyond_native
+        ):
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens exceed the native window of "
+                f"{config.model.name}, {window}, beyond which the teacher is not a guide; give at "
+                f"most {window}, or set objective.allow_beyond_native=true"
+            )
+        if stream.length > config.rope.target_length:
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens exceed rope.target_length="
+                f"{config.rope.target_length}"
+            )
+        try:
+            positions.check(stream.positions, stream.length, config.rope.target_length)
+        except ValueError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        _check_terms(config, stream, facts)
+
+
+def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
+    cuda = config.plan_for != "this_machine" or uses_cuda(config.engine.device)
+    for name in stream.terms:
+        try:
+            objective = config.objective.terms[name]
+            objective.needs(facts)
+            if isinstance(objective, Demanding):
+                objective.check(stream.length, cuda=cuda)
+        except ValueError as error:
+            raise ConfigError(f"objective.terms.{name}.{error}") from error
+
+
+def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
+    teacher, family = config.engine.teacher, config.model.family
+    families = ", ".join(PLAIN_LAYER_FAMILIES)
+    if teacher.keep == "layer_inputs" and family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.keep: layer_inputs is offered for families {families}, not "
+            f"{family!r}; use qkv"
+        )
+    if not teacher.share_base:
+        return
+    if family not in PLAIN_LAYER_FAMILIES:
+        raise ConfigError(
+            f"engine.teacher.share_base: true is offered for families {families}, not {family!r}; "
+            "use false"
+        )
+    for index, (name, stage) in enumerate(config.recipe.stages.items()):
+        if not any(o.needs(facts).teacher for o in config.objectives(name).values()):
+            continue
+        if not isinstance(stage.parameters, LoraParameters):
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} trains base weights "
+                f"(parameters.type={stage.parameters.type}), which are then no teacher; use false, "
+                "or train adapters "
+                f"with parameters@recipe.stages.{name}.parameters=lora"
+            )
+        if index:
+            raise ConfigError(
+                f"engine.teacher.share_base: true, but recipe.stages.{name} starts from what the "
+                "stage before it has trained, which is not the teacher; use false"
+            )
+
+
+def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
+    """Refuse what cannot be done on blocks that ranks share (src/training/sequence.py)."""
+    parts = config.engine.sequence_parallel
+    setting = f"engine.sequence_parallel={parts}"
+    if world_size % parts:
+        raise ConfigError(
+            f"{setting}: as many ranks share each block, and {world_size} cannot be put into such "
+            f"groups; start {parts} or a multiple of it (launch.nproc={parts}), or leave it at 1"
+        )
+    heads, keys = facts.heads, facts.kv_heads
+    if not _shareable(facts, parts):
+        allowed = [n for n in range(2, heads + 1) if _shareable(facts, n)]
+        raise ConfigError(
+            f"{setting}: the {heads} heads of {config.model.name}, with keys and values in {keys}, "
+            f"cannot be dealt out to {parts} ranks evenly; give one of {allowed}, or 1"
+        )
+    if config.model.attention != "sdpa":
+        raise ConfigError(
+            f"model.attention: {config.model.attention} needs a mask of all tokens by all tokens, "
+            f"which {setting} has no place for; use sdpa"
+        )
+    kind = config.rope.rope_parameters(rope)["rope_type"]
+    if kind in ("dynamic", "longrope"):
+        raise ConfigError(
+            f"rope.type: {config.rope.type} depends on the length of the sequence at hand, which "
+            f"no rank sees with {setting}; use another scaling, or engine.sequence_parallel=1"
+        )
+    for stage in config.recipe.stages:
+        _check_shared_streams(config, stage, facts)
+
+
+def _shareable(facts: ModelFacts, parts: int) -> bool:
+    """Whether each of `parts` ranks can have as many heads, with the keys and values they use."""
+    keys = facts.kv_heads
+    return facts.heads % parts == 0 and (keys % parts == 0 or parts % keys == 0)
+
+
+def _check_shared_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
+    parts = config.engine.sequence_parallel
+    setting = f"engine.sequence_parallel={parts}"
+    windows = [window for window in facts.windows if window is not None]
+    for name, stream in config.recipe.stages[stage].streams.items():
+        path = f"recipe.stages.{stage}.streams.{name}"
+        if stream.length % parts:
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens cannot be dealt out evenly by {setting}; "
+                f"give a multiple of {parts}"
+            )
+        if windows and min(windows) < stream.length:
+            raise ConfigError(
+                f"{path}.length: {stream.length} tokens are more than the sliding window of "
+                f"{config.model.name}, {min(windows)}, which {setting} does not offer; give at "
+                f"most {min(windows)}, or engine.sequence_parallel=1"
+            )
+        for term in stream.terms:
+            objective = config.objective.terms[term]
+            if not isinstance(objective, Spreadable):
+                raise ConfigError(
+                    f"{path}.objective: {term} does not say how it is computed on parts of blocks, "
+                    f"as {setting} asks for; use engine.sequence_parallel=1"
+                )
+            if (whole := objective.needs_whole_blocks()) is not None:
+                raise ConfigError(
+                    f"objective.terms.{term}.{whole}: it needs whole blocks on one rank, and "
+                    f"{setting} spreads them; leave the setting out, or use "
+                    "engine.sequence_parallel=1"
+                )
+
+
+def checked_schedule(config: RunConfig, name: str) -> StageSchedule:
+    """The schedule of the stage `name`.
+
+    Raises:
+        ConfigError: its settings do not fit each other, or ranks that share blocks cannot share
+            the last one.
+    """
+    stage, parts = config.recipe.stages[name], config.engine.sequence_parallel
+    try:
+        schedule = StageSchedule(stage)
+    except ValueError as error:
+        raise ConfigError(f"recipe.stages.{name}.{error}") from error
+    for piece in schedule.pieces(schedule.steps - 1):
+        if rest := piece.tokens % parts:
+            raise ConfigError(
+                f"recipe.stages.{name}.tokens={stage.tokens} ends on a block of {piece.tokens} "
+                "tokens, which cannot be dealt out evenly by engine.sequence_parallel="
+                f"{parts}: give {stage.tokens - rest} or {stage.tokens - rest + parts}"
+            )
+    return schedule
+
+
+def check_projections(
+    config: RunConfig, stage: str, projections: Mapping[str, tuple[int, int]]
+) -> None:
+    """Refuse to train projections that the model lacks.
+
+    Args:
+        config: the run.
+        stage: its stage's name.
+        projections: linear layers of a decoder layer, by name.
+
+    Raises:
+        ConfigError: with the projections that the model has.
+    """
+    parameters, model = config.recipe.stages[stage].parameters, config.model
+    path, allowed = f"recipe.stages.{stage}.parameters", ", ".join(projections)
+    if isinstance(parameters, QkvParameters):
+        if missing := [p for p in QKV if p not in projections]:
+            raise ConfigError(
+                f"{path}.type: qkv trains {', '.join(missing)}, which {model.name} lacks; use "
+                f"lora, with projections among {allowed}, or full"
+            )
+    elif isinstance(parameters, LoraParameters):
+        unknown = [p for p in parameters.projections if p not in projections]
+        if unknown:
+            raise ConfigError(f"{path}.projections: {unknown} unknown; allowed: {allowed}")

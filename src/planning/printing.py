@@ -1,0 +1,124 @@
+"""A plan, printed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+
+from src.models.config import native_rope
+from src.models.hf_config import resolved_shape
+from src.planning.advice import misfit
+from src.planning.devices import gib
+from src.planning.plan import Plan
+from src.settings.config import RunConfig
+
+
+def show(plan: Plan, config: RunConfig, console: Console) -> None:
+    """Print the plan. Output that is no terminal is made wide enough for every figure."""
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
+    console.print(
+        f"[bold]{config.experiment}[/bold]: {plan.method} on {plan.model}, "
+        f"{config.rope.type} RoPE scaling {plan.native_window:,} -> {plan.target_length:,} tokens "
+        f"(factor {plan.factor:g}), {config.engine.dtype}, seed {config.seed}"
+    )
+    console.print(_stages(plan))
+    for line in _notes(plan, config):
+        console.print(line)
+    console.print(_memory(plan))
+    if plan.seconds is not None:
+        hours = plan.seconds / 3600
+        student, teacher = config.engine.student, config.engine.teacher
+        moved = student.offload_optimizer or student.offload_parameters
+        moved = moved or teacher.offload_parameters
+        uncounted = "; what offloading takes is not counted" if moved else ""
+        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}{uncounted}")
+    if not plan.fits:
+        console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
+
+
+def _stages(plan: Plan) -> Table:
+    table = Table(title="Stages", title_justify="left")
+    table.add_column("stage")
+    for column in (
+        "tokens",
+        "steps",
+        "tokens/step",
+        "micro-steps x ranks",
+        "trained",
+        "of",
+        "PFLOP",
+        "s/step",
+    ):
+        table.add_column(column, justify="right")
+    for stage in plan.stages:
+        seconds = stage.seconds_per_step
+        table.add_row(
+            stage.name,
+            f"{stage.tokens:,}",
+            f"{stage.steps:,}",
+            f"{stage.tokens_per_step:,}",
+            f"{stage.accumulation} x {plan.world_size}",
+            f"{stage.trainable_parameters:,}",
+            f"{stage.total_parameters:,}",
+            f"{stage.flops / 1e15:,.3g}",
+            "-" if seconds is None else f"{seconds:.3g}",
+        )
+    return table
+
+
+def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
+    """Tokens, streams, and what a reader should know of them."""
+    tokens = " + ".join(f"{stage.tokens:,}" for stage in plan.stages)
+    steps = " + ".join(f"{stage.steps:,}" for stage in plan.stages)
+    total = f" = {plan.tokens:,}" if len(plan.stages) > 1 else ""
+    yield f"tokens: {tokens}{total} in {steps} optimizer steps"
+    if config.budget is not None:
+        yield f"budget: {config.budget} = {plan.tokens:,} tokens over all stages"
+    for stage in plan.stages:
+        streams = ", ".join(f"{name} {count:,}" for name, count in stage.stream_tokens.items())
+        yield f"expected tokens of {stage.name} by stream: {streams}"
+        if stage.busy < 1:
+            yield (
+                f"[yellow]{stage.name}: a step has too few blocks for {plan.world_size} ranks; "
+                f"{1 - stage.busy:.0%} of their work repeats others' blocks at weight 0[/yellow]"
+            )
+    if (parts := config.engine.sequence_parallel) > 1:
+        readers = plan.world_size // parts
+        yield f"each block is shared by {parts} ranks; {readers} such groups read blocks"
+    for note in _unscaled(config):
+        yield f"[yellow]{note}[/yellow]"
+    for stage in plan.stages:
+        again = "on: layers run again in the backward pass" if stage.checkpointing else "off"
+        yield f"{stage.name}: gradient checkpointing {again}"
+
+
+def _unscaled(config: RunConfig) -> Iterator[str]:
+    """Streams whose blocks the student rotates as its teacher does, so that they teach nothing."""
+    rope = native_rope(config.model, resolved_shape(config.model))
+    for name, stage in config.recipe.stages.items():
+        for stream_name, objective in config.objectives(name).items():
+            stream = stage.streams[stream_name]
+            # Skipped positions differ from the teacher's whatever the scaling.
+            distilled = objective.bounded_by_native_window and stream.positions == "contiguous"
+            if distilled and config.rope.is_native_at(rope, stream.length):
+                yield (
+                    f"{name}: at {stream.length:,} tokens {config.rope.type} scaling leaves RoPE "
+                    f"as it is, so a student that starts from its teacher's weights has nothing to "
+                    f"learn from it in stream {stream_name}"
+                )
+
+
+def _memory(plan: Plan) -> Table:
+    title = f"Memory a rank at the peak, estimated (GiB), on {plan.device.name}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("part")
+    for stage in plan.stages:
+        table.add_column(stage.name, justify="right")
+    for part in dict.fromkeys(part for stage in plan.stages for part in stage.memory):
+        sizes = (stage.memory.get(part) for stage in plan.stages)
+        table.add_row(part, *("-" if size is None else gib(size) for size in sizes))
+    table.add_row("[bold]all[/bold]", *(gib(stage.peak) for stage in plan.stages))
+    return table

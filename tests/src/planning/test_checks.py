@@ -1,0 +1,125 @@
+"""Settings that contradict each other, the model or the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from src.planning import plan
+from src.settings.config import ConfigError, RunConfig
+
+BASE = "+experiment=linearard_32k"
+
+LORA_CPT = ("parameters@recipe.stages.cpt.parameters=lora", "objective.allow_beyond_native=true")
+
+
+def test_more_last_tokens_than_a_block_has_are_refused(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    last = "objective.terms.logit_distillation.last_tokens"
+    run = compose_run("+experiment=logit_kd_32k", "engine=cpu", f"{last}=4097")
+    with pytest.raises(ConfigError, match=rf"{last}=4097 is more than a block's 4096: give at"):
+        plan.make(run, world_size=1)
+
+
+def test_triton_is_planned_for_a_gpu(compose_run: Callable[..., RunConfig]) -> None:
+    triton = ("objective.terms.relation.backend=triton", "dry_run=true", "plan_for=h100")
+    plan.make(compose_run(BASE, *triton), world_size=1)
+
+
+@pytest.mark.parametrize(("theta", "refused"), [(5000.0, True), (10_000.0, False), (2e7, False)])
+def test_a_base_below_the_models_own_is_refused(
+    compose_run: Callable[..., RunConfig], theta: float, refused: bool
+) -> None:
+    run = compose_run(BASE, "rope=abf", f"rope.theta={theta}")
+    if refused:
+        with pytest.raises(ConfigError, match=r"rope\.theta is 5000, below .* 10000"):
+            plan.make(run, world_size=1)
+    else:
+        plan.make(run, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "recipe.stages.ard.streams.short.length=8192",
+            r"streams.short.length: 8192 .* 4096.*objective.allow_beyond_native=true",
+        ),
+        ("recipe.stages.cpt.streams.long.objective=lm", "'lm' is not configured; .* relation"),
+        (
+            "objective.terms.relation.layers=[3,32]",
+            "objective.terms.relation.layers=.* from 0 to 31",
+        ),
+        ("objective.terms.relation.layers=[3,3]", "objective.terms.relation.layers"),
+        (
+            "recipe.stages.ard.parameters.projections=[w]",
+            "projections: .*'w'.* unknown; allowed: q_proj",
+        ),
+        (
+            "recipe.stages.ard.tokens=2359297",
+            "recipe.stages.ard.tokens=2359297 ends on .* single token",
+        ),
+        ("rope.target_length=16384", "recipe.stages.cpt.streams.long.length: 32768 .*=16384"),
+        ("recipe.stages.cpt.streams.long.length=1", r"long\.length: .* greater than 1 \(got 1\)"),
+        ("model.shape.head_dim=127", r"shape\.head_dim=127 is odd, .* give 128"),
+        (
+            "objective.terms.relation.backend=triton",
+            r"relation\.backend=triton needs a CUDA device",
+        ),
+    ],
+)
+def test_contradictions_are_refused(
+    compose_run: Callable[..., RunConfig], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(BASE, override), world_size=1)
+
+
+SHARED = "engine.teacher.share_base=true"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["parameters@recipe.stages.ard.parameters=full"],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.ard trains base weights",
+        ),
+        (
+            ["recipe.stages.cpt.streams.long.objective=relation", *LORA_CPT],
+            r"engine\.teacher\.share_base: true, but recipe\.stages\.cpt starts from what",
+        ),
+        (["model.family=gemma"], r"engine\.teacher\.share_base: .* qwen3, not 'gemma'"),
+        (["engine.teacher.zero_stage=3"], r"engine\.teacher: share_base=true has no engine"),
+        (["engine.teacher.offload_parameters=true"], r"offload_parameters=true needs zero_stage 3"),
+    ],
+    ids=["full", "later-stage", "family", "zero-3", "offload"],
+)
+def test_a_base_that_cannot_be_shared_is_refused(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan.make(compose_run(BASE, SHARED, *overrides), world_size=1)
+
+
+def test_layer_inputs_of_unknown_layers_are_refused(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "model.family=gemma", "engine.teacher.keep=layer_inputs")
+    with pytest.raises(
+        ConfigError, match=r"engine\.teacher\.keep: layer_inputs .*'gemma'; use qkv"
+    ):
+        plan.make(run, world_size=1)
+    left = plan.make(compose_run(BASE, "model.family=gemma"), world_size=1)
+    assert {stage.keep for stage in left.stages} == {"qkv"}
+
+
+def test_blocks_beyond_the_native_window_when_allowed(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(
+        BASE,
+        "recipe.stages.ard.streams.short.length=8192",
+        "objective.allow_beyond_native=true",
+    )
+    assert plan.make(run, world_size=1).stages[0].steps == 144

@@ -1,0 +1,43 @@
+"""What is shown of a plan."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from rich.console import Console
+
+from src.planning import plan
+from src.planning.printing import show
+from src.settings.config import RunConfig
+
+BASE = "+experiment=linearard_32k"
+
+
+def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE)
+    text = io.StringIO()
+    show(plan.make(run, world_size=8), run, Console(file=text))
+    shown = text.getvalue()
+    for expected in (
+        "2,359,296 + 2,097,152 = 4,456,448 in 144 + 64 optimizer steps",
+        "805,306,368",
+        "7,543,721,984",
+        "88% of their work repeats others'",
+    ):
+        assert expected in shown
+
+
+def test_text_that_the_scaling_leaves_as_it_was_is_pointed_out(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    def printed(*overrides: str) -> str:
+        run = compose_run(BASE, "model=tiny", *overrides)
+        console = Console(file=io.StringIO(), width=300)
+        show(plan.make(run, world_size=1), run, console)
+        return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+    assert "nothing to learn" not in printed("rope=yarn")
+    note = printed("rope=dynamic")
+    assert "ard: at 4,096 tokens dynamic scaling leaves RoPE as it is" in note
+    assert "in stream short" in note

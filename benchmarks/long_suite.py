@@ -50,7 +50,7 @@ from src.models.rope import LinearScaling
 from src.models.sources import check_available
 from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, device_name, versions, write_json
-from src.settings import config
+from src.settings import strict
 from src.settings.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -88,7 +88,7 @@ def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
     """Native and scaled by the run's own settings, or four times, and what its stages made."""
     if options.run is not None:
         folder = RunFolder.open(options.run)
-        own = config.load_plain(RunConfig, folder.config())
+        own = strict.load_plain(RunConfig, folder.config())
         *earlier, last = own.recipe.stages
         exports = [(last, folder.export())]
         if not options.last:
@@ -96,7 +96,7 @@ def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
         model, scaling = own.model, own.rope
     else:
         text = (ROOT / "conf" / "model" / f"{MODEL}.yaml").read_text(encoding="utf-8")
-        model = config.load_plain(ModelConfig, yaml.safe_load(text))
+        model = strict.load_plain(ModelConfig, yaml.safe_load(text))
         scaling, exports = LinearScaling("linear", 4 * model.native_window), []
     return (
         Candidate("native", "native", model),

@@ -33,9 +33,9 @@ from src.objectives.base import Batch
 from src.passes.capture import QKVCapture
 from src.passes.layer_pass import LayerQKV
 from src.planning import plan
-from src.planning.devices import DTYPES, device_of, uses_cuda
+from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import device_name, versions, write_json
-from src.settings import config
+from src.settings import loading
 from src.settings.config import RunConfig
 from src.training import launch, run
 from src.training.launch import World
@@ -111,7 +111,7 @@ def references_side(
 ) -> list[dict[str, float]]:
     """Its loop, one process."""
     stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
-    dtype = DTYPES[settings.engine.dtype]
+    dtype = dtype_of(settings.engine.dtype)
     native = native_config(settings.model)
     layers = facts_of(native).layers
     teacher: Any = load_model(settings.model, native, dtype=dtype, capture=True)
@@ -209,7 +209,7 @@ def composed(given: argparse.Namespace) -> RunConfig:
         *given.overrides,
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return config.load(RunConfig, compose("train", overrides=overrides))
+        return loading.load(RunConfig, compose("train", overrides=overrides))
 
 
 def main() -> None:

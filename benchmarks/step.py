@@ -53,7 +53,7 @@ from src.planning import cost, plan
 from src.planning.cost import Setting
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
 from src.run_folder import device_name, git_state, versions, write_json
-from src.settings import config
+from src.settings import loading
 from src.settings.config import RunConfig
 from src.training import launch, run
 from src.training.launch import World
@@ -291,7 +291,7 @@ def composed(case: Case, model: str, *, quick: bool, ranks: int = 1) -> RunConfi
         *([f"engine.sequence_parallel={ranks}"] if case.shared else []),
     ]
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return config.load(RunConfig, compose("train", overrides=overrides))
+        return loading.load(RunConfig, compose("train", overrides=overrides))
 
 
 def measure(name: str, model: str, world: World, *, quick: bool, commit: str | None) -> Measurement:

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
 from src.assets import AssetError
-from src.settings import config
+from src.settings import strict
 from src.training.launch import LaunchError
 
 USAGE_ERROR = 2
@@ -81,7 +81,7 @@ def explain_hydra(error: Exception, boundary: type) -> str:
     if not found:
         return message.partition("Config search path:")[0].strip()
     parent, _, key = found.group(1).lstrip("+").rpartition(".")
-    allowed = config.keys_at(boundary, parent.split(".") if parent else [])
+    allowed = strict.keys_at(boundary, parent.split(".") if parent else [])
     if not allowed or key in allowed:
         return message.strip()
-    return f"{found.group(1)}: {config.unknown_key(key, allowed)}"
+    return f"{found.group(1)}: {strict.unknown_key(key, allowed)}"

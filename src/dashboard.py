@@ -32,7 +32,7 @@ from src.report.performance import read_results
 from src.report.runs import ReportError, Run, count_corrupt, read_runs
 from src.report.server import LiveReport, serve
 from src.report.table import run_notes, runs_table
-from src.settings import config
+from src.settings import loading
 
 _PLAIN_WIDTH = 160  # of output that is no terminal, so that nothing is cut
 
@@ -164,7 +164,7 @@ def _count(runs: Sequence[Run]) -> str:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="dashboard")
 @command.job
 def _app(composed: DictConfig) -> None:
-    show(config.load(DashboardConfig, composed))
+    show(loading.load(DashboardConfig, composed))
 
 
 def quote_pair(argument: str) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from src import command
 from src.evals import running
-from src.settings import config
+from src.settings import loading
 from src.settings.config import EvaluateConfig
 
 
@@ -33,7 +33,7 @@ def evaluate(settings: EvaluateConfig) -> None:
 @hydra.main(version_base="1.3", config_path="../conf", config_name="evaluate")
 @command.job
 def _app(composed: DictConfig) -> None:
-    evaluate(config.load(EvaluateConfig, composed))
+    evaluate(loading.load(EvaluateConfig, composed))
 
 
 def main() -> None:

@@ -45,8 +45,9 @@ from src.run_folder import (
     new_run_id,
     versions,
 )
-from src.settings import config
-from src.settings.config import ConfigError, LaunchConfig, RunConfig
+from src.settings import loading, strict
+from src.settings.config import LaunchConfig, RunConfig
+from src.settings.strict import ConfigError
 from src.training import checkpoint, launch, run
 from src.training.checkpoint import CheckpointError
 from src.training.launch import World
@@ -92,7 +93,7 @@ def resume(run_dir: Path, world: World | None) -> None:
         ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
     folder = RunFolder.open(run_dir)
-    settings = config.load_plain(RunConfig, folder.config())
+    settings = strict.load_plain(RunConfig, folder.config())
     state = folder.record()["state"]
     if state == "finished":
         print(f"{run_dir} is finished; nothing is left to do")
@@ -344,7 +345,7 @@ def _app(composed: DictConfig) -> None:
         return
     if (name := HydraConfig.get().runtime.choices.get("sweeps")) is not None:
         raise ConfigError(f"+sweeps={name} is many runs: add -m")
-    settings = config.load(RunConfig, composed)
+    settings = loading.load(RunConfig, composed)
     _check_launch(settings.launch, world, dry_run=settings.dry_run)
     if settings.dry_run:
         size = world.size if world else settings.launch.ranks

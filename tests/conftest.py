@@ -110,12 +110,12 @@ def compose_plain() -> Callable[..., dict]:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    from src.settings import config
+    from src.settings import loading
 
     @functools.cache
     def once(name: str, *overrides: str) -> dict:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            return config.to_plain(compose(name, overrides=list(overrides)))
+            return loading.to_plain(compose(name, overrides=list(overrides)))
 
     def composed(*overrides: str, name: str = "train") -> dict:
         GlobalHydra.instance().clear()
@@ -127,10 +127,11 @@ def compose_plain() -> Callable[..., dict]:
 @pytest.fixture(scope="session")
 def compose_run(compose_plain: Callable[..., dict]) -> Callable[..., object]:
     """compose_run("+experiment=quickstart", ...) -> RunConfig."""
-    from src.settings import config
+    from src.settings import strict
+    from src.settings.config import RunConfig
 
     def composed(*overrides: str) -> object:
-        return config.load_plain(config.RunConfig, compose_plain(*overrides))
+        return strict.load_plain(RunConfig, compose_plain(*overrides))
 
     return composed
 

@@ -25,7 +25,7 @@ ENTRIES = {
     "src.evals.rank",
 }
 CONFIG_BOUNDARY = {
-    "src.settings.config",
+    "src.settings.loading",
     "src.command",
     "src.train",
     "src.evaluate",
@@ -125,7 +125,7 @@ def test_wandb_is_imported_by_tracking_alone() -> None:
 
 def test_hydra_stays_at_the_boundary() -> None:
     assert importers("hydra", "omegaconf") <= CONFIG_BOUNDARY
-    assert "src.settings.config" in importers("omegaconf")
+    assert "src.settings.loading" in importers("omegaconf")
 
 
 @pytest.mark.parametrize("name", inside("src.objectives"))

@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from src import train
 from src.models.hf_config import resolved_shape
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training import run
 from tests.conftest import ROOT, cut_after, losses
 from tests.test_experiments import MIXTURE, SHORTER

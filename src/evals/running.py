@@ -32,8 +32,9 @@ from src.models.config import FolderWeights, ModelConfig, ModelError
 from src.models.sources import check_available
 from src.planning.devices import uses_cuda
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
-from src.settings import config
-from src.settings.config import ConfigError, EvaluateConfig, RunConfig
+from src.settings import strict
+from src.settings.config import EvaluateConfig, RunConfig
+from src.settings.strict import ConfigError
 from src.training import launch
 from src.training.launch import World
 
@@ -104,23 +105,36 @@ def evaluate(settings: EvaluateConfig) -> Results:
         RunFolderError: the run has no exported model.
     """
     _check(settings)
-    if settings.processes == 1:
+    processes = _processes(settings)
+    if processes == 1:
         return _work(settings, World())
-    return _in_ranks(settings, settings.processes)
+    return _in_ranks(settings, processes)
+
+
+def _processes(settings: EvaluateConfig) -> int:
+    """How many processes share the work."""
+    if settings.nproc != "auto":
+        return settings.nproc
+    if not uses_cuda(settings.device):
+        return 1
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def evaluate_finished(own: RunConfig, folder: RunFolder) -> Results:
     """What a run does when its training has ended: its suites, in processes of their own."""
     device = "cuda" if uses_cuda(own.engine.device) else "cpu"
+    processes = own.launch.nproc if device == "cuda" else 1
     settings = EvaluateConfig(
         eval=own.eval,
         data=own.data,
         device=device,
         dtype=own.engine.dtype,
         run=str(folder.path),
-        nproc=own.launch.nproc if device == "cuda" else 1,
+        nproc=processes,
     )
-    return _in_ranks(settings, settings.processes)
+    return _in_ranks(settings, processes)
 
 
 def problems(own: RunConfig) -> list[str]:
@@ -138,7 +152,7 @@ def problems(own: RunConfig) -> list[str]:
 def rank(request: Path) -> None:
     """One of the processes that share an evaluation; `request` is what `_in_ranks` wrote."""
     asked = json.loads(request.read_text(encoding="utf-8"))
-    settings = config.load_plain(EvaluateConfig, asked["settings"])
+    settings = strict.load_plain(EvaluateConfig, asked["settings"])
 
     def work(world: World) -> None:
         with launch.joined(world, cuda=uses_cuda(settings.device)):
@@ -177,7 +191,7 @@ def _check_base(own: RunFolder, other: RunFolder) -> None:
     Raises:
         ConfigError: it is one.
     """
-    mine, theirs = (config.load_plain(RunConfig, f.config()).model for f in (own, other))
+    mine, theirs = (strict.load_plain(RunConfig, f.config()).model for f in (own, other))
     # What a model is called, how it is best trained and how its attention is computed may differ.
     facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
     differing = [fact for fact in facts if getattr(mine, fact) != getattr(theirs, fact)]
@@ -289,16 +303,20 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
         candidates = (Candidate(settings.model.name, "native", settings.model),)
     else:
         folder = RunFolder.open(Path(settings.run))
-        own = config.load_plain(RunConfig, folder.config())
+        own = strict.load_plain(RunConfig, folder.config())
         candidates = _run_candidates(own, folder, settings.stages)
         data = own.data
     for other in settings.compare:
         candidates += (_other_run(Path(other), {c.name for c in candidates}),)
+    cuda = uses_cuda(settings.device)
+    dtype = settings.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if cuda else "float32"
     return Evaluation(
         candidates=candidates,
         data=data,
-        device="cuda" if uses_cuda(settings.device) else "cpu",
-        dtype=settings.resolved_dtype,
+        device="cuda" if cuda else "cpu",
+        dtype=dtype,
         cache=ResultCache(cache_dir() / "evals" if settings.cache else None),
         rank=world.rank,
         size=world.size,
@@ -328,7 +346,7 @@ def _run_candidates(
 def _other_run(path: Path, taken: set[str]) -> Candidate:
     """What another run ended with, under its method's name, or with its id where that is taken."""
     folder = RunFolder.open(path)
-    own = config.load_plain(RunConfig, folder.config())
+    own = strict.load_plain(RunConfig, folder.config())
     name = own.recipe.name
     if name in taken:
         name = f"{name} {folder.record()['run_id']}"

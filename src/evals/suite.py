@@ -26,7 +26,7 @@ from src.models.config import ModelError
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model, load_tokenizer
 from src.models.sources import local_folder
-from src.planning.devices import DTYPES, device_of
+from src.planning.devices import device_of, dtype_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -136,7 +136,7 @@ class Candidate:
             network = load_model(
                 self.model,
                 self.config(),
-                dtype=DTYPES[dtype],
+                dtype=dtype_of(dtype),
                 weights=self.weights,
                 capture=capture,
             )

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 
-from src.models import assembly
-
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -110,6 +108,8 @@ def make_trainable(
     import torch
     from peft import LoraConfig, get_peft_model
 
+    from src.models.assembly import adding_adapters
+
     lora = LoraConfig(
         r=parameters.rank,
         lora_alpha=parameters.alpha,  # type: ignore[arg-type]  # PEFT only multiplies by it
@@ -121,7 +121,7 @@ def make_trainable(
         task_type="CAUSAL_LM",
     )
     # Drawn on the CPU from the run's seed, so that every rank and every device starts the same.
-    by_weight = nullcontext() if sharding is None else assembly.adding_adapters(sharding)
+    by_weight = nullcontext() if sharding is None else adding_adapters(sharding)
     with torch.random.fork_rng(devices=[]), by_weight:
         torch.manual_seed(seed)
         return get_peft_model(network, lora, autocast_adapter_dtype=False)

@@ -12,14 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.models import assembly
 from src.models.byte_tokenizer import byte_tokenizer
 from src.models.checks import check_weights
 from src.models.config import ModelConfig, ModelError
 from src.models.families import FAMILIES
 from src.models.shapes import FULL, SLIDING
 from src.models.sources import local_folder, location, reported
-from src.passes.capture import attention_name
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +61,9 @@ def load_model(
     import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
+
+    from src.models import assembly
+    from src.passes.capture import attention_name
 
     if not sys.stderr.isatty():
         # Its bars would fill a log file with control characters.

@@ -26,8 +26,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import command
 from src.multirun.identity import identity
-from src.settings import config
-from src.settings.config import ConfigError, RunConfig
+from src.settings import loading
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "sweeps"
@@ -291,7 +292,7 @@ def _composed(job: Job) -> Job:
     try:
         composed = compose("train", overrides=list(job.overrides))
         swept = tuple(_resolved(line, composed) for line in job.swept)
-        return replace(job, swept=swept, settings=config.load(RunConfig, composed))
+        return replace(job, swept=swept, settings=loading.load(RunConfig, composed))
     except ConfigError as error:
         return replace(job, refusal=str(error))
     except (HydraException, OmegaConfBaseException) as error:

@@ -19,7 +19,8 @@ from src.multirun.process import Share
 from src.multirun.table import Planned
 from src.planning import plan
 from src.planning.advice import check_fits
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training.launch import world_from_environment
 from src.training.run import stoppable
 

@@ -15,7 +15,8 @@ from src.multirun import process
 from src.multirun.folder import Task, failure_of
 from src.multirun.process import Share
 from src.planning.devices import uses_cuda
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import Any
 from src.planning import plan
 from src.planning.devices import gib
 from src.planning.plan import Plan
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 
 def check_fits(made: Plan, config: RunConfig) -> None:

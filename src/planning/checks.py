@@ -11,7 +11,8 @@ from src.models.hf_config import scaled_config
 from src.models.rope import NativeRope
 from src.objectives.base import Demanding, Spreadable
 from src.planning.devices import uses_cuda
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training import positions
 from src.training.schedule import StageSchedule, StreamConfig
 

@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+def dtype_of(name: str) -> torch.dtype:
+    """torch's number format of a `dtype` setting."""
+    import torch
+
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
 
 
 def uses_cuda(name: str) -> bool:
     """Whether a device setting means GPUs on this machine."""
-    return name != "cpu" and torch.cuda.is_available()
+    if name == "cpu":
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def device_of(name: str) -> torch.device:
@@ -21,6 +32,8 @@ def device_of(name: str) -> torch.device:
     Raises:
         ValueError: cuda is asked for by name where there is none.
     """
+    import torch
+
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("engine.device=cuda but torch sees no CUDA device: use engine.device=cpu")
     if name == "auto":
@@ -81,6 +94,8 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
         local_ranks: ranks that share the machine: each has its own GPU, but a part of a CPU.
     """
     if uses_cuda(device):
+        import torch
+
         properties = torch.cuda.get_device_properties(0)
         for kind, facts in ACCELERATORS.items():
             if kind in properties.name.lower():

@@ -1,29 +1,19 @@
-"""The one boundary between YAML and the program.
+"""All settings of a command as frozen dataclasses, which refuse what contradicts itself.
 
-Hydra composes; `load` turns the result into frozen dataclasses, strictly: an unknown key, a wrong
-type, a missing or a contradictory value is refused here with the key's full path and what is
-allowed. Nothing below this module sees Hydra or OmegaConf. Dataclasses stand beside the code that
-they configure; this module composes them.
+A dataclass that configures one module stands beside that module's code; here they are composed.
+YAML becomes these dataclasses in src/settings/loading.py.
 """
 
 from __future__ import annotations
 
-import difflib
 import functools
-import json
 import operator
-import types
-import typing
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass, make_dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from dataclasses import dataclass, make_dataclass, replace
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-import torch
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 
-from src.data import DataConfig
+from src.data.config import DataConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
 from src.models.config import ModelConfig, PositiveFloat, PositiveInt
@@ -31,9 +21,9 @@ from src.models.rope import RopeScaling
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
 from src.objectives.weighted_sum import WeightedSum
-from src.planning.devices import uses_cuda
 from src.settings import budget
 from src.settings.budget import Budget
+from src.settings.strict import ConfigError
 from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
 
@@ -45,10 +35,6 @@ else:
     AnyObjective = Annotated[
         functools.reduce(operator.or_, OBJECTIVES), Field(discriminator="type")
     ]
-
-
-class ConfigError(ValueError):
-    """A setting that was refused. The message names the key, the value and what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -386,184 +372,3 @@ class EvaluateConfig:
                 f"out={self.out} is for model=NAME: results of run={self.run} go to its evals/; "
                 "leave it out"
             )
-
-    @property
-    def processes(self) -> int:
-        """How many processes share the work."""
-        if self.nproc != "auto":
-            return self.nproc
-        return torch.cuda.device_count() if uses_cuda(self.device) else 1
-
-    @property
-    def resolved_dtype(self) -> Literal["float32", "bfloat16"]:
-        """The number format of the models."""
-        if self.dtype != "auto":
-            return self.dtype
-        return "bfloat16" if uses_cuda(self.device) else "float32"
-
-
-T = typing.TypeVar("T")
-
-# Arithmetic in settings: `${times:4,${model.native_window}}`, and indices of every second of N
-# layers, the last one included: `${every:2,N}`.
-OmegaConf.register_new_resolver("times", operator.mul, replace=True)
-OmegaConf.register_new_resolver("larger", max, replace=True)
-OmegaConf.register_new_resolver(
-    "every", lambda step, count: list(range((count - 1) % step, count, step)), replace=True
-)
-
-
-def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
-    """Turn a composed config into the frozen dataclass `cls`.
-
-    Raises:
-        ConfigError: anything refused; one line for each fault.
-    """
-    return load_plain(cls, to_plain(config))
-
-
-def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Interpolations resolved, containers plain.
-
-    Raises:
-        ConfigError: a mandatory value is missing, or an interpolation does not resolve.
-    """
-    try:
-        plain = OmegaConf.to_container(
-            OmegaConf.create(config),  # type: ignore[arg-type]  # a DictConfig is accepted too
-            resolve=True,
-            throw_on_missing=True,
-        )
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "config"
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"{key}: {reason}; give it a value") from error
-    assert isinstance(plain, dict)
-    return typing.cast("dict[str, Any]", plain)
-
-
-def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
-    """Like `load`, from a plain mapping such as a run folder's config.yaml."""
-    adapter = _adapter(cls)
-    try:
-        # Through JSON, because strict validation then takes lists for tuples and nothing else
-        # loosely.
-        return adapter.validate_json(json.dumps(plain))
-    except ValidationError as error:
-        details = error.errors()
-        paths = [_locate(cls, detail["loc"])[0] for detail in details]
-        # A fault inside one member of a union stands beside "is not" of the other members.
-        lines = [
-            _explain(cls, detail)
-            for detail, path in zip(details, paths, strict=True)
-            if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
-        ]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-
-
-@functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    """Making one takes a hundred times as long as what it does."""
-    return TypeAdapter(cls)
-
-
-def _explain(cls: type, detail: Any) -> str:
-    path, parent = _locate(cls, detail["loc"])
-    name = ".".join(path) or "config"
-    kind = detail["type"]
-    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"{name}: {unknown_key(path[-1], allowed_keys(parent))}"
-    if kind in ("missing", "missing_argument"):
-        return f"{name}: a value is missing"
-    message = detail["msg"].removeprefix("Value error, ")
-    if kind == "value_error":
-        return f"{name}: {message}" if path else message
-    if kind == "union_tag_invalid":
-        context = detail["ctx"]
-        return f"{name}.type: {context['tag']!r} is not one of {context['expected_tags']}"
-    if kind == "union_tag_not_found":
-        return f"{name}.type: a value is missing"
-    got = repr(detail["input"])
-    return f"{name}: {message[0].lower()}{message[1:]} (got {got[:200]})"
-
-
-def unknown_key(key: str, allowed: Sequence[str]) -> str:
-    """The message for a key that does not exist, with the nearest one that does."""
-    near = difflib.get_close_matches(key, allowed, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"unknown key {key!r}; {hint}allowed: {', '.join(allowed) or 'nothing'}"
-
-
-def allowed_keys(kind: Any) -> list[str]:
-    """Field names of a dataclass type; nothing for other types."""
-    if isinstance(kind, type) and is_dataclass(kind):
-        return [f.name for f in fields(kind)]
-    return []
-
-
-def keys_at(cls: type, path: Sequence[str]) -> list[str]:
-    """Keys allowed below a dotted path, over all variants where the type there has several."""
-    kinds = [cls]
-    for part in path:
-        kinds = [child for kind in kinds for child in _children(kind, part)]
-    return list(dict.fromkeys(name for kind in kinds for name in allowed_keys(kind)))
-
-
-def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
-    """A pydantic location as a config path, without union tags, and the type that holds its end."""
-    path: list[str] = []
-    kinds: list[Any] = [cls]
-    parent: Any = cls
-    for part in loc:
-        tagged = [k for k in kinds if _tag(k) == part]
-        if tagged and len(kinds) > 1:
-            kinds = tagged
-            continue
-        member = isinstance(part, str) and len(kinds) > 1
-        if member or not (isinstance(part, int) or any(_holds_keys(kind) for kind in kinds)):
-            # pydantic's name for a member of a union, such as dict[str,int].
-            named = str(part).partition("[")[0]
-            kinds = [k for k in kinds if _plain_name(k) == named] or kinds
-            continue
-        parent = kinds[0] if kinds else None
-        path.append(str(part))
-        kinds = [child for kind in kinds for child in _children(kind, part)]
-    return path, parent
-
-
-def _holds_keys(kind: Any) -> bool:
-    return is_dataclass(kind) or typing.get_origin(kind) is dict
-
-
-def _plain_name(kind: Any) -> str:
-    return getattr(typing.get_origin(kind) or kind, "__name__", "")
-
-
-def _tag(kind: Any) -> str | None:
-    if not (isinstance(kind, type) and is_dataclass(kind)):
-        return None
-    literal = typing.get_type_hints(kind).get("type")
-    arguments = typing.get_args(literal) if typing.get_origin(literal) is Literal else ()
-    return arguments[0] if arguments else None
-
-
-def _children(kind: Any, part: str | int) -> list[Any]:
-    if isinstance(kind, type) and is_dataclass(kind):
-        hint = typing.get_type_hints(kind, include_extras=True).get(str(part))
-        return _variants(hint) if hint is not None else []
-    if typing.get_origin(kind) is dict:
-        return _variants(typing.get_args(kind)[1])
-    if typing.get_origin(kind) is tuple:
-        return _variants(typing.get_args(kind)[0])
-    return []
-
-
-def _variants(hint: Any) -> list[Any]:
-    """The concrete types in a hint: Annotated unwrapped, unions spread, None left out."""
-    origin = typing.get_origin(hint)
-    if origin is Annotated:
-        return _variants(typing.get_args(hint)[0])
-    if origin in (Union, types.UnionType):
-        members = [m for m in typing.get_args(hint) if m is not type(None)]
-        return [v for m in members for v in _variants(m)]
-    return [hint]

@@ -9,14 +9,15 @@ import sys
 from pathlib import Path
 
 from src.run_folder import RunFolder
-from src.settings import config
+from src.settings import strict
+from src.settings.config import RunConfig
 from src.training import launch, run
 
 
 def main(run_dir: Path) -> None:
     """Join the other ranks and do this one's part of the run."""
     folder = RunFolder.open(run_dir)
-    settings = config.load_plain(config.RunConfig, folder.config())
+    settings = strict.load_plain(RunConfig, folder.config())
     launch.run_rank(lambda world: run.execute(settings, folder, world), folder.logs)
 
 

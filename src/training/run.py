@@ -27,7 +27,7 @@ from src.models.shapes import facts_of
 from src.objectives.base import DriftChosen, Objective
 from src.passes.calibration import attention_drift
 from src.planning import plan
-from src.planning.devices import DTYPES, device_of, uses_cuda
+from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.planning.plan import StagePlan
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
@@ -214,7 +214,7 @@ def build(
     stage = config.recipe.stages[name]
     native = native_config(config.model)
     facts = facts_of(native)
-    dtype = DTYPES[config.engine.dtype]
+    dtype = dtype_of(config.engine.dtype)
     taught = any(o.needs(facts).teacher for o in objectives.values())
     shared = taught and config.engine.teacher.share_base
     teacher = None
@@ -269,7 +269,7 @@ def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> l
     count = max(1, _CALIBRATION_TOKENS // blocks.length)
     ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
     native = native_config(config.model)
-    dtype = DTYPES[config.engine.dtype]
+    dtype = dtype_of(config.engine.dtype)
     load = partial(load_model, config.model, dtype=dtype, capture=True)
     drift = attention_drift(
         load(native),
@@ -375,7 +375,7 @@ class _Run:
                 scaling=config.rope,
                 parameters=stage.parameters,
                 weights=weights,
-                dtype=DTYPES[config.engine.dtype],
+                dtype=dtype_of(config.engine.dtype),
                 seed=config.seed,
                 card=_model_card(config, self.folder, name),
             )

@@ -14,7 +14,8 @@ from hydra.errors import ConfigCompositionException
 
 from src import dashboard
 from src.report.runs import ReportError
-from src.settings import config
+from src.settings import loading
+from src.settings.strict import ConfigError
 
 ROOT = Path(__file__).parents[2]
 RunHere = Callable[..., subprocess.CompletedProcess]
@@ -42,7 +43,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 def composed(*overrides: str) -> dashboard.DashboardConfig:
     """The config as the command composes it."""
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return config.load(dashboard.DashboardConfig, compose("dashboard", list(overrides)))
+        return loading.load(dashboard.DashboardConfig, compose("dashboard", list(overrides)))
 
 
 def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:
@@ -105,7 +106,7 @@ def test_a_report_in_wandb_needs_a_login(
 )
 def test_a_setting_out_of_bounds_is_refused_by_name(override: str) -> None:
     key = override.lstrip("+").partition("=")[0]
-    with pytest.raises((config.ConfigError, ConfigCompositionException), match=key):
+    with pytest.raises((ConfigError, ConfigCompositionException), match=key):
         composed(override)
 
 
@@ -118,7 +119,7 @@ def test_a_setting_out_of_bounds_is_refused_by_name(override: str) -> None:
     ],
 )
 def test_what_does_not_go_together_is_refused(overrides: tuple[str, ...]) -> None:
-    with pytest.raises(config.ConfigError, match=r"do(es)? not go"):
+    with pytest.raises(ConfigError, match=r"do(es)? not go"):
         composed(*overrides)
 
 

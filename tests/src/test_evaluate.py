@@ -15,8 +15,9 @@ from rich.console import Console
 
 from src.evals import running
 from src.evals.suite import SuiteResult
-from src.settings import config
-from src.settings.config import ConfigError, EvaluateConfig
+from src.settings import strict
+from src.settings.config import EvaluateConfig
+from src.settings.strict import ConfigError
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
@@ -50,7 +51,7 @@ def test_a_runs_models_are_scored_on_its_own_held_out_text(
 
 def test_earlier_stages_can_be_left_out(finished: Path, compose_plain: Callable[..., dict]) -> None:
     asked = compose_plain(f"run={finished}", *SUITE, "stages=last", name="evaluate")
-    found = running.evaluate(config.load_plain(EvaluateConfig, asked))
+    found = running.evaluate(strict.load_plain(EvaluateConfig, asked))
     names = [model["name"] for model in found.contents["perplexity"]["models"]]
     assert names == ["native", "scaled", "after cpt"]
 
@@ -139,7 +140,7 @@ def test_data_that_cannot_be_had_leaves_the_other_suites(
 ) -> None:
     data = ["data=files", f"data.sources.files.paths=[{tmp_path / 'none'}]"]
     plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
-    found = running.evaluate(config.load_plain(EvaluateConfig, plain))
+    found = running.evaluate(strict.load_plain(EvaluateConfig, plain))
     assert found.contents.keys() == {"short"}
     assert found.failures.keys() == {"perplexity"}
     assert "does not exist" in found.failures["perplexity"]["all"]
@@ -154,7 +155,7 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
 ) -> None:
     data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
     plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
-    found = running.evaluate(config.load_plain(EvaluateConfig, plain))
+    found = running.evaluate(strict.load_plain(EvaluateConfig, plain))
     found.check()
     assert found.contents.keys() == {"perplexity", "short"}
     found.print(Console())
@@ -215,7 +216,7 @@ def test_a_run_of_another_model_is_not_compared(
 ) -> None:
     def asked(other: Path) -> EvaluateConfig:
         typed = [f"run={finished}", *SUITE, f"compare=[{other}]"]
-        return config.load_plain(EvaluateConfig, compose_plain(*typed, name="evaluate"))
+        return strict.load_plain(EvaluateConfig, compose_plain(*typed, name="evaluate"))
 
     other = _with_model(finished, tmp_path / "other", name="tiny_too", weights_seed=7)
     with pytest.raises(ConfigError, match=r"'tiny_too'.*'tiny'.*differ in weights_seed"):

@@ -21,7 +21,8 @@ from src.models.loading import load_model
 from src.planning import plan
 from src.planning.devices import DeviceFacts
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
-from src.settings.config import ConfigError, LaunchConfig, RunConfig
+from src.settings.config import LaunchConfig, RunConfig
+from src.settings.strict import ConfigError
 from src.training.checkpoint import CheckpointError
 from src.training.launch import World
 from tests.conftest import ROOT, kill_when, losses, started

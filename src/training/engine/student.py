@@ -15,7 +15,7 @@ from src.passes.checkpointing import checkpoint_layers
 from src.passes.student import StudentModule
 from src.passes.teacher import Keep, SharedTeacherPass
 from src.planning.cost import REDUCE_BUCKET
-from src.planning.devices import DTYPES, device_of
+from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
 from src.training.engine.preparation import prepare, teacher_head
 
@@ -75,7 +75,7 @@ class Student:
             optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=_config(network, config, optim, accumulation),
         )
-        self._full_gradients = settings.zero_stage == 0 and DTYPES[config.dtype] == torch.float32
+        self._full_gradients = settings.zero_stage == 0 and dtype_of(config.dtype) == torch.float32
 
     @property
     def network(self) -> nn.Module:
@@ -165,7 +165,7 @@ def _config(
 ) -> dict[str, Any]:
     """DeepSpeed's config of the student's engine."""
     settings = config.student
-    ds_config = zero.base_config(settings, DTYPES[config.dtype])
+    ds_config = zero.base_config(settings, dtype_of(config.dtype))
     # `backward` sets the boundaries of steps, so this only has to say that a step adds up the
     # gradients of several micro-steps.
     ds_config["gradient_accumulation_steps"] = max(2, accumulation)

@@ -11,7 +11,7 @@ from torch import nn
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.passes.teacher import Keep, TeacherModule
-from src.planning.devices import DTYPES, device_of
+from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
 from src.training.engine.preparation import prepare, teacher_head
 
@@ -47,7 +47,7 @@ class Teacher:
         whole_layers = sharded and keep == "qkv"
         ends = {each.teacher_stops_at for each in needs}
         prepare(network, facts, config, device, ends, whole_layers=whole_layers)
-        ds_config = zero.base_config(settings, DTYPES[config.dtype])
+        ds_config = zero.base_config(settings, dtype_of(config.dtype))
         ds_config["zero_optimization"] |= zero.prefetch_config(network)
         head = teacher_head(network, needs, device, sharded=sharded)
         self._engine, *_ = deepspeed.initialize(

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from src.models.adapters import causal_model
-from src.planning.devices import DTYPES, device_of
+from src.planning.devices import device_of, dtype_of
 
 if TYPE_CHECKING:
     from src.models.assembly import Sharding
@@ -113,7 +113,7 @@ def sharding(config: EngineConfig, part: Literal["student", "teacher"]) -> Shard
     settings = config.student if part == "student" else config.teacher
     if settings.zero_stage != 3:
         return None
-    ds_config = base_config(settings, DTYPES[config.dtype])
+    ds_config = base_config(settings, dtype_of(config.dtype))
     return _ZeroSharding(load_deepspeed(device_of(config.device)), ds_config)
 
 

@@ -126,7 +126,8 @@ def small_mistral() -> object:
 @pytest.fixture(scope="session", params=["dynamic", "longrope"])
 def small_stretched(request: pytest.FixtureRequest, compose_plain: Callable[..., dict]) -> object:
     """A model of 64 tokens stretched to 256, turned by how long a sequence is."""
-    from src.settings.config import EvaluateConfig, load_plain
+    from src.settings.config import EvaluateConfig
+    from src.settings.strict import load_plain
 
     settings = load_plain(EvaluateConfig, compose_plain("model=tiny", name="evaluate"))
     assert settings.model is not None

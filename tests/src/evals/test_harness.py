@@ -20,7 +20,8 @@ from src.evals.tasks import definition, definitions
 from src.models.byte_tokenizer import byte_tokenizer
 from src.models.hf_config import native_config
 from src.models.loading import load_model, load_tokenizer
-from src.settings.config import EvaluateConfig, load_plain
+from src.settings.config import EvaluateConfig
+from src.settings.strict import load_plain
 
 FIXTURES = Path(__file__).resolve().parents[2] / "fixtures" / "short"
 

@@ -30,7 +30,8 @@ from src.models.shapes import attention_windows, facts_of, shape_of
 from src.models.sources import check_available
 from src.passes.capture import QKVCapture
 from src.planning import plan
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from tests.src.passes.recomputed import attention_output
 
 ComposeRun = Callable[..., RunConfig]

@@ -6,7 +6,7 @@ import pytest
 from hydra.errors import HydraException
 
 from src.multirun.composition import Sweep, axes_of, expand, parameters
-from src.settings.config import ConfigError
+from src.settings.strict import ConfigError
 
 
 def jobs_of(*arguments: str) -> Sweep:

@@ -42,9 +42,9 @@ def test_another_run_has_another(compose_run: Compose, override: str) -> None:
 def test_what_a_run_folder_keeps_has_the_same_hash(compose_run: Compose) -> None:
     import yaml
 
-    from src.settings import config
+    from src.settings import strict
     from src.train import _plain
 
     settings = compose_run("model=tiny", "budget=1M")
-    kept = config.load_plain(RunConfig, yaml.safe_load(yaml.safe_dump(_plain(settings))))
+    kept = strict.load_plain(RunConfig, yaml.safe_load(yaml.safe_dump(_plain(settings))))
     assert identity(kept) == identity(settings)

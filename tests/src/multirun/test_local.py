@@ -11,7 +11,8 @@ import pytest
 from src.multirun import local, process
 from src.multirun.folder import Task
 from src.multirun.process import Share, arguments
-from src.settings.config import ConfigError, RunConfig, SweepJob
+from src.settings.config import RunConfig, SweepJob
+from src.settings.strict import ConfigError
 
 Compose = Callable[..., RunConfig]
 

@@ -15,7 +15,9 @@ import pytest
 from src import objectives
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
-from src.settings import config
+from src.settings import strict
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 FOLDER = Path(objectives.__file__).parent
 SHARED = ("__init__", "base", "chunks", "weighted_sum")
@@ -62,7 +64,7 @@ def test_the_boundary_takes_it_under_its_type(
     found = objective_in(module)
     plain = copy.deepcopy(compose_plain("model=tiny"))
     plain["objective"]["terms"]["mine"] = {"type": type_of(found)}
-    run = config.load_plain(config.RunConfig, plain)
+    run = strict.load_plain(RunConfig, plain)
     assert type(run.objective.terms["mine"]) is found
 
 
@@ -71,6 +73,6 @@ def test_the_boundary_names_all_types_when_it_refuses_one(
 ) -> None:
     plain = copy.deepcopy(compose_plain("model=tiny"))
     plain["objective"]["terms"]["mine"] = {"type": "guess"}
-    with pytest.raises(config.ConfigError, match="'guess' is not one of") as caught:
-        config.load_plain(config.RunConfig, plain)
+    with pytest.raises(ConfigError, match="'guess' is not one of") as caught:
+        strict.load_plain(RunConfig, plain)
     assert all(repr(type_of(o)) in str(caught.value) for o in OBJECTIVES)

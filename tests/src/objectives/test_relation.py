@@ -24,7 +24,9 @@ from src.objectives.base import Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
 from src.passes.capture import QKVCapture
 from src.passes.layer_pass import LayerQKV
-from src.settings import config
+from src.settings import strict
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 T, D = 7, 6
 FACTS = ModelFacts(layers=3, windows=(None, None, None), heads=4, kv_heads=2, head_dim=D)
@@ -381,8 +383,8 @@ def plain(compose_plain: Callable[..., dict]) -> dict:
 def test_the_boundary_refuses(plain: dict, change: dict, message: str) -> None:
     changed = copy.deepcopy(plain)
     changed["objective"]["terms"]["relation"].update(change)
-    with pytest.raises(config.ConfigError, match=rf"objective\.terms\.relation.*{message}"):
-        config.load_plain(config.RunConfig, changed)
+    with pytest.raises(ConfigError, match=rf"objective\.terms\.relation.*{message}"):
+        strict.load_plain(RunConfig, changed)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +432,7 @@ def test_scaled_rope_alone_gives_a_loss_on_queries_and_keys() -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny(compose_run: Callable[..., config.RunConfig]) -> ModelConfig:
+def tiny(compose_run: Callable[..., RunConfig]) -> ModelConfig:
     return compose_run("model=tiny").model
 
 

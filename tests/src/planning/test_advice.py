@@ -11,7 +11,8 @@ import pytest
 from src.planning import plan
 from src.planning.advice import check_fits, misfit
 from src.planning.devices import ACCELERATORS, DeviceFacts
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 BASE = "+experiment=linearard_32k"
 

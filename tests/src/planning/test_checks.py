@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from src.planning import plan
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 
 BASE = "+experiment=linearard_32k"
 

@@ -16,7 +16,8 @@ from src.models.loading import load_model
 from src.planning import plan
 from src.planning.devices import ACCELERATORS, DeviceFacts
 from src.planning.printing import show
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from tests.conftest import by_default
 
 BASE = "+experiment=linearard_32k"

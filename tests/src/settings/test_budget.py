@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from src.models.adapters import FullParameters
 from src.planning import plan
-from src.settings import budget, config
-from src.settings.config import ConfigError, RunConfig
+from src.settings import budget, strict
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training.schedule import StageConfig, StageSchedule, StreamConfig
 
 ALL = ("cpt_long_32k", "cpt_mix_32k", "linearard_32k", "logit_kd_32k", "longred_c_32k")
@@ -76,7 +77,7 @@ def test_every_experiment_plans_any_budget_to_the_token(
     """Nothing in `conf/` refers to the budget, so it is set in what has been composed once."""
     plain = compose_plain(f"+experiment={experiment}", f"model={model}")
     plain["budget"] = asked if asked.endswith("M") else int(asked)
-    made = plan.make(config.load_plain(RunConfig, plain), world_size=2)
+    made = plan.make(strict.load_plain(RunConfig, plain), world_size=2)
     assert made.tokens == budget.tokens_of(plain["budget"])
     for planned in made.stages:
         assert sum(planned.stream_tokens.values()) == planned.tokens
@@ -172,7 +173,7 @@ def test_the_resolved_config_says_what_was_decided_and_loads_again(
     assert plain["budget"] == 1_000_003
     assert (stage["tokens"], stage["tokens_per_step"]) == (1_000_003, 131_072)
     assert stage["streams"]["short"]["batch_size"] == 32
-    assert config.load_plain(RunConfig, plain) == run
+    assert strict.load_plain(RunConfig, plain) == run
 
 
 @pytest.mark.parametrize(

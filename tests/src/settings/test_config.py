@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from src.models.adapters import LoraParameters
-from src.settings import config
-from src.settings.config import ConfigError, EvaluateConfig, RunConfig
+from src.settings import strict
+from src.settings.config import EvaluateConfig, RunConfig
+from src.settings.strict import ConfigError
 
 BASE = "+experiment=linearard_32k"
 
@@ -108,16 +109,16 @@ def test_a_run_folders_config_is_accepted_again(compose_run: Callable[..., RunCo
     from src.train import _plain
 
     run = compose_run(BASE)
-    assert config.load_plain(RunConfig, _plain(run)) == run
+    assert strict.load_plain(RunConfig, _plain(run)) == run
 
 
 def test_keys_at_names_what_is_allowed() -> None:
-    assert "zero_stage" in config.keys_at(RunConfig, ["engine", "student"])
-    assert config.keys_at(RunConfig, ["recipe", "stages", "any"])[:2] == [
+    assert "zero_stage" in strict.keys_at(RunConfig, ["engine", "student"])
+    assert strict.keys_at(RunConfig, ["recipe", "stages", "any"])[:2] == [
         "tokens",
         "tokens_per_step",
     ]
-    assert {"target_length", "factor", "theta"} <= set(config.keys_at(RunConfig, ["rope"]))
+    assert {"target_length", "factor", "theta"} <= set(strict.keys_at(RunConfig, ["rope"]))
 
 
 @pytest.mark.parametrize("both", [True, False])
@@ -125,4 +126,4 @@ def test_evaluation_wants_a_run_or_a_model(compose_plain: Callable[..., dict], b
     overrides = ["model=tiny", "run=somewhere"] if both else []
     plain = compose_plain(*overrides, name="evaluate")
     with pytest.raises(ConfigError, match=r"give either run=RUN_DIR or model=NAME"):
-        config.load_plain(EvaluateConfig, plain)
+        strict.load_plain(EvaluateConfig, plain)

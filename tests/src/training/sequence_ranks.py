@@ -30,7 +30,7 @@ from src.passes.preparation import prepare_decoder
 from src.passes.student import StudentModule
 from src.passes.teacher import TeacherModule
 from src.planning import plan
-from src.settings import config
+from src.settings import strict
 from src.settings.config import RunConfig
 from src.training import launch, run
 from src.training.engine.ulysses import spread_attention
@@ -72,7 +72,7 @@ def work(folder: Path, world: World) -> None:
     wanted = json.loads((folder / "work.json").read_text())
     with launch.joined(world, cuda=False):
         for name, plain in wanted["trained"].items():
-            trained(config.load_plain(RunConfig, plain), world, folder / name)
+            trained(strict.load_plain(RunConfig, plain), world, folder / name)
         for case in wanted["passes"]:
             passed(case, world, folder / "passes")
         launch.leave(world)

@@ -61,13 +61,13 @@ DEEP = (
 RANK = """
 import json
 from pathlib import Path
-from src.settings import config
+from src.settings import strict
 from src.training import launch
 from src.settings.config import RunConfig
 from tests.src.training.test_engine import divided
 def work(world):
     with launch.joined(world, cuda=False):
-        settings = config.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
+        settings = strict.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
         found = divided(settings, Path({weights!r}))
         Path({logs!r}, f"found-{{world.rank}}.json").write_text(json.dumps(found))
         launch.leave(world)

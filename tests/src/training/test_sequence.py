@@ -27,7 +27,8 @@ from src.planning import plan
 from src.planning.advice import check_fits
 from src.planning.devices import ACCELERATORS
 from src.planning.printing import show
-from src.settings.config import ConfigError, RunConfig
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default, losses

@@ -11,7 +11,7 @@ import pytest
 from src.models.rope import NativeRope
 from src.models.rope.per_frequency import PerFrequencyScaling
 from src.planning import plan
-from src.settings.config import ConfigError
+from src.settings.strict import ConfigError
 
 NATIVE = NativeRope(8, 10_000.0, 4096)
 SCALING = PerFrequencyScaling("per_frequency", 32_768, factors=(1.0, 1.5, 3.0, 8.0))

@@ -1,0 +1,154 @@
+"""Plain data to frozen dataclasses, strictly, with messages that a user can act on.
+
+An unknown key, a wrong type, a missing or a contradictory value is refused with the key's full path
+and what is allowed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import TypeAdapter, ValidationError
+
+T = typing.TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A setting that was refused. The message names the key, the value and what is allowed."""
+
+
+def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
+    """Turn a plain mapping, such as a run folder's config.yaml, into the frozen dataclass `cls`.
+
+    Raises:
+        ConfigError: anything refused; one line for each fault.
+    """
+    adapter = _adapter(cls)
+    try:
+        # Strict validation of JSON takes a list for a tuple, and is as strict as ever otherwise.
+        return adapter.validate_json(json.dumps(plain))
+    except ValidationError as error:
+        details = error.errors()
+        paths = [_locate(cls, detail["loc"])[0] for detail in details]
+        # For a union pydantic lists the fault inside one member and "is not" of all the others.
+        lines = [
+            _explain(cls, detail)
+            for detail, path in zip(details, paths, strict=True)
+            if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
+        ]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    """Building an adapter takes a hundred times as long as using it."""
+    return TypeAdapter(cls)
+
+
+def _explain(cls: type, detail: Any) -> str:
+    path, parent = _locate(cls, detail["loc"])
+    name = ".".join(path) or "config"
+    kind = detail["type"]
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"{name}: {unknown_key(path[-1], allowed_keys(parent))}"
+    if kind in ("missing", "missing_argument"):
+        return f"{name}: a value is missing"
+    message = detail["msg"].removeprefix("Value error, ")
+    if kind == "value_error":
+        return f"{name}: {message}" if path else message
+    if kind == "union_tag_invalid":
+        context = detail["ctx"]
+        return f"{name}.type: {context['tag']!r} is not one of {context['expected_tags']}"
+    if kind == "union_tag_not_found":
+        return f"{name}.type: a value is missing"
+    got = repr(detail["input"])
+    return f"{name}: {message[0].lower()}{message[1:]} (got {got[:200]})"
+
+
+def unknown_key(key: str, allowed: Sequence[str]) -> str:
+    """The message for a key that does not exist, with the nearest one that does."""
+    near = difflib.get_close_matches(key, allowed, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"unknown key {key!r}; {hint}allowed: {', '.join(allowed) or 'nothing'}"
+
+
+def allowed_keys(kind: Any) -> list[str]:
+    """Field names of a dataclass type; nothing for other types."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return [f.name for f in fields(kind)]
+    return []
+
+
+def keys_at(cls: type, path: Sequence[str]) -> list[str]:
+    """Keys allowed below a dotted path, over all variants where the type there has several."""
+    kinds = [cls]
+    for part in path:
+        kinds = [child for kind in kinds for child in _children(kind, part)]
+    return list(dict.fromkeys(name for kind in kinds for name in allowed_keys(kind)))
+
+
+def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
+    """A pydantic location as a config path, without union tags, and the type that holds its end."""
+    path: list[str] = []
+    kinds: list[Any] = [cls]
+    parent: Any = cls
+    for part in loc:
+        tagged = [k for k in kinds if _tag(k) == part]
+        if tagged and len(kinds) > 1:
+            kinds = tagged
+            continue
+        member = isinstance(part, str) and len(kinds) > 1
+        if member or not (isinstance(part, int) or any(_holds_keys(kind) for kind in kinds)):
+            # pydantic's name for a member of a union, such as dict[str,int].
+            named = str(part).partition("[")[0]
+            kinds = [k for k in kinds if _plain_name(k) == named] or kinds
+            continue
+        parent = kinds[0] if kinds else None
+        path.append(str(part))
+        kinds = [child for kind in kinds for child in _children(kind, part)]
+    return path, parent
+
+
+def _holds_keys(kind: Any) -> bool:
+    return is_dataclass(kind) or typing.get_origin(kind) is dict
+
+
+def _plain_name(kind: Any) -> str:
+    return getattr(typing.get_origin(kind) or kind, "__name__", "")
+
+
+def _tag(kind: Any) -> str | None:
+    if not (isinstance(kind, type) and is_dataclass(kind)):
+        return None
+    literal = typing.get_type_hints(kind).get("type")
+    arguments = typing.get_args(literal) if typing.get_origin(literal) is Literal else ()
+    return arguments[0] if arguments else None
+
+
+def _children(kind: Any, part: str | int) -> list[Any]:
+    if isinstance(kind, type) and is_dataclass(kind):
+        hint = typing.get_type_hints(kind, include_extras=True).get(str(part))
+        return _variants(hint) if hint is not None else []
+    if typing.get_origin(kind) is dict:
+        return _variants(typing.get_args(kind)[1])
+    if typing.get_origin(kind) is tuple:
+        return _variants(typing.get_args(kind)[0])
+    return []
+
+
+def _variants(hint: Any) -> list[Any]:
+    """The concrete types in a hint: Annotated unwrapped, unions spread, None left out."""
+    origin = typing.get_origin(hint)
+    if origin is Annotated:
+        return _variants(typing.get_args(hint)[0])
+    if origin in (Union, types.UnionType):
+        members = [m for m in typing.get_args(hint) if m is not type(None)]
+        return [v for m in members for v in _variants(m)]
+    return [hint]

@@ -1,4 +1,4 @@
-"""Progress with time left: a live bar on a terminal, a line now and then in a log file."""
+"""Progress and the time left: a live bar on a terminal, an occasional line in a log file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# A log that is not a terminal gets a line at most this often, in seconds.
+# The shortest time between two lines in a log file, in seconds.
 LINE_INTERVAL = 15.0
 
 
 class Meter:
-    """How far a piece of work is. `advance` may carry a note, such as the latest loss."""
+    """The progress of a piece of work. `advance` may carry a note, such as the latest loss."""
 
     def __init__(self, name: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
         self._name = name

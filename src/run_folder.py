@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 SCHEMA = 1
-# Held by whoever runs the folder.
+# Locked by the process that runs the folder.
 LOCK = ".lock"
 _PACKAGES = (
     "torch",
@@ -37,11 +37,11 @@ _PACKAGES = (
 
 
 class RunFolderError(ValueError):
-    """A folder that is not a run's, or that cannot be used for a new one."""
+    """A folder that is not a run's folder, or that a new run cannot use."""
 
 
 def new_run_id() -> str:
-    """An id that parallel jobs started in the same second don't share."""
+    """An id that differs even between jobs started in the same second."""
     return f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(3)}"
 
 
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def git_state(root: Path) -> dict[str, Any]:
-    """Commit of the code and whether files differ from it; None where git cannot tell."""
+    """The commit of the code, and whether files differ from it; None where git cannot tell."""
     if shutil.which("git") is None:
         return {"git_commit": None, "git_dirty": None}
     head = subprocess.run(
@@ -77,7 +77,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is whole or not there, whatever happens meanwhile."""
+    """Write a file atomically: it has its old content or its new one, even after a crash."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     with partial.open("wb") as file:
         file.write(content)
@@ -104,12 +104,12 @@ class RunFolder:
 
     @property
     def metrics_file(self) -> Path:
-        """One object a logged step."""
+        """One object for each logged step."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints(self) -> Path:
-        """step-N folders, each whole."""
+        """The folder of the step-N folders, which are complete."""
         return self.path / "checkpoints"
 
     @property
@@ -132,11 +132,11 @@ class RunFolder:
     ) -> RunFolder:
         """Make the folder with its config and its first record.
 
-        A rerun over a folder that holds no whole checkpoint starts anew: what the earlier attempt
-        left is removed.
+        A rerun over a folder without a complete checkpoint starts anew: the files of the earlier
+        attempt are removed.
 
         Raises:
-            RunFolderError: the path holds something else, or a run that could be resumed.
+            RunFolderError: the path holds something else, or a run that can be resumed.
         """
         folder = cls(path)
         check_unused(path)
@@ -160,7 +160,7 @@ class RunFolder:
                 **record,
             },
         )
-        # Second, so that a start cut off in between still shows as a run that can start anew.
+        # Written second: a start that is cut off in between still counts as one that starts anew.
         folder.config_file.write_text(
             yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
         )
@@ -181,7 +181,7 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The resolved config the run was made with.
+        """The resolved config of the run.
 
         Raises:
             RunFolderError: it cannot be read.
@@ -220,7 +220,7 @@ class RunFolder:
             file.write(line + "\n")
 
     def forget_metrics_after(self, step: int) -> None:
-        """Drop lines of steps that a resumed run will do again, and a line cut short by a kill."""
+        """Drop the lines of steps that a resumed run repeats, and a line that a kill cut short."""
         if not self.metrics_file.is_file():
             return
         kept = [line for entry, line in self._metric_lines() if entry["step"] <= step]
@@ -229,7 +229,7 @@ class RunFolder:
         partial.replace(self.metrics_file)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All whole lines of metrics.jsonl."""
+        """All complete lines of metrics.jsonl."""
         return [entry for entry, _ in self._metric_lines()]
 
     def _metric_lines(self) -> Iterator[tuple[dict[str, Any], str]]:
@@ -246,7 +246,7 @@ class RunFolder:
 
 
 def check_unused(path: Path) -> None:
-    """Refuse a path that a new run must not take.
+    """Refuse a path that a new run must not use.
 
     Raises:
         RunFolderError: it is a file, holds something that is no run, or a run with a checkpoint.
@@ -270,7 +270,7 @@ def check_unused(path: Path) -> None:
 
 
 def whole_checkpoints(folder: RunFolder) -> list[Path]:
-    """The run's checkpoints that were written to their end, oldest first."""
+    """The complete checkpoints of the run, oldest first."""
     found = [p for p in folder.checkpoints.glob("step-*") if p.name[5:].isdigit()]
     return sorted(found, key=lambda p: int(p.name[5:]))
 
@@ -291,7 +291,7 @@ def device_name() -> str:
 
 
 def _clear(folder: RunFolder) -> None:
-    """Remove what a run writes, and nothing that somebody else may have put there."""
+    """Remove the files that a run writes, and no others."""
     for folders in (folder.checkpoints, folder.logs, folder.evals, folder.path / "wandb"):
         shutil.rmtree(folders, ignore_errors=True)
     for export in folder.path.glob("export-*/"):

@@ -1,4 +1,4 @@
-"""Sweeps for others than this program. `python -m src.train -m` runs them here.
+"""List the sweeps, or export one for W&B's agents. `python -m src.train -m` runs one here.
 
 python -m src.sweep list
 python -m src.sweep export NAME [KEY=VALUE ...]

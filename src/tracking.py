@@ -1,7 +1,7 @@
 """Weights & Biases, the only importer of wandb.
 
-A tracker starts once a job and is finished whatever happens. `metrics.jsonl` and `run.json` are
-written elsewhere, whatever the tracker.
+Each job starts one tracker and closes it, however the job ends. `metrics.jsonl` and `run.json` are
+written by other modules, with any tracker.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
     from wandb_workspaces.reports.v2.interface import Report
     from wandb_workspaces.workspaces.interface import Workspace
 
-# W&B shows three levels of a nested config and asks for values below a megabyte. Ours is flattened;
-# whatever is longer than a person reads in a table is in the run folder's config.yaml.
+# W&B shows three levels of a nested config, and wants values below a megabyte. So configs are
+# flattened, and long texts are cut; the run folder's config.yaml holds them whole.
 SEPARATOR = "/"
 LONGEST_VALUE = 4096
-# What curves can be drawn over; the first is what W&B takes unless told otherwise.
+# The x-axes of curves; the first is W&B's default.
 X_AXES = ("tokens", "flops", "seconds")
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """What goes to Weights & Biases.
+    """Settings of Weights & Biases.
 
     Attributes:
         mode: `offline` writes into the run folder for a later `wandb sync`; `online` needs a login.
-        project, entity: where the runs go; without an entity to the login's own.
-        group: of the run; without one, the sweep's name.
+        project, entity: where the runs go; without an entity, that of the login.
+        group: group of the run; without one, the sweep's name.
         artifact: `export` makes an artifact of the final model.
     """
 
@@ -43,7 +43,7 @@ class TrackingConfig:
 
 
 class Tracker(Protocol):
-    """Where a run's figures go besides its folder."""
+    """Receives a run's figures, which its folder also holds."""
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Record scalars at an optimizer step."""
@@ -62,7 +62,7 @@ class Tracker(Protocol):
         ...
 
     def log_model(self, folder: Path, *, name: str) -> None:
-        """Make an artifact of an exported model, if the config asks for it."""
+        """Make an artifact of an exported model, if the config says so."""
         ...
 
     def finish(self, *, succeeded: bool) -> None:
@@ -71,7 +71,7 @@ class Tracker(Protocol):
 
 
 class NullTracker:
-    """Records nothing: for `tracking=none` and for ranks other than 0."""
+    """Records nothing. For `tracking=none`, and for ranks other than 0."""
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
         """Do nothing."""
@@ -93,7 +93,7 @@ class NullTracker:
 
 
 class WandbTracker:
-    """One W&B run. Its id is the run folder's, so that a resumed job goes on in the same run."""
+    """One W&B run. It has the id of the run folder, so a resumed job goes on in the same run."""
 
     def __init__(
         self,
@@ -130,7 +130,7 @@ class WandbTracker:
         self._run.define_metric("*", step_metric=X_AXES[0])
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        """Record scalars; lists become one scalar an element."""
+        """Record scalars; a list becomes one scalar for each element."""
         flat: dict[str, Any] = {}
         for key, value in metrics.items():
             if isinstance(value, list):
@@ -163,7 +163,7 @@ class WandbTracker:
         self._run.log_artifact(artifact)
 
     def finish(self, *, succeeded: bool) -> None:
-        """Close the run with exit code 0 or 1; say how an offline one is sent."""
+        """Close the run with exit code 0 or 1; print how to send an offline run."""
         self._run.finish(exit_code=0 if succeeded else 1)
         if self._config.mode == "offline":
             print(sync_hint(str(self._run_dir)))
@@ -179,7 +179,7 @@ def start(
     tags: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Tracker:
-    """The tracker that the config asks for."""
+    """The tracker of the config."""
     if config.mode == "disabled":
         return NullTracker()
     return WandbTracker(
@@ -194,7 +194,7 @@ def start(
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings one level deep, as `recipe/stages/ard/lr`; texts beyond 4096 characters are cut."""
+    """Settings as one level of keys, `recipe/stages/ard/lr`; cuts texts beyond 4096 characters."""
     return dict(_leaves("", settings))
 
 
@@ -216,17 +216,17 @@ def _cut(text: str) -> str:
 
 
 def sync_hint(folders: str) -> str:
-    """How offline runs in run folders are sent."""
+    """The command that sends the offline runs of run folders."""
     return f"to send it to W&B: wandb sync {folders}/wandb/offline-run-*"
 
 
 def agent_run_id(environment: Mapping[str, str]) -> str | None:
-    """The id that an agent of a W&B sweep has given this run; None without an agent."""
+    """The id that the agent of a W&B sweep has given this run; None without an agent."""
     return environment.get("WANDB_RUN_ID") if "WANDB_SWEEP_ID" in environment else None
 
 
 class TrackingError(ValueError):
-    """W&B cannot do what is asked; the message says what is missing."""
+    """W&B cannot do this; the message says what is missing."""
 
 
 def publish_report(project: str, entity: str | None = None) -> list[str]:
@@ -234,7 +234,7 @@ def publish_report(project: str, entity: str | None = None) -> list[str]:
 
     Args:
         project: where the runs are.
-        entity: whose; None for the login's own.
+        entity: the owner of the project; None for that of the login.
 
     Returns:
         The addresses of both.
@@ -273,8 +273,8 @@ def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:
 
     Args:
         project: where the runs are.
-        entity: whose.
-        scores: summary values that a bar chart each is made of.
+        entity: the owner of the project.
+        scores: summary values; each gets a bar chart.
     """
     import wandb_workspaces.workspaces.interface as ws
 
@@ -290,7 +290,7 @@ def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:
 
 
 def report(project: str, entity: str, scores: Sequence[str]) -> Report:
-    """The same as a text with panels, runs grouped by sweep; not saved."""
+    """The same as a report with panels, with runs grouped by sweep; not saved."""
     import wandb_workspaces.reports.v2.interface as wr
 
     def grid(panels: Iterator[Any]) -> wr.PanelGrid:

@@ -1,4 +1,4 @@
-"""Which parameters of the student are trained: adapters, the q, k, v projections, or everything."""
+"""The trained parameters of the student: adapters, the q, k, v projections, or all weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LoraParameters:
     Attributes:
         rank, alpha: an adapter adds alpha / rank * B A to a weight.
         projections: the linear layers of a decoder layer, by their names.
-        use_dora: a trained magnitude for each output besides (DoRA: Liu et al., 2402.09353).
+        use_dora: also trains a magnitude for each output (DoRA: Liu et al., 2402.09353).
         use_rslora: alpha / sqrt(rank) in place of alpha / rank (Kalajdzievski, 2312.03732).
     """
 
@@ -40,7 +40,7 @@ class LoraParameters:
 
 @dataclass(frozen=True)
 class QkvParameters:
-    """The q, k and v projections of every layer are trained, whole, and nothing else."""
+    """All weights of the q, k and v projections of every layer are trained, and nothing else."""
 
     type: Literal["qkv"]
 
@@ -55,7 +55,7 @@ class FullParameters:
 AnyParameters = LoraParameters | QkvParameters | FullParameters
 Parameters = Annotated[AnyParameters, Field(discriminator="type")]
 
-# What QkvParameters train.
+# The modules that QkvParameters train.
 QKV = ("q_proj", "k_proj", "v_proj")
 
 
@@ -70,11 +70,11 @@ def make_trainable(
     seed: int,
     sharding: Sharding | None = None,
 ) -> nn.Module:
-    """Freeze what is not trained and add adapters where asked for.
+    """Freeze the weights that are not trained, and add adapters if the settings say so.
 
-    Adapters take the network's own dtype: PEFT's float32 default would multiply in float32 too. The
-    engine keeps float32 master weights. Where the network's weights were given to a `sharding`,
-    the adapters' are as well.
+    Adapters have the network's dtype: PEFT's float32 default would also multiply in float32. The
+    engine keeps float32 master weights. If a `sharding` took the network's weights, it takes the
+    adapters' weights too.
 
     Returns:
         The network, wrapped by PEFT for LoRA.
@@ -128,18 +128,17 @@ def make_trainable(
 
 
 def causal_model(network: nn.Module) -> PreTrainedModel:
-    """The transformers model inside, with or without adapters around its layers."""
+    """The transformers model inside a network with or without adapters."""
     from peft import PeftModel
 
     return network.get_base_model() if isinstance(network, PeftModel) else network  # type: ignore[return-value]
 
 
 def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
-    """Put trained parameters, by the names `named_parameters` gives, into a network built alike.
+    """Put trained parameters, by their names in `named_parameters`, into an equally built network.
 
     Raises:
-        ValueError: a name the network does not have, a trainable one that is not given, or a shape
-            that differs.
+        ValueError: the network lacks a name, a trainable parameter is missing, or a shape differs.
     """
     import torch
 
@@ -157,7 +156,7 @@ def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
 
 
 def merged(network: nn.Module) -> PreTrainedModel:
-    """The transformers model with adapters merged into its weights (or as it is, without any)."""
+    """The transformers model with adapters, if it has any, merged into its weights."""
     from peft import PeftModel
 
     return network.merge_and_unload(safe_merge=True) if isinstance(network, PeftModel) else network  # type: ignore[return-value]

@@ -1,8 +1,8 @@
-"""Models put together weight by weight, so that none is ever whole in a process.
+"""Builds models weight by weight, so that no process ever holds a whole model (ZeRO-3).
 
-For ZeRO-3: each weight is made or read, handed to the engine, which keeps this rank's part of it,
-and only then comes the next. Bits are those of a model that is loaded whole. Buffers (RoPE's
-frequencies) are small and computed as always.
+Each weight is drawn or read, and handed to the engine, which keeps this rank's shard. Only then
+comes the next weight. The bits equal those of a model that is loaded whole. Buffers (RoPE's
+frequencies) are small and computed as usual.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ _INDEX = "model.safetensors.index.json"
 
 
 class Sharding(Protocol):
-    """Divides weights among ranks; every rank hands it the same ones in the same order."""
+    """Shards weights over ranks; every rank hands it the same weights in the same order."""
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Keep this rank's part of whole parameters, in place; those that are divided stay so."""
+        """Replace whole parameters by this rank's shards, in place; shards stay as they are."""
 
     def known(self) -> AbstractContextManager[None]:
-        """Inside, PEFT knows that weights are divided, and gathers one whose values it needs."""
+        """Inside the block PEFT knows that weights are sharded, and gathers those it reads."""
         ...
 
 
 class WeightsError(ValueError):
-    """Files that do not hold a model's weights."""
+    """Files that lack weights of a model."""
 
 
 @contextmanager
 def drawing(sharding: Sharding) -> Iterator[None]:
-    """Inside, transformers' `from_config` draws each module's weights and hands them on at once.
+    """Inside the block, `from_config` of transformers hands on each module's weights when drawn.
 
-    A random generator gives the same numbers in the same order as without this: modules still draw
-    in their constructors (to no purpose, as transformers draws again), one alive at a time.
+    The random generator gives the same numbers in the same order as outside the block. Modules
+    still draw in their constructors, one at a time, although transformers draws again.
     """
     from transformers import PreTrainedModel
 
@@ -88,10 +88,10 @@ def read(
     """A model with the weights of a folder's safetensors files, which are mapped, not loaded.
 
     Args:
-        make: makes the model with weights of no matter what values.
-        folder: as `save_pretrained` writes it.
+        make: makes the model; the values of its weights do not matter.
+        folder: in the form that `save_pretrained` writes.
         dtype: of the weights.
-        sharding: gets each weight as it is read.
+        sharding: gets each weight when it is read.
 
     Raises:
         WeightsError: a weight is missing or has another shape, or a file is damaged.
@@ -141,10 +141,10 @@ def read(
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Name a weights file that is damaged or not there.
+    """Turn errors inside the block into one that names the damaged or missing weights file.
 
     Raises:
-        WeightsError: in place of what the reading inside has raised.
+        WeightsError: in place of the original error.
     """
     from safetensors import SafetensorError
 
@@ -158,7 +158,7 @@ def _readable(file: Path) -> Iterator[None]:
 
 @contextmanager
 def adding_adapters(sharding: Sharding) -> Iterator[None]:
-    """Inside, PEFT's adapters are handed on as each takes its place in the model."""
+    """Inside the block, PEFT's adapters are handed on when they are put into the model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     def hand_on(module: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -179,7 +179,7 @@ def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
 
 
 def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, str]]]]:
-    """Of each parameter its names, and the modules and attributes that hold it."""
+    """For each parameter its names, and the modules and attributes that hold it."""
     found: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
     for prefix, module in network.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
@@ -190,10 +190,10 @@ def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, s
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor, as the folder's index says or as its only file does.
+    """The file of each tensor, by the folder's index or its only weights file.
 
     Raises:
-        WeightsError: neither is there, or it is damaged.
+        WeightsError: both are missing, or the file is damaged.
     """
     from safetensors import safe_open
 

@@ -1,4 +1,4 @@
-"""What is refused of a model's config and files, with what to do."""
+"""Refusals of a model's config and files, with what to do."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from src.models.shapes import FULL, SLIDING, attention_windows, facts_of, shape_
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# What makes logits or attention scores other than the plain products that objectives work with, by
-# the config's name for it and the value that means nothing.
+# Config keys that change logits or attention scores from the plain products that objectives assume,
+# and the values that change nothing.
 _BEYOND_PRODUCTS = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
@@ -26,7 +26,7 @@ _BEYOND_PRODUCTS = {
 
 
 def check_family(model: ModelConfig, config: PretrainedConfig) -> None:
-    """Refuse a model that is of another family, or does what nobody here knows of."""
+    """Refuse a model of another family, or with features that this program does not support."""
     from transformers import AutoModelForCausalLM
 
     family = family_of(model.family)
@@ -65,7 +65,7 @@ def check_family(model: ModelConfig, config: PretrainedConfig) -> None:
 
 
 def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
-    """Refuse an unlisted model whose attention is not what the defaults make of its config."""
+    """Refuse an unlisted model whose attention differs from the defaults for its config."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -96,7 +96,7 @@ def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
 
 
 def check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
-    """Refuse positions that no scaling here knows how to scale."""
+    """Refuse position encodings that no scaling here supports."""
     family = family_of(model.family)
     parameters = getattr(config, "rope_parameters", None)
     if not parameters:
@@ -148,9 +148,9 @@ def _same(read: ModelShape, stated: ModelShape) -> bool:
 
 
 def check_weights(model: ModelConfig, location: str, report: Mapping[str, Any]) -> None:
-    """Refuse weights that transformers has drawn at random because the files do not hold them.
+    """Refuse weights that transformers has drawn at random because the files lack them.
 
-    Weights that are tied to others are not among them.
+    Weights that are tied to others do not count.
     """
     faults = [
         f"{name} has shape {list(found)}, the model {list(wanted)}"

@@ -1,7 +1,8 @@
 """Settings of a model, the config group `model`: where its weights are, and facts about it.
 
-Some facts no file states reliably (the length that a model was trained at); others are known here
-before any file has been fetched (its shape). Nothing here needs torch or transformers.
+No file states some of these facts reliably, such as the length that a model was trained at. Others,
+such as its shape, must be known before any file is fetched. Nothing here needs torch or
+transformers.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 class ModelError(ValueError):
-    """A model that is not what the config says, or whose files cannot be had."""
+    """A model that differs from its config, or whose files cannot be fetched or read."""
 
 
 @dataclass(frozen=True)
 class PackagedWeights:
-    """Weights that travel inside a package of a package registry (src/assets)."""
+    """Weights inside a package of a package registry (src/assets)."""
 
     type: Literal["package"]
     asset: Literal["smollm2_135m", "gemma3_270m"]
@@ -99,7 +100,7 @@ class ModelShape:
 
     @property
     def embedding_parameters(self) -> int:
-        """Weights of the token embedding (and as many again in the head, where it is not tied)."""
+        """Weights of the token embedding; a head that is not tied has as many again."""
         return self.vocabulary * self.hidden
 
     @property
@@ -109,7 +110,7 @@ class ModelShape:
         return tables + self.layers * self.layer_parameters + self.hidden
 
     def facts(self, windows: tuple[int | None, ...]) -> ModelFacts:
-        """What objectives may know of the model.
+        """The facts of the model that objectives may know.
 
         Args:
             windows: how far back each layer may look (None: to the start).
@@ -126,7 +127,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Tuning:
-    """Values found to work on this model, which recipes read; each can be overridden there."""
+    """Values that work well on this model. Recipes read them, and may override each."""
 
     distill_lr: PositiveFloat
     cpt_lr: PositiveFloat
@@ -203,7 +204,7 @@ def _check_shape(shape: ModelShape, family: Family) -> None:
 
 
 def stated_windows(model: ModelConfig) -> tuple[int | None, ...]:
-    """How far back each layer may look (None: to the start), as the model's settings have it."""
+    """How far back each layer may look (None: to the start), by the model's settings."""
     assert model.shape is not None
     every, window = model.full_attention_every, model.sliding_window
     layers = range(1, model.shape.layers + 1)
@@ -211,6 +212,6 @@ def stated_windows(model: ModelConfig) -> tuple[int | None, ...]:
 
 
 def native_rope(model: ModelConfig, shape: ModelShape) -> NativeRope:
-    """What a scaling must know of the model."""
+    """The facts of the model that a scaling needs."""
     by_layer_type = family_of(model.family).rope_by_layer_type
     return NativeRope(shape.head_dim, shape.rope_theta, model.native_window, by_layer_type)

@@ -1,4 +1,4 @@
-"""Plain facts about a model, for code that must not know what a model is."""
+"""Plain facts about a model, for code that must not import transformers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """What an objective may know about a model.
+    """The facts about a model that an objective may know.
 
     Attributes:
         windows: of each layer: a query at i sees keys j with i - j < window; None: all before it.

@@ -30,7 +30,7 @@ def converted_package(asset: str) -> Path:
         dequantized = AutoModelForCausalLM.from_pretrained(
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32
         )
-        # What came from GGUF refuses to be saved; its weights in a plain model do not.
+        # A model loaded from GGUF cannot be saved; a plain model with its weights can.
         config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         network.load_state_dict(dequantized.state_dict())

@@ -58,7 +58,7 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
         # uniform, with nothing to distil.
         "initializer_range": shape.hidden**-0.5,
         "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
-        # The byte tokenizer's end-of-text; the classes' defaults lie outside a small vocabulary.
+        # The byte tokenizer's end of text. The config classes' defaults exceed a small vocabulary.
         "bos_token_id": None,
         "eos_token_id": 256,
         "pad_token_id": None,
@@ -67,7 +67,7 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
     windows = stated_windows(model)
     if model.sliding_window is not None:
         sizes["sliding_window"] = model.sliding_window
-        # Qwen's classes drop the window without this.
+        # Without this, Qwen's config classes drop the window.
         sizes["use_sliding_window"] = True
     if family.layer_types:
         sizes["layer_types"] = [SLIDING if window else FULL for window in windows]
@@ -82,12 +82,12 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
 
 
 def resolved_shape(model: ModelConfig) -> ModelShape:
-    """The declared shape, or the one in the model's own config, which may need the network."""
+    """The stated shape, or else the one in the model's own config, which may need the network."""
     return model.shape or shape_of(native_config(model))
 
 
 def planned_facts(model: ModelConfig) -> ModelFacts:
-    """The same, from what is stated of a model where its shape is, without a network."""
+    """The facts of a model; without a network if its shape is stated."""
     if model.shape is None:
         return facts_of(native_config(model))
     return model.shape.facts(stated_windows(model))
@@ -96,12 +96,12 @@ def planned_facts(model: ModelConfig) -> ModelFacts:
 def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     """The model's config with the scaling written into it as transformers 5 reads it.
 
-    Where each kind of layer has a RoPE of its own, that of the full-attention layers is scaled.
-    What the model's own entry has besides is kept: some classes read more from it than a scaling
-    sets (Phi-3 its partial_rotary_factor).
+    If each kind of layer has its own RoPE, that of the full-attention layers is scaled. Other keys
+    of the model's entry are kept, because some classes read more from it than a scaling sets (Phi-3
+    its partial_rotary_factor).
 
     Raises:
-        ModelError: as `native_config`; or transformers does not offer the scaling for such a model,
+        ModelError: as `native_config`; or transformers does not support the scaling for this model,
             so that it could not be exported.
         ValueError: the scaling's fields do not fit the model.
     """
@@ -117,7 +117,7 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
         config.rope_parameters = {**native, **parameters}
     config.max_position_embeddings = scaling.max_position_embeddings(rope)
     if hasattr(config, original := "original_max_position_embeddings"):
-        # Phi-3 states it outside as well, which overrides the scaling's when it is loaded again.
+        # Phi-3 also states it outside, which would override the scaling's value when loaded.
         config.original_max_position_embeddings = parameters.get(original, model.native_window)
     try:
         config.validate()
@@ -132,7 +132,7 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
 def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[int, int]]:
     """Linear layers of a decoder layer, by name: inputs and outputs.
 
-    Those of a listed family are LLaMA's; of another the model's own, whatever their names are.
+    A listed family has LLaMA's names. For other families they are the model's own.
 
     Raises:
         ModelError: as `native_config`.
@@ -166,10 +166,10 @@ def _linear_layers(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
 
 
 def served_length(model: ModelConfig, scaling: RopeScaling) -> int | None:
-    """What an exported config needs besides, as `max_seq_len`, for servers to find the target.
+    """The `max_seq_len` that an exported config needs, so that servers find the target length.
 
-    vLLM takes the least length that a config states and multiplies it by the scaling's factor. None
-    where `max_position_embeddings` will do.
+    vLLM takes the smallest length that a config states and multiplies it by the scaling's factor.
+    None if `max_position_embeddings` suffices.
     """
     if family_of(model.family).length_is_scaled:
         return None

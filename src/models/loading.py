@@ -46,17 +46,16 @@ def load_model(
             stage's export, with the same architecture).
         capture: run attention through src.passes.capture, so that q, k and v can be recorded.
         random_on: where random weights are drawn. The CPU, the default, gives every device and
-            rank the same; a GPU has its own, and takes seconds for a model of billions.
-        sharding: takes each weight as it comes, so that no process holds the whole model (ZeRO-3).
-            A model of an unlisted family is loaded whole: its files may arrange weights in another
-            way, which transformers converts for the whole model at once.
+            rank the same weights. A GPU gives others, but in seconds for a model of billions.
+        sharding: takes each weight when it is read, so that no process holds the whole model
+            (ZeRO-3). A model of an unlisted family is loaded whole: its files may arrange weights
+            in another way, which transformers converts for the whole model at once.
 
     Returns:
         A causal language model in evaluation mode, on the CPU (or on `random_on`).
 
     Raises:
-        ModelError: its files cannot be had, are damaged, or do not hold all of its weights in
-            their shapes.
+        ModelError: its files cannot be fetched, are damaged, or lack weights or have other shapes.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -66,7 +65,7 @@ def load_model(
     from src.passes.capture import attention_name
 
     if not sys.stderr.isatty():
-        # Its bars would fill a log file with control characters.
+        # Its progress bars would fill a log file with control characters.
         transformers_logging.disable_progress_bar()
     attention = attention_name(model.attention) if capture else model.attention
     make = partial(
@@ -93,7 +92,7 @@ def load_model(
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
-            # What does not fit is then listed, and refused below.
+            # Weights that do not fit are then listed, and refused below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
             **options,
@@ -107,7 +106,7 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
     """The model's own tokenizer, or the byte tokenizer for random weights.
 
     Raises:
-        ModelError: its files cannot be had.
+        ModelError: its files cannot be fetched or read.
     """
     from transformers import AutoTokenizer
 
@@ -119,10 +118,10 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
 
 
 def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:
-    """Let dynamic RoPE depend on the sequence at hand and not on those before it.
+    """Let dynamic RoPE depend on the length of each sequence alone.
 
-    transformers keeps the frequencies of the longest sequence so far until one comes that is
-    shorter than the native window: a resumed run would not see what an undisturbed one does.
+    transformers keeps the frequencies of the longest sequence so far, until one comes that is
+    shorter than the native window. So a resumed run would differ from an undisturbed one.
     """
     decoder: Any = network.get_decoder()
     rotary: Any = getattr(decoder, "rotary_emb", None)

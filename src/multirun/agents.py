@@ -55,7 +55,7 @@ def export(name: str, arguments: Sequence[str]) -> str:
 
 
 def _number(text: str) -> int | float | str:
-    """Numbers as such, so that W&B draws them on an axis; other values as they are typed."""
+    """Numbers as numbers, so that W&B draws them on an axis; other values as they are typed."""
     for kind in (int, float):
         try:
             return kind(text)

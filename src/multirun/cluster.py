@@ -35,14 +35,14 @@ _POLL = {"local": 0.5, "slurm": 10.0}
 
 
 class ClusterJob:
-    """What runs on the node. Requeued after a time-out or a preemption, it goes on."""
+    """The job on the node. After a time-out or a preemption it is requeued, and goes on."""
 
     def __init__(self, task: Task, parent: int | None) -> None:
         self.task = task
         self.parent = parent
 
     def __call__(self) -> int:
-        """Run the job to its end; its exit code."""
+        """Run the job to its end, and return its exit code."""
         if settled(self.task) == "finished":
             return 0
         job = process.start(self.task, Share())
@@ -56,7 +56,7 @@ class ClusterJob:
         return code
 
     def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Asked by submitit before a time-out: submit the same again."""
+        """Called by submitit before a time-out: submit the same job again."""
         return submitit.helpers.DelayedSubmission(self)
 
 
@@ -111,5 +111,5 @@ def run(
 
 
 def _code(job: submitit.Job[int]) -> int | None:
-    """The job's exit code; None where the scheduler has ended it before it could tell."""
+    """The job's exit code; None if the scheduler has ended the job."""
     return None if job.exception() is not None else job.results()[0]

@@ -1,7 +1,7 @@
-"""A command line and a file of `sweeps/` to jobs: Hydra's part of a sweep.
+"""Makes jobs of a command line and a file of `sweeps/`: Hydra's part of a sweep.
 
-Every combination of the swept values is a job. What is typed wins over the sweep's file: an
-override of a key that the file sweeps replaces its values.
+Every combination of the swept values is a job. Overrides win over the sweep's file: an override of
+a key that the file sweeps replaces its values.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from src.settings.strict import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "sweeps"
-# The name of a sweep that has no file.
+# The name of a sweep without a file.
 AD_HOC = "multirun"
-# Of the whole sweep; the driver gives each job its own.
+# Settings of the whole sweep; the driver sets them for each job.
 _OF_THE_SWEEP = ("sweeps", "dry_run", "sweep_resume", "run_dir")
 
-# Hydra's own name for a launcher, and the file that gives it settings.
+# Hydra's name for a launcher, and the file with its settings.
 _SLURM = ("hydra/launcher=submitit_slurm", "hydra/launcher=slurm")
 
 
@@ -47,10 +47,10 @@ class Job:
 
     Attributes:
         number: from 1, in the order of the command.
-        overrides: that compose it.
-        swept: the part of them that tells it from the other jobs.
-        settings: its config; None where it was refused.
-        refusal: why it cannot run; None where it can.
+        overrides: all that compose it.
+        swept: those in which it differs from the other jobs.
+        settings: its config; None if it was refused.
+        refusal: why it cannot run; None if it can.
     """
 
     number: int
@@ -61,12 +61,12 @@ class Job:
 
     @property
     def label(self) -> str:
-        """What tells it from the other jobs, for people."""
+        """The overrides in which it differs from the other jobs, for people."""
         return " ".join(self.swept) or "no swept value"
 
     @cached_property
     def hash(self) -> str:
-        """What it is known by; only of a job that can run."""
+        """The hash that identifies it; only a job that can run has one."""
         assert self.settings is not None
         return identity(self.settings)
 
@@ -78,12 +78,12 @@ class Sweep:
     Attributes:
         name: of its file, or `multirun`.
         arguments: overrides as typed.
-        jobs: in order; equal ones appear once.
+        jobs: in order; equal jobs appear once.
         launcher: the composed `hydra.launcher`.
-        notes: what the user may not expect.
-        dry_run: only the plan is wanted.
-        resume: only what is not done yet shall run.
-        folder: `run_dir` as given.
+        notes: lines about what the user may not expect.
+        dry_run: only the plan is printed.
+        resume: only jobs that are not finished run.
+        folder: `run_dir` of the command.
     """
 
     name: str
@@ -105,7 +105,7 @@ def register() -> None:
     """Make `+sweeps=NAME` known to Hydra; the files lie beside `conf/`, not in it.
 
     Raises:
-        ConfigError: a file is not of the form that the others have.
+        ConfigError: a file has another form than a sweep's file.
     """
     for name in names():
         ConfigStore.instance().store(
@@ -117,10 +117,10 @@ def register() -> None:
 
 
 def parameters(name: str) -> dict[str, str]:
-    """Keys of a sweep's file, each with its values as an override has them.
+    """The keys of a sweep's file, each with its values in the syntax of an override.
 
     Raises:
-        ConfigError: there is no such file, or it is not of that form.
+        ConfigError: there is no such file, or it has another form.
     """
     path = SWEEPS / f"{name}.yaml"
     if not path.is_file():
@@ -133,7 +133,7 @@ def parameters(name: str) -> dict[str, str]:
 
 
 def expand(arguments: Sequence[str]) -> Sweep:
-    """The sweep that a command line describes, every job of it composed and checked.
+    """The sweep of a command line, with every job composed and checked.
 
     A job whose settings are refused is among the jobs, with the reason.
 
@@ -170,7 +170,7 @@ def expand(arguments: Sequence[str]) -> Sweep:
 
 
 def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]:
-    """The axes of a sweep's file with more overrides, and what these replace.
+    """The axes of a sweep's file with more overrides, and the values that these replace.
 
     Raises:
         ConfigError: there is no such file, or an override is not one of a run's settings.
@@ -183,7 +183,7 @@ def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]
 
 
 def question(name: str) -> str:
-    """What a sweep's file says that it asks."""
+    """The question in the header of a sweep's file."""
     lines = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
     said = itertools.takewhile(lambda line: line.startswith("#"), lines)
     words = [line.lstrip("# ") for line in said]
@@ -223,7 +223,7 @@ def _flag(options: Mapping[str, str | None], key: str) -> bool:
 
 @dataclass(frozen=True)
 class Axis:
-    """Overrides of one key, one of which a job has."""
+    """The overrides of one key; each job has one of them."""
 
     key: str
     values: tuple[str, ...]
@@ -231,7 +231,7 @@ class Axis:
 
 
 def _axes(name: str | None, typed: Sequence[Override]) -> tuple[list[Axis], list[str]]:
-    """One axis a key; what is typed takes the place of what the file has."""
+    """One axis for each key; typed values replace those of the file."""
     from_file = [] if name is None else _parsed(parameters(name))
     axes = {axis.key: axis for axis in map(_axis, from_file)}
     notes = []
@@ -300,7 +300,7 @@ def _composed(job: Job) -> Job:
 
 
 def _resolved(line: str, composed: DictConfig) -> str:
-    """An override for people: with the value that an interpolation has come to."""
+    """An override for people, with interpolations replaced by their values."""
     key, _, value = line.partition("=")
     if "${" not in value:
         return line
@@ -310,7 +310,7 @@ def _resolved(line: str, composed: DictConfig) -> str:
 
 
 def _launcher(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
-    """`hydra.launcher`, which may refer to the settings of the first job that can run."""
+    """`hydra.launcher`; it may refer to the settings of the first job that can run."""
     first = next((list(job.overrides) for job in jobs if job.settings is not None), [])
     composed = compose("train", overrides=[*first, *overrides], return_hydra_config=True)
     plain = OmegaConf.to_container(composed.hydra.launcher, resolve=True)

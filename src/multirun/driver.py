@@ -24,19 +24,19 @@ from src.settings.strict import ConfigError
 from src.training.launch import world_from_environment
 from src.training.run import stoppable
 
-# An exit code is a byte, and shells use those from 126.
+# An exit code is a byte, and shells use those from 126 on.
 MOST_FAILED = 100
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Plan and run the sweep that a command line describes.
+    """Plan and run the sweep of a command line.
 
     Returns:
-        How many jobs failed, 100 at most: the exit code.
+        The number of failed jobs, 100 at most: the exit code.
 
     Raises:
-        ConfigError, SweepError: a mistake of the user's, before anything is started.
-        KeyboardInterrupt: stopped; so are the jobs, unless a scheduler has them.
+        ConfigError, SweepError: a user's mistake, before anything is started.
+        KeyboardInterrupt: the sweep was stopped, and its jobs too, unless a scheduler runs them.
     """
     if world_from_environment(os.environ) is not None:
         raise ConfigError(
@@ -83,7 +83,7 @@ def _with_state(planned: Planned, known: Mapping[str, Task]) -> Planned:
 
 
 def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
-    """What this machine is divided into; None where submitit has the jobs.
+    """The parts that this machine is divided into; None if submitit runs the jobs.
 
     Raises:
         ConfigError: a launcher that a sweep cannot use, or more jobs at once than fit.
@@ -127,7 +127,7 @@ def _check_memory(able: Sequence[Planned], at_once: int) -> None:
     """Refuse jobs that fit a machine's memory one by one, but not together.
 
     Raises:
-        ConfigError: with how many fit.
+        ConfigError: the message says how many fit.
     """
     on_cpu = [p.plan for p in able if p.plan is not None and p.plan.device.is_cpu]
     forced = any(p.job.settings.allow_oversubscribe for p in able if p.job.settings)
@@ -227,9 +227,9 @@ def _code(failed: int) -> int:
 
 
 def wanted(argv: Sequence[str]) -> list[str] | None:
-    """The overrides of a command line that asks for a sweep; None where it does not.
+    """The overrides of a command line with `-m`; None without it.
 
-    Hydra answers `--help` and its like, also beside `-m`.
+    Hydra answers `--help` and similar options, also together with `-m`.
 
     Raises:
         ConfigError: an option that a sweep does not take.

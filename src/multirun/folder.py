@@ -1,8 +1,8 @@
-"""The folder of a sweep, and what has become of each of its jobs.
+"""The folder of a sweep, and the state of each of its jobs.
 
 `outputs/sweeps/NAME/ID/` holds `sweep.json` (the jobs, by the hash of their configs), a run folder
-a job and `logs/`. What is done is read from the run folders themselves, so that neither a killed
-command nor a job that went on elsewhere leaves a wrong note.
+for each job, and `logs/`. The state of a job is read from its run folder, so it is right even after
+a killed command, or if a job went on elsewhere.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from src.settings.config import SweepJob
 SCHEMA = 1
 SWEEP_FILE = "sweep.json"
 OUTPUTS = Path("outputs") / "sweeps"
-# A killed job lets go of its folder at once, but not in no time.
+# Seconds that a killed job may need to release its folder.
 _PATIENCE = 5.0
 
 State = Literal["missing", "running", "failed", "interrupted", "finished"]
@@ -36,7 +36,7 @@ class SweepError(ValueError):
 
 @dataclass(frozen=True)
 class KnownJob:
-    """A job as `sweep.json` has it."""
+    """A job in `sweep.json`."""
 
     number: int
     hash: str
@@ -100,7 +100,7 @@ class SweepFolder:
         return cls(path, record)
 
     def holding(self, jobs: Sequence[Job]) -> SweepFolder:
-        """The same folder with these jobs added to those it knows; written at once."""
+        """The same folder with these jobs added to its own; writes `sweep.json`."""
         known = {job.hash for job in self.record.jobs}
         new = [
             KnownJob(job.number, job.hash, job.overrides, f"{job.number:03d}-{job.hash[:8]}")
@@ -112,7 +112,7 @@ class SweepFolder:
         return SweepFolder(self.path, held)
 
     def task(self, job: Job) -> Task:
-        """Where and as what a job of this folder runs."""
+        """The task of a job of this folder: its name, overrides and places."""
         known = next(k for k in self.record.jobs if k.hash == job.hash)
         return Task(
             label=job.label,
@@ -138,7 +138,7 @@ class SweepFolder:
 
 @dataclass(frozen=True)
 class Task:
-    """A job to be run: what it is called, composed from, and where it leaves what."""
+    """A job to run: its name, its overrides, its run folder and its log."""
 
     label: str
     overrides: tuple[str, ...]
@@ -148,7 +148,7 @@ class Task:
 
     @property
     def state(self) -> State:
-        """What has become of it so far."""
+        """Its state so far."""
         return state_of(self.run_dir)
 
     @property
@@ -158,10 +158,10 @@ class Task:
 
 
 def earlier(name: str, path: Path | None) -> list[SweepFolder]:
-    """Sweeps of a name, newest first; only the one in `path` where it is given.
+    """The sweeps of a name, newest first; with `path`, only the sweep there.
 
     Raises:
-        SweepError: one cannot be read.
+        SweepError: a sweep cannot be read.
     """
     if path is not None:
         return [SweepFolder.open(path)] if (path / SWEEP_FILE).is_file() else []
@@ -170,11 +170,11 @@ def earlier(name: str, path: Path | None) -> list[SweepFolder]:
 
 
 def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[str, Task]:
-    """By hash, the furthest that each job has come: its finished run, or else its newest.
+    """By hash, the run of each job that got furthest: the finished one, or else the newest.
 
     Args:
-        jobs: that can run.
-        folders: newest first.
+        jobs: the jobs that can run.
+        folders: the sweeps, newest first.
     """
     found: dict[str, Task] = {}
     for folder in folders:
@@ -191,7 +191,7 @@ def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[s
 
 
 def state_of(run_dir: Path) -> State:
-    """What the run folder says; a run that nobody holds is not running."""
+    """The state in the run folder; a run whose folder is not locked is not running."""
     folder = RunFolder(run_dir)
     if not folder.record_file.is_file():
         return "missing"
@@ -205,7 +205,7 @@ def state_of(run_dir: Path) -> State:
 
 
 def settled(task: Task) -> State:
-    """The state, once a job that is just being killed has let go of its folder."""
+    """The state, after waiting until a job that is being killed has released its folder."""
     deadline = time.monotonic() + _PATIENCE
     while (state := task.state) == "running" and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -213,7 +213,7 @@ def settled(task: Task) -> State:
 
 
 def failure_of(task: Task, fallback: str) -> str:
-    """Why a job has not finished, in a line."""
+    """Why a job has not finished, in one line."""
     record: dict[str, Any] = {}
     if (task.run_dir / "run.json").is_file():
         try:

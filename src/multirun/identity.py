@@ -1,4 +1,4 @@
-"""A job is known by its config: two jobs with equal settings are one."""
+"""A config identifies a job: two jobs with equal settings are the same job."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 
 from src.settings.config import RunConfig
 
-# Where a run is kept, how it is started and who is told of it do not make it another one.
+# Settings that do not make a run another one: its place, its launcher, its tracking.
 _NOT_PART = (
     "run_dir",
     "resume",

@@ -1,4 +1,4 @@
-"""Jobs on this machine: one after the other, or several at once on GPUs or cores of their own."""
+"""Jobs on this machine: one after the other, or several at once with their own GPUs or cores."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Outcome:
 
     Attributes:
         task: the job.
-        failure: None where it has finished.
-        seconds: it took.
+        failure: why it failed; None if it has finished.
+        seconds: its duration.
     """
 
     task: Task
@@ -35,14 +35,15 @@ class Outcome:
 
 
 def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
-    """The parts that this machine is divided into; so many jobs run at once.
+    """The parts that this machine is divided into; each runs one job at a time.
 
     Args:
-        jobs: that are to run.
-        n_jobs: at once; None for as many as GPUs suffice for, or without GPUs one for two cores.
+        jobs: the jobs to run.
+        n_jobs: jobs at once; None for as many as the GPUs suffice for, or without GPUs one for
+            every two cores.
 
     Raises:
-        ConfigError: more than the machine has GPUs for, or none at all.
+        ConfigError: the machine has too few GPUs for that, or `n_jobs` is below 1.
     """
     if n_jobs is not None and n_jobs < 1:
         raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs} came; give at least 1, or null")
@@ -98,7 +99,7 @@ def run(
 ) -> list[Outcome]:
     """Run all tasks, as many at once as there are parts, and wait for them.
 
-    A task that fails leaves the others running. Whatever ends this function ends its jobs.
+    If a task fails, the others go on. However this function ends, its jobs end too.
     """
     waiting, free = deque(tasks), list(parts)
     running: list[_Running] = []
@@ -132,7 +133,7 @@ class _Running:
 
 
 def outcome(task: Task, code: int | None, seconds: float) -> Outcome:
-    """A job's outcome, by its exit code and its folder; without a code, by the folder alone."""
+    """A job's outcome by its exit code and its folder; without a code by its folder."""
     if code in (0, None) and task.state == "finished":
         return Outcome(task, None, seconds)
     if code is None:

@@ -15,17 +15,17 @@ from src.run_folder import RunFolder, whole_checkpoints
 from src.training import launch
 
 _PR_SET_PDEATHSIG = 1
-# A stopped job writes its record and closes its tracker.
+# Seconds that a stopped job may need to write its record and close its tracker.
 _GRACE = 30.0
 
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a machine that a job has.
+    """The part of a machine that a job uses.
 
     Attributes:
         environment: variables that differ from this process's.
-        cores: it may run on; None for all.
+        cores: the cores that it may run on; None for all.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Share:
 
 
 def arguments(task: Task) -> list[str]:
-    """What `python -m src.train` is given: a run with a whole checkpoint goes on from it."""
+    """The arguments of `python -m src.train`; a run with a complete checkpoint is resumed."""
     if whole_checkpoints(RunFolder(task.run_dir)):
         return [f"resume={_quoted(str(task.run_dir))}"]
     sweep = task.sweep
@@ -50,7 +50,7 @@ def arguments(task: Task) -> list[str]:
 def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
     """Start a job; its output is appended to its log.
 
-    To be called from the main thread: on Linux the job is killed when the thread that started it
+    Call this from the main thread. On Linux the job is killed when the thread that started it
     ends, so that it cannot outlive this process, however that ends.
     """
     task.log.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End jobs: asked first, killed after a while."""
+    """Stop jobs: ask them to end, and kill them after a while."""
     launch.stop(processes, grace=_GRACE)
 
 
@@ -76,7 +76,7 @@ class Binding:
     def __init__(self, parent: int, cores: frozenset[int] | None) -> None:
         self._parent = parent
         self._cores = cores
-        # Loaded here: between fork and exec as little as possible may happen.
+        # Loaded here, because little may happen between fork and exec.
         self._libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def __call__(self) -> None:
@@ -89,6 +89,6 @@ class Binding:
 
 
 def _quoted(text: str) -> str:
-    """A string that Hydra takes as it is, whatever it looks like."""
+    """A quoted string, so that Hydra does not parse it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

@@ -1,4 +1,4 @@
-"""What a sweep will cost, one row a job, and how its jobs ended."""
+"""Tables of a sweep: the cost of each job before it, the outcome of each job after it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from src.planning.plan import Plan
 
 @dataclass(frozen=True)
 class Planned:
-    """A job with its plan, or without one where it is refused.
+    """A job with its plan, or without one if it is refused.
 
     Attributes:
         job: the combination.
-        plan: None where the job is refused.
-        refusal: why; None where it can run.
-        state: what has become of it so far; None where nobody asked.
+        plan: None if the job is refused.
+        refusal: why it is refused; None if it can run.
+        state: its state so far; None if it was not looked up.
     """
 
     job: Job
@@ -145,7 +145,7 @@ def _hours(hours: float | None) -> str:
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or the whole where two would look the same."""
+    """The last part of each key, or the whole key where two would look the same."""
     plain = [key.lstrip("+~").partition("@")[0] for key in keys]
     last = [key.rpartition(".")[2].rpartition("/")[2] for key in plain]
     return [

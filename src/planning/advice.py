@@ -1,4 +1,4 @@
-"""A run that does not fit its device is refused with settings that would make it fit."""
+"""Refuses a run that does not fit its device, and advises settings that make it fit."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from src.settings.strict import ConfigError
 
 
 def check_fits(made: Plan, config: RunConfig) -> None:
-    """Refuse a run that its device cannot hold, unless told to try.
+    """Refuse a run that its device cannot hold, unless `allow_oversubscribe` is set.
 
     Raises:
         ConfigError: with the settings that would make it fit.
@@ -42,17 +42,17 @@ def misfit(made: Plan, config: RunConfig) -> str:
 
 
 def _advised(made: Plan, config: RunConfig) -> tuple[dict[str, object], Plan]:
-    """Settings below `engine` that make a run fit, or nearly, and the plan with them."""
+    """Settings below `engine` that make a run fit, or nearly fit, and the plan with them."""
     taken: dict[str, object] = {}
     for settings in _savings(config, taken, on_cpu=made.device.is_cpu):
         tried = _replanned(config, taken | settings, made)
-        # A setting that saves nothing by itself may save something beside another one.
+        # A setting that saves nothing alone may save memory together with another one.
         if tried is not None and _excess(tried) <= _excess(made):
             taken |= settings
             made = tried
         if made.fits:
             break
-    # A setting taken early may have become needless. The dearest is dropped first.
+    # A setting taken early may have become needless. The most expensive one is dropped first.
     for key in reversed(list(taken)):
         fewer = {k: v for k, v in taken.items() if k != key}
         tried = _replanned(config, fewer, made)
@@ -62,12 +62,12 @@ def _advised(made: Plan, config: RunConfig) -> tuple[dict[str, object], Plan]:
 
 
 def _excess(made: Plan) -> float:
-    """Bytes a rank that do not fit, over all stages."""
+    """Bytes per rank that do not fit, over all stages."""
     return sum(max(0.0, stage.peak - made.device.usable) for stage in made.stages)
 
 
 def _replanned(config: RunConfig, settings: Mapping[str, object], made: Plan) -> Plan | None:
-    """The plan with other engine settings; None where they do not go together."""
+    """The plan with other engine settings; None if they contradict each other."""
     parts: dict[str, dict[str, Any]] = {"student": {}, "teacher": {}, "": {}}
     for key, value in settings.items():
         part, _, name = key.rpartition(".")
@@ -83,7 +83,7 @@ def _replanned(config: RunConfig, settings: Mapping[str, object], made: Plan) ->
 
 
 def _typed(settings: Mapping[str, object]) -> str:
-    """Settings as they are typed."""
+    """Settings as a user types them."""
     return " ".join(f"engine.{key}={str(value).lower()}" for key, value in settings.items())
 
 

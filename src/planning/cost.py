@@ -43,7 +43,7 @@ _WORKSPACE = 72 * 2**20
 
 @dataclass(frozen=True)
 class Setting:
-    """What the cost of a stage depends on.
+    """The inputs of a stage's cost.
 
     Attributes:
         adapters: LoRA weights of the student; None where there are none.
@@ -62,7 +62,7 @@ class Setting:
 
     @property
     def width(self) -> int:
-        """Bytes of a number."""
+        """Bytes of one number."""
         return _WIDTH[self.config.engine.dtype]
 
     @property
@@ -167,7 +167,7 @@ def memory(setting: Setting) -> dict[str, float]:
 
 
 def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> dict[str, float]:
-    """What a micro-step of one stream holds at its peak."""
+    """Bytes that a micro-step of one stream holds at its peak."""
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
     wants = needs[name]
     micro_batch = setting.config.engine.student.micro_batch
@@ -278,7 +278,7 @@ class Work:
 
 
 def work(setting: Setting, schedule: StageSchedule) -> Work:
-    """Forward and backward of student and teacher, over the whole stage."""
+    """The work of student and teacher, forward and backward, over the whole stage."""
     total = Work(0.0, 0.0, 0.0, 0.0)
     for name, tokens in schedule.tokens_read().items():
         blocks = tokens / setting.stage.streams[name].length

@@ -1,4 +1,4 @@
-"""What settings leave to the plan with `auto`: all of it is decided here."""
+"""Decides the settings that are `auto`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Names of devices and number formats in configs, what torch calls them, and what they can do."""
+"""Devices and number formats: their names in configs and in torch, and what devices can do."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ def uses_cuda(name: str) -> bool:
 
 
 def device_of(name: str) -> torch.device:
-    """`auto` is the GPU where there is one. The current CUDA device is the rank's own.
+    """The torch device of a setting; `auto` is the GPU if there is one, else the CPU.
+
+    The current CUDA device is the rank's own.
 
     Raises:
-        ValueError: cuda is asked for by name where there is none.
+        ValueError: the setting is cuda, and there is no GPU.
     """
     import torch
 
@@ -45,7 +47,7 @@ def device_of(name: str) -> torch.device:
 
 @dataclass(frozen=True)
 class DeviceFacts:
-    """What a plan needs to know of a device.
+    """The facts about a device that a plan needs.
 
     Attributes:
         name: for people.

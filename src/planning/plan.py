@@ -1,4 +1,4 @@
-"""What a run will cost, worked out from its config before anything is loaded.
+"""The cost of a run, computed from its config before anything is loaded.
 
 Tokens and steps are exact. Memory and time are estimates from shapes (src/planning/cost.py).
 Settings that contradict each other are refused (src/planning/checks.py), and settings that are
@@ -82,7 +82,7 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether every stage's estimate is within what the device has."""
+        """Whether the estimate of every stage fits the device."""
         return all(stage.peak <= self.device.usable for stage in self.stages)
 
     def stage(self, name: str) -> StagePlan:
@@ -117,7 +117,7 @@ class Plan:
 
 
 def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = None) -> Plan:
-    """Work the plan out, and refuse settings that contradict each other.
+    """Compute the plan, and refuse settings that contradict each other.
 
     Args:
         config: the run.

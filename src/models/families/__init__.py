@@ -1,7 +1,7 @@
-"""Model families: what the program must know of a model that its config does not say.
+"""Model families: facts about models that their configs do not state.
 
-A family is facts, never code that changes a model. A new file in this folder that defines `FAMILY`
-is found here and may be named in `model.family`; a family without a file is treated as `unlisted`.
+A family is facts, never code that changes a model. A file in this folder that defines `FAMILY` is
+discovered, and `model.family` accepts its name. A family without a file is `unlisted`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a family is."""
+"""The facts of a family."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class LayerParts:
     output: str = "o_proj"
 
 
-# Norm and attention, norm and MLP, each pair added to a residual stream: LLaMA and its likes.
+# Norm and attention, norm and MLP; each pair is added to the residual stream: LLaMA's layout.
 SERIAL = LayerParts("input_layernorm", "self_attn", ("post_attention_layernorm", "mlp"))
 
 
@@ -52,9 +52,9 @@ class Family:
         layer_types: whether the config lists each layer's kind (full or sliding attention).
         rope_by_layer_type: whether each kind has a RoPE of its own. Full-attention layers are
             scaled; sliding ones never look beyond their window, so they stay as they are.
-        length_is_scaled: whether vLLM takes `max_position_embeddings` as it is, where for others it
-            multiplies by the scaling's factor.
-        random_config: what a config for random weights has besides sizes.
+        length_is_scaled: whether vLLM takes `max_position_embeddings` as it is; for other families
+            it multiplies by the scaling's factor.
+        random_config: entries of a config for random weights, besides sizes.
     """
 
     name: str

@@ -1,7 +1,7 @@
-"""Gemma 3, text: sliding and full-attention layers, each kind with a RoPE of its own.
+"""Gemma 3, text: sliding and full-attention layers; each kind has its own RoPE.
 
-Of six layers five slide. Queries and keys have a norm, each sublayer one before and one after it,
-and scores are scaled by query_pre_attn_scalar ** -0.5 (report: 2503.19786).
+Five of six layers have a sliding window. Queries and keys have a norm, each sublayer has one before
+and one after it, and scores are scaled by query_pre_attn_scalar ** -0.5 (report: 2503.19786).
 """
 
 from __future__ import annotations

@@ -4,5 +4,5 @@ from __future__ import annotations
 
 from src.models.families.base import Family
 
-# Its class has a window unless told otherwise.
+# Its config class has a window by default.
 FAMILY = Family("mistral", model_type="mistral", random_config={"sliding_window": None})

@@ -1,8 +1,8 @@
-"""RoPE scalings: each one dataclass with its fields, its mathematics and its export.
+"""RoPE scalings: each is one dataclass with its fields, its mathematics and its export.
 
-A scaling is chosen by `rope.type`; `rope.target_length` says how long the extended window shall be
-and what depends on it (a factor, mostly) follows from the model's native window. A new file in this
-folder that defines `SCALING` is found here and accepted in configs under its `type`.
+`rope.type` selects a scaling, and `rope.target_length` sets the extended window. The factor follows
+from the target and the model's native window. A file in this folder that defines `SCALING` is
+discovered, and configs accept its `type`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCALINGS: tuple[type[Scaling], ...] = tuple(
     importlib.import_module(f"{__name__}.{name}").SCALING for name in _MODULES
 )
 
-# The set is found at run time, so type checkers see the class that all scalings share.
+# The set is known at run time only, so type checkers see the class that all scalings share.
 if TYPE_CHECKING:
     RopeScaling = Scaling
 else:

@@ -13,17 +13,17 @@ from src.models.rope.base import NativeRope, Scaling
 
 @dataclass(frozen=True)
 class BaseFrequencyScaling(Scaling):
-    """A larger theta, same positions.
+    """A larger theta and the same positions.
 
-    There is no rule for theta from the factor that the literature agrees on, so it is required:
-    LongReD (2502.07365) uses 2e7 for LLaMA-3-8B at 32K.
+    The literature has no agreed rule for theta by the factor, so theta is required. LongReD
+    (2502.07365) uses 2e7 for LLaMA-3-8B at 32K.
     """
 
     type: Literal["abf"]
     theta: Annotated[float, Field(gt=1)]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Those of the larger base."""
+        """The frequencies of the larger base."""
         del length
         return native.inverse_frequencies(self.theta)
 

@@ -1,4 +1,4 @@
-"""What all scalings share."""
+"""The base classes of all scalings."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class NativeRope:
 
     Attributes:
         head_dim: dimensions that are rotated, in pairs: all of a head's.
-        theta: the base frequency, of the layers that are scaled.
-        window: tokens the model was trained at.
-        by_layer_type: whether the model has a RoPE for each kind of layer (Gemma 3), of which only
-            that of the full-attention layers is scaled.
+        theta: the base frequency of the layers that are scaled.
+        window: the length in tokens that the model was trained at.
+        by_layer_type: whether each kind of layer has its own RoPE (Gemma 3); only that of the
+            full-attention layers is scaled.
     """
 
     head_dim: int
@@ -37,7 +37,7 @@ class NativeRope:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A scaling: what it is called and how long the extended window shall be, in tokens."""
+    """A scaling with its type and the length of the extended window, in tokens."""
 
     type: str
     target_length: Annotated[int, Field(gt=0)]
@@ -69,12 +69,12 @@ class Scaling:
         raise NotImplementedError
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
-        """What rotated queries and keys are multiplied by, each."""
+        """The factor on rotated queries, and on rotated keys."""
         del native
         return 1.0
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """What transformers 5 keeps in `config.rope_parameters`.
+        """The value of `config.rope_parameters` in transformers 5.
 
         Raises:
             ValueError: the fields do not fit the model.
@@ -82,23 +82,23 @@ class Scaling:
         raise NotImplementedError
 
     def max_position_embeddings(self, native: NativeRope) -> int:
-        """What transformers 5 keeps in `config.max_position_embeddings`."""
+        """The value of `config.max_position_embeddings` in transformers 5."""
         del native
         return self.target_length
 
     def multiplied_length(self, native: NativeRope) -> int | None:
         """The length that inference servers multiply by the factor in `rope_parameters`.
 
-        vLLM does so for some types, to know the window; None where `max_position_embeddings` leads
-        to the target by itself.
+        vLLM does so for some types, to find the window. None if `max_position_embeddings` alone
+        gives the target.
         """
         del native
         return None
 
     def is_native_at(self, native: NativeRope, length: int) -> bool:
-        """Whether a sequence of `length` tokens is rotated as by the unscaled model.
+        """Whether a sequence of `length` tokens is rotated as in the unscaled model.
 
-        A student that is then has nothing to learn from its teacher.
+        A student then has nothing to learn from its teacher.
         """
         return self.resolved_attention_factor(native) == 1.0 and np.allclose(
             self.inverse_frequencies(native, length), native.inverse_frequencies(), rtol=1e-9
@@ -107,18 +107,18 @@ class Scaling:
 
 @dataclass(frozen=True)
 class FactorScaling(Scaling):
-    """A scaling by a factor, which follows from the target unless it is given."""
+    """A scaling by a factor, which follows from the target unless it is set."""
 
     factor: Annotated[float, Field(ge=1)] | None = None
 
     def resolved_factor(self, native_window: int) -> float:
-        """The factor given, or target_length / native_window.
+        """The factor in the settings, or else target_length / native_window.
 
         Raises:
             ValueError: the target is shorter than the native window.
         """
         needed = super().resolved_factor(native_window)
-        # vLLM refuses an integer here.
+        # vLLM refuses an integer.
         return needed if self.factor is None else float(self.factor)
 
 

@@ -13,17 +13,16 @@ from src.models.rope.ntk import stretched_theta
 
 @dataclass(frozen=True)
 class DynamicScaling(FactorScaling):
-    """NTK-aware, by a factor that grows with the sequence: factor * length / window - factor + 1.
+    """NTK-aware, with a factor that grows with the sequence: factor * length / window - factor + 1.
 
-    Up to the native window nothing is scaled, so a student there equals its teacher and a
-    distillation of short text has nothing to restore. At the target the factor is larger than
-    target / window.
+    Up to the native window nothing is scaled: a student equals its teacher there, so distillation
+    of short text has nothing to restore. At the target the factor is larger than target / window.
     """
 
     type: Literal["dynamic"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Those of the base that belongs to the sequence's length."""
+        """The frequencies of the base for the sequence's length."""
         tokens = max(length or self.target_length, native.window)
         factor = self.resolved_factor(native.window)
         grown = factor * tokens / native.window - (factor - 1)

@@ -18,7 +18,7 @@ class LinearScaling(FactorScaling):
     type: Literal["linear"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Native ones divided by the factor."""
+        """The native frequencies divided by the factor."""
         del length
         return native.inverse_frequencies() / self.resolved_factor(native.window)
 
@@ -31,7 +31,7 @@ class LinearScaling(FactorScaling):
         }
 
     def multiplied_length(self, native: NativeRope) -> int:
-        """The least whose product with the factor, rounded down as servers do, holds the target."""
+        """The smallest length whose product with the factor, rounded down, reaches the target."""
         factor = self.resolved_factor(native.window)
         length = math.floor(self.target_length / factor)
         while int(length * factor) < self.target_length:

@@ -16,7 +16,7 @@ Positive = Annotated[float, Field(gt=0)]
 
 @dataclass(frozen=True)
 class Llama3Scaling(FactorScaling):
-    """Short wavelengths stay, long ones are interpolated, those between blended.
+    """Short wavelengths stay, long ones are interpolated, and those between are blended.
 
     Attributes:
         low_freq_factor: pairs that turn less often within the native window are interpolated.

@@ -18,13 +18,14 @@ Positive = Annotated[float, Field(gt=0)]
 class LongRopeScaling(FactorScaling):
     """A factor for each pair: one table up to the native window, another one beyond it.
 
-    The tables come from a search that is not ours; by default short sequences are not scaled and
-    long ones are by the same factor in all pairs, which is where that search starts. Which table is
-    used depends on the sequence at hand, so training on short text trains the short one's model.
+    The tables come from a published search that this program does not run. By default short
+    sequences are not scaled, and long ones have the same factor in all pairs, which is where that
+    search starts. The length of each sequence selects the table, so short text trains the model
+    with the short table.
 
     Attributes:
         short_factors, long_factors: head_dim / 2 numbers that frequencies are divided by.
-        attention_factor: what queries and keys are multiplied by at any length, each; by default
+        attention_factor: the factor on queries, and on keys, at any length; by default
             sqrt(1 + ln(factor) / ln(window)).
     """
 
@@ -34,7 +35,7 @@ class LongRopeScaling(FactorScaling):
     attention_factor: Positive | None = None
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Native ones divided by the table for the sequence's length."""
+        """The native frequencies divided by the table for the sequence's length."""
         short, long = self._tables(native)
         beyond = (length or self.target_length) > native.window
         return native.inverse_frequencies() / (long if beyond else short)

@@ -22,7 +22,7 @@ class NtkScaling(FactorScaling):
     type: Literal["ntk"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Those of the larger base."""
+        """The frequencies of the larger base."""
         del length
         return native.inverse_frequencies(self._theta(native))
 

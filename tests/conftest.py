@@ -28,11 +28,10 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from tests import forked
-from tests.forked import ROOT
-
 if TYPE_CHECKING:
     from src.settings.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[1]
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -201,49 +200,55 @@ def short_recipe() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def run_command() -> Callable[..., object]:
-    """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
+def start_command() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """start_command("-m", "src.train", *overrides, env={}) -> a running `python ...`.
 
-    def run(
-        module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
-    ) -> object:
-        return subprocess.run(
-            [sys.executable, "-m", module, *arguments],
+    It runs from the repository's root. A process that a test leaves running is killed at the end.
+    """
+    started: list[subprocess.Popen[str]] = []
+
+    def start(*program: str, env: dict[str, str] | None = None) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, *program],
             cwd=ROOT,
             env=os.environ | (env or {}),
-            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=timeout,
-            check=False,
         )
-
-    return run
-
-
-@pytest.fixture(scope="session")
-def start_forked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., object]]:
-    """start_forked("-m", "src.train", *overrides, env={}) -> a running `forked.Command`."""
-    started: list[forked.Command] = []
-
-    def start(*program: str, env: dict[str, str] | None = None) -> forked.Command:
-        started.append(forked.Command(program, tmp_path_factory.mktemp("forked"), env or {}))
-        return started[-1]
+        started.append(process)
+        return process
 
     yield start
-    for command in started:
-        command.kill()
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.fixture(scope="session")
-def run_forked(start_forked: Callable[..., forked.Command]) -> Callable[..., object]:
-    """run_forked("src.train", *overrides) -> what `run_command` gives, from a forked process."""
+def run_command(start_command: Callable[..., subprocess.Popen[str]]) -> Callable[..., object]:
+    """run_command("src.train", *overrides) -> a finished subprocess, from the repository's root."""
 
-    def run(
-        module: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 240
-    ) -> object:
-        return start_forked("-m", module, *arguments, env=env).finished(timeout)
+    def run(module: str, *arguments: str, env: dict[str, str] | None = None) -> object:
+        return ended(start_command("-m", module, *arguments, env=env))
 
     return run
+
+
+def ended(process: subprocess.Popen[str], timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Wait for a process; its exit code and what it has said."""
+    out, err = process.communicate(timeout=timeout)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def forget_hydra() -> None:
+    """Forget what a command in this process has composed, so that another can compose its own."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    GlobalHydra.instance().clear()
+    HydraConfig.instance().cfg = None
 
 
 @pytest.fixture
@@ -262,7 +267,7 @@ def run_here(
         monkeypatch.setattr("sys.argv", [module, *arguments])
         monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         monkeypatch.chdir(ROOT)
-        forked.forget_hydra()
+        forget_hydra()
         capfd.readouterr()
         code = 0
         try:
@@ -271,7 +276,7 @@ def run_here(
         except SystemExit as ended:
             code = ended.code or 0
         finally:
-            forked.forget_hydra()
+            forget_hydra()
         out, err = capfd.readouterr()
         return subprocess.CompletedProcess([module, *arguments], code, out, err)
 
@@ -286,29 +291,11 @@ def losses(run_dir: Path, key: str = "loss/total") -> Sequence[float]:
     return [entry[key] for line in lines if key in (entry := json.loads(line))]
 
 
-def spawning(program: Sequence[str], logs: Path) -> tuple[str, str]:
-    """A program that spawns two ranks with another."""
-    spawn = f"launch.spawn({list(program)!r}, nproc=2, logs=Path({str(logs)!r}))"
-    return "-c", f"from pathlib import Path; from src.training import launch; {spawn}"
-
-
-def started(*program: str) -> subprocess.Popen:
-    """A running `python PROGRAM`, started anew; what it says is thrown away."""
-    return subprocess.Popen(
-        [sys.executable, *program],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-def kill_when(
-    process: subprocess.Popen | forked.Command, reached: Callable[[], bool], number: int
-) -> None:
+def kill_when(process: subprocess.Popen[str], reached: Callable[[], bool], number: int) -> None:
     """Send a signal to a run as soon as it has come so far, and wait for its end."""
     deadline = time.monotonic() + 120
     while not reached():
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.poll() is None, f"the run ended before it could be killed: {ended(process)}"
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(number)

@@ -94,16 +94,15 @@ def test_the_short_suite_of_a_run_beside_another_run(
     assert "a quick look" in done.stdout
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_processes_share_the_work_and_find_the_same(
-    tmp_path: Path,
-    run_here: Callable[..., subprocess.CompletedProcess],
-    run_forked: Callable[..., subprocess.CompletedProcess],
+    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
     found = []
-    for nproc, run in ((1, run_here), (2, run_forked)):
+    for nproc in (1, 2):
         out = tmp_path / str(nproc)
-        done = run(
+        done = run_here(
             "src.evaluate", "model=tiny", *SHORT, f"nproc={nproc}", f"out={out}", "cache=false"
         )
         assert done.returncode == 0, done.stderr

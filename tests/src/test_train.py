@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -25,10 +26,10 @@ from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training.checkpoint import CheckpointError
 from src.training.launch import World
-from tests.conftest import ROOT, kill_when, losses, started
-from tests.forked import Command
+from tests.conftest import ROOT, kill_when, losses
 
 Train = Callable[..., Path]
+RunHere = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture(scope="module")
@@ -142,8 +143,6 @@ def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
 
     Processors differ in the last bits, so the comparison across machines is to float32 rounding.
     """
-    import os
-
     curve = list(losses(train_tiny()))
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(json.dumps(curve, indent=2) + "\n", encoding="utf-8")
@@ -378,34 +377,58 @@ def test_a_rerun_without_a_checkpoint_starts_anew(
         train.train(settings, None)
 
 
+def resumed_to_the_bits(folder: Path, whole: Path, run_here: RunHere) -> None:
+    """Resume a run, and compare it with one that was not stopped; a second time changes nothing."""
+    resumed = run_here("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(folder) == losses(whole)
+    assert RunFolder(folder).record()["state"] == "finished"
+    again = run_here("src.train", f"resume={folder}")
+    assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
+
+
+@pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "state", "forked"),
-    [(signal.SIGKILL, "running", False), (signal.SIGTERM, "interrupted", True)],
-    ids=["kill", "stop"],
-)
 def test_kill_and_resume_gives_the_same_bits(
     baseline: Path,
     tiny_overrides: list[str],
     tmp_path: Path,
-    run_here: Callable[..., subprocess.CompletedProcess],
-    start_forked: Callable[..., Command],
-    number: int,
-    state: str,
-    forked: bool,
+    run_here: RunHere,
+    start_command: Callable[..., subprocess.Popen[str]],
 ) -> None:
     folder = tmp_path / "run"
-    overrides = [*tiny_overrides, "recipe.stages.ard.parameters.dropout=0.1"]
-    program = ("-m", "src.train", *overrides, f"run_dir={folder}")
-    process = start_forked(*program) if forked else started(*program)
-    kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), number)
-    assert RunFolder(folder).record()["state"] == state
-    resumed = run_here("src.train", f"resume={folder}")
-    assert resumed.returncode == 0, resumed.stderr
-    assert losses(folder) == losses(baseline)
-    assert RunFolder(folder).record()["state"] == "finished"
-    again = run_here("src.train", f"resume={folder}")
-    assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
+    dropout = "recipe.stages.ard.parameters.dropout=0.1"
+    process = start_command("-m", "src.train", *tiny_overrides, dropout, f"run_dir={folder}")
+    kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGKILL)
+    assert RunFolder(folder).record()["state"] == "running"
+    resumed_to_the_bits(folder, baseline, run_here)
+
+
+def test_stop_and_resume_gives_the_same_bits(
+    baseline: Path,
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The command asks itself to stop, as its third step is logged."""
+    folder = tmp_path / "run"
+    log = RunFolder.log
+
+    def log_and_stop(self: RunFolder, entry: dict[str, Any]) -> None:
+        log(self, entry)
+        if entry["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", log_and_stop)
+        dropout = "recipe.stages.ard.parameters.dropout=0.1"
+        stopped = run_here("src.train", *tiny_overrides, dropout, f"run_dir={folder}")
+    assert stopped.returncode == 130
+    assert "error: interrupted" in stopped.stderr
+    assert RunFolder(folder).record()["state"] == "interrupted"
+    assert [path.name for path in whole_checkpoints(RunFolder(folder))] == ["step-2"]
+    resumed_to_the_bits(folder, baseline, run_here)
 
 
 def just_begun(run: Path, folder: Path) -> dict[str, Any]:
@@ -446,7 +469,7 @@ def test_resume_on_other_texts_is_refused(baseline: Path, prose: Path, tmp_path:
 
 
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
-    baseline: Path, tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
+    baseline: Path, tmp_path: Path, run_here: RunHere
 ) -> None:
     folder = tmp_path / "run"
     just_begun(baseline, folder)
@@ -456,9 +479,7 @@ def test_resume_without_a_checkpoint_starts_over_and_says_so(
     assert losses(folder) == losses(baseline)
 
 
-def test_resume_takes_no_other_settings(
-    baseline: Path, run_here: Callable[..., subprocess.CompletedProcess]
-) -> None:
+def test_resume_takes_no_other_settings(baseline: Path, run_here: RunHere) -> None:
     refused = run_here("src.train", f"resume={baseline}", "seed=1")
     assert refused.returncode == 2
     assert "goes on with the run's own config; drop seed=1" in refused.stderr
@@ -525,7 +546,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Pat
 def test_a_users_mistake_is_one_message_and_leaves_nothing(
     tiny_overrides: list[str],
     tmp_path: Path,
-    run_here: Callable[..., subprocess.CompletedProcess],
+    run_here: RunHere,
     overrides: list[str],
     message: str,
 ) -> None:
@@ -582,9 +603,7 @@ def test_several_machines_need_a_launcher(compose_run: Callable[..., RunConfig])
     assert run.launch.ranks == 16
 
 
-def test_dry_run_starts_nothing(
-    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
-) -> None:
+def test_dry_run_starts_nothing(tmp_path: Path, run_here: RunHere) -> None:
     planned = run_here(
         "src.train", "+experiment=linearard_32k", "dry_run=true", f"run_dir={tmp_path / 'run'}"
     )

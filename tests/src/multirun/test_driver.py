@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -15,12 +17,14 @@ from typing import Any
 
 import pytest
 
-from src.multirun import driver
+from src.multirun import driver, process
 from src.report.runs import read_runs
-from tests.conftest import ROOT
-from tests.forked import Command
+from src.settings.config import RunConfig
+from tests.conftest import ended, kill_when
+from tests.fakes import JobsHere
 
-RunForked = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+RunHere = Callable[..., subprocess.CompletedProcess[str]]
 
 # Two at a time on two cores of their own.
 PARALLEL = ["hydra/launcher=parallel", "hydra.launcher.n_jobs=2"]
@@ -58,24 +62,33 @@ def texts(prose: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return folders
 
 
+@pytest.fixture
+def jobs_here(monkeypatch: pytest.MonkeyPatch, compose_run: Callable[..., RunConfig]) -> None:
+    """Jobs of a sweep run in this process, each where it would be started."""
+    monkeypatch.setattr(process, "start", JobsHere(compose_run))
+
+
 @pytest.fixture(scope="module")
 def three_jobs(
     tiny_job: list[str],
     texts: list[Path],
     tmp_path_factory: pytest.TempPathFactory,
-    run_forked: RunForked,
+    compose_run: Callable[..., RunConfig],
 ) -> tuple[Path, list[str], subprocess.CompletedProcess[str]]:
     """A sweep's folder, its command and what came of it."""
     folder = tmp_path_factory.mktemp("three") / "sweep"
     paths = ",".join(f"[{path}]" for path in texts)
     command = [*tiny_job, f"data.sources.files.paths={paths}", f"run_dir={folder}", *PARALLEL]
-    return folder, command, run_forked("src.train", "-m", *command, timeout=600)
+    said = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
+        patch.setattr(process, "start", JobsHere(compose_run))
+        code = driver.run(command)
+    return folder, command, subprocess.CompletedProcess(command, code, "", said.getvalue())
 
 
 ThreeJobs = tuple[Path, list[str], subprocess.CompletedProcess[str]]
 
 
-@pytest.mark.slow
 def test_one_job_of_three_fails_and_is_named(three_jobs: ThreeJobs, texts: list[Path]) -> None:
     folder, _, done = three_jobs
     assert done.returncode == 1, done.stderr
@@ -98,7 +111,6 @@ def test_one_job_of_three_fails_and_is_named(three_jobs: ThreeJobs, texts: list[
     assert f"wandb sync {folder}/*/wandb/offline-run-*" in done.stderr
 
 
-@pytest.mark.slow
 def test_each_run_knows_its_job(three_jobs: ThreeJobs) -> None:
     folder = three_jobs[0]
     known = {job["hash"]: job for job in json.loads((folder / "sweep.json").read_text())["jobs"]}
@@ -111,18 +123,17 @@ def test_each_run_knows_its_job(three_jobs: ThreeJobs) -> None:
         assert record["run_id"] == f"{job['id']}-{job['hash'][:8]}"
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("jobs_here")
 def test_resuming_runs_only_what_failed(
-    three_jobs: ThreeJobs, texts: list[Path], prose: Path, run_forked: RunForked
+    three_jobs: ThreeJobs, texts: list[Path], prose: Path, run_here: RunHere
 ) -> None:
     folder, command, _ = three_jobs
     before = {p: p.read_bytes() for p in folder.glob("*/*.json*")}
     shutil.copytree(prose, texts[1])
-    done = run_forked("src.train", "-m", *command, "sweep_resume=true")
+    done = run_here("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith("started ")][0:2] == [
-        line for line in done.stderr.splitlines() if line.startswith("started job 2")
-    ]
+    started = [line for line in done.stderr.splitlines() if line.startswith("started ")]
+    assert [line.partition(" (")[0] for line in started] == ["started job 2"]
     assert {p: p.read_bytes() for p in before} == before
     assert [run.state for run in read_runs(folder)] == ["finished"] * 3
 
@@ -137,34 +148,28 @@ def children_of(pid: int) -> list[int]:
 
 @pytest.fixture
 def killed(
-    tiny_job: list[str], tmp_path: Path, start_forked: Callable[..., Command]
+    tiny_job: list[str], tmp_path: Path, start_command: Start
 ) -> tuple[Path, list[str], list[int]]:
     """A sweep killed while its first two jobs run; its folder, its command, its processes."""
     folder = tmp_path / "sweep"
-    command = [
-        *tiny_job,
-        "seed=1,2",
-        f"run_dir={folder}",
-        *PARALLEL,
-        "recipe.stages.ard.tokens=2048",
-        "tracking=none",
-    ]
-    process = start_forked("-m", "src.train", "-m", *command)
-    try:
-        deadline = time.monotonic() + 120
-        while len(list(folder.glob("*/metrics.jsonl"))) < 1:
-            assert time.monotonic() < deadline, "no job has begun to train"
-            time.sleep(0.05)
-        below = children_of(process.pid)
-    finally:
-        process.kill()
-        process.wait(60)
+    longer = ["recipe.stages.ard.tokens=2048", "tracking=none"]
+    command = [*tiny_job, "seed=1,2", f"run_dir={folder}", *PARALLEL, *longer]
+    sweep = start_command("-m", "src.train", "-m", *command)
+    below: list[int] = []
+
+    def training() -> bool:
+        below[:] = children_of(sweep.pid)
+        return bool(list(folder.glob("*/metrics.jsonl")))
+
+    kill_when(sweep, training, signal.SIGKILL)
     return folder, command, below
 
 
+@pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.usefixtures("jobs_here")
 def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_completed(
-    killed: tuple[Path, list[str], list[int]], run_forked: RunForked, run_here: RunForked
+    killed: tuple[Path, list[str], list[int]], run_here: RunHere
 ) -> None:
     folder, command, below = killed
     assert len(below) >= 2
@@ -174,7 +179,7 @@ def test_killing_the_parent_leaves_nothing_running_and_the_sweep_can_be_complete
         time.sleep(0.1)
     states = [run.record.state for run in read_runs(folder) if run.record]
     assert "finished" not in states, "it was killed in time"
-    done = run_forked("src.train", "-m", *command, "sweep_resume=true")
+    done = run_here("src.train", "-m", *command, "sweep_resume=true")
     assert done.returncode == 0, done.stderr
     runs = read_runs(folder)
     assert [run.state for run in runs] == ["finished"] * 2
@@ -194,24 +199,20 @@ def zombie(pid: int) -> bool:
         return True
 
 
+@pytest.mark.integration
 @pytest.mark.slow
-def test_a_sweep_that_is_stopped_stops_its_jobs(tiny_job: list[str], tmp_path: Path) -> None:
-    """Typed as a user does: it and its job are processes that are started anew."""
+def test_a_sweep_that_is_stopped_stops_its_jobs(
+    tiny_job: list[str], tmp_path: Path, start_command: Start
+) -> None:
     long = ["recipe.stages.ard.tokens=65536", "tracking=none"]
-    command = [*tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", *long]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "src.train", "-m", *command],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
+    sweep = start_command(
+        "-m", "src.train", "-m", *tiny_job, "seed=1,2", f"run_dir={tmp_path / 's'}", *long
     )
-    while not list(tmp_path.glob("s/*/metrics.jsonl")) and process.poll() is None:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 130, said
-    assert "stopped; go on with" in said
-    assert "sweep_resume=true" in said
+    kill_when(sweep, lambda: bool(list(tmp_path.glob("s/*/metrics.jsonl"))), signal.SIGTERM)
+    done = ended(sweep)
+    assert done.returncode == 130, done.stderr
+    assert "stopped; go on with" in done.stderr
+    assert "sweep_resume=true" in done.stderr
     (record,) = tmp_path.glob("s/*/run.json")
     assert json.loads(record.read_text())["state"] == "interrupted"
 
@@ -309,16 +310,21 @@ def test_which_commands_are_sweeps(argv: list[str], found: list[str] | None) -> 
     assert driver.wanted(argv) == found
 
 
+@pytest.mark.integration
 @pytest.mark.slow
-def test_jobs_through_submitit(tiny_job: list[str], tmp_path: Path, run_forked: RunForked) -> None:
+def test_jobs_through_submitit(
+    tiny_job: list[str], prose: Path, tmp_path: Path, run_here: RunHere
+) -> None:
     """The local executor stands for Slurm: the same callable, without a scheduler."""
     folder = tmp_path / "sweep"
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"]
-    rates = "recipe.stages.ard.lr=1e-3,1e30"
-    command = [*tiny_job, rates, f"run_dir={folder}", "tracking=none", *launcher]
-    done = run_forked("src.train", "-m", *command)
+    texts = f"data.sources.files.paths=[{prose}],[{tmp_path / 'none'}]"
+    command = [*tiny_job, texts, f"run_dir={folder}", "tracking=none", *launcher]
+    done = run_here("src.train", "-m", *command)
     assert done.returncode == 1, done.stderr
     assert "1 job finished, 1 failed" in done.stderr
-    assert "failed: job 2 (recipe.stages.ard.lr=1e+30)" in done.stderr
-    assert {run.state for run in read_runs(folder)} == {"finished", "failed"}
+    (named,) = [line for line in done.stderr.splitlines() if line.startswith("failed: ")]
+    assert "job 2 (" in named
+    assert "none' does not exist" in named
+    assert [run.state for run in read_runs(folder)] == ["finished"]
     assert os.listdir(folder / "submitit")

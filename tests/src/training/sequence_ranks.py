@@ -1,15 +1,13 @@
 """What ranks of test_sequence.py run: the same training, and the same float64 passes, on any ranks.
 
-`start(FOLDER, ...)` in each rank; what is to be done stands in FOLDER/work.json, and rank 0 leaves
-results there.
+`python -m tests.src.training.sequence_ranks FOLDER` is a rank of `launch.spawn`. What is to be done
+stands in FOLDER/work.json, and rank 0 leaves results there.
 """
 
 from __future__ import annotations
 
-import gc
 import json
-import os
-import traceback
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -50,21 +48,6 @@ OBJECTIVES: dict[str, Objective] = {
     "logits": LogitDistillation("logit_distillation", chunk=5),
     "language": LanguageModeling("language_modeling", chunk=5),
 }
-
-
-def start(folder: Path, environment: dict[str, str]) -> None:
-    """One rank; where it fails, it leaves a traceback."""
-    os.environ.update(environment)
-    # Stages look for garbage when they end: not among what the process was forked with.
-    gc.freeze()
-    world = launch.world_from_environment(environment)
-    assert world is not None
-    try:
-        work(folder, world)
-    except Exception:
-        trace = folder / f"rank-{world.rank}.traceback"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
-        raise
 
 
 def work(folder: Path, world: World) -> None:
@@ -188,3 +171,12 @@ def _batch(place: Place, *, skipping: bool) -> Batch:
         return Batch(part(rows_bt), positions)
     following = part(next_tokens(rows_bt))
     return Batch(part(rows_bt), positions, place.parts, place.first(TOKENS), following)
+
+
+def main(folder: Path) -> None:
+    """One rank; where it fails, it leaves a traceback."""
+    launch.run_rank(lambda world: work(folder, world), folder)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -33,8 +33,7 @@ from src.training.engine import preparation, zero
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.schedule import StageSchedule
-from tests.conftest import by_default, spawning
-from tests.forked import Command
+from tests.conftest import by_default
 from tests.src.live_bytes import LiveBytes
 from tests.test_experiments import SHORTER
 
@@ -107,12 +106,12 @@ def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 def test_two_ranks_hold_the_halves_of_a_whole_model(
     compose_plain: Callable[..., dict],
     compose_run: ComposeRun,
     tmp_path: Path,
-    start_forked: Callable[..., Command],
 ) -> None:
     settings = compose_run("+experiment=quickstart", *DEEP)
     shape = settings.model.shape
@@ -123,8 +122,7 @@ def test_two_ranks_hold_the_halves_of_a_whole_model(
     plain = tmp_path / "settings.json"
     plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
     program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
-    done = start_forked(*spawning(["-c", program], tmp_path)).finished(240)
-    assert done.returncode == 0, done.stderr
+    launch.spawn(["-c", program], nproc=2, logs=tmp_path)
     ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
     largest = 4 * shape.embedding_parameters
     for found in ranks:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -18,36 +16,35 @@ import pytest
 
 from src.run_folder import RunFolder
 from src.training import launch
-from src.training.launch import World, world_from_environment
-from tests.conftest import kill_when, losses, spawning, started
-from tests.forked import Command
+from src.training.launch import LaunchError, World, world_from_environment
+from tests.conftest import ended, kill_when, losses
 
-StartForked = Callable[..., Command]
-RunForked = Callable[..., subprocess.CompletedProcess[str]]
+Start = Callable[..., subprocess.Popen[str]]
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
-# A rank's program: CODE sees `world`, and `reduce`, a sum over ranks.
+# The program of a rank: CODE sees `world`.
 RANK = """
-import sys, time
+import os, time
 from pathlib import Path
 from src.training import launch
 def work(world):
-    import torch
-    from torch import distributed
-    with launch.joined(world, cuda=False):
-        def reduce(x):
-            t = torch.tensor(float(x)); distributed.all_reduce(t); return t.item()
-        {code}
-        launch.leave(world)
+    {code}
 launch.run_rank(work, Path({logs!r}))
 """
+# A sum over ranks.
+TALK = (
+    "import torch",
+    "from torch import distributed",
+    "with launch.joined(world, cuda=False):",
+    "    total = torch.tensor(world.rank + 1)",
+    "    distributed.all_reduce(total)",
+    "    print('sum', total.item(), flush=True)",
+    "    launch.leave(world)",
+)
 
 
-def statements(*lines: str) -> str:
-    return "".join(f"\n        {line}" for line in lines)
-
-
-def rank_program(logs: Path, code: str) -> list[str]:
-    return ["-c", RANK.format(code=code, logs=str(logs))]
+def rank_program(logs: Path, *lines: str) -> list[str]:
+    return ["-c", RANK.format(code="\n    ".join(lines), logs=str(logs))]
 
 
 @pytest.mark.parametrize(
@@ -95,35 +92,31 @@ def test_slurm_address_is_the_first_host_of_the_step(
     assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("node07", "20123")
 
 
+@pytest.mark.integration
 def test_ranks_talk_and_only_rank_0_reports(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    program = rank_program(tmp_path, "print('sum', reduce(world.rank + 1), flush=True)")
-    launch.spawn(program, nproc=3, logs=tmp_path)
-    assert capfd.readouterr().out.count("sum 6.0") == 1
-    assert "sum 6.0" in (tmp_path / "rank-2.log").read_text()
+    launch.spawn(rank_program(tmp_path, *TALK), nproc=3, logs=tmp_path)
+    assert capfd.readouterr().out.count("sum 6") == 1
+    assert "sum 6" in (tmp_path / "rank-2.log").read_text()
 
 
-@pytest.fixture
-def start_ranks(start_forked: StartForked, tmp_path: Path) -> Callable[[str], Command]:
-    """start_ranks(CODE) -> a process that spawns two ranks with that program."""
-
-    return lambda code: start_forked(*spawning(rank_program(tmp_path, code), tmp_path))
-
-
-def test_a_failing_rank_fails_all_with_its_own_traceback(
-    start_ranks: Callable[[str], Command],
-) -> None:
-    code = statements(
-        "if world.rank == 1: raise KeyError('the cause')", "reduce(1)", "time.sleep(60)"
+@pytest.mark.integration
+def test_a_failing_rank_fails_all_with_its_own_traceback(tmp_path: Path) -> None:
+    program = rank_program(
+        tmp_path, "if world.rank == 1: raise KeyError('the cause')", "time.sleep(60)"
     )
-    said = start_ranks(code).finished(45).stderr
-    assert re.search(r"(?s)LaunchError: rank-1 failed:.*Traceback.*KeyError: 'the cause'", said)
+    with pytest.raises(LaunchError, match=r"(?s)^rank-1 failed:.*Traceback.*KeyError: 'the cause'"):
+        launch.spawn(program, nproc=2, logs=tmp_path)
 
 
-def test_a_killed_rank_is_named(start_ranks: Callable[[str], Command]) -> None:
-    code = statements("import os", "if world.rank == 1: os.kill(os.getpid(), 9)", "time.sleep(60)")
-    assert "LaunchError: rank-1 was killed by signal 9" in start_ranks(code).finished(45).stderr
+@pytest.mark.integration
+def test_a_killed_rank_is_named(tmp_path: Path) -> None:
+    program = rank_program(
+        tmp_path, "if world.rank == 1: os.kill(os.getpid(), 9)", "time.sleep(60)"
+    )
+    with pytest.raises(LaunchError, match=r"^rank-1 was killed by signal 9"):
+        launch.spawn(program, nproc=2, logs=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -142,16 +135,18 @@ def test_the_cause_is_told_from_its_consequences(
     assert launch._failure(failed, codes, tmp_path).startswith(expected)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_ranks_die_with_their_parent(
-    start_ranks: Callable[[str], Command], tmp_path: Path, number: int
-) -> None:
-    code = statements(
-        "import os",
+def test_ranks_die_with_their_parent(start_command: Start, tmp_path: Path, number: int) -> None:
+    program = rank_program(
+        tmp_path,
         f"Path({str(tmp_path)!r}, f'pid-{{world.rank}}').write_text(str(os.getpid()))",
         "time.sleep(120)",
     )
-    parent = start_ranks(code)
+    spawn = f"launch.spawn({program!r}, nproc=2, logs=Path({str(tmp_path)!r}))"
+    parent = start_command(
+        "-c", f"from pathlib import Path; from src.training import launch; {spawn}"
+    )
     deadline = time.monotonic() + 60
     while len(list(tmp_path.glob("pid-*"))) < 2:
         assert parent.poll() is None
@@ -177,16 +172,8 @@ def _alive(pid: int) -> bool:
 
 # Some layers in the middle, which ZeRO-3 fetches as a whole.
 DEEP = "model.shape.layers=4"
-CHECKPOINTED = "engine.student.gradient_checkpointing=true"
 ZERO_3 = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
-ON_RANKS = {
-    "sharded": ("launch.nproc=2", *ZERO_3, CHECKPOINTED),
-    "shared": (
-        *("launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.share_base=true"),
-        CHECKPOINTED,
-    ),
-    "three": ("launch.nproc=3", "engine.student.zero_stage=1"),
-}
+CHECKPOINTED = "engine.student.gradient_checkpointing=true"
 
 
 @pytest.fixture(scope="module")
@@ -195,194 +182,167 @@ def one(train_tiny: Callable[..., Path]) -> Path:
     return train_tiny(DEEP)
 
 
-@pytest.fixture(scope="module")
-def trained_on(
-    tiny_overrides: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-    run_forked: RunForked,
-) -> Callable[[str], Path]:
-    """trained_on("sharded") -> the run folder of those ranks, which are started once."""
+@pytest.mark.integration
+@pytest.mark.slow
+def test_stopped_ranks_leave_a_record_resume_and_have_the_losses_of_one(
+    one: Path, tiny_overrides: list[str], tmp_path: Path, start_command: Start, run_here: Run
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    ranks = ["launch.nproc=2", *ZERO_3, CHECKPOINTED, "checkpoint.every_steps=3"]
+    process = start_command(
+        "-m", "src.train", *tiny_overrides, DEEP, *ranks, f"run_dir={folder.path}"
+    )
+    # A step beyond the checkpoint.
+    kill_when(process, lambda: len(logged(folder.path)) > 3, signal.SIGTERM)
+    assert process.returncode == 130
+    assert folder.record()["state"] == "interrupted"
+    before = logged(folder.path)
+    resumed = run_here("src.train", f"resume={folder.path}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "from step 3" in resumed.stderr
+    assert losses(folder.path)[: len(before)] == before, "the same bits"
+    assert losses(folder.path) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
+    norms = [losses(run, "grad_norm") for run in (folder.path, one)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert (folder.logs / "rank-1.log").is_file()
+    assert list(tmp_path.iterdir()) == [folder.path], "one folder a run"
 
-    @functools.cache
-    def trained(ranks: str) -> Path:
-        folder = tmp_path_factory.mktemp(ranks) / "run"
-        overrides = [*tiny_overrides, DEEP, f"run_dir={folder}"]
-        done = run_forked("src.train", *overrides, *ON_RANKS[ranks])
-        assert done.returncode == 0, done.stderr
-        return folder
 
-    return trained
+def logged(run: Path) -> list[float]:
+    """The losses of a run that may not have begun to train."""
+    return list(losses(run)) if (run / "metrics.jsonl").is_file() else []
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "ranks",
-    ["sharded", *(pytest.param(n, marks=pytest.mark.thorough) for n in ("shared", "three"))],
+    [
+        pytest.param(
+            ("launch.nproc=2", "engine.student.zero_stage=3", "engine.teacher.share_base=true"),
+            id="shared",
+        ),
+        pytest.param(("launch.nproc=3", "engine.student.zero_stage=1"), id="three"),
+    ],
 )
 def test_ranks_have_the_losses_of_one(
-    one: Path, trained_on: Callable[[str], Path], ranks: str
+    one: Path, train_tiny: Callable[..., Path], ranks: tuple[str, ...]
 ) -> None:
-    other = trained_on(ranks)
+    other = train_tiny(DEEP, CHECKPOINTED, *ranks)
     assert losses(other) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     assert losses(other, "grad_norm") == pytest.approx(losses(one, "grad_norm"), rel=1e-4)
-    assert (other / "logs" / "rank-1.log").is_file()
-    assert list(other.parent.iterdir()) == [other], "one folder a run"
 
 
-@pytest.mark.thorough  # two nodes below have torchrun's ranks too
-@pytest.mark.slow
-def test_torchrun_ranks_are_used_as_they_are(
-    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
-) -> None:
-    done = run_forked(
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "src.train",
-        *tiny_overrides,
-        f"run_dir={tmp_path / 'run'}",
-        "engine.student.zero_stage=2",
-        "--local_rank=0",
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(losses(tmp_path / "run")) == 6
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_two_nodes_of_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    one: Path,
-    start_forked: StartForked,
-    nproc: int,
+    tiny_overrides: list[str], tmp_path: Path, one: Path, start_command: Start, nproc: int
 ) -> None:
     """Each node has a torchrun of its own; they meet on the loopback interface."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     nodes = [
-        start_forked(
-            "-m",
-            "torch.distributed.run",
-            "--nnodes=2",
-            f"--nproc-per-node={nproc}",
-            f"--node-rank={node}",
-            "--master-addr=127.0.0.1",
-            f"--master-port={port}",
-            "-m",
-            "src.train",
-            *tiny_overrides,
-            DEEP,
-            "launch=torchrun",
-            "launch.nodes=2",
-            f"launch.nproc={nproc}",
-            *ZERO_3,
-            f"run_dir={tmp_path / 'run'}",
-            "--local_rank=0",
-            env={"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+        start_command(
+            *("-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={nproc}"),
+            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+            *("-m", "src.train", *tiny_overrides, DEEP, *ZERO_3, f"run_dir={tmp_path / 'run'}"),
+            *("launch=torchrun", "launch.nodes=2", f"launch.nproc={nproc}", "--local_rank=0"),
+            env={"GLOO_SOCKET_IFNAME": "lo"},
         )
         for node in range(2)
     ]
     for node in nodes:
-        done = node.finished(300)
+        done = ended(node)
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
+# What two ranks of a launcher do: join each other, or a whole run.
+BY_DEFAULT, THOROUGH = "sum", pytest.param("run", marks=pytest.mark.thorough)
+
+
+def work_of_ranks(work: str, tiny_overrides: list[str], folder: Path) -> list[str]:
+    if work == "sum":
+        return ["tests.src.training.rank_sum", str(folder / "seen.json")]
+    return ["src.train", *tiny_overrides, f"run_dir={folder / 'run'}"]
+
+
+def check_work(work: str, folder: Path) -> None:
+    if work == "run":
+        assert len(losses(folder / "run")) == 6
+        return
+    seen = json.loads((folder / "seen.json").read_text())
+    assert seen["world"] == {"rank": 0, "local_rank": 0, "size": 2}
+    assert seen["sum"] == 3
+
+
+@pytest.mark.integration
 @pytest.mark.slow
+@pytest.mark.parametrize("work", [BY_DEFAULT, THOROUGH])
 def test_the_deepspeed_launchers_ranks_are_used_as_they_are(
-    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
+    tiny_overrides: list[str], tmp_path: Path, start_command: Start, work: str
 ) -> None:
-    """It adds --local_rank to each rank's arguments, which Hydra would refuse."""
-    done = run_forked(
-        "deepspeed.launcher.runner",
-        "--num_gpus=2",
-        "--module",
-        "src.train",
-        *tiny_overrides,
-        f"run_dir={tmp_path / 'run'}",
-        env={
-            "DS_ACCELERATOR": "cpu",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        },
-    )
+    program = work_of_ranks(work, tiny_overrides, tmp_path)
+    launcher = ["-m", "deepspeed.launcher.runner", "--num_gpus=2", "--module"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = ended(start_command(*launcher, *program, env={"DS_ACCELERATOR": "cpu", "PATH": path}))
     assert done.returncode == 0, done.stderr
-    assert len(losses(tmp_path / "run")) == 6
+    check_work(work, tmp_path)
+    if work == "sum":
+        # `test_an_option_that_the_deepspeed_launcher_adds_is_no_override` has it accepted.
+        assert json.loads((tmp_path / "seen.json").read_text())["added"] == ["--local_rank=0"]
 
 
-@pytest.mark.slow
+def test_an_option_that_the_deepspeed_launcher_adds_is_no_override(run_here: Run) -> None:
+    done = run_here("src.train", "model=tiny", "--local_rank=0", "dry_run=true")
+    assert done.returncode == 0, done.stderr
+    assert "optimizer steps" in done.stdout
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("work", [BY_DEFAULT, THOROUGH])
 def test_slurm_tasks_are_used_as_they_are(
-    tiny_overrides: list[str], tmp_path: Path, start_forked: StartForked
+    tiny_overrides: list[str], tmp_path: Path, start_command: Start, work: str
 ) -> None:
     """Two tasks with the variables that srun sets; the job script names rank 0's address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    program = work_of_ranks(work, tiny_overrides, tmp_path)
+    shared = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_NTASKS": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     tasks = [
-        start_forked(
-            *("-m", "src.train", *tiny_overrides, f"run_dir={tmp_path / 'run'}"),
-            env={
-                "SLURM_JOB_ID": "1",
-                "SLURM_PROCID": str(rank),
-                "SLURM_LOCALID": str(rank),
-                "SLURM_NTASKS": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            },
+        start_command(
+            "-m", *program, env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
         )
         for rank in range(2)
     ]
     for task in tasks:
-        done = task.finished(200)
+        done = ended(task)
         assert done.returncode == 0, done.stderr
-    assert len(losses(tmp_path / "run")) == 6
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "forked", [True, pytest.param(False, marks=pytest.mark.thorough)], ids=["forked", "anew"]
-)
-def test_stopped_ranks_leave_a_record_and_resume(
-    trained_on: Callable[[str], Path],
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    run_forked: RunForked,
-    start_forked: StartForked,
-    forked: bool,
-) -> None:
-    folder = tmp_path / "run"
-    overrides = [*tiny_overrides, DEEP, *ON_RANKS["sharded"], f"run_dir={folder}"]
-    program = ("-m", "src.train", *overrides)
-    process = start_forked(*program) if forked else started(*program)
-    kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGTERM)
-    assert process.returncode == 130
-    assert RunFolder(folder).record()["state"] == "interrupted"
-    resumed = run_forked("src.train", f"resume={folder}")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "from step" in resumed.stderr
-    assert losses(folder) == losses(trained_on("sharded"))
+    check_work(work, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.thorough
 def test_a_fault_on_ranks_is_recorded_and_shown(
-    tiny_overrides: list[str], tmp_path: Path, run_forked: RunForked
+    tiny_overrides: list[str], tmp_path: Path, run_here: Run
 ) -> None:
     """A learning rate that makes the loss overflow fails the run on both ranks.
 
     By default `test_a_failing_rank_fails_all_with_its_own_traceback` and the next test show it.
     """
     folder = tmp_path / "run"
-    failed = run_forked(
-        "src.train",
-        *tiny_overrides,
-        "recipe.stages.ard.lr=1e30",
-        "launch.nproc=2",
-        f"run_dir={folder}",
-    )
+    fault = ["recipe.stages.ard.lr=1e30", "launch.nproc=2"]
+    failed = run_here("src.train", *tiny_overrides, *fault, f"run_dir={folder}")
     assert failed.returncode == 1
     assert "FloatingPointError: stage ard, step 2" in failed.stderr
     record = json.loads((folder / "run.json").read_text())

@@ -8,7 +8,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
-from torch.distributed import TCPStore
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Outputs
@@ -29,58 +27,24 @@ from src.planning.devices import ACCELERATORS
 from src.planning.printing import show
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
+from src.training import launch
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default, losses
-from tests.forked import server
-from tests.src import sequence_ranks
 from tests.src.passes.test_streaming import LastHidden
+from tests.src.training import sequence_ranks
 
 
 def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
-    """Let `nproc` ranks do some work, one in this process; the folder with what they left.
-
-    More are forked from one process that has loaded what they need: loading takes a rank longer
-    than its work.
-    """
+    """Let `nproc` ranks do some work, one in this process; the folder with what they left."""
     folder.mkdir()
     (folder / "work.json").write_text(json.dumps({"trained": {}, "passes": [], **work}))
     if nproc == 1:
         sequence_ranks.work(folder, World())
     else:
-        _fork(folder, nproc)
+        program = ["-m", "tests.src.training.sequence_ranks", str(folder)]
+        launch.spawn(program, nproc=nproc, logs=folder)
     return folder
-
-
-def _fork(folder: Path, nproc: int) -> None:
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    shared = {
-        "WORLD_SIZE": str(nproc),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(store.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "TORCHELASTIC_RESTART_COUNT": "0",
-    }
-    ranks = [
-        server().Process(
-            target=sequence_ranks.start,
-            args=(folder, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}),
-            daemon=True,
-        )
-        for rank in range(nproc)
-    ]
-    for rank in ranks:
-        rank.start()
-    try:
-        while any(rank.is_alive() for rank in ranks):
-            connection.wait([rank.sentinel for rank in ranks if rank.is_alive()])
-            failed = [rank for rank in ranks if rank.exitcode]
-            assert not failed, "".join(p.read_text() for p in folder.glob("rank-*.traceback"))
-    finally:
-        for rank in ranks:
-            rank.kill()
-            rank.join()
-    assert [rank.exitcode for rank in ranks] == [0] * nproc
 
 
 def test_neighbouring_ranks_share_blocks() -> None:
@@ -159,6 +123,7 @@ PASSES = [
 ]
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("nproc", [2, 4], ids=lambda n: f"{n}-ranks")
 @pytest.mark.parametrize("name", [case["name"] for case in PASSES])
@@ -294,6 +259,7 @@ def _same_training(one: Path, other: Path) -> None:
         torch.testing.assert_close(after[name], value, rtol=1e-6, atol=5e-7, msg=name)
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), VARIANTS)
 def test_two_ranks_that_share_blocks_train_as_one(
@@ -302,6 +268,7 @@ def test_two_ranks_that_share_blocks_train_as_one(
     _same_training(found_on[1] / method, found_on[2] / f"{method}-{name}")
 
 
+@pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("share", ON_FOUR)

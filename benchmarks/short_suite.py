@@ -32,7 +32,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
 from src.run_folder import device_name, git_state, versions, write_json
@@ -53,8 +54,8 @@ def pack(target: Path) -> list[Path]:
         whole = io.BytesIO()
         with tarfile.open(fileobj=whole, mode="w") as bundle:
             for asset in kept:
-                home = assets.fetch(asset).parent
-                bundle.add(home, arcname=home.relative_to(assets.cache_dir()).as_posix())
+                home = fetching.fetch(asset).parent
+                bundle.add(home, arcname=home.relative_to(cache_dir()).as_posix())
         content = whole.getvalue()
         for number, start in enumerate(range(0, len(content), PARCEL)):
             part = target / f"{name}.tar.{number:02}"
@@ -72,7 +73,7 @@ def unpack(source: Path) -> None:
         if parts:
             whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
             with tarfile.open(fileobj=whole) as bundle:
-                bundle.extractall(assets.cache_dir(), filter="data")
+                bundle.extractall(cache_dir(), filter="data")
             print("unpacked", name, flush=True)
 
 

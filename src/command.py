@@ -12,7 +12,7 @@ from typing import TypeVar
 from hydra.errors import HydraException
 from omegaconf.errors import OmegaConfBaseException
 
-from src.assets import AssetError
+from src.assets.pins import AssetError
 from src.settings import strict
 from src.training.launch import LaunchError
 

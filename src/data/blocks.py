@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import count
 
 import numpy as np
 
@@ -18,8 +17,8 @@ class Blocks:
     A document gives `len(tokens) // length` blocks from its start; the remainder is dropped.
     `len(blocks)` is the number of blocks in an epoch. `blocks[i]` exists for every i >= 0: each
     epoch goes through all blocks in an order of its own, fixed by (seed, stream, epoch). Nothing
-    is remembered between accesses, so a run that resumes at i, or a rank that takes every W-th
-    block, sees exactly what an uninterrupted single process would.
+    is remembered between accesses, so a run that resumes at i, or a rank that reads a share of the
+    blocks, sees exactly what an uninterrupted single process would.
 
     Args:
         documents: (name, tokens) of the training documents, at least one.
@@ -57,26 +56,6 @@ class Blocks:
     def __iter__(self) -> Iterator[np.ndarray]:
         """The first epoch."""
         return (self[index] for index in range(len(self)))
-
-    def document_of(self, index: int) -> str:
-        """Name of the document that block `index` is cut from."""
-        return self._documents[self._locate(index)[0]][0]
-
-    def epochs(self, blocks: int) -> float:
-        """How often `blocks` blocks go through the documents."""
-        return blocks / len(self)
-
-    def iter_rank(self, rank: int, world_size: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Endless blocks start + rank, start + rank + world_size, ...: one rank's share.
-
-        Raises:
-            DataError: the rank is not below the world size, or `start` is negative.
-        """
-        if not 0 <= rank < world_size:
-            raise DataError(f"rank must be in [0, {world_size}), not {rank}")
-        if start < 0:
-            raise DataError(f"start must not be negative, not {start}")
-        return (self[index] for index in count(start + rank, world_size))
 
     def _locate(self, index: int) -> tuple[int, int]:
         """(document, first token) of a block."""

@@ -48,10 +48,6 @@ class Corpus:
     def train_tokens(self) -> int:
         return sum(info.tokens for info in self.documents if info.split == "train")
 
-    @property
-    def held_out_tokens(self) -> int:
-        return sum(info.tokens for info in self.documents if info.split == "held_out")
-
     def fingerprint(self, length: int) -> str:
         """SHA-256 that is equal where texts, splits, tokenizer and block length are equal."""
         return hashlib.sha256(f"{self.key}/{length}".encode()).hexdigest()

@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from src.assets import content_digest
+from src.assets.cache import content_digest
 from src.data.config import HubDataset
 from src.data.documents import DataError, Document
 

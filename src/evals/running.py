@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from src.assets import AssetError, cache_dir
+from src.assets.cache import cache_dir
+from src.assets.pins import AssetError
 from src.data import DataError
 from src.evals.cache import ResultCache
 from src.evals.suite import (

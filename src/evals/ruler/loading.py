@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from src import assets
+from src.assets import fetching
 from src.data import PackagedText, Source, read_source
 from src.evals import packaged
 from src.evals.ruler.material import Question, QuestionSet, sentences_of
@@ -60,7 +60,7 @@ def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
 
 
 def _words(config: MaterialConfig, file: str) -> tuple[str, ...]:
-    folder = Path(config.words) if config.words is not None else assets.fetch("wonderwords")
+    folder = Path(config.words) if config.words is not None else fetching.fetch("wonderwords")
     try:
         lines = (folder / file).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from src.assets import AssetError, cache_dir
+from src.assets.cache import cache_dir
+from src.assets.pins import AssetError
 from src.data import DataError
 from src.data.tokenization import tokenizer_identity
 from src.evals.ruler import loading, sample

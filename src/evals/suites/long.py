@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from src.assets import AssetError
+from src.assets.pins import AssetError
 from src.data import DataError
 from src.evals import long_results, packaged, papers, positions
 from src.evals.generation import GenerationError

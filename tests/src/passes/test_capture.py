@@ -14,7 +14,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from src import assets
+from src.assets import fetching
+from src.assets.cache import cache_dir
+from src.assets.pins import AssetError
 from src.models.adapters import LoraParameters, causal_model, make_trainable
 from src.models.config import ModelConfig
 from src.models.facts import ModelFacts
@@ -282,10 +284,10 @@ def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
     compose_run: Callable[..., Any], name: str, tokens: int
 ) -> None:
     """Gemma's text is longer than its window."""
-    if not (assets.cache_dir() / "models" / name).is_dir():
+    if not (cache_dir() / "models" / name).is_dir():
         try:
-            assets.fetch(name)
-        except assets.AssetError as error:
+            fetching.fetch(name)
+        except AssetError as error:
             pytest.skip(f"{name} is not to be had: {error}")
     model = compose_run(f"model={name}").model
     check_available(model)

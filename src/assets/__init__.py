@@ -1,0 +1,1 @@
+"""Packaged assets: model weights and texts that package clients deliver, kept in one cache."""

@@ -1,0 +1,34 @@
+"""The folder for downloads and derived data, and the digest of what lies in it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import platformdirs
+
+APPLICATION = "linearard-lab"
+CACHE_VARIABLE = "LINEARARD_CACHE"
+
+
+def cache_dir() -> Path:
+    """The folder for downloads and derived data, made on demand and never inside a checkout.
+
+    `LINEARARD_CACHE` names it; otherwise it is the user's cache folder of the platform.
+    """
+    chosen = os.environ.get(CACHE_VARIABLE)
+    folder = Path(chosen) if chosen else Path(platformdirs.user_cache_dir(APPLICATION))
+    folder = folder.expanduser().resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def content_digest(path: Path) -> str:
+    """SHA-256 of a file, or of a folder's sorted relative paths and file digests."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    listing = "".join(f"{name}\0{content_digest(files[name])}\n" for name in sorted(files))
+    return hashlib.sha256(listing.encode()).hexdigest()

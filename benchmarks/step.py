@@ -38,7 +38,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -204,21 +204,14 @@ class Measurement:
 
 
 @dataclass(frozen=True)
-class HiddenOnly:
+class HiddenOnly(Objective):
     """A step of the same kind without teacher or head: a mean square of the last hidden states."""
 
-    bounded_by_native_window: ClassVar[bool] = False
+    type: str = "hidden_only"
 
     def needs(self, facts: ModelFacts) -> Needs:
         """Hidden states."""
         return Needs(teacher=False, hidden=True)
-
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """None to speak of."""
-        return 0.0
-
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
-        """Not called."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
@@ -229,18 +222,14 @@ class HiddenOnly:
 
 
 @dataclass(frozen=True)
-class Sums:
+class Sums(Objective):
     """The whole step but for the relations: each layer's loss is a sum of its attention inputs."""
 
-    bounded_by_native_window: ClassVar[bool] = True
+    type: str = "sums"
 
     def needs(self, facts: ModelFacts) -> Needs:
         """What relations of all layers need."""
         return Needs(teacher=True, qkv_layers=tuple(range(facts.layers)))
-
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """None to speak of."""
-        return 0.0
 
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Tensor:
         """Both sides' numbers are read once."""

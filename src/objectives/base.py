@@ -1,10 +1,11 @@
-"""What the loop and an objective say to each other."""
+"""The interface between the loop and an objective."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from pydantic import ValidationError, ValidatorFunctionWrapHandler
@@ -26,15 +27,16 @@ class QKV(Protocol):
 
 @dataclass(frozen=True)
 class Needs:
-    """What an objective wants.
+    """What an objective needs of the models.
 
     Attributes:
-        teacher: whether a teacher runs.
-        qkv_layers: `Objective.layer` is called at these, with their attention inputs.
-        hidden: last hidden states, of the teacher too where there is one.
-        head: the student's output head, and the hidden states it is for.
-        hidden_layers: hidden states after so many layers, of the teacher too where there is one: 0
-            is the embeddings. (After all of them, past the final norm: `hidden`.)
+        teacher: whether a teacher runs. `qkv_layers`, `hidden` and `hidden_layers` are then needed
+            of both models. Its blocks must fit into the native window.
+        qkv_layers: layers at which `Objective.layer` is called with their attention inputs.
+        hidden: last hidden states, after the final norm.
+        head: the student's output head, and the hidden states that it maps.
+        hidden_layers: hidden states after this many layers; 0 stands for the embeddings. (`hidden`
+            is what comes after all layers.)
         teacher_head: the teacher's output head; goes with `hidden`.
     """
 
@@ -47,7 +49,7 @@ class Needs:
 
     @property
     def stops_at(self) -> int | None:
-        """The layer after whose attention inputs nothing is wanted; None if all is."""
+        """The last layer whose attention inputs the student computes; None for a whole pass."""
         if self.hidden or self.head:
             return None
         # The hidden states after n layers are the input of layer n (from 0), so a pass ends there.
@@ -55,20 +57,20 @@ class Needs:
 
     @property
     def teacher_stops_at(self) -> int | None:
-        """As `stops_at`, of the teacher: its head is no reason to run to the end."""
+        """As `stops_at`, for the teacher, which the student's head does not concern."""
         return replace(self, head=False).stops_at
 
 
 class Batch(NamedTuple):
-    """Token blocks of equal length without padding, or one rank's part of them.
+    """Token blocks of equal length without padding, or this rank's part of them.
 
     Attributes:
         input_ids_bt: [b, t], int64.
-        position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for 0,
-            1, 2, ... (of a part: `first` and those after it). The teacher always has those.
-        parts: ranks that the blocks' tokens are spread over, t on each (src/training/sequence.py).
-        first: where in its block the first token of this part stands.
-        next_ids_bt: of parts, the token after each one, [b, t], int64; -100 where none follows.
+        position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for
+            contiguous positions, which the teacher always has.
+        parts: number of ranks that share each block's tokens, t each (src/training/sequence.py).
+        first: index in its block of this part's first token.
+        next_ids_bt: if parts > 1, the token after each one, [b, t], int64; -100 where none follows.
     """
 
     input_ids_bt: Tensor
@@ -79,7 +81,7 @@ class Batch(NamedTuple):
 
     @property
     def contiguous_bt(self) -> Tensor | None:
-        """Positions without skips, [b, t], where a model must be told: of a part of blocks."""
+        """Contiguous positions, [b, t], for a model that sees a part of each block; else None."""
         if self.parts == 1:
             return None
         b, t = self.input_ids_bt.shape
@@ -89,15 +91,14 @@ class Batch(NamedTuple):
 
 @dataclass
 class Outputs:
-    """What a model's forward pass left behind.
+    """What a model's forward pass gives to an objective.
 
     Attributes:
-        hidden_bth: last hidden states after the final norm, [b, t, hidden]; None where they are
-            not wanted.
-        layers: what `Objective.layer` gave at each layer (student).
-        qkv: gives a layer's attention inputs when they are wanted (teacher).
+        hidden_bth: last hidden states after the final norm, [b, t, hidden]; None if not needed.
+        layers: the student's results of `Objective.layer`, by layer.
+        qkv: functions that return the teacher's attention inputs, by layer.
         head: maps hidden states [..., hidden] to logits [..., vocabulary].
-        hidden_layers_bth: hidden states by the number of layers before them, [b, t, hidden].
+        hidden_layers_bth: hidden states [b, t, hidden], by the number of layers before them.
     """
 
     hidden_bth: Tensor | None = None
@@ -107,47 +108,136 @@ class Outputs:
     hidden_layers_bth: Mapping[int, Tensor] = field(default_factory=dict)
 
 
-class Objective(Protocol):
-    """A training signal."""
+class Objective(ABC):
+    """A training signal. Subclasses must define `needs` and `loss`.
 
-    # Blocks longer than this model's native window make the teacher's side meaningless.
-    bounded_by_native_window: bool
+    Attributes:
+        type: its name in configs. Each class narrows it to one literal.
+        parts: (name, objective, weight) of each objective that this one sums; empty if it is no
+            sum.
+    """
 
+    type: Any
+    parts: tuple[tuple[str, Objective, float], ...] = ()
+
+    @abstractmethod
     def needs(self, facts: ModelFacts) -> Needs:
-        """What to collect. Raises ValueError where the settings don't fit the model."""
-        ...
+        """What to collect from the models.
 
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """Extra work on a block of `tokens`, forward and backward, for the plan.
-
-        Returns:
-            floating-point operations.
+        Raises:
+            ValueError: settings that do not fit the model. The message begins with the setting.
         """
-        ...
 
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Any:
-        """What is computed of a layer where its attention inputs are born, if any is wanted.
-
-        It should be small, tensors of a few numbers: it outlives the layer, whose inputs do not.
-        Gradient checkpointing calls this again for the backward pass.
-        """
-        ...
-
+    @abstractmethod
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The scalar loss (a mean over the batch's blocks) and detached metrics by name."""
-        ...
+        """The scalar loss, a mean over the batch's blocks, and detached metrics by name.
+
+        A name is `metric_root`, or that, a slash and more. Of a sum it is `PART/NAME`.
+        """
+
+    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Any:
+        """Compute what the loss needs of one of `Needs.qkv_layers`, inside that layer.
+
+        The result outlives the layer's attention inputs, so it should be a few numbers. Gradient
+        checkpointing calls this again for the backward pass.
+        """
+        del layer, teacher, student, facts
+
+    def flops(self, tokens: int, facts: ModelFacts) -> float:
+        """Floating-point operations on a block of `tokens` beyond the models' own passes.
+
+        Forward and backward together, for the plan. None by default.
+        """
+        del tokens, facts
+        return 0.0
+
+    def check(self, length: int, *, cuda: bool) -> None:
+        """Refuse blocks or a device that the objective cannot use, before anything is loaded.
+
+        Args:
+            length: tokens of the stream's blocks.
+            cuda: whether training is on a GPU.
+
+        Raises:
+            ValueError: the message begins with the setting.
+        """
+        del length, cuda
+
+    def needs_whole_blocks(self) -> str | None:
+        """The setting that rules out sequence parallelism, such as `last_tokens=512`.
+
+        None if the objective can be computed on blocks whose tokens are spread over ranks. `layer`
+        then gets the attention inputs of whole blocks, for this rank's share of the heads; `loss`
+        gets the hidden states of this rank's part of the tokens. A mean over heads or tokens needs
+        no change: ranks have equal shares, so the mean of their losses is the loss. By default the
+        objective is refused.
+        """
+        return f"type={self.type}"
+
+    def metric_root(self, facts: ModelFacts) -> str:
+        """The first part of its metrics' names; its type by default."""
+        del facts
+        return self.type
+
+    @property
+    def awaits_drift(self) -> bool:
+        """Whether `with_drift` must choose layers before training. False by default.
+
+        Until then `needs` gives any layers of the right number, for the plan.
+        """
+        return False
+
+    def with_drift(self, kl_by_layer: Sequence[float]) -> Objective:
+        """The objective with its layers chosen; by default itself.
+
+        Args:
+            kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
+        """
+        del kl_by_layer
+        return self
+
+
+def metric_prefixes(
+    streams: Mapping[str, Mapping[str, Objective]], facts: ModelFacts
+) -> dict[tuple[str, str], str]:
+    """What precedes the names of metrics in a run's log: nothing, `STREAM/`, `TERM/` or both.
+
+    The stream precedes where two streams report under one root but differ in the terms there. The
+    term precedes where two terms of one stream report under one root.
+
+    Args:
+        streams: terms (objectives by name) of each stream.
+        facts: of the model.
+
+    Returns:
+        a prefix by (stream, term).
+    """
+    by_root: dict[str, dict[str, dict[str, Objective]]] = {}
+    for stream, terms in streams.items():
+        for term, objective in terms.items():
+            at_root = by_root.setdefault(objective.metric_root(facts), {})
+            at_root.setdefault(stream, {})[term] = objective
+    prefixes: dict[tuple[str, str], str] = {}
+    for at_root in by_root.values():
+        first = next(iter(at_root.values()))
+        streams_differ = any(terms != first for terms in at_root.values())
+        for stream, terms in at_root.items():
+            for term in terms:
+                prefix = f"{stream}/" if streams_differ else ""
+                prefixes[stream, term] = prefix + (f"{term}/" if len(terms) > 1 else "")
+    return prefixes
 
 
 def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-    """For fields that take a word or a list of indices: one message for both.
+    """Validate a field that takes a word or a list of indices, with one message for both.
 
     Raises:
         ValueError: the value is neither.
     """
     try:
-        # Strict validation takes a list for a tuple in JSON alone, which this is no longer.
+        # Strict validation takes a list for a tuple only in JSON, and this is Python.
         return handler(tuple(value) if isinstance(value, list) else value)
     except ValidationError as error:
         words = next(d["msg"] for d in error.errors() if d["type"] == "literal_error")
@@ -156,107 +246,3 @@ def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
             f"give {words}, or a list of indices greater than or equal to 0, such as [0,3] "
             f"(got {value!r})"
         ) from error
-
-
-@runtime_checkable
-class OwnMetricRoot(Protocol):
-    """An objective whose metrics are named otherwise than `TYPE` and `TYPE/...`."""
-
-    def metric_root(self, facts: ModelFacts) -> str:
-        """What they are named in place of its type."""
-        ...
-
-
-def metric_root(objective: Objective, facts: ModelFacts) -> str:
-    """What an objective's metrics are named: this, or this and a slash and more."""
-    if isinstance(objective, OwnMetricRoot):
-        return objective.metric_root(facts)
-    return getattr(objective, "type", type(objective).__name__)
-
-
-@runtime_checkable
-class Spreadable(Protocol):
-    """An objective that can be computed on blocks whose tokens are spread over ranks.
-
-    `layer` then gets whole blocks' attention inputs for this rank's share of the heads, `loss` the
-    hidden states of this rank's part of the tokens. A mean over heads or tokens needs no change:
-    the mean of the ranks' losses is the loss, all shares being equal.
-    """
-
-    def needs_whole_blocks(self) -> str | None:
-        """The setting with which it cannot, such as `last_tokens=512`; None if it can."""
-        ...
-
-
-@runtime_checkable
-class Demanding(Protocol):
-    """An objective that not every block or device will do for."""
-
-    def check(self, length: int, *, cuda: bool) -> None:
-        """Refuse what it cannot be computed on, before anything is loaded.
-
-        Args:
-            length: tokens of the stream's blocks.
-            cuda: whether training is on a GPU.
-
-        Raises:
-            ValueError: the message begins with the setting's name.
-        """
-        ...
-
-
-@runtime_checkable
-class DriftChosen(Protocol):
-    """An objective that may choose layers by how far the scaling moves their attention.
-
-    Until it has been shown that, its `needs` are those of as many layers, for the plan's sake.
-    """
-
-    @property
-    def awaits_drift(self) -> bool:
-        """Whether `with_drift` must come before training."""
-        ...
-
-    def with_drift(self, kl_by_layer: Sequence[float]) -> Objective:
-        """The objective with its layers chosen.
-
-        Args:
-            kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
-        """
-        ...
-
-
-@runtime_checkable
-class Composed(Protocol):
-    """An objective made of others: (name, objective, weight) each."""
-
-    parts: tuple[tuple[str, Objective, float], ...]
-
-
-def streams_apart(
-    objectives: Mapping[str, tuple[str, Objective]], facts: ModelFacts
-) -> set[tuple[str, str]]:
-    """Where two streams would log different things under one name.
-
-    Args:
-        objectives: of each stream, with its name.
-        facts: of the model.
-
-    Returns:
-        (stream, root of metrics' names) for each of them: one of the streams has under that root
-        another term than the other has, or the same one with other layers.
-    """
-    by_root: dict[str, dict[str, list[tuple[str, Objective]]]] = {}
-    for stream, (name, objective) in objectives.items():
-        terms = [(name, objective)]
-        if isinstance(objective, Composed):
-            terms = [(part, own) for part, own, _ in objective.parts]
-        for term, own in terms:
-            streams = by_root.setdefault(metric_root(own, facts), {})
-            streams.setdefault(stream, []).append((term, own))
-    return {
-        (stream, root)
-        for root, streams in by_root.items()
-        for stream, own in streams.items()
-        if any(own != others for others in streams.values())
-    }

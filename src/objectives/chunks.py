@@ -1,6 +1,6 @@
-"""Long blocks piece by piece: what a piece needs is made again for the backward pass.
+"""Losses of long blocks, computed chunk by chunk and again for the backward pass.
 
-Shapes: n tokens, c tokens of a piece.
+Shapes: n tokens, c tokens of a chunk.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from torch.utils.checkpoint import checkpoint
 def summed_by_chunks(
     summed: Callable[..., Tensor], tensors: tuple[Tensor, ...], *, chunk: int
 ) -> Tensor:
-    """Sum of `summed(*pieces)` over pieces of at most `chunk` tokens.
+    """Sum of `summed(*chunks)` over chunks of at most `chunk` tokens.
 
-    Only one piece's intermediate tensors exist at a time, forward and backward.
+    Only one chunk's intermediate tensors exist at a time, forward and backward.
 
     Args:
-        summed: gives a scalar for `[1, c, ...]` pieces of all tensors.
+        summed: returns a scalar for a `[1, c, ...]` chunk of each tensor.
         tensors: `[1, n, ...]` each.
-        chunk: tokens of a piece.
+        chunk: the largest number of tokens in a chunk.
     """
     n = tensors[0].shape[1]
     if n <= chunk:

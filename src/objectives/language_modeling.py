@@ -3,53 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from src.models.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.objectives.chunks import summed_by_chunks
 
 
 @dataclass(frozen=True)
-class LanguageModeling:
+class LanguageModeling(Objective):
     """Mean cross-entropy of each next token, natural logarithm.
 
-    The logits are made `chunk` tokens at a time and made again for the backward pass, so that no
+    The logits are computed `chunk` tokens at a time, and again for the backward pass, so that no
     [t, vocabulary] float32 tensor exists for a long block.
     """
 
     type: Literal["language_modeling"]
     chunk: Annotated[int, Field(gt=0)] = 2048
 
-    bounded_by_native_window: ClassVar[bool] = False
-
     def needs(self, facts: ModelFacts) -> Needs:
         """The output head; no teacher and no captured tensors."""
         del facts
         return Needs(teacher=False, head=True)
 
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """Nothing beyond the model's own forward and backward."""
-        del tokens, facts
-        return 0.0
-
     def needs_whole_blocks(self) -> None:
-        """Nothing does: parts come with the token that follows each of theirs."""
-
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
-        """Nothing: no layer is asked for."""
+        """No setting: each part comes with the token that follows each of its own."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the b * (t - 1) predicted tokens.
 
-        Of a part of the blocks it is the part's sum over its share of the predicted tokens, so that
-        the mean of the parts' losses is the blocks'.
+        On a part of the blocks, it is the part's sum divided by an equal share of the predicted
+        tokens, so that the mean over the parts is the loss of the blocks.
 
         Raises:
             ValueError: blocks of fewer than two tokens, which predict nothing.
@@ -64,14 +54,14 @@ class LanguageModeling:
 
         def summed(part_1ch: Tensor, targets_1c: Tensor) -> Tensor:
             logits_cv = head(part_1ch).flatten(0, 1).float()
-            # Its own default leaves out -100, what comes after a block's last token.
+            # By default it ignores -100, which stands after a block's last token.
             return functional.cross_entropy(logits_cv, targets_1c.flatten(), reduction="sum")
 
         if batch.next_ids_bt is None:
             inputs_1nh = hidden_bth[:, :-1].reshape(1, b * (t - 1), -1)
             targets_1n = batch.input_ids_bt[:, 1:].reshape(1, -1)
         else:
-            # The last token of a part is followed by the first of another rank's.
+            # The token after a part's last one is on another rank.
             inputs_1nh = hidden_bth.reshape(1, b * t, -1)
             targets_1n = batch.next_ids_bt.reshape(1, -1)
         total = summed_by_chunks(summed, (inputs_1nh, targets_1n), chunk=self.chunk)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from src.models.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs
+from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.objectives.chunks import summed_by_chunks
 
 
 @dataclass(frozen=True)
-class LogitDistillation:
+class LogitDistillation(Objective):
     """Divergence of the student's from the teacher's token distributions, mean over tokens, nats.
 
     With p the teacher's and q the student's softmax(logits / temperature) of a token:
@@ -25,12 +25,12 @@ class LogitDistillation:
         reverse   KL(q || p)
         jsd       KL(p || m) / 2 + KL(q || m) / 2,  m = (p + q) / 2
 
-    It is not multiplied by temperature ** 2. Logits are made `chunk` tokens at a time, of both
-    models, and made again for the backward pass.
+    It is not multiplied by temperature ** 2. Both models' logits are computed `chunk` tokens at a
+    time, and again for the backward pass.
 
     Attributes:
-        last_tokens: only the last so many tokens of each block; null for all. LinearARD's public
-            code has such a term on the last 512, by default at weight 0.
+        last_tokens: how many tokens at the end of each block are compared; null for all.
+            LinearARD's public code has such a term on the last 512, by default at weight 0.
     """
 
     type: Literal["logit_distillation"]
@@ -38,8 +38,6 @@ class LogitDistillation:
     last_tokens: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     chunk: Annotated[int, Field(gt=0)] = 2048
-
-    bounded_by_native_window: ClassVar[bool] = True
 
     def needs(self, facts: ModelFacts) -> Needs:
         """A teacher, and both models' last hidden states and output heads."""
@@ -50,7 +48,7 @@ class LogitDistillation:
         """Refuse more last tokens than a block has.
 
         Raises:
-            ValueError: they are.
+            ValueError: `last_tokens` exceeds the length.
         """
         del cuda
         if self.last_tokens is not None and self.last_tokens > length:
@@ -59,17 +57,9 @@ class LogitDistillation:
                 f"{length}, or null for all"
             )
 
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """Nothing beyond the models' own passes and their heads."""
-        del tokens, facts
-        return 0.0
-
     def needs_whole_blocks(self) -> str | None:
-        """The last tokens of a block are one rank's alone."""
+        """`last_tokens`: the end of a block is on one rank."""
         return None if self.last_tokens is None else f"last_tokens={self.last_tokens}"
-
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
-        """Nothing: no layer is asked for."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
@@ -95,7 +85,7 @@ class LogitDistillation:
         return loss, {"logit_distillation": loss.detach()}
 
     def _compared(self, hidden_bth: Tensor) -> Tensor:
-        """The tokens that are compared, of all blocks in a row: [1, n, hidden]."""
+        """The compared tokens of all blocks in a row, [1, n, hidden]."""
         kept = hidden_bth if self.last_tokens is None else hidden_bth[:, -self.last_tokens :]
         return kept.flatten(0, 1)[None]
 

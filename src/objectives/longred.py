@@ -1,14 +1,14 @@
 """Distance of hidden states: short-text and short-to-long distillation of LongReD (2502.07365).
 
-Where LongReD's hidden states are numbered, n is what comes after n layers: 0 the embeddings, and
-the number of layers what comes after the final norm, as transformers numbers `hidden_states`.
+Hidden states are numbered as transformers numbers `hidden_states`: n comes after n layers, 0 is the
+embeddings, and the number of layers stands for what comes after the final norm.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field, WrapValidator
@@ -17,25 +17,25 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from src.models.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
+from src.objectives.base import Batch, Needs, Objective, Outputs, list_or_word
 
 # Of LLaMA-3-8B's 32, by the public code for 32K.
 _REFERENCE, _REFERENCE_DEPTH = (1, 9, 12, 14, 15, 32), 32
 
 
 @dataclass(frozen=True)
-class LongRed:
+class LongRed(Objective):
     """1 - cosine similarity of the student's and the teacher's hidden states.
 
     It is averaged over tokens and summed over the chosen hidden states, as in the public code.
 
     Attributes:
-        layers: which hidden states, by how many layers come before them. `last`: after the final
-            norm. `all`: after each layer. `reference`: the public code's 1, 9, 12, 14, 15 and 32 of
-            32 layers, for another depth at the same share of it (rounded, at least 1, each once).
-            `drift`: after the layers whose attention the scaling moves most, and the last.
-        drift_count: how many `drift` chooses, the last among them; LongReD took 6 at 32K and 3 at
-            128K.
+        layers: numbers of the hidden states. `last`: after the final norm. `all`: after each layer.
+            `reference`: the public code's 1, 9, 12, 14, 15 and 32 of 32 layers, and for another
+            depth the same fractions of it (rounded, at least 1, each once). `drift`: after the
+            layers whose attention the scaling moves most, and the last.
+        drift_count: how many hidden states `drift` chooses, the last included. LongReD took 6 at
+            32K and 3 at 128K.
     """
 
     type: Literal["longred"]
@@ -44,8 +44,6 @@ class LongRed:
         WrapValidator(list_or_word),
     ] = "reference"
     drift_count: Annotated[int, Field(ge=2)] = 6
-
-    bounded_by_native_window: ClassVar[bool] = True
 
     def chosen(self, facts: ModelFacts) -> tuple[int, ...]:
         """Numbers of the hidden states, ascending.
@@ -66,7 +64,7 @@ class LongRed:
                 raise ValueError(
                     f"drift_count={self.drift_count}: the model has {depth} layers to choose from"
                 )
-            # Not measured yet: as many, for the plan.
+            # The drift is not measured yet. The plan only needs the number.
             return tuple(range(depth - self.drift_count + 1, depth + 1))
         numbers = tuple(sorted(self.layers))
         if not numbers or len(set(numbers)) < len(numbers) or numbers[-1] > depth:
@@ -82,11 +80,11 @@ class LongRed:
         return self.layers == "drift"
 
     def with_drift(self, kl_by_layer: Sequence[float]) -> LongRed:
-        """The layers chosen: those of the largest values, ties to the lower one, and the last."""
+        """Choose the layers of the largest drift (of equal ones, the lower), and the last."""
         if not self.awaits_drift:
             return self
         depth = len(kl_by_layer)
-        # The last one's hidden states are chosen in any case, whatever its own attention does.
+        # The last hidden states are chosen in any case, so their layer is not ranked.
         ranked = sorted(range(depth - 1), key=lambda i: (-kl_by_layer[i], i))
         after = [i + 1 for i in ranked[: self.drift_count - 1]]
         return replace(self, layers=(*sorted(after), depth))
@@ -101,26 +99,23 @@ class LongRed:
         )
 
     def metric_root(self, facts: ModelFacts) -> str:
-        """Another one for the last hidden states alone: LongReD's two terms are told apart."""
+        """`longred_last` for the last hidden states alone, so that LongReD's two terms differ."""
         return "longred_last" if self.chosen(facts) == (facts.layers,) else "longred"
 
     def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """Element-wise work only: about 30 operations a number of the chosen hidden states."""
+        """About 30 element-wise operations for each number of the chosen hidden states."""
         return 30.0 * tokens * facts.heads * facts.head_dim * len(self.chosen(facts))
 
     def needs_whole_blocks(self) -> None:
-        """Nothing does: it is a mean over tokens."""
-
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
-        """Nothing: no attention inputs are asked for."""
+        """No setting: the loss is a mean over tokens."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Sum over the chosen hidden states of the mean over tokens.
 
-        Metrics: `longred`, the loss, and `longred/by_layer`, each chosen hidden states' part; of
-        the last alone `longred_last`.
+        Metrics: `longred`, the loss, and `longred/by_layer`, the part of each chosen hidden state;
+        for the last one alone, `longred_last`.
         """
         del batch
         assert teacher is not None
@@ -145,7 +140,7 @@ def _pair(
 
 
 def _distance(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
-    """Mean of 1 - cosine, made again for the backward pass: only the inputs are kept."""
+    """Mean of 1 - cosine. Only the inputs are kept; the backward pass computes it again."""
 
     def mean(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
         wide = torch.float64 if student_bth.dtype == torch.float64 else torch.float32

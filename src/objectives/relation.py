@@ -10,7 +10,7 @@ mean-square error of what they give, A V, over the teacher's mean square.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from pydantic import Field, WrapValidator
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from kernels.relation_kl import attention_kl, interpreted, relation_kl_set, split_relation_heads
 from src.models.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Outputs, list_or_word
+from src.objectives.base import QKV, Batch, Needs, Objective, Outputs, list_or_word
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -53,7 +53,7 @@ class LayerRelations(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Relation:
+class Relation(Objective):
     """Relation KL on chosen layers.
 
     `normalization`: `own_heads` divides each relation by its own number of heads; `reference`
@@ -76,8 +76,6 @@ class Relation:
     relation_heads: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
-
-    bounded_by_native_window: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.normalization == "reference" and self.relation_heads is not None:
@@ -145,7 +143,7 @@ class Relation:
         return units * facts.head_dim * tokens**2 * len(self.chosen_layers(facts))
 
     def needs_whole_blocks(self) -> str | None:
-        """Relation heads are made of all heads, and the error of A V is a ratio of two means."""
+        """Relation heads, made of all heads, or the error of A V, a ratio of two means."""
         if self.relation_heads is not None:
             return f"relation_heads={self.relation_heads}"
         return f"weights.av={self.weights.av}" if self.weights.av else None
@@ -153,7 +151,7 @@ class Relation:
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
-        """The layer's loss, and its terms' own, in the order qq, kk, vv, qk, av."""
+        """The layer's loss, and that of each weighted term in the order qq, kk, vv, qk, av."""
         assert teacher is not None
         window, scale = facts.windows[layer], facts.scale
         losses: list[Tensor] = []

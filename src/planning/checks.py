@@ -9,7 +9,6 @@ from src.models.facts import ModelFacts
 from src.models.families import PLAIN_LAYER_FAMILIES
 from src.models.hf_config import scaled_config
 from src.models.rope import NativeRope
-from src.objectives.base import Demanding, Spreadable
 from src.planning.devices import uses_cuda
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -45,7 +44,7 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
         path = f"recipe.stages.{stage}.streams.{name}"
         objective = objectives[name]
         if (
-            objective.bounded_by_native_window
+            objective.needs(facts).teacher
             and stream.length > window
             and not config.objective.allow_beyond_native
         ):
@@ -72,8 +71,7 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
         try:
             objective = config.objective.terms[name]
             objective.needs(facts)
-            if isinstance(objective, Demanding):
-                objective.check(stream.length, cuda=cuda)
+            objective.check(stream.length, cuda=cuda)
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}.{error}") from error
 
@@ -166,11 +164,6 @@ def _check_shared_streams(config: RunConfig, stage: str, facts: ModelFacts) -> N
             )
         for term in stream.terms:
             objective = config.objective.terms[term]
-            if not isinstance(objective, Spreadable):
-                raise ConfigError(
-                    f"{path}.objective: {term} does not say how it is computed on parts of blocks, "
-                    f"as {setting} asks for; use engine.sequence_parallel=1"
-                )
             if (whole := objective.needs_whole_blocks()) is not None:
                 raise ConfigError(
                     f"objective.terms.{term}.{whole}: it needs whole blocks on one rank, and "

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from src.models.config import native_rope
-from src.models.hf_config import resolved_shape
+from src.models.hf_config import planned_facts, resolved_shape
 from src.planning.advice import misfit
 from src.planning.devices import gib
 from src.planning.plan import Plan
@@ -98,11 +98,12 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
 def _unscaled(config: RunConfig) -> Iterator[str]:
     """Streams whose blocks the student rotates as its teacher does, so that they teach nothing."""
     rope = native_rope(config.model, resolved_shape(config.model))
+    facts = planned_facts(config.model)
     for name, stage in config.recipe.stages.items():
         for stream_name, objective in config.objectives(name).items():
             stream = stage.streams[stream_name]
             # Skipped positions differ from the teacher's whatever the scaling.
-            distilled = objective.bounded_by_native_window and stream.positions == "contiguous"
+            distilled = objective.needs(facts).teacher and stream.positions == "contiguous"
             if distilled and config.rope.is_native_at(rope, stream.length):
                 yield (
                     f"{name}: at {stream.length:,} tokens {config.rope.type} scaling leaves RoPE "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed
 
 from src.models.facts import ModelFacts
-from src.objectives.base import Batch, Objective, streams_apart
+from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
 from src.training.positions import positions
 from src.training.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
@@ -168,23 +168,28 @@ class StageRun:
         self.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
         for name, value in metrics.items():
-            sums.add(f"loss/{self._told_apart(micro.stream, name)}", value, share)
+            sums.add(self._metric_name(micro.stream, name), value, share)
 
     @cached_property
-    def _streams_apart(self) -> set[tuple[str, str]]:
-        named = {
-            name: (next(iter(stream.terms)), self.objectives[name])
-            for name, stream in self.stage.streams.items()
-        }
-        return streams_apart(named, self.facts)
+    def _terms(self) -> dict[str, dict[str, Objective]]:
+        """Objectives by stream and by their names in the config."""
+        terms: dict[str, dict[str, Objective]] = {}
+        for name, stream in self.stage.streams.items():
+            objective = self.objectives[name]
+            terms[name] = {part: each for part, each, _ in objective.parts}
+            terms[name] = terms[name] or {next(iter(stream.terms)): objective}
+        return terms
 
-    def _told_apart(self, stream: str, name: str) -> str:
-        """A metric's name, after its stream as well where another stream's would be mixed in.
+    @cached_property
+    def _prefixes(self) -> dict[tuple[str, str], str]:
+        return metric_prefixes(self._terms, self.facts)
 
-        Its root comes first, or after the term (src/objectives/weighted_sum.py).
-        """
-        apart = any((stream, root) in self._streams_apart for root in name.split("/")[:2])
-        return f"{stream}/{name}" if apart else name
+    def _metric_name(self, stream: str, name: str) -> str:
+        """The name in the log of a metric that a stream's objective reports."""
+        term = next(iter(self._terms[stream]))
+        if self.objectives[stream].parts:
+            term, _, name = name.partition("/")
+        return f"loss/{self._prefixes[stream, term]}{name}"
 
     def _batch(self, micro: MicroStep) -> Batch:
         # A rank without a block of its own runs another's at weight 0: collectives need everyone.

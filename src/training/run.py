@@ -24,7 +24,7 @@ from src.models.facts import ModelFacts
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model, load_tokenizer
 from src.models.shapes import facts_of
-from src.objectives.base import DriftChosen, Objective
+from src.objectives.base import Objective
 from src.passes.calibration import attention_drift
 from src.planning import plan
 from src.planning.devices import device_of, dtype_of, uses_cuda
@@ -391,12 +391,11 @@ class _Run:
     def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
         """A stage's objectives by stream, with layers measured where they ask for it."""
         objectives = self.config.objectives(name)
-        waiting = {s: o for s, o in objectives.items() if isinstance(o, DriftChosen)}
-        asking = [stream for stream, o in waiting.items() if o.awaits_drift]
+        asking = [stream for stream, o in objectives.items() if o.awaits_drift]
         if not asking:
             return objectives
         drift = self._drift(name, data.blocks[name][asking[0]], weights)
-        return objectives | {stream: o.with_drift(drift) for stream, o in waiting.items()}
+        return {stream: o.with_drift(drift) for stream, o in objectives.items()}
 
     def _drift(self, name: str, blocks: Blocks, weights: Path | None) -> list[float]:
         """The stage's attention drift, the same on every rank and after a resume.

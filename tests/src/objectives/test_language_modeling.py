@@ -96,4 +96,3 @@ def test_needs_the_head_alone_and_no_extra_work() -> None:
     objective = LanguageModeling("language_modeling")
     assert objective.needs(FACTS) == Needs(teacher=False, qkv_layers=(), head=True)
     assert objective.flops(4096, FACTS) == 0
-    assert not objective.bounded_by_native_window

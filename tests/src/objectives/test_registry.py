@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, fields, is_dataclass
@@ -45,16 +46,14 @@ def test_types_are_unique() -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_an_objective_is_a_frozen_dataclass_with_the_protocols_members(module: str) -> None:
+def test_an_objective_is_a_frozen_dataclass_that_can_be_made(module: str) -> None:
     assert is_dataclass(objective_in(module))
     found = objective_in(module)
     assert fields(found)[0].name == "type"
     with pytest.raises(FrozenInstanceError):
         found(type_of(found)).type = "other"
-    assert isinstance(found.bounded_by_native_window, bool)
-    members = [m for m in vars(Objective) if not m.startswith("_")]
-    assert {"needs", "flops", "loss"} <= set(members)
-    assert all(callable(getattr(found, m)) for m in members)
+    assert issubclass(found, Objective)
+    assert not inspect.isabstract(found)
 
 
 @pytest.mark.parametrize("module", MODULES)

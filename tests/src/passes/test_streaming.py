@@ -7,7 +7,7 @@ import functools
 import gc
 import weakref
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -240,18 +240,14 @@ def test_dropout_stays_the_students() -> None:
 
 
 @dataclass(frozen=True)
-class Watching:
+class Watching(Objective):
     """An objective that notes which attention inputs are alive."""
 
     alive: list[weakref.ref]
     wants_hidden: bool = False
-    bounded_by_native_window: ClassVar[bool] = True
 
     def needs(self, facts: ModelFacts) -> Needs:
         return Needs(teacher=True, qkv_layers=tuple(range(LAYERS)), hidden=self.wants_hidden)
-
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        return 0.0
 
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Tensor:
         assert teacher is not None
@@ -439,20 +435,14 @@ def test_skipped_positions_do_not_cut_a_block_in_two(family: str) -> None:
 
 
 @dataclass(frozen=True)
-class LastHidden:
+class LastHidden(Objective):
     """Keeps the student's hidden states."""
 
     seen: list[Tensor] = field(default_factory=list)
-    bounded_by_native_window: ClassVar[bool] = False
+    type: str = "last_hidden"
 
     def needs(self, facts: ModelFacts) -> Needs:
         return Needs(teacher=False, hidden=True)
-
-    def flops(self, tokens: int, facts: ModelFacts) -> float:
-        return 0.0
-
-    def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> None:
-        raise AssertionError("no layer is asked for")
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts

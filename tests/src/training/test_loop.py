@@ -93,10 +93,29 @@ def test_the_same_term_of_two_streams_is_one_figure() -> None:
         {"short": both, "long": LM},
         {"short": {"relation": 1.0, "language_modeling": 0.1}, "long": "language_modeling"},
         {
-            "short": {"relation/qq": 1.0, "language_modeling": 2.0},
+            "short": {"relation/relation/qq": 1.0, "language_modeling/language_modeling": 2.0},
             "long": {"language_modeling": 4.0},
         },
     ) == {"loss/total": 1.0, "loss/relation/qq": 1.0, "loss/language_modeling": 3.0}
+
+
+def test_terms_of_one_kind_on_one_stream_are_kept_apart_by_term() -> None:
+    both = WeightedSum((("all", ALL, 1.0), ("last", LAST, 1.0), ("lm", LM, 0.1)))
+    metrics = {"all/relation/qq": 1.0, "last/relation/qq": 2.0, "lm/language_modeling": 3.0}
+    terms = {"all": 1.0, "last": 1.0, "lm": 0.1}
+    assert logged({"short": both}, {"short": terms}, {"short": metrics}) == {
+        "loss/total": 1.0,
+        "loss/all/relation/qq": 1.0,
+        "loss/last/relation/qq": 2.0,
+        "loss/language_modeling": 3.0,
+    }
+    found = logged(
+        {"short": both, "long": ALL},
+        {"short": terms, "long": "all"},
+        {"short": metrics, "long": {"relation/qq": 5.0}},
+    )
+    assert {"loss/short/all/relation/qq", "loss/long/relation/qq"} <= found.keys()
+    assert "loss/language_modeling" in found
 
 
 def test_longreds_two_terms_keep_their_names() -> None:

@@ -399,7 +399,7 @@ def test_an_objective_that_says_nothing_of_parts_is_refused(
     run = compose_run(*BASE)
     terms = run.objective.terms | {"relation": LastHidden()}
     changed = replace(run, objective=replace(run.objective, terms=terms))
-    with pytest.raises(ConfigError, match=r"streams\.short\.objective: relation does not say how"):
+    with pytest.raises(ConfigError, match=r"terms\.relation\.type=last_hidden: it needs whole"):
         plan.make(changed, world_size=2)
 
 

@@ -42,6 +42,7 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
     objectives = config.objectives(stage)
     for name, stream in config.recipe.stages[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
+        _check_terms(config, stream, facts)
         objective = objectives[name]
         if (
             objective.needs(facts).teacher
@@ -62,7 +63,6 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
             positions.check(stream.positions, stream.length, config.rope.target_length)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
-        _check_terms(config, stream, facts)
 
 
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:

@@ -1,10 +1,8 @@
 """Pictures and tables of the documents, made from benchmarks/results/*.json.
 
-    python -m benchmarks.figures                       docs/images/*.png and the documents' tables
-    python -m benchmarks.figures --check               only say whether the tables are up to date
-    python -m benchmarks.figures --kernel kernel.json  pictures beside a result of kernels.bench
-
-Pictures need a Chromium on the path.
+python -m benchmarks.figures                       docs/images/*.png and the documents' tables
+python -m benchmarks.figures --check               only say whether the tables are up to date
+python -m benchmarks.figures --kernel kernel.json  pictures beside a result of kernels.bench
 """
 
 from __future__ import annotations
@@ -12,19 +10,26 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-
 from benchmarks import long_suite, methods
-from src.report import plots
-from src.report.files import PerplexityReport
+from src.report.charts import (
+    DASHES,
+    GRAY,
+    LIGHT_GRAY,
+    Axis,
+    Chart,
+    Point,
+    Series,
+    token_ticks,
+)
+from src.report.figures.perplexity import perplexity_chart
+from src.report.to_matplotlib import pictures
+from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -32,10 +37,22 @@ IMAGES = ROOT / "docs" / "images"
 METHODS = ROOT / "docs" / "methods.md"
 LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
-SIZE = (760, 420)
-GREY, LIGHT_GREY = "#8a909c", "#c9cdd5"
+SIZE = (7.6, 4.2)  # inches
 
+Picture = tuple[Chart, str]
+"""A chart and its title."""
 Rows = dict[str, list[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Bars:
+    """A bar for each row; its label is the height unless it is given."""
+
+    name: str
+    slot: int
+    rows: Sequence[Mapping[str, Any]]
+    heights: Sequence[float]
+    labels: Sequence[float] = ()
 
 
 def load(name: str) -> dict[str, Any]:
@@ -146,25 +163,37 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
     return text
 
 
-def perplexity_picture(result: Mapping[str, Any]) -> go.Figure:
+def perplexity_picture(result: Mapping[str, Any]) -> Picture:
     """Perplexity against window."""
     perplexity = by_model(result["rows"], "perplexity")
     windows = sorted(next(iter(perplexity.values())))
-    report = PerplexityReport.model_validate(
-        {
-            "schema": 1,
-            "suite": "perplexity",
-            "dataset": result["held_out"],
-            "windows": windows,
-            "models": [
-                {"name": model, "perplexity": {str(w): v for w, v in values.items()}}
-                for model, values in perplexity.items()
-            ],
-        }
+    roles: dict[str, Role] = {"native": "native", "scaled": "scaled"}
+    models = tuple(
+        PerplexityModel(name=model, role=roles.get(model, "stage"), perplexity=dict(values))
+        for model, values in perplexity.items()
     )
-    return plots.perplexity_figure(
-        report, title="SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
+    dataset = Dataset.model_validate(result["held_out"])
+    report = PerplexityResults(dataset=dataset, windows=tuple(windows), models=models)
+    title = "SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
+    return perplexity_chart(report), title
+
+
+def step_picture(result: Mapping[str, Any]) -> Picture:
+    """Peak memory against speed of each case on one GPU, measured and planned."""
+    found = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
+    cases = [m for m in found if m["planned_seconds"]]
+    measured = [Point(m["tokens_per_second"], m["peak_gib"], label=m["case"]) for m in cases]
+    planned = [Point(_planned_speed(m), m["planned_gib"]) for m in cases]
+    chart = Chart(
+        "Step",
+        Axis("tokens a second", from_zero=True),
+        Axis("peak memory a rank (GiB)", from_zero=True),
+        (
+            Series("measured", tuple(measured), mode="dots"),
+            Series("planned", tuple(planned), mode="dots", symbol="circle-open"),
+        ),
     )
+    return chart, f"A step of attention restoration, {result['device']}"
 
 
 def _is_whole(measured: Mapping[str, Any]) -> bool:
@@ -172,36 +201,11 @@ def _is_whole(measured: Mapping[str, Any]) -> bool:
     return measured["ranks"] == 1 and measured["settings"]["zero_stages"][0] < 3
 
 
-def step_picture(result: Mapping[str, Any]) -> go.Figure:
-    """Peak memory against speed of each case on one GPU, measured and planned."""
-    found = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
-    cases = [m for m in found if m["planned_seconds"]]
-    figure = go.Figure()
-    for name, memory, speed, symbol in (
-        ("measured", "peak_gib", lambda m: m["tokens_per_second"], "circle"),
-        ("planned", "planned_gib", _planned_speed, "circle-open"),
-    ):
-        figure.add_scatter(
-            x=[speed(m) for m in cases],
-            y=[m[memory] for m in cases],
-            text=[m["case"] for m in cases] if name == "measured" else None,
-            textposition="top center",
-            mode="markers+text" if name == "measured" else "markers",
-            marker={"symbol": symbol, "size": 10, "color": plots.STUDENT_COLORS[0]},
-            name=name,
-        )
-    _plain(
-        figure,
-        f"A step of attention restoration, {result['device']}",
-        "tokens a second",
-        "peak memory a rank (GiB)",
-    )
-    # Room for the last label.
-    figure.update_xaxes(range=[0, 1.15 * max(m["tokens_per_second"] for m in cases)])
-    return figure
+def _planned_speed(measured: Mapping[str, Any]) -> float:
+    return measured["settings"]["tokens_per_step"] / measured["planned_seconds"]
 
 
-def kernel_pictures(result: Mapping[str, Any]) -> dict[str, go.Figure]:
+def kernel_pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
     """Pictures of what `python -m kernels.bench` measured, by name: those it has rows for.
 
     Raises:
@@ -224,163 +228,120 @@ def kernel_pictures(result: Mapping[str, Any]) -> dict[str, go.Figure]:
     }
 
 
-def _time_beside_attention(rows: Rows, device: str) -> go.Figure:
+def _time_beside_attention(rows: Rows, device: str) -> Picture:
     """In units of the faster attention."""
     measured = rows["fwd_bwd_time_over_sdpa"]
-    figure = go.Figure()
-    for name, key, color in (
-        ("relation_kl", "milliseconds", plots.STUDENT_COLORS[0]),
-        ("attention, cuDNN", "cudnn_milliseconds", GREY),
-        ("attention, flash", "flash_milliseconds", LIGHT_GREY),
-    ):
-        base = [row["milliseconds"] / row["value"] for row in measured]
-        relative = [row[key] / least for row, least in zip(measured, base, strict=True)]
-        _bars(figure, name, measured, relative, color, [row[key] for row in measured])
-    return _plain(figure, f"Forward and backward, {device}", "", "time (labels: ms)")
+    unit = [row["milliseconds"] / row["value"] for row in measured]
+    bars = [
+        Bars(
+            name,
+            slot,
+            measured,
+            [row[key] / least for row, least in zip(measured, unit, strict=True)],
+            [row[key] for row in measured],
+        )
+        for name, key, slot in (
+            ("relation_kl", "milliseconds", 0),
+            ("attention, cuDNN", "cudnn_milliseconds", GRAY),
+            ("attention, flash", "flash_milliseconds", LIGHT_GRAY),
+        )
+    ]
+    return _by_shape("time (labels: ms)", bars), f"Forward and backward, {device}"
 
 
-def _fractions_of_floor(rows: Rows, device: str) -> go.Figure:
-    figure = go.Figure()
-    for name, key, color in (
-        ("forward, 2 units", "fwd_fraction_of_floor", plots.STUDENT_COLORS[0]),
-        ("backward, 4 units", "bwd_fraction_of_floor", GREY),
-    ):
-        _bars(figure, name, rows[key], [row["value"] for row in rows[key]], color)
-    return _plain(figure, f"Of the rate of a large matrix product, {device}", "", "fraction")
+def _fractions_of_floor(rows: Rows, device: str) -> Picture:
+    bars = [
+        Bars(name, slot, rows[key], [row["value"] for row in rows[key]])
+        for name, key, slot in (
+            ("forward, 2 units", "fwd_fraction_of_floor", 0),
+            ("backward, 4 units", "bwd_fraction_of_floor", GRAY),
+        )
+    ]
+    return _by_shape("fraction", bars), f"Of the rate of a large matrix product, {device}"
 
 
-def _memory_by_tokens(rows: Rows, device: str) -> go.Figure:
+def _memory_by_tokens(rows: Rows, device: str) -> Picture:
     measured = rows["extra_bytes_per_token"]
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[row["T"] for row in measured],
-        y=[row["value"] for row in measured],
-        mode="lines+markers",
-        marker={"size": 9, "color": plots.STUDENT_COLORS[0]},
+    points = tuple(Point(row["T"], row["value"]) for row in measured)
+    x = Axis("tokens", log=True, ticks=token_ticks([p.x for p in points]))
+    chart = Chart("Memory", x, Axis("bytes a token", from_zero=True), (Series("memory", points),))
+    return chart, f"Memory beyond inputs, one head of {measured[0]['D']}, {device}"
+
+
+def _time_beside_dense(rows: Rows, device: str) -> Picture:
+    chart = _beside_dense(rows["chunked_speedup_over_dense"], "milliseconds", 1, "milliseconds")
+    return chart, f"Forward and backward, {device}"
+
+
+def _memory_beside_dense(rows: Rows, device: str) -> Picture:
+    chart = _beside_dense(rows["chunked_memory_over_dense"], "bytes", 1e6, "MB")
+    return chart, f"Memory beyond inputs, {device}"
+
+
+def _beside_dense(
+    measured: Sequence[Mapping[str, Any]], key: str, unit: float, title: str
+) -> Chart:
+    bars = [
+        Bars(name, slot, measured, [row[column] / unit for row in measured])
+        for name, column, slot in (
+            ("relation_kl, chunked", key, 0),
+            ("dense torch", f"dense_{key}", GRAY),
+        )
+    ]
+    return _by_shape(title, bars)
+
+
+def _by_shape(title: str, bars: Sequence[Bars]) -> Chart:
+    """A group of bars for each shape."""
+    shapes = tuple(dict.fromkeys(_shape(row) for one in bars for row in one.rows))
+    series = tuple(
+        Series(
+            one.name,
+            tuple(
+                Point(shapes.index(_shape(row)), height, label=_short(label))
+                for row, height, label in zip(
+                    one.rows, one.heights, one.labels or one.heights, strict=True
+                )
+            ),
+            one.slot,
+            mode="bars",
+        )
+        for one in bars
     )
-    title = f"Memory beyond inputs, one head of {measured[0]['D']}, {device}"
-    _plain(figure, title, "tokens", "bytes a token")
-    figure.update_xaxes(type="log", dtick=1)
-    return figure
+    return Chart(title, Axis("", categories=shapes), Axis(title), series)
 
 
-def _time_beside_dense(rows: Rows, device: str) -> go.Figure:
-    measured = rows["chunked_speedup_over_dense"]
-    figure = _beside_dense(measured, "milliseconds", 1)
-    return _plain(figure, f"Forward and backward, {device}", "", "milliseconds")
+def _shape(row: Mapping[str, Any]) -> str:
+    return f"{row['T']:,} tokens\n{row['H']} head{'s' * (row['H'] > 1)} of {row['D']}"
 
 
-def _memory_beside_dense(rows: Rows, device: str) -> go.Figure:
-    figure = _beside_dense(rows["chunked_memory_over_dense"], "bytes", 1e6)
-    return _plain(figure, f"Memory beyond inputs, {device}", "", "MB")
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _beside_dense(measured: Sequence[Mapping[str, Any]], key: str, unit: float) -> go.Figure:
-    figure = go.Figure()
-    for name, column, color in (
-        ("relation_kl, chunked", key, plots.STUDENT_COLORS[0]),
-        ("dense torch", f"dense_{key}", GREY),
-    ):
-        _bars(figure, name, measured, [row[column] / unit for row in measured], color)
-    return figure
-
-
-def _bars(
-    figure: go.Figure,
-    name: str,
-    measured: Sequence[Mapping[str, Any]],
-    heights: Sequence[float],
-    color: str,
-    labels: Sequence[float] | None = None,
-) -> None:
-    """Adds a bar a shape."""
-    figure.add_bar(
-        x=[
-            f"{row['T']:,} tokens<br>{row['H']} head{'s' * (row['H'] > 1)} of {row['D']}"
-            for row in measured
-        ],
-        y=heights,
-        name=name,
-        marker={"color": color},
-        text=[f"{label:,.0f}" if label >= 100 else f"{label:.3g}" for label in labels or heights],
-        textposition="outside",
-    )
-    figure.update_layout(barmode="group")
-
-
-def _plain(figure: go.Figure, title: str, x: str, y: str) -> go.Figure:
-    figure.update_layout(
-        template="none",
-        title={"text": title, "x": 0.01},
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
-    )
-    figure.update_xaxes(title=x, gridcolor="#e6e8ec", automargin=True)
-    figure.update_yaxes(title=y, gridcolor="#e6e8ec", rangemode="tozero", automargin=True)
-    return figure
-
-
-def curve_picture(result: Mapping[str, Any]) -> go.Figure:
+def curve_picture(result: Mapping[str, Any]) -> Picture:
     """Loss by step of the public reference's loop and of ours."""
-    figure = go.Figure()
-    for side, dash in (("reference", "solid"), ("ours", "dot")):
-        rows = [r for r in result["rows"] if (r["name"], r["side"]) == ("loss", side)]
-        figure.add_scatter(
-            x=[r["step"] for r in rows],
-            y=[r["value"] for r in rows],
-            mode="lines+markers",
-            line={"dash": dash},
-            name=f"the public reference ({result['kernels']} KL)" if side == "reference" else side,
+    names = {"reference": f"the public reference ({result['kernels']} KL)", "ours": "ours"}
+    series = tuple(
+        Series(
+            name,
+            tuple(
+                Point(row["step"], row["value"])
+                for row in result["rows"]
+                if (row["name"], row["side"]) == ("loss", side)
+            ),
+            slot,
+            DASHES[2 * slot],
         )
-    figure.update_layout(
-        template="none",
-        title={
-            "text": f"The reference's loop, step by step: {result['model']}, {result['dtype']}",
-            "x": 0.01,
-        },
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "#22252b"},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "xanchor": "left", "yanchor": "bottom"},
+        for slot, (side, name) in enumerate(names.items())
     )
-    figure.update_xaxes(title="optimizer step", gridcolor="#e6e8ec")
-    figure.update_yaxes(title="relation loss (nats)", gridcolor="#e6e8ec")
-    return figure
+    chart = Chart("Loss", Axis("optimizer step"), Axis("relation loss (nats)"), series)
+    return chart, f"The reference's loop, step by step: {result['model']}, {result['dtype']}"
 
 
-def _planned_speed(measured: Mapping[str, Any]) -> float:
-    return measured["settings"]["tokens_per_step"] / measured["planned_seconds"]
-
-
-def picture(figure: go.Figure, target: Path) -> None:
-    """Draw a figure into a PNG.
-
-    Raises:
-        RuntimeError: there is no Chromium.
-    """
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        raise RuntimeError("no chromium on the path: install it to draw pictures")
-    figure.update_layout(width=SIZE[0], height=SIZE[1])
-    with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "figure.html"
-        figure.write_html(page, include_plotlyjs=True, config={"displayModeBar": False})
-        subprocess.run(
-            [
-                chromium,
-                "--headless=new",
-                "--no-sandbox",
-                "--disable-gpu",
-                "--disable-background-networking",
-                "--hide-scrollbars",
-                f"--user-data-dir={folder}/profile",
-                f"--window-size={SIZE[0] + 30},{SIZE[1] + 30}",
-                "--force-device-scale-factor=1.5",
-                "--virtual-time-budget=4000",
-                f"--screenshot={target}",
-                page.as_uri(),
-            ],
-            check=True,
-            capture_output=True,
-        )
+def draw(picture: Picture, target: Path) -> None:
+    """Write a picture as PNG."""
+    target.write_bytes(pictures(*picture, ["png"], SIZE)["png"])
 
 
 def documents() -> dict[Path, dict[str, str]]:
@@ -409,7 +370,7 @@ def draw_kernel(path: Path) -> None:
         sys.exit(f"error: --kernel {path}: {error!r}; give a file that kernels.bench wrote")
     for name, figure in figures.items():
         target = path.with_name(f"{name}.png")
-        picture(figure, target)
+        draw(figure, target)
         print(target)
 
 
@@ -438,9 +399,9 @@ def main() -> None:
         "step": step_picture(load("step")),
         **kernel_pictures(load("kernel")),
     }.items():
-        picture(figure, IMAGES / f"{name}.png")
+        draw(figure, IMAGES / f"{name}.png")
     if (RESULTS / "reference_curve.json").is_file():
-        picture(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
+        draw(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
 
 
 if __name__ == "__main__":

@@ -27,14 +27,16 @@ from src.models.config import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
 from src.report.drawer import sweep_name
+from src.report.groups import ReportData
 from src.report.page import write_page
 from src.report.performance import read_results
 from src.report.runs import ReportError, Run, count_corrupt, read_runs
+from src.report.runs_table import run_notes, runs_table
 from src.report.server import LiveReport, serve
-from src.report.table import run_notes, runs_table
+from src.report.tables import terminal, widen
 from src.settings import loading
 
-_PLAIN_WIDTH = 160  # of output that is no terminal, so that nothing is cut
+_FORMATS: tuple[paper.Format, ...] = ("pdf", "svg", "png", "csv")
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class DashboardConfig:
     compare: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] | None = None
     export: Literal["paper"] | None = None
     export_path: Annotated[str, Field(min_length=1)] = "outputs/dashboard/paper"
-    export_formats: Annotated[tuple[paper.Format, ...], Field(min_length=1)] = ("svg", "png", "csv")
+    export_formats: Annotated[tuple[paper.Format, ...], Field(min_length=1)] = _FORMATS
     serve: bool = False
     port: Annotated[int, Field(ge=0, le=65535)] = 0
     refresh_seconds: PositiveInt = 5
@@ -108,14 +110,16 @@ def show(settings: DashboardConfig) -> None:
     runs = _chosen(read_runs(Path(settings.outputs)), settings.only)
     if settings.compare:
         first, second = (find_run(runs, name) for name in settings.compare)
-        _console().print(*compare_tables(first, second), sep="\n")
+        widen(Console()).print(*compare_tables(first, second), sep="\n")
     elif settings.view == "table":
-        _console().print(runs_table(runs, settings.window), *run_notes(runs), sep="\n")
+        table = runs_table(runs, settings.window)
+        widen(Console()).print(terminal(table), *run_notes(runs), sep="\n")
         print(_count(runs))
     elif settings.export:
-        results = read_results(Path(settings.benchmarks))
-        folder, formats = Path(settings.export_path), settings.export_formats
-        files = paper.export(runs, results, folder, formats=formats, window=settings.window)
+        results = tuple(read_results(Path(settings.benchmarks)))
+        data = ReportData(runs=tuple(runs), window=settings.window, results=results)
+        folder = Path(settings.export_path)
+        files = paper.export(data, folder, formats=settings.export_formats)
         print(f"{folder}: {len(files)} files from {_count(runs)}")
     else:
         results = read_results(Path(settings.benchmarks))
@@ -148,13 +152,6 @@ def _matching(runs: list[Run], key: str, value: str | None, of: Callable[[Run], 
         there = sorted({of(run) for run in runs} - {""})
         raise ReportError(f"{key}={value}: no run has it; there are {', '.join(there) or 'none'}")
     return found
-
-
-def _console() -> Console:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, _PLAIN_WIDTH)
-    return console
 
 
 def _count(runs: Sequence[Run]) -> str:

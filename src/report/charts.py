@@ -1,17 +1,19 @@
-"""Charts as plain data. The page draws them with Plotly (assets/figures.js), a paper gets them as
-SVG (`svg`) and CSV; neither decides what is in them."""
+"""A chart as plain data: what is drawn, not how.
+
+`to_plotly` turns it into a Plotly figure for the page and the tracker, `to_matplotlib` into a
+picture for a paper. Neither decides on a colour, an offset or a point.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-# One colour a slot in page and paper; told apart with common colour-vision deficiencies and
-# legible on white and on near-black. `assets/base.js` holds the same list.
+from src.report.tables import csv_text
+
+# Told apart with common colour-vision deficiencies, legible on white and on near-black.
 COLORS = (
     "#2f7fd1",
     "#d9622b",
@@ -22,12 +24,21 @@ COLORS = (
     "#6b8e3d",
     "#7d8590",
 )
-GRAY = -1
-"""The slot of what is no method: native, scaled."""
-GRAY_COLOR = "#8a8f98"
+GRAY, LIGHT_GRAY = -1, -2
+"""Slots of what is no method, such as the native model."""
+GRAYS = ("#8a8f98", "#c9cdd5")
+SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
+"""Stops of the colour scale of a heatmap, evenly spaced."""
+DIVERGING = ("#c8511b", "#d9d3c4", "#2f7fd1")
+"""The same for values with fixed limits."""
+INK, MUTED, GRID, PAPER = "#22252b", "#5d646f", "#e6e8ec", "#ffffff"
+
 METHODS = ("linearard", "longred_c", "longred_u", "cpt_long", "cpt_mix", "logit_kd")
-Dash = Literal["solid", "dash", "dot"]
-DASHES: tuple[Dash, ...] = ("solid", "dash", "dot")
+Dash = Literal["solid", "dash", "dot", "dashdot", "longdash"]
+DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash")
+Symbol = Literal["circle", "circle-open", "diamond"]
+Picture = Literal["pdf", "svg", "png"]
+"""A format of a file."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +51,9 @@ class Point:
     high: float | None = None
     note: str = ""
     runs: tuple[int, ...] = ()
-    """Runs behind it, by their place in the list; none: it is always shown."""
+    """The runs it comes from, as places in the list of runs; empty: it is always shown."""
+    label: str = ""
+    """Text drawn beside it."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,13 @@ class Series:
     dash: Dash = "solid"
     mode: Literal["line", "dots", "bars"] = "line"
     alternatives: bool = False
-    """Points at one x stand for the same thing, in order of preference: one is drawn."""
+    """Points at the same x are alternatives, the preferred one first: one of them is drawn."""
+    symbol: Symbol = "circle"
+
+    @property
+    def color(self) -> str:
+        """As `#rrggbb`."""
+        return GRAYS[-1 - self.slot] if self.slot < 0 else COLORS[self.slot % len(COLORS)]
 
     @property
     def drawn(self) -> tuple[Point, ...]:
@@ -68,12 +87,13 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """`categories`: names at 0, 1, ...; `ticks`: where a logarithmic axis is labelled."""
+    """`categories` are names at 0, 1, ...; `ticks` are the labelled values, None: chosen."""
 
     title: str
     log: bool = False
     ticks: tuple[tuple[float, str], ...] = ()
     categories: tuple[str, ...] = ()
+    from_zero: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,50 +107,52 @@ class Chart:
     marks: tuple[tuple[float, str], ...] = ()
     """Vertical lines with a label."""
     level: float | None = None
-    """A horizontal line."""
-    runs: tuple[int, ...] = ()
-    """Runs that the whole chart is of; none: its points tell."""
+    """A line at this value of y."""
+    of_runs: tuple[int, ...] = ()
+    """The runs that the whole chart shows; empty: its points name theirs."""
     horizontal: bool = False
-    """Bars lie: x is drawn from top to bottom."""
+    """Bars lie: x runs from top to bottom."""
+    unified: bool = False
+    """Hovering shows all series at one x."""
 
-    def data(self) -> dict[str, Any]:
-        """For the page."""
-        return {
-            "kind": "chart",
-            "title": self.title,
-            "x": _axis(self.x),
-            "y": _axis(self.y),
-            "marks": self.marks,
-            "level": self.level,
-            "runs": self.runs,
-            "horizontal": self.horizontal,
-            "series": [
-                {
-                    "name": one.name,
-                    "slot": one.slot,
-                    "dash": one.dash,
-                    "mode": one.mode,
-                    "alternatives": one.alternatives,
-                    "points": [_point(point) for point in one.points],
-                }
-                for one in self.series
-            ],
-        }
+    @property
+    def runs(self) -> tuple[int, ...]:
+        """All runs behind the chart."""
+        points = (p for one in self.series for p in one.points)
+        return self.of_runs or tuple(sorted({run for p in points for run in p.runs}))
+
+    @property
+    def bar_width(self) -> float:
+        """In units of x."""
+        return 0.64 / max(1, len(self.series))
+
+    def shift(self, place: int) -> float:
+        """How far the series at `place` stands beside its x, so that none hides another."""
+        count = len(self.series)
+        dots = min(0.16, 0.7 / count)
+        step = {"line": 0.0, "dots": dots, "bars": self.bar_width}[self.series[place].mode]
+        return (place - (count - 1) / 2) * step
+
+    def csv_header(self) -> tuple[str, ...]:
+        """Names of the columns of `csv_rows`."""
+        return ("series", self.x.title, self.y.title, "low", "high", "note")
+
+    def csv_rows(self, series: Series, points: Sequence[Point]) -> Iterator[tuple[Any, ...]]:
+        """One row for each of `points`."""
+        names = self.x.categories
+        for p in points:
+            x = names[int(p.x)] if names else f"{p.x:.12g}"
+            yield (series.name, x, p.y, p.low, p.high, p.note)
 
     def csv(self) -> str:
-        """A line a point."""
-        names = self.x.categories
-        rows = [
-            (one.name, names[int(p.x)] if names else f"{p.x:g}", p.y, p.low, p.high, p.note)
-            for one in self.series
-            for p in one.drawn
-        ]
-        return table_csv(("series", self.x.title, self.y.title, "low", "high", "note"), rows)
+        """The drawn points as comma-separated values."""
+        rows = [row for one in self.series for row in self.csv_rows(one, one.drawn)]
+        return csv_text([self.csv_header(), *rows])
 
 
 @dataclass(frozen=True)
 class Heatmap:
-    """Values over two axes of names; `values[row][column]`, rows from top to bottom."""
+    """Values over two axes of distinct names: `values[row][column]`, rows from top to bottom."""
 
     title: str
     x_title: str
@@ -141,57 +163,34 @@ class Heatmap:
     value_title: str
     runs: tuple[int, ...] = ()
     limits: tuple[float, float] | None = None
-    """Ends of the colour scale; None: the values' own."""
+    """Ends of the colour scale; None: the smallest and the largest value."""
     log: bool = False
+    """Colours follow the logarithm; values that are not positive are left blank."""
     text: bool = False
     """Write the values into the cells."""
 
-    def data(self) -> dict[str, Any]:
-        """For the page."""
-        return {
-            "kind": "heatmap",
-            "title": self.title,
-            "x_title": self.x_title,
-            "y_title": self.y_title,
-            "columns": self.columns,
-            "rows": self.rows,
-            "values": [[_short(value, 3) for value in row] for row in self.values],
-            "value_title": self.value_title,
-            "runs": self.runs,
-            "limits": self.limits,
-            "log": self.log,
-            "text": self.text,
-        }
+    @property
+    def colors(self) -> tuple[str, ...]:
+        """Stops of the colour scale, evenly spaced."""
+        return DIVERGING if self.limits else SEQUENTIAL
+
+    def levels(self) -> list[list[float | None]]:
+        """What the colours follow: the values, or their logarithms to base 10."""
+        return [[self._level(value) for value in row] for row in self.values]
+
+    def _level(self, value: float | None) -> float | None:
+        if value is None or not math.isfinite(value) or (self.log and value <= 0):
+            return None
+        return math.log10(value) if self.log else value
 
     def csv(self) -> str:
-        """A line a cell."""
+        """One line for each cell."""
         rows = [
             (row, column, value)
             for row, values in zip(self.rows, self.values, strict=True)
             for column, value in zip(self.columns, values, strict=True)
         ]
-        return table_csv((self.y_title, self.x_title, self.value_title), rows)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """Charts of one kind, of which one is shown at a time."""
-
-    name: str
-    title: str
-    chosen_by: tuple[str, ...]
-    """What there is to choose, such as `metric`."""
-    choices: tuple[tuple[tuple[str, ...], Chart | Heatmap], ...]
-    """A chart for each combination; the first is shown at first."""
-    tall: bool = False
-
-    def data(self) -> dict[str, Any]:
-        """For the page."""
-        return {
-            "name": self.name,
-            "title": self.title,
-            "choices": [{"labels": labels, **chart.data()} for labels, chart in self.choices],
-        }
+        return csv_text([(self.y_title, self.x_title, self.value_title), *rows])
 
 
 def method_slots(methods: Sequence[str]) -> dict[str, int]:
@@ -200,64 +199,42 @@ def method_slots(methods: Sequence[str]) -> dict[str, int]:
     return {method: slot for slot, method in enumerate((*METHODS, *others))}
 
 
+def log_ticks(values: Sequence[float]) -> tuple[tuple[float, str], ...]:
+    """Round numbers around the positive `values`; more of them for a narrow span."""
+    positive = [value for value in values if value > 0 and math.isfinite(value)]
+    if not positive:
+        return ()
+    low, high = min(positive), max(positive)
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    steps = (1, 2, 3, 5, 7) if high <= 20 * low else (1, 2, 5) if last - first < 4 else (1,)
+    ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
+    return tuple((tick, f"{tick:,g}") for tick in ticks)
+
+
 def token_ticks(tokens: Sequence[float]) -> tuple[tuple[float, str], ...]:
-    """Powers of ten and of two MiB within the span, as `1M`, `10M`."""
+    """Powers of ten around the span, as `1M`, `10M`."""
     if not tokens:
         return ()
     low, high = math.floor(math.log10(min(tokens))), math.ceil(math.log10(max(tokens)))
     return tuple((10.0**power, short_number(10.0**power)) for power in range(low, high + 1))
 
 
-def short_number(value: float) -> str:
+def short_number(value: float, digits: int = 3) -> str:
     """`4456448` -> `4.46M`."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.3g}{unit}"
+            return f"{value / size:.{digits}g}{unit}"
     return f"{value:g}"
 
 
 def binary_tokens(tokens: int) -> str:
-    """Budgets are multiples of 2^20: `4456448` -> `4.25M`, else `short_number`."""
+    """Budgets are multiples of 2^20: `4456448` -> `4.25M`; others as `short_number`."""
     millions = tokens / 2**20
     if millions >= 0.25 and millions == round(millions, 2):
         return f"{millions:g}M"
     return short_number(tokens)
 
 
-def table_csv(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Comma-separated values; None is an empty cell.
-
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
-    """
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    for row in rows:
-        writer.writerow([_plain(cell) for cell in row])
-    return buffer.getvalue()
-
-
-def _plain(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
-
-
-def _point(point: Point) -> list[Any]:
-    values: list[Any] = [point.x, _short(point.y)]
-    if point.low is None and not point.note and not point.runs:
-        return values
-    return [*values, _short(point.low), _short(point.high), point.note, point.runs]
-
-
-def _axis(axis: Axis) -> dict[str, Any]:
-    return {
-        "title": axis.title,
-        "log": axis.log,
-        "ticks": axis.ticks,
-        "categories": axis.categories,
-    }
-
-
-def _short(value: float | None, digits: int = 5) -> float | None:
-    if value is None or not math.isfinite(value):
-        return None
-    return float(f"{value:.{digits}g}")
+def short_length(tokens: int) -> str:
+    """`32768` -> `32K`."""
+    return f"{tokens // 1024}K" if tokens % 1024 == 0 else f"{tokens:,}"

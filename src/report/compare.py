@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.table import Table
+from rich.table import Table as RichTable
 from rich.text import Text
 
 from src.report import formatting
 from src.report.groups import device_hours, flat, suite_figures
 from src.report.runs import ReportError, Run
+from src.report.tables import Column, Section, Table, row, terminal
 from src.results import TaskModel, TaskResults
 
 _NEAREST = 5
@@ -46,9 +46,11 @@ def find_run(runs: Sequence[Run], wanted: str) -> Run:
     )
 
 
-def compare_tables(first: Run, second: Run) -> list[Table | Text]:
+def compare_tables(first: Run, second: Run) -> list[RichTable | Text]:
     """Differences of the configs and all figures, as renderables."""
-    return [_config_table(first, second), _figures_table(first, second)]
+    config = _config_table(first, second)
+    settings = Text(config) if isinstance(config, str) else terminal(config)
+    return [settings, terminal(_figures_table(first, second))]
 
 
 def _names(run: Run) -> set[str]:
@@ -66,7 +68,8 @@ def _list(runs: Sequence[Run]) -> str:
     return ", ".join(names) + more
 
 
-def _config_table(first: Run, second: Run) -> Table | Text:
+def _config_table(first: Run, second: Run) -> Table | str:
+    """What differs, or why there is no table."""
     settings = flat(first.config.values), flat(second.config.values)
     differing = [
         key
@@ -75,9 +78,9 @@ def _config_table(first: Run, second: Run) -> Table | Text:
     ]
     for run in (first, second):
         if not run.config.values:
-            return Text(f"{formatting.text(run.name)}: its config cannot be read")
+            return f"{formatting.text(run.name)}: its config cannot be read"
     if not differing:
-        return Text("The configs do not differ.")
+        return "The configs do not differ."
     rows = [(key, _setting(settings[0], key), _setting(settings[1], key)) for key in differing]
     return _table("Config", first, second, rows)
 
@@ -91,14 +94,9 @@ def _figures_table(first: Run, second: Run) -> Table:
 
 
 def _table(title: str, first: Run, second: Run, rows: Iterable[tuple[str, str, str]]) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", overflow="fold")
-    for run in (first, second):
-        table.add_column(Text(formatting.text(run.name)), overflow="fold")
-    for row in rows:
-        # Names and values are shown as they are, never read as markup.
-        table.add_row(*(Text(formatting.text(cell)) for cell in row))
-    return table
+    names = ("", formatting.text(first.name), formatting.text(second.name))
+    lines = tuple(row(*map(formatting.text, texts)) for texts in rows)
+    return Table(tuple(Column(name, "text") for name in names), (Section(lines),), title)
 
 
 def _setting(settings: dict[str, Any], key: str) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from src.report import formatting
 from src.report.runs import Run
-from src.report.table import run_row
+from src.report.runs_table import run_row
+from src.report.to_plotly import TEMPLATE
 
 _FILES = ("config.yaml", "run.json", "metrics.jsonl")
 
@@ -16,10 +17,13 @@ _FILES = ("config.yaml", "run.json", "metrics.jsonl")
 def page_data(
     runs: Sequence[Run], link: Callable[[Path], str], window: int | None
 ) -> dict[str, Any]:
-    """All runs for the page's script. Configs share most of their lines, which are stored once."""
+    """All runs for the page's script, and the look of its charts.
+
+    Configs share most of their lines, which are stored once.
+    """
     lines: dict[str, int] = {}
     listed = [_run(run, link, window, lines) for run in runs]
-    return {"runs": listed, "lines": list(lines)}
+    return {"runs": listed, "lines": list(lines), "template": TEMPLATE}
 
 
 def sweep_name(run: Run) -> str:

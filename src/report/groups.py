@@ -12,13 +12,14 @@ import statistics
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
-from src.report import noise
+from src.report import formatting, noise
 from src.report.noise import Estimate
+from src.report.performance import Result
 from src.report.runs import Run
-from src.report.table import headline_window
-from src.results import Interval, ShortResults, TaskModel, long_average
+from src.results import Interval, PerplexityResults, ShortResults, TaskModel, long_average
 
 # Settings that do not change what is trained, by their first key.
 _NOT_TRAINING = {
@@ -123,6 +124,40 @@ class Group:
         """The identity, but for settings that begin so: equal for members of one ablation."""
         kept = {k: v for k, v in self.settings.items() if not k.startswith(prefixes)}
         return _canonical(kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportData:
+    """What figures and tables are made from."""
+
+    runs: tuple[Run, ...]
+    """Newest first."""
+    window: int | None = None
+    """The headline window that was asked for, as in `headline_window`."""
+    results: tuple[Result, ...] = ()
+    """Result files of benchmarks."""
+
+    @cached_property
+    def groups(self) -> list[Group]:
+        """Finished runs, by everything but their seed."""
+        return group_runs(self.runs, self.window)
+
+
+def headline_window(report: PerplexityResults, window: int | None = None) -> int | None:
+    """`window` if it was evaluated; by default the evaluation's own headline, else the largest."""
+    wanted = window or report.headline
+    if wanted is not None:
+        return wanted if wanted in report.windows else None
+    return max(report.windows)
+
+
+def gap_closed(run: Run, window: int | None = None) -> str:
+    """The share of the gap that the run's last model closed at its headline window."""
+    report = run.perplexity
+    chosen = headline_window(report, window) if report else None
+    if report is None or report.final is None or chosen is None:
+        return formatting.DASH
+    return formatting.share(report.final.score(chosen).gap_closed)
 
 
 def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:

@@ -1,4 +1,4 @@
-"""The headline table: methods at their budgets, in blocks that can be compared."""
+"""The headline table: methods at their budgets, in sections that can be compared."""
 
 from __future__ import annotations
 
@@ -6,161 +6,153 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from src.report import formatting, groups
-from src.report.charts import binary_tokens, method_slots
-from src.report.figures import by_look, lengths, look_label, short_length
+from src.report.charts import binary_tokens, method_slots, short_length
+from src.report.figures.base import by_look, lengths
 from src.report.groups import Group, Metric
-from src.report.noise import Estimate, Mark, marks
+from src.report.noise import Estimate, Mark, marks, standing
+from src.report.tables import Cell, Column, Row, Section, Table
+
+CAPTION = (
+    "Percent, means over seeds, in brackets 95% intervals. **Bold**: the best of its table; "
+    "≈: not told apart from the best (intervals over seeds and items; one seed: over items alone); "
+    "?: no interval is known."
+)
+_ONE_SEED = "one seed: how much a seed changes is not known"
 
 
 @dataclass(frozen=True)
-class Column:
-    """A figure of the table."""
+class Score:
+    """A metric that has a column."""
 
     metric: Metric
     title: str
-    with_interval: bool = False
+    shows_interval: bool = False
+
+    @property
+    def column(self) -> Column:
+        """Its column of the table."""
+        interval = f"{self.title}, 95% interval"
+        return Column(self.title, "number", interval, self.shows_interval, marked=True)
 
 
-@dataclass(frozen=True)
-class Cell:
-    """One figure as text, and what is needed to mark it."""
-
-    text: str
-    interval: str
-    value: float | None
-    half: float | None
-    mark: Mark
-
-
-@dataclass(frozen=True)
-class Row:
-    """A group of runs, or a baseline, which takes no part in the choice of the best."""
-
-    name: str
-    variant: str
-    tokens: str
-    seeds: int | None
-    hours: str
-    cells: tuple[Cell, ...]
-    runs: tuple[int, ...]
-    place: str = ""
-    rank: tuple[int, int] = (0, 0)
-    is_main: bool = True
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows of one model, scaling and size of the suites: those that can be compared."""
-
-    title: str
-    limit: int | None
-    baselines: tuple[Row, ...]
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Headline:
-    """The whole table."""
-
-    columns: tuple[Column, ...]
-    blocks: tuple[Block, ...]
-    missing: tuple[str, ...]
-    """Suites that no run has results of."""
-
-
-def headline(found: Sequence[Group]) -> Headline:
-    """The table of all groups; marks are among the main rows of a block."""
-    columns = _columns(found)
-    blocks = [
-        _block(look_label(look), limit, members, columns)
+def headline(found: Sequence[Group]) -> Table:
+    """One section for each model, scaling and size of the suites; marks are among usual rows."""
+    scores = _scores(found)
+    columns = (
+        Column("method", "text", "variant", shows_detail=True),
+        Column("tokens"),
+        Column("seeds"),
+        *(score.column for score in scores),
+        Column("GPU-hours"),
+    )
+    sections = [
+        _section(look, limit, [group for group in kin if group.limit == limit], scores)
         for look, kin in by_look(found)
-        for limit, members in _by_limit(kin)
+        for limit in sorted({group.limit for group in kin}, key=lambda limit: limit or 0)
     ]
-    known = {column.metric.key for column in columns}
-    suites = {
-        "short": groups.SHORT.key in known,
-        "long": groups.LONG.key in known or any(key.startswith("ruler@") for key in known),
-        "perplexity": groups.PERPLEXITY_GAP.key in known,
+    return Table(columns, tuple(sections))
+
+
+def missing_suites(found: Sequence[Group]) -> list[str]:
+    """Suites that no group has results of."""
+    measured = {key.partition("@")[0] for group in found for key in group.estimates}
+    shows = {
+        "short": {groups.SHORT.key},
+        "long": {groups.LONG.key, "ruler"},
+        "perplexity": {groups.PERPLEXITY_GAP.key},
     }
-    missing = tuple(suite for suite, is_there in suites.items() if not is_there)
-    return Headline(tuple(columns), tuple(blocks), missing)
+    return [suite for suite, keys in shows.items() if not measured & keys]
 
 
-def _columns(found: Sequence[Group]) -> list[Column]:
+def _scores(found: Sequence[Group]) -> list[Score]:
     candidates = [
-        Column(groups.SHORT, "short average", with_interval=True),
-        Column(groups.RECOVERY, "recovery", with_interval=True),
-        Column(groups.RECOVERY_VS_BEST, "vs best baseline"),
-        Column(groups.GAP_CLOSED, "gap closed"),
-        Column(groups.PERPLEXITY_GAP, "perplexity gap closed"),
-        *(Column(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(found)),
+        Score(groups.SHORT, "short average", shows_interval=True),
+        Score(groups.RECOVERY, "recovery", shows_interval=True),
+        Score(groups.RECOVERY_VS_BEST, "vs best baseline"),
+        Score(groups.GAP_CLOSED, "gap closed"),
+        Score(groups.PERPLEXITY_GAP, "perplexity gap closed"),
+        *(Score(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(found)),
     ]
-    known = {key for group in found for key in group.estimates}
-    return [column for column in candidates if column.metric.key in known]
+    measured = {key for group in found for key in group.estimates}
+    return [score for score in candidates if score.metric.key in measured]
 
 
-def _by_limit(kin: Sequence[Group]) -> list[tuple[int | None, list[Group]]]:
-    limits = sorted({group.limit for group in kin}, key=lambda limit: limit or 0)
-    return [(limit, [group for group in kin if group.limit == limit]) for limit in limits]
-
-
-def _block(
-    title: str, limit: int | None, members: Sequence[Group], columns: Sequence[Column]
-) -> Block:
+def _section(
+    look: str, limit: int | None, members: Sequence[Group], scores: Sequence[Score]
+) -> Section:
     slots = method_slots([group.method for group in members])
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
-    mains = [group for group in ordered if group.is_main]
-    standing = {
-        column.metric.key: dict(
-            zip(
-                map(id, mains),
-                marks([group.estimates.get(column.metric.key) for group in mains]),
-                strict=True,
-            )
-        )
-        for column in columns
-    }
-    rows = [
-        Row(
-            name=formatting.text(group.method),
-            variant=formatting.text(group.variant) if group.variant else "",
-            tokens=binary_tokens(group.tokens),
-            seeds=group.seeds,
-            hours=_hours(group),
-            cells=tuple(
-                _cell(
-                    group.estimates.get(column.metric.key),
-                    standing[column.metric.key].get(id(group), Mark.ABSENT),
-                )
-                for column in columns
-            ),
-            runs=group.members,
-            place=str(group.place),
-            rank=group.rank,
-            is_main=group.is_main,
-        )
-        for group in ordered
+    columns = [_cells(ordered, score.metric.key) for score in scores]
+    rows = [_baseline(name, members, scores) for name in ("native", "scaled")]
+    rows += [
+        _row(group, [column[place] for column in columns]) for place, group in enumerate(ordered)
     ]
-    baselines = [row for name in ("native", "scaled") if (row := _baseline(name, members, columns))]
-    return Block(title, limit, tuple(baselines), tuple(rows))
+    size = "" if limit is None else str(limit)
+    kept = tuple(row for row in rows if row)
+    return Section(kept, (("model and scaling", look), ("limit", size)))
 
 
-def _baseline(name: str, members: Sequence[Group], columns: Sequence[Column]) -> Row | None:
+def _row(group: Group, cells: Sequence[Cell]) -> Row:
+    one_seed = {"title": _ONE_SEED} if group.seeds == 1 else {}
+    variant = formatting.text(group.variant) if group.variant else ""
+    about = (
+        Cell(formatting.text(group.method), variant, opens=True),
+        Cell(binary_tokens(group.tokens)),
+        Cell(str(group.seeds), attributes=one_seed, css="warn" if one_seed else ""),
+    )
+    attributes = {"class": "method", "data-runs": _runs(group), "data-place": str(group.place)}
+    return Row((*about, *cells, Cell(_hours(group))), attributes, is_extra=not group.is_main)
+
+
+def _baseline(name: str, members: Sequence[Group], scores: Sequence[Score]) -> Row | None:
+    """The native or the scaled model, which takes no part in the choice of the best."""
     group = next((group for group in members if group.baselines.get(name)), None)
     if group is None:
         return None
-    figures = group.baselines[name]
-    cells = tuple(_cell(figures.get(column.metric.key), Mark.ABSENT) for column in columns)
-    return Row(name, "", formatting.DASH, None, formatting.DASH, cells, group.members)
+    cells = [_cell(group.baselines[name].get(score.metric.key)) for score in scores]
+    about = (Cell(name), Cell(formatting.DASH), Cell(""))
+    attributes = {"class": "baseline", "data-runs": _runs(group)}
+    return Row((*about, *cells, Cell(formatting.DASH)), attributes)
 
 
-def _cell(estimate: Estimate | None, mark: Mark) -> Cell:
+def _cells(ordered: Sequence[Group], key: str) -> list[Cell]:
+    """One column of a section. Each cell says how it stands to every other row.
+
+    So the page, whose filters leave out rows, need only look up the best of those that are left.
+    """
+    estimates = [group.estimates.get(key) for group in ordered]
+    usual = [
+        estimate if group.is_main else None
+        for group, estimate in zip(ordered, estimates, strict=True)
+    ]
+    return [
+        _cell(
+            estimate,
+            mark,
+            "".join(standing(estimate, other).value[0] if other else " " for other in estimates),
+        )
+        for estimate, mark in zip(estimates, marks(usual), strict=True)
+    ]
+
+
+def _cell(estimate: Estimate | None, mark: Mark = Mark.ABSENT, standings: str = "") -> Cell:
     if estimate is None:
-        return Cell(formatting.DASH, "", None, None, mark)
+        return Cell(formatting.DASH)
     interval = ""
     if estimate.low is not None and estimate.high is not None:
         interval = f"{estimate.low:.1f} to {estimate.high:.1f}"
-    return Cell(f"{estimate.value:.1f}", interval, estimate.value, estimate.half, mark)
+    attributes = {"data-value": str(estimate.value), "data-standings": standings}
+    return Cell(
+        f"{estimate.value:.1f}",
+        interval,
+        mark,
+        attributes=attributes if standings else {},
+        opens=bool(standings),
+    )
+
+
+def _runs(group: Group) -> str:
+    return " ".join(map(str, group.members))
 
 
 def _hours(group: Group) -> str:

@@ -79,10 +79,11 @@ def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True
         return [Mark.ABSENT] * len(estimates)
     choose = max if higher_is_better else min
     best = choose(present, key=lambda estimate: estimate.value)
-    return [_mark(estimate, best) for estimate in estimates]
+    return [standing(estimate, best) for estimate in estimates]
 
 
-def _mark(estimate: Estimate | None, best: Estimate) -> Mark:
+def standing(estimate: Estimate | None, best: Estimate) -> Mark:
+    """How a value stands to the best one."""
     if estimate is None:
         return Mark.ABSENT
     if estimate.value == best.value:

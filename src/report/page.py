@@ -16,17 +16,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
+from src.report import formatting
 from src.report.drawer import page_data
 from src.report.panels import PageContext, Panel
 from src.report.panels.comparison import comparison_panel
 from src.report.panels.curves import curves_panel
-from src.report.panels.figures import (
-    ablations_panel,
-    budget_panel,
-    layers_panel,
-    long_panel,
-    performance_panel,
-)
+from src.report.panels.figures import figures_panel, performance_panel
 from src.report.panels.headline import headline_panel
 from src.report.panels.newest import newest_panel
 from src.report.panels.runs import runs_panel
@@ -38,11 +33,11 @@ PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
     start_panel,
     headline_panel,
     newest_panel,
-    budget_panel,
-    ablations_panel,
-    long_panel,
+    figures_panel("budget", "Recovery against tokens"),
+    figures_panel("ablations", "Ablations"),
+    figures_panel("long", "Long context"),
     curves_panel,
-    layers_panel,
+    figures_panel("layers", "Layers"),
     comparison_panel,
     performance_panel,
     runs_panel,
@@ -96,7 +91,9 @@ def render(
     live: Live | None = None,
 ) -> str:
     """The page as HTML; `target` is where it will lie, `now` the time it shows."""
-    context = PageContext(tuple(runs), target, window, now, tuple(results))
+    context = PageContext(
+        runs=tuple(runs), window=window, results=tuple(results), target=target, now=now
+    )
     panels = [panel for build in PANELS if (panel := build(context))]
     scripts = _scripts(panels, live)
     return (
@@ -147,6 +144,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["line"] = formatting.text
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
 

@@ -155,7 +155,7 @@ def _hand_over(
     flops = sum(stage.flops for stage in planned.stages)
     tracker.summarize({f"total/{key}": value for key, value in totals.items()})
     tracker.summarize({"total/flops": flops})
-    tracker.log_figures(run_figures(folder.path, folder.metrics()))
+    tracker.log_figures(run_figures(folder.path))
     tracker.log_model(folder.export(), name=f"{config.experiment}-{record['run_id']}")
 
 

@@ -44,9 +44,9 @@ def test_kernel_pictures_show_every_row(result: str, pictures: dict[str, str]) -
     measured = figures.load(result)
     drawn = figures.kernel_pictures(measured)
     assert drawn.keys() == pictures.keys()
-    for name, figure in drawn.items():
+    for name, (chart, _) in drawn.items():
         rows = sum(row["name"] == pictures[name] for row in measured["rows"])
-        assert {len(trace.x) for trace in figure.data} == {rows}
+        assert {len(series.points) for series in chart.series} == {rows}
 
 
 def test_a_result_without_rows_to_draw_is_refused(tmp_path: Path) -> None:

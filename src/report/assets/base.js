@@ -1,11 +1,12 @@
 "use strict";
-// Theme and charts. A chart is an element and a function that gives {data, layout}; it is drawn
-// when it first comes into view and again when the theme changes.
+// Theme and charts. A chart is an element and a function that gives {data, layout, runs}; it is
+// drawn when it first comes into view and again when the theme changes. A click on a point opens the
+// runs behind it, or behind the chart.
 
 const charts = (() => {
-  // The same as in src/report/charts.py.
-  const COLORS = ["#2f7fd1", "#d9622b", "#17a08a", "#a35fd0", "#c79a1b", "#d6568a", "#6b8e3d", "#7d8590"];
   const CONFIG = { responsive: true, displaylogo: false, displayModeBar: false };
+  const json = (id) => JSON.parse(document.getElementById(id).textContent);
+  const { template } = json("page-data");
   const builders = new Map();
   const drawn = new Set();
   const touch = matchMedia("(pointer: coarse)").matches;
@@ -19,26 +20,25 @@ const charts = (() => {
     return value;
   }
 
-  function withAxes(layout, grid) {
-    const axes = Object.keys(layout).filter((key) => /^[xy]axis/.test(key));
-    const styled = axes.map((key) => [key, { ...layout[key], gridcolor: grid, linecolor: grid }]);
-    return { ...layout, ...Object.fromEntries(styled) };
-  }
-
-  function themed(layout) {
+  /** The template on paper (src/report/to_plotly.py) in the colours of the theme. */
+  function themed() {
     const grid = color("--line");
+    const { layout } = template;
+    const [xaxis, yaxis] = [layout.xaxis, layout.yaxis].map((axis) => ({ ...axis, gridcolor: grid, linecolor: grid }));
     return {
-      ...withAxes(layout, grid),
-      paper_bgcolor: "rgba(0,0,0,0)",
-      plot_bgcolor: "rgba(0,0,0,0)",
-      font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("--muted") },
-      hoverlabel: { bgcolor: color("--raised"), bordercolor: grid, font: { color: color("--ink") } },
-      dragmode: touch ? false : "zoom", // a drag on a phone scrolls the page
+      layout: {
+        ...layout, xaxis, yaxis,
+        paper_bgcolor: "rgba(0,0,0,0)",
+        plot_bgcolor: "rgba(0,0,0,0)",
+        font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: color("--muted") },
+        hoverlabel: { bgcolor: color("--raised"), bordercolor: grid, font: { color: color("--ink") } },
+        dragmode: touch ? false : "zoom", // a drag on a phone scrolls the page
+      },
     };
   }
 
   function draw(element) {
-    const { data, layout, empty, click } = builders.get(element)();
+    const { data, layout, empty, runs } = builders.get(element)();
     drawn.add(element);
     element.classList.toggle("empty", data.length === 0);
     if (data.length === 0) {
@@ -47,14 +47,12 @@ const charts = (() => {
       return;
     }
     if (!element.querySelector(".plot-container")) element.textContent = "";
-    Plotly.react(element, data, themed(layout), CONFIG);
+    Plotly.react(element, data, { ...layout, template: themed() }, CONFIG);
     element.removeAllListeners("plotly_click");
-    if (click) {
-      element.on("plotly_click", ({ points: [point] }) => {
-        const runs = click(point);
-        if (runs.length) drawer.open(runs);
-      });
-    }
+    element.on("plotly_click", ({ points: [point] }) => {
+      const opened = point.customdata ?? runs ?? [];
+      if (opened.length) drawer.open(opened);
+    });
   }
 
   const observer = new IntersectionObserver((entries) => {
@@ -65,12 +63,6 @@ const charts = (() => {
   }, { rootMargin: "300px" });
 
   return {
-    COLORS,
-    color,
-    /** The layout on white, for a picture by itself. */
-    onPaper(layout) {
-      return { ...withAxes(layout, "#e6e8ec"), paper_bgcolor: "#ffffff", plot_bgcolor: "#ffffff", font: { family: "system-ui, sans-serif", size: 13, color: "#22252b" } };
-    },
     add(element, build) {
       builders.set(element, build);
       observer.observe(element);
@@ -80,13 +72,8 @@ const charts = (() => {
       if (element === undefined) drawn.forEach(draw);
       else if (drawn.has(element)) draw(element);
     },
-    /** Text for Plotly, which would read tags in it. */
-    plain(text) {
-      return text.replace(/&/g, "&amp;").replace(/</g, "&lt;").replace(/>/g, "&gt;");
-    },
-    json(id) {
-      return JSON.parse(document.getElementById(id).textContent);
-    },
+    json,
+    template,
   };
 })();
 

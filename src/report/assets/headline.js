@@ -1,46 +1,31 @@
 "use strict";
-// The headline table: of several settings at one place the most usual one is shown, and the best of
-// a block's rows is marked. Both are chosen among the rows that the filters leave, by the rules of
-// src/report/groups.py and src/report/noise.py.
+// The headline table under the filters. Of the rows at one place the first that is left is shown; the
+// table is ordered so that it is the one with the most usual settings. Every cell says how it stands
+// to each row of its block (src/report/headline.py), of which the best that is left is looked up.
 {
+  const MARKS = { b: "best", n: "near", u: "unknown", w: "worse" };
   const table = document.getElementById("headline-table");
   const blocks = document.getElementById("headline-block");
   const variants = document.getElementById("variants");
 
-  const rank = (row) => row.dataset.rank.split(" ").map(Number);
-  const before = (one, other) => {
-    const [a, b] = [rank(one), rank(other)];
-    return a[0] !== b[0] ? a[0] < b[0] : a[1] < b[1];
-  };
-
-  const passingRows = (block) => [...block.querySelectorAll(".method")].filter((row) => filters.shows(row.dataset.runs.split(" ").map(Number)));
+  const allRows = (block) => [...block.querySelectorAll(".method")];
+  const passingRows = (block) => allRows(block).filter((row) => filters.shows(row.dataset.runs.split(" ").map(Number)));
 
   function shownRows(block) {
     const passing = passingRows(block);
     if (variants.checked) return passing;
-    const mains = new Map();
-    for (const row of passing) {
-      const main = mains.get(row.dataset.place);
-      if (!main || before(row, main)) mains.set(row.dataset.place, row);
-    }
-    return [...mains.values()];
+    return passing.filter((row, index) => passing.findIndex((other) => other.dataset.place === row.dataset.place) === index);
   }
 
-  function standing(cell, best) {
-    const value = Number(cell.dataset.value);
-    if (value === Number(best.dataset.value)) return "best";
-    if (cell.dataset.half === "" || best.dataset.half === "") return "unknown";
-    const noise = Math.hypot(Number(cell.dataset.half), Number(best.dataset.half));
-    return Math.abs(value - Number(best.dataset.value)) <= noise ? "near" : "worse";
-  }
-
-  function mark(rows) {
+  function mark(block, rows) {
+    const places = new Map(allRows(block).map((row, place) => [row, place]));
     const columns = Math.max(0, ...rows.map((row) => row.cells.length));
     for (let column = 0; column < columns; column += 1) {
       const cells = rows.map((row) => row.cells[column]).filter((cell) => "value" in cell.dataset);
       if (cells.length === 0) continue;
       const best = cells.reduce((a, b) => (Number(b.dataset.value) > Number(a.dataset.value) ? b : a));
-      for (const cell of cells) cell.dataset.mark = cells.length > 1 ? standing(cell, best) : "alone";
+      const place = places.get(best.parentElement);
+      for (const cell of cells) cell.dataset.mark = cells.length > 1 ? MARKS[cell.dataset.standings[place]] : "alone";
     }
   }
 
@@ -66,10 +51,9 @@
       block.hidden = !chosen.includes(block);
       if (block.hidden) continue;
       const rows = shownRows(block);
-      const kept = new Set(rows);
-      for (const row of block.querySelectorAll(".method")) row.hidden = !kept.has(row);
+      for (const row of allRows(block)) row.hidden = !rows.includes(row);
       for (const row of block.querySelectorAll(".baseline")) row.hidden = false;
-      mark(rows);
+      mark(block, rows);
       shown += rows.length;
       passing += passingRows(block).length;
     }

@@ -10,34 +10,20 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from src.report.groups import Group, group_runs
-from src.report.performance import Result
-from src.report.runs import Run
+from src.report.groups import ReportData
 
 
-@dataclass(frozen=True)
-class PageContext:
-    """What every panel may show."""
+@dataclass(frozen=True, kw_only=True)
+class PageContext(ReportData):
+    """What every panel may show, and where."""
 
-    runs: tuple[Run, ...]
-    """Newest first."""
     target: Path
     """The page's own file: links are relative to its folder."""
-    window: int | None
-    """The headline window in tokens, see `table.headline_window`."""
     now: datetime
-    results: tuple[Result, ...] = ()
-    """Result files of benchmarks."""
-
-    @cached_property
-    def groups(self) -> list[Group]:
-        """Finished runs, by everything but their seed."""
-        return group_runs(self.runs, self.window)
 
     def link(self, path: Path) -> str:
         """A relative address of `path`, percent-encoded: it cannot name a scheme or a host."""

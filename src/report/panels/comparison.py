@@ -1,22 +1,27 @@
-"""Perplexity by window: a table and a chart a run."""
+"""Perplexity by window: a table and a chart for each run."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from src.report import formatting
+from src.report.figures.perplexity import perplexity_chart
+from src.report.groups import gap_closed
+from src.report.noise import Mark
 from src.report.panels import PageContext, Panel
-from src.report.plots import perplexity_data
 from src.report.runs import Run
-from src.report.table import Comparison, comparison, gap_closed
-from src.results import PerplexityResults
+from src.report.tables import Cell, Column, Row, Section, Table, row
+from src.report.to_plotly import to_plotly
+from src.results import PerplexityModel, PerplexityResults
 
 _OPEN_BLOCKS = 3  # the newest; the others unfold on a click
 
 
 @dataclass(frozen=True)
-class Block:
+class Evaluated:
     """One evaluated run."""
 
     run: int
@@ -24,7 +29,7 @@ class Block:
     name: str
     state: str
     gap_closed: str
-    table: Comparison
+    table: Table
     figure: dict[str, Any]
     is_open: bool
 
@@ -42,13 +47,56 @@ def comparison_panel(context: PageContext) -> Panel | None:
 
 def _block(
     index: int, run: Run, report: PerplexityResults, window: int | None, *, is_open: bool
-) -> Block:
-    return Block(
+) -> Evaluated:
+    return Evaluated(
         run=index,
         name=formatting.text(run.name),
         state=run.state,
         gap_closed=gap_closed(run, window),
-        table=comparison(report),
-        figure=perplexity_data(report),
+        table=perplexity_table(report),
+        figure=to_plotly(perplexity_chart(report)),
         is_open=is_open,
     )
+
+
+def perplexity_table(report: PerplexityResults) -> Table:
+    """Models by windows in tokens, below them the scores as the evaluation wrote them."""
+    windows = sorted(set(report.windows))
+    best = {window: _best_student(report.students, window) for window in windows}
+    models = [
+        row(
+            formatting.text(model.name),
+            *(
+                Cell(
+                    formatting.perplexity(model.perplexity.get(window)),
+                    mark=Mark.BEST if best[window] is model else Mark.ABSENT,
+                )
+                for window in windows
+            ),
+        )
+        for model in report.models
+    ]
+    scores = [
+        line
+        for model in report.students
+        if model is report.final or model.scores
+        for line in _score_rows(model, windows)
+    ]
+    columns = (Column("model", "text"), *(Column(f"{window:,}") for window in windows))
+    return Table(columns, (Section(tuple(models)), Section(tuple(scores), css="scores")))
+
+
+def _score_rows(model: PerplexityModel, windows: Sequence[int]) -> Iterator[Row]:
+    scores = [model.score(window) for window in windows]
+    name = formatting.text(model.name)
+    yield row(f"gap closed, {name}", *(formatting.share(score.gap_closed) for score in scores))
+    yield row(f"recovery, {name}", *(formatting.percent(score.recovery) for score in scores))
+
+
+def _best_student(students: Sequence[PerplexityModel], window: int) -> PerplexityModel | None:
+    measured = [
+        (value, model)
+        for model in students
+        if (value := model.perplexity.get(window)) is not None and math.isfinite(value)
+    ]
+    return min(measured, key=lambda pair: pair[0])[1] if measured else None

@@ -1,31 +1,122 @@
-"""Training curves by tokens, drawn in the browser from the data of all runs."""
+"""Training curves by tokens. The page's script picks runs, smooths, and draws what is said here."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
 from src.report import formatting
+from src.report.charts import COLORS, DASHES, Axis
+from src.report.metrics import Metrics
 from src.report.panels import PageContext, Panel
-from src.report.plots import MAX_CURVE_POINTS, curve_data
+from src.report.to_plotly import annotation, plain, vertical
 
 _SELECTED = 2  # the newest whole runs, shown at first
+_RUN_POINTS = 500
 _ALL_POINTS = 30_000  # logged steps of all runs together, so that many runs leave the page small
 _FEWEST_POINTS = 100
+_TOTAL = "loss/total"
+_LOG = {"type": "log", "dtick": "D2", "tickformat": "~g"}
 
 
 def curves_panel(context: PageContext) -> Panel | None:
     """Loss, parts of the loss, learning rate and gradient norm; None without metrics."""
-    runs = [run for run in context.runs if run.metrics.steps]
+    runs = [(place, run) for place, run in enumerate(context.runs) if run.metrics.steps]
     if not runs:
         return None
-    shown = [id(run) for run in runs if not run.problems][:_SELECTED] or [id(runs[0])]
-    places = {id(run): place for place, run in enumerate(context.runs)}
-    points = max(_FEWEST_POINTS, min(MAX_CURVE_POINTS, _ALL_POINTS // len(runs)))
+    whole = [place for place, run in runs if not run.problems]
+    shown = whole[:_SELECTED] or [runs[0][0]]
+    points = max(_FEWEST_POINTS, min(_RUN_POINTS, _ALL_POINTS // len(runs)))
     curves = [
-        {
-            "name": formatting.text(run.name),
-            "run": places[id(run)],
-            **curve_data(run.metrics, max_points=points),
-        }
-        for run in runs
+        {"name": plain(formatting.text(run.name)), "run": place}
+        | curve_data(run.metrics, max_points=points)
+        for place, run in runs
     ]
-    values = {"curves": curves, "selected": [id(run) in shown for run in runs]}
+    data = {
+        "curves": curves,
+        "plots": _plots({key for _, run in runs for key in run.metrics.series}),
+        "colors": COLORS,
+        "dashes": DASHES,
+        "mark": vertical(0),
+        "note": annotation(Axis(""), 0, ""),
+    }
+    listed = [(place, formatting.text(run.name), place in shown) for place, run in runs]
+    every = max(curve["every"] for curve in curves)
+    values = {"listed": listed, "data": data, "every": every}
     return Panel("curves", "Training curves", values, script="curves.js")
+
+
+def _plots(keys: Iterable[str]) -> dict[str, Any]:
+    """By name: the metrics with their labels, the layout, and how the controls change it."""
+    parts = sorted(key for key in keys if key.startswith("loss/") and key != _TOTAL)
+    loss = {"smooth": True, "log": _LOG}
+    return {
+        "total": {**_plot("Loss", {_TOTAL: ""}), **loss},
+        "parts": {**_plot("Parts of the loss", {k: k[len("loss/") :] for k in parts}), **loss},
+        # A schedule has no noise to smooth.
+        "lr": {**_plot("Learning rate", {"lr": ""}, rangemode="tozero"), "smooth": False},
+        "grad_norm": {**_plot("Gradient norm", {"grad_norm": ""}), "smooth": True},
+    }
+
+
+def _plot(title: str, labels: dict[str, str], **options: str) -> dict[str, Any]:
+    has_parts = any(labels.values())
+    x = {"rangemode": "tozero", "tickformat": "~s", "nticks": 6}
+    layout = {
+        "margin": {"l": 52, "r": 10, "t": 18, "b": 38},
+        "showlegend": has_parts,
+        "legend": {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"},
+        "xaxis": {"title": {"text": "" if has_parts else "tokens"}, **x},
+        "yaxis": {"nticks": 6, "exponentformat": "e", "type": "linear", **options},
+    }
+    return {
+        "title": title,
+        "labels": {key: plain(label) for key, label in labels.items()},
+        "layout": layout,
+    }
+
+
+def curve_data(metrics: Metrics, *, max_points: int = _RUN_POINTS) -> dict[str, Any]:
+    """The curves of one run: tokens, stages as (name, points), series by key.
+
+    At most about `max_points` steps are kept, evenly spaced, with the ends of every stage.
+    """
+    kept = _kept_points(metrics.stages, max_points)
+    return {
+        "tokens": [metrics.tokens[i] for i in kept],
+        "stages": _stage_lengths([metrics.stages[i] for i in kept]),
+        "series": {
+            key: [_rounded(column[i]) for i in kept] for key, column in metrics.series.items()
+        },
+        "every": _stride(len(metrics.stages), max_points),
+    }
+
+
+def _stride(count: int, max_points: int) -> int:
+    return max(1, math.ceil(count / max_points))
+
+
+def _kept_points(stages: Sequence[str], max_points: int) -> list[int]:
+    stride = _stride(len(stages), max_points)
+    last = len(stages) - 1
+    return [
+        i
+        for i, stage in enumerate(stages)
+        if i % stride == 0 or i == last or stage != stages[i + 1] or stage != stages[i - 1]
+    ]
+
+
+def _stage_lengths(stages: Sequence[str]) -> list[tuple[str, int]]:
+    lengths: list[tuple[str, int]] = []
+    for stage in map(plain, stages):
+        if lengths and lengths[-1][0] == stage:
+            lengths[-1] = (stage, lengths[-1][1] + 1)
+        else:
+            lengths.append((stage, 1))
+    return lengths
+
+
+def _rounded(value: float | None) -> float | None:
+    """Six figures are more than a pixel shows and keep the page small."""
+    return None if value is None else float(f"{value:.6g}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from src.report.headline import headline
+from src.report.headline import headline, missing_suites
 from src.report.panels import PageContext, Panel
 
 _ALL_SHOWN = 12  # so few rows are shown with all their variants
@@ -12,8 +12,10 @@ def headline_panel(context: PageContext) -> Panel | None:
     """The table of all groups; None without runs."""
     if not context.runs:
         return None
-    table = headline(context.groups)
-    rows = sum(len(block.rows) for block in table.blocks)
-    unfinished = sum(run.state != "finished" for run in context.runs)
-    values = {"table": table, "all_shown": rows <= _ALL_SHOWN, "unfinished": unfinished}
+    values = {
+        "table": headline(context.groups),
+        "missing": missing_suites(context.groups),
+        "all_shown": len(context.groups) <= _ALL_SHOWN,
+        "unfinished": sum(run.state != "finished" for run in context.runs),
+    }
     return Panel("headline", "Methods compared", values, script="headline.js")

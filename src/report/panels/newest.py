@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from src.report import formatting
+from src.report.groups import headline_window
 from src.report.panels import PageContext, Panel
 from src.report.runs import Run
-from src.report.table import headline_window, run_row
+from src.report.runs_table import run_row
 from src.results import PerplexityModel, PerplexityResults, PerplexityScore
 
 

@@ -21,6 +21,9 @@ from typing import Any
 
 import yaml
 
+from src import results
+from src.results import PerplexityResults
+
 INJECTION = '<img src=x onerror="window.injected=1"><script>window.injected=1</script>'
 HOSTILE_NAME = "evil <script>window.injected=1<\N{DIVISION SLASH}script>"
 MIB = 2**20
@@ -471,6 +474,13 @@ def _drift(job: Job, noise: random.Random) -> dict[str, Any]:
         model("after cpt", 1.15 - closed),
     ]
     return {"schema": 1, "suite": "drift", "models": models}
+
+
+def perplexity_results(content: dict[str, Any]) -> PerplexityResults:
+    """The record of `evals/perplexity.json` with this content."""
+    record = results.parse(json.dumps(content), PerplexityResults)
+    assert record is not None
+    return record
 
 
 def main() -> None:

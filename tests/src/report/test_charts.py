@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 
 from src.report.charts import (
+    Axis,
+    Chart,
+    Heatmap,
     Point,
     Series,
     binary_tokens,
+    log_ticks,
     method_slots,
     short_number,
-    table_csv,
     token_ticks,
 )
 
@@ -48,5 +53,36 @@ def test_a_method_keeps_its_colour_whichever_others_there_are() -> None:
     assert method_slots(["b", "a"])["a"] < method_slots(["b", "a"])["b"]
 
 
-def test_csv_quotes_and_guards() -> None:
-    assert table_csv(("a", "b"), [("=x", 1.5), ("p,q", None)]) == 'a,b\n\'=x,1.5\n"p,q",\n'
+def test_a_chart_as_csv_guards_against_formulas() -> None:
+    series = Series("=1+1", (Point(1, 2.5, note="a,b"),))
+    chart = Chart("t", Axis("x"), Axis("y"), (series,))
+    assert chart.csv() == 'series,x,y,low,high,note\n\'=1+1,1,2.5,,,"a,b"\n'
+
+
+def test_a_map_as_csv_has_a_line_for_each_cell() -> None:
+    chart = Heatmap("t", "x", "y", ("a", "b"), ("r",), ((1.5, None),), "v")
+    assert chart.csv() == "y,x,v\nr,a,1.5\nr,b,\n"
+
+
+@pytest.mark.parametrize("mode", ["dots", "bars"])
+def test_series_at_one_category_stand_side_by_side(mode: Literal["dots", "bars"]) -> None:
+    series = tuple(Series(name, (Point(0, 1),), mode=mode) for name in "abc")
+    chart = Chart("t", Axis("", categories=("c",)), Axis(""), series)
+    first, second, third = map(chart.shift, range(3))
+    assert first < second == 0 < third < 0.5
+    assert Chart("t", Axis(""), Axis(""), (Series("s", ()), Series("t", ()))).shift(1) == 0
+
+
+def test_logarithmic_ticks_are_closer_for_a_narrow_span() -> None:
+    assert [text for _, text in log_ticks([30, 132])] == [
+        *("10", "20", "30", "50", "70", "100", "200", "300", "500", "700", "1,000", "2,000"),
+        *("3,000", "5,000", "7,000"),
+    ]
+    assert [at for at, _ in log_ticks([1, 1e6])] == [10.0**power for power in range(7)]
+    assert log_ticks([0.0, -1.0]) == ()
+
+
+def test_a_chart_is_of_the_runs_behind_its_points() -> None:
+    series = (Series("a", (Point(1, 1, runs=(3, 1)), Point(2, 1))), Series("b", (Point(1, 1),)))
+    assert Chart("t", Axis(""), Axis(""), series).runs == (1, 3)
+    assert Chart("t", Axis(""), Axis(""), series, of_runs=(7,)).runs == (7,)

@@ -3,13 +3,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from src.report.groups import RECOVERY, Group, flat, group_runs, ruler, weights_label
+from src.report.groups import (
+    RECOVERY,
+    Group,
+    flat,
+    group_runs,
+    headline_window,
+    ruler,
+    weights_label,
+)
 from src.report.runs import read_runs
 from tests.src.report import synthetic
-from tests.src.report.synthetic import Job
+from tests.src.report.synthetic import Job, perplexity_results
 
 
 def groups_of(outputs: Path, *jobs: Job) -> list[Group]:
@@ -124,3 +133,15 @@ def test_weights_label(weights: dict[str, float], label: str | None) -> None:
     term = {"type": "relation", "weights": weights}
     assert weights_label(flat({"objective": {"terms": {"relation": term}}})) == label
     assert weights_label({"objective.terms.lm.type": "language_modeling"}) is None
+
+
+@pytest.mark.parametrize(
+    ("headline", "wanted", "window"),
+    [(512, None, 512), (None, None, 2048), (512, 128, 128), (512, 64, None), (64, None, None)],
+    ids=["evaluation's", "largest", "asked", "asked-but-absent", "headline-but-absent"],
+)
+def test_headline_window(
+    evaluation: dict[str, Any], headline: int | None, wanted: int | None, window: int | None
+) -> None:
+    report = perplexity_results({**evaluation, "headline": headline})
+    assert headline_window(report, wanted) == window

@@ -14,7 +14,9 @@ MakeRun = Callable[..., Path]
 
 def context(outputs: Path, window: int | None = None) -> PageContext:
     page = outputs / "dashboard" / "index.html"
-    return PageContext(tuple(read_runs(outputs)), page, window, datetime.now(UTC))
+    return PageContext(
+        runs=tuple(read_runs(outputs)), window=window, target=page, now=datetime.now(UTC)
+    )
 
 
 def test_the_newest_finished_and_evaluated_run_is_shown(

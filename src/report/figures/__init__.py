@@ -1,0 +1,5 @@
+"""All figures of the report, in the order in which a panel shows them."""
+
+from src.report.figures import benchmarks, layers, long, scores
+
+FIGURES = (*scores.FIGURES, *long.FIGURES, *layers.FIGURES, *benchmarks.FIGURES)

@@ -1,0 +1,121 @@
+"""Result files of benchmarks as bars, one chart for each row name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+from src.report import formatting
+from src.report.charts import Axis, Chart, Point, Series
+from src.report.figures.base import Choice, Figure, numbered
+from src.report.groups import ReportData
+from src.report.performance import Result, ResultContent, ResultRow
+
+# Rows that answer a question of their own, in the order in which they are offered.
+_FIRST = (
+    "fwd_bwd_time_over_sdpa",
+    "fwd_fraction_of_floor",
+    "bwd_fraction_of_floor",
+    "ard_tokens_per_second",
+    "peak_gib",
+)
+_MAX_BARS = 24
+_NOTE = "Measured by the repository's benchmarks; the filters above do not apply."
+
+
+def _kernel(data: ReportData) -> Iterator[Choice]:
+    return _charts([result for result in data.results if result.name.startswith("kernel")])
+
+
+def _others(data: ReportData) -> Iterator[Choice]:
+    return _charts([result for result in data.results if not result.name.startswith("kernel")])
+
+
+def _charts(results: Sequence[Result]) -> Iterator[Choice]:
+    for result in results:
+        for name in _row_names(result.content) if result.content else ():
+            if result.content and (chart := _bars(result.content, name)):
+                yield (formatting.text(result.name), formatting.text(name)), chart
+
+
+def _row_names(content: ResultContent) -> list[str]:
+    names = list(dict.fromkeys(row.name for row in content.rows))
+    return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+
+
+def _bars(content: ResultContent, name: str) -> Chart | None:
+    named = [(row, row.value) for row in content.rows if row.name == name]
+    measured = [(row, value) for row, value in named if value is not None and math.isfinite(value)]
+    if not measured or len(measured) > _MAX_BARS:
+        return None
+    labels = setting_labels([row for row, _ in measured])
+    points = tuple(
+        Point(place, value, note=label)
+        for place, ((_, value), label) in enumerate(zip(measured, labels, strict=True))
+    )
+    unit = measured[0][0].unit
+    title = formatting.text(f"{name} ({unit})" if unit else name)
+    return Chart(
+        title,
+        Axis("", categories=labels),
+        Axis(title),
+        (Series(title, points, mode="bars"),),
+        level=1.0 if unit in ("ratio", "fraction") else None,
+        horizontal=True,
+    )
+
+
+def setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+    """What tells each row from the others: its shape, or as few settings as needed.
+
+    Rows that settings do not tell apart get a number.
+    """
+    shape = [key for key in "BHTD" if any(key in row.settings for row in rows)]
+    if shape:
+        labels = [
+            " ".join(f"{key}{row.settings[key]}" for key in shape if key in row.settings)
+            for row in rows
+        ]
+    else:
+        labels = _fewest_settings(rows)
+    return numbered(map(formatting.text, labels))
+
+
+def _fewest_settings(rows: Sequence[ResultRow]) -> list[str]:
+    varied = [
+        key
+        for key in dict.fromkeys(key for row in rows for key in row.settings)
+        if len({str(row.settings.get(key)) for row in rows}) > 1
+    ]
+    labels = [row.name for row in rows]
+    for count in range(1, len(varied) + 1):
+        labels = [
+            ", ".join(f"{key} {row.settings.get(key)}" for key in varied[:count]) for row in rows
+        ]
+        if len(set(labels)) == len(rows):
+            break
+    return labels
+
+
+FIGURES = (
+    Figure(
+        "kernel",
+        "Kernel",
+        "performance",
+        ("file", "figure"),
+        _kernel,
+        _NOTE,
+        "No figures of the kernel were found. They are made on a GPU by:",
+        "python -m kernels.bench --out benchmarks/results/kernel.json",
+    ),
+    Figure(
+        "step",
+        "Training step and runs",
+        "performance",
+        ("file", "figure"),
+        _others,
+        _NOTE,
+        "No figures of a training step were found. They are made on a GPU by:",
+        "python -m benchmarks.step",
+    ),
+)

@@ -1,0 +1,139 @@
+"""Long context: RULER by length, needles by length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from src.report import formatting
+from src.report.charts import (
+    GRAY,
+    Axis,
+    Chart,
+    Dash,
+    Heatmap,
+    Point,
+    Series,
+    binary_tokens,
+    method_slots,
+    short_length,
+)
+from src.report.figures.base import (
+    EVALUATE,
+    Choice,
+    Figure,
+    by_look,
+    by_method,
+    group_label,
+    lengths,
+    point,
+)
+from src.report.groups import Group, ReportData, ruler
+
+
+def _ruler(data: ReportData) -> Iterator[Choice]:
+    """Against length: each method at its largest budget, and all methods at one budget."""
+    slots = method_slots([group.method for group in data.groups])
+    for look, kin in by_look([group for group in data.groups if lengths([group])]):
+        most = {
+            method: max(group.tokens for group in members)
+            for method, members in by_method(kin, slots)
+        }
+        largest = [group for group in kin if group.tokens == most[group.method]]
+        yield (look, "each method at its most tokens"), _ruler_chart(largest, slots)
+        for tokens in sorted({group.tokens for group in kin}):
+            same = [group for group in kin if group.tokens == tokens]
+            if len({group.method for group in same}) > 1:
+                name = f"all at {binary_tokens(tokens)} tokens"
+                yield (look, name), _ruler_chart(same, slots)
+
+
+def _ruler_chart(groups: Sequence[Group], slots: Mapping[str, int]) -> Chart:
+    series = [
+        Series(
+            formatting.text(f"{method}, {binary_tokens(members[0].tokens)}"),
+            tuple(
+                point(group, ruler(length), length)
+                for length in lengths(members)
+                for group in sorted(members, key=lambda group: group.rank)
+                if ruler(length).key in group.estimates
+            ),
+            slots[method],
+            alternatives=True,
+        )
+        for method, members in by_method(groups, slots)
+    ]
+    baselines: dict[str, Dash] = {"native": "dot", "scaled": "dash"}
+    series += [
+        Series(name, points, GRAY, dash)
+        for name, dash in baselines.items()
+        if (points := _baseline(name, groups))
+    ]
+    ticks = tuple((float(length), short_length(length)) for length in lengths(groups))
+    x = Axis("length (tokens)", log=True, ticks=ticks)
+    return Chart("RULER by length", x, Axis("RULER (%)"), tuple(series))
+
+
+def _baseline(name: str, groups: Sequence[Group]) -> tuple[Point, ...]:
+    """The points of an untrained model, from the first group that it was evaluated with."""
+    figures = next((group.baselines[name] for group in groups if group.baselines.get(name)), {})
+    return tuple(
+        Point(length, estimate.value, estimate.low, estimate.high, name)
+        for length in lengths(groups)
+        if (estimate := figures.get(ruler(length).key))
+    )
+
+
+def _needles(data: ReportData) -> Iterator[Choice]:
+    """Share found by length and depth, one map for each group."""
+    order = {
+        group.look: place for place, (_, kin) in enumerate(by_look(data.groups)) for group in kin
+    }
+    slots = method_slots([group.method for group in data.groups])
+    for group in sorted(
+        data.groups, key=lambda g: (not g.is_main, order[g.look], slots[g.method], -g.tokens)
+    ):
+        if group.needles:
+            yield (group_label(group),), _needle_map(group)
+
+
+def _needle_map(group: Group) -> Heatmap:
+    columns = sorted({length for length, _ in group.needles})
+    rows = sorted({depth for _, depth in group.needles})
+    found = {place: 100 * share for place, share in group.needles.items()}
+    return Heatmap(
+        "Needles found",
+        "length (tokens)",
+        "depth (%)",
+        tuple(map(short_length, columns)),
+        tuple(f"{depth:g}" for depth in rows),
+        tuple(tuple(found.get((length, depth)) for length in columns) for depth in rows),
+        "found (%)",
+        group.members,
+        (0.0, 100.0),
+        text=True,
+    )
+
+
+FIGURES = (
+    Figure(
+        "ruler",
+        "RULER by length",
+        "long",
+        ("model", "budget"),
+        _ruler,
+        "Bars are 95% intervals. Grey: the native and the merely scaled model.",
+        "No finished run was evaluated on RULER yet:",
+        f"{EVALUATE}long",
+    ),
+    Figure(
+        "needles",
+        "Needles by length and depth",
+        "long",
+        ("runs",),
+        _needles,
+        "Mean over seeds. Depth 0 is the start of the text.",
+        "No finished run was evaluated on needles by depth yet:",
+        f"{EVALUATE}long",
+        of_one_run=True,
+    ),
+)

@@ -1,0 +1,184 @@
+"""Scores of groups of runs: against tokens, by aligned relations, by scaling factor."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+
+from src.report import formatting
+from src.report.charts import (
+    DASHES,
+    Axis,
+    Chart,
+    Series,
+    binary_tokens,
+    method_slots,
+    token_ticks,
+)
+from src.report.figures.base import (
+    EVALUATE,
+    SWEEP,
+    Choice,
+    Figure,
+    by_look,
+    by_method,
+    metrics_of,
+    point,
+)
+from src.report.groups import Group, Metric, ReportData
+
+_MARKS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
+
+
+def _budget(data: ReportData) -> Iterator[Choice]:
+    """One line for each method; a chart for each model, scaling and metric."""
+    slots = method_slots([group.method for group in data.groups])
+    for look, kin in by_look(data.groups):
+        for metric in metrics_of(kin):
+            measured = [group for group in kin if metric.key in group.estimates and group.tokens]
+            series = tuple(
+                Series(
+                    formatting.text(method),
+                    tuple(
+                        point(group, metric, group.tokens)
+                        for group in sorted(members, key=lambda group: (group.tokens, group.rank))
+                    ),
+                    slots[method],
+                    alternatives=True,
+                )
+                for method, members in by_method(measured, slots)
+            )
+            at = [group.tokens for group in measured] + [at for at, _ in _MARKS]
+            x = Axis("training tokens", log=True, ticks=token_ticks(at))
+            yield (look, metric.label), Chart(metric.label, x, _scores_of(metric), series, _MARKS)
+
+
+def _weights(data: ReportData) -> Iterator[Choice]:
+    """Runs that differ in the weights of the relations alone."""
+    for metric in metrics_of(data.groups):
+        measured = [g for g in data.groups if g.weights and metric.key in g.estimates]
+        ablations = _ablations(measured)
+        found = {group.weights or "" for one in ablations for group in one}
+        labels = sorted(found, key=_weights_order)
+        series = tuple(
+            Series(
+                _ablation_name(one, alone=len(ablations) == 1),
+                tuple(
+                    point(group, metric, place)
+                    for place, label in enumerate(labels)
+                    for group in sorted(one, key=lambda group: group.rank)
+                    if group.weights == label
+                ),
+                slot,
+                mode="dots",
+                alternatives=True,
+            )
+            for slot, one in enumerate(ablations)
+        )
+        if series:
+            x = Axis("aligned", categories=tuple(labels))
+            yield (metric.label,), Chart(metric.label, x, _scores_of(metric), series)
+
+
+def _ablations(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups equal but for the weights of relations, where these take at least two values."""
+    sets: dict[str, list[Group]] = defaultdict(list)
+    for group in groups:
+        terms = {key.rpartition(".")[0] for key in group.settings if ".weights." in key}
+        sets[group.without(*(f"{term}." for term in terms))].append(group)
+    return [one for one in sets.values() if len({group.weights for group in one}) > 1]
+
+
+def _weights_order(label: str) -> tuple[int, bool, list[int]]:
+    """One relation first, then two, then three; equal weights before others; queries first."""
+    parts = label.split("+")
+    order = [place for part in parts for place, letter in enumerate("QKVA") if letter in part[:2]]
+    return (len(parts), any(part[0].isdigit() for part in parts), order)
+
+
+def _ablation_name(one: Sequence[Group], *, alone: bool) -> str:
+    first = one[0]
+    if alone:
+        return formatting.text(f"{first.method}, {binary_tokens(first.tokens)}")
+    lr = next((v for k, v in first.settings.items() if k.endswith(".lr")), None)
+    rope = f"{first.rope} x{first.factor:g}" if first.factor else first.rope
+    parts = [first.method, first.model, rope, binary_tokens(first.tokens), f"lr {lr}" if lr else ""]
+    return formatting.text(", ".join(part for part in parts if part))
+
+
+def _scaling(data: ReportData) -> Iterator[Choice]:
+    """One line for each method and kind of scaling."""
+    by_model: dict[tuple[str, int], list[Group]] = defaultdict(list)
+    for group in data.groups:
+        by_model[group.model, group.tokens].append(group)
+    slots = method_slots([group.method for group in data.groups])
+    for (model, tokens), kin in sorted(by_model.items(), key=lambda item: -len(item[1])):
+        for metric in metrics_of(kin):
+            series = _scaling_lines(kin, metric, slots)
+            if series:
+                factors = sorted({p.x for one in series for p in one.points})
+                x = Axis("scaling factor", log=True, ticks=tuple((f, f"{f:g}x") for f in factors))
+                name = formatting.text(f"{model}, {binary_tokens(tokens)} tokens")
+                chart = Chart(metric.label, x, _scores_of(metric), tuple(series))
+                yield (name, metric.label), chart
+
+
+def _scaling_lines(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) -> list[Series]:
+    lines: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    for group in kin:
+        if group.factor and metric.key in group.estimates:
+            lines[group.method, group.rope].append(group)
+    swept = {key: line for key, line in lines.items() if len({g.factor for g in line}) > 1}
+    ropes = sorted({rope for _, rope in swept}, key=lambda rope: (rope != "linear", rope))
+    return [
+        Series(
+            formatting.text(f"{method}, {rope}"),
+            tuple(
+                point(group, metric, group.factor or 1.0)
+                for group in sorted(swept[method, rope], key=lambda g: (g.factor or 1.0, g.rank))
+            ),
+            slots[method],
+            DASHES[min(ropes.index(rope), len(DASHES) - 1)],
+            alternatives=True,
+        )
+        for method, rope in sorted(swept, key=lambda key: (slots[key[0]], ropes.index(key[1])))
+    ]
+
+
+def _scores_of(metric: Metric) -> Axis:
+    return Axis(f"{metric.label} ({metric.unit})")
+
+
+FIGURES = (
+    Figure(
+        "budget",
+        "Scores by training tokens",
+        "budget",
+        ("model", "metric"),
+        _budget,
+        "Mean over seeds, bars are 95% intervals. Dotted lines: 4.25M tokens, LinearARD's own "
+        "budget, and 256M tokens, the baselines'.",
+        "No finished run has scores yet. Runs at several budgets, then their evaluation:",
+        f"{SWEEP}token_budget\n{EVALUATE}short",
+    ),
+    Figure(
+        "weights",
+        "Which relations are aligned",
+        "ablations",
+        ("metric",),
+        _weights,
+        "Runs of one colour differ in nothing but the relations' weights and the seed.",
+        "No two evaluated runs differ in the relations' weights alone. The ablation:",
+        f"{SWEEP}qkv_weights\n{EVALUATE}short",
+    ),
+    Figure(
+        "scaling",
+        "Scaling factor and method",
+        "ablations",
+        ("model", "metric"),
+        _scaling,
+        "Colour is the method, the dash is the kind of scaling.",
+        "No method was evaluated at two scaling factors. The ablation:",
+        f"{SWEEP}scaling_factor\n{EVALUATE}short",
+    ),
+)

@@ -1,0 +1,251 @@
+"""One table for all outputs: a terminal, the page, CSV, Markdown and LaTeX.
+
+The page's writer is `templates/table.html`. A table says what its cells hold; only the writers know
+how that looks.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from src.report.noise import Mark
+
+_PLAIN_WIDTH = 160
+_BEFORE = {Mark.NEAR: "≈ ", Mark.UNKNOWN: "? "}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    **{char: f"\\{char}" for char in "&%$#_{}"},
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "–": "--",
+    "≈": r"$\approx$",
+    "ᵀ": r"$^\top$",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column; its detail is a second text of a cell, such as an interval."""
+
+    title: str
+    kind: Literal["text", "number", "code", "badge"] = "number"
+    """Numbers are aligned at the right; the page shows the others in their own way."""
+    detail: str = ""
+    """What CSV calls the detail, which has a column of its own there."""
+    shows_detail: bool = False
+    """The page writes the detail below the text; Markdown and LaTeX behind a number."""
+    marked: bool = False
+    """Cells may have a mark, which also has a column in CSV."""
+    only_page: bool = False
+    """The terminal leaves it out."""
+    css: str = ""
+    """Class of its cells on the page."""
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it is aligned at the right."""
+        return self.kind == "number"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One entry of a table."""
+
+    text: str
+    detail: str = ""
+    mark: Mark = Mark.ABSENT
+    fault: str = ""
+    """What is wrong, in a warning colour."""
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Of the page's element."""
+    css: str = ""
+    """Class on the page."""
+    opens: bool = False
+    """On the page a click opens the runs of the row."""
+    links: tuple[tuple[str, str], ...] = ()
+    """Name and address, on the page."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells in the order of the columns."""
+
+    cells: tuple[Cell, ...]
+    attributes: Mapping[str, str] = field(default_factory=dict)
+    """Of the page's element."""
+    is_extra: bool = False
+    """Markdown and LaTeX leave it out."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """Rows that belong together; `labels` are named facts about all of them."""
+
+    rows: tuple[Row, ...]
+    labels: tuple[tuple[str, str], ...] = ()
+    css: str = ""
+    """Class on the page."""
+
+    @property
+    def title(self) -> str:
+        """The first fact, then the others with their names."""
+        first, *others = self.labels or (("", ""),)
+        return ", ".join([first[1], *(f"{name}={value}" for name, value in others if value)])
+
+
+@dataclass(frozen=True)
+class Table:
+    """Sections of rows under one header."""
+
+    columns: tuple[Column, ...]
+    sections: tuple[Section, ...]
+    title: str = ""
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows of all sections."""
+        return [line for section in self.sections for line in section.rows]
+
+
+def row(*cells: str | Cell) -> Row:
+    """A row, of texts where a cell needs no more."""
+    return Row(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in cells))
+
+
+def terminal(table: Table) -> RichTable:
+    """For a console. Texts are shown as they are, never read as markup."""
+    title = Text(table.title) if table.title else None
+    drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in table.columns:
+        if not column.only_page:
+            align = "right" if column.is_number else "left"
+            drawn.add_column(Text(column.title), justify=align, overflow="fold")
+    for section in table.sections:
+        for line in section.rows:
+            cells = zip(table.columns, line.cells, strict=True)
+            drawn.add_row(*(_rich(cell) for column, cell in cells if not column.only_page))
+        drawn.add_section()
+    return drawn
+
+
+def widen(console: Console) -> Console:
+    """A console whose output is no terminal becomes wide enough for every column."""
+    if not console.is_terminal:
+        console.width = max(console.width, _PLAIN_WIDTH)
+    return console
+
+
+def _rich(cell: Cell) -> Text:
+    text = Text(cell.text, "bold" if cell.mark is Mark.BEST else "")
+    return text.append(f" {cell.fault}", "red") if cell.fault else text
+
+
+def csv_text(rows: Sequence[Sequence[Any]]) -> str:
+    """Comma-separated values; None is an empty cell.
+
+    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    """
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows([map(_no_formula, row) for row in rows])
+    return buffer.getvalue()
+
+
+def _no_formula(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
+
+
+def to_csv(table: Table) -> str:
+    """Labels of the sections first; details and marks in columns of their own."""
+    header = [name for name, _ in table.sections[0].labels] if table.sections else []
+    for column in table.columns:
+        header += [column.title]
+        header += [column.detail] if column.detail else []
+        header += [f"{column.title}, to the best"] if column.marked else []
+    lines = [
+        [*(value for _, value in section.labels), *_csv_cells(table.columns, line)]
+        for section in table.sections
+        for line in section.rows
+    ]
+    return csv_text([header, *lines])
+
+
+def _csv_cells(columns: Sequence[Column], line: Row) -> Iterator[str]:
+    for column, cell in zip(columns, line.cells, strict=True):
+        yield cell.text
+        if column.detail:
+            yield cell.detail
+        if column.marked:
+            yield "" if cell.mark is Mark.ABSENT else cell.mark.value
+
+
+def markdown(table: Table) -> str:
+    """One table for each section, under its title if it has one."""
+    return "\n".join(_markdown_section(table, section) for section in table.sections)
+
+
+def _markdown_section(table: Table, section: Section) -> str:
+    titles = [_markdown(column.title) for column in table.columns]
+    lines = [f"**{_markdown(section.title)}**", ""] if section.title else []
+    lines += [f"| {' | '.join(titles)} |"]
+    lines += ["".join("|---:" if column.is_number else "|---" for column in table.columns) + "|"]
+    for line in _usual(section):
+        cells = zip(table.columns, line.cells, strict=True)
+        lines.append(f"| {' | '.join(_markdown_cell(column, cell) for column, cell in cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _usual(section: Section) -> list[Row]:
+    return [line for line in section.rows if not line.is_extra]
+
+
+def _markdown_cell(column: Column, cell: Cell) -> str:
+    text = _markdown(_BEFORE.get(cell.mark, "") + cell.text)
+    bold = f"**{text}**" if cell.mark is Mark.BEST else text
+    return bold + _markdown(_brackets(column, cell))
+
+
+def _markdown(text: str) -> str:
+    return text.replace("|", r"\|").replace("<", "&lt;")
+
+
+def latex(table: Table) -> str:
+    """One tabular for each section, its title as a comment; needs the package booktabs."""
+    return "\n".join(_latex_section(table, section) for section in table.sections)
+
+
+def _latex_section(table: Table, section: Section) -> str:
+    align = "".join("r" if column.is_number else "l" for column in table.columns)
+    lines = [f"% {section.title}".replace("\n", " ")] if section.title else []
+    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
+    lines += [" & ".join(_latex(column.title) for column in table.columns) + r" \\", r"\midrule"]
+    for line in _usual(section):
+        cells = zip(table.columns, line.cells, strict=True)
+        lines.append(" & ".join(_latex_cell(column, cell) for column, cell in cells) + r" \\")
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    return "\n".join(lines) + "\n"
+
+
+def _latex_cell(column: Column, cell: Cell) -> str:
+    text = _latex(_BEFORE.get(cell.mark, "") + cell.text)
+    bold = rf"\textbf{{{text}}}" if cell.mark is Mark.BEST else text
+    return bold + _latex(_brackets(column, cell))
+
+
+def _latex(text: str) -> str:
+    return "".join(_LATEX.get(char, char) for char in text)
+
+
+def _brackets(column: Column, cell: Cell) -> str:
+    shown = column.is_number and column.shows_detail and cell.detail
+    return f" ({cell.detail})" if shown else ""

@@ -1,0 +1,196 @@
+"""A chart as a picture for a paper, drawn by matplotlib: one figure on white, without a browser."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, NullLocator
+
+from src.report.charts import (
+    GRAYS,
+    GRID,
+    INK,
+    MUTED,
+    PAPER,
+    Axis,
+    Chart,
+    Dash,
+    Heatmap,
+    Picture,
+    Series,
+    log_ticks,
+)
+
+SIZE = (6.4, 4.0)
+"""Inches."""
+PIXELS = 200
+"""Of a PNG, an inch."""
+_DASHES: dict[Dash, Any] = {
+    "solid": "-",
+    "dash": "--",
+    "dot": ":",
+    "dashdot": "-.",
+    "longdash": (0, (8, 3)),
+}
+_MARKERS = {"circle": "o", "circle-open": "o", "diamond": "D"}
+_STYLE: dict[Any, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GRID,
+    "axes.labelcolor": MUTED,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "figure.facecolor": PAPER,
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "grid.color": GRID,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,  # text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "linearard",
+    "text.color": INK,
+    "text.parse_math": False,  # a dollar in a name is a dollar
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+}
+
+
+def pictures(
+    chart: Chart | Heatmap, title: str, formats: Sequence[Picture], size: tuple[float, float] = SIZE
+) -> dict[Picture, bytes]:
+    """The contents of one file for each format; the same chart gives the same bytes."""
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(size, layout="constrained")
+        axes = figure.add_subplot(title=title)
+        if isinstance(chart, Heatmap):
+            _heatmap(chart, figure, axes)
+        else:
+            _chart(chart, figure, axes)
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # it is laid out now, once for all formats
+        return {kind: _written(figure, kind) for kind in formats}
+
+
+def _written(figure: Figure, kind: Picture) -> bytes:
+    buffer = io.BytesIO()
+    no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[kind]
+    figure.savefig(buffer, format=kind, dpi=PIXELS, metadata=no_date)
+    return buffer.getvalue()
+
+
+def _chart(chart: Chart, figure: Figure, axes: Axes) -> None:
+    points = [p for one in chart.series for p in one.drawn]
+    for place, one in enumerate(chart.series):
+        _series(chart, one, chart.shift(place), axes)
+    for at, text in chart.marks:
+        axes.axvline(at, color=GRAYS[0], lw=0.8, ls=":")
+        place = {"xy": (at, 1), "xycoords": ("data", "axes fraction"), "xytext": (0, 2)}
+        axes.annotate(text, **place, textcoords="offset points", ha="center", fontsize=7.5)
+    if chart.level is not None:
+        line = axes.axvline if chart.horizontal else axes.axhline
+        line(chart.level, color=GRAYS[0], lw=0.8, ls=":")
+    _axis(chart.x, [p.x for p in points], axes, "y" if chart.horizontal else "x")
+    _axis(chart.y, [p.y for p in points], axes, "x" if chart.horizontal else "y")
+    if chart.marks:
+        axes.set_title(axes.get_title("left"), pad=16)
+    if chart.horizontal:
+        axes.invert_yaxis()
+    if len(chart.series) > 1:
+        longest = max(len(one.name) for one in chart.series)
+        columns = max(1, min(len(chart.series), 100 // (longest + 8)))
+        figure.legend(loc="outside lower center", ncols=columns)
+
+
+def _series(chart: Chart, series: Series, shift: float, axes: Axes) -> None:
+    x = [p.x + shift for p in series.drawn]
+    y = [p.y for p in series.drawn]
+    if series.mode == "bars":
+        bars = axes.barh if chart.horizontal else axes.bar
+        bars(x, y, chart.bar_width, color=series.color, label=series.name)
+    else:
+        low = [0 if p.low is None else max(0.0, p.y - p.low) for p in series.drawn]
+        high = [0 if p.high is None else max(0.0, p.high - p.y) for p in series.drawn]
+        known = any(p.low is not None for p in series.drawn)
+        dots = series.mode == "dots"
+        axes.errorbar(
+            x,
+            y,
+            yerr=(low, high) if known else None,
+            color=series.color,
+            ls="none" if dots else _DASHES[series.dash],
+            marker=_MARKERS[series.symbol],
+            markerfacecolor=PAPER if series.symbol == "circle-open" else series.color,
+            markersize=6 if dots else 4,
+            lw=1.4,
+            elinewidth=1,
+            capsize=2,
+            label=series.name,
+        )
+    for p, at in zip(series.drawn, x, strict=True):
+        if p.label:
+            place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+            axes.annotate(p.label, (at, p.y), **place, fontsize=7.5)
+            axes.margins(0.1)
+
+
+def _axis(given: Axis, values: Sequence[float], axes: Axes, which: Literal["x", "y"]) -> None:
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_label_text(given.title)
+    axis.grid(not given.categories)
+    axis.set_tick_params(length=0)
+    limits = axes.set_xlim if which == "x" else axes.set_ylim
+    if given.categories:
+        axis.set_ticks(range(len(given.categories)), given.categories)
+        limits(-0.6, len(given.categories) - 0.4)
+    elif given.log:
+        (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+        low, high = (axes.get_xlim if which == "x" else axes.get_ylim)()
+        ticks = [tick for tick in given.ticks or log_ticks(values) if low <= tick[0] <= high]
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+        axis.set_ticks([at for at, _ in ticks], [text for _, text in ticks])
+        limits(low, high)
+    elif given.from_zero:
+        limits(0, 1.1 * max([1e-9, *values]))
+
+
+def _heatmap(chart: Heatmap, figure: Figure, axes: Axes) -> None:
+    levels = np.array(chart.levels(), dtype=float)
+    colors = LinearSegmentedColormap.from_list("scale", chart.colors)
+    limits = chart.limits or (None, None)
+    image = axes.imshow(levels, colors, aspect="auto", vmin=limits[0], vmax=limits[1])
+    bar = figure.colorbar(image, label=chart.value_title, pad=0.02)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    if chart.log:
+        bar.ax.yaxis.set_major_formatter(lambda level, _: f"{10**level:.2g}")
+    for which, names, most in (("x", chart.columns, 8), ("y", chart.rows, 12)):
+        axis = axes.xaxis if which == "x" else axes.yaxis
+        every = max(1, math.ceil(len(names) / most))
+        axis.set_ticks(range(0, len(names), every), names[::every])
+        axis.set_tick_params(length=0)
+    axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
+    axes.spines[:].set_visible(False)
+    if chart.text:
+        _values(chart, image, axes)
+
+
+def _values(chart: Heatmap, image: Any, axes: Axes) -> None:
+    """The values in their cells, dark on light and light on dark."""
+    for r, row in enumerate(chart.values):
+        for c, value in enumerate(row):
+            if value is not None:
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+                axes.text(
+                    c, r, f"{value:.3g}", ha="center", va="center", color=PAPER if dark else INK
+                )

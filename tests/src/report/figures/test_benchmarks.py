@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from src.report.charts import Chart
+from src.report.figures import FIGURES
+from src.report.figures.base import Choice
+from src.report.groups import ReportData
+from src.report.performance import Result, read_results
+from tests.conftest import ROOT
+
+
+def choices(name: str, results: Sequence[Result]) -> list[Choice]:
+    (figure,) = [figure for figure in FIGURES if figure.name == name]
+    return list(figure.choices(ReportData(runs=(), results=tuple(results))))
+
+
+def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    content = {"device": "H100", "commit": "abc", "command": "python -m x", "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_the_repositorys_results_are_drawn() -> None:
+    results = read_results(ROOT / "benchmarks" / "results")
+    assert choices("kernel", results)[0][0][1] == "fwd_bwd_time_over_sdpa"
+    assert choices("step", results)
+
+
+def test_rows_of_a_name_are_bars_told_apart_by_their_settings(tmp_path: Path) -> None:
+    shape = {"B": 1, "H": 32, "D": 128}
+    rows = [
+        {"name": "time", "value": 1.1, "unit": "ratio", "T": 4096, **shape},
+        {"name": "time", "value": 1.2, "unit": "ratio", "T": 8192, **shape},
+        {"name": "time", "value": 1.3, "unit": "ratio", "T": 8192, **shape},
+    ]
+    write(tmp_path, "kernel", rows)
+    cases = [
+        {"name": "peak_gib", "value": v, "unit": "GiB", "case": c}
+        for c, v in (("a", 1.0), ("b", 2.0))
+    ]
+    write(tmp_path, "step", cases)
+    results = read_results(tmp_path)
+    ((_, chart),) = choices("kernel", results)
+    assert isinstance(chart, Chart)
+    assert chart.x.categories == (
+        *("B1 H32 T4096 D128", "B1 H32 T8192 D128", "B1 H32 T8192 D128 #2"),
+    )
+    assert chart.level == 1.0
+    ((_, other),) = choices("step", results)
+    assert isinstance(other, Chart)
+    assert other.x.categories == ("case a", "case b")
+    assert other.level is None

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from src.report.groups import gap_closed
+from src.report.runs import read_runs
+from src.report.runs_table import run_notes, run_row, runs_table
+from src.report.tables import terminal
+
+MakeRun = Callable[..., Path]
+
+
+def test_run_row(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]) -> None:
+    make_run(evaluation=evaluation, state="failed", error="boom\nsecond line", git_dirty=True)
+    (run,) = read_runs(outputs)
+    row = run_row(run)
+    assert (row.run, row.state, row.tokens) == ("quickstart/20251120-a1b2", "failed", "24,576")
+    assert (row.rope, row.commit, row.gap_closed) == ("linear to 32,768", "3f9c2ab81d+", "95.4%")
+    assert row.note == "error: boom second line"
+    assert gap_closed(run, window=128) == "–"
+
+
+def test_progress_is_the_latest_of_record_and_metrics(outputs: Path, make_run: MakeRun) -> None:
+    rows = [{"step": 1, "tokens": 640, "stage": "ard", "loss/total": 1.0, "seconds": 90.0}]
+    make_run("behind", state="running", tokens=0, step=0, seconds=0.0, metrics=rows)
+    (run,) = read_runs(outputs)
+    assert (run_row(run).tokens, run_row(run).duration) == ("640", "1 min 30 s")
+
+
+def test_terminal_table_shows_markup_as_text(outputs: Path, make_run: MakeRun) -> None:
+    make_run("[red]x[/red]", method="[bold]m")
+    (make_run("[blink]y") / "run.json").write_text("{")
+    runs = read_runs(outputs)
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(terminal(runs_table(runs)), *run_notes(runs), sep="\n")
+    shown = console.export_text()
+    assert "[red]x[/red]" in shown
+    assert "[bold]m" in shown
+    assert "[blink]y: corrupt: run.json: Invalid JSON" in shown

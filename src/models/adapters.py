@@ -85,19 +85,7 @@ def make_trainable(
     if isinstance(parameters, FullParameters):
         return network.requires_grad_(True)
 
-    names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
-    wanted = parameters.projections if isinstance(parameters, LoraParameters) else QKV
-    missing = [p for p in wanted if p not in names]
-    if missing:
-        setting = (
-            "parameters.projections has"
-            if isinstance(parameters, LoraParameters)
-            else "parameters.type=qkv trains"
-        )
-        raise ParametersError(
-            f"{setting} {missing}, which this model lacks; its modules are "
-            f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
-        )
+    _check_projections(network, parameters)
     if isinstance(parameters, QkvParameters):
         network.requires_grad_(False)
         for name, module in network.named_modules():
@@ -125,6 +113,20 @@ def make_trainable(
     with torch.random.fork_rng(devices=[]), by_weight:
         torch.manual_seed(seed)
         return get_peft_model(network, lora, autocast_adapter_dtype=False)
+
+
+def _check_projections(
+    network: PreTrainedModel, parameters: LoraParameters | QkvParameters
+) -> None:
+    names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
+    adapters = isinstance(parameters, LoraParameters)
+    wanted = parameters.projections if adapters else QKV
+    if missing := [name for name in wanted if name not in names]:
+        setting = "parameters.projections has" if adapters else "parameters.type=qkv trains"
+        raise ParametersError(
+            f"{setting} {missing}, which this model lacks; its modules are "
+            f"{', '.join(sorted(n for n in names if n.endswith('proj'))) or 'none named *proj'}"
+        )
 
 
 def causal_model(network: nn.Module) -> PreTrainedModel:

@@ -7,6 +7,7 @@ Only safetensors are read, and no remote code is run.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -57,49 +58,85 @@ def load_model(
     Raises:
         ModelError: its files cannot be fetched, are damaged, or lack weights or have other shapes.
     """
-    import torch
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging as transformers_logging
 
-    from src.models import assembly
     from src.passes.capture import attention_name
 
     if not sys.stderr.isatty():
         # Its progress bars would fill a log file with control characters.
         transformers_logging.disable_progress_bar()
-    attention = attention_name(model.attention) if capture else model.attention
-    make = partial(
-        AutoModelForCausalLM.from_config, config, dtype=dtype, attn_implementation=attention
-    )
+    settings = {
+        "config": config,
+        "dtype": dtype,
+        "attn_implementation": attention_name(model.attention) if capture else model.attention,
+    }
+    make = partial(AutoModelForCausalLM.from_config, **settings)
     if weights is None and model.random_weights:
-        by_weight = nullcontext() if sharding is None else assembly.drawing(sharding)
-        with torch.random.fork_rng(devices=[]), torch.device(random_on or "cpu"), by_weight:
-            torch.manual_seed(model.weights_seed)
-            network = make()
-        return _of_length_alone(network.eval())
-    if sharding is not None and model.family in FAMILIES:
-        try:
-            with torch.random.fork_rng(devices=[]):
-                network = assembly.read(make, weights or local_folder(model), dtype, sharding)
-        except assembly.WeightsError as error:
-            raise ModelError(f"model {model.name} cannot be loaded: {error}") from error
-        return _of_length_alone(network.eval())
+        network = _drawn(model, make, random_on, sharding)
+    elif sharding is not None and model.family in FAMILIES:
+        network = _read_by_weight(model, make, weights, dtype, sharding)
+    else:
+        network = _read_whole(model, weights, settings)
+    return _of_length_alone(network.eval())
+
+
+def _drawn(
+    model: ModelConfig,
+    make: Callable[[], PreTrainedModel],
+    device: torch.device | None,
+    sharding: Sharding | None,
+) -> PreTrainedModel:
+    """A model whose weights are drawn from its seed."""
+    import torch
+
+    from src.models.assembly import drawing
+
+    by_weight = nullcontext() if sharding is None else drawing(sharding)
+    with torch.random.fork_rng(devices=[]), torch.device(device or "cpu"), by_weight:
+        torch.manual_seed(model.weights_seed)
+        return make()
+
+
+def _read_by_weight(
+    model: ModelConfig,
+    make: Callable[[], PreTrainedModel],
+    weights: Path | None,
+    dtype: torch.dtype,
+    sharding: Sharding,
+) -> PreTrainedModel:
+    """A model whose weights are read one by one and handed to `sharding`."""
+    import torch
+
+    from src.models import assembly
+
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return assembly.read(make, weights or local_folder(model), dtype, sharding)
+    except assembly.WeightsError as error:
+        raise ModelError(f"model {model.name} cannot be loaded: {error}") from error
+
+
+def _read_whole(
+    model: ModelConfig, weights: Path | None, settings: Mapping[str, Any]
+) -> PreTrainedModel:
+    """A model read by transformers, all of its weights at once."""
+    from transformers import AutoModelForCausalLM
+
     place, options = (str(weights), {"local_files_only": True}) if weights else location(model)
     with reported(model):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attention,
             use_safetensors=True,
             # Weights that do not fit are then listed, and refused below.
             ignore_mismatched_sizes=True,
             output_loading_info=True,
+            **settings,
             **options,
         )
     network, report = loaded
     check_weights(model, place, report)
-    return _of_length_alone(network)
+    return network
 
 
 def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:

@@ -17,10 +17,9 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from src.models.adapters import Parameters
+from src.models.config import PositiveFloat, PositiveInt
 from src.training.positions import Positions
 
-PositiveInt = Annotated[int, Field(gt=0)]
-PositiveFloat = Annotated[float, Field(gt=0)]
 # A block of a single token predicts nothing and has nothing to attend to.
 BlockLength = Annotated[int, Field(gt=1)]
 
@@ -94,7 +93,7 @@ class StageConfig:
 
     tokens: PositiveInt
     tokens_per_step: PositiveInt | None
-    lr: Annotated[float, Field(gt=0)]
+    lr: PositiveFloat
     warmup_steps: Annotated[int, Field(ge=0)]
     final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
     parameters: Parameters

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field
 
+Positive = Annotated[float, Field(gt=0)]
+
 
 @dataclass(frozen=True)
 class NativeRope:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
 
-from src.models.rope.base import FactorScaling, NativeRope
-
-Positive = Annotated[float, Field(gt=0)]
+from src.models.rope.base import FactorScaling, NativeRope, Positive
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from src.models.rope.base import NativeRope, Scaling, checked_table
-
-Positive = Annotated[float, Field(gt=0)]
+from src.models.rope.base import NativeRope, Positive, Scaling, checked_table
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,111 @@
+"""What is accepted of plain data, and how the rest is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from src.models.adapters import LoraParameters
+from src.settings import strict
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
+
+BASE = "+experiment=linearard_32k"
+
+
+def test_lists_become_tuples_and_numbers_keep_their_types(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(BASE)
+    ard = run.recipe.stages["ard"]
+    assert isinstance(ard.parameters, LoraParameters)
+    assert ard.parameters.projections == ("q_proj", "k_proj", "v_proj")
+    assert isinstance(ard.parameters.alpha, float)
+    assert ard.tokens == 2_359_296
+    assert ard.lr == 2e-5
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("+optim.lr=1", "optim.lr: unknown key 'lr'; allowed: beta1, beta2"),
+        (
+            "+recipe.stages.ard.tokns=1",
+            "recipe.stages.ard.tokns: unknown key 'tokns'; did you mean",
+        ),
+        ("recipe.stages.ard.tokens=-1", r"recipe.stages.ard.tokens: .* greater than 0 \(got -1\)"),
+        ("recipe.stages.ard.tokens=oops", "recipe.stages.ard.tokens: .* valid integer"),
+        ("recipe.stages.ard.tokens=1.5", "recipe.stages.ard.tokens: .* valid integer"),
+        ("recipe.stages.ard.lr=.inf", "recipe.stages.ard.lr: "),
+        ("engine.dtype=fp16", r"engine.dtype: .* 'float32' or 'bfloat16' \(got 'fp16'\)"),
+        ("engine.student.zero_stage=4", "engine.student.zero_stage: .* 0, 1, 2 or 3"),
+        ("engine.teacher.zero_stage=1", "engine.teacher.zero_stage: .* 0 or 3"),
+        (
+            "engine.teacher.offload_parameters=true",
+            "engine.teacher: offload_parameters.*zero_stage 3",
+        ),
+        (
+            "recipe.stages.ard.parameters.type=adapter",
+            "recipe.stages.ard.parameters.type: 'adapter' is not one of 'lora', 'qkv', 'full'",
+        ),
+        (
+            "recipe.stages.ard.parameters.dropout=1",
+            "recipe.stages.ard.parameters.dropout: .* less than 1",
+        ),
+        ("rope.target_length=1024", "rope.target_length is 1024, below .* 4096"),
+        ("rope.type=yarnish", "rope.type: 'yarnish' is not one of"),
+        ("model=folder", "model.family: .*Missing mandatory value"),
+        ("seed=null", "seed: .* valid integer"),
+        ("recipe.stages.ard.streams=null", "recipe.stages.ard.streams: "),
+        (
+            "objective.terms.relation.weights={qq: 0, kk: 0, vv: 0}",
+            "objective.terms.relation.weights: weights qq, kk, vv, qk and av are all 0",
+        ),
+        (
+            "objective.terms.relation.weights.qq=-1",
+            "objective.terms.relation.weights.qq: .* or equal to 0",
+        ),
+        ("eval.perplexity.headline=7", "eval.perplexity: headline=7 is not among windows"),
+        (
+            "+recipe.stages.ard.step_sizes="
+            "[{from_tokens: 1, tokens_per_step: 16384, slot_token: 32768}]",
+            r"step_sizes.0.slot_token: unknown key 'slot_token'; did you mean 'slot_tokens'",
+        ),
+        (
+            "recipe.stages.ard.streams.short.objective={relation: 0}",
+            r"^recipe.stages.ard.streams.short.objective.relation: .* greater than 0 \(got 0\)$",
+        ),
+        ("objective.terms.relation.layers=first", r"relation.layers: .*list of indices.*'first'"),
+        ("objective.terms.relation.layers=[-1]", r"relation.layers: .*list of indices.*\[-1\]"),
+        ("model.shape.kv_heads=5", "model.shape|model: .*not a multiple of kv_heads=5"),
+    ],
+)
+def test_refused_with_path_and_remedy(
+    compose_run: Callable[..., RunConfig], override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        compose_run(BASE, override)
+
+
+def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        compose_run(BASE, "recipe.stages.ard.tokens=-1", "engine.dtype=fp16")
+    assert "recipe.stages.ard.tokens" in str(caught.value)
+    assert "engine.dtype" in str(caught.value)
+
+
+def test_a_run_folders_config_is_accepted_again(compose_run: Callable[..., RunConfig]) -> None:
+    from src.train import _plain
+
+    run = compose_run(BASE)
+    assert strict.load_plain(RunConfig, _plain(run)) == run
+
+
+def test_keys_at_names_what_is_allowed() -> None:
+    assert "zero_stage" in strict.keys_at(RunConfig, ["engine", "student"])
+    assert strict.keys_at(RunConfig, ["recipe", "stages", "any"])[:2] == [
+        "tokens",
+        "tokens_per_step",
+    ]
+    assert {"target_length", "factor", "theta"} <= set(strict.keys_at(RunConfig, ["rope"]))

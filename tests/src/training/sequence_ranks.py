@@ -56,8 +56,9 @@ def work(folder: Path, world: World) -> None:
     with launch.joined(world, cuda=False):
         for name, plain in wanted["trained"].items():
             trained(strict.load_plain(RunConfig, plain), world, folder / name)
-        for case in wanted["passes"]:
-            passed(case, world, folder / "passes")
+        for parts in wanted["parts"]:
+            for case in wanted["passes"]:
+                passed(case, world, parts, folder / f"passes-{parts}")
         launch.leave(world)
 
 
@@ -105,21 +106,22 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
     built.student.close()
 
 
-def passed(case: dict[str, Any], world: World, out: Path) -> None:
-    """A float64 pass of both models, on as many ranks as there are: its loss and gradients.
+def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
+    """A float64 pass of both models over blocks that `parts` ranks share: its loss and gradients.
 
-    Rank 0 leaves them as `out`-CASE.safetensors, the loss under the name `loss`.
+    Each group of ranks makes the same pass. Rank 0 leaves the means over all ranks as
+    `out`-CASE.safetensors, the loss under the name `loss`.
     """
     facts = facts_of(streaming.config(case["family"], factor=None))
     objective = OBJECTIVES[case["objective"]]
     parameters = streaming.LORA if case["lora"] else FullParameters("full")
     student = _student(case["family"], parameters, checkpointing=case["checkpointing"])
     taught = streaming.network(case["family"])
-    place = Place.of(world.rank, world.size, world.size)
-    if world.size > 1:
+    place = Place.of(world.rank, world.size, parts)
+    if parts > 1:
         load_deepspeed(torch.device("cpu"))
         for network in (student, taught):
-            spread_attention(network, facts, world.size)
+            spread_attention(network, facts, parts)
     needs = objective.needs(facts)
     for network in (student, taught):
         ends = {needs.stops_at, needs.teacher_stops_at}

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from src import train
 from src.run_folder import RunFolder
+from src.settings.config import RunConfig
 from src.training import launch
 from src.training.launch import LaunchError, World, world_from_environment
 from tests.conftest import ended, kill_when, losses
@@ -184,9 +186,13 @@ def one(train_tiny: Callable[..., Path]) -> Path:
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_stopped_ranks_leave_a_record_resume_and_have_the_losses_of_one(
-    one: Path, tiny_overrides: list[str], tmp_path: Path, start_command: Start, run_here: Run
+def test_stopped_ranks_go_on_under_torchrun_and_have_the_losses_of_one(
+    one: Path, tiny_overrides: list[str], tmp_path: Path, start_command: Start
 ) -> None:
+    """Two ranks that the command starts, and then two nodes on the loopback interface.
+
+    Each node has a torchrun of its own.
+    """
     folder = RunFolder(tmp_path / "run")
     ranks = ["launch.nproc=2", *ZERO_3, CHECKPOINTED, "checkpoint.every_steps=3"]
     process = start_command(
@@ -197,15 +203,32 @@ def test_stopped_ranks_leave_a_record_resume_and_have_the_losses_of_one(
     assert process.returncode == 130
     assert folder.record()["state"] == "interrupted"
     before = logged(folder.path)
-    resumed = run_here("src.train", f"resume={folder.path}")
-    assert resumed.returncode == 0, resumed.stderr
-    assert "from step 3" in resumed.stderr
+    for node in nodes_of_torchrun(start_command, 1, f"resume={folder.path}"):
+        done = ended(node)
+        assert done.returncode == 0, done.stderr
     assert losses(folder.path)[: len(before)] == before, "the same bits"
     assert losses(folder.path) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     norms = [losses(run, "grad_norm") for run in (folder.path, one)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
+    assert (folder.path / "export" / "config.json").is_file()
     assert (folder.logs / "rank-1.log").is_file()
     assert list(tmp_path.iterdir()) == [folder.path], "one folder a run"
+
+
+def nodes_of_torchrun(
+    start_command: Start, nproc: int, *overrides: str
+) -> list[subprocess.Popen[str]]:
+    """A torchrun on each of two nodes, with so many ranks."""
+    port = free_port()
+    return [
+        start_command(
+            *("-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={nproc}"),
+            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
+            *("-m", "src.train", *overrides, "--local_rank=0"),
+            env={"GLOO_SOCKET_IFNAME": "lo"},
+        )
+        for node in range(2)
+    ]
 
 
 def logged(run: Path) -> list[float]:
@@ -239,25 +262,24 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-@pytest.mark.integration
-@pytest.mark.slow
-@pytest.mark.parametrize("nproc", [1, pytest.param(2, marks=pytest.mark.thorough)])
-def test_two_nodes_of_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str], tmp_path: Path, one: Path, start_command: Start, nproc: int
+def test_a_rank_that_a_launcher_starts_makes_a_run(
+    tiny_overrides: list[str], compose_run: Callable[..., RunConfig], tmp_path: Path, one: Path
 ) -> None:
-    """Each node has a torchrun of its own; they meet on the loopback interface."""
-    port = free_port()
-    nodes = [
-        start_command(
-            *("-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={nproc}"),
-            *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
-            *("-m", "src.train", *tiny_overrides, DEEP, *ZERO_3, f"run_dir={tmp_path / 'run'}"),
-            *("launch=torchrun", "launch.nodes=2", f"launch.nproc={nproc}", "--local_rank=0"),
-            env={"GLOO_SOCKET_IFNAME": "lo"},
-        )
-        for node in range(2)
-    ]
-    for node in nodes:
+    """It is the only one here; `test_stopped_ranks_go_on_under_torchrun_...` has two."""
+    by_torchrun = ["launch=torchrun", f"run_dir={tmp_path / 'run'}"]
+    path = train.train(compose_run(*tiny_overrides, DEEP, *by_torchrun), World())
+    assert RunFolder(path).record()["state"] == "finished"
+    assert losses(path) == losses(one)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str], tmp_path: Path, one: Path, start_command: Start
+) -> None:
+    by_torchrun = ["launch=torchrun", "launch.nodes=2", "launch.nproc=2", *ZERO_3]
+    run = [*tiny_overrides, DEEP, *by_torchrun, f"run_dir={tmp_path / 'run'}"]
+    for node in nodes_of_torchrun(start_command, 2, *run):
         done = ended(node)
         assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)

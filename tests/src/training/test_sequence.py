@@ -30,7 +30,7 @@ from src.settings.strict import ConfigError
 from src.training import launch
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
-from tests.conftest import by_default, losses
+from tests.conftest import losses
 from tests.src.passes.test_streaming import LastHidden
 from tests.src.training import sequence_ranks
 
@@ -38,7 +38,7 @@ from tests.src.training import sequence_ranks
 def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
     """Let `nproc` ranks do some work, one in this process; the folder with what they left."""
     folder.mkdir()
-    (folder / "work.json").write_text(json.dumps({"trained": {}, "passes": [], **work}))
+    (folder / "work.json").write_text(json.dumps({"passes": PASSES, **work}))
     if nproc == 1:
         sequence_ranks.work(folder, World())
     else:
@@ -125,12 +125,14 @@ PASSES = [
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("nproc", [2, 4], ids=lambda n: f"{n}-ranks")
+@pytest.mark.parametrize("parts", [2, 4], ids=lambda n: f"{n}-parts")
 @pytest.mark.parametrize("name", [case["name"] for case in PASSES])
 def test_float64_losses_and_gradients_are_those_of_whole_blocks(
-    found_on: dict[int, Path], name: str, nproc: int
+    found_on: dict[int, Path], name: str, parts: int
 ) -> None:
-    one, found = (load_file(found_on[n] / f"passes-{name}.safetensors") for n in (1, nproc))
+    """Four parts are twice as many as there are key-value heads."""
+    one = load_file(found_on[1] / f"passes-1-{name}.safetensors")
+    found = load_file(found_on[4] / f"passes-{parts}-{name}.safetensors")
     assert found.keys() == one.keys()
     assert one["loss"] > 1e-4
     # Cross-entropy and cosines are in float32.
@@ -182,22 +184,26 @@ LONGRED = (
 )
 METHODS = {"ard": ARD, "cpt": CPT, "longred": LONGRED}
 CHECKPOINTED = "engine.student.gradient_checkpointing=true"
+IN_TWO = "engine.sequence_parallel=2"
 SHARED = {
-    "zero0": (),
-    "zero0-checkpointed": (CHECKPOINTED,),
-    "zero1-checkpointed": ("engine.student.zero_stage=1", CHECKPOINTED),
-    "zero2": ("engine.student.zero_stage=2",),
+    "zero0": (IN_TWO,),
+    "zero0-checkpointed": (IN_TWO, CHECKPOINTED),
+    "zero1-checkpointed": (IN_TWO, "engine.student.zero_stage=1", CHECKPOINTED),
+    "zero2": (IN_TWO, "engine.student.zero_stage=2"),
     "zero3-checkpointed": (
-        "engine.student.zero_stage=3",
-        "engine.teacher.zero_stage=3",
+        *(IN_TWO, "engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
         CHECKPOINTED,
     ),
-    "shared-base": ("engine.teacher.share_base=true", CHECKPOINTED),
-    "shared-base-zero3": ("engine.teacher.share_base=true", "engine.student.zero_stage=3"),
+    "shared-base": (IN_TWO, "engine.teacher.share_base=true", CHECKPOINTED),
+    "shared-base-zero3": (
+        *(IN_TWO, "engine.teacher.share_base=true", "engine.student.zero_stage=3"),
+    ),
+    # All four ranks share one block, more than there are key-value heads.
+    "in-four": ("engine.sequence_parallel=4",),
 }
 ALWAYS = {
-    ("ard", "zero0-checkpointed"),
     ("ard", "shared-base-zero3"),
+    ("ard", "in-four"),
     ("cpt", "zero3-checkpointed"),
     ("longred", "zero1-checkpointed"),
 }
@@ -207,10 +213,6 @@ VARIANTS = [
     for name in SHARED
     if method == "ard" or not name.startswith("shared")
 ]
-ON_FOUR = {
-    "groups": ("engine.sequence_parallel=2", "engine.student.zero_stage=1"),
-    "all": ("engine.sequence_parallel=4",),
-}
 
 
 @pytest.fixture(scope="module")
@@ -219,30 +221,25 @@ def found_on(
     tmp_path_factory: pytest.TempPathFactory,
     compose_run: Callable[..., RunConfig],
 ) -> dict[int, Path]:
-    """What one, two and four ranks found, by one set of processes each.
+    """What one and four ranks found, each by one set of processes.
 
-    All of `PASSES`; four are twice as many as there are key-value heads. And of two optimizer steps
-    what the chosen tests ask for: on one rank; on two that share blocks; on two such groups.
+    All of `PASSES`, and of two optimizer steps what the chosen tests ask for.
     """
     asked = [
-        item.callspec.params
+        (item.callspec.params["method"], item.callspec.params["name"])
         for item in request.session.items
-        if isinstance(item, pytest.Function) and "found_on" in item.fixturenames
+        if isinstance(item, pytest.Function) and {"found_on", "method"} <= set(item.fixturenames)
     ]
-    pairs = [(x["method"], x["name"]) for x in asked if {"method", "name"} <= x.keys()]
-    shares = [(x["method"], x["share"]) for x in asked if "share" in x]
     folder = tmp_path_factory.mktemp("ranks")
 
     def composed(method: str, *overrides: str) -> dict[str, Any]:
         return json.loads(json.dumps(asdict(compose_run(*METHODS[method], *STEADY, *overrides))))
 
-    parted = "engine.sequence_parallel=2"
-    one = {method: composed(method) for method in METHODS}
-    two = {f"{m}-{name}": composed(m, parted, *SHARED[name]) for m, name in pairs}
-    four = {f"{m}-{share}": composed(m, *ON_FOUR[share]) for m, share in shares}
+    alone = {method: composed(method) for method in METHODS}
+    shared = {f"{method}-{name}": composed(method, *SHARED[name]) for method, name in asked}
     return {
-        n: on_ranks(folder / str(n), n, passes=PASSES, trained=configs)
-        for n, configs in {1: one, 2: two, 4: four}.items()
+        1: on_ranks(folder / "1", 1, parts=[1], trained=alone),
+        4: on_ranks(folder / "4", 4, parts=[2, 4], trained=shared),
     }
 
 
@@ -262,20 +259,11 @@ def _same_training(one: Path, other: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), VARIANTS)
-def test_two_ranks_that_share_blocks_train_as_one(
+def test_ranks_that_share_blocks_train_as_one(
     found_on: dict[int, Path], method: str, name: str
 ) -> None:
-    _same_training(found_on[1] / method, found_on[2] / f"{method}-{name}")
-
-
-@pytest.mark.integration
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("share", ON_FOUR)
-@by_default(lambda method, share: (method, share) in (("longred", "groups"), ("ard", "all")))
-def test_four_ranks_train_as_one(found_on: dict[int, Path], method: str, share: str) -> None:
-    """Two groups read blocks of their own; or all share one, more than key-value heads."""
-    _same_training(found_on[1] / method, found_on[4] / f"{method}-{share}")
+    """Of four ranks each two read blocks of their own, or all four share one."""
+    _same_training(found_on[1] / method, found_on[4] / f"{method}-{name}")
 
 
 @pytest.mark.thorough
@@ -283,11 +271,11 @@ def test_four_ranks_train_as_one(found_on: dict[int, Path], method: str, share: 
 def test_a_run_of_two_ranks_that_share_blocks_resumes(
     tiny_overrides: list[str],
     tmp_path: Path,
-    run_command: Callable[..., subprocess.CompletedProcess],
+    run_here: Callable[..., subprocess.CompletedProcess],
 ) -> None:
     shared = ["launch.nproc=2", "engine.sequence_parallel=2"]
     for name, overrides in {"one": [], "two": shared}.items():
-        done = run_command("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
+        done = run_here("src.train", *tiny_overrides, f"run_dir={tmp_path / name}", *overrides)
         assert done.returncode == 0, done.stderr
     expected = losses(tmp_path / "one")
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
@@ -295,7 +283,7 @@ def test_a_run_of_two_ranks_that_share_blocks_resumes(
     shutil.rmtree(tmp_path / "two" / "checkpoints" / "step-6")
     record = tmp_path / "two" / "run.json"
     record.write_text(json.dumps(json.loads(record.read_text()) | {"state": "interrupted"}))
-    done = run_command("src.train", f"resume={tmp_path / 'two'}")
+    done = run_here("src.train", f"resume={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert losses(tmp_path / "two") == pytest.approx(expected, rel=1e-5)
     assert (tmp_path / "two" / "export" / "config.json").is_file()

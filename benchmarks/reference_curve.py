@@ -38,6 +38,7 @@ from src.run_folder import device_name, versions, write_json
 from src.settings import loading
 from src.settings.config import RunConfig
 from src.training import launch, run
+from src.training import stage as stages
 from src.training.launch import World
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -157,7 +158,7 @@ def our_side(
     """Our engines and objective, at the reference's rates."""
     stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
     planned = plan.make(settings, world_size=1).stage(STAGE)
-    built = run.build(settings, STAGE, planned, settings.objectives(STAGE))
+    built = stages.build_engines(settings, STAGE, planned, settings.objectives(STAGE))
     needs = settings.objectives(STAGE)[STREAM].needs(built.facts)
     assert built.teacher is not None
     records = []

@@ -35,7 +35,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -55,10 +55,10 @@ from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts, device
 from src.run_folder import device_name, git_state, versions, write_json
 from src.settings import loading
 from src.settings.config import RunConfig
-from src.training import launch, run
+from src.training import launch, stage
+from src.training.engines import Engines
 from src.training.launch import World
-from src.training.loop import StageRun, StepRecord
-from src.training.schedule import StageSchedule
+from src.training.loop import StepRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "step.json"
@@ -296,7 +296,9 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         planned = plan.make(settings, world_size=world.size).stage(STAGE)
         objectives = _objectives(case, settings)
         gauge = _Gauge(device)
-        built = run.build(settings, STAGE, planned, objectives, random_on=device if cuda else None)
+        built = stage.build_engines(
+            settings, STAGE, planned, objectives, random_on=device if cuda else None
+        )
         build_peak = gauge.peak()
         gauge.reset()
         shape = resolved_shape(settings.model)
@@ -306,12 +308,12 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         if case.kind == "teacher":
             seconds = _teacher_seconds(built, blocks, device, case.steps)
         else:
-            records = _records(built, settings, objectives, blocks, world, device)
+            records = _records(built, settings, blocks, world)
             paces = [record.metrics["tokens_per_second"] for record in records[case.steps[0] :]]
             seconds = settings.recipe.stages[STAGE].step_tokens / statistics.median(paces)
             losses = [record.metrics["loss/total"] for record in records]
-        held = built.student.weight_bytes()
-        held += built.teacher.weight_bytes() if built.teacher else 0
+        both: tuple[Any, Any] = (built.student, built.teacher)
+        held = sum(engine.weight_bytes() for engine in both if engine is not None)
         result = _measurement(
             name, settings, world, device_facts(settings.engine.device), planned, seconds
         )
@@ -334,39 +336,15 @@ def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
     return settings.objectives(STAGE)
 
 
-def _records(
-    built: run.Built,
-    settings: RunConfig,
-    objectives: Mapping[str, Objective],
-    blocks: Any,
-    world: World,
-    device: torch.device,
-) -> list[StepRecord]:
-    """What the loop says of the optimizer steps."""
-    stage = settings.recipe.stages[STAGE]
-    stage_run = StageRun(
-        name=STAGE,
-        stage=stage,
-        schedule=StageSchedule(stage),
-        blocks={STREAM: blocks},
-        objectives=objectives,
-        facts=built.facts,
-        teacher=built.teacher,
-        student=built.student,
-        world=world,
-        device=device,
-        micro_batch=settings.engine.student.micro_batch,
-        seed=settings.seed,
-        window=settings.rope.target_length,
-        sequence_parallel=settings.engine.sequence_parallel,
-    )
+def _records(engines: Engines, settings: RunConfig, blocks: Any, world: World) -> list[StepRecord]:
+    """What the loop records of the optimizer steps."""
     records: list[StepRecord] = []
-    stage_run.train(0, records.append)
+    stage.stage_run(settings, STAGE, engines, {STREAM: blocks}, world).train(0, records.append)
     return records
 
 
 def _teacher_seconds(
-    built: run.Built, blocks: Any, device: torch.device, steps: tuple[int, int]
+    built: Engines, blocks: Any, device: torch.device, steps: tuple[int, int]
 ) -> float:
     """Median seconds of the teacher's whole forward pass on a block."""
     assert built.teacher is not None

@@ -160,6 +160,7 @@ def test_what_the_loop_stands_on_does_not_reach_up_to_it(leaf: str) -> None:
         "src.training.loop",
         *inside("src.training.engine"),
         "src.training.run",
+        "src.training.stage",
         "src.training.launch",
         "src.training.checkpoint",
     }

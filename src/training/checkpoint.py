@@ -25,7 +25,7 @@ from src.run_folder import RunFolder, whole_checkpoints, write_json
 if TYPE_CHECKING:
     from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
-    from src.training.engine.student import Student
+    from src.training.engines import StudentEngine
 
 
 class CheckpointError(ValueError):
@@ -42,7 +42,7 @@ class Position:
     world_size: int
 
 
-def save(folder: RunFolder, student: Student, position: Position, *, keep: int) -> None:
+def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep: int) -> None:
     """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it."""
     target = folder.checkpoints / f"step-{position.step}"
     partial = target.with_name(f"{target.name}.partial")

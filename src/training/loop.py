@@ -1,8 +1,7 @@
-"""The training loop: stages of mixed streams. It knows no method by name.
+"""The training loop of a stage. It knows no method by name.
 
-Each optimizer step reads its blocks over all ranks, adds up the gradients with each block's share
-of the step's tokens, clips and updates. The loss that is logged is the mean over all tokens of the
-step.
+An optimizer step reads its blocks over all ranks, adds up their gradients, each weighted by its
+share of the step's tokens, clips and updates. The logged loss is the mean over the step's tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
 from src.training.positions import positions
@@ -26,8 +24,7 @@ from src.training.sequence import Place, next_tokens
 
 if TYPE_CHECKING:
     from src.data import Blocks
-    from src.training.engine.student import Student
-    from src.training.engine.teacher import Teacher
+    from src.training.engines import Engines
     from src.training.launch import World
 
 
@@ -48,28 +45,36 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class StageRun:
-    """Everything a stage works with.
+    """A stage on this rank: what it trains, and on what.
 
     Attributes:
-        objectives: by stream.
-        window: positions that a stream may skip to, the target length.
-        sequence_parallel: ranks that share each block.
+        name: of the stage.
+        stage: its settings.
+        blocks: by stream.
+        engines: of the stage.
+        world: this rank and the number of ranks.
+        device: of this rank.
+        micro_batch: blocks of a micro-step.
+        seed: the run's.
+        window: number of positions that streams may skip in, the target length.
+        sequence_parallel: number of ranks that share each block.
     """
 
     name: str
     stage: StageConfig
-    schedule: StageSchedule
     blocks: Mapping[str, Blocks]
-    objectives: Mapping[str, Objective]
-    facts: ModelFacts
-    teacher: Teacher | None
-    student: Student
+    engines: Engines
     world: World
     device: torch.device
     micro_batch: int
     seed: int
     window: int
     sequence_parallel: int = 1
+
+    @cached_property
+    def schedule(self) -> StageSchedule:
+        """Which rank reads which block at which step."""
+        return StageSchedule(self.stage)
 
     @property
     def place(self) -> Place:
@@ -84,12 +89,12 @@ class StageRun:
     ) -> None:
         """Train from step `start` to the stage's end, calling `after_step` on every rank.
 
-        A step's numbers are read when the next step is under way, so that a GPU never waits for
-        them; but at once where the run is saved after it.
+        The numbers of a step are read while the next step runs, so that a GPU never waits for
+        them. If the run is saved after a step, they are read at once.
 
         Args:
-            start: steps that are done.
-            after_step: gets each step's record, in order.
+            start: number of finished steps.
+            after_step: gets the record of each step, in order.
             saves_after: whether `after_step` saves the run at this step, counted from 1.
 
         Raises:
@@ -115,7 +120,7 @@ class StageRun:
 
     def _step(self, step: int) -> _Pending:
         clock = _Clock(self.device)
-        # Dropout depends on the step and the rank alone, so a resumed run draws what this one did.
+        # Dropout depends only on the seed, stage, step and rank, so a resumed run draws the same.
         torch.manual_seed(_mixed_seed(self.seed, self.name, step, self.world.rank))
         sums = _Sums()
         micro_steps = list(
@@ -128,12 +133,12 @@ class StageRun:
         )
         batch = self._batch(micro_steps[0])
         for number, micro in enumerate(micro_steps, start=1):
-            # The next blocks are on their way while this one is computed.
+            # The next blocks are copied to the device while this one is computed.
             ahead = None if number == len(micro_steps) else self._batch(micro_steps[number])
             self._micro_step(step, micro, batch, sums, last=ahead is None)
             batch = ahead or batch
         lr = learning_rate(self.stage, step, self.schedule.steps)
-        grad_norm = self.student.step(lr)
+        grad_norm = self.engines.student.step(lr)
         sums.reduce(distribute=self.world.size > 1)
         clock.stop()
         return _Pending(step, lr, grad_norm, sums, clock)
@@ -154,18 +159,19 @@ class StageRun:
     def _micro_step(
         self, step: int, micro: MicroStep, batch: Batch, sums: _Sums, *, last: bool
     ) -> None:
-        stream = self.stage.streams[micro.stream]
+        stream, engines = self.stage.streams[micro.stream], self.engines
         tokens = len(micro.pieces) * micro.tokens
         share = tokens / self.schedule.tokens_at(step)
-        needs = self.objectives[micro.stream].needs(self.facts)
+        needs = engines.objectives[micro.stream].needs(engines.facts)
         outputs = None
-        # Without an engine of its own the teacher is the student's frozen part, and runs there.
-        if needs.teacher and self.teacher is not None:
-            outputs = self.teacher.outputs(batch, needs)
-        loss, metrics = self.student.loss(batch, micro.stream, outputs)
-        # DeepSpeed averages over ranks; shares already sum to one over those that read blocks of
-        # their own, and the mean of the losses of those that share blocks is the blocks'.
-        self.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
+        # A teacher that shares the student's weights runs inside the student's engine.
+        if needs.teacher and engines.teacher is not None:
+            outputs = engines.teacher.outputs(batch, needs)
+        loss, metrics = engines.student.loss(batch, micro.stream, outputs)
+        # DeepSpeed takes the mean of gradients over ranks, and shares add up to one over the
+        # readers: hence the factor. Ranks that share blocks each have a loss whose mean over them
+        # is the blocks' loss.
+        engines.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
         for name, value in metrics.items():
             sums.add(self._metric_name(micro.stream, name), value, share)
@@ -175,24 +181,24 @@ class StageRun:
         """Objectives by stream and by their names in the config."""
         terms: dict[str, dict[str, Objective]] = {}
         for name, stream in self.stage.streams.items():
-            objective = self.objectives[name]
+            objective = self.engines.objectives[name]
             terms[name] = {part: each for part, each, _ in objective.parts}
             terms[name] = terms[name] or {next(iter(stream.terms)): objective}
         return terms
 
     @cached_property
     def _prefixes(self) -> dict[tuple[str, str], str]:
-        return metric_prefixes(self._terms, self.facts)
+        return metric_prefixes(self._terms, self.engines.facts)
 
     def _metric_name(self, stream: str, name: str) -> str:
         """The name in the log of a metric that a stream's objective reports."""
         term = next(iter(self._terms[stream]))
-        if self.objectives[stream].parts:
+        if self.engines.objectives[stream].parts:
             term, _, name = name.partition("/")
         return f"loss/{self._prefixes[stream, term]}{name}"
 
     def _batch(self, micro: MicroStep) -> Batch:
-        # A rank without a block of its own runs another's at weight 0: collectives need everyone.
+        # A rank without a block runs another rank's at weight 0, as collectives need every rank.
         pieces = micro.pieces or (micro.stand_in,)
         rows_bt = np.stack([self.blocks[p.stream][p.block][: p.tokens] for p in pieces])
         positions_bt = None
@@ -211,20 +217,20 @@ class StageRun:
     def _positions(self, piece: Piece) -> np.ndarray:
         stream = self.stage.streams[piece.stream]
         key = f"{self.seed}/{self.name}/{piece.stream}/{piece.block}"
-        # A block that is cut short has the first of the positions that it would have whole.
+        # A block that is cut short gets the first of the whole block's positions.
         return positions(stream.positions, stream.length, self.window, key)[: piece.tokens]
 
     def _on_device(self, rows_bt: np.ndarray) -> Tensor:
-        """This rank's part of whole blocks' tokens."""
+        """This rank's part of whole blocks, on the device."""
         stacked = torch.from_numpy(np.ascontiguousarray(self.place.cut(rows_bt)))
         if self.device.type == "cuda":
-            # From pinned memory the copy runs beside the computation.
+            # Copies from pinned memory run in parallel with the computation.
             stacked = stacked.pin_memory()
         return stacked.to(self.device, non_blocking=True)
 
 
 class _Clock:
-    """Seconds between two points of a device's work, without waiting for either."""
+    """Seconds between two points in a device's work, measured without waiting."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -232,11 +238,11 @@ class _Clock:
         self._ended = self._began
 
     def stop(self) -> None:
-        """The second point is here."""
+        """Mark the second point."""
         self._ended = self._now()
 
     def seconds(self) -> float:
-        """Seconds from the first point to the second; waits for the device to get there."""
+        """Seconds from the first point to the second; waits for the device to reach it."""
         if isinstance(self._ended, float):
             assert isinstance(self._began, float)
             return self._ended - self._began
@@ -253,7 +259,7 @@ class _Clock:
 
 @dataclass(frozen=True)
 class _Pending:
-    """A step whose numbers are not read yet."""
+    """A step whose numbers have not been read."""
 
     step: int
     lr: float
@@ -263,7 +269,7 @@ class _Pending:
 
 
 class _Sums:
-    """Weighted sums over a step's micro-steps and ranks, kept on the device until they are read."""
+    """Sums over a step's micro-steps and ranks, weighted by tokens and kept on the device."""
 
     def __init__(self) -> None:
         self._values: dict[str, Tensor] = {}
@@ -276,7 +282,7 @@ class _Sums:
         self._shares[name] = self._shares.get(name, 0.0) + share
 
     def reduce(self, *, distribute: bool) -> None:
-        """Add up over all ranks, without waiting for it."""
+        """Start to add up over all ranks."""
         values = list(self._values.values())
         shares = torch.tensor(list(self._shares.values()))
         device = values[0].device
@@ -287,10 +293,10 @@ class _Sums:
             distributed.all_reduce(self._flat)
 
     def means(self) -> dict[str, Any]:
-        """Means over all ranks as plain numbers, lists for vectors; waits for the device.
+        """Means over all ranks, numbers or lists of numbers; waits for the device.
 
-        Each is the mean over the tokens that had it: a stream's own loss is not made smaller by the
-        other streams. `loss/total` spans the step, so its shares add up to one.
+        Each is the mean over the tokens of the streams that report it. `loss/total` is the mean
+        over all tokens of the step.
         """
         values = list(self._values.values())
         assert self._flat is not None

@@ -7,37 +7,26 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from src import tracking
 from src.data import Blocks, Corpus, DataError, prepare_corpus
 from src.evals import running
-from src.models.adapters import make_trainable
-from src.models.facts import ModelFacts
-from src.models.hf_config import native_config, scaled_config
-from src.models.loading import load_model, load_tokenizer
-from src.models.shapes import facts_of
+from src.models.loading import load_tokenizer
 from src.objectives.base import Objective
-from src.passes.calibration import attention_drift
 from src.planning import plan
-from src.planning.devices import device_of, dtype_of, uses_cuda
-from src.planning.plan import StagePlan
+from src.planning.devices import dtype_of, uses_cuda
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
-from src.training import checkpoint, launch
+from src.training import checkpoint, launch, stage
 from src.training.checkpoint import Position
-from src.training.engine.student import Student
-from src.training.engine.teacher import Teacher
-from src.training.engine.zero import sharding
+from src.training.engines import StudentEngine
 from src.training.launch import World
-from src.training.loop import StageRun, StepRecord
+from src.training.loop import StepRecord
 from src.training.schedule import StageSchedule
 
 if TYPE_CHECKING:
@@ -175,115 +164,6 @@ def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
     )
 
 
-@dataclass(frozen=True)
-class Built:
-    """The engines of a stage.
-
-    Attributes:
-        taught: whether an objective wants a teacher; without an engine of its own it is the
-            student's frozen part.
-    """
-
-    teacher: Teacher | None
-    student: Student
-    facts: ModelFacts
-    taught: bool
-
-
-def build(
-    config: RunConfig,
-    name: str,
-    planned: StagePlan,
-    objectives: Mapping[str, Objective],
-    *,
-    weights: Path | None = None,
-    random_on: torch.device | None = None,
-) -> Built:
-    """Load teacher and student of a stage and set up their engines; every rank calls it.
-
-    With ZeRO-3 no rank ever has a whole model (see src/models/assembly.py).
-
-    Args:
-        config: the run.
-        name: of the stage.
-        planned: its plan.
-        objectives: by stream.
-        weights: the folder the stage begins with, None for the model's source.
-        random_on: where random weights are drawn, the CPU by default.
-    """
-    stage = config.recipe.stages[name]
-    native = native_config(config.model)
-    facts = facts_of(native)
-    dtype = dtype_of(config.engine.dtype)
-    taught = any(o.needs(facts).teacher for o in objectives.values())
-    shared = taught and config.engine.teacher.share_base
-    teacher = None
-    if taught and not shared:
-        network = load_model(
-            config.model,
-            native,
-            dtype=dtype,
-            capture=True,
-            random_on=random_on,
-            sharding=sharding(config.engine, "teacher"),
-        )
-        teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
-    scaled = scaled_config(config.model, config.rope)
-    divided = sharding(config.engine, "student")
-    base = load_model(
-        config.model,
-        scaled,
-        dtype=dtype,
-        weights=weights,
-        capture=True,
-        random_on=random_on,
-        sharding=divided,
-    )
-    student = Student(
-        make_trainable(base, stage.parameters, seed=config.seed, sharding=divided),
-        objectives,
-        facts,
-        config.engine,
-        config.optim,
-        accumulation=planned.accumulation,
-        checkpointing=planned.checkpointing,
-        native=native if shared else None,
-        keep=planned.keep,
-    )
-    return Built(teacher, student, facts, taught)
-
-
-# Text on which it is measured how far a scaling moves the attention.
-_CALIBRATION_TOKENS = 4096
-
-
-def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> list[float]:
-    """KL of each layer's attention rows between native and scaled model, the same on every rank.
-
-    Args:
-        config: the run.
-        blocks: of the stream whose objective asks for it; the first 4096 tokens or the first block
-            are read.
-        weights: the folder the stage begins with, None for the model's source.
-    """
-    count = max(1, _CALIBRATION_TOKENS // blocks.length)
-    ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
-    native = native_config(config.model)
-    dtype = dtype_of(config.engine.dtype)
-    load = partial(load_model, config.model, dtype=dtype, capture=True)
-    drift = attention_drift(
-        load(native),
-        load(scaled_config(config.model, config.rope), weights=weights),
-        ids_bt,
-        facts_of(native),
-        device_of(config.engine.device),
-    )
-    # GPUs need not agree in the last bits.
-    agreed = [drift]
-    distributed.broadcast_object_list(agreed, src=0)
-    return agreed[0]
-
-
 class _Run:
     """The stages of a run, from wherever its newest checkpoint stands."""
 
@@ -294,7 +174,6 @@ class _Run:
         self.folder = folder
         self.world = world
         self.tracker = tracker
-        self.device = device_of(config.engine.device)
         self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
         self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
@@ -325,68 +204,51 @@ class _Run:
 
     def _train_stage(self, index: int, data: Data, start: int, resumed: Path | None) -> None:
         config, name = self.config, self.names[index]
-        stage, schedule = config.recipe.stages[name], self.schedules[name]
         weights = self.folder.export(self.names[index - 1]) if index else None
-        begun = time.perf_counter()
+        building = time.perf_counter()
         objectives = self._objectives(name, data, weights)
-        built = build(config, name, self.plan.stage(name), objectives, weights=weights)
-        teacher, student, facts = built.teacher, built.student, built.facts
-        hashed = teacher.sha256 if teacher else student.frozen_sha256
-        verified = built.taught and config.engine.teacher.verify_frozen
-        teacher_hash = hashed() if verified else None
+        planned = self.plan.stage(name)
+        engines = stage.build_engines(config, name, planned, objectives, weights=weights)
+        verified = engines.has_teacher and config.engine.teacher.verify_frozen
+        sha256 = engines.teacher_sha256() if verified else None
         if resumed is not None:
-            student.load(resumed)
-        run = StageRun(
-            name=name,
-            stage=stage,
-            schedule=schedule,
-            blocks=data.blocks[name],
-            objectives=objectives,
-            facts=facts,
-            teacher=teacher,
-            student=student,
-            world=self.world,
-            device=self.device,
-            micro_batch=config.engine.student.micro_batch,
-            seed=config.seed,
-            window=config.rope.target_length,
-            sequence_parallel=config.engine.sequence_parallel,
-        )
-        began = time.perf_counter()
-        run.train(
+            engines.student.load(resumed)
+        training = time.perf_counter()
+        stage.stage_run(config, name, engines, data.blocks[name], self.world).train(
             start,
-            lambda record: self._after_step(name, student, record),
+            lambda record: self._after_step(name, engines.student, record),
             lambda step: self._saves_after(name, step),
         )
-        trained = student.trained_parameters()
-        if teacher_hash is not None:
-            self._check_frozen(teacher_hash, hashed())
-        if teacher is not None:
-            teacher.close()
-        student.close()
-        last = index == len(self.names) - 1
-        trained_at = time.perf_counter()
+        trained = engines.student.trained_parameters()
+        if sha256 is not None:
+            self._check_frozen(sha256, engines.teacher_sha256())
+        engines.close()
+        exporting = time.perf_counter()
         if self.world.is_main:
-            target = self.folder.export(None if last else name)
-            checkpoint.export(
-                target,
-                trained,
-                model=config.model,
-                scaling=config.rope,
-                parameters=stage.parameters,
-                weights=weights,
-                dtype=dtype_of(config.engine.dtype),
-                seed=config.seed,
-                card=_model_card(config, self.folder, name),
-            )
-            exported_at = time.perf_counter()
+            self._export(index, trained, weights)
+            done = time.perf_counter()
             seconds = {
-                "build_seconds": began - begun,
-                "seconds": exported_at - began,
-                "export_seconds": exported_at - trained_at,
+                "build_seconds": training - building,
+                "seconds": done - training,
+                "export_seconds": done - exporting,
             }
-            self._record_stage(name, stage.tokens, schedule.steps, seconds)
+            self._record_stage(name, seconds)
         distributed.barrier()
+
+    def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
+        config, name = self.config, self.names[index]
+        last = index == len(self.names) - 1
+        checkpoint.export(
+            self.folder.export(None if last else name),
+            trained,
+            model=config.model,
+            scaling=config.rope,
+            parameters=config.recipe.stages[name].parameters,
+            weights=weights,
+            dtype=dtype_of(config.engine.dtype),
+            seed=config.seed,
+            card=_model_card(config, self.folder, name),
+        )
 
     def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
         """A stage's objectives by stream, with layers measured where they ask for it."""
@@ -409,13 +271,13 @@ class _Run:
         distributed.broadcast_object_list(recorded, src=0)
         if recorded[0] is not None:
             return recorded[0]
-        drift = measured_drift(self.config, blocks, weights)
+        drift = stage.measured_drift(self.config, blocks, weights)
         if self.world.is_main:
             record = self.folder.record().get("attention_drift", {})
             self.folder.update(attention_drift=record | {name: drift})
         return drift
 
-    def _after_step(self, name: str, student: Student, record: StepRecord) -> None:
+    def _after_step(self, name: str, student: StudentEngine, record: StepRecord) -> None:
         step = self._steps_before(name) + record.step
         tokens = self._tokens_before(name) + record.tokens
         seconds = self.seconds_before + time.perf_counter() - self.began
@@ -454,10 +316,9 @@ class _Run:
         if after != before:
             raise FrozenTeacherError(f"the teacher's weights changed: sha256 {before} -> {after}")
 
-    def _record_stage(
-        self, name: str, tokens: int, steps: int, seconds: Mapping[str, float]
-    ) -> None:
-        """A stage that is done: `seconds` from its first step on, its export included."""
+    def _record_stage(self, name: str, seconds: Mapping[str, float]) -> None:
+        """Record a finished stage. `seconds` counts from its first step to its export."""
+        tokens, steps = self.config.recipe.stages[name].tokens, self.schedules[name].steps
         stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
         entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
         entry |= {key: round(value, 3) for key, value in seconds.items()}

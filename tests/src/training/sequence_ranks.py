@@ -30,12 +30,11 @@ from src.passes.teacher import TeacherModule
 from src.planning import plan
 from src.settings import strict
 from src.settings.config import RunConfig
-from src.training import launch, run
+from src.training import launch, stage
 from src.training.engine.ulysses import spread_attention
 from src.training.engine.zero import load_deepspeed
 from src.training.launch import World
-from src.training.loop import StageRun, StepRecord
-from src.training.schedule import StageSchedule
+from src.training.loop import StepRecord
 from src.training.sequence import Place, next_tokens
 from tests.src.passes import test_streaming as streaming
 
@@ -74,36 +73,20 @@ class Blocks:
 
 def trained(settings: RunConfig, world: World, out: Path) -> None:
     """Train the only stage as a run does, and leave its losses and what was trained."""
-    ((name, stage),) = settings.recipe.stages.items()
+    ((name, streams),) = ((n, x.streams) for n, x in settings.recipe.stages.items())
     objectives = settings.objectives(name)
     planned = plan.make(settings, world_size=world.size).stage(name)
-    built = run.build(settings, name, planned, objectives)
-    stage_run = StageRun(
-        name=name,
-        stage=stage,
-        schedule=StageSchedule(stage),
-        # Random tokens stand for a corpus's blocks.
-        blocks={s: Blocks(stream.length) for s, stream in stage.streams.items()},  # type: ignore[misc]
-        objectives=objectives,
-        facts=built.facts,
-        teacher=built.teacher,
-        student=built.student,
-        world=world,
-        device=torch.device("cpu"),
-        micro_batch=settings.engine.student.micro_batch,
-        seed=settings.seed,
-        window=settings.rope.target_length,
-        sequence_parallel=settings.engine.sequence_parallel,
-    )
+    engines = stage.build_engines(settings, name, planned, objectives)
+    # Random tokens replace a corpus's blocks.
+    blocks: Any = {stream: Blocks(x.length) for stream, x in streams.items()}
+    stage_run = stage.stage_run(settings, name, engines, blocks, world)
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
-    weights = built.student.trained_parameters()
+    weights = engines.student.trained_parameters()
     if world.is_main:
         out.with_suffix(".json").write_text(json.dumps([r.metrics for r in records]))
         save_file(weights, out.with_suffix(".safetensors"))
-    if built.teacher is not None:
-        built.teacher.close()
-    built.student.close()
+    engines.close()
 
 
 def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:

@@ -28,11 +28,10 @@ from src.models.hf_config import native_config
 from src.models.loading import load_model
 from src.planning import plan
 from src.settings.config import RunConfig
-from src.training import launch, run
+from src.training import launch, stage
 from src.training.engine import preparation, zero
 from src.training.launch import World
-from src.training.loop import StageRun, StepRecord
-from src.training.schedule import StageSchedule
+from src.training.loop import StepRecord
 from tests.conftest import by_default
 from tests.src.live_bytes import LiveBytes
 from tests.test_experiments import SHORTER
@@ -140,32 +139,18 @@ def trained(
     settings: RunConfig, name: str, after_step: Callable[[StepRecord], None]
 ) -> dict[str, Tensor]:
     """Train a stage on random tokens in this process; returns what was trained."""
-    stage, objectives = settings.recipe.stages[name], settings.objectives(name)
+    objectives = settings.objectives(name)
     planned = plan.make(settings, world_size=1).stage(name)
+    streams = settings.recipe.stages[name].streams
+    # Random tokens replace a corpus's blocks.
+    blocks: Any = {stream: RandomBlocks(x.length, 256) for stream, x in streams.items()}
     with launch.joined(World(), cuda=False):
-        built = run.build(settings, name, planned, objectives)
-        before = built.teacher.sha256() if built.teacher else None
-        StageRun(
-            name=name,
-            stage=stage,
-            schedule=StageSchedule(stage),
-            # Random tokens stand for a corpus's blocks.
-            blocks={s: RandomBlocks(x.length, 256) for s, x in stage.streams.items()},  # type: ignore[misc]
-            objectives=objectives,
-            facts=built.facts,
-            teacher=built.teacher,
-            student=built.student,
-            world=World(),
-            device=torch.device("cpu"),
-            micro_batch=1,
-            seed=3,
-            window=settings.rope.target_length,
-        ).train(0, after_step)
-        weights = built.student.trained_parameters()
-        if built.teacher:
-            assert built.teacher.sha256() == before
-            built.teacher.close()
-        built.student.close()
+        engines = stage.build_engines(settings, name, planned, objectives)
+        before = engines.teacher_sha256() if engines.has_teacher else None
+        stage.stage_run(settings, name, engines, blocks, World()).train(0, after_step)
+        weights = engines.student.trained_parameters()
+        assert before is None or engines.teacher_sha256() == before
+        engines.close()
     return weights
 
 

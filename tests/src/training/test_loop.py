@@ -16,9 +16,10 @@ from src.objectives.language_modeling import LanguageModeling
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
 from src.objectives.weighted_sum import WeightedSum
+from src.training.engines import Engines
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
-from src.training.schedule import StageConfig, StageSchedule, StreamConfig
+from src.training.schedule import StageConfig, StreamConfig
 
 FACTS = ModelFacts(4, (None,) * 4, 2, 2, 8)
 ALL, LAST = Relation("relation"), Relation("relation", layers="last")
@@ -55,12 +56,8 @@ def logged(
     StageRun(
         name="mix",
         stage=stage,
-        schedule=StageSchedule(stage),
         blocks=cast("Any", {name: [np.zeros(8, dtype=np.int64)] for name in streams}),
-        objectives=objectives,
-        facts=FACTS,
-        teacher=None,
-        student=cast("Any", Student(reported)),
+        engines=Engines(objectives, FACTS, cast("Any", Student(reported))),
         world=World(),
         device=torch.device("cpu"),
         micro_batch=1,

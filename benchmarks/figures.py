@@ -27,7 +27,7 @@ from src.report.charts import (
     Series,
     token_ticks,
 )
-from src.report.figures.perplexity import perplexity_chart
+from src.report.figures.windows import perplexity_chart
 from src.report.to_matplotlib import pictures
 from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 

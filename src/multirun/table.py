@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from src.multirun.composition import Job, Sweep
 from src.multirun.local import Outcome
 from src.planning.plan import Plan
+from src.report.noise import Mark
+from src.report.tables import Cell, Column, Section, Table, row, terminal, widen
 
 
 @dataclass(frozen=True)
@@ -50,64 +51,60 @@ def show(sweep: Sweep, planned: Sequence[Planned], at_once: int | None, console:
         sweep: the command.
         planned: its jobs.
         at_once: how many run at the same time; None where a scheduler decides.
-        console: output that is no terminal is wide enough for every figure.
+        console: where to print; output that is no terminal becomes wide enough for every figure.
     """
-    if not console.is_terminal:
-        console.width = max(console.width, 160)
+    widen(console)
     for note in sweep.notes:
         console.print(f"[yellow]note: {escape(note)}[/yellow]")
-    able = [p for p in planned if p.refusal is None]
-    console.print(_table(sweep, planned, able))
+    console.print(terminal(sweep_table(sweep.name, planned)))
     for refused in (p for p in planned if p.refusal is not None):
         console.print(
             f"[red]job {refused.job.number} ({escape(refused.job.label)}) is refused: "
             f"{escape(refused.refusal or '')}[/red]",
             highlight=False,
         )
+    able = [p for p in planned if p.refusal is None]
     console.print(_total(able, at_once), highlight=False)
 
 
-def _table(sweep: Sweep, planned: Sequence[Planned], able: Sequence[Planned]) -> Table:
-    table = Table(title=f"Sweep {sweep.name}", title_justify="left")
-    table.add_column("job", justify="right")
+def sweep_table(name: str, planned: Sequence[Planned]) -> Table:
+    """One row for each job with its swept values, cost and state, then a row of totals."""
     swept = [override.partition("=")[0] for override in planned[0].job.swept]
-    for key in _short(swept):
-        table.add_column(escape(key))
-    for column in ("tokens", "steps", "PFLOP", "hours", "GiB a rank"):
-        table.add_column(column, justify="right")
-    with_state = any(p.state for p in planned)
-    if with_state:
-        table.add_column("state")
-    for one in planned:
-        values = [escape(v.partition("=")[2]) for v in one.job.swept]
-        state = [one.state or ""] if with_state else []
-        table.add_row(str(one.job.number), *values, *_cost(one), *state)
-    table.add_section()
-    tokens = sum(p.plan.tokens for p in able if p.plan)
-    steps = sum(p.plan.steps for p in able if p.plan)
-    table.add_row(
-        "[bold]all[/bold]",
-        *("" for _ in swept),
-        f"{tokens:,}",
-        f"{steps:,}",
-        _petaflops(sum(p.flops for p in able)),
-        _hours(_sum([p.hours for p in able])),
-        "",
-        *([""] if with_state else []),
+    costs = ("tokens", "steps", "PFLOP", "hours", "GiB a rank")
+    with_state = any(one.state for one in planned)
+    columns = [Column("job"), *(Column(key, "text") for key in _short(swept)), *map(Column, costs)]
+    columns += [Column("state", "text")] if with_state else []
+    jobs = tuple(
+        row(
+            str(one.job.number),
+            *(override.partition("=")[2] for override in one.job.swept),
+            *_cost(one),
+            *([one.state or ""] if with_state else []),
+        )
+        for one in planned
     )
-    return table
+    able = [one for one in planned if one.refusal is None and one.plan]
+    total = row(
+        Cell("all", mark=Mark.BEST),
+        *("" for _ in swept),
+        f"{sum(one.plan.tokens for one in able if one.plan):,}",
+        f"{sum(one.plan.steps for one in able if one.plan):,}",
+        _petaflops(sum(one.flops for one in able)),
+        _hours(_sum([one.hours for one in able])),
+        *([""] * (1 + with_state)),
+    )
+    return Table(tuple(columns), (Section(jobs), Section((total,))), f"Sweep {name}")
 
 
-def _cost(one: Planned) -> list[str]:
+def _cost(one: Planned) -> list[str | Cell]:
     if one.plan is None:
         return ["refused", "", "", "", ""]
-    fits = "" if one.plan.fits else " [red]does not fit[/red]"
     return [
         f"{one.plan.tokens:,}",
         f"{one.plan.steps:,}",
         _petaflops(one.flops),
         _hours(one.hours),
-        f"{one.plan.peak / 2**30:.2f}{fits}",
+        Cell(f"{one.plan.peak / 2**30:.2f}", fault="" if one.plan.fits else "does not fit"),
     ]
 
 

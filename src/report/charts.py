@@ -37,7 +37,7 @@ METHODS = ("linearard", "longred_c", "longred_u", "cpt_long", "cpt_mix", "logit_
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash"]
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash")
 Symbol = Literal["circle", "circle-open", "diamond"]
-Picture = Literal["pdf", "svg", "png"]
+FileFormat = Literal["pdf", "svg", "png"]
 """A format of a file."""
 
 

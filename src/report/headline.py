@@ -21,7 +21,7 @@ _ONE_SEED = "one seed: how much a seed changes is not known"
 
 
 @dataclass(frozen=True)
-class Score:
+class ScoreColumn:
     """A metric that has a column."""
 
     metric: Metric
@@ -64,21 +64,21 @@ def missing_suites(found: Sequence[Group]) -> list[str]:
     return [suite for suite, keys in shows.items() if not measured & keys]
 
 
-def _scores(found: Sequence[Group]) -> list[Score]:
+def _scores(found: Sequence[Group]) -> list[ScoreColumn]:
     candidates = [
-        Score(groups.SHORT, "short average", shows_interval=True),
-        Score(groups.RECOVERY, "recovery", shows_interval=True),
-        Score(groups.RECOVERY_VS_BEST, "vs best baseline"),
-        Score(groups.GAP_CLOSED, "gap closed"),
-        Score(groups.PERPLEXITY_GAP, "perplexity gap closed"),
-        *(Score(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(found)),
+        ScoreColumn(groups.SHORT, "short average", shows_interval=True),
+        ScoreColumn(groups.RECOVERY, "recovery", shows_interval=True),
+        ScoreColumn(groups.RECOVERY_VS_BEST, "vs best baseline"),
+        ScoreColumn(groups.GAP_CLOSED, "gap closed"),
+        ScoreColumn(groups.PERPLEXITY_GAP, "perplexity gap closed"),
+        *(ScoreColumn(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(found)),
     ]
     measured = {key for group in found for key in group.estimates}
     return [score for score in candidates if score.metric.key in measured]
 
 
 def _section(
-    look: str, limit: int | None, members: Sequence[Group], scores: Sequence[Score]
+    look: str, limit: int | None, members: Sequence[Group], scores: Sequence[ScoreColumn]
 ) -> Section:
     slots = method_slots([group.method for group in members])
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
@@ -104,7 +104,7 @@ def _row(group: Group, cells: Sequence[Cell]) -> Row:
     return Row((*about, *cells, Cell(_hours(group))), attributes, is_extra=not group.is_main)
 
 
-def _baseline(name: str, members: Sequence[Group], scores: Sequence[Score]) -> Row | None:
+def _baseline(name: str, members: Sequence[Group], scores: Sequence[ScoreColumn]) -> Row | None:
     """The native or the scaled model, which takes no part in the choice of the best."""
     group = next((group for group in members if group.baselines.get(name)), None)
     if group is None:

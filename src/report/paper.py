@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
-from src.report.charts import Chart, Heatmap, Picture
+from src.report.charts import Chart, FileFormat, Heatmap
 from src.report.figures import FIGURES
 from src.report.figures.base import Figure
 from src.report.groups import ReportData
@@ -15,7 +15,7 @@ from src.report.headline import CAPTION, headline
 from src.report.runs import ReportError
 from src.report.tables import latex, markdown, to_csv
 
-Format = Picture | Literal["csv"]
+Format = FileFormat | Literal["csv"]
 
 
 def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list[Path]:
@@ -30,7 +30,7 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     # Loaded by nobody else, and slowly.
     from src.report.to_matplotlib import pictures
 
-    drawn: list[Picture] = [kind for kind in formats if kind != "csv"]
+    drawn: list[FileFormat] = [kind for kind in formats if kind != "csv"]
     contents = _tables(data)
     for name, title, chart in _charts(data):
         files = pictures(chart, title, drawn) if drawn else {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.text import Text
 
 from src.report import formatting
-from src.report.files import RunRecord, RunSettings
+from src.report.files import RunSettings
 from src.report.groups import gap_closed
 from src.report.runs import Run
 from src.report.tables import Cell, Column, Row, Section, Table
@@ -16,22 +16,23 @@ from src.report.tables import Cell, Column, Row, Section, Table
 
 @dataclass(frozen=True)
 class RunRow:
-    """What is shown of one run, as text."""
+    """What is shown of one run, as text; a dash where it is not known."""
 
     run: str
     state: str
-    experiment: str = formatting.DASH
-    method: str = formatting.DASH
-    model: str = formatting.DASH
-    rope: str = formatting.DASH
-    tokens: str = formatting.DASH
-    duration: str = formatting.DASH
-    gap_closed: str = formatting.DASH
-    seed: str = formatting.DASH
-    commit: str = formatting.DASH
-    started: str = formatting.DASH
-    command: str = formatting.DASH
-    note: str = ""
+    experiment: str
+    method: str
+    model: str
+    rope: str
+    tokens: str
+    duration: str
+    gap_closed: str
+    seed: str
+    commit: str
+    started: str
+    command: str
+    note: str
+    """Why the run is not whole; empty if it is."""
 
 
 _COLUMNS = {
@@ -54,15 +55,28 @@ _COLUMNS = {
 
 def run_row(run: Run, window: int | None = None) -> RunRow:
     """The run as text; `window` as in `groups.headline_window`."""
+    record = run.record
+
+    def recorded(key: str) -> str:
+        return formatting.text(getattr(record, key, None))
+
     return RunRow(
         run=formatting.text(run.name),
         state=run.state,
+        experiment=recorded("experiment"),
+        method=recorded("method"),
+        model=recorded("model"),
         rope=_rope(run.settings),
         tokens=formatting.integer(run.tokens),
         duration=formatting.duration(run.seconds),
         gap_closed=gap_closed(run, window),
+        seed=recorded("seed"),
+        commit=formatting.commit(record.git_commit, record.git_dirty)
+        if record
+        else formatting.DASH,
+        started=formatting.moment(record.started_at if record else None),
+        command=recorded("command"),
         note=_note(run),
-        **(_record_cells(run.record) if run.record else {}),
     )
 
 
@@ -77,18 +91,6 @@ def run_notes(runs: Iterable[Run]) -> list[Text]:
     """A line for every run that is not whole: its name and why."""
     rows = [run_row(run) for run in runs]
     return [Text(f"{row.run}: {row.note}") for row in rows if row.note]
-
-
-def _record_cells(record: RunRecord) -> dict[str, str]:
-    return {
-        "experiment": formatting.text(record.experiment),
-        "method": formatting.text(record.method),
-        "model": formatting.text(record.model),
-        "seed": formatting.text(record.seed),
-        "commit": formatting.commit(record.git_commit, record.git_dirty),
-        "started": formatting.moment(record.started_at),
-        "command": formatting.text(record.command),
-    }
 
 
 def _rope(settings: RunSettings) -> str:

@@ -23,8 +23,8 @@ from src.report.charts import (
     Axis,
     Chart,
     Dash,
+    FileFormat,
     Heatmap,
-    Picture,
     Series,
     log_ticks,
 )
@@ -66,8 +66,11 @@ _STYLE: dict[Any, Any] = {
 
 
 def pictures(
-    chart: Chart | Heatmap, title: str, formats: Sequence[Picture], size: tuple[float, float] = SIZE
-) -> dict[Picture, bytes]:
+    chart: Chart | Heatmap,
+    title: str,
+    formats: Sequence[FileFormat],
+    size: tuple[float, float] = SIZE,
+) -> dict[FileFormat, bytes]:
     """The contents of one file for each format; the same chart gives the same bytes."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout="constrained")
@@ -81,7 +84,7 @@ def pictures(
         return {kind: _written(figure, kind) for kind in formats}
 
 
-def _written(figure: Figure, kind: Picture) -> bytes:
+def _written(figure: Figure, kind: FileFormat) -> bytes:
     buffer = io.BytesIO()
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[kind]
     figure.savefig(buffer, format=kind, dpi=PIXELS, metadata=no_date)

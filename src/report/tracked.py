@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from src import results
 from src.report.charts import Chart, Heatmap
 from src.report.figures.layers import layer_map
-from src.report.figures.perplexity import perplexity_chart
+from src.report.figures.windows import perplexity_chart
 from src.report.files import AbsentFile
 from src.report.metrics import read_metrics
 from src.report.to_plotly import TEMPLATE, to_plotly

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 from src.report import formatting
-from src.report.figures.perplexity import perplexity_chart
+from src.report.figures.windows import perplexity_chart
 from src.report.groups import gap_closed
 from src.report.noise import Mark
 from src.report.panels import PageContext, Panel
-from src.report.runs import Run
 from src.report.tables import Cell, Column, Row, Section, Table, row
 from src.report.to_plotly import to_plotly
 from src.results import PerplexityModel, PerplexityResults
@@ -20,43 +17,23 @@ from src.results import PerplexityModel, PerplexityResults
 _OPEN_BLOCKS = 3  # the newest; the others unfold on a click
 
 
-@dataclass(frozen=True)
-class Evaluated:
-    """One evaluated run."""
-
-    run: int
-    """Its place in the list of runs."""
-    name: str
-    state: str
-    gap_closed: str
-    table: Table
-    figure: dict[str, Any]
-    is_open: bool
-
-
 def comparison_panel(context: PageContext) -> Panel | None:
     """A block for each run with an evaluation; None when there is none."""
     evaluated = [(i, run, run.perplexity) for i, run in enumerate(context.runs) if run.perplexity]
     evaluated.sort(key=lambda item: item[1].record is None)  # unreadable ones last
     blocks = [
-        _block(index, run, report, context.window, is_open=place < _OPEN_BLOCKS)
+        {
+            "run": index,
+            "name": formatting.text(run.name),
+            "state": run.state,
+            "gap_closed": gap_closed(run, context.window),
+            "table": perplexity_table(report),
+            "figure": to_plotly(perplexity_chart(report)),
+            "is_open": place < _OPEN_BLOCKS,
+        }
         for place, (index, run, report) in enumerate(evaluated)
     ]
     return Panel("comparison", "Perplexity by window", {"blocks": blocks}) if blocks else None
-
-
-def _block(
-    index: int, run: Run, report: PerplexityResults, window: int | None, *, is_open: bool
-) -> Evaluated:
-    return Evaluated(
-        run=index,
-        name=formatting.text(run.name),
-        state=run.state,
-        gap_closed=gap_closed(run, window),
-        table=perplexity_table(report),
-        figure=to_plotly(perplexity_chart(report)),
-        is_open=is_open,
-    )
 
 
 def perplexity_table(report: PerplexityResults) -> Table:

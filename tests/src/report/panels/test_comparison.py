@@ -31,9 +31,9 @@ def test_a_block_for_each_evaluated_run_the_newest_open(
     panel = comparison_panel(context(outputs))
     assert panel is not None
     blocks = panel.values["blocks"]
-    assert [block.name for block in blocks] == ["run-5", "run-4", "run-3", "run-2", "run-1"]
-    assert [block.is_open for block in blocks] == [True, True, True, False, False]
-    assert {block.gap_closed for block in blocks} == {"95.4%"}
+    assert [block["name"] for block in blocks] == ["run-5", "run-4", "run-3", "run-2", "run-1"]
+    assert [block["is_open"] for block in blocks] == [True, True, True, False, False]
+    assert {block["gap_closed"] for block in blocks} == {"95.4%"}
 
 
 def test_no_evaluation_no_panel(outputs: Path, make_run: MakeRun) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from src.report.charts import Chart
-from src.report.figures.perplexity import perplexity_chart
+from src.report.figures.windows import perplexity_chart
 from tests.src.report.synthetic import perplexity_results
 
 

@@ -6,6 +6,7 @@ Everything is read from the syntax trees, so that imports inside functions count
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -209,3 +210,61 @@ def test_nothing_is_unpickled_and_no_remote_code_is_run(name: str) -> None:
             assert node.arg != "trust_remote_code", where
             if node.arg == "allow_pickle":
                 assert ast.literal_eval(node.value) is False, where
+
+
+PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+DRAWING = PAGE.partition("```mermaid\n")[2].partition("```")[0]
+# Nodes are written as `id["modules<br/>job"]`, the modules below `src` separated by " · ".
+NODES = {
+    node: [part if part == "kernels" else f"src.{part}" for part in label.split(" · ")]
+    for node, label in re.findall(r'^ *(\w+)\["(.+?)(?:<br/>.*)?"\]$', DRAWING, re.MULTILINE)
+}
+ARROWS = {
+    (left, right)
+    for left, rights in re.findall(r"^ *(\w+) --> (.+)$", DRAWING, re.MULTILINE)
+    for right in rights.split(" & ")
+}
+
+
+def room_of(name: str) -> str:
+    """The node of the drawing with a module, by the longest of the nodes' names that fits."""
+    owners = [
+        (len(part), node)
+        for node, parts in NODES.items()
+        for part in parts
+        if name == part or name.startswith(f"{part}.")
+    ]
+    assert owners, f"{name} is in no room of the drawing in docs/architecture.md"
+    return max(owners)[1]
+
+
+def room_imports() -> dict[tuple[str, str], str]:
+    """Pairs of rooms of which the first imports the second, each with one import as an example."""
+    return {
+        (room_of(name), room_of(other)): f"{name} imports {other}"
+        for name in sorted(ALL.keys() - {"src"})
+        for other in own_imports(ALL[name])
+        if room_of(name) != room_of(other)
+    }
+
+
+def test_the_drawing_shows_the_imports_between_rooms() -> None:
+    imports = room_imports()
+    assert ARROWS <= imports.keys(), "arrows without an import"
+    arrows = {node: {right for left, right in ARROWS if left == node} for node in NODES}
+    below: dict[str, set[str]] = {}
+    for node in TopologicalSorter(arrows).static_order():
+        below[node] = arrows[node].union(*(below[right] for right in arrows[node]))
+    without_arrows = NODES.keys() - {node for arrow in ARROWS for node in arrow}
+    against = {
+        example
+        for (left, right), example in imports.items()
+        if right not in below[left] | without_arrows or left in without_arrows
+    }
+    assert not against, "imports against the arrows"
+
+
+def test_the_drawing_names_modules_that_exist() -> None:
+    named = {part for parts in NODES.values() for part in parts}
+    assert len(ARROWS) > 10 and "src.training" in named
+    assert named <= ALL.keys()

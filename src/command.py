@@ -1,4 +1,4 @@
-"""How the commands fail: a user's mistake ends in one clear message, a fault in its traceback."""
+"""How commands fail: a user's mistake ends in one message, a fault of the code in its traceback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _Given = TypeVar("_Given")
 
 
 def job(work: Callable[[_Given], None]) -> Callable[[_Given], None]:
-    """Let a job's user mistakes end it here, before Hydra reports them in its own words."""
+    """Let a user's mistake in a job end it here, before Hydra reports it in other words."""
 
     @functools.wraps(work)
     def guarded(given: _Given) -> None:
@@ -45,14 +45,14 @@ def job(work: Callable[[_Given], None]) -> Callable[[_Given], None]:
 def run(app: Callable[[], None], boundary: type) -> None:
     """Run a Hydra app and exit.
 
-    Hydra's own handler is bypassed: it hides tracebacks, and for a key that does not exist it does
-    not say which do.
+    Hydra's own handler is bypassed: it hides tracebacks, and for an unknown key it does not list
+    the known ones.
 
     Args:
         app: the decorated Hydra function.
         boundary: the config dataclass, for naming allowed keys.
     """
-    # The deepspeed launcher adds this option; the environment says the same.
+    # The deepspeed launcher adds this option; the environment holds the same number.
     sys.argv = [a for a in sys.argv if not a.startswith("--local_rank")]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
@@ -62,7 +62,7 @@ def run(app: Callable[[], None], boundary: type) -> None:
 
 
 def _is_users(error: Exception) -> bool:
-    """Our own error classes speak to users.
+    """Whether an error is a user's mistake: an instance of our own error classes.
 
     A bare ValueError is a fault and keeps its traceback.
     """
@@ -75,7 +75,7 @@ def _exit(message: str, code: int) -> None:
 
 
 def explain_hydra(error: Exception, boundary: type) -> str:
-    """What Hydra or OmegaConf has refused, with the keys that are allowed."""
+    """The message of a refusal by Hydra or OmegaConf, with the allowed keys."""
     message = str(error)
     found = re.search(r"Could not override '([^']+)'", message)
     if not found:

@@ -22,8 +22,8 @@ def evaluate(settings: EvaluateConfig) -> None:
 
     Raises:
         RunFolderError: the run has no exported model.
-        EvaluationError: a task or a model could not be evaluated; the others' results are written
-            and printed first.
+        EvaluationError: a task or a model could not be evaluated. The results of the others are
+            written and printed first.
     """
     results = running.evaluate(settings)
     results.print(Console())

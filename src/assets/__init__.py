@@ -1,1 +1,1 @@
-"""Packaged assets: model weights and texts that package clients deliver, kept in one cache."""
+"""Packaged assets: model weights and texts from packages of public registries, kept in one cache."""

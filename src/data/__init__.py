@@ -1,7 +1,7 @@
-"""Texts to token blocks: read sources, hold documents out, tokenize once, cut and shuffle.
+"""From texts to token blocks: read sources, hold documents out, tokenize once, cut and shuffle.
 
-`DataConfig` says what a corpus is made of, `prepare_corpus` turns it into a `Corpus`, whose
-`Blocks` are random-access, sharded over ranks and resumable at any index.
+`DataConfig` describes a corpus. `prepare_corpus` makes a `Corpus` of it. The corpus gives `Blocks`,
+which are random-access, sharded over ranks and resumable at any index.
 """
 
 from src.data.blocks import Blocks

@@ -16,9 +16,9 @@ class Blocks:
 
     A document gives `len(tokens) // length` blocks from its start; the remainder is dropped.
     `len(blocks)` is the number of blocks in an epoch. `blocks[i]` exists for every i >= 0: each
-    epoch goes through all blocks in an order of its own, fixed by (seed, stream, epoch). Nothing
-    is remembered between accesses, so a run that resumes at i, or a rank that reads a share of the
-    blocks, sees exactly what an uninterrupted single process would.
+    epoch has its own order of all blocks, fixed by (seed, stream, epoch). Accesses leave no state,
+    so a run that resumes at i, or a rank that reads a share of the blocks, sees the same blocks as
+    an uninterrupted single process.
 
     Args:
         documents: (name, tokens) of the training documents, at least one.
@@ -70,8 +70,8 @@ class Blocks:
         return document, (block - before) * self.length
 
     def _permutation(self, epoch: int) -> np.ndarray:
-        # Not numpy's generators: their streams may change between versions, and a resumed run
-        # must see the same order.
+        # numpy's generators are not used: their streams may change between versions, and a resumed
+        # run must see the same order.
         name = f"{self.seed}/{self.stream}/{epoch}".encode()
         key = np.frombuffer(hashlib.sha256(name).digest()[:8], dtype="<u8")
         return np.argsort(mix64(mix64(np.arange(len(self))) ^ key), kind="stable")

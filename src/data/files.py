@@ -1,4 +1,4 @@
-"""Local text files as documents. UTF-8 only; every fault names the file and the place in it."""
+"""Local text files as documents. UTF-8 only. An error names the file and the place in it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def read_files(source: TextFiles) -> Iterator[Document]:
     """Yield the documents of all paths, files in sorted order within a folder or a glob.
 
     Raises:
-        DataError: a path is missing, a glob or a folder gives nothing, a kind of file is unknown,
+        DataError: a path is missing, a glob or a folder has no file, a kind of file is unknown,
             or a file's content cannot be used.
     """
     files = _expand(source.paths)
@@ -30,7 +30,7 @@ def read_files(source: TextFiles) -> Iterator[Document]:
 
 
 def _expand(paths: tuple[str, ...]) -> list[Path]:
-    """Files in the order in which they are named, each once."""
+    """Files in the order of the settings, each once."""
     found: dict[Path, None] = {}
     for given in paths:
         for path in _matches(given):
@@ -66,7 +66,7 @@ def _is_text(path: Path) -> bool:
 
 
 def _names(files: list[Path]) -> list[str]:
-    """Paths below the common folder without suffix; with it where two would be equal."""
+    """Paths below the common folder, without suffix unless two would then be equal."""
     common = Path(os.path.commonpath([file.parent for file in files]))
     relative = [file.relative_to(common) for file in files]
     stems = [path.with_suffix("").as_posix() for path in relative]

@@ -37,9 +37,9 @@ def read_hub(source: HubDataset) -> Iterator[Document]:
 
 
 def hub_identity(source: HubDataset) -> str:
-    """What stands for the content of a hub source, since its texts are not read to be compared.
+    """A key for the content of a hub source, whose texts are not read only to compare them.
 
-    For a local folder it covers the files' bytes; for the hub it is the declared revision.
+    For a local folder it covers the files' bytes. For the hub it is the revision of the settings.
     """
     folder = Path(source.path)
     if not folder.is_dir():

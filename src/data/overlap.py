@@ -1,7 +1,7 @@
 """How much of each held-out document also occurs in training documents.
 
-Texts are compared by windows of 64 tokens, each reduced to a polynomial hash modulo 2**64 of its
-mixed tokens. A window in common is a hash in common.
+Texts are compared by windows of 64 tokens. The hash of a window is a polynomial of its mixed
+tokens, modulo 2**64. Two windows count as equal if their hashes are equal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ FILTER_BITS = 24
 
 @dataclass(frozen=True)
 class Overlap:
-    """Share of a held-out document's windows found in training, and where most of them are."""
+    """Share of a held-out document's windows that occur in training, and where most of them are."""
 
     fraction: float
     document: str
@@ -39,7 +39,7 @@ def window_hashes(tokens: np.ndarray) -> Hashes:
 def find_overlaps(
     held_out: Mapping[str, np.ndarray], training: Iterable[tuple[str, np.ndarray]]
 ) -> dict[str, Overlap]:
-    """For each held-out document with a window in the training documents, how many are there."""
+    """The overlap of each held-out document that has a window in the training documents."""
     index = _WindowIndex(list(held_out.values()))
     most = np.zeros(len(held_out), dtype=np.int64)
     where = [""] * len(held_out)
@@ -55,7 +55,7 @@ def find_overlaps(
 
 
 class _WindowIndex:
-    """The windows of some documents, sorted by hash, and which of them have been met."""
+    """The windows of some documents, sorted by hash, and which of them have been found."""
 
     def __init__(self, documents: list[np.ndarray]) -> None:
         parts = [window_hashes(tokens) for tokens in documents]
@@ -65,12 +65,12 @@ class _WindowIndex:
         self.hashes, self.owners = hashes[order], owners[order]
         self.sizes = np.bincount(owners, minlength=len(parts))
         self.met = np.zeros(len(hashes), dtype=bool)
-        # Most windows of a training text are in no held-out one: a table answers for those.
+        # Most windows of a training text occur in no held-out text: a table rules those out.
         self.filter = np.zeros(2**FILTER_BITS, dtype=bool)
         self.filter[self._slots(hashes)] = True
 
     def mark(self, tokens: np.ndarray) -> np.ndarray:
-        """Note the windows of a text; the number of them in each document, [documents]."""
+        """Mark the windows of a text; returns how many each document has, [documents]."""
         hashes = window_hashes(tokens)
         candidates = np.unique(hashes[self.filter[self._slots(hashes)]])
         first = np.searchsorted(self.hashes, candidates, side="left")

@@ -10,7 +10,7 @@ from src.data.documents import DataError
 
 
 def matches_any(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a document's name matches one of the patterns, case counting."""
+    """Whether a document's name matches one of the patterns. Case counts."""
     return any(fnmatchcase(name, pattern) for pattern in patterns)
 
 
@@ -18,7 +18,7 @@ def refuse_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str]
     """Check that every pattern of the setting `key` matches a name.
 
     Raises:
-        DataError: one does not; the message gives the names nearest to it.
+        DataError: a pattern matches no name; the message lists the nearest names.
     """
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):

@@ -1,4 +1,4 @@
-"""From settings to a corpus: survey the sources, tokenize what is not cached, check the result."""
+"""From settings to a corpus: survey the sources, tokenize texts not cached, check the result."""
 
 from __future__ import annotations
 
@@ -44,23 +44,23 @@ def prepare_corpus(
     cache: Path | None = None,
     key: str | None = None,
 ) -> Corpus:
-    """Read, tokenize and cache a corpus, or load it when the same one is in the cache.
+    """Read, tokenize and cache a corpus, or load it if the cache holds it.
 
     Local and packaged texts are read at every call, since their content is part of the cache's
-    key; a hub source is read only to be tokenized. Several processes may call this at once: one
+    key. A hub source is read only to be tokenized. Several processes may call this at once: one
     tokenizes, the others wait.
 
     Args:
         config: sources and splits.
         tokenizer: a fast tokenizer.
         cache: parent of the `tokens` folder; `src.assets.cache_dir()` when None.
-        key: the corpus's own, where it has been prepared just before. Texts are then read only on
-            a machine whose cache does not hold it.
+        key: the corpus's key, if it has been prepared just before. Texts are then read only on
+            a machine whose cache does not hold the corpus.
 
     Raises:
         AssetError: a package cannot be fetched.
-        DataError: a text cannot be read, a pattern matches nothing, names collide, nothing is left
-            to train on, or a held-out document occurs in training.
+        DataError: a text cannot be read, a pattern matches nothing, two names are equal, no
+            training text is left, or a held-out document occurs in training.
     """
     shelf = (cache or cache_dir()) / "tokens"
     shelf.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def prepare_corpus(
 
 
 class _Survey:
-    """What is known before anything is tokenized: names, splits and hashes of local documents."""
+    """The facts before anything is tokenized: names, splits and hashes of local documents."""
 
     def __init__(self, config: DataConfig) -> None:
         self.entries: list[Any] = []
@@ -106,7 +106,7 @@ class _Survey:
 
 
 def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
-    """All sources with their labels and the split of documents that no pattern names."""
+    """All sources with their labels, and the split of documents that match no pattern."""
     for label, source in config.sources.items():
         yield label, source, "train"
     for label, source in config.held_out_sources.items():
@@ -127,7 +127,7 @@ def _key(config: DataConfig, survey: _Survey, tokenizer: str) -> str:
 
 
 def _check_names(names: Sequence[str], config: DataConfig) -> None:
-    """Refuse equal names and patterns that name nothing."""
+    """Refuse equal names, and patterns that match nothing."""
     seen: set[str] = set()
     for name in names:
         if name in seen:
@@ -145,7 +145,7 @@ def _build(
     tokenizer: PreTrainedTokenizerBase,
     folder: Path,
 ) -> None:
-    """Tokenize into a temporary folder that becomes `folder` when it is whole."""
+    """Tokenize into a temporary folder that becomes `folder` when it is complete."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="new-") as temporary:
         staging = Path(temporary) / "corpus"
         staging.mkdir()
@@ -165,7 +165,7 @@ def _build(
 def _tokenize_into(
     path: Path, config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentInfo]:
-    """Write all ids to one file, without a header, and return what stands in it."""
+    """Write all ids to one file without a header; returns the documents in it."""
     with path.open("wb") as file, Progress(config.name, _expected(config, survey)) as progress:
         writer = _Writer(file, config.max_tokens)
         for _, source, split in _sources(config):
@@ -177,7 +177,7 @@ def _tokenize_into(
 
 
 def _expected(config: DataConfig, survey: _Survey) -> int | None:
-    """The progress bar's length: tokens under a limit, else characters where they are known."""
+    """The progress bar's length: tokens if there is a limit, else characters if they are known."""
     return config.max_tokens or (survey.characters if survey.complete else None)
 
 
@@ -195,7 +195,7 @@ class _Writer:
         return self.limit is not None and self.train_tokens >= self.limit
 
     def wanted(self, source: Source, split: Split, patterns: Sequence[str]) -> Iterator[Document]:
-        """A source's documents without the training ones beyond the limit."""
+        """A source's documents, without training documents beyond the limit."""
         for document in read_source(source):
             if not (self.full and _split(document.name, split, patterns) == "train"):
                 yield document

@@ -7,7 +7,7 @@ from types import TracebackType
 
 
 class Progress:
-    """Context manager; `total` is in the unit of `update`, None where it is not known."""
+    """Context manager; `total` is in the unit of `update`, or None if it is unknown."""
 
     def __init__(self, corpus: str, total: int | None) -> None:
         from rich.console import Console

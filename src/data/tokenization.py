@@ -22,7 +22,7 @@ PROBE = "A probe for special tokens."
 def tokenize(
     documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[tuple[Document, np.ndarray]]:
-    """Yield each document with its ids, special tokens such as BOS added once a document."""
+    """Yield each document with its ids; special tokens such as BOS are added once per document."""
     dtype = token_dtype(tokenizer)
     for batch in _batches(documents):
         encoded = tokenizer(
@@ -44,17 +44,17 @@ def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 over all that decides a text's ids.
+    """SHA-256 of everything that decides the ids of a text.
 
     Raises:
-        DataError: it is not a fast tokenizer.
+        DataError: the tokenizer is not a fast one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(
             f"{type(tokenizer).__name__} is not a fast tokenizer; load it with use_fast=True"
         )
-    # Truncation and padding are left behind by earlier calls and play no part in `tokenize`.
+    # Truncation and padding remain from earlier calls and do not affect `tokenize`.
     definition = {
         key: value
         for key, value in json.loads(backend.to_str()).items()

@@ -1,9 +1,9 @@
-"""A run's budget: one number of tokens for any method, shared out over its stages.
+"""A run's budget: one number of tokens for any method, split over its stages.
 
-A method with several stages splits it by the proportion of the recipe's own tokens; each stage but
-the last is rounded to whole blocks, and the last takes what is left, so that the sum is exact. A
-mixture keeps its pattern and ends on the exact token (src/training/schedule.py). What then depends
-on a stage's tokens, the size of its steps, is decided here too.
+Several stages split it in proportion to the recipe's own tokens. Each stage but the last is rounded
+to whole blocks, and the last takes the remainder, so the sum is exact. A mixture keeps its pattern
+and ends on the exact token (src/training/schedule.py). The size of a stage's steps depends on its
+tokens, and is decided here too.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from pydantic import PlainValidator
 
 from src.training.schedule import StageConfig, StageSchedule
 
-# Tokens as a number, or in units of 2**20 as papers write them: 4.25M = 4,456,448, 256M = 2**28.
-# Anything is accepted here, so that `tokens_of` refuses it in one line whatever it is.
+# Tokens as a number, or in units of 2**20 as in papers: 4.25M = 4,456,448, 256M = 2**28. Any type
+# is accepted here, so that `tokens_of` refuses all wrong values with the same message.
 Budget = Annotated[int | str, PlainValidator(lambda written: written)]
 
 _UNIT = 2**20
@@ -44,22 +44,22 @@ def tokens_of(budget: Budget) -> int:
 
 
 def applied(stages: Mapping[str, StageConfig], budget: Budget | None) -> dict[str, StageConfig]:
-    """The stages with their tokens and step sizes decided; done twice it changes nothing more.
+    """The stages with their tokens and step sizes decided. A second call changes nothing.
 
     Args:
         stages: the recipe's.
         budget: of all stages together; None leaves each stage its own tokens.
 
     Raises:
-        ValueError: a budget that is malformed or too small, that would end a stage on a block of a
-            single token, or that a stage does not fit.
+        ValueError: a budget that is malformed or too small, that does not fit a stage, or that
+            would end a stage on a block of a single token.
     """
     if budget is None:
         return _decided(stages, {name: stage.tokens for name, stage in stages.items()})
     total = tokens_of(budget)
     decided = _decided(stages, split(total, stages))
     if (stage := _ends_badly(decided)) is not None:
-        # One token fewer or more ends well, unless it moves the stages' shares as well.
+        # One token fewer or more avoids this, unless it changes the stages' shares too.
         near = [t for t in (total - 1, total + 1, total + 2) if _works(t, stages)][:2]
         raise ValueError(
             f"budget={budget} gives stage {stage} {decided[stage].tokens} tokens, which end on a "

@@ -1,1 +1,1 @@
-"""Readers of packaged texts: an R database, SWORD modules, and what else packages hold."""
+"""Readers of packaged texts: text files, an R database, SWORD modules."""

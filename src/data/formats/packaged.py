@@ -31,7 +31,7 @@ def read_package(source: PackagedText) -> Iterator[Document]:
 
     Raises:
         AssetError: it cannot be fetched.
-        DataError: what was fetched cannot be read, or a pattern matches none of its documents.
+        DataError: the package cannot be read, or a pattern matches none of its documents.
     """
     documents = list(READERS[source.name](source.name, fetching.fetch(source.name)))
     names = [document.name for document in documents]
@@ -48,7 +48,7 @@ def read_speeches(name: str, folder: Path) -> Iterator[Document]:
 
 
 def read_verses(name: str, path: Path) -> Iterator[Document]:
-    """One document: books, chapters under their headings, verses a line each."""
+    """One document: books, chapters under their headings, one line for each verse."""
     rows = map(json.loads, decode(path.read_bytes(), path).splitlines())
     verses = (row for row in rows if row["text"] != EMPTY_VERSE)
     chapters = groupby(verses, key=lambda row: (row["book"], row["chapter"]))

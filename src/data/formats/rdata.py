@@ -1,8 +1,8 @@
 """R's lazy-load databases of character vectors, read without R.
 
-A package's data lie in a pair of files: `.rdx`, a gzip-compressed serialized list that says where
-each variable is, and `.rdb`, the variables: a 4-byte big-endian length and a zlib stream each. Both
-hold R's XDR serialization (R Internals, section 1.8), of which the subset that text needs is read.
+A package's data are in a pair of files. `.rdx` is a gzip-compressed serialized list that says where
+each variable is. `.rdb` holds the variables, each as a 4-byte big-endian length and a zlib stream.
+Both use R's XDR serialization (R Internals, section 1.8); only the part for text is implemented.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def read_lazy_load(stem: Path) -> dict[str, list[str]]:
     """The character vectors in `<stem>.rdb`, by variable, in the index's order.
 
     Raises:
-        DataError: the pair of files is missing, broken, or holds something else than text.
+        DataError: the pair of files is missing or broken, or holds something other than text.
     """
     index_path, data_path = stem.with_suffix(".rdx"), stem.with_suffix(".rdb")
     try:

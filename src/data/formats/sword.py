@@ -1,8 +1,8 @@
 """Compressed SWORD commentary modules (`zCom`, `zCom4`) as plain text, read without SWORD.
 
 `<testament>.?zs` has rows of three little-endian 32-bit integers (offset, size, raw size), one for
-each zlib block of `<testament>.?zz`; the middle letter says how much text a block holds. The blocks
-in order are the whole text, marked up in OSIS.
+each zlib block of `<testament>.?zz`. The middle letter says how much text a block holds. The blocks
+in order are the text, marked up in OSIS.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARAGRAPH = re.compile(r"</?(?:div|p|title|chapter|lg|list|table|section)\b[^>]*
 LINE = re.compile(r"</?(?:l|lb|item|row)\b[^>]*>")
 CELL = re.compile(r"</?cell\b[^>]*>")
 TAG = re.compile(r"<[^>]*>")
-# Letters that once were typed on a DOS machine came into some modules as C1 control codes.
+# Some modules have C1 control codes in place of letters that were typed on a DOS machine.
 DOS_LETTERS = {code: bytes([code]).decode("cp437") for code in range(0x80, 0xA0)}
 
 

@@ -1,1 +1,1 @@
-"""Packaged assets: model weights and texts from packages of public registries, kept in one cache."""
+"""Packaged assets: model weights and texts from package registries, kept in one cache."""

@@ -220,7 +220,7 @@ ROOMS = {
     room: [part if part == "kernels" else f"src.{part}" for part in label.split(" · ")]
     for room, label in re.findall(r'^ *(\w+)\(?\["(.+?)<br/>.*"\]\)?$', DRAWING, re.MULTILINE)
 }
-LEAVES = frozenset(re.findall(r"^ *(\w+)\(\[", DRAWING, re.MULTILINE))
+ROUNDED = set(re.findall(r"^ *(\w+)\(\[", DRAWING, re.MULTILINE))
 ARROWS = {
     (left, right)
     for left, rights in re.findall(r"^ *(\w+) --> (.+)$", DRAWING, re.MULTILINE)

@@ -22,6 +22,9 @@ from typing import Any
 
 import yaml
 
+from src import results
+from src.results import PerplexityResults
+
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "linearard_32k_smollm2_135m.json"
 # Beside the model's own setting, model.tuning.cpt_lr.
@@ -65,10 +68,17 @@ def last_half_loss(run_dir: Path) -> float:
     return statistics.fmean(losses[len(losses) // 2 :])
 
 
+def perplexities(run_dir: Path) -> PerplexityResults:
+    """The run's evaluation."""
+    record = results.read(run_dir / "evals", PerplexityResults)
+    assert record is not None, f"{run_dir} was not evaluated"
+    return record
+
+
 def rows(run_dir: Path) -> list[dict[str, Any]]:
     """The result's rows, from the run's own files."""
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    results = json.loads((run_dir / "evals" / "perplexity.json").read_text(encoding="utf-8"))
+    evaluated = perplexities(run_dir)
     table: list[dict[str, Any]] = []
     for stage in record["stages"]:
         entries = metrics(run_dir, stage["name"])
@@ -80,22 +90,15 @@ def rows(run_dir: Path) -> list[dict[str, Any]]:
             {"name": "first_loss", "value": entries[0]["loss/total"], "unit": "nats", **about},
             {"name": "last_loss", "value": entries[-1]["loss/total"], "unit": "nats", **about},
         ]
-    for model in results["models"]:
-        for window, value in model["perplexity"].items():
-            row = {"name": "perplexity", "value": value, "unit": "", "model": model["name"]}
-            table.append(row | {"window": int(window), "tokens": model["tokens"][window]})
-    for model, scores in results["scores_by_model"].items():
-        for window, scored in scores.items():
-            for name, value in scored.items():
-                table.append(
-                    {
-                        "name": name,
-                        "value": value,
-                        "unit": "",
-                        "model": model,
-                        "window": int(window),
-                    }
-                )
+    for model in evaluated.models:
+        for window, value in model.perplexity.items():
+            row = {"name": "perplexity", "value": value, "unit": "", "model": model.name}
+            table.append(row | {"window": window, "tokens": model.tokens[window]})
+    for model in evaluated.models:
+        for window, scored in model.scores.items():
+            for name, value in scored.model_dump().items():
+                row = {"name": name, "value": value, "unit": "", "model": model.name}
+                table.append(row | {"window": window})
     return table
 
 
@@ -111,7 +114,6 @@ def loss_row(run_dir: Path) -> dict[str, Any]:
 def write(path: Path, run_dir: Path, table: list[dict[str, Any]], commit: str | None) -> None:
     """Write the result file."""
     record = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
-    evaluated = json.loads((run_dir / "evals" / "perplexity.json").read_text(encoding="utf-8"))
     result = {
         "device": record["device"],
         "versions": record["versions"],
@@ -120,7 +122,7 @@ def write(path: Path, run_dir: Path, table: list[dict[str, Any]], commit: str | 
         "script": "python -m benchmarks.linearard_smollm2",
         "data_fingerprint": record["data_fingerprint"],
         "teacher_sha256": record["teacher_sha256"],
-        "held_out": evaluated["dataset"],
+        "held_out": perplexities(run_dir).dataset.model_dump(mode="json"),
         "rows": table,
     }
     path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

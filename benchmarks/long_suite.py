@@ -39,17 +39,29 @@ from src.assets.cache import cache_dir
 from src.data import DataConfig, PackagedText
 from src.evals import packaged
 from src.evals.cache import ResultCache
-from src.evals.positions import PositionsConfig
+from src.evals.long import LongConfig
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler import TASKS
 from src.evals.ruler.store import SampleStore
-from src.evals.suite import Candidate, Evaluation, SuiteResult
+from src.evals.suite import Candidate, Evaluation
 from src.evals.suites.drift import DriftSuite
-from src.evals.suites.long import DepthConfig, LongSuite, RulerConfig
+from src.evals.suites.needle_depth import NeedleDepthSuite
+from src.evals.suites.positions import PositionsResults, PositionsSuite
+from src.evals.suites.ruler import RulerSuite
 from src.models.config import ModelConfig
 from src.models.rope import LinearScaling
 from src.models.sources import check_available
 from src.planning.devices import uses_cuda
+from src.results import (
+    DriftResults,
+    Mean,
+    NeedleDepthResults,
+    PapersResults,
+    RulerResults,
+    SuiteResults,
+    TaskResult,
+    TaskResults,
+)
 from src.run_folder import RunFolder, device_name, versions, write_json
 from src.settings import strict
 from src.settings.config import RunConfig
@@ -67,22 +79,22 @@ HELD_OUT = DataConfig(
 )
 
 
-def suite(options: argparse.Namespace) -> LongSuite:
+def suites(options: argparse.Namespace) -> LongConfig:
     """The parts that are run."""
-    return LongSuite(
+    return LongConfig(
         lengths=tuple(options.lengths),
-        ruler=RulerConfig(samples=options.samples),
-        depth=DepthConfig(tuple(float(d) for d in range(0, 101, 10)), 10),
+        ruler=RulerSuite(samples=options.samples),
+        depth=NeedleDepthSuite(depths=tuple(float(d) for d in range(0, 101, 10)), samples=10),
         papers=True,
-        positions=PositionsConfig(),
+        positions=PositionsSuite(),
         retrieval=RetrievalConfig() if options.retrieval else None,
         limit=options.limit,
     )
 
 
-def ruler_of(options: argparse.Namespace) -> LongSuite:
+def ruler_of(options: argparse.Namespace) -> RulerSuite:
     """RULER alone."""
-    return replace(suite(options), depth=None, papers=False, positions=None, retrieval=None)
+    return RulerSuite(lengths=tuple(options.lengths), samples=options.samples, limit=options.limit)
 
 
 def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
@@ -91,18 +103,22 @@ def candidates(options: argparse.Namespace) -> tuple[Candidate, ...]:
         folder = RunFolder.open(options.run)
         own = strict.load_plain(RunConfig, folder.config())
         *earlier, last = own.recipe.stages
-        exports = [(last, folder.export())]
+        final = folder.export()
+        exports = [(last, final)]
         if not options.last:
             exports = [*((s, folder.export(s)) for s in earlier), *exports]
         model, scaling = own.model, own.rope
     else:
         text = (ROOT / "conf" / "model" / f"{MODEL}.yaml").read_text(encoding="utf-8")
         model = strict.load_plain(ModelConfig, yaml.safe_load(text))
-        scaling, exports = LinearScaling("linear", 4 * model.native_window), []
+        scaling, exports, final = LinearScaling("linear", 4 * model.native_window), [], None
     return (
         Candidate("native", "native", model),
         Candidate("scaled", "scaled", model, scaling),
-        *(Candidate(f"after {s}", "trained", model, scaling, path) for s, path in exports),
+        *(
+            Candidate(f"after {stage}", "final" if path == final else "stage", model, scaling, path)
+            for stage, path in exports
+        ),
     )
 
 
@@ -149,7 +165,8 @@ def timed_rows(
     # Cached answers would be read, not timed.
     found = ruler.run(replace(alone, cache=Renewed(whole.cache.folder)))
     seconds = time.monotonic() - started - made
-    names = found.content["models"][0]["results"]
+    assert isinstance(found.record, RulerResults)
+    names = found.record.models[0].results
     about["tasks"] = len({name.rpartition("_")[0] for name in names})
     return [
         {"name": "ruler_seconds", "value": seconds, "unit": "s", **about},
@@ -166,52 +183,88 @@ class Renewed(ResultCache):
         return None
 
 
-def long_rows(found: SuiteResult) -> Iterator[dict[str, Any]]:
-    """Figures of the long suite."""
-    for model in found.content["models"]:
-        name = {"model": model["name"]}
-        for task, result in model["results"].items():
-            if "length" in result:
-                about = {"task": task.removeprefix("ruler_").rpartition("_")[0]}
-                yield ruler_row(result, name | about | {"length": result["length"]})
-            else:
-                about = {k: result[k] for k in ("stderr", "n", "chance", "truncated")}
-                yield {"name": task, "value": result["value"], "unit": "acc", **name, **about}
-        for length, result in model["ruler_by_length"].items():
-            yield ruler_row(result, name | {"task": "mean", "length": int(length)})
-        text = model.get("text", {})
-        for kind in ("last_k", "sliding"):
-            for length, figures in text.get(kind, {}).items():
-                about = name | {"length": int(length), "tokens": figures["tokens"]}
-                value = figures["perplexity"]
-                yield {"name": f"perplexity_{kind}", "value": value, "unit": "", **about}
-        bins = text.get("by_position", {"edges": [], "perplexity": []})
-        for edge, value in zip(bins["edges"], bins["perplexity"], strict=True):
-            yield {"name": "perplexity_at", "value": value, "unit": "", "from": edge, **name}
-    for model, grid in found.content["needle_depth"].items():
-        for cell in grid:
-            about = {key: cell[key] for key in ("length", "depth", "n")}
-            value = 100 * cell["value"]
-            yield {"name": "needle_depth", "value": value, "unit": "%", "model": model, **about}
-    for model, scores in found.content["scores_by_model"].items():
-        groups = {**scores["tasks"], **scores["categories"], "average": scores["average"]}
-        for group, scored in groups.items():
-            for kind in ("recovery", "gap_closed"):
-                if scored is not None and scored[kind] is not None:
-                    about = {"model": model, "of": group, "interval": scored["interval"][kind]}
-                    yield {"name": kind, "value": scored[kind], "unit": "", **about}
+def ruler_rows(record: RulerResults) -> Iterator[dict[str, Any]]:
+    """RULER by task and length, and the mean over tasks."""
+    for model in record.models:
+        name = {"model": model.name}
+        for task, result in model.results.items():
+            about = {"task": task.removeprefix("ruler_").rpartition("_")[0]}
+            yield ruler_row(result, name | about | {"length": result.length})
+        for length, mean in model.by_length.items():
+            yield ruler_row(mean, name | {"task": "mean", "length": length})
 
 
-def ruler_row(result: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def ruler_row(result: TaskResult | Mean, about: Mapping[str, Any]) -> dict[str, Any]:
     """A score with its error."""
-    error = {"stderr": None if result["stderr"] is None else 100 * result["stderr"]}
-    return {"name": "ruler", "value": result["score"], "unit": "0 to 100", **error, **about}
+    error = {"stderr": None if result.stderr is None else 100 * result.stderr}
+    return {"name": "ruler", "value": 100 * result.value, "unit": "0 to 100", **error, **about}
+
+
+def papers_rows(record: PapersResults) -> Iterator[dict[str, Any]]:
+    """Accuracy on papers."""
+    for model in record.models:
+        for task, result in model.results.items():
+            about = result.model_dump(include={"stderr", "n", "chance", "truncated"})
+            value = {"value": result.value, "unit": "acc", "model": model.name}
+            yield {"name": task, **value, **about}
+
+
+def positions_rows(record: PositionsResults) -> Iterator[dict[str, Any]]:
+    """Perplexities after longer contexts and by position."""
+    for model in record.models:
+        name = {"model": model.name}
+        for kind, scores in (("last_k", model.last_k), ("sliding", model.sliding)):
+            for length, figures in scores.items():
+                about = name | {"length": length, "tokens": figures.tokens}
+                value = figures.perplexity
+                yield {"name": f"perplexity_{kind}", "value": value, "unit": "", **about}
+        bins = model.by_position
+        for edge, value in zip(bins.edges, bins.perplexity, strict=True):
+            yield {"name": "perplexity_at", "value": value, "unit": "", "from": edge, **name}
+
+
+def needle_rows(record: NeedleDepthResults) -> Iterator[dict[str, Any]]:
+    """Cells of the grid."""
+    for model in record.models:
+        for cell in model.cells:
+            about = {"model": model.name, "length": cell.length, "depth": cell.depth, "n": cell.n}
+            yield {"name": "needle_depth", "value": 100 * cell.value, "unit": "%", **about}
+
+
+def score_rows(record: TaskResults) -> Iterator[dict[str, Any]]:
+    """Recovery and gap closed of every student, with their intervals."""
+    for model in record.students:
+        scores = model.scores
+        groups = {**scores.tasks, **scores.categories, "average": scores.average}
+        for group, score in groups.items():
+            plain = score.model_dump(mode="json") if score is not None else {}
+            for kind in ("recovery", "gap_closed"):
+                if plain.get(kind) is not None:
+                    about = {"of": group, "interval": plain["interval"][kind]}
+                    value = {"value": plain[kind], "unit": "", "model": model.name}
+                    yield {"name": kind, **value, **about}
+
+
+def long_rows(record: SuiteResults[Any] | None) -> Iterator[dict[str, Any]]:
+    """Figures of one of the suites."""
+    match record:
+        case RulerResults():
+            yield from ruler_rows(record)
+        case PapersResults():
+            yield from papers_rows(record)
+        case PositionsResults():
+            yield from positions_rows(record)
+        case NeedleDepthResults():
+            yield from needle_rows(record)
+    if isinstance(record, TaskResults):
+        yield from score_rows(record)
 
 
 def drift_rows(whole: Evaluation) -> Iterator[dict[str, Any]]:
     """Means over layers."""
-    found = DriftSuite().run(whole)
-    for path, value in DriftSuite.summary(found.content).items():
+    record = DriftSuite().run(whole).record
+    assert isinstance(record, DriftResults)
+    for path, value in DriftSuite.summary(record).items():
         _, model, _, name = path.split("/")
         yield {"name": f"drift_{name}", "value": value, "unit": "", "model": model}
 
@@ -221,10 +274,10 @@ def pack(options: argparse.Namespace) -> None:
     paths: list[Path] = []
     if options.samples_too:
         whole = evaluation(options)
-        problems = suite(options).problems(whole)
+        problems = [line for suite in suites(options).suites() for line in suite.problems(whole)]
         if problems:
             sys.exit("\n".join(problems))
-        paths += sample_files(suite(options), whole)
+        paths += sample_files(suites(options), whole)
     for name in PACKAGES:
         paths += [path for path in fetching.fetch(name).parent.rglob("*") if path.is_file()]
     for name in SETS:
@@ -247,7 +300,7 @@ def pack(options: argparse.Namespace) -> None:
         print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
 
 
-def sample_files(chosen: LongSuite, whole: Evaluation) -> list[Path]:
+def sample_files(chosen: LongConfig, whole: Evaluation) -> list[Path]:
     """The samples that the suite has made."""
     assert chosen.lengths is not None
     assert chosen.ruler is not None
@@ -335,18 +388,23 @@ def run(options: argparse.Namespace) -> None:
     for number in range(1, len(whole.candidates) + 1):
         # Nothing is asked again, and what there is is written before the next model is asked.
         some = replace(whole, candidates=whole.candidates[:number])
-        write(options, rows + list(long_rows(ruler_of(options).run(some))))
-    found = suite(options).run(whole)
-    rows += long_rows(found)
-    write(options, rows)
+        write(options, rows + list(long_rows(ruler_of(options).run(some).record)))
+    records = []
+    for suite in suites(options).suites():
+        record = suite.run(whole).record
+        assert record is not None
+        records.append((suite, record))
+        rows += long_rows(record)
+        write(options, rows)
     rows += drift_rows(whole)
     write(options, rows)
-    for table in LongSuite.tables(found.content):
-        print(f"\n{table.title}\n" + "\t".join(table.columns))
-        for row in table.rows:
-            print("\t".join(table.cells(row)))
-    for what, why in found.failures.items():
-        print(f"failed: {what}: {why}")
+    for suite, record in records:
+        for table in suite.tables(record):
+            print(f"\n{table.title}\n" + "\t".join(table.columns))
+            for row in table.rows:
+                print("\t".join(table.cells(row)))
+        for what, why in record.failures.items():
+            print(f"failed: {what}: {why}")
     print(f"wrote {options.out}", flush=True)
 
 

@@ -34,7 +34,9 @@ from typing import Any
 
 import torch
 
+from src import results
 from src.multirun import process
+from src.results import PerplexityResults, ShortResults
 from src.run_folder import RunFolder, whole_checkpoints, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -344,25 +346,28 @@ def final_rows(folder: RunFolder, about: Row, known: set[str]) -> Iterator[Row]:
     for stage in record["stages"]:
         row = {"name": "stage_seconds", "value": stage["seconds"], "unit": "s"}
         yield row | {"stage": stage["name"], "steps": stage["steps"]} | about
-    perplexity, short = (
-        json.loads((folder.evals / f"{suite}.json").read_text(encoding="utf-8"))
-        for suite in ("perplexity", "short")
-    )
-    last = perplexity["models"][-1]["name"]
+    perplexity = results.read(folder.evals, PerplexityResults)
+    short = results.read(folder.evals, ShortResults)
+    assert perplexity is not None
+    assert short is not None
     code = {"commit": about["commit"]}
-    labels = {"native": ("native", code), "scaled": ("scaled", code), last: (about["case"], about)}
-    for model in perplexity["models"]:
-        label, extra = labels.get(model["name"], (None, {}))
+    labels: dict[str, tuple[str, Row]] = {
+        "native": ("native", code),
+        "scaled": ("scaled", code),
+        "final": (about["case"], about),
+    }
+    for model in perplexity.models:
+        label, extra = labels.get(model.role, (None, {}))
         if label is not None and label not in known:
-            for window, value in model["perplexity"].items():
-                row = {"name": "perplexity", "value": value, "unit": "", "window": int(window)}
+            for window, value in model.perplexity.items():
+                row = {"name": "perplexity", "value": value, "unit": "", "window": window}
                 yield row | extra | {"case": label}
-    for model in short["models"]:
-        label, extra = labels.get(model["name"], (None, {}))
+    for model in short.models:
+        label, extra = labels.get(model.role, (None, {}))
         if label is not None and label not in known:
-            found = model["results"]["lambada"]
-            row = {"name": "lambada_accuracy", "value": found["value"], "unit": "share"}
-            yield row | {"stderr": found["stderr"], "items": found["n"]} | extra | {"case": label}
+            found = model.results["lambada"]
+            row = {"name": "lambada_accuracy", "value": found.value, "unit": "share"}
+            yield row | {"stderr": found.stderr, "items": found.n} | extra | {"case": label}
 
 
 def table(result: Mapping[str, Any]) -> str:

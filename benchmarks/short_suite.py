@@ -30,12 +30,14 @@ import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from src.assets import fetching
 from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
+from src.evals.suites.inheritance import InheritanceResults
+from src.results import ShortResults, SuiteResults, parse
 from src.run_folder import device_name, git_state, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +46,8 @@ DOCS = ROOT / "docs" / "evaluation.md"
 BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
 PARCEL = 48 << 20
 MODEL = "smollm2_135m"
+_AVERAGES = ("average", "full_average")
+_Results = TypeVar("_Results", bound=SuiteResults[Any])
 BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
 
 
@@ -91,7 +95,7 @@ def run(*arguments: str) -> int:
     return code
 
 
-def scored(folder: Path, suite: str, *arguments: str) -> tuple[dict[str, Any], float]:
+def scored(folder: Path, kind: type[_Results], *arguments: str) -> tuple[_Results, float]:
     """What an evaluation wrote into its folder, and its seconds.
 
     A task that cannot be evaluated takes nothing from the others, but ends the command with code 2.
@@ -100,15 +104,17 @@ def scored(folder: Path, suite: str, *arguments: str) -> tuple[dict[str, Any], f
     Raises:
         SystemExit: it wrote nothing.
     """
-    before = _times(folder, suite)
+    before = _times(folder, kind.suite)
     began = time.perf_counter()
     run("src.evaluate", *arguments)
     seconds = time.perf_counter() - began
-    written = [file for file, at in _times(folder, suite).items() if before.get(file) != at]
+    written = [file for file, at in _times(folder, kind.suite).items() if before.get(file) != at]
     if not written:
-        sys.exit(f"{folder / suite}.json was not written")
+        sys.exit(f"{folder / kind.suite}.json was not written")
     (file,) = written
-    return json.loads(file.read_text(encoding="utf-8")), seconds
+    record = parse(file.read_bytes(), kind)
+    assert record is not None
+    return record, seconds
 
 
 def _times(folder: Path, suite: str) -> dict[Path, int]:
@@ -149,75 +155,74 @@ def timed(
         return before
     out = work / "timed"
     command = [f"model={model}", "eval=short_fast", "nproc=1", f"out={out}", *settings]
-    content, seconds = scored(out, "short", *command)
-    if content["models"][0]["seconds"].keys() < content["models"][0]["results"].keys():
+    record, seconds = scored(out, ShortResults, *command)
+    if record.models[0].seconds.keys() < record.models[0].results.keys():
         # An earlier call was cut off and left some tasks in the cache.
-        content, seconds = scored(out, "short", *command, "cache=false")
-    (native,) = content["models"]
-    about = {**asked, "model": "native", "limit": content["limit"]}
-    about |= {"tasks": len(native["results"])}
+        record, seconds = scored(out, ShortResults, *command, "cache=false")
+    (native,) = record.models
+    about = {**asked, "model": "native", "limit": record.limit}
+    about |= {"tasks": len(native.results)}
     rows = [{"name": "suite_seconds", "value": round(seconds, 1), "unit": "s", **about}]
     return rows + [
         {"name": "task_seconds", "value": value, "unit": "s", "task": task, **about}
-        for task, value in native["seconds"].items()
+        for task, value in native.seconds.items()
     ]
 
 
-def figures(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def figures(record: ShortResults) -> list[dict[str, Any]]:
     """Rows of a short.json: values with standard errors, scores with intervals."""
-    about = {"limit": content["limit"], "dtype": content["dtype"]}
+    about = {"limit": record.limit, "dtype": record.dtype}
     rows: list[dict[str, Any]] = []
-    for model in content["models"]:
-        named = {"model": model["name"], **about}
-        for task, found in model["results"].items():
-            kept = {k: found[k] for k in ("stderr", "n", "chance", "higher_is_better")}
-            row = {"name": "value", "task": task, "value": found["value"], "unit": found["metric"]}
+    for model in record.models:
+        named = {"model": model.name, **about}
+        for task, found in model.results.items():
+            kept = found.model_dump(include={"stderr", "n", "chance", "higher_is_better"})
+            row = {"name": "value", "task": task, "value": found.value, "unit": found.metric}
             rows.append(row | kept | named)
-        means = {f"category {k}": v for k, v in model["categories"].items()}
-        means |= {k: model[k] for k in ("average", "full_average") if model[k] is not None}
+        means = {f"category {name}": mean for name, mean in model.categories.items()}
+        means |= {k: m for k in _AVERAGES if (m := getattr(model, k)) is not None}
         for label, mean in means.items():
-            kept = {k: mean[k] for k in ("stderr", "tasks", "higher_is_better")}
-            rows.append(
-                {"name": "value", "task": label, "value": mean["value"], "unit": "mean"}
-                | kept
-                | named
-            )
-    for model, scored in content["scores_by_model"].items():
-        groups = dict(scored["tasks"])
-        groups |= {f"category {k}": v for k, v in scored["categories"].items()}
-        groups |= {k: scored[k] for k in ("average", "full_average") if scored[k] is not None}
-        for label, found in groups.items():
+            kept = mean.model_dump(mode="json", include={"stderr", "tasks", "higher_is_better"})
+            row = {"name": "value", "task": label, "value": mean.value, "unit": "mean"}
+            rows.append(row | kept | named)
+    for model in record.students:
+        scores = model.scores
+        groups = dict(scores.tasks)
+        groups |= {f"category {name}": score for name, score in scores.categories.items()}
+        groups |= {k: s for k in _AVERAGES if (s := getattr(scores, k)) is not None}
+        for label, score in groups.items():
+            plain = score.model_dump(mode="json")
             for name, unit in (("recovery", "%"), ("gap_closed", "")):
                 rows.append(
                     {
                         "name": name,
                         "task": label,
-                        "value": found[name],
+                        "value": plain[name],
                         "unit": unit,
-                        "interval": found["interval"][name],
-                        "significant": found["significant"],
-                        "discriminating": found["discriminating"],
-                        "model": model,
+                        "interval": plain["interval"][name],
+                        "significant": score.significant,
+                        "discriminating": score.discriminating,
+                        "model": model.name,
                         **about,
                     }
                 )
     return rows
 
 
-def inherited(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+def inherited(record: InheritanceResults) -> list[dict[str, Any]]:
     """Rows of an inheritance.json: mistakes of the native model that were repeated."""
     return [
         {
             "name": "mistakes_repeated",
-            "value": model["all"]["same"],
+            "value": model.all.same,
             "unit": "share",
-            "interval": model["all"]["interval"],
-            "same_of_wrong": model["all"]["same_of_wrong"],
-            "native_wrong": model["all"]["native_wrong"],
-            "model": model["name"],
-            "limit": content["limit"],
+            "interval": model.all.model_dump(mode="json")["interval"],
+            "same_of_wrong": model.all.same_of_wrong,
+            "native_wrong": model.all.native_wrong,
+            "model": model.name,
+            "limit": record.limit,
         }
-        for model in content["models"]
+        for model in record.models
     ]
 
 
@@ -370,30 +375,30 @@ def measure(given: argparse.Namespace) -> None:
     if given.native:
         out = given.work / "native"
         command = [f"model={given.model}", "eval=short", f"out={out}", *settings]
-        content, _ = scored(out, "short", *command)
-        write(given.out, rows + figures(content), given.commit)
-        check(content)
+        record, _ = scored(out, ShortResults, *command)
+        write(given.out, rows + figures(record), given.commit)
+        check(record)
         return
     folder = given.run or trained(given.work, given.model, given.overrides)
     asked = [f"run={folder}", "stages=last", *settings]
-    contents = []
+    records = []
     for suite in ("short_fast", "short"):
-        content, _ = scored(folder / "evals", "short", f"eval={suite}", *asked)
-        found = rows + figures(content)
+        record, _ = scored(folder / "evals", ShortResults, f"eval={suite}", *asked)
+        found = rows + figures(record)
         write(given.out, found, given.commit)
-        contents.append(content)
-    repeated, _ = scored(folder / "evals", "inheritance", "eval=inheritance", *asked)
+        records.append(record)
+    repeated, _ = scored(folder / "evals", InheritanceResults, "eval=inheritance", *asked)
     write(given.out, found + inherited(repeated), given.commit)
-    check(*contents, repeated)
+    check(*records, repeated)
 
 
-def check(*contents: Mapping[str, Any]) -> None:
+def check(*records: SuiteResults[Any]) -> None:
     """End with what could not be evaluated, now that the rest is written.
 
     Raises:
         SystemExit: there is such a thing.
     """
-    failed = {what: why for content in contents for what, why in content["failures"].items()}
+    failed = {what: why for record in records for what, why in record.failures.items()}
     if failed:
         sys.exit("\n".join(f"{what}: {why}" for what, why in failed.items()))
 

@@ -87,6 +87,10 @@ class SuiteResults(Record, Generic[_Model]):
         """The run's own last model."""
         return next(iter(self.of_role(*TRAINED)[::-1]), None)
 
+    def marked(self, text: str, mark: str) -> str:
+        """Text about figures, marked with the limit where they are of some items only."""
+        return text if self.limit is None else f"{text}{mark}{self.limit}"
+
     def plain(self) -> dict[str, Any]:
         """The record as JSON values, without what was never set."""
         content = self.model_dump(mode="json", exclude_unset=True)
@@ -141,7 +145,7 @@ class PerplexityResults(SuiteResults[PerplexityModel]):
 class Mean(Record):
     """A mean over tasks, each of equal weight, with its standard error."""
 
-    value: float | None = None
+    value: float
     stderr: float | None = None
     tasks: tuple[str, ...] = ()
     higher_is_better: bool = True
@@ -150,7 +154,7 @@ class Mean(Record):
 class TaskResult(Record):
     """A model's figure for one task."""
 
-    value: float | None = None
+    value: float
     stderr: float | None = None
     n: NonNegativeInt | None = None
     metric: str | None = None
@@ -263,7 +267,7 @@ class NeedleCell(Record):
 
     length: PositiveInt
     depth: Annotated[float, Field(ge=0, le=100)]
-    value: float | None = None
+    value: float
     stderr: float | None = None
     n: NonNegativeInt | None = None
 
@@ -365,14 +369,13 @@ def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
 def long_average(*parts: TaskModel | None) -> Mean | None:
     """The mean over all tasks that a model's averages of several suites are over."""
     means = [part.average for part in parts if part and part.average]
-    means = [mean for mean in means if mean.value is not None]
     if len(means) < 2:
         return next(iter(means), None)
     n = sum(len(mean.tasks) for mean in means)
     errors = [None if m.stderr is None else len(m.tasks) * m.stderr for m in means]
     known = [error for error in errors if error is not None]
     return Mean(
-        value=sum(len(mean.tasks) * (mean.value or 0.0) for mean in means) / n,
+        value=sum(len(mean.tasks) * mean.value for mean in means) / n,
         stderr=math.hypot(*known) / n if len(known) == len(errors) else None,
         tasks=tuple(task for mean in means for task in mean.tasks),
     )

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from src.evals.scoring import SplitModel
+from src.evals.suite import EvaluationError
 from src.models.shapes import attention_windows, frequency_class, shape_of
 from src.progress import Meter, meter
 
@@ -29,7 +31,7 @@ MEMORY_SHARE = 0.6
 CPU_BATCH_TOKENS = 8192
 
 
-class GenerationError(ValueError):
+class GenerationError(EvaluationError):
     """Prompts that a model cannot be given; the message names the remedy."""
 
 
@@ -233,13 +235,12 @@ class _Batch:
         ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         # Without a config the cache keeps every layer's keys whole; windows are in the masks.
         cache = DynamicCache()
-        hidden_bth = self._model.get_decoder()(
+        split = SplitModel.of(self._model)
+        hidden_bth = split.decoder(
             input_ids=ids_bt.to(self._device), past_key_values=cache, use_cache=True
         ).last_hidden_state
         ends_bh = hidden_bth[torch.arange(len(rows), device=self._device), lengths_b - 1]
-        head = self._model.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        return cache, lengths_b, head(ends_bh).argmax(-1)
+        return cache, lengths_b, split.logits(ends_bh).argmax(-1)
 
     def _masks(self, keys_bs: torch.Tensor, at_b1: torch.Tensor) -> object:
         """What each row's next token may see, [b, 1, 1, s]; by kind of layer where kinds differ."""

@@ -1,4 +1,4 @@
-"""lm-eval at work: our batches under its tasks, and an item's figures out of its samples.
+"""A model as lm-eval asks it, with our batches.
 
 lm-eval builds the requests, filters the answers and scores them. What is ours is how a model is
 asked: texts are tokenized together, batches hold a number of tokens rather than of texts, equal
@@ -15,16 +15,13 @@ import functools
 import importlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
-from jinja2 import TemplateError
-from lm_eval import evaluator, utils
+from lm_eval import utils
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -35,25 +32,17 @@ from lm_eval.models.utils import (
 from torch import Tensor, distributed
 
 from src.evals.generation import continued
+from src.evals.scoring import SplitModel
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models.shapes import frequency_class
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
-    from lm_eval.api.task import Task
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 # Logits are made for this many tokens at once.
 _HEAD_CHUNK = 8192
-# lm-eval's own seed for drawing few-shot examples.
-_FEWSHOT_SEED = 1234
-
-# What lm-eval's templates and scorers raise over an item that they were not made for.
-MISFITS = (
-    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
-    *(SyntaxError, TemplateError),
-)
 
 # lm-eval compiles a task's templates again for every item, which takes most of its time; a compiled
 # one gives the same text.
@@ -67,33 +56,6 @@ _task_module.tqdm = lambda items, **_: items
 
 # Its decorator hides the class from type checkers.
 _HFLM: Any = HFLM
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a model made of a task, an entry for each item in the documents' order.
-
-    The task's value is sum(score) / sum(weight).
-
-    Attributes:
-        score: right or wrong, a share, or bits.
-        weight: 1, or bytes.
-        predicted: the answer that was chosen, where there are choices.
-        gold: the right one.
-    """
-
-    score: list[float]
-    weight: list[float]
-    predicted: list[int] | None = None
-    gold: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class TaskRun:
-    """A task's answers and lm-eval's own results, by lm-eval's task names."""
-
-    answers: Answers
-    results: dict[str, Any]
 
 
 class TokenBudgetLM(_HFLM):
@@ -135,17 +97,14 @@ class TokenBudgetLM(_HFLM):
         self._batch_tokens = batch_tokens
         self._generation_tokens: int | Literal["auto"] = generation_tokens
         self.label = name
-        self._decoder = network.get_decoder()
-        head = network.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        self._head = head
+        self._split = SplitModel.of(network)
         self._check_head(network)
 
     @torch.no_grad()
     def _check_head(self, network: PreTrainedModel) -> None:
         ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
         whole = network(ids, use_cache=False).logits.float()
-        ours = self._head(self._decoder(input_ids=ids, use_cache=False).last_hidden_state).float()
+        ours = self._split.logits(self._split.hidden(ids))
         if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2):
             raise EvaluationError(
                 f"{self.label}: this model changes its logits after the output head, which is not "
@@ -282,9 +241,7 @@ class TokenBudgetLM(_HFLM):
         Padding is on the right, where causal attention does not see it.
         """
         device = self.device
-        hidden_bth = self._decoder(
-            input_ids=ids_bt.to(device, non_blocking=True), use_cache=False
-        ).last_hidden_state
+        hidden_bth = self._split.hidden(ids_bt.to(device, non_blocking=True))
         # Letters of one question are scored at one place.
         unique, inverse = np.unique(np.asarray(places), return_inverse=True)
         hidden_nh = hidden_bth.flatten(0, 1)[torch.from_numpy(unique).to(device)]
@@ -294,7 +251,7 @@ class TokenBudgetLM(_HFLM):
         starts = np.arange(0, len(unique) + _HEAD_CHUNK, _HEAD_CHUNK)
         bounds = np.searchsorted(inverse[order], starts)
         for chunk, start in enumerate(range(0, len(unique), _HEAD_CHUNK)):
-            logits_nv = self._head(hidden_nh[start : start + _HEAD_CHUNK]).float()
+            logits_nv = self._split.logits(hidden_nh[start : start + _HEAD_CHUNK])
             mine = order[bounds[chunk] : bounds[chunk + 1]]
             rows = torch.from_numpy(inverse[mine] - start).to(device)
             tokens = wanted[torch.from_numpy(mine).to(device)]
@@ -368,169 +325,3 @@ def _batches(ordered: Sequence[Any], kinds: Sequence[int], budget: int) -> Itera
         before = kind
     if batch:
         yield batch
-
-
-def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = True) -> None:
-    """Refuse items that their task cannot ask or score.
-
-    Every process looks at all items, so that none waits for one that has stopped at a damaged item.
-
-    Args:
-        tasks: lm-eval's tasks by name.
-        limit: of the task's items, or of each subject's.
-        scored: also score an empty answer; not where that would run programs.
-
-    Raises:
-        EvaluationError: it names the first such item.
-    """
-    for name, task in tasks.items():
-        examples = task.fewshot_docs() if task.get_config("num_fewshot") else ()
-        for number, doc in enumerate(chain(islice(task.eval_docs, limit), examples), start=1):
-            try:
-                _ask_nobody(cast("Any", task), doc, scored)
-            except MISFITS as error:
-                raise EvaluationError(
-                    f"item {number} of {name} does not fit the task: {type(error).__name__}: "
-                    f"{error}; mend or leave out {str(doc)[:200]}"
-                ) from error
-
-
-def _ask_nobody(task: Any, doc: Any, scored: bool) -> None:
-    """What lm-eval makes of an item, without a model."""
-    requests = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
-    requests = requests if isinstance(requests, list) else [requests]
-    texts = [part for r in requests for part in r.args if not isinstance(part, dict)]
-    if not requests or not all(isinstance(text, str) for text in texts):
-        raise TypeError("a question or an answer is no text")
-    # As an example of another item it is shown with its answer.
-    task.doc_to_target(doc)
-    if task.OUTPUT_TYPE == "multiple_choice":
-        right = _gold(task, doc, task.doc_to_choice(doc))
-        if not 0 <= right < len(requests):
-            raise ValueError(f"the right answer is number {right} of {len(requests)}, from 0")
-    if scored:
-        answer = "" if task.OUTPUT_TYPE == "generate_until" else (0.0, False)
-        task.process_results(doc, [answer] * len(requests))
-
-
-def run_task(
-    lm: TokenBudgetLM, tasks: Mapping[str, Task], *, score: str, limit: int | None
-) -> TaskRun | None:
-    """Evaluate one task, or the subjects of one, with lm-eval.
-
-    Every process that shares the work calls it with the same tasks. The first does it alone where
-    there are fewer items than processes.
-
-    Args:
-        lm: the model.
-        tasks: lm-eval's tasks by name.
-        score: the metric that counts.
-        limit: of the task's items, or of each subject's.
-
-    Returns:
-        The result on rank 0, None elsewhere.
-
-    Raises:
-        EvaluationError: a text is longer than the model's window, or the model's logits are not
-            finite.
-    """
-    fewest = min(len(task.eval_docs) for task in tasks.values())
-    if min(fewest, limit or fewest) < lm.world_size:
-        # lm-eval needs an item for every process.
-        if lm.rank > 0:
-            return None
-        with lm.alone():
-            return run_task(lm, tasks, score=score, limit=limit)
-    for task in tasks.values():
-        if task.get_config("num_fewshot") is None:
-            task.set_config("num_fewshot", 0)
-        task.set_fewshot_seed(_FEWSHOT_SEED)
-        task._instances = None  # of the model before
-    found = evaluator.evaluate(
-        cast("Any", lm),
-        {"tasks": dict(tasks), "groups": {}, "group_map": {}},
-        limit=limit,
-        bootstrap_iters=0,
-        log_samples=True,
-    )
-    if found is None:
-        return None
-    plain = cast("dict[str, Any]", found)
-    samples = [
-        sample
-        for name in tasks
-        for sample in sorted(
-            _first_filter(plain["samples"][name], score), key=lambda s: s["doc_id"]
-        )
-    ]
-    task = next(iter(tasks.values()))
-    answers = _answers(samples, score, task)
-    if answers.gold is not None:
-        plain["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
-            samples, answers.gold
-        )
-    return TaskRun(answers, _results(plain, tasks))
-
-
-def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:
-    """Accuracy by log-likelihood a character of the answer as scored, its leading blank included.
-
-    lm-eval's acc_norm counts without the blank.
-    """
-    right = 0
-    for sample, answer in zip(samples, gold, strict=True):
-        nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
-        lengths = np.array([float(len(request[1])) for request in sample["arguments"]])
-        right += int(np.argmax(nats / lengths)) == answer
-    return right / len(gold)
-
-
-def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[str, Any]]:
-    """Samples of one of the answer filters; of several, lm-eval lists each item once for each."""
-    scored = [sample for sample in samples if score in sample]
-    chosen = scored[-1]["filter"]
-    return [sample for sample in scored if sample["filter"] == chosen]
-
-
-def _answers(samples: Sequence[dict[str, Any]], score: str, task: Task) -> Answers:
-    scores, weights = [], []
-    for sample in samples:
-        value = sample[score]
-        if isinstance(value, (tuple, list)):
-            nats, length = value
-            scores.append(-float(nats) / math.log(2))
-            weights.append(float(length))
-        else:
-            scores.append(float(value))
-            weights.append(1.0)
-    if task.OUTPUT_TYPE != "multiple_choice":
-        return Answers(scores, weights)
-    chosen = [_choice(sample, score, cast("Any", task)) for sample in samples]
-    return Answers(scores, weights, [p for p, _ in chosen], [g for _, g in chosen])
-
-
-def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
-    """The chosen answer of a multiple choice and the right one, as lm-eval decides them."""
-    doc = sample["doc"]
-    choices = task.doc_to_choice(doc)
-    nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
-    if score == "acc_norm":
-        nats = nats / np.array([float(len(choice)) for choice in choices])
-    return int(np.argmax(nats)), _gold(task, doc, choices)
-
-
-def _gold(task: Any, doc: dict[str, Any], choices: Sequence[str]) -> int:
-    """The right answer's number."""
-    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
-    return choices.index(gold) if isinstance(gold, str) else int(gold)
-
-
-def _results(found: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """lm-eval's figures by its task names, without what it could not compute."""
-    kept = {}
-    for name in tasks:
-        figures = found["results"][name]
-        kept[name] = {
-            key: value for key, value in figures.items() if isinstance(value, (int, float))
-        } | {"version": str(found["versions"].get(name)), "n-shot": found["n-shot"].get(name)}
-    return kept

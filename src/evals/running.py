@@ -26,12 +26,12 @@ from src.evals.suite import (
     EvaluationError,
     ResultTable,
     Suite,
-    SuiteResult,
 )
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
 from src.models.sources import check_available
 from src.planning.devices import uses_cuda
+from src.results import SuiteResults
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 from src.settings import strict
 from src.settings.config import EvaluateConfig, RunConfig
@@ -48,9 +48,9 @@ BY_NAME = Path("outputs") / "evals"
 
 @dataclass(frozen=True)
 class Results:
-    """Contents by suite, what failed, by suite and then by task or model, and what was left out."""
+    """Records by suite, what failed, by suite and then by task or model, and what was left out."""
 
-    contents: Mapping[str, Mapping[str, Any]]
+    records: Mapping[str, SuiteResults[Any]]
     failures: Mapping[str, Mapping[str, str]]
     notes: Sequence[str] = ()
 
@@ -58,8 +58,8 @@ class Results:
         """Print every suite's tables; output that is no terminal is wide enough for them."""
         if not console.is_terminal:
             console.width = max(console.width, 160)
-        for name, content in self.contents.items():
-            for table in SUITES[name].tables(content):
+        for name, record in self.records.items():
+            for table in SUITES[name].tables(record):
                 _print(table, console)
         for note in self.notes:
             console.print(note, highlight=False)
@@ -67,10 +67,10 @@ class Results:
     def report(self, tracker: Tracker) -> None:
         """Print, and give tables and figures to the tracker."""
         self.print(Console())
-        for name, content in self.contents.items():
-            for table in SUITES[name].tables(content):
+        for name, record in self.records.items():
+            for table in SUITES[name].tables(record):
                 tracker.log_table(table.name, table.columns, table.rows)
-            tracker.summarize(SUITES[name].summary(content))
+            tracker.summarize(SUITES[name].summary(record))
 
     def check(self) -> None:
         """Refuse to pass over what failed.
@@ -160,7 +160,9 @@ def rank(request: Path) -> None:
             results = _work(settings, world)
             launch.leave(world)
         if world.is_main:
-            write_json(request.with_name("answer.json"), asdict(results))
+            records = {name: record.plain() for name, record in results.records.items()}
+            answer = {"records": records, "failures": results.failures, "notes": results.notes}
+            write_json(request.with_name("answer.json"), answer)
 
     launch.run_rank(work, Path(asked["logs"]))
 
@@ -172,7 +174,10 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Results:
         write_json(request, {"settings": asdict(settings), "logs": str(logs)})
         launch.spawn(["-m", "src.evals.rank", str(request)], nproc=nproc, logs=logs)
         answer = json.loads(request.with_name("answer.json").read_text(encoding="utf-8"))
-    return Results(**answer)
+    records = {
+        name: SUITES[name].record.model_validate(plain) for name, plain in answer["records"].items()
+    }
+    return Results(records, answer["failures"], answer["notes"])
 
 
 def _check(settings: EvaluateConfig) -> None:
@@ -236,7 +241,7 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
     evaluation = _evaluation(settings, world)
     target = _target(settings)
     folder = RunFolder(target).evals if settings.run is not None else target
-    contents: dict[str, Mapping[str, Any]] = {}
+    records: dict[str, SuiteResults[Any]] = {}
     failures: dict[str, Mapping[str, str]] = {}
     suites, notes = _suited(settings)
     for suite in suites:
@@ -245,11 +250,13 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
         except (EvaluationError, DataError, AssetError) as error:
             failures[suite.name] = {"all": str(error)}
             continue
-        if world.is_main:
-            contents[suite.name] = _write(folder, suite.name, found)
-        if found.failures:
-            failures[suite.name] = dict(found.failures)
-    return Results(contents, failures, notes)
+        if found.record is None:
+            continue
+        records[suite.name] = found.record
+        _write(folder, found.record, found.items)
+        if found.record.failures:
+            failures[suite.name] = found.record.failures
+    return Results(records, failures, notes)
 
 
 def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
@@ -270,21 +277,19 @@ def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
     return able, notes
 
 
-def _write(folder: Path, name: str, found: SuiteResult) -> Mapping[str, Any]:
+def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    content = {**found.content, "failures": dict(found.failures)}
-    limit = content.get("limit")
-    if limit is not None and _is_whole(folder / f"{name}.json"):
+    name = record.suite
+    if record.limit is not None and _is_whole(folder / f"{name}.json"):
         # A quick look does not take the place of what took hours.
-        name = f"{name}.limit_{limit}"
-    write_json(folder / f"{name}.json", content)
+        name = record.marked(name, ".limit_")
+    write_json(folder / f"{name}.json", record.plain())
     lines = folder / f"{name}.items.jsonl"
-    if found.items:
-        text = "".join(json.dumps(item, allow_nan=False) + "\n" for item in found.items)
+    if items:
+        text = "".join(json.dumps(item, allow_nan=False) + "\n" for item in items)
         write_whole(lines, text.encode())
     else:
         lines.unlink(missing_ok=True)
-    return content
 
 
 def _is_whole(file: Path) -> bool:
@@ -339,7 +344,9 @@ def _run_candidates(
         earlier = []
     exports = [(stage, folder.export(stage)) for stage in earlier] + [(last, folder.export())]
     return _source_candidates(own) + tuple(
-        Candidate(f"after {stage}", "trained", own.model, own.rope, weights)
+        Candidate(
+            f"after {stage}", "final" if stage == last else "stage", own.model, own.rope, weights
+        )
         for stage, weights in exports
     )
 

@@ -1,9 +1,10 @@
 """What an evaluation suite is given, what it gives back, and how it looks to the commands.
 
 A suite is a frozen dataclass of settings, the group `eval.NAME` of the config. Its class has a
-`name`, `needs_run`, `problems` (what can be refused before anything expensive), `run` (models to
-results) and two readers of a result's content, `tables` and `summary`. A suite sees `Candidate`s
-and plain settings; it never sees a sharded engine, Hydra or the tracker.
+`name`, `needs_run`, `record` (the class of its results), `problems` (what can be refused before
+anything expensive), `run` (models to results) and two readers of its record, `tables` and
+`summary`. A suite sees `Candidate`s and plain settings; it never sees a sharded engine, Hydra or
+the tracker.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from src.assets.cache import content_digest
 from src.data import prepare_corpus
@@ -27,6 +28,7 @@ from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model, load_tokenizer
 from src.models.sources import local_folder
 from src.planning.devices import device_of, dtype_of
+from src.results import ModelRecord, Role, SuiteResults
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -35,9 +37,8 @@ if TYPE_CHECKING:
     from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
 
-Role = Literal["native", "scaled", "trained", "comparison"]
-
-
+# Between a figure's name and the number of items that it is limited to, in titles of tables.
+LIMITED = ", a quick look: limit="
 # Why a model that has diverged has no figures.
 NOT_FINITE = "the model's logits are not finite: it has diverged, and there is nothing to measure"
 
@@ -52,7 +53,7 @@ class Candidate:
 
     Attributes:
         name: as results call it: `native`, `scaled`, `after STAGE`, or the model's own name.
-        role: what scores take it for; `comparison` is another run's model.
+        role: what scores take it for; `comparison` is another run's final model.
         model: where the weights and the tokenizer come from.
         scaling: its RoPE scaling; None for native RoPE.
         weights: a folder with weights of its own, None for the model's source.
@@ -63,6 +64,11 @@ class Candidate:
     model: ModelConfig
     scaling: RopeScaling | None = None
     weights: Path | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Fields of its record: name, role and hash."""
+        return {"name": self.name, "role": self.role, "weights": self.fingerprint}
 
     @property
     def window(self) -> int:
@@ -248,15 +254,18 @@ class Evaluation:
         return tuple(c for c in self.candidates if c.role in roles)
 
 
-def scores_of(
-    candidates: Iterable[Candidate], score: Callable[[Candidate], dict[str, Any]]
-) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Candidates' scores, and by name why others have none.
+_Record = TypeVar("_Record", bound=ModelRecord)
+
+
+def records_of(
+    candidates: Iterable[Candidate], score: Callable[[Candidate], _Record]
+) -> tuple[tuple[_Record, ...], dict[str, str]]:
+    """Candidates' records, and by name why others have none.
 
     Raises:
         EvaluationError: none has one.
     """
-    results: list[dict[str, Any]] = []
+    results: list[_Record] = []
     failures: dict[str, str] = {}
     for candidate in candidates:
         try:
@@ -265,7 +274,7 @@ def scores_of(
             failures[candidate.name] = str(error)
     if not results:
         raise EvaluationError("\n".join(failures.values()))
-    return results, failures
+    return tuple(results), failures
 
 
 @dataclass(frozen=True)
@@ -302,16 +311,13 @@ class SuiteResult:
     """What a suite found.
 
     Attributes:
-        content: goes to `evals/NAME.json`: strict JSON with `schema`, `suite` and the suite's own
-            keys. `failures` is added to it.
+        record: goes to `evals/NAME.json`; what failed for one task or model is in its `failures`.
+            None on ranks other than 0.
         items: lines of `evals/NAME.items.jsonl`, one for each model, task and item; may be empty.
-        failures: what could not be evaluated, by task or model, each with its message. Everything
-            else is in `content` all the same.
     """
 
-    content: Mapping[str, Any]
+    record: SuiteResults[Any] | None
     items: Sequence[Mapping[str, Any]] = ()
-    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 class Suite(Protocol):
@@ -320,10 +326,12 @@ class Suite(Protocol):
     Attributes:
         name: of the suite, its settings and its results.
         needs_run: whether it compares models of a run, so that a model alone gives it nothing.
+        record: the class of its results.
     """
 
     name: ClassVar[str]
     needs_run: ClassVar[bool]
+    record: ClassVar[type[SuiteResults[Any]]]
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """What would fail, found without loading a model; fetches the data it needs.
@@ -337,16 +345,16 @@ class Suite(Protocol):
 
         Raises:
             EvaluationError: nothing at all can be evaluated. What fails for one task or model is
-                in the result's `failures` instead.
+                in the record's `failures` instead.
         """
         ...
 
     @staticmethod
-    def tables(content: Mapping[str, Any]) -> Sequence[ResultTable]:
-        """A result's tables, read from `content` alone."""
+    def tables(record: Any) -> Sequence[ResultTable]:
+        """The tables of a record."""
         ...
 
     @staticmethod
-    def summary(content: Mapping[str, Any]) -> dict[str, float]:
-        """A result's figures for the tracker's summary, by path: `eval/MODEL/SUITE/TASK`."""
+    def summary(record: Any) -> dict[str, float]:
+        """A record's figures for the tracker's summary, by path: `eval/MODEL/SUITE/TASK`."""
         ...

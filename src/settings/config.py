@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from src.data.config import DataConfig
+from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
 from src.models.config import ModelConfig, PositiveFloat, PositiveInt
@@ -228,12 +229,22 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ChosenSuites:
-    """What is evaluated; nothing where a suite is null."""
+    """What is evaluated; nothing where a suite is null. `long` stands for several suites."""
+
+    long: LongConfig | None = None
+
+    def __post_init__(self) -> None:
+        for suite in self.long.suites() if self.long else ():
+            if getattr(self, suite.name) is not None:
+                raise ValueError(
+                    f"{suite.name} is set, and long runs it too: leave out one of them"
+                )
 
     def suites(self) -> list[Suite]:
         """The chosen suites, in the order of their files' names."""
-        chosen = [getattr(self, name) for name in SUITES]
-        return [suite for suite in chosen if suite is not None]
+        chosen = {suite.name: suite for suite in self.long.suites()} if self.long else {}
+        chosen |= {n: suite for n in SUITES if (suite := getattr(self, n)) is not None}
+        return [chosen[name] for name in SUITES if name in chosen]
 
 
 if TYPE_CHECKING:

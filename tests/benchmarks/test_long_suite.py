@@ -12,7 +12,22 @@ from typing import Any
 import pytest
 
 from benchmarks import long_suite
-from src.evals.suite import Evaluation, SuiteResult
+from src.evals.suite import Evaluation
+from src.evals.suites.positions import PositionBins, PositionsModel, PositionsResults, TextScore
+from src.results import (
+    Intervals,
+    Mean,
+    NeedleCell,
+    NeedleDepthResults,
+    NeedleModel,
+    PapersResults,
+    RulerResults,
+    Score,
+    StudentScores,
+    SuiteResults,
+    TaskModel,
+    TaskResult,
+)
 
 
 def parcels(folder: Path, files: dict[str, bytes], parts: int) -> list[Path]:
@@ -67,42 +82,54 @@ def test_nothing_to_unpack_and_mixed_packings_are_refused(
 
 
 def test_rows_name_task_length_model_and_error() -> None:
-    ruler = {"value": 0.5, "score": 50.0, "stderr": 0.05, "n": 10, "length": 4096}
-    scored = {
-        "recovery": 80.0,
-        "gap_closed": None,
-        "interval": {"recovery": [70.0, 90.0], "gap_closed": None},
-    }
-    content = {
-        "models": [
-            {
-                "name": "after ard",
-                "results": {
-                    "ruler_niah_single_1_4096": ruler,
-                    "qasper_yesno": {
-                        "value": 0.7,
-                        "stderr": 0.02,
-                        "n": 319,
-                        "chance": 0.674,
-                        "truncated": 3,
+    identity: dict[str, Any] = {"name": "after ard", "role": "final"}
+    score = Score(recovery=80.0, interval=Intervals(recovery=(70.0, 90.0)))
+    records: list[SuiteResults[Any]] = [
+        RulerResults(
+            models=(
+                TaskModel(
+                    **identity,
+                    results={
+                        "ruler_niah_single_1_4096": TaskResult(
+                            value=0.5, stderr=0.05, n=10, length=4096
+                        )
                     },
-                },
-                "ruler_by_length": {"4096": {"value": 0.5, "score": 50.0, "stderr": 0.05}},
-                "text": {
-                    "by_position": {"edges": [1, 64], "perplexity": [90.0, 30.0]},
-                    "last_k": {"4096": {"perplexity": 20.0, "tokens": 256}},
-                    "sliding": {},
-                },
-            }
-        ],
-        "needle_depth": {
-            "after ard": [{"length": 4096, "depth": 50.0, "value": 0.9, "stderr": 0.1, "n": 10}]
-        },
-        "scores_by_model": {
-            "after ard": {"tasks": {"qasper_yesno": scored}, "categories": {}, "average": None}
-        },
-    }
-    rows = list(long_suite.long_rows(SuiteResult(content)))
+                    by_length={4096: Mean(value=0.5, stderr=0.05)},
+                ),
+            )
+        ),
+        PapersResults(
+            models=(
+                TaskModel(
+                    **identity,
+                    results={
+                        "qasper_yesno": TaskResult(
+                            value=0.7, stderr=0.02, n=319, chance=0.674, truncated=3
+                        )
+                    },
+                    scores=StudentScores(tasks={"qasper_yesno": score}),
+                ),
+            )
+        ),
+        PositionsResults(
+            models=(
+                PositionsModel(
+                    **identity,
+                    by_position=PositionBins(edges=(1, 64), perplexity=(90.0, 30.0)),
+                    last_k={4096: TextScore(nll=3.0, perplexity=20.0, tokens=256)},
+                ),
+            )
+        ),
+        NeedleDepthResults(
+            models=(
+                NeedleModel(
+                    **identity,
+                    cells=(NeedleCell(length=4096, depth=50.0, value=0.9, stderr=0.1, n=10),),
+                ),
+            )
+        ),
+    ]
+    rows = [row for record in records for row in long_suite.long_rows(record)]
     found = {row["name"]: row for row in rows}
     assert [r for r in rows if r["name"] == "ruler"] == [
         {
@@ -146,7 +173,7 @@ def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
     limited = long_suite.table({"rows": rows, "limit": 5}).splitlines()
     assert limited[: len(lines)] == lines
     assert "A quick look: at most 5 samples" in limited[-1]
-    unknown = long_suite.ruler_row({"score": 50.0, "stderr": None}, {"task": "mean"})
+    unknown = long_suite.ruler_row(Mean(value=0.5), {"task": "mean"})
     rows = [unknown | {"model": "native", "length": 4096}]
     assert long_suite.table({"rows": rows, "limit": 5}).splitlines()[2] == (
         "| native | 50.0 ± ? | - |"

@@ -9,6 +9,16 @@ from typing import Any
 import pytest
 
 from benchmarks import short_suite
+from src.results import ShortResults, TaskModel, TaskResult
+
+
+def record(failures: dict[str, str] | None = None, limit: int | None = None, **model: Any) -> Any:
+    models = (TaskModel(name="native", role="native", **model),)
+    return ShortResults(models=models, failures=failures or {}, limit=limit)
+
+
+def written(**model: Any) -> str:
+    return json.dumps(record(**model).plain())
 
 
 @pytest.fixture
@@ -21,9 +31,8 @@ def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
         out = Path(next(a for a in arguments if a.startswith("out="))[4:])
         out.mkdir(parents=True, exist_ok=True)
         seconds = {"sciq": 1.5} | ({"piqa": 2.5} if "cache=false" in arguments else {})
-        model = {"results": {"sciq": {}, "piqa": {}}, "seconds": seconds}
-        content = {"models": [model], "limit": None, "failures": {"mmlu": "too long"}}
-        (out / "short.json").write_text(json.dumps(content))
+        results = {name: TaskResult(value=0.5) for name in ("sciq", "piqa")}
+        (out / "short.json").write_text(written(results=results, seconds=seconds))
         return 2
 
     monkeypatch.setattr(short_suite, "run", run)
@@ -90,9 +99,9 @@ def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_failed_tasks_end_the_script_after_all_is_written() -> None:
-    short_suite.check({"failures": {}}, {"failures": {}})
+    short_suite.check(record(), record())
     with pytest.raises(SystemExit, match="mmlu: too long"):
-        short_suite.check({"failures": {}}, {"failures": {"mmlu": "too long"}})
+        short_suite.check(record(), record(failures={"mmlu": "too long"}))
 
 
 def test_an_evaluation_that_writes_nothing_is_an_error(
@@ -102,22 +111,22 @@ def test_an_evaluation_that_writes_nothing_is_an_error(
     stale.write_text("{}")
     monkeypatch.setattr(short_suite, "run", lambda *arguments: 2)
     with pytest.raises(SystemExit, match=r"short\.json was not written"):
-        short_suite.scored(tmp_path, "short", "eval=short")
+        short_suite.scored(tmp_path, ShortResults, "eval=short")
     assert stale.read_text() == "{}", "what has been earned stays"
 
 
 def test_a_quick_look_beside_full_results_is_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "short.json").write_text('{"limit": null}')
+    (tmp_path / "short.json").write_text(written())
 
     def run(*arguments: str) -> int:
-        (tmp_path / "short.limit_2.json").write_text('{"limit": 2}')
+        (tmp_path / "short.limit_2.json").write_text(written(limit=2))
         return 0
 
     monkeypatch.setattr(short_suite, "run", run)
-    content, _ = short_suite.scored(tmp_path, "short", "eval=short", "limit=2")
-    assert content == {"limit": 2}
+    found, _ = short_suite.scored(tmp_path, ShortResults, "eval=short", "limit=2")
+    assert found.limit == 2
 
 
 def test_a_task_that_one_model_could_not_answer_has_a_dash() -> None:

@@ -14,7 +14,7 @@ import yaml
 from rich.console import Console
 
 from src.evals import running
-from src.evals.suite import SuiteResult
+from src.results import ShortResults, TaskModel
 from src.settings import strict
 from src.settings.config import EvaluateConfig
 from src.settings.strict import ConfigError
@@ -42,7 +42,9 @@ def test_a_runs_models_are_scored_on_its_own_held_out_text(
     names = [model["name"] for model in results["models"]]
     assert names == ["native", "scaled", "after ard", "after cpt"]
     assert results["dataset"]["documents"] == ["held-a", "held-b"]
-    assert results["scores_by_model"].keys() == {"after ard", "after cpt"}
+    roles = ["native", "scaled", "stage", "final"]
+    assert [model["role"] for model in results["models"]] == roles
+    assert [bool(model["scores"]) for model in results["models"][2:]] == [True, True]
     native, scaled = (model["perplexity"]["64"] for model in results["models"][:2])
     assert native != scaled
     for name in names:
@@ -52,7 +54,7 @@ def test_a_runs_models_are_scored_on_its_own_held_out_text(
 def test_earlier_stages_can_be_left_out(finished: Path, compose_plain: Callable[..., dict]) -> None:
     asked = compose_plain(f"run={finished}", *SUITE, "stages=last", name="evaluate")
     found = running.evaluate(strict.load_plain(EvaluateConfig, asked))
-    names = [model["name"] for model in found.contents["perplexity"]["models"]]
+    names = [model.name for model in found.records["perplexity"].models]
     assert names == ["native", "scaled", "after cpt"]
 
 
@@ -87,7 +89,7 @@ def test_the_short_suite_of_a_run_beside_another_run(
     assert names == ["native", "scaled", "after ard", "after cpt", "linearard"]
     assert results["limit"] == 2
     assert results["failures"] == {}
-    scored = results["scores_by_model"]["after cpt"]
+    scored = results["models"][3]["scores"]
     assert scored["tasks"]["gsm8k_bpb"]["recovery_vs_best"] == pytest.approx(100)
     lines = (finished / "evals" / "short.items.jsonl").read_text().splitlines()
     assert len(lines) == len(names) * 3
@@ -140,7 +142,7 @@ def test_data_that_cannot_be_had_leaves_the_other_suites(
     data = ["data=files", f"data.sources.files.paths=[{tmp_path / 'none'}]"]
     plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
     found = running.evaluate(strict.load_plain(EvaluateConfig, plain))
-    assert found.contents.keys() == {"short"}
+    assert found.records.keys() == {"short"}
     assert found.failures.keys() == {"perplexity"}
     assert "does not exist" in found.failures["perplexity"]["all"]
     assert (tmp_path / "short.json").is_file()
@@ -156,7 +158,7 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
     plain = compose_plain(*everything(*data, f"out={tmp_path}"), name="evaluate")
     found = running.evaluate(strict.load_plain(EvaluateConfig, plain))
     found.check()
-    assert found.contents.keys() == {"perplexity", "short"}
+    assert found.records.keys() == {"perplexity", "short"}
     found.print(Console())
     printed = capsys.readouterr().out
     for name in ("drift", "inheritance"):
@@ -234,7 +236,8 @@ def test_a_run_of_another_model_is_not_compared(
 
 def test_a_quick_look_does_not_take_the_place_of_whole_results(tmp_path: Path) -> None:
     def write(limit: int | None) -> None:
-        running._write(tmp_path, "short", SuiteResult({"limit": limit}, [{"of": limit}]))
+        model = TaskModel(name="m", role="native")
+        running._write(tmp_path, ShortResults(limit=limit, models=(model,)), [{"of": limit}])
 
     def limits() -> dict[str, int | None]:
         return {f.name: json.loads(f.read_text())["limit"] for f in tmp_path.glob("*.json")}

@@ -45,6 +45,10 @@ class MaterialConfig:
     hotpotqa: str | None = None
 
 
+# Packages alone.
+MATERIAL = MaterialConfig()
+
+
 def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
     """One part of the material: a field of `Material`, or a question set.
 

@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from src.evals.suite import EvaluationError
+
 Match = Literal["all", "part"]
 
 
-class RulerError(ValueError):
+class RulerError(EvaluationError):
     """Samples that cannot be made or read as they are asked for; the message names the remedy."""
 
 

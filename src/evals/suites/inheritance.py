@@ -14,13 +14,42 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from pydantic import Field, NonNegativeInt
 
-from src.evals import measuring
-from src.evals.restoration import MIN_ITEMS
+from src.evals.measuring import measure
+from src.evals.restoration import MIN_ITEMS, Answers
 from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
-from src.evals.suites.short import ShortSuite, roles_of
+from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
-from src.run_folder import SCHEMA
+from src.results import Interval, ModelRecord, Record, SuiteResults
+
+
+class Repeated(Record):
+    """The native model's mistakes that another model repeats."""
+
+    native_wrong: NonNegativeInt
+    """Items that the native model gets wrong; the shares are of these."""
+    wrong: float | None = None
+    same: float | None = None
+    """Answered with the same wrong answer."""
+    same_of_wrong: float | None = None
+    """The same as a share of the model's own mistakes there."""
+    interval: Interval | None = None
+    chance: float | None = None
+    """`same_of_wrong` of guesses among the wrong answers."""
+
+
+class InheritanceModel(ModelRecord):
+    """Repeated mistakes by task, and over all tasks."""
+
+    tasks: dict[str, Repeated] = Field(default_factory=dict)
+    all: Repeated
+
+
+class InheritanceResults(SuiteResults[InheritanceModel]):
+    """`evals/inheritance.json`."""
+
+    suite: ClassVar[str] = "inheritance"
 
 
 @dataclass(frozen=True)
@@ -29,6 +58,7 @@ class InheritanceSuite(ShortSuite):
 
     name: ClassVar[str] = "inheritance"
     needs_run: ClassVar[bool] = True
+    record: ClassVar[type[SuiteResults[Any]]] = InheritanceResults
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,104 +75,83 @@ class InheritanceSuite(ShortSuite):
         Raises:
             EvaluationError: the native model has no answers, or nothing is beside it.
         """
-        measured = measuring.measure(evaluation, self.questions)
+        measured = measure(evaluation, self.questions)
         if not evaluation.is_main:
-            return SuiteResult({})
-        roles = roles_of(evaluation, measured.answers)
-        others = [name for name in measured.answers if name != roles.native]
-        if roles.native is None or not others:
+            return SuiteResult(None)
+        answered = [c for c in evaluation.candidates if c.name in measured.answers]
+        natives = [candidate for candidate in answered if candidate.role == "native"]
+        others = [candidate for candidate in answered if candidate.role != "native"]
+        if not natives or not others:
             why = "; ".join(measured.failures.values()) or "give run=RUN_DIR"
             raise EvaluationError(f"there is nothing to compare the native model with: {why}")
-        native = measured.answers[roles.native]
-        content = {
-            "schema": SCHEMA,
-            "suite": self.name,
-            "limit": self.limit,
-            "models": [
-                {
-                    "name": name,
-                    "tasks": {
-                        task: self._repeated(task, {task: native[task]}, {task: given[task]})
-                        for task in given
-                        if task in native
-                    },
-                    "all": self._repeated("all", native, given),
-                }
-                for name in others
-                for given in [measured.answers[name]]
-            ],
-        }
-        return SuiteResult(content, failures=measured.failures)
+        native = measured.answers[natives[0].name]
+        models = []
+        for candidate in others:
+            given = measured.answers[candidate.name]
+            tasks = {
+                task: self._repeated(task, {task: native[task]}, {task: answers})
+                for task, answers in given.items()
+                if task in native
+            }
+            whole = self._repeated("all", native, given)
+            models.append(InheritanceModel(**candidate.identity, tasks=tasks, all=whole))
+        record = InheritanceResults(
+            limit=self.limit, failures=measured.failures, models=tuple(models)
+        )
+        return SuiteResult(record)
 
     def _repeated(
         self,
         label: str,
-        native: Mapping[str, Mapping[str, Any]],
-        given: Mapping[str, Mapping[str, Any]],
-    ) -> dict[str, Any]:
-        """Figures over some tasks' items together.
-
-        Returns:
-            `native_wrong`: items that the native model gets wrong; of those, the shares that this
-            model gets wrong (`wrong`) and answers with the same wrong answer (`same`), the latter's
-            95% bootstrap `interval` (None of too few items), and `same_of_wrong`, the share of its
-            own mistakes there that are the native model's. `chance`: `same_of_wrong` of guesses
-            among the wrong answers.
-        """
+        native: Mapping[str, Answers],
+        given: Mapping[str, Answers],
+    ) -> Repeated:
+        """Figures over some tasks' items together; of too few items there is no interval."""
         tasks = [t for t in given if t in native]
         gold, theirs, mine = (
-            np.concatenate([np.asarray(source[t][key]) for t in tasks])
+            np.concatenate([np.asarray(getattr(source[t], key)) for t in tasks])
             for source, key in ((native, "gold"), (native, "predicted"), (given, "predicted"))
         )
         known = definitions()
         guess = np.concatenate(
-            [np.full(len(native[t]["gold"]), 1 / ((known[t].choices or 2) - 1)) for t in tasks]
+            [np.full(len(native[t].score), 1 / ((known[t].choices or 2) - 1)) for t in tasks]
         )
         missed = theirs != gold
         count = int(missed.sum())
         if count == 0:
-            return {
-                "native_wrong": 0,
-                "wrong": None,
-                "same": None,
-                "same_of_wrong": None,
-                "interval": None,
-                "chance": None,
-            }
+            return Repeated(native_wrong=0)
         same = (mine == theirs)[missed]
         wrong = (mine != gold)[missed]
         draw = np.random.default_rng([self.seed, zlib.crc32(label.encode())])
         resampled = draw.binomial(count, same.mean(), size=self.resamples) / count
-        return {
-            "native_wrong": count,
-            "wrong": float(wrong.mean()),
-            "same": float(same.mean()),
-            "same_of_wrong": float(same.sum() / wrong.sum()) if wrong.any() else None,
-            "interval": (
-                [float(x) for x in np.percentile(resampled, (2.5, 97.5))]
-                if count >= MIN_ITEMS
-                else None
-            ),
-            "chance": float(guess[missed].mean()),
-        }
+        low, high = np.percentile(resampled, (2.5, 97.5))
+        return Repeated(
+            native_wrong=count,
+            wrong=float(wrong.mean()),
+            same=float(same.mean()),
+            same_of_wrong=float(same.sum() / wrong.sum()) if wrong.any() else None,
+            interval=(float(low), float(high)) if count >= MIN_ITEMS else None,
+            chance=float(guess[missed].mean()),
+        )
 
     @staticmethod
-    def tables(content: Mapping[str, Any]) -> Sequence[ResultTable]:
+    def tables(record: Any) -> Sequence[ResultTable]:
         """A task a row, a model a column: the share of the native model's mistakes repeated."""
-        limit = content["limit"]
-        mark = "" if limit is None else f", a quick look: at most {limit} items of each task"
-        models = content["models"]
+        models = record.models
         rows: list[tuple[Any, ...]] = [
-            (task, *_cells([m["tasks"].get(task) for m in models])) for task in models[0]["tasks"]
+            (task, *_cells([model.tasks.get(task) for model in models])) for task in models[0].tasks
         ]
-        rows.append(("all", *_cells([m["all"] for m in models])))
-        shares = [m["all"]["same_of_wrong"] for m in models]
+        rows.append(("all", *_cells([model.all for model in models])))
+        shares = [model.all.same_of_wrong for model in models]
         rows.append(("share of its own mistakes there, all", None, *shares))
+        mark = "" if record.limit is None else " items of each task"
         return [
             ResultTable(
-                name="inheritance" if limit is None else f"inheritance_limit_{limit}",
-                title=f"Mistakes of the native model repeated with the same wrong answer{mark}",
-                columns=("task", "native model wrong", *(m["name"] for m in models)),
+                name=record.marked("inheritance", "_limit_"),
+                title="Mistakes of the native model repeated with the same wrong answer"
+                + record.marked("", ", a quick look: at most ")
+                + mark,
+                columns=("task", "native model wrong", *(model.name for model in models)),
                 rows=tuple(rows),
                 formats=("", "d", *(".1%" for _ in models)),
                 notes=("A model that is always right repeats none; the native model itself, all.",),
@@ -150,21 +159,22 @@ class InheritanceSuite(ShortSuite):
         ]
 
     @staticmethod
-    def summary(content: Mapping[str, Any]) -> dict[str, float]:
+    def summary(record: Any) -> dict[str, float]:
         """The share of mistakes repeated, by model."""
-        limit = content["limit"]
-        suite = "inheritance" if limit is None else f"inheritance@limit{limit}"
         return {
-            f"eval/{m['name']}/{suite}/{key}": m["all"][key]
-            for m in content["models"]
-            for key in ("same", "same_of_wrong")
-            if m["all"][key] is not None
+            f"eval/{model.name}/{record.marked('inheritance', '@limit')}/{name}": value
+            for model in record.models
+            for name, value in (
+                ("same", model.all.same),
+                ("same_of_wrong", model.all.same_of_wrong),
+            )
+            if value is not None
         }
 
 
-def _cells(given: Sequence[Mapping[str, Any] | None]) -> list[Any]:
-    first = next((g for g in given if g is not None), None)
-    return [first and first["native_wrong"], *(g and g["same"] for g in given)]
+def _cells(given: Sequence[Repeated | None]) -> list[Any]:
+    first = next((one for one in given if one), None)
+    return [first and first.native_wrong, *(one and one.same for one in given)]
 
 
 SUITE = InheritanceSuite

@@ -1,33 +1,77 @@
-"""Perplexity of held-out text: native, scaled and trained models on the same windows."""
+"""Perplexity of held-out text by window length: all models on the same windows.
+
+Every window length scores the same text: segments as long as the largest window, spread over the
+held-out documents, each cut into windows. A model sees a window and nothing before it; the first
+token of a window has no prediction. Perplexity is exp of the mean negative log-likelihood a
+predicted token, in nats.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from src.evals import perplexity
-from src.evals.perplexity import PerplexityConfig
+import numpy as np
+import torch
+from pydantic import Field
+
+from src.evals.scoring import Count, cache_key, spread_segments, token_losses
 from src.evals.suite import (
+    NOT_FINITE,
     Candidate,
     Evaluation,
     EvaluationError,
     ResultTable,
     SuiteResult,
-    scores_of,
+    records_of,
 )
-from src.run_folder import SCHEMA
+from src.progress import meter
+from src.results import (
+    Dataset,
+    PerplexityModel,
+    PerplexityResults,
+    PerplexityScore,
+)
 
 if TYPE_CHECKING:
-    import numpy as np
+    from transformers import PreTrainedModel
+
+# A smaller rise of perplexity, relative to the native model's, counts as none.
+MINIMAL_GAP = 0.01
 
 
 @dataclass(frozen=True)
-class PerplexitySuite(PerplexityConfig):
-    """Perplexity by window length."""
+class PerplexitySuite:
+    """Window lengths, in tokens, and how much text is scored.
+
+    Attributes:
+        windows: lengths; the largest decides the segments.
+        tokens: text scored at each window length, rounded down to whole segments, at least one.
+        headline: the window whose scores are quoted.
+        batch_tokens: tokens of one forward pass, at most (one window at least).
+    """
+
+    windows: Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
+    tokens: Count
+    headline: Annotated[int, Field(gt=1)]
+    batch_tokens: Count = 4096
 
     name: ClassVar[str] = "perplexity"
     needs_run: ClassVar[bool] = False
+    record: ClassVar[type[PerplexityResults]] = PerplexityResults
+
+    def __post_init__(self) -> None:
+        largest = max(self.windows)
+        odd = [w for w in self.windows if largest % w]
+        if odd:
+            raise ValueError(
+                f"windows={list(self.windows)}: {odd} do not divide the largest, {largest}, so "
+                "they would score other text than it does"
+            )
+        if self.headline not in self.windows:
+            raise ValueError(f"headline={self.headline} is not among windows={list(self.windows)}")
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """No held-out document is long enough."""
@@ -38,119 +82,195 @@ class PerplexitySuite(PerplexityConfig):
         return []
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
-        """Score every model; with several processes the first does it."""
-        if not evaluation.is_main:
-            return SuiteResult({})
-        found, about = self._segments(evaluation)
-        results, failures = scores_of(
-            evaluation.candidates, lambda each: self._score(evaluation, each, found, about)
-        )
-        return SuiteResult(self._content(evaluation, about, results), failures=failures)
+        """Score every model; with several processes the first does it.
 
-    def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, dict[str, Any]]:
+        Raises:
+            EvaluationError: no text or no model can be had.
+        """
+        if not evaluation.is_main:
+            return SuiteResult(None)
+        segments_nt, dataset = self._segments(evaluation)
+        models, failures = records_of(
+            evaluation.candidates, lambda each: self._model(evaluation, each, segments_nt, dataset)
+        )
+        record = PerplexityResults(
+            failures=failures,
+            models=models,
+            dataset=dataset,
+            windows=self.windows,
+            headline=self.headline,
+        )
+        if record.native is None or record.scaled is None:
+            return SuiteResult(record)
+        native, scaled = record.native.perplexity, record.scaled.perplexity
+        scored = tuple(
+            model.model_copy(update={"scores": scores(native, scaled, model.perplexity)})
+            if model in record.students
+            else model
+            for model in models
+        )
+        return SuiteResult(record.model_copy(update={"models": scored}))
+
+    def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, Dataset]:
+        """Segments of the largest window, int64 [segments, window], and what they are."""
         corpus = evaluation.corpus
         documents = corpus.held_out_documents()
-        try:
-            found = perplexity.segments(documents, self)
-        except ValueError as error:
-            raise EvaluationError(str(error)) from error
-        about = {
-            "name": corpus.name,
-            "documents": [name for name, _ in documents],
-            "fingerprint": corpus.fingerprint(max(self.windows)),
-            "tokens": int(found.size),
-        }
-        return found, about
+        length = max(self.windows)
+        number = max(1, self.tokens // length)
+        segments_nt = spread_segments(
+            documents, length, number, needed_by=f"eval.perplexity.windows={list(self.windows)}"
+        )
+        dataset = Dataset(
+            name=corpus.name,
+            documents=tuple(name for name, _ in documents),
+            fingerprint=corpus.fingerprint(length),
+            tokens=int(segments_nt.size),
+        )
+        return segments_nt, dataset
 
-    def _score(
+    def _model(
         self,
         evaluation: Evaluation,
         candidate: Candidate,
-        found: np.ndarray,
-        about: Mapping[str, Any],
-    ) -> dict[str, Any]:
+        segments_nt: np.ndarray,
+        dataset: Dataset,
+    ) -> PerplexityModel:
         # The headline is chosen among the figures; batches change them by rounding alone.
         left_out = ("headline", "batch_tokens")
-        key = {
-            "suite": self.name,
-            "settings": {k: v for k, v in asdict(self).items() if k not in left_out},
-            "weights": candidate.fingerprint,
-            "text": about["fingerprint"],
-            "device": evaluation.device,
-            "dtype": evaluation.dtype,
-        }
-        known = evaluation.cache.get(key)
-        if known is None:
+        settings = {k: v for k, v in asdict(self).items() if k not in left_out}
+        key = cache_key(
+            evaluation, candidate, self.name, text=dataset.fingerprint, settings=settings
+        )
+        nll = evaluation.cache.get(key)
+        if nll is None:
             with candidate.loaded(device=evaluation.device, dtype=evaluation.dtype) as network:
-                known = perplexity.evaluate_model(network, found, self, name=candidate.name)
-            evaluation.cache.put(key, known)
-        return known | {"name": candidate.name}
+                nll = self.evaluate(network, segments_nt, name=candidate.name)
+            evaluation.cache.put(key, nll)
+        nll = {int(window): value for window, value in nll.items()}
+        return PerplexityModel(
+            **candidate.identity,
+            # Beyond exp(700) a float64 overflows; a model that far gone is reported at that bound.
+            perplexity={window: math.exp(min(value, 700.0)) for window, value in nll.items()},
+            nll=nll,
+            tokens={w: segments_nt.size // w * (w - 1) for w in self.windows},
+        )
 
-    def _content(
-        self, evaluation: Evaluation, about: dict[str, Any], results: Sequence[dict[str, Any]]
-    ) -> dict[str, Any]:
-        by_name = {result["name"]: result["perplexity"] for result in results}
-        roles = {c.role: by_name[c.name] for c in evaluation.candidates if c.name in by_name}
-        scored: dict[str, Any] = {}
-        if "native" in roles and "scaled" in roles:
-            students = [c.name for c in evaluation.of_role("trained", "comparison")]
-            scored = {
-                name: perplexity.scores(roles["native"], roles["scaled"], by_name[name])
-                for name in students
-                if name in by_name
-            }
-        trained = [c.name for c in evaluation.of_role("trained") if c.name in scored]
+    def evaluate(
+        self, model: PreTrainedModel, segments_nt: np.ndarray, *, name: str
+    ) -> dict[str, float]:
+        """Negative log-likelihood in nats a predicted token, by window.
+
+        Raises:
+            EvaluationError: a figure is not finite.
+        """
+        model.eval()
         return {
-            "schema": SCHEMA,
-            "suite": self.name,
-            "dataset": about,
-            "windows": list(self.windows),
-            "headline": self.headline,
-            "models": list(results),
-            "scores": scored[trained[-1]] if trained else None,
-            "scores_by_model": scored,
+            str(window): negative_log_likelihood(
+                model,
+                segments_nt.reshape(-1, window),
+                batch_tokens=self.batch_tokens,
+                name=f"perplexity, {name}, window {window}",
+            )
+            for window in self.windows
         }
 
     @staticmethod
-    def tables(content: Mapping[str, Any]) -> Sequence[ResultTable]:
+    def tables(record: PerplexityResults) -> Sequence[ResultTable]:
         """A model a row, a window a column, and last the gap closed at the headline."""
-        windows = [str(w) for w in content["windows"]]
-        headline = str(content["headline"])
-        rows = []
-        for model in content["models"]:
-            scored = content["scores_by_model"].get(model["name"])
-            closed = scored[headline]["gap_closed"] if scored else None
-            rows.append((model["name"], *(model["perplexity"][w] for w in windows), closed))
-        data = content["dataset"]
+        headline = record.headline or max(record.windows)
+        rows = [
+            (
+                model.name,
+                *(model.perplexity[window] for window in record.windows),
+                model.score(headline).gap_closed,
+            )
+            for model in record.models
+        ]
         notes = []
-        if scored := content["scores"]:
-            recovery = scored[headline]["recovery"]
+        if record.final and (recovery := record.final.score(headline).recovery) is not None:
             notes.append(f"recovery at window {headline}: {recovery:.1f}% of the native model")
         return [
             ResultTable(
                 name="perplexity",
-                title=f"Perplexity of held-out {data['name']} text "
-                f"({len(data['documents'])} documents, lower is better)",
-                columns=("model", *(f"ppl {w}" for w in windows), f"gap closed @{headline}"),
+                title=f"Perplexity of held-out {record.dataset.name} text "
+                f"({len(record.dataset.documents)} documents, lower is better)",
+                columns=(
+                    "model",
+                    *(f"ppl {window}" for window in record.windows),
+                    f"gap closed @{headline}",
+                ),
                 rows=tuple(rows),
-                formats=("", *(".2f" for _ in windows), ".1%"),
+                formats=("", *(".2f" for _ in record.windows), ".1%"),
                 notes=tuple(notes),
             )
         ]
 
     @staticmethod
-    def summary(content: Mapping[str, Any]) -> dict[str, float]:
+    def summary(record: PerplexityResults) -> dict[str, float]:
         """Perplexity by model and window, and the last trained model's scores."""
         figures = {
-            f"eval/{model['name']}/perplexity/{window}": value
-            for model in content["models"]
-            for window, value in model["perplexity"].items()
+            f"eval/{model.name}/perplexity/{window}": value
+            for model in record.models
+            for window, value in model.perplexity.items()
+            if value is not None
         }
-        for window, scored in (content["scores"] or {}).items():
+        for window, score in record.final.scores.items() if record.final else ():
             figures |= {
-                f"eval/{key}/{window}": value for key, value in scored.items() if value is not None
+                f"eval/{key}/{window}": value
+                for key, value in score.model_dump().items()
+                if value is not None
             }
         return figures
+
+
+def negative_log_likelihood(
+    model: PreTrainedModel, windows_nt: np.ndarray, *, batch_tokens: int, name: str
+) -> float:
+    """Mean negative log-likelihood, in nats a predicted token, over windows int64 [n, t].
+
+    Raises:
+        EvaluationError: it is not finite.
+    """
+    device = next(model.parameters()).device
+    n, t = windows_nt.shape
+    rows = max(1, batch_tokens // t)
+    total = 0.0
+    with meter(name, n) as progress:
+        for start in range(0, n, rows):
+            ids_bt = torch.from_numpy(windows_nt[start : start + rows]).to(device)
+            for part in token_losses(model, ids_bt, t - 1, reduction="sum"):
+                total += part.item()
+            progress.advance(len(ids_bt))
+    if not math.isfinite(total):
+        raise EvaluationError(NOT_FINITE)
+    return total / (n * (t - 1))
+
+
+def scores(
+    native: Mapping[int, float | None],
+    scaled: Mapping[int, float | None],
+    student: Mapping[int, float | None],
+) -> dict[int, PerplexityScore]:
+    """Restoration by window, from perplexities.
+
+    `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same
+    on its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap
+    is None where scaling has not made the model worse by at least MINIMAL_GAP: there is then
+    nothing to close but noise.
+    """
+    result: dict[int, PerplexityScore] = {}
+    for window, native_value in native.items():
+        scaled_value, value = scaled[window], student[window]
+        if native_value is None or scaled_value is None or value is None:
+            continue
+        gap = gap_nll = None
+        if scaled_value > native_value * (1 + MINIMAL_GAP):
+            gap = (value - scaled_value) / (native_value - scaled_value)
+            gap_nll = math.log(value / scaled_value) / math.log(native_value / scaled_value)
+        result[window] = PerplexityScore(
+            gap_closed=gap, gap_closed_nll=gap_nll, recovery=100 * native_value / value
+        )
+    return result
 
 
 SUITE = PerplexitySuite

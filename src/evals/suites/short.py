@@ -6,19 +6,18 @@ models.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import numpy as np
 from pydantic import Field
 
-from src.evals import measuring
-from src.evals.measuring import Measured, Questions
-from src.evals.restoration import MIN_ITEMS, Answered, Comparison, Roles, TaskFacts
+from src.evals.measuring import Measured, measure
+from src.evals.questions import Questions, prepare
+from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
 from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
 from src.evals.tasks import definitions
-from src.run_folder import SCHEMA
+from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskModel, TaskResult
 
 UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
 
@@ -55,6 +54,7 @@ class ShortSuite:
 
     name: ClassVar[str] = "short"
     needs_run: ClassVar[bool] = False
+    record: ClassVar[type[SuiteResults[Any]]] = ShortResults
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):
@@ -76,220 +76,177 @@ class ShortSuite:
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """Unknown tasks and documents that cannot be had."""
         del evaluation
-        _, failures = measuring.prepare(self.questions)
+        _, failures = prepare(self.questions)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
-        """Evaluate all models on all tasks and compare them."""
-        measured = measuring.measure(evaluation, self.questions)
+        """Evaluate all models on all tasks and compare them.
+
+        Raises:
+            EvaluationError: nothing can be evaluated.
+        """
+        measured = measure(evaluation, self.questions)
         if not evaluation.is_main:
-            return SuiteResult({})
+            return SuiteResult(None)
         if not measured.answers:
             lines = [f"{what}: {why}" for what, why in measured.failures.items()]
             raise EvaluationError("\n".join(lines))
-        return SuiteResult(self._content(evaluation, measured), _items(measured), measured.failures)
-
-    def _content(self, evaluation: Evaluation, measured: Measured) -> dict[str, Any]:
-        known = definitions()
-        facts = [
-            TaskFacts(
-                name=task,
-                category=known[task].category,
-                metric=known[task].score,
-                higher_is_better=known[task].higher_is_better,
-                chance=known[task].chance,
-            )
-            for task in known
-            if task in self.tasks
-        ]
-        answers = {
-            model: {task: answered(given) for task, given in tasks.items()}
-            for model, tasks in measured.answers.items()
-        }
-        compared = Comparison(
-            facts,
-            answers,
-            roles_of(evaluation, answers),
+        record = ShortResults(
+            limit=self.limit,
+            failures=measured.failures,
+            models=self._models(evaluation, measured),
+            source=self.source,
+            dtype=evaluation.dtype,
+            device=evaluation.device,
             resamples=self.resamples,
             seed=self.seed,
         )
-        fingerprints = {c.name: c.fingerprint for c in evaluation.candidates if c.name in answers}
-        return {
-            "schema": SCHEMA,
-            "suite": self.name,
-            "limit": self.limit,
-            "source": self.source,
-            "dtype": evaluation.dtype,
-            "device": evaluation.device,
-            "resamples": self.resamples,
-            "seed": self.seed,
-            "models": [
-                {
-                    "name": model,
-                    "weights": fingerprints[model],
-                    "results": {
-                        task: result | {"limit": self.limit}
-                        for task, result in compared.results(model).items()
-                    },
-                    "categories": compared.categories(model),
-                    "average": compared.average(model),
-                    "full_average": compared.average(model, full=True),
-                    "seconds": measured.seconds.get(model, {}),
-                    "lm_eval": measured.results[model],
-                }
-                for model in answers
-            ],
-            "scores_by_model": compared.scores(),
-        }
+        # A line for each model and task, with a list entry for each item.
+        items = [
+            {"model": model, "task": task} | asdict(answers)
+            for model, tasks in measured.answers.items()
+            for task, answers in tasks.items()
+        ]
+        return SuiteResult(record, items)
+
+    def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:
+        facts = [
+            TaskFacts(
+                name=name,
+                category=task.category,
+                metric=task.score,
+                higher_is_better=task.higher_is_better,
+                chance=task.chance,
+            )
+            for name, task in definitions().items()
+            if name in self.tasks
+        ]
+        candidates = {c.name: c for c in evaluation.candidates if c.name in measured.answers}
+        restoration = Restoration(
+            facts,
+            measured.answers,
+            {name: candidate.role for name, candidate in candidates.items()},
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+        return tuple(
+            restoration.model(
+                name,
+                weights=candidate.fingerprint,
+                seconds=measured.seconds.get(name, {}),
+                lm_eval=measured.results[name],
+            )
+            for name, candidate in candidates.items()
+        )
 
     @staticmethod
-    def tables(content: Mapping[str, Any]) -> Sequence[ResultTable]:
+    def tables(record: ShortResults) -> Sequence[ResultTable]:
         """Values with standard errors, then each student's scores with intervals."""
-        return [_values(content), *_scores(content)]
+        return [_values(record), *(_scores(record, model) for model in record.students)]
 
     @staticmethod
-    def summary(content: Mapping[str, Any]) -> dict[str, float]:
+    def summary(record: ShortResults) -> dict[str, float]:
         """Values, category averages and scores; limited ones say so in their names."""
-        suite = _marked(content, "short", "@limit")
         figures: dict[str, float] = {}
-        for model in content["models"]:
-            start = f"eval/{model['name']}/{suite}"
-            figures |= {f"{start}/{t}": r["value"] for t, r in model["results"].items()}
-            figures |= {
-                f"{start}/category/{name}": mean["value"]
-                for name, mean in model["categories"].items()
-            }
+        for model in record.models:
+            start = f"eval/{model.name}/{record.marked('short', '@limit')}"
+            figures |= {f"{start}/{task}": r.value for task, r in model.results.items()}
+            figures |= {f"{start}/category/{c}": m.value for c, m in model.categories.items()}
             for key in ("average", "full_average"):
-                if model[key] is not None:
-                    figures[f"{start}/{key}"] = model[key]["value"]
-        for model, scored in content["scores_by_model"].items():
+                if mean := getattr(model, key):
+                    figures[f"{start}/{key}"] = mean.value
+        for model in record.students:
+            start = f"eval/{model.name}/{record.marked('short', '@limit')}"
             for key in ("average", "full_average"):
                 for name in ("recovery", "recovery_vs_best", "gap_closed"):
-                    if scored[key] is not None and scored[key][name] is not None:
-                        figures[f"eval/{model}/{suite}/{key}/{name}"] = scored[key][name]
+                    score = getattr(model.scores, key)
+                    if score and (value := getattr(score, name)) is not None:
+                        figures[f"{start}/{key}/{name}"] = value
         return figures
 
 
-def answered(given: Mapping[str, Any]) -> Answered:
-    """A task's answers as arrays."""
-    return Answered(np.array(given["score"], dtype=float), np.array(given["weight"], dtype=float))
-
-
-def roles_of(evaluation: Evaluation, names: Mapping[str, Any]) -> Roles:
-    """Which of the models that were evaluated is which."""
-    return Roles.of((c.name, c.role) for c in evaluation.candidates if c.name in names)
-
-
-def _items(measured: Measured) -> list[dict[str, Any]]:
-    """A line for each model and task, with a list entry for each item."""
-    return [
-        {"model": model, "task": task, **given}
-        for model, tasks in measured.answers.items()
-        for task, given in tasks.items()
-    ]
-
-
-def _marked(content: Mapping[str, Any], text: str, mark: str) -> str:
-    """Text about figures, marked where they come from some of the items only."""
-    limit = content["limit"]
-    return text if limit is None else f"{text}{mark}{limit}"
-
-
-def _values(content: Mapping[str, Any]) -> ResultTable:
-    models = content["models"]
+def _values(record: ShortResults) -> ResultTable:
+    models = record.models
     rows: list[tuple[Any, ...]] = []
-    names = dict.fromkeys(task for model in models for task in model["results"])
-    for task in names:
-        given = [model["results"].get(task) for model in models]
-        first = next(r for r in given if r is not None)
-        direction = "" if first["higher_is_better"] else ", lower is better"
-        label = f"{task} ({first['metric']}{direction})"
-        rows.append((label, first["n"], *(_value(r) for r in given)))
-    for category in models[0]["categories"]:
-        rows.append((category, None, *(_value(m["categories"][category]) for m in models)))
-    for key, label in (("average", "average, discriminating"), ("full_average", "average, all")):
-        rows.append((label, None, *(_value(m[key]) for m in models)))
+    for task in dict.fromkeys(task for model in models for task in model.results):
+        results = [model.results.get(task) for model in models]
+        first = next(result for result in results if result)
+        direction = "" if first.higher_is_better else ", lower is better"
+        label = f"{task} ({first.metric}{direction})"
+        rows.append((label, first.n, *(_value(result) for result in results)))
+    for category in models[0].categories:
+        rows.append((category, None, *(_value(model.categories[category]) for model in models)))
+    rows.append(("average, discriminating", None, *(_value(model.average) for model in models)))
+    rows.append(("average, all", None, *(_value(model.full_average) for model in models)))
     return ResultTable(
-        name=_marked(content, "short", "_limit_"),
-        title=_marked(content, "Short suite", ", a quick look: items of each task, at most ")
+        name=record.marked("short", "_limit_"),
+        title=record.marked("Short suite", ", a quick look: items of each task, at most ")
         + " (value ± standard error)",
-        columns=("task", "items", *(m["name"] for m in models)),
+        columns=("task", "items", *(model.name for model in models)),
         rows=tuple(rows),
         formats=("", "d", *("" for _ in models)),
         notes=(UNKNOWN_ERROR,),
     )
 
 
-def _value(result: Mapping[str, Any] | None) -> str | None:
-    if result is None:
+def _value(figure: TaskResult | Mean | None) -> str | None:
+    if figure is None:
         return None
-    scale, digits = (100, 1) if result.get("higher_is_better", True) else (1, 3)
-    error = "?" if result["stderr"] is None else f"{scale * result['stderr']:.{digits}f}"
-    return f"{scale * result['value']:.{digits}f} ± {error}"
+    scale, digits = (100, 1) if figure.higher_is_better else (1, 3)
+    error = "?" if figure.stderr is None else f"{scale * figure.stderr:.{digits}f}"
+    return f"{scale * figure.value:.{digits}f} ± {error}"
 
 
-def _scores(content: Mapping[str, Any]) -> list[ResultTable]:
-    tables = []
-    for model, scored in content["scores_by_model"].items():
-        entries = [*scored["tasks"].items(), *scored["categories"].items()]
-        for key, label in (
-            ("average", "average, discriminating"),
-            ("full_average", "average, all"),
-        ):
-            if scored[key] is not None:
-                entries.append((label, scored[key]))
-        rows = [
+def _scores(record: ShortResults, model: TaskModel) -> ResultTable:
+    scores = model.scores
+    entries: dict[str, Score | None] = {**scores.tasks, **scores.categories}
+    entries |= {
+        "average, discriminating": scores.average,
+        "average, all": scores.full_average,
+    }
+    columns = ("task", "recovery", "of the best other run", "gap closed", "differs from scaled", "")
+    return ResultTable(
+        name=record.marked(f"short_scores/{model.name}", "_limit_"),
+        title=record.marked(f"Short suite, {model.name}", ", a quick look: items a task ")
+        + " [95% interval]",
+        columns=columns,
+        rows=tuple(
             (
                 name,
-                _with_interval(s, "recovery", "{:.1f}%", 1),
-                _with_interval(s, "recovery_vs_best", "{:.1f}%", 1),
-                _with_interval(s, "gap_closed", "{:.0f}%", 100),
-                *_certainty(s),
-            )
-            for name, s in entries
-        ]
-        tables.append(
-            ResultTable(
-                name=_marked(content, f"short_scores/{model}", "_limit_"),
-                title=_marked(content, f"Short suite, {model}", ", a quick look: items a task ")
-                + " [95% interval]",
-                columns=(
-                    "task",
-                    "recovery",
-                    "of the best other run",
-                    "gap closed",
-                    "differs from scaled",
-                    "",
+                _with_interval(score.recovery, score.interval.recovery, "{:.1f}%", 1),
+                _with_interval(
+                    score.recovery_vs_best, score.interval.recovery_vs_best, "{:.1f}%", 1
                 ),
-                rows=tuple(rows),
-                formats=("",) * 6,
-                notes=(
-                    "A gap is given where scaling has cost the model more than noise.",
-                    UNKNOWN_ERROR,
-                ),
+                _with_interval(score.gap_closed, score.interval.gap_closed, "{:.0f}%", 100),
+                *_certainty(score),
             )
-        )
-    return tables
-
-
-def _certainty(scored: Mapping[str, Any]) -> tuple[str, str]:
-    """Whether a score differs from the scaled model's, and whether the task tells anything."""
-    if scored["difference"]["to_scaled"]["interval"] is None:
-        return "unknown", "too few items"
-    return (
-        "yes" if scored["significant"] else "within noise",
-        "" if scored["discriminating"] else "native at chance",
+            for name, score in entries.items()
+            if score
+        ),
+        formats=("",) * len(columns),
+        notes=("A gap is given where scaling has cost the model more than noise.", UNKNOWN_ERROR),
     )
 
 
-def _with_interval(scored: Mapping[str, Any], name: str, form: str, scale: float) -> str | None:
-    if scored[name] is None:
+def _certainty(score: Score) -> tuple[str, str]:
+    """Whether a score differs from the scaled model's, and whether the task tells anything."""
+    if score.difference is None or score.difference.to_scaled.interval is None:
+        return "unknown", "too few items"
+    return (
+        "yes" if score.significant else "within noise",
+        "" if score.discriminating else "native at chance",
+    )
+
+
+def _with_interval(
+    value: float | None, interval: Interval | None, form: str, scale: float
+) -> str | None:
+    if value is None:
         return None
-    if scored["interval"][name] is None:
-        return f"{form.format(scale * scored[name])} [?]"
-    low, high = scored["interval"][name]
-    values = (form.format(scale * x) for x in (scored[name], low, high))
-    return "{} [{}, {}]".format(*values)
+    if interval is None:
+        return f"{form.format(scale * value)} [?]"
+    low, high = (None if end is None else form.format(scale * end) for end in interval)
+    return f"{form.format(scale * value)} [{low}, {high}]"
 
 
 SUITE = ShortSuite

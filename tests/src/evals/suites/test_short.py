@@ -15,12 +15,14 @@ import torch
 
 from src.evals import measuring
 from src.evals.cache import ResultCache
-from src.evals.suite import Candidate, Evaluation, EvaluationError
-from src.evals.suites.inheritance import InheritanceSuite
+from src.evals.restoration import Answers
+from src.evals.suite import Candidate, Evaluation, EvaluationError, SuiteResult
+from src.evals.suites.inheritance import InheritanceSuite, Repeated
 from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
+from src.results import parse
 from src.settings.config import RunConfig
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "short"
@@ -63,7 +65,7 @@ def evaluation(run: RunConfig, export: Path, tmp_path: Path) -> Evaluation:
         candidates=(
             Candidate("native", "native", run.model),
             Candidate("scaled", "scaled", run.model, run.rope),
-            Candidate("after cpt", "trained", run.model, run.rope, export),
+            Candidate("after cpt", "final", run.model, run.rope, export),
             Candidate("cpt", "comparison", run.model, run.rope, export),
         ),
         data=run.data,
@@ -73,27 +75,39 @@ def evaluation(run: RunConfig, export: Path, tmp_path: Path) -> Evaluation:
     )
 
 
+def read(result: SuiteResult) -> Any:
+    """The record as it is read from its file."""
+    record = result.record
+    assert record is not None
+    assert parse(json.dumps(record.plain(), allow_nan=False), type(record)) == record
+    return record
+
+
+def record_of(suite: ShortSuite, evaluation: Evaluation) -> Any:
+    return read(suite.run(evaluation))
+
+
 def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
     result = suite(limit=2).run(evaluation)
-    assert result.failures == {}
-    content = json.loads(json.dumps(result.content, allow_nan=False))
-    assert (content["schema"], content["suite"], content["limit"]) == (1, "short", 2)
-    assert [m["name"] for m in content["models"]] == ["native", "scaled", "after cpt", "cpt"]
-    for model in content["models"]:
-        assert set(model["results"]) == set(TASKS)
-        assert set(model["categories"]) == {t.category for t in definitions().values()}
-        for task, found in model["results"].items():
+    record = read(result)
+    assert record.failures == {}
+    assert record.limit == 2
+    roles = {"native": "native", "scaled": "scaled", "after cpt": "final", "cpt": "comparison"}
+    assert {m.name: m.role for m in record.models} == roles
+    for model in record.models:
+        assert set(model.results) == set(TASKS)
+        assert set(model.categories) == {t.category for t in definitions().values()}
+        for task, found in model.results.items():
             # MMLU's limit is each subject's, of which the fixture has two.
-            assert found["n"] == (4 if task == "mmlu" else 2)
-            assert found["limit"] == 2
-        assert model["lm_eval"]["arc_easy"]["acc_norm,none"] == pytest.approx(
-            model["results"]["arc_easy"]["value"]
+            assert found.n == (4 if task == "mmlu" else 2)
+        assert model.lm_eval["arc_easy"]["acc_norm,none"] == pytest.approx(
+            model.results["arc_easy"].value
         )
-        assert len(model["weights"]) == 64
-    assert set(content["scores_by_model"]) == {"after cpt", "cpt"}
-    scored = content["scores_by_model"]["after cpt"]["tasks"]["humaneval_bpb"]
+        assert len(model.weights) == 64
+    assert [m.name for m in record.models if m.scores.tasks] == ["after cpt", "cpt"]
     # The other run's model is the same one.
-    assert scored["recovery_vs_best"] == pytest.approx(100)
+    scored = record.final.scores.tasks["humaneval_bpb"]
+    assert scored.recovery_vs_best == pytest.approx(100)
     lines = [(item["model"], item["task"]) for item in result.items]
     assert len(lines) == len(set(lines)) == 4 * len(TASKS)
 
@@ -106,18 +120,18 @@ def test_a_task_that_is_named_twice_is_asked_once(evaluation: Evaluation) -> Non
 
 def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> None:
     asked = suite("piqa", "gsm8k_bpb", limit=2)
-    content = asked.run(evaluation).content
-    for table in asked.tables(content):
+    record = record_of(asked, evaluation)
+    for table in asked.tables(record):
         assert "a quick look" in table.title
         assert "2" in table.title
         assert "limit_2" in table.name
-    assert all("short@limit2" in key for key in asked.summary(content))
-    values, scores, _ = asked.tables(content)
+    assert all("short@limit2" in key for key in asked.summary(record))
+    values, scores, _ = asked.tables(record)
     assert all(cell.endswith(" ± ?") for cell in values.rows[0][2:])
     bits = next(row for row in scores.rows if row[0] == "gsm8k_bpb")
     assert bits[1].endswith("% [?]")
     assert bits[-2:] == ("unknown", "too few items")
-    whole = suite("piqa").run(evaluation).content
+    whole = record_of(suite("piqa"), evaluation)
     assert "eval/native/short/piqa" in suite("piqa").summary(whole)
 
 
@@ -141,11 +155,12 @@ def test_nothing_is_evaluated_twice_and_what_is_done_is_kept(
     assert len(asked) == 1 + 6
     again = suite("piqa", "boolq").run(evaluation)
     assert len(asked) == 1 + 6
-    stripped = [
-        [{k: v for k, v in m.items() if k != "seconds"} for m in r.content["models"]]
+    kept = [
+        [m.model_copy(update={"seconds": {}}) for m in r.record.models]
         for r in (first, again)
+        if r.record
     ]
-    assert stripped[0] == stripped[1]
+    assert kept[0] == kept[1]
     suite("piqa", limit=1).run(evaluation)
     assert len(asked) > 1 + 6
 
@@ -162,13 +177,13 @@ def test_what_fails_is_named_and_the_rest_is_kept(
     empty.mkdir()
     candidates = (
         *evaluation.candidates[:2],
-        Candidate("after cpt", "trained", run.model, run.rope, empty),
+        Candidate("after cpt", "final", run.model, run.rope, empty),
         Candidate("narrow", "comparison", replace(run.model, native_window=450)),
     )
     tasks = ("piqa", "arc_eazy", "sciq", "boolq", "openbookqa", "lambada", "squad", "humaneval")
     asked = replace(suite(*tasks), folder=str(folder))
-    result = asked.run(replace(evaluation, candidates=candidates))
-    assert set(result.failures) == {
+    record = record_of(asked, replace(evaluation, candidates=candidates))
+    assert set(record.failures) == {
         "arc_eazy",
         "sciq",
         "boolq",
@@ -178,15 +193,15 @@ def test_what_fails_is_named_and_the_rest_is_kept(
         "after cpt",
         "squad, narrow",
     }
-    assert "did you mean 'arc_easy'" in result.failures["arc_eazy"]
-    assert "sciq.jsonl is missing" in result.failures["sciq"]
-    assert "line 1, is no JSON" in result.failures["boolq"]
-    assert "do not fit the task" in result.failures["openbookqa"]
-    assert "line 1, is no JSON object: [1, 2]; mend" in result.failures["lambada"]
-    assert "execute_code=true" in result.failures["humaneval"]
-    assert "has no weights" in result.failures["after cpt"]
-    assert "does not fit the model's window of 450" in result.failures["squad, narrow"]
-    found = {m["name"]: set(m["results"]) for m in result.content["models"]}
+    assert "did you mean 'arc_easy'" in record.failures["arc_eazy"]
+    assert "sciq.jsonl is missing" in record.failures["sciq"]
+    assert "line 1, is no JSON" in record.failures["boolq"]
+    assert "do not fit the task" in record.failures["openbookqa"]
+    assert "line 1, is no JSON object: [1, 2]; mend" in record.failures["lambada"]
+    assert "execute_code=true" in record.failures["humaneval"]
+    assert "has no weights" in record.failures["after cpt"]
+    assert "does not fit the model's window of 450" in record.failures["squad, narrow"]
+    found = {m.name: set(m.results) for m in record.models}
     assert found == {
         "native": {"piqa", "squad"},
         "scaled": {"piqa", "squad"},
@@ -214,14 +229,14 @@ def test_one_damaged_item_is_one_error_for_its_task(evaluation: Evaluation, tmp_
     spoiled = ("arc_easy", "openbookqa", "piqa", "boolq", "squad", "mmlu", "sciq")
     asked = replace(suite(*spoiled, "winogrande"), folder=str(folder))
     two = replace(evaluation, candidates=evaluation.candidates[:2])
-    result = asked.run(two)
-    assert set(result.failures) == set(spoiled)
-    for task, message in result.failures.items():
+    record = record_of(asked, two)
+    assert set(record.failures) == set(spoiled)
+    for task, message in record.failures.items():
         expected = (
             r"is not UTF-8: .*0xff" if task == "sciq" else r"item \d+ of \w+ does not fit the"
         )
         assert re.search(expected, message), message
-    assert [set(m["results"]) for m in result.content["models"]] == [{"winogrande"}] * 2
+    assert [set(m.results) for m in record.models] == [{"winogrande"}] * 2
 
 
 def test_own_files_may_begin_with_a_mark_and_end_with_an_empty_line(
@@ -234,8 +249,7 @@ def test_own_files_may_begin_with_a_mark_and_end_with_an_empty_line(
     (tmp_path / "piqa.jsonl").write_text("\ufeff" + text, encoding="utf-8")
     asked = replace(suite("piqa"), folder=str(tmp_path))
     one = replace(evaluation, candidates=evaluation.candidates[:1])
-    result = asked.run(one)
-    assert result.content["models"][0]["results"]["piqa"]["n"] == len(text.split("\n")) - 2
+    assert record_of(asked, one).models[0].results["piqa"].n == len(text.split("\n")) - 2
 
 
 def test_a_model_that_has_diverged_is_named(
@@ -243,10 +257,10 @@ def test_a_model_that_has_diverged_is_named(
 ) -> None:
     native, scaled, _, other = evaluation.candidates
     asked = replace(evaluation, candidates=(native, scaled, diverge(other)))
-    result = suite("piqa").run(asked)
-    assert result.failures.keys() == {"cpt"}
-    assert "the model's logits are not finite" in result.failures["cpt"]
-    assert [m["name"] for m in result.content["models"]] == ["native", "scaled"]
+    record = record_of(suite("piqa"), asked)
+    assert record.failures.keys() == {"cpt"}
+    assert "the model's logits are not finite" in record.failures["cpt"]
+    assert [m.name for m in record.models] == ["native", "scaled"]
 
 
 def test_what_is_wrong_is_known_before_a_run_starts(evaluation: Evaluation) -> None:
@@ -267,18 +281,19 @@ def test_a_folder_and_its_source_go_together() -> None:
 
 @pytest.mark.parametrize("execute", [pytest.param(True, id="allowed")])
 def test_code_is_run_when_asked_for(evaluation: Evaluation, execute: bool) -> None:
-    result = suite("humaneval", "mbpp", execute_code=execute).run(
-        replace(evaluation, candidates=evaluation.candidates[:1])
+    record = record_of(
+        suite("humaneval", "mbpp", execute_code=execute),
+        replace(evaluation, candidates=evaluation.candidates[:1]),
     )
-    assert result.failures == {}
-    values = [r["value"] for r in result.content["models"][0]["results"].values()]
+    assert record.failures == {}
+    values = [r.value for r in record.models[0].results.values()]
     assert values == [0.0, 0.0], "random weights write no programs"
 
 
 def test_inheritance_counts_repeated_mistakes(evaluation: Evaluation) -> None:
     asked = InheritanceSuite(tasks=CHOICES, source="folder", folder=str(FIXTURES), resamples=100)
-    content = asked.run(evaluation).content
-    assert [m["name"] for m in content["models"]] == ["scaled", "after cpt", "cpt"]
+    record = record_of(asked, evaluation)
+    assert [m.name for m in record.models] == ["scaled", "after cpt", "cpt"]
     short = suite(*CHOICES).run(evaluation)
     lists = {(i["model"], i["task"]): i for i in short.items}
     missed = same = wrong = 0
@@ -288,27 +303,27 @@ def test_inheritance_counts_repeated_mistakes(evaluation: Evaluation) -> None:
             missed += a != gold
             same += a != gold and a == b
             wrong += a != gold and b != gold
-    found = content["models"][1]["all"]
-    assert found["native_wrong"] == missed
-    assert found["same"] == pytest.approx(same / missed)
-    assert found["same_of_wrong"] == pytest.approx(same / wrong)
-    low, high = found["interval"]
-    assert low <= found["same"] <= high
-    (table,) = asked.tables(content)
+    found = record.models[1].all
+    assert found.native_wrong == missed
+    assert found.same == pytest.approx(same / missed)
+    assert found.same_of_wrong == pytest.approx(same / wrong)
+    low, high = found.interval
+    assert low <= found.same <= high
+    (table,) = asked.tables(record)
     assert table.columns == ("task", "native model wrong", "scaled", "after cpt", "cpt")
-    assert asked.summary(content)["eval/after cpt/inheritance/same"] == found["same"]
+    assert asked.summary(record)["eval/after cpt/inheritance/same"] == found.same
 
 
 def test_few_mistakes_have_no_interval() -> None:
     asked = InheritanceSuite(tasks=("piqa",), source="folder", folder=str(FIXTURES), resamples=100)
 
-    def repeated(missed: int) -> dict[str, Any]:
-        given = {"piqa": {"gold": [0] * missed, "predicted": [1] * missed}}
+    def repeated(missed: int) -> Repeated:
+        given = {"piqa": Answers([0.0] * missed, [1.0] * missed, [1] * missed, [0] * missed)}
         return asked._repeated("piqa", given, given)
 
-    assert repeated(3)["same"] == 1.0
-    assert repeated(3)["interval"] is None
-    assert repeated(10)["interval"] == [1.0, 1.0]
+    assert repeated(3).same == 1.0
+    assert repeated(3).interval is None
+    assert repeated(10).interval == (1.0, 1.0)
 
 
 def test_inheritance_needs_choices_and_a_second_model(evaluation: Evaluation) -> None:

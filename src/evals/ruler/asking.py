@@ -1,0 +1,69 @@
+"""RULER's samples as a probe: prompts are answered greedily and scored by their references."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from src.evals import retrieval
+from src.evals.generation import generate
+from src.evals.ruler.sample import Sample, dump
+from src.evals.ruler.scoring import score
+from src.evals.scoring import Probe, Session, Values
+
+
+def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["auto"]) -> Probe:
+    """A probe with samples, all of one length.
+
+    Its values are `score`, 0 to 1, and `answer`, which may be cut where it holds all that is asked
+    for.
+    """
+    return Probe(
+        name,
+        key={"samples": hashlib.sha256(dump(samples).encode()).hexdigest()},
+        values=partial(_values, name, samples, batch_tokens),
+        length=samples[0].length,
+        generates=True,
+    )
+
+
+def _values(
+    name: str,
+    samples: Sequence[Sample],
+    batch_tokens: int | Literal["auto"],
+    session: Session,
+) -> list[dict[str, Any]]:
+    asked: list[Sample] = session.share(samples)
+    reader, tokenizer = session.reader, session.evaluation.tokenizer
+    if reader.retrieval is not None:
+        asked = [
+            retrieval.shortened(tokenizer, sample, reader.budget, reader.retrieval)
+            for sample in asked
+        ]
+
+    def judged(number: int, answer: str) -> float:
+        return score(answer, asked[number].outputs, asked[number].match)
+
+    answers = generate(
+        session.network,
+        tokenizer,
+        [sample.prompt for sample in asked],
+        [sample.max_new_tokens for sample in asked],
+        window=reader.window,
+        batch_tokens=batch_tokens,
+        # Nothing that follows can take away from an answer that holds all references.
+        enough=lambda number, answer: judged(number, answer) == 1,
+        name=f"{name}, {reader.name}",
+    )
+    return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
+
+
+def item_lines(values: Values, samples: Mapping[str, Sequence[Sample]]) -> Iterator[dict[str, Any]]:
+    """Lines of SUITE.items.jsonl, one for each answer."""
+    for model, by_task in values.items():
+        for task, answers in by_task.items():
+            for number, (item, sample) in enumerate(zip(answers, samples[task], strict=True)):
+                asked = {"outputs": list(sample.outputs), "depth": sample.depth}
+                yield {"model": model, "task": task, "item": number, **item, **asked}

@@ -1,0 +1,372 @@
+"""How models are asked: one way through decoder and output head, one cache key, one loop.
+
+A suite describes its tasks as `Probe`s and its models as `Reader`s; `ask` gives the values of each
+probe for each reader, from the cache or by loading the model. Several processes share a probe's
+items.
+
+Shapes: b rows, t tokens, h hidden size, n scored tokens, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from src.assets.pins import AssetError
+from src.data import DataError
+from src.evals.retrieval import RetrievalConfig
+from src.evals.suite import Candidate, Evaluation, EvaluationError
+from src.results import Role
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Count = Annotated[int, Field(gt=0)]
+# Part of every cache key: to be raised when any suite computes a value differently.
+VERSION = 4
+# Lengths of long text where none are given, as far as a model's window reaches.
+LENGTHS = (4096, 8192, 16384, 32768)
+# Logits are made for this many tokens at once.
+_HEAD_CHUNK = 2048
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """A causal language model as decoder and head, so that logits are made where needed alone."""
+
+    decoder: torch.nn.Module
+    head: torch.nn.Module
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> SplitModel:
+        """Split a model."""
+        head = model.get_output_embeddings()
+        assert head is not None, "a causal language model has an output head"
+        return cls(model.get_decoder(), head)
+
+    def hidden(self, ids_bt: Tensor) -> Tensor:
+        """Hidden states before the head, [b, t, h]."""
+        return self.decoder(input_ids=ids_bt, use_cache=False).last_hidden_state
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits of hidden states, float32 [..., v]."""
+        return self.head(hidden).float()
+
+
+@torch.no_grad()
+def token_losses(
+    model: PreTrainedModel, ids_bt: Tensor, last: int, *, reduction: str
+) -> Iterator[Tensor]:
+    """Negative log-likelihood, in nats, of the last tokens of each row, a chunk of them at a time.
+
+    A row's first token has no prediction, so `last` is at most t - 1.
+    """
+    split = SplitModel.of(model)
+    hidden_nh = split.hidden(ids_bt)[:, -last - 1 : -1].flatten(0, 1)
+    targets_n = ids_bt[:, -last:].flatten()
+    for at in range(0, len(targets_n), _HEAD_CHUNK):
+        yield torch.nn.functional.cross_entropy(
+            split.logits(hidden_nh[at : at + _HEAD_CHUNK]),
+            targets_n[at : at + _HEAD_CHUNK],
+            reduction=reduction,
+        )
+
+
+@torch.no_grad()
+def choice_nll(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list[float]:
+    """Negative log-likelihood, in nats, of the last tokens of each row, so many as it says.
+
+    A row's last token is scored and never read: rows that differ in it alone are one input.
+    Inputs are padded at the end, which a causal mask hides from what is scored.
+    """
+    split = SplitModel.of(model)
+    device = next(model.parameters()).device
+    inputs = list(dict.fromkeys(tuple(ids[:-1]) for ids, _ in rows))
+    longest = max(len(ids) for ids in inputs)
+    ids_bt = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in inputs], device=device)
+    hidden_bth = split.hidden(ids_bt)
+    losses = []
+    for ids, scored in rows:
+        at = slice(len(ids) - scored - 1, len(ids) - 1)
+        logits_nv = split.logits(hidden_bth[inputs.index(tuple(ids[:-1])), at])
+        targets_n = torch.tensor(ids[len(ids) - scored :], device=device)
+        loss = torch.nn.functional.cross_entropy(logits_nv, targets_n, reduction="sum")
+        losses.append(loss.item())
+    return losses
+
+
+def spread_segments(
+    documents: Sequence[tuple[str, np.ndarray]], length: int, number: int, *, needed_by: str
+) -> np.ndarray:
+    """At most `number` segments, int64 [n, length], evenly spaced over all that there are.
+
+    Raises:
+        EvaluationError: no document is that long; `needed_by` says which setting asks for it.
+    """
+    starts = [
+        tokens[start : start + length]
+        for _, tokens in documents
+        for start in range(0, len(tokens) - length + 1, length)
+    ]
+    if not starts:
+        longest = max((len(tokens) for _, tokens in documents), default=0)
+        raise EvaluationError(
+            f"{needed_by} needs {length} tokens of running text, but the longest held-out document "
+            f"has {longest}: choose less, or hold out longer documents (data.held_out)"
+        )
+    chosen = np.linspace(0, len(starts) - 1, min(number, len(starts))).round().astype(int)
+    return np.stack([starts[i] for i in chosen]).astype(np.int64)
+
+
+def cache_key(
+    evaluation: Evaluation,
+    candidate: Candidate,
+    suite: str,
+    *,
+    generates: bool = False,
+    **asked: Any,
+) -> dict[str, Any]:
+    """What decides a value: what is asked, the model, its tokenizer and how it is run.
+
+    Args:
+        evaluation: device, number format and tokenizer.
+        candidate: the model.
+        suite: whose value it is.
+        generates: whether the model writes its answers, so that what ends them matters too.
+        asked: everything else that decides the value.
+    """
+    return {
+        "suite": suite,
+        "version": VERSION,
+        "asked": asked,
+        "weights": candidate.fingerprint,
+        "window": candidate.window,
+        "tokenizer": evaluation.tokenizer_digest,
+        "generation": candidate.generation_digest if generates else None,
+        "device": evaluation.device,
+        "dtype": evaluation.dtype,
+    }
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A model, and whether it reads long prompts through retrieval.
+
+    Attributes:
+        candidate: the model.
+        retrieval: how contexts are shortened to the model's window; None to read them whole.
+    """
+
+    candidate: Candidate
+    retrieval: RetrievalConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """As results call it."""
+        return self.candidate.name if self.retrieval is None else f"{self.candidate.name} + BM25"
+
+    @property
+    def role(self) -> Role:
+        """As results have it."""
+        return self.candidate.role if self.retrieval is None else "retrieval"
+
+    @property
+    def window(self) -> int:
+        """Tokens that it reads and writes at once."""
+        return self.candidate.window
+
+    @property
+    def budget(self) -> int:
+        """Tokens that retrieval leaves a prompt and its answer; without it the window."""
+        chosen = self.retrieval.budget if self.retrieval is not None else None
+        return min(chosen or self.window, self.window)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Fields of its record."""
+        return {"name": self.name, "role": self.role, "weights": self.candidate.fingerprint}
+
+
+def readers_of(evaluation: Evaluation, retrieval: RetrievalConfig | None) -> list[Reader]:
+    """All candidates, and the native one with retrieval where that is asked for."""
+    natives = evaluation.of_role("native") if retrieval is not None else ()
+    return [*map(Reader, evaluation.candidates), *(Reader(c, retrieval) for c in natives)]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A reader with its model loaded, and this process's share of a probe's items."""
+
+    reader: Reader
+    network: PreTrainedModel
+    evaluation: Evaluation
+
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """The items of this process: numbers rank, rank + size, ..."""
+        return list(items[self.evaluation.rank :: self.evaluation.size])
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One task as it is put to a model.
+
+    Attributes:
+        name: of the task, as results call it.
+        key: what decides its values besides the model.
+        values: the JSON values of the process's share of the items; raises a ValueError where the
+            model cannot be asked.
+        length: tokens of prompt and answer; None where a model of any window can be asked.
+        generates: whether the model writes its answers.
+    """
+
+    name: str
+    key: Mapping[str, Any]
+    values: Callable[[Session], list[Any]]
+    length: int | None = None
+    generates: bool = False
+
+    def fits(self, reader: Reader) -> bool:
+        """Whether it can be put to this reader."""
+        whole = self.length is None or self.length <= reader.window
+        return whole or reader.retrieval is not None
+
+    def cache_key(self, evaluation: Evaluation, reader: Reader, suite: str) -> dict[str, Any]:
+        """Where retrieval leaves nothing out, values are those without it."""
+        retrieval = reader.retrieval
+        if self.length is not None and self.length <= reader.budget:
+            retrieval = None
+        shortened = None if retrieval is None else [retrieval.chunk_tokens, retrieval.budget]
+        return cache_key(
+            evaluation,
+            reader.candidate,
+            suite,
+            generates=self.generates,
+            retrieval=shortened,
+            **self.key,
+        )
+
+
+Values = dict[str, dict[str, list[Any]]]
+_Made = TypeVar("_Made")
+
+
+def made(
+    makers: Iterable[tuple[str, Callable[[], _Made]]], failures: dict[str, str]
+) -> dict[str, _Made]:
+    """By name what can be made; `failures` gets why others cannot."""
+    found: dict[str, _Made] = {}
+    for name, make in makers:
+        try:
+            found[name] = make()
+        except (AssetError, DataError, EvaluationError) as error:
+            failures[name] = str(error)
+    return found
+
+
+def ask(
+    evaluation: Evaluation,
+    suite: str,
+    readers: Sequence[Reader],
+    probes: Sequence[Probe],
+    failures: dict[str, str],
+) -> Values:
+    """Put every probe to every reader that it fits: values by reader's and probe's name.
+
+    `failures` gets what could not be asked.
+
+    Raises:
+        EvaluationError: nobody could be asked anything.
+    """
+    values: Values = {}
+    for reader in readers:
+        fitting = [probe for probe in probes if probe.fits(reader)]
+        try:
+            values[reader.name] = _values(evaluation, suite, reader, fitting, failures)
+        except EvaluationError as error:
+            failures[reader.name] = str(error)
+    if not any(values.values()):
+        lines = "\n".join(f"{what}: {why}" for what, why in failures.items())
+        raise EvaluationError(lines or f"eval.{suite}: there is nothing to ask")
+    return {name: by_probe for name, by_probe in values.items() if by_probe}
+
+
+def _values(
+    evaluation: Evaluation,
+    suite: str,
+    reader: Reader,
+    probes: Sequence[Probe],
+    failures: dict[str, str],
+) -> dict[str, list[Any]]:
+    """A reader's values by probe, from the cache or by asking it."""
+    keys = {probe.name: probe.cache_key(evaluation, reader, suite) for probe in probes}
+    # One process decides, since the others may see a cache of another moment.
+    cached = evaluation.agreed({name: evaluation.cache.get(key) for name, key in keys.items()})
+    missing = [probe for probe in probes if cached[probe.name] is None]
+    if missing:
+        device, dtype = evaluation.device, evaluation.dtype
+        with reader.candidate.loaded(device=device, dtype=dtype) as network:
+            session = Session(reader, network, evaluation)
+            for probe in missing:
+                values, error = gathered(probe, session)
+                if error is not None:
+                    failures[f"{reader.name}: {probe.name}"] = error
+                    continue
+                cached[probe.name] = values
+                if evaluation.is_main:
+                    evaluation.cache.put(keys[probe.name], values)
+    return {name: values for name, values in cached.items() if values is not None}
+
+
+def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
+    """A probe's values in the order of its items, or why there are none; the same on all ranks."""
+    values: list[Any] = []
+    error = None
+    try:
+        values = probe.values(session)
+    except (AssetError, DataError, EvaluationError) as fault:
+        error = str(fault)
+    size = session.evaluation.size
+    if size == 1:
+        return values, error
+    from torch import distributed
+
+    shares: list[Any] = [None] * size
+    distributed.all_gather_object(shares, (values, error))
+    for _, fault in shares:
+        if fault is not None:
+            return [], fault
+    merged = [None] * sum(len(part) for part, _ in shares)
+    for rank, (part, _) in enumerate(shares):
+        merged[rank::size] = part
+    return merged, None
+
+
+def chosen_lengths(
+    given: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
+) -> list[int]:
+    """The given lengths, or the usual ones, that some model can read whole.
+
+    `failures` gets those that none can.
+    """
+    longest = max(reader.window for reader in readers)
+    if given is None:
+        usual = [length for length in LENGTHS if length <= longest]
+        if not usual:
+            failures["lengths"] = (
+                f"the longest window of the models, {longest}, is below all of {list(LENGTHS)}, "
+                "which are asked where none are given: set eval.long.lengths to at most that"
+            )
+        return usual
+    for length in sorted(set(given)):
+        if length > longest:
+            failures[f"length {length}"] = (
+                f"it is beyond the longest window of the models, {longest}: set eval.long.lengths "
+                "to at most that, or evaluate a model that is scaled to more"
+            )
+    return [length for length in sorted(set(given)) if length <= longest]

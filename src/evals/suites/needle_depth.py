@@ -1,0 +1,148 @@
+"""The needle-depth grid: one needle in prose, at given depths and lengths."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from src.evals.restoration import Answers
+from src.evals.retrieval import RetrievalConfig
+from src.evals.ruler import Sample
+from src.evals.ruler.asking import item_lines, probe
+from src.evals.ruler.loading import MATERIAL, MaterialConfig
+from src.evals.ruler.store import SampleStore
+from src.evals.scoring import Count, Reader, ask, chosen_lengths, made, readers_of
+from src.evals.suite import LIMITED, Evaluation, ResultTable, SuiteResult
+from src.results import NeedleCell, NeedleDepthResults, NeedleModel
+
+
+@dataclass(frozen=True)
+class NeedleDepthSuite:
+    """The grid.
+
+    Attributes:
+        lengths: as the suite `ruler` has them.
+        depths: percent of the context's sentences before the needle.
+        samples: of each depth at each length.
+        material: where prose and words come from.
+        retrieval: how the native model reads what is longer than its window; null to leave it out.
+        seed: of the samples.
+        limit: samples of each depth, at most.
+        batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
+    """
+
+    lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    depths: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(min_length=1)] = (
+        *(0.0, 25.0, 50.0, 75.0, 100.0),
+    )
+    samples: Count = 20
+    material: MaterialConfig = MATERIAL
+    retrieval: RetrievalConfig | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    limit: Count | None = None
+    batch_tokens: Literal["auto"] | Count = "auto"
+
+    name: ClassVar[str] = "needle_depth"
+    needs_run: ClassVar[bool] = False
+    record: ClassVar[type[NeedleDepthResults]] = NeedleDepthResults
+
+    def problems(self, evaluation: Evaluation) -> Sequence[str]:
+        """Lengths beyond every window, material that cannot be had."""
+        failures: dict[str, str] = {}
+        self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
+        return [f"{what}: {message}" for what, message in failures.items()]
+
+    def run(self, evaluation: Evaluation) -> SuiteResult:
+        """Look for the needle with every model, at every length within its window.
+
+        Raises:
+            EvaluationError: nothing can be asked.
+        """
+        failures: dict[str, str] = {}
+        readers = readers_of(evaluation, self.retrieval)
+        samples = self._samples(evaluation, readers, failures)
+        probes = [probe(name, asked, self.batch_tokens) for name, asked in samples.items()]
+        values = ask(evaluation, self.name, readers, probes, failures)
+        if not evaluation.is_main:
+            return SuiteResult(None)
+        models = tuple(
+            NeedleModel(**reader.identity, cells=_cells(samples, values[reader.name]))
+            for reader in readers
+            if reader.name in values
+        )
+        record = NeedleDepthResults(
+            limit=self.limit, failures=failures, models=models, seed=self.seed
+        )
+        return SuiteResult(record, list(item_lines(values, samples)))
+
+    def _samples(
+        self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
+    ) -> dict[str, list[Sample]]:
+        store = SampleStore(evaluation.tokenizer, self.material, self.seed)
+        number = min(self.samples, self.limit or self.samples)
+        depths = tuple(dict.fromkeys(self.depths))
+        return made(
+            (
+                (f"needle_depth_{length}", partial(store.depths, length, depths, number))
+                for length in chosen_lengths(self.lengths, readers, failures)
+            ),
+            failures,
+        )
+
+    @staticmethod
+    def tables(record: NeedleDepthResults) -> Sequence[ResultTable]:
+        """A model and length a row, a depth a column."""
+        depths = sorted({cell.depth for model in record.models for cell in model.cells})
+        rows = []
+        for model in record.models:
+            values = {(cell.length, cell.depth): 100 * cell.value for cell in model.cells}
+            for length in sorted({cell.length for cell in model.cells}):
+                cells = (values.get((length, depth)) for depth in depths)
+                rows.append((model.name, str(length), *cells))
+        return [
+            ResultTable(
+                name=record.marked("needle_depth", "_limit_"),
+                title="One needle by its depth in percent (found, 0 to 100"
+                f"{record.marked('', LIMITED)})",
+                columns=("model", "length", *(f"{depth:g}" for depth in depths)),
+                rows=tuple(rows),
+                formats=("", "", *(".0f" for _ in depths)),
+            )
+        ]
+
+    @staticmethod
+    def summary(record: NeedleDepthResults) -> dict[str, float]:
+        """Nothing: a grid is no figure."""
+        del record
+        return {}
+
+
+def _cells(
+    samples: Mapping[str, Sequence[Sample]], values: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> tuple[NeedleCell, ...]:
+    """The mean score at each length and depth."""
+    cells = []
+    for name, items in values.items():
+        by_depth: dict[float, list[Mapping[str, Any]]] = {}
+        for sample, item in zip(samples[name], items, strict=True):
+            assert sample.depth is not None
+            by_depth.setdefault(sample.depth, []).append(item)
+        for depth, found in by_depth.items():
+            answers = Answers.of_items(found)
+            cells.append(
+                NeedleCell(
+                    length=samples[name][0].length,
+                    depth=depth,
+                    value=answers.value,
+                    stderr=answers.stderr,
+                    n=len(found),
+                )
+            )
+    return tuple(cells)
+
+
+SUITE = NeedleDepthSuite

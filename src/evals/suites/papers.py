@@ -1,0 +1,252 @@
+"""Yes-or-no questions on whole papers (QASPER, arXiv 2105.03011), by likelihood of the answer.
+
+A prompt is the paper (title, abstract, sections under their headings), the question and `Answer:`;
+the answer is whichever of ` Yes` and ` No` is likelier. A paper that is longer than the model's
+window loses tokens at its end, before the question, and is counted. Most answers are yes: the share
+of the commoner answer is what saying it always would score.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from src.evals import packaged
+from src.evals.restoration import UNKNOWN_ERROR, Answers, Restoration, TaskFacts
+from src.evals.retrieval import RetrievalConfig, retrieve
+from src.evals.scoring import Count, Probe, Session, ask, choice_nll, made, readers_of
+from src.evals.suite import LIMITED, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.progress import meter
+from src.results import PapersResults
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TASK = "qasper_yesno"
+CHOICES = (" Yes", " No")
+# Tokens that a choice may have, at most.
+CHOICE_ROOM = 8
+
+
+@dataclass(frozen=True)
+class PaperQuestion:
+    """A paper, a question on it, and the number of the right choice in CHOICES."""
+
+    paper: str
+    question: str
+    gold: int
+
+    @property
+    def tail(self) -> str:
+        """What follows the paper."""
+        return f"\n\nQuestion: {self.question}\nAnswer:"
+
+
+@dataclass(frozen=True)
+class PapersSuite:
+    """The questions.
+
+    Attributes:
+        retrieval: how the native model reads papers that are longer than its window; null to leave
+            that out.
+        seed: of the bootstrap.
+        limit: questions, at most.
+        resamples: of the bootstrap that intervals come from.
+    """
+
+    retrieval: RetrievalConfig | None = None
+    seed: Annotated[int, Field(ge=0)] = 0
+    limit: Count | None = None
+    resamples: Count = 1000
+
+    name: ClassVar[str] = "papers"
+    needs_run: ClassVar[bool] = False
+    record: ClassVar[type[PapersResults]] = PapersResults
+
+    def problems(self, evaluation: Evaluation) -> Sequence[str]:
+        """The questions cannot be had."""
+        del evaluation
+        failures: dict[str, str] = {}
+        self._questions(failures)
+        return [f"{what}: {message}" for what, message in failures.items()]
+
+    def run(self, evaluation: Evaluation) -> SuiteResult:
+        """Ask every model every question.
+
+        Raises:
+            EvaluationError: nothing can be asked.
+        """
+        failures: dict[str, str] = {}
+        readers = readers_of(evaluation, self.retrieval)
+        questions = self._questions(failures)
+        probes = [_probe(questions)] if questions else []
+        values = ask(evaluation, self.name, readers, probes, failures)
+        if not evaluation.is_main:
+            return SuiteResult(None)
+        golds = Counter(question.gold for question in questions)
+        answered = [reader for reader in readers if reader.name in values]
+        facts = TaskFacts(
+            TASK,
+            "Papers",
+            "acc",
+            # Saying the commoner answer always.
+            chance=max(golds.values()) / len(questions),
+            details={
+                reader.name: {
+                    "truncated": sum(1 for item in values[reader.name][TASK] if item["cut"]),
+                    "tokens": sum(item["tokens"] for item in values[reader.name][TASK])
+                    / len(questions),
+                }
+                for reader in answered
+            },
+        )
+        restoration = Restoration(
+            [facts],
+            {model: {TASK: Answers.of_items(found[TASK])} for model, found in values.items()},
+            {reader.name: reader.role for reader in answered},
+            resamples=self.resamples,
+            seed=self.seed,
+        )
+        record = PapersResults(
+            limit=self.limit,
+            failures=failures,
+            models=tuple(
+                restoration.model(
+                    reader.name, weights=reader.candidate.fingerprint, window=reader.window
+                )
+                for reader in answered
+            ),
+            seed=self.seed,
+            resamples=self.resamples,
+        )
+        items = [
+            {"model": model, "task": TASK, "item": number, **item}
+            for model, found in values.items()
+            for number, item in enumerate(found[TASK])
+        ]
+        return SuiteResult(record, items)
+
+    def _questions(self, failures: dict[str, str]) -> list[PaperQuestion]:
+        """All that are asked; none where `failures` says why."""
+        documents = made([(TASK, partial(packaged.documents, TASK))], failures)
+        return questions_of(documents.get(TASK, ()))[: self.limit]
+
+    @staticmethod
+    def tables(record: PapersResults) -> Sequence[ResultTable]:
+        """Accuracy, a model a row."""
+        results = {model.name: model.results[TASK] for model in record.models}
+        chance = next(iter(results.values())).chance
+        return [
+            ResultTable(
+                name=record.marked(TASK, "_limit_"),
+                title=f"Yes-or-no questions on whole papers (accuracy{record.marked('', LIMITED)})",
+                columns=("model", "acc", "stderr", "papers cut"),
+                rows=tuple(
+                    (name, r.value, r.stderr, f"{r.truncated} of {r.n}")
+                    for name, r in results.items()
+                ),
+                formats=("", ".3f", ".3f", ""),
+                notes=(f"the commoner answer alone: {chance:.3f}", UNKNOWN_ERROR),
+            )
+        ]
+
+    @staticmethod
+    def summary(record: PapersResults) -> dict[str, float]:
+        """Accuracy by model; limited ones say so in their names."""
+        suite = record.marked("long", "@limit")
+        return {f"eval/{m.name}/{suite}/{TASK}": m.results[TASK].value for m in record.models}
+
+
+def questions_of(documents: Sequence[Mapping[str, Any]]) -> list[PaperQuestion]:
+    """Items of the packaged set."""
+    questions = []
+    for item in documents:
+        sections = zip(
+            item["full_text"]["section_name"], item["full_text"]["paragraphs"], strict=True
+        )
+        parts = [item["title"], item["abstract"]]
+        for heading, paragraphs in sections:
+            # Some sections have no heading, or only the sign that stands between headings.
+            title = (heading or "").strip(" :")
+            parts += [part for part in (title, *paragraphs) if part.strip()]
+        questions.append(PaperQuestion("\n\n".join(parts), item["question"], item["gold"]))
+    return questions
+
+
+def _probe(questions: Sequence[PaperQuestion]) -> Probe:
+    digest = hashlib.sha256(repr([asdict(item) for item in questions]).encode()).hexdigest()
+    return Probe(TASK, {"items": digest}, partial(_values, questions))
+
+
+def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[str, Any]]:
+    """By item: `score`, `gold` and `answer` (numbers of choices), `nll` of each choice, `tokens` of
+    the whole prompt, and how many of them were `cut`.
+
+    Raises:
+        EvaluationError: the window does not even hold a question.
+    """
+    reader, tokenizer = session.reader, session.evaluation.tokenizer
+    values = []
+    asked = session.share(questions)
+    with meter(f"{TASK}, {reader.name}", len(asked)) as progress:
+        for item in asked:
+            if reader.retrieval is not None:
+                item = _retrieved(tokenizer, item, reader.budget, reader.retrieval)
+            rows, tokens, cut = _rows(tokenizer, item, reader.window)
+            nll = choice_nll(session.network, rows)
+            answer = min(range(len(nll)), key=nll.__getitem__)
+            score = float(answer == item.gold)
+            values.append(
+                {
+                    "gold": item.gold,
+                    "answer": answer,
+                    "nll": nll,
+                    "tokens": tokens,
+                    "cut": cut,
+                    "score": score,
+                }
+            )
+            progress.advance()
+    return values
+
+
+def _retrieved(
+    tokenizer: PreTrainedTokenizerBase, item: PaperQuestion, budget: int, config: RetrievalConfig
+) -> PaperQuestion:
+    """A question on what retrieval leaves of its paper."""
+    room = budget - CHOICE_ROOM
+    around = ("", item.tail)
+    found = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
+    return replace(item, paper=found.context)
+
+
+def _rows(
+    tokenizer: PreTrainedTokenizerBase, item: PaperQuestion, window: int
+) -> tuple[list[tuple[list[int], int]], int, int]:
+    """For each choice the ids and how many belong to the choice; then the prompt's tokens whole,
+    and how many were cut."""
+    tail: list[int] = tokenizer(item.tail, add_special_tokens=False)["input_ids"]
+    paper: list[int] = tokenizer(item.paper, verbose=False)["input_ids"]
+    choices: list[list[int]] = [
+        # A choice's tokens as they are after the question.
+        tokenizer(item.tail + choice, add_special_tokens=False)["input_ids"][len(tail) :]
+        for choice in CHOICES
+    ]
+    assert max(len(choice) for choice in choices) <= CHOICE_ROOM
+    room = window - len(tail) - CHOICE_ROOM
+    if room < 1:
+        raise EvaluationError(
+            f"a window of {window} tokens has no room for a question of {len(tail)} tokens"
+        )
+    prompt = paper[:room] + tail
+    rows = [(prompt + choice, len(choice)) for choice in choices]
+    return rows, len(paper) + len(tail), max(0, len(paper) - room)
+
+
+SUITE = PapersSuite

@@ -1,0 +1,300 @@
+"""Perplexity of held-out text by position, in a sliding window, and of the last tokens.
+
+All three say how much a model makes of a longer context, on the same text:
+
+- *by position*: negative log-likelihood of the tokens at positions 1, 2, ..., in bins;
+- *last-k*: the same last k tokens of each segment, after contexts of different lengths;
+- *sliding*: all tokens of each segment's last `sliding` part, in windows that advance by k, so that
+  each is seen after at least window - k others.
+
+Shapes: n segments, t tokens, k scored tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+import numpy as np
+import torch
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from src.evals.scoring import (
+    Count,
+    Probe,
+    Reader,
+    Session,
+    ask,
+    chosen_lengths,
+    made,
+    readers_of,
+    spread_segments,
+    token_losses,
+)
+from src.evals.suite import (
+    LIMITED,
+    NOT_FINITE,
+    Evaluation,
+    EvaluationError,
+    ResultTable,
+    SuiteResult,
+)
+from src.progress import meter
+from src.results import ModelRecord, Record, SuiteResults
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+# Tokens of one pass, at most, on a GPU and elsewhere.
+PASS_TOKENS = {"cuda": 65_536, "cpu": 4096}
+
+
+class TextScore(Record):
+    """Negative log-likelihood in nats a token, perplexity, and the scored tokens."""
+
+    nll: float
+    perplexity: float
+    tokens: NonNegativeInt
+
+
+class PositionBins(Record):
+    """The same by position: bins begin at `edges`, the last ends with the text."""
+
+    edges: tuple[PositiveInt, ...] = ()
+    nll: tuple[float, ...] = ()
+    perplexity: tuple[float, ...] = ()
+    tokens: tuple[NonNegativeInt, ...] = ()
+
+
+class PositionsModel(ModelRecord):
+    """Perplexity by position; of the last tokens, and sliding, by length of the context."""
+
+    by_position: PositionBins = PositionBins()
+    last_k: dict[PositiveInt, TextScore] = Field(default_factory=dict)
+    sliding: dict[PositiveInt, TextScore] = Field(default_factory=dict)
+
+
+class PositionsResults(SuiteResults[PositionsModel]):
+    """`evals/positions.json`."""
+
+    suite: ClassVar[str] = "positions"
+    lengths: tuple[PositiveInt, ...] = ()
+    last: PositiveInt | None = None
+    """Tokens that are scored after each context; sliding windows advance by as many."""
+
+
+@dataclass(frozen=True)
+class PositionsSuite:
+    """How text is scored.
+
+    Attributes:
+        lengths: as the suite `ruler` has them.
+        segments: of held-out text, each as long as the longest length.
+        last: k, tokens that are scored after contexts of different lengths.
+        sliding: tokens at the end of a segment that the sliding windows score, a multiple of k.
+        edges: where bins of positions begin, ascending from 1; the last bin has no end.
+        limit: segments, at most.
+    """
+
+    lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    segments: Count = 16
+    last: Count = 256
+    sliding: Count = 1024
+    edges: Annotated[tuple[Count, ...], Field(min_length=1)] = (
+        *(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
+    )
+    limit: Count | None = None
+
+    name: ClassVar[str] = "positions"
+    needs_run: ClassVar[bool] = False
+    record: ClassVar[type[PositionsResults]] = PositionsResults
+
+    def __post_init__(self) -> None:
+        if self.sliding % self.last:
+            raise ValueError(f"sliding={self.sliding} is not a multiple of last={self.last}")
+        if self.edges[0] != 1 or list(self.edges) != sorted(set(self.edges)):
+            raise ValueError(f"edges={list(self.edges)}: give ascending positions that begin at 1")
+        if self.lengths is not None and (message := self._too_short(self.lengths)):
+            raise ValueError(message)
+
+    def _too_short(self, lengths: Sequence[int]) -> str | None:
+        """Why these lengths cannot be scored, if they cannot."""
+        if min(lengths) > self.last:
+            return None
+        return (
+            f"positions.last={self.last} tokens are scored after others, for which the length "
+            f"{min(lengths)} has no room: give longer lengths, a smaller positions.last, or "
+            "positions=null"
+        )
+
+    def needed(self, lengths: Sequence[int]) -> int:
+        """Tokens that a segment must have: the longest window, for its earliest scored token."""
+        return max(lengths) + self.sliding - self.last
+
+    def problems(self, evaluation: Evaluation) -> Sequence[str]:
+        """Lengths beyond every window, held-out text that is too short."""
+        failures: dict[str, str] = {}
+        self._probes(evaluation, readers_of(evaluation, None), failures)
+        return [f"{what}: {message}" for what, message in failures.items()]
+
+    def run(self, evaluation: Evaluation) -> SuiteResult:
+        """Score the text with every model, at the lengths within its window; by one process.
+
+        Raises:
+            EvaluationError: no text or no model can be had.
+        """
+        failures: dict[str, str] = {}
+        readers = readers_of(evaluation, None)
+        probes = self._probes(evaluation, readers, failures)
+        values = ask(evaluation, self.name, readers, probes, failures)
+        if not evaluation.is_main:
+            return SuiteResult(None)
+        models = tuple(
+            PositionsModel(**reader.identity, **values[reader.name][self.name][0])
+            for reader in readers
+            if reader.name in values
+        )
+        lengths = sorted({length for model in models for length in model.last_k})
+        return SuiteResult(
+            PositionsResults(
+                limit=self.limit,
+                failures=failures,
+                models=models,
+                lengths=tuple(lengths),
+                last=self.last,
+            )
+        )
+
+    def _probes(
+        self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
+    ) -> list[Probe]:
+        lengths = chosen_lengths(self.lengths, readers, failures)
+        makers: dict[str, Callable[[], Probe]] = {}
+        if lengths:
+            makers = {self.name: partial(self._probe, evaluation, lengths)}
+        return list(made(makers.items(), failures).values())
+
+    def _probe(self, evaluation: Evaluation, lengths: Sequence[int]) -> Probe:
+        if message := self._too_short(lengths):
+            raise EvaluationError(message)
+        corpus, needed = evaluation.corpus, self.needed(lengths)
+        segments_nt = spread_segments(
+            corpus.held_out_documents(),
+            needed,
+            min(self.segments, self.limit or self.segments),
+            needed_by="perplexity by position",
+        )
+        settings = {k: v for k, v in asdict(self).items() if k not in ("segments", "limit")}
+        text = f"{corpus.fingerprint(needed)}/{len(segments_nt)}"
+        key = settings | {"lengths": list(lengths), "text": text}
+        return Probe(self.name, key, partial(self._values, segments_nt, lengths), min(lengths))
+
+    def _values(
+        self, segments_nt: np.ndarray, lengths: Sequence[int], session: Session
+    ) -> list[dict[str, Any]]:
+        if not session.evaluation.is_main:
+            return []
+        within = [length for length in lengths if length <= session.reader.window]
+        return [self.evaluate(session.network, segments_nt, within, name=session.reader.name)]
+
+    def evaluate(
+        self, model: PreTrainedModel, segments_nt: np.ndarray, lengths: Sequence[int], *, name: str
+    ) -> dict[str, Any]:
+        """A model's figures at those lengths, as `PositionsModel` has them.
+
+        Raises:
+            EvaluationError: a figure is not finite.
+        """
+        device = next(model.parameters()).device.type
+        pass_tokens = PASS_TOKENS["cuda" if device == "cuda" else "cpu"]
+        steps = self.sliding // self.last
+        total = len(segments_nt) * (1 + steps * len(lengths))
+        last_k, sliding = {}, {}
+        with meter(f"perplexity by position, {name}", total) as progress:
+
+            def scored(windows_nt: np.ndarray, last: int) -> np.ndarray:
+                rows = max(1, pass_tokens // windows_nt.shape[1])
+                parts = []
+                for start in range(0, len(windows_nt), rows):
+                    parts.append(token_nll(model, windows_nt[start : start + rows], last))
+                    progress.advance(len(parts[-1]))
+                return np.concatenate(parts)
+
+            by_position = scored(segments_nt[:, : max(lengths)], max(lengths) - 1)
+            for length in lengths:
+                ends = [segments_nt.shape[1] - i * self.last for i in range(steps)]
+                scores = [scored(segments_nt[:, end - length : end], self.last) for end in ends]
+                last_k[str(length)] = _figures(scores[0])
+                sliding[str(length)] = _figures(np.stack(scores))
+        bins = _binned(by_position, self.edges)
+        return {"by_position": bins, "last_k": last_k, "sliding": sliding}
+
+    @staticmethod
+    def tables(record: PositionsResults) -> Sequence[ResultTable]:
+        """A model a row, a length a column."""
+        rows = []
+        for model in record.models:
+            for kind, scores in (("last-k", model.last_k), ("sliding", model.sliding)):
+                cells = (scores[n].perplexity if n in scores else None for n in record.lengths)
+                rows.append((model.name, kind, *cells))
+        return [
+            ResultTable(
+                name=record.marked("long_perplexity", "_limit_"),
+                title="Perplexity of the same tokens after longer contexts (lower is better"
+                f"{record.marked('', LIMITED)})",
+                columns=("model", "scored", *map(str, record.lengths)),
+                rows=tuple(rows),
+                formats=("", "", *(".2f" for _ in record.lengths)),
+            )
+        ]
+
+    @staticmethod
+    def summary(record: PositionsResults) -> dict[str, float]:
+        """Perplexities of the last tokens; limited ones say so in their names."""
+        suite = record.marked("long", "@limit")
+        return {
+            f"eval/{model.name}/{suite}/perplexity_last/{length}": scored.perplexity
+            for model in record.models
+            for length, scored in model.last_k.items()
+        }
+
+
+def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarray:
+    """Negative log-likelihood, in nats, of each of the last tokens of each row, float64 [b, last].
+
+    A row's first token has no prediction, so `last` is at most t - 1.
+
+    Raises:
+        EvaluationError: one is not finite.
+    """
+    assert 0 < last < ids_bt.shape[1]
+    ids = torch.from_numpy(ids_bt).to(next(model.parameters()).device)
+    parts = list(token_losses(model, ids, last, reduction="none"))
+    nll = torch.cat(parts).double().cpu().numpy().reshape(len(ids_bt), last)
+    if not np.isfinite(nll).all():
+        raise EvaluationError(NOT_FINITE)
+    return nll
+
+
+def _figures(nll: np.ndarray) -> dict[str, Any]:
+    mean = float(nll.mean())
+    # Beyond exp(700) a float64 overflows; a model that far gone is reported at that bound.
+    return {"nll": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(nll.size)}
+
+
+def _binned(nll_nt: np.ndarray, edges: Sequence[int]) -> dict[str, Any]:
+    """Bins of positions; column i is the token at position i + 1."""
+    starts = [edge for edge in edges if edge <= nll_nt.shape[1]]
+    ends = [*starts[1:], nll_nt.shape[1] + 1]
+    bins = [
+        _figures(nll_nt[:, start - 1 : end - 1]) for start, end in zip(starts, ends, strict=True)
+    ]
+    return {"edges": starts} | {
+        key: [figures[key] for figures in bins] for key in ("nll", "perplexity", "tokens")
+    }
+
+
+SUITE = PositionsSuite

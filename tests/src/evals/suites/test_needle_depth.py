@@ -1,0 +1,50 @@
+"""The needle-depth grid on the tiny model and own text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+from src.evals.ruler.loading import MaterialConfig
+from src.evals.suite import Evaluation
+from src.evals.suites.needle_depth import NeedleDepthSuite
+from src.results import NeedleDepthResults, parse
+
+NATIVE, SCALED = 1024, 2048
+
+
+def test_every_depth_is_scored_at_every_length(
+    evaluation: Evaluation, material_config: MaterialConfig
+) -> None:
+    # A depth that is named twice is asked once.
+    suite = NeedleDepthSuite((NATIVE, SCALED), (0.0, 100.0, 0.0), 1, material_config)
+    result = suite.run(evaluation)
+    assert result.record is not None
+    record = parse(json.dumps(result.record.plain(), allow_nan=False), NeedleDepthResults)
+    assert record == result.record
+    assert record is not None
+    assert not record.failures
+    by_name = {m.name: [(c.length, c.depth, c.n) for c in m.cells] for m in record.models}
+    short = [(NATIVE, 0, 1), (NATIVE, 100, 1)]
+    both = [*short, (SCALED, 0, 1), (SCALED, 100, 1)]
+    assert by_name == {"native": short, "scaled": both, "after ard": both}
+    (table,) = suite.tables(record)
+    assert table.columns == ("model", "length", "0", "100")
+    assert len(table.rows) == 5
+    assert all(table.cells(row) for row in table.rows)
+    assert suite.summary(record) == {}
+    assert [i["depth"] for i in result.items if i["model"] == "native"] == [0.0, 100.0]
+
+
+def test_a_limit_is_marked_and_lengths_beyond_every_window_are_named(
+    evaluation: Evaluation, material_config: MaterialConfig
+) -> None:
+    suite = NeedleDepthSuite((NATIVE, 9999), (50.0,), 3, material_config, limit=1)
+    (problem,) = suite.problems(evaluation)
+    assert "beyond the longest window of the models, 2048" in problem
+    record = suite.run(replace(evaluation, candidates=evaluation.candidates[:1])).record
+    assert isinstance(record, NeedleDepthResults)
+    assert record.models[0].cells[0].n == 1
+    (table,) = suite.tables(record)
+    assert "limit=1" in table.title
+    assert table.name == "needle_depth_limit_1"

@@ -20,16 +20,16 @@ USAGE_ERROR = 2
 FAILURE = 1
 INTERRUPTED = 130
 
-_Given = TypeVar("_Given")
+_Settings = TypeVar("_Settings")
 
 
-def job(work: Callable[[_Given], None]) -> Callable[[_Given], None]:
+def job(work: Callable[[_Settings], None]) -> Callable[[_Settings], None]:
     """Let a user's mistake in a job end it here, before Hydra reports it in other words."""
 
     @functools.wraps(work)
-    def guarded(given: _Given) -> None:
+    def guarded(settings: _Settings) -> None:
         try:
-            work(given)
+            work(settings)
         except (ValueError, AssetError) as error:
             if not _is_users(error):
                 raise
@@ -77,11 +77,11 @@ def _exit(message: str, code: int) -> None:
 def explain_hydra(error: Exception, boundary: type) -> str:
     """The message of a refusal by Hydra or OmegaConf, with the allowed keys."""
     message = str(error)
-    found = re.search(r"Could not override '([^']+)'", message)
-    if not found:
+    refused = re.search(r"Could not override '([^']+)'", message)
+    if not refused:
         return message.partition("Config search path:")[0].strip()
-    parent, _, key = found.group(1).lstrip("+").rpartition(".")
+    parent, _, key = refused.group(1).lstrip("+").rpartition(".")
     allowed = strict.keys_at(boundary, parent.split(".") if parent else [])
     if not allowed or key in allowed:
         return message.strip()
-    return f"{found.group(1)}: {strict.unknown_key(key, allowed)}"
+    return f"{refused.group(1)}: {strict.unknown_key(key, allowed)}"

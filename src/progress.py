@@ -17,7 +17,7 @@ LINE_INTERVAL = 15.0
 class Meter:
     """The progress of a piece of work. `advance` may carry a note, such as the latest loss."""
 
-    def __init__(self, name: str, total: int, *, done: int = 0, quiet: bool = False) -> None:
+    def __init__(self, name: str, total: int | None, *, done: int = 0, quiet: bool = False) -> None:
         self._name = name
         self._total = total
         self._done = done
@@ -46,18 +46,21 @@ class Meter:
             self._bar.update(self._task, completed=self._done, note=note)
             return
         now = time.monotonic()
-        if now - self._last_line >= LINE_INTERVAL or self._done >= self._total:
+        finished = self._total is not None and self._done - amount < self._total <= self._done
+        if now - self._last_line >= LINE_INTERVAL or finished:
             self._last_line = now
             print(self._line(now, note), file=sys.stderr, flush=True)
 
     def _line(self, now: float, note: str) -> str:
         elapsed = now - self._started
-        pace = elapsed / max(1, self._done - self._started_at_unit)
-        left = pace * max(0, self._total - self._done)
-        head = f"{self._name} {self._done}/{self._total}"
-        return f"{head} | {elapsed:.0f} s so far, {left:.0f} s left" + (
-            f" | {note}" if note else ""
-        )
+        line = f"{self._name} {self._done}"
+        if self._total is None:
+            line += f" | {elapsed:.0f} s so far"
+        else:
+            pace = elapsed / max(1, self._done - self._started_at_unit)
+            left = pace * max(0, self._total - self._done)
+            line += f"/{self._total} | {elapsed:.0f} s so far, {left:.0f} s left"
+        return f"{line} | {note}" if note else line
 
     def _start(self) -> None:
         if self._bar is not None:
@@ -69,7 +72,7 @@ class Meter:
 
 
 @contextmanager
-def meter(name: str, total: int, *, done: int = 0, quiet: bool = False) -> Iterator[Meter]:
+def meter(name: str, total: int | None, *, done: int = 0, quiet: bool = False) -> Iterator[Meter]:
     """A meter that is shown inside the block."""
     shown = Meter(name, total, done=done, quiet=quiet)
     shown._start()

@@ -102,8 +102,8 @@ def _verify(asset: PackagedAsset | SplitAsset, path: Path, expected: str) -> Non
 
 
 def _archive_by_hand(asset: PackagedAsset) -> Path | None:
-    found = sorted((cache_dir() / "archives").glob(asset.archive))
-    return found[-1] if found else None
+    archives = sorted((cache_dir() / "archives").glob(asset.archive))
+    return archives[-1] if archives else None
 
 
 def _download(asset: PackagedAsset, staging: Path) -> Path:
@@ -119,19 +119,19 @@ def _download(asset: PackagedAsset, staging: Path) -> Path:
         lines = f"{done.stdout}\n{done.stderr}".strip().splitlines()[-_ERROR_LINES:]
         output = "\n    ".join([f"it ended with status {done.returncode}:", *lines])
         raise _fetch_error(asset, command, output)
-    found = sorted(folder.glob(asset.archive))
-    if len(found) != 1:
+    archives = sorted(folder.glob(asset.archive))
+    if len(archives) != 1:
         got = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
         raise _fetch_error(asset, command, f"it left {got}, not one {asset.archive}")
-    return found[0]
+    return archives[0]
 
 
 def _client_command(asset: PackagedAsset, folder: Path) -> list[str]:
     """The command that downloads an asset's archive into `folder`; it runs in that folder."""
     match asset.client:
         case "pip":
-            # pip prepares a source archive's metadata by running it; with the hash in a
-            # requirements file pip itself refuses another archive before it comes to that.
+            # pip runs a source archive's code to read its metadata. With a hash in a requirements
+            # file, pip refuses any other archive before it runs code.
             pinned = folder / "requirements.txt"
             pinned.write_text(f"{asset.requirement} --hash=sha256:{asset.archive_sha256}\n")
             kind = "--only-binary" if asset.archive.endswith(".whl") else "--no-binary"

@@ -24,7 +24,7 @@ class Blocks:
         documents: (name, tokens) of the training documents, at least one.
         length: tokens in a block.
         seed: of the order.
-        stream: a name that gives streams with the same seed different orders.
+        stream: a name; streams of different names have different orders.
 
     Raises:
         DataError: `length` is not positive, or no document is as long as a block.

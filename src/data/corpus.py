@@ -65,7 +65,7 @@ class Corpus:
         return [(name, ids.astype(np.int64)) for name, ids in self.arrays("held_out")]
 
     def arrays(self, split: Split) -> list[tuple[str, np.ndarray]]:
-        """Names and ids, as views of the mapped file, of a split's documents, in order."""
+        """Names and ids of a split's documents, in order; ids are views of the mapped file."""
         return [
             (info.name, self.tokens[end - info.tokens : end])
             for info, end in zip(self.documents, self._ends, strict=True)

@@ -31,34 +31,34 @@ def read_files(source: TextFiles) -> Iterator[Document]:
 
 def _expand(paths: tuple[str, ...]) -> list[Path]:
     """Files in the order of the settings, each once."""
-    found: dict[Path, None] = {}
-    for given in paths:
-        for path in _matches(given):
+    files: dict[Path, None] = {}
+    for entry in paths:
+        for path in _matches(entry):
             if path.suffix.lower() not in _READERS:
                 raise DataError(
                     f"cannot read {path}: its kind {path.suffix!r} is unknown; allowed: "
                     f"{', '.join(sorted(_READERS))}"
                 )
-            found[path.resolve()] = None
-    return list(found)
+            files[path.resolve()] = None
+    return list(files)
 
 
-def _matches(given: str) -> list[Path]:
-    path = Path(given).expanduser()
+def _matches(entry: str) -> list[Path]:
+    path = Path(entry).expanduser()
     if path.is_file():
         return [path]
     if path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if _is_text(file)]
         if not files:
-            raise DataError(f"folder {given!r} holds no {', '.join(sorted(_READERS))} file")
+            raise DataError(f"folder {entry!r} holds no {', '.join(sorted(_READERS))} file")
         return files
-    if glob.has_magic(given):
+    if glob.has_magic(entry):
         files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [file for file in files if file.is_file()]
         if not files:
-            raise DataError(f"paths entry {given!r} matches no file (below {Path.cwd()})")
+            raise DataError(f"paths entry {entry!r} matches no file (below {Path.cwd()})")
         return files
-    raise DataError(f"paths entry {given!r} does not exist (below {Path.cwd()})")
+    raise DataError(f"paths entry {entry!r} does not exist (below {Path.cwd()})")
 
 
 def _is_text(path: Path) -> bool:

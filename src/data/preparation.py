@@ -27,9 +27,9 @@ from src.data.corpus import (
 from src.data.documents import DataError, Document
 from src.data.hub import hub_identity
 from src.data.patterns import matches_any, refuse_idle_patterns
-from src.data.progress import Progress
 from src.data.reading import read_source
 from src.data.tokenization import token_dtype, tokenize, tokenizer_identity
+from src.progress import meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -166,13 +166,14 @@ def _tokenize_into(
     path: Path, config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentInfo]:
     """Write all ids to one file without a header; returns the documents in it."""
-    with path.open("wb") as file, Progress(config.name, _expected(config, survey)) as progress:
+    name, expected = f"tokenizing corpus {config.name}", _expected(config, survey)
+    with path.open("wb") as file, meter(name, expected) as shown:
         writer = _Writer(file, config.max_tokens)
         for _, source, split in _sources(config):
             documents = writer.wanted(source, split, config.held_out)
             for document, ids in tokenize(documents, tokenizer):
                 writer.add(document, ids, _split(document.name, split, config.held_out))
-                progress.update(len(ids) if config.max_tokens else len(document.text))
+                shown.advance(len(ids) if config.max_tokens else len(document.text))
     return writer.infos
 
 
@@ -200,12 +201,12 @@ class _Writer:
             if not (self.full and _split(document.name, split, patterns) == "train"):
                 yield document
             elif isinstance(source, HubDataset):
-                return  # there may be no end to what follows
+                return  # the data set may be endless
 
     def add(self, document: Document, ids: np.ndarray, split: Split) -> None:
         if split == "train":
             if self.full:
-                return  # read in the same batch as the document that reached the limit
+                return  # it was in the batch of the document that reached the limit
             self.train_tokens += len(ids)
         ids.tofile(self.file)
         self.infos.append(DocumentInfo(document.name, len(ids), _text_hash(document), split))

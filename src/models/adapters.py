@@ -144,17 +144,17 @@ def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:
     """
     import torch
 
-    own = dict(network.named_parameters())
-    trainable = {name for name, p in own.items() if p.requires_grad}
+    parameters = dict(network.named_parameters())
+    trainable = {name for name, p in parameters.items() if p.requires_grad}
     if trainable != trained.keys():
         odd = sorted(trainable ^ trained.keys())[:5]
         raise ValueError(f"trained parameters do not fit the network; first differences: {odd}")
-    odd = [name for name, value in trained.items() if value.shape != own[name].shape][:5]
+    odd = [name for name, value in trained.items() if value.shape != parameters[name].shape][:5]
     if odd:
         raise ValueError(f"trained parameters do not fit the network; first other shapes: {odd}")
     with torch.no_grad():
         for name, value in trained.items():
-            own[name].copy_(value)
+            parameters[name].copy_(value)
 
 
 def merged(network: nn.Module) -> PreTrainedModel:

@@ -58,9 +58,9 @@ def drawing(sharding: Sharding) -> Iterator[None]:
         del module, name
         if child is None:
             return
-        for own, parameter in list(child.named_parameters(recurse=False)):
+        for attribute, parameter in list(child.named_parameters(recurse=False)):
             if id(parameter) not in handed_on:
-                setattr(child, own, _on(parameter, _META))
+                setattr(child, attribute, _on(parameter, _META))
 
     def one_by_one(model: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         waiting = [name for name, p in module.named_parameters(recurse=False) if p.is_meta]
@@ -112,10 +112,10 @@ def read(
     chosen: dict[str, list[tuple[nn.Module, str]]] = {}
     for names, owners in places:
         # Tied weights have several names, of which a file needs only one.
-        found = [name for name in names if name in files]
-        if not found:
+        held = [name for name in names if name in files]
+        if not held:
             raise WeightsError(f"{folder} has no weights {names[0]}")
-        chosen[found[0]] = owners
+        chosen[held[0]] = owners
     for file in dict.fromkeys(files.values()):
         with _readable(file):
             opening = safe_open(file, framework="pt")
@@ -180,13 +180,13 @@ def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
 
 def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, str]]]]:
     """For each parameter its names, and the modules and attributes that hold it."""
-    found: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
+    places: dict[int, tuple[list[str], list[tuple[nn.Module, str]]]] = {}
     for prefix, module in network.named_modules():
         for attribute, parameter in module.named_parameters(recurse=False):
-            names, owners = found.setdefault(id(parameter), ([], []))
+            names, owners = places.setdefault(id(parameter), ([], []))
             names.append(f"{prefix}.{attribute}" if prefix else attribute)
             owners.append((module, attribute))
-    return list(found.values())
+    return list(places.values())
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -76,18 +76,22 @@ def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
             f"model {model.name}: {type(network).__name__} does not say which of its parts is the "
             "decoder (get_decoder), whose hidden states the objectives need"
         )
-    found = {
+    attentions = {
         module.layer_idx: module
         for module in network.modules()
         if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")
     }
     facts = facts_of(config)
     for layer, window in enumerate(facts.windows):
-        attention: Any = found.get(layer)
-        own = (attention.scaling, getattr(attention, "sliding_window", None)) if attention else None
+        attention: Any = attentions.get(layer)
+        actual = None
+        if attention is not None:
+            actual = (attention.scaling, getattr(attention, "sliding_window", None))
         expected = (facts.scale or facts.head_dim**-0.5, window)
-        if own is None or not math.isclose(own[0], expected[0]) or own[1] != window:
-            has = f"scale {own[0]:.4g} and window {own[1]}" if own else "no attention with q, k, v"
+        if actual is None or not math.isclose(actual[0], expected[0]) or actual[1] != window:
+            has = "no attention with q, k, v"
+            if actual is not None:
+                has = f"scale {actual[0]:.4g} and window {actual[1]}"
             raise ModelError(
                 f"model {model.name}: layer {layer} of {type(network).__name__} has {has}, but its "
                 f"config seems to say scale {expected[0]:.4g} and window {window}. What is missing "
@@ -153,8 +157,8 @@ def check_weights(model: ModelConfig, location: str, report: Mapping[str, Any]) 
     Weights that are tied to others do not count.
     """
     faults = [
-        f"{name} has shape {list(found)}, the model {list(wanted)}"
-        for name, found, wanted in sorted(report["mismatched_keys"])
+        f"{name} has shape {list(shape)}, the model {list(wanted)}"
+        for name, shape, wanted in sorted(report["mismatched_keys"])
     ] + [f"{name} is missing" for name in sorted(report["missing_keys"])]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""

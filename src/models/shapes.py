@@ -99,14 +99,15 @@ def frequency_class(config: PretrainedConfig, tokens: int, *, room: int = 0) -> 
         room: tokens that are added one at a time; the same for texts that are compared.
     """
     parameters = getattr(config, "rope_parameters", None) or {}
-    for own in [parameters[k] for k in (FULL, SLIDING) if k in parameters] or [parameters]:
-        kind = own.get("rope_type")
+    by_layer = [parameters[kind] for kind in (FULL, SLIDING) if kind in parameters]
+    for rope in by_layer or [parameters]:
+        kind = rope.get("rope_type")
         if kind not in ("dynamic", "longrope"):
             continue
         native = (
             config.max_position_embeddings
             if kind == "dynamic"
-            else own["original_max_position_embeddings"]
+            else rope["original_max_position_embeddings"]
         )
         if tokens + room <= native:
             continue

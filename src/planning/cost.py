@@ -143,11 +143,11 @@ def memory(setting: Setting) -> dict[str, float]:
     parts: dict[str, float] = {}
     if taught and not teacher.share_base:
         shards = ranks if teacher.zero_stage == 3 else 1
-        whole = shape.parameters * width / shards
-        parts["teacher weights"] = 0 if teacher.offload_parameters else whole
+        weights = shape.parameters * width / shards
+        parts["teacher weights"] = 0 if teacher.offload_parameters else weights
     shards = {stage: ranks if student.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    whole = setting.total * width / shards[3]
-    parts["student weights"] = 0 if student.offload_parameters else whole
+    weights = setting.total * width / shards[3]
+    parts["student weights"] = 0 if student.offload_parameters else weights
     if 3 in (student.zero_stage, teacher.zero_stage if taught else 0):
         # The layer that runs, the one before it, and the one that is fetched ahead
         # (src/training/engine/); or the embedding, or the head.
@@ -162,7 +162,7 @@ def memory(setting: Setting) -> dict[str, float]:
     state = setting.trainable * (8 if width == 4 else 12) / shards[1]
     parts["optimizer"] = 0 if student.offload_optimizer else state
     streams = [_stream_memory(setting, name, needs) for name in setting.stage.streams]
-    parts |= max(streams, key=lambda found: sum(found.values()))
+    parts |= max(streams, key=lambda stream: sum(stream.values()))
     return parts
 
 

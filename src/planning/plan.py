@@ -107,8 +107,8 @@ class Plan:
     @property
     def seconds(self) -> float | None:
         """Estimated training time; None for a device of unknown speed."""
-        known = [stage.seconds for stage in self.stages if stage.seconds is not None]
-        return sum(known) if len(known) == len(self.stages) else None
+        seconds = [stage.seconds for stage in self.stages if stage.seconds is not None]
+        return sum(seconds) if len(seconds) == len(self.stages) else None
 
     @property
     def peak(self) -> float:

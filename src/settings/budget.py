@@ -33,8 +33,8 @@ def tokens_of(budget: Budget) -> int:
     tokens = Fraction(0)
     if isinstance(budget, int) and not isinstance(budget, bool):
         tokens = Fraction(budget)
-    elif isinstance(budget, str) and (found := re.fullmatch(r"(\d+(?:\.\d+)?)M", budget)):
-        tokens = Fraction(found[1]) * _UNIT
+    elif isinstance(budget, str) and (units := re.fullmatch(r"(\d+(?:\.\d+)?)M", budget)):
+        tokens = Fraction(units[1]) * _UNIT
     if tokens <= 0 or tokens.denominator != 1:
         raise ValueError(
             f"budget={budget!r}: give tokens as a whole number above 0 (4456448), or in units of "
@@ -76,7 +76,7 @@ def _works(total: int, stages: Mapping[str, StageConfig]) -> bool:
 
 
 def _ends_badly(stages: Mapping[str, StageConfig]) -> str | None:
-    """The stage whose last block would have a single token, if there is one."""
+    """The first stage whose last block would have a single token; None if there is none."""
     for name, stage in stages.items():
         try:
             StageSchedule(stage)
@@ -103,19 +103,19 @@ def _decided(
 
 
 def split(total: int, stages: Mapping[str, StageConfig]) -> dict[str, int]:
-    """Tokens of each stage, in proportion to the recipe's own; they add up to `total`.
+    """Tokens of each stage, in proportion to the recipe's tokens; they add up to `total`.
 
     Raises:
         ValueError: too few for one block of each stage.
     """
-    whole = sum(stage.tokens for stage in stages.values())
-    if whole == total:
+    recipe = sum(stage.tokens for stage in stages.values())
+    if recipe == total:
         return {name: stage.tokens for name, stage in stages.items()}
     *earlier, last = stages
     units = {name: max(s.length for s in stages[name].streams.values()) for name in stages}
     shares: dict[str, int] = {}
     for name in earlier:
-        ideal = Fraction(total * stages[name].tokens, whole)
+        ideal = Fraction(total * stages[name].tokens, recipe)
         shares[name] = max(1, round(ideal / units[name])) * units[name]
     shares[last] = total - sum(shares.values())
     # The last block may be cut short; one token of it would predict nothing.

@@ -29,7 +29,7 @@ from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
 
 NonNegative = Annotated[float, Field(ge=0)]
-# The set is found at run time, so type checkers see the protocol that all objectives share.
+# Objectives are discovered at run time, so type checkers see the class that all of them share.
 if TYPE_CHECKING:
     AnyObjective = Objective
 else:
@@ -88,12 +88,13 @@ class StudentEngineConfig:
     """DeepSpeed's settings for the student, and how its step is computed.
 
     Attributes:
-        gradient_checkpointing: run each layer again in the backward pass instead of keeping what it
-            computed; `auto` does so in stages that would not fit otherwise (src/planning/plan.py).
+        gradient_checkpointing: run each layer again in the backward pass instead of keeping its
+            activations; `auto` does so in stages that do not fit otherwise
+            (src/planning/decisions.py).
         accumulate_in: number format in which gradients of micro-steps are added up; `auto` is
             float32, except where DeepSpeed has none (bfloat16 at zero_stage 0).
-        micro_batch: blocks of a stage's longest stream that a rank takes at once, at most; of a
-            shorter stream as many as have the same tokens.
+        micro_batch: the most blocks of a stage's longest stream that a rank runs at once. Of a
+            shorter stream, it runs as many blocks as have the same tokens.
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -115,13 +116,13 @@ class TeacherEngineConfig:
     """Settings of the frozen teacher.
 
     Attributes:
-        share_base: the student's frozen weights, without adapters and with native RoPE, are the
-            teacher: one copy in memory, for stages that train adapters only.
-        keep: what it leaves behind for each layer until the student's backward pass: its `qkv`, or
-            its `layer_inputs`, which take a third of that and give q, k, v again. `auto` keeps the
-            inputs where the student's layers are checkpointed as well; but q, k, v, where they fit,
-            of an engine whose weights are divided.
-        verify_frozen: hash its weights before and after training; the run fails if they differ.
+        share_base: use the student's frozen weights, without adapters and with native RoPE, as the
+            teacher. Memory then holds one copy. Only for stages that train adapters.
+        keep: what the teacher keeps of each layer until the student's backward pass. `qkv` keeps q,
+            k and v. `layer_inputs` takes a third of that memory, and computes q, k and v again.
+            `auto` keeps layer inputs if the student's layers are checkpointed too. If the teacher's
+            weights are sharded, it prefers q, k and v where they fit.
+        verify_frozen: hash the weights before and after training, and fail if they differ.
     """
 
     zero_stage: Literal[0, 3] = 0
@@ -144,9 +145,11 @@ class TeacherEngineConfig:
 class EngineConfig:
     """Device, number format and both engines.
 
-    `compile` lets torch.compile fuse what lies between the matrix products of each decoder layer;
-    it takes a minute at a stage's start. `sequence_parallel` ranks share each block: each runs a
-    part of its tokens, and attention and relations of whole blocks for a share of the heads.
+    Attributes:
+        compile: let torch.compile fuse the element-wise work of each decoder layer. Compiling takes
+            a minute when a stage starts.
+        sequence_parallel: ranks that share each block. Each rank runs a part of the block's tokens.
+            For attention and relations it runs all tokens, with a share of the heads.
     """
 
     device: Literal["auto", "cpu", "cuda"]
@@ -173,8 +176,8 @@ class EngineConfig:
                 "compile=true needs whole weights: use zero_stage 0, 1 or 2 for the student and 0 "
                 "for the teacher"
             )
-        whole = self.dtype == "bfloat16" and student.zero_stage == 0
-        if whole and student.accumulate_in == "float32":
+        plain = self.dtype == "bfloat16" and student.zero_stage == 0
+        if plain and student.accumulate_in == "float32":
             raise ValueError(
                 "student.accumulate_in=float32 needs zero_stage 1, 2 or 3 in bfloat16; on one rank "
                 "zero_stage=1 costs nothing"
@@ -197,8 +200,8 @@ class LaunchConfig:
     """Who starts the ranks, and how many there are.
 
     Attributes:
-        by: `local`, this program on this machine; or the launcher that must have started it.
-        nproc: ranks on a machine.
+        by: `local` if this program starts ranks on this machine, else the launcher that started it.
+        nproc: ranks on each machine.
         nodes: machines; more than one needs a launcher.
     """
 
@@ -221,7 +224,7 @@ class LaunchConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """`every_steps` optimizer steps a checkpoint is written; the newest `keep` of them stay."""
+    """A checkpoint is written every `every_steps` optimizer steps; the newest `keep` stay."""
 
     every_steps: PositiveInt
     keep: PositiveInt
@@ -229,7 +232,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ChosenSuites:
-    """What is evaluated; nothing where a suite is null. `long` stands for several suites."""
+    """The suites to run. A suite that is null does not run; `long` stands for several suites."""
 
     long: LongConfig | None = None
 
@@ -250,7 +253,7 @@ class ChosenSuites:
 if TYPE_CHECKING:
     EvalConfig = ChosenSuites
 else:
-    # A field for each suite, since they are found at run time.
+    # Suites are discovered at run time, so the class gets a field for each of them here.
     EvalConfig = make_dataclass(
         "EvalConfig",
         [(name, suite | None, None) for name, suite in SUITES.items()],
@@ -281,9 +284,12 @@ class SweepJob:
 class RunConfig:
     """Everything a training run needs.
 
-    `budget` is the tokens of all stages together, null for the recipe's own; `recipe` holds what
-    follows from it. `allow_oversubscribe` starts a run that the plan says does not fit; `plan_for`
-    is the device that a dry run plans for; `sweep` is the job that a sweep has started.
+    Attributes:
+        budget: tokens of all stages together; null keeps the recipe's tokens. It is applied to
+            `recipe` when the config is made.
+        allow_oversubscribe: start a run even if the plan says that it does not fit.
+        plan_for: the device that a dry run plans for.
+        sweep: the sweep's job that this run is; null outside sweeps.
     """
 
     experiment: str
@@ -331,14 +337,14 @@ class RunConfig:
         Raises:
             ConfigError: a stream names one that is not configured.
         """
-        found: dict[str, Objective] = {}
+        objectives: dict[str, Objective] = {}
         for name, stream in self.recipe.stages[stage].streams.items():
             try:
-                found[name] = self.objective.of(stream)
+                objectives[name] = self.objective.of(stream)
             except ConfigError as error:
                 path = f"recipe.stages.{stage}.streams.{name}.objective"
                 raise ConfigError(f"{path}: {error}") from error
-        return found
+        return objectives
 
 
 @dataclass(frozen=True)
@@ -347,13 +353,13 @@ class EvaluateConfig:
 
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
-        stages: of a run: the models of all its stages, or of the last alone.
-        compare: folders of other runs, whose final models are evaluated beside.
-        limit: items of each task, for a quick look; the suites' own settings read it.
-        nproc: processes that share the work, each with a GPU of its own; `auto` is one for each
+        stages: the models of all of a run's stages, or of the last stage only.
+        compare: folders of other runs, whose final models are evaluated too.
+        limit: items of each task, for a quick look; the suites' settings read it.
+        nproc: processes that share the work, each on a GPU of its own; `auto` starts one for each
             GPU.
-        cache: take results that are known already from the cache, and keep new ones there.
-        out: folder for the results of a model by name; a run's go to its evals/.
+        cache: read earlier results from the cache, and write new ones to it.
+        out: folder for the results of a model by name; a run's results go to its evals/.
     """
 
     eval: EvalConfig

@@ -15,8 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.settings.strict import ConfigError, T, load_plain
 
-# Arithmetic in settings: `${times:4,${model.native_window}}`, and indices of every second of N
-# layers, the last one included: `${every:2,N}`.
+# Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
+# every second of N layers, counted back from the last one.
 OmegaConf.register_new_resolver("times", operator.mul, replace=True)
 OmegaConf.register_new_resolver("larger", max, replace=True)
 OmegaConf.register_new_resolver(
@@ -34,7 +34,7 @@ def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
 
 
 def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
-    """Interpolations resolved, containers plain.
+    """A composed config with its interpolations resolved, as plain containers.
 
     Raises:
         ConfigError: a mandatory value is missing, or an interpolation does not resolve.

@@ -81,6 +81,21 @@ def test_quiet_says_nothing(clock: Clock, lines: Callable[[], list[str]]) -> Non
     assert lines() == []
 
 
+def test_a_total_may_be_unknown(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with meter("corpus", None) as shown:
+        shown.advance(4)
+        clock += LINE_INTERVAL
+        shown.advance(6)
+    assert lines() == ["corpus 10 | 15 s so far"]
+
+
+def test_the_end_is_told_once(clock: Clock, lines: Callable[[], list[str]]) -> None:
+    with meter("corpus", 3) as shown:
+        shown.advance(4)
+        shown.advance(4)
+    assert lines() == ["corpus 4/3 | 0 s so far, 0 s left"]
+
+
 def test_nothing_to_do(lines: Callable[[], list[str]]) -> None:
     with meter("ard", 0):
         pass

@@ -16,8 +16,8 @@ from pathlib import Path
 from src.data.documents import DataError
 
 ROW = struct.Struct("<3I")
-# Elements that begin or end a paragraph, or a line; all others are inline. Milestones such as
-# <div sID="gen3" type="x-p"/> stand for both ends of their element.
+# Elements that begin or end a paragraph or a line; all others are inline. A milestone such as
+# <div sID="gen3" type="x-p"/> is one end of an element.
 PARAGRAPH = re.compile(r"</?(?:div|p|title|chapter|lg|list|table|section)\b[^>]*>")
 LINE = re.compile(r"</?(?:l|lb|item|row)\b[^>]*>")
 CELL = re.compile(r"</?cell\b[^>]*>")

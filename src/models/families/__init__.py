@@ -30,8 +30,8 @@ def family_of(name: str) -> Family:
 
 def layer_parts(children: set[str]) -> LayerParts | None:
     """The layout that consists of just these modules; None if no listed family has it."""
-    known = [family.parts for family in FAMILIES.values() if family.parts]
-    return next((parts for parts in known if parts_of(parts) == children), None)
+    layouts = [family.parts for family in FAMILIES.values() if family.parts]
+    return next((parts for parts in layouts if parts_of(parts) == children), None)
 
 
 __all__ = ["FAMILIES", "PLAIN_LAYER_FAMILIES", "Family", "LayerParts", "family_of", "layer_parts"]

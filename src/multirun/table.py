@@ -128,8 +128,7 @@ def _jobs(count: int) -> str:
 
 
 def _sum(hours: Sequence[float | None]) -> float | None:
-    known = [h for h in hours if h is not None]
-    return sum(known) if len(known) == len(hours) else None
+    return None if None in hours else sum(h for h in hours if h is not None)
 
 
 def _petaflops(flops: float) -> str:

@@ -21,10 +21,10 @@ _NEAREST = 5
 
 
 def find_run(runs: Sequence[Run], wanted: str) -> Run:
-    """The run that is meant: its folder, its name below `outputs`, its id, or a prefix of these.
+    """The run with this folder, name below `outputs` or id, or with a beginning of one of these.
 
     Raises:
-        ReportError: no run, or more than one, is meant.
+        ReportError: no run matches, or several do.
     """
     meanings = (
         lambda run: wanted == run.name or _is_folder(run, wanted),
@@ -32,17 +32,17 @@ def find_run(runs: Sequence[Run], wanted: str) -> Run:
         lambda run: any(name.startswith(wanted) for name in _names(run)),
     )
     for means in meanings:
-        found = [run for run in runs if means(run)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise ReportError(f"compare: {wanted!r} may be {_list(found)}; give more of it")
+        matching = [run for run in runs if means(run)]
+        if len(matching) == 1:
+            return matching[0]
+        if matching:
+            raise ReportError(f"compare: {wanted!r} may be {_list(matching)}; give more of it")
     names = {name: run for run in runs for name in _names(run)}
     near = difflib.get_close_matches(wanted, names, _NEAREST, cutoff=0.4)
     chosen = list({names[name].name: names[name] for name in near}.values()) or runs[:_NEAREST]
-    known = f"; the nearest are {_list(chosen)}" if chosen else "; there are no runs"
+    nearest = f"; the nearest are {_list(chosen)}" if chosen else "; there are no runs"
     raise ReportError(
-        f"compare: no run {wanted!r}{known}. `python -m src.dashboard view=table` lists all"
+        f"compare: no run {wanted!r}{nearest}. `python -m src.dashboard view=table` lists all"
     )
 
 
@@ -108,7 +108,7 @@ def _setting(settings: dict[str, Any], key: str) -> str:
 
 def _figures(run: Run) -> dict[str, str]:
     hours = device_hours(run)
-    found = {
+    figures = {
         "state": run.state,
         "tokens": formatting.integer(run.tokens),
         "duration": formatting.duration(run.seconds),
@@ -117,21 +117,21 @@ def _figures(run: Run) -> dict[str, str]:
     for key, column in run.metrics.series.items():
         logged = [value for value in column if value is not None]
         if logged and key.startswith("loss/"):
-            found[f"last {key}"] = f"{logged[-1]:.5g}"
+            figures[f"last {key}"] = f"{logged[-1]:.5g}"
     if run.perplexity:
         for model in run.perplexity.models:
             for window, value in sorted(model.perplexity.items()):
-                found[f"perplexity {window:,}, {model.name}"] = formatting.perplexity(value)
-    found |= _suite_figures(run)
+                figures[f"perplexity {window:,}, {model.name}"] = formatting.perplexity(value)
+    figures |= _suite_figures(run)
     if run.drift:
         for model in run.drift.models:
             if model.logit_kl is not None:
-                found[f"logit KL, {model.name}"] = f"{model.logit_kl:.4g}"
-    return found
+                figures[f"logit KL, {model.name}"] = f"{model.logit_kl:.4g}"
+    return figures
 
 
 def _suite_figures(run: Run) -> dict[str, str]:
-    found: dict[str, str] = {}
+    figures: dict[str, str] = {}
     names = dict.fromkeys(m.name for suite in run.task_suites if suite for m in suite.models)
     limit = {suite.suite: _limit(suite) for suite in run.task_suites if suite}
     long_limit = limit.get("ruler", limit.get("papers", ""))
@@ -142,15 +142,15 @@ def _suite_figures(run: Run) -> dict[str, str]:
             label = {"short": "short average", "long": "long average"}.get(
                 key, key.replace("ruler@", "long RULER ")
             )
-            found[f"{label}, {name}{mark}"] = f"{estimate.value:.1f}%"
+            figures[f"{label}, {name}{mark}"] = f"{estimate.value:.1f}%"
         for suite, model in zip(run.task_suites, models, strict=True):
             for task, result in model.results.items() if suite and model else ():
                 if result.value is not None:
-                    found[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
+                    figures[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
     for suite in run.task_suites:
         if suite and suite.final:
-            found |= _scores(suite, suite.final)
-    return found
+            figures |= _scores(suite, suite.final)
+    return figures
 
 
 def _limit(suite: TaskResults | None) -> str:
@@ -162,15 +162,14 @@ def _named(suite: TaskResults | None, name: str) -> TaskModel | None:
 
 
 def _scores(suite: TaskResults, final: TaskModel) -> dict[str, str]:
-    found: dict[str, str] = {}
+    figures: dict[str, str] = {}
     average = final.scores.average
     label = f"{suite.suite} suite{_limit(suite)}"
     if average and average.recovery is not None:
         ends = average.interval.recovery
         low, high = ends or (None, None)
-        known = low is not None and high is not None
-        interval = f" ({low:.1f} to {high:.1f})" if known else ""
-        found[f"recovery, {label}"] = f"{average.recovery:.1f}%{interval}"
+        interval = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
+        figures[f"recovery, {label}"] = f"{average.recovery:.1f}%{interval}"
     if average and average.gap_closed is not None:
-        found[f"gap closed, {label}"] = formatting.share(average.gap_closed)
-    return found
+        figures[f"gap closed, {label}"] = formatting.share(average.gap_closed)
+    return figures

@@ -1,4 +1,4 @@
-"""What the page tells of each run when it is clicked: config, command, files, results."""
+"""What the page shows of a run after a click: facts, command, config and files."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ def _run(
 
 def run_files(folder: Path) -> list[Path]:
     """The files of a run that are shown: config, record, metrics and evaluations."""
-    found = [folder / name for name in _FILES]
-    found += sorted((folder / "evals").glob("*.json"))
-    return [path for path in found if path.is_file()]
+    files = [folder / name for name in _FILES]
+    files += sorted((folder / "evals").glob("*.json"))
+    return [path for path in files if path.is_file()]

@@ -76,19 +76,19 @@ class Group:
     """Device-hours of a run, mean over seeds."""
     device: str
     limit: int | None
-    """Items a task of the short or long suite, if not all were scored."""
+    """Items of each task that were scored, at most; None: all."""
     estimates: Mapping[str, Estimate]
     baselines: Mapping[str, Mapping[str, Estimate]]
     """Figures of the native and the merely scaled model, by name."""
     needles: Mapping[tuple[int, float], float]
-    """Share of needles found by length and depth in percent."""
+    """Share of needles found, by length in tokens and depth in percent."""
     variant: str = ""
-    """Settings that are not the usual ones of this model and method."""
+    """Settings that most groups of this model and method have otherwise."""
     rank: tuple[int, int] = (0, 0)
-    """Of the groups at one `place` the one with the lowest rank stands for it: it has the fewest
-    unusual settings, then the most seeds. Results play no part."""
+    """Unusual settings, then seeds with a minus. The group with the lowest rank stands for its
+    `place`, so results play no part in the choice."""
     is_main: bool = True
-    """It has the lowest rank at its place."""
+    """Whether it stands for its place."""
 
     @property
     def seeds(self) -> int:
@@ -99,11 +99,6 @@ class Group:
     def name(self) -> str:
         """The method, and what is unusual about it."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
-
-    @property
-    def family(self) -> tuple[str, int | None]:
-        """Groups with the same can be compared: one model, and suites of the same size."""
-        return (self.model, self.limit)
 
     @property
     def place(self) -> tuple[str, str, float | None, str, int]:
@@ -121,7 +116,7 @@ class Group:
         return weights_label(self.settings)
 
     def without(self, *prefixes: str) -> str:
-        """The identity, but for settings that begin so: equal for members of one ablation."""
+        """The identity without settings of these prefixes; members of one ablation share it."""
         kept = {k: v for k, v in self.settings.items() if not k.startswith(prefixes)}
         return _canonical(kept)
 
@@ -144,7 +139,10 @@ class ReportData:
 
 
 def headline_window(report: PerplexityResults, window: int | None = None) -> int | None:
-    """`window` if it was evaluated; by default the evaluation's own headline, else the largest."""
+    """`window`, or by default the evaluation's headline or else its largest window.
+
+    None if that window was not evaluated.
+    """
     wanted = window or report.headline
     if wanted is not None:
         return wanted if wanted in report.windows else None
@@ -174,13 +172,13 @@ def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested settings by their full keys; an empty mapping or a list is a value."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{key}.")
+            settings |= flat(value, f"{prefix}{key}.")
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            settings[f"{prefix}{key}"] = value
+    return settings
 
 
 def weights_label(settings: Mapping[str, Any]) -> str | None:
@@ -268,16 +266,16 @@ def _merged(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
 
 def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
     """Figures of the run's last model, in percent."""
-    found = suite_figures(*(suite and suite.final for suite in run.task_suites))
+    estimates = suite_figures(*(suite and suite.final for suite in run.task_suites))
     if run.short:
-        found |= _scores(run.short)
+        estimates |= _scores(run.short)
     report = run.perplexity
     chosen = headline_window(report, window) if report else None
     if report and report.final and chosen:
         gap = report.final.score(chosen).gap_closed
         if gap is not None and math.isfinite(gap):
-            found[PERPLEXITY_GAP.key] = Estimate(100 * gap)
-    return found
+            estimates[PERPLEXITY_GAP.key] = Estimate(100 * gap)
+    return estimates
 
 
 def _scores(report: ShortResults) -> dict[str, Estimate]:
@@ -285,12 +283,12 @@ def _scores(report: ShortResults) -> dict[str, Estimate]:
     if score is None:
         return {}
     ends = score.interval
-    found = {
+    estimates = {
         RECOVERY.key: _estimate(score.recovery, ends.recovery, 1),
         GAP_CLOSED.key: _estimate(score.gap_closed, ends.gap_closed, 100),
         RECOVERY_VS_BEST.key: _estimate(score.recovery_vs_best, ends.recovery_vs_best, 1),
     }
-    return {key: estimate for key, estimate in found.items() if estimate is not None}
+    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
 
 
 def _estimate(value: float | None, ends: Interval | None, scale: float) -> Estimate | None:

@@ -35,9 +35,9 @@ class ScoreColumn:
         return Column(self.title, "number", interval, self.shows_interval, marked=True)
 
 
-def headline(found: Sequence[Group]) -> Table:
+def headline(compared: Sequence[Group]) -> Table:
     """One section for each model, scaling and size of the suites; marks are among usual rows."""
-    scores = _scores(found)
+    scores = _scores(compared)
     columns = (
         Column("method", "text", "variant", shows_detail=True),
         Column("tokens"),
@@ -47,15 +47,15 @@ def headline(found: Sequence[Group]) -> Table:
     )
     sections = [
         _section(look, limit, [group for group in kin if group.limit == limit], scores)
-        for look, kin in by_look(found)
+        for look, kin in by_look(compared)
         for limit in sorted({group.limit for group in kin}, key=lambda limit: limit or 0)
     ]
     return Table(columns, tuple(sections))
 
 
-def missing_suites(found: Sequence[Group]) -> list[str]:
+def missing_suites(compared: Sequence[Group]) -> list[str]:
     """Suites that no group has results of."""
-    measured = {key.partition("@")[0] for group in found for key in group.estimates}
+    measured = {key.partition("@")[0] for group in compared for key in group.estimates}
     shows = {
         "short": {groups.SHORT.key},
         "long": {groups.LONG.key, "ruler"},
@@ -64,16 +64,16 @@ def missing_suites(found: Sequence[Group]) -> list[str]:
     return [suite for suite, keys in shows.items() if not measured & keys]
 
 
-def _scores(found: Sequence[Group]) -> list[ScoreColumn]:
+def _scores(compared: Sequence[Group]) -> list[ScoreColumn]:
     candidates = [
         ScoreColumn(groups.SHORT, "short average", shows_interval=True),
         ScoreColumn(groups.RECOVERY, "recovery", shows_interval=True),
         ScoreColumn(groups.RECOVERY_VS_BEST, "vs best baseline"),
         ScoreColumn(groups.GAP_CLOSED, "gap closed"),
         ScoreColumn(groups.PERPLEXITY_GAP, "perplexity gap closed"),
-        *(ScoreColumn(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(found)),
+        *(ScoreColumn(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(compared)),
     ]
-    measured = {key for group in found for key in group.estimates}
+    measured = {key for group in compared for key in group.estimates}
     return [score for score in candidates if score.metric.key in measured]
 
 

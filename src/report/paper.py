@@ -21,8 +21,8 @@ Format = FileFormat | Literal["csv"]
 def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list[Path]:
     """Write every figure in every format, and the table; returns the files.
 
-    Of figures by metric all metrics are written for the model that most methods are compared on,
-    of figures by run the newest whole run.
+    Figures by metric are written for every metric, on the model that most methods are compared on.
+    Figures by run are written for the newest run without faults.
 
     Raises:
         ReportError: the folder cannot be written.

@@ -1,9 +1,8 @@
 """The page on a loopback address, made anew when a run has written something.
 
-Only this machine's browsers are answered: the socket is bound to 127.0.0.1, and a request whose
-Host header is another name is refused, so that a web site cannot read the page through a name that
-it points here. Besides the page, the listed files of known runs are given as plain text; nothing
-else can be asked for.
+The server answers browsers of this machine only: its socket is bound to 127.0.0.1. It refuses a
+request whose Host header has another name, so that a web site cannot read the page through a name
+that points here. It serves the page and, as plain text, the listed files of runs, nothing else.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Answer:
     content: bytes
     kind: str
     policy: bool = True
-    """Send a policy that allows nothing; the page brings its own."""
+    """Whether to send a policy that allows nothing; the page has a policy in itself."""
 
 
 class LiveReport:
@@ -222,8 +221,8 @@ def _signature(files: Sequence[Path], folder: Path) -> str:
     parts = []
     for path in (*files, *inside):
         try:
-            found = path.stat()
+            status = path.stat()
         except FileNotFoundError:
             continue
-        parts.append(f"{path.name}:{found.st_mtime_ns}:{found.st_size}")
+        parts.append(f"{path.name}:{status.st_mtime_ns}:{status.st_size}")
     return ",".join(parts)

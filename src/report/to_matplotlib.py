@@ -123,12 +123,12 @@ def _series(chart: Chart, series: Series, shift: float, axes: Axes) -> None:
     else:
         low = [0 if p.low is None else max(0.0, p.y - p.low) for p in series.drawn]
         high = [0 if p.high is None else max(0.0, p.high - p.y) for p in series.drawn]
-        known = any(p.low is not None for p in series.drawn)
+        has_intervals = any(p.low is not None for p in series.drawn)
         dots = series.mode == "dots"
         axes.errorbar(
             x,
             y,
-            yerr=(low, high) if known else None,
+            yerr=(low, high) if has_intervals else None,
             color=series.color,
             ls="none" if dots else _DASHES[series.dash],
             marker=_MARKERS[series.symbol],
@@ -146,24 +146,24 @@ def _series(chart: Chart, series: Series, shift: float, axes: Axes) -> None:
             axes.margins(0.1)
 
 
-def _axis(given: Axis, values: Sequence[float], axes: Axes, which: Literal["x", "y"]) -> None:
+def _axis(source: Axis, values: Sequence[float], axes: Axes, which: Literal["x", "y"]) -> None:
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_label_text(given.title)
-    axis.grid(not given.categories)
+    axis.set_label_text(source.title)
+    axis.grid(not source.categories)
     axis.set_tick_params(length=0)
     limits = axes.set_xlim if which == "x" else axes.set_ylim
-    if given.categories:
-        axis.set_ticks(range(len(given.categories)), given.categories)
-        limits(-0.6, len(given.categories) - 0.4)
-    elif given.log:
+    if source.categories:
+        axis.set_ticks(range(len(source.categories)), source.categories)
+        limits(-0.6, len(source.categories) - 0.4)
+    elif source.log:
         (axes.set_xscale if which == "x" else axes.set_yscale)("log")
         low, high = (axes.get_xlim if which == "x" else axes.get_ylim)()
-        ticks = [tick for tick in given.ticks or log_ticks(values) if low <= tick[0] <= high]
+        ticks = [tick for tick in source.ticks or log_ticks(values) if low <= tick[0] <= high]
         axis.set_minor_locator(NullLocator())
         axis.set_minor_formatter(NullFormatter())
         axis.set_ticks([at for at, _ in ticks], [text for _, text in ticks])
         limits(low, high)
-    elif given.from_zero:
+    elif source.from_zero:
         limits(0, 1.1 * max([1e-9, *values]))
 
 

@@ -1,8 +1,8 @@
 """A chart as a Plotly figure, in plain JSON values: the page and the tracker both show this one.
 
-Plotly reads HTML in texts, so all of them are escaped here. The colours are those for white paper;
-the page replaces the ones of text, grid and background by its theme's. `meta` of a trace is for the
-page's script: lines of CSV, and whether points at one x are alternatives.
+Plotly reads HTML in texts, so all texts are escaped here. Colours are for white paper; the page
+replaces those of text, grid and background by its theme's. The page's script reads `meta` of a
+trace: lines of CSV, and whether points at one x are alternatives.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from src.report.charts import (
 )
 from src.report.tables import csv_text
 
+_LEGEND = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
 _MARK = {"color": GRAYS[0], "width": 1, "dash": "dot"}
 _AXIS = {"zeroline": False, "automargin": True, "gridcolor": GRID, "linecolor": GRID}
 TEMPLATE = {
@@ -34,12 +35,13 @@ TEMPLATE = {
         "paper_bgcolor": PAPER,
         "plot_bgcolor": PAPER,
         "hovermode": "closest",
+        "barmode": "overlay",
+        "legend": _LEGEND,
         "xaxis": {**_AXIS, "title": {"standoff": 8}},
         "yaxis": {**_AXIS, "title": {"standoff": 8}},
     }
 }
 """What all figures have in common, on white paper; `layout.template` in Plotly's words."""
-_LEGEND = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
 
 
 def to_plotly(chart: Chart | Heatmap) -> dict[str, Any]:
@@ -67,17 +69,9 @@ def _chart(chart: Chart) -> dict[str, Any]:
         "layout": {
             "margin": {"l": 58, "r": right, "t": top, "b": 44},
             "showlegend": len(chart.series) > 1,
-            "legend": {
-                "orientation": "h",
-                "x": 0,
-                "y": 0,
-                "yref": "container",
-                "yanchor": "bottom",
-            },
             **({"hovermode": "x unified"} if chart.unified else {}),
             "xaxis": x,
             "yaxis": y,
-            "barmode": "overlay",
             "shapes": _shapes(chart),
             "annotations": [annotation(chart.x, at, text) for at, text in chart.marks],
         },
@@ -88,18 +82,18 @@ def _titled(title: str, **options: Any) -> dict[str, Any]:
     return {"title": {"text": plain(title)}, **options}
 
 
-def _axis(given: Axis, values: Sequence[float]) -> dict[str, Any]:
-    if given.categories:
-        places = list(range(len(given.categories)))
-        names = list(map(plain, given.categories))
+def _axis(source: Axis, values: Sequence[float]) -> dict[str, Any]:
+    if source.categories:
+        places = list(range(len(source.categories)))
+        names = list(map(plain, source.categories))
         span = (-0.6, len(places) - 0.4)
-        return _titled(given.title, tickvals=places, ticktext=names, range=span)
-    if not given.log:
-        zero = {"rangemode": "tozero"} if given.from_zero else {}
-        return _titled(given.title, nticks=7, **zero)
-    ticks = given.ticks or log_ticks(values)
+        return _titled(source.title, tickvals=places, ticktext=names, range=span)
+    if not source.log:
+        zero = {"rangemode": "tozero"} if source.from_zero else {}
+        return _titled(source.title, nticks=7, **zero)
+    ticks = source.ticks or log_ticks(values)
     return _titled(
-        given.title,
+        source.title,
         type="log",
         tickvals=[at for at, _ in ticks],
         ticktext=[text for _, text in ticks],
@@ -125,11 +119,7 @@ def _trace(chart: Chart, place: int) -> dict[str, Any]:
         **look,
         "type": "scatter",
         "mode": "markers" if dots else "lines+markers",
-        "line": {
-            "color": series.color,
-            "dash": series.dash,
-            "width": width,
-        },
+        "line": {"color": series.color, "dash": series.dash, "width": width},
         "marker": marker,
         **_intervals(series.points),
     }
@@ -138,16 +128,12 @@ def _trace(chart: Chart, place: int) -> dict[str, Any]:
 def _hover(chart: Chart, series: Series) -> dict[str, Any]:
     """The text at the pointer, and lines of CSV where x and y alone do not make them."""
     meta: dict[str, Any] = {"name": _line((series.name,)), "alternatives": series.alternatives}
-    value = "%{fullData.name}: %{y:.4~r}"
+    value = f"%{{fullData.name}}: %{{{'x' if chart.horizontal else 'y'}:.4~r}}"
     if chart.unified:
         return {"hovertemplate": "%{y:.4~r}", "meta": meta}
     if not chart.x.categories and not any(p.note for p in series.points):
-        return {
-            "hovertemplate": f"{value}<br>%{{x:,}} {plain(chart.x.title)}<extra></extra>",
-            "meta": meta,
-        }
-    if chart.horizontal:
-        value = value.replace("{y:", "{x:")
+        template = f"{value}<br>%{{x:,}} {plain(chart.x.title)}<extra></extra>"
+        return {"hovertemplate": template, "meta": meta}
     meta["lines"] = [_line(row) for row in chart.csv_rows(series, series.points)]
     texts = [f"{_interval(p)}<br>{plain(p.note or _at(chart, p))}" for p in series.points]
     return {"hovertemplate": f"{value}%{{text}}<extra></extra>", "text": texts, "meta": meta}
@@ -167,16 +153,10 @@ def _interval(point: Point) -> str:
 def _intervals(points: Sequence[Point]) -> dict[str, Any]:
     if all(p.low is None for p in points):
         return {}
-    return {
-        "error_y": {
-            "type": "data",
-            "symmetric": False,
-            "thickness": 1.3,
-            "width": 3,
-            "array": [0 if p.high is None else _rounded(p.high - p.y) for p in points],
-            "arrayminus": [0 if p.low is None else _rounded(p.y - p.low) for p in points],
-        }
-    }
+    above = [0 if p.high is None else _rounded(p.high - p.y) for p in points]
+    below = [0 if p.low is None else _rounded(p.y - p.low) for p in points]
+    look = {"type": "data", "symmetric": False, "thickness": 1.3, "width": 3}
+    return {"error_y": {**look, "array": above, "arrayminus": below}}
 
 
 def _shapes(chart: Chart) -> list[dict[str, Any]]:
@@ -204,16 +184,17 @@ def annotation(along: Axis, at: float, text: str) -> dict[str, Any]:
 
 def _heatmap(chart: Heatmap) -> dict[str, Any]:
     levels = [[_shade(level) for level in row] for row in chart.levels()]
-    known = [level for row in levels for level in row if level is not None]
+    shown = [level for row in levels for level in row if level is not None]
     columns, rows = list(map(plain, chart.columns)), list(map(plain, chart.rows))
     at = f"{plain(chart.y_title)} %{{y}}, {plain(chart.x_title)} %{{x}}"
+    last = len(chart.colors) - 1
     trace: dict[str, Any] = {
         "type": "heatmap",
         "x": columns,
         "y": rows,
         "z": levels,
-        "colorscale": _scale(chart.colors),
-        "colorbar": _colorbar(chart, known),
+        "colorscale": [(place / last, color) for place, color in enumerate(chart.colors)],
+        "colorbar": _colorbar(chart, shown),
         "text": [[_rounded(value, 3) for value in row] for row in chart.values],
         "hovertemplate": f"%{{text}}<br>{at}<extra></extra>",
         "hoverongaps": False,
@@ -228,7 +209,7 @@ def _heatmap(chart: Heatmap) -> dict[str, Any]:
         trace |= {"texttemplate": "%{text}", "xgap": 2, "ygap": 2}
     names = {"type": "category", "showgrid": False}
     return {
-        "data": [trace] if known else [],
+        "data": [trace] if shown else [],
         "csv": _line((chart.y_title, chart.x_title, chart.value_title)),
         "layout": {
             "margin": {"l": 48, "r": 8, "t": 8, "b": 44},
@@ -244,10 +225,6 @@ def _labelled(names: Sequence[str], most: int) -> list[str]:
     """All names where they are few, else at most `most` of them, evenly spaced."""
     every = math.ceil(len(names) / most) if len(names) > 8 else 1
     return list(names[::every])
-
-
-def _scale(colors: Sequence[str]) -> list[tuple[float, str]]:
-    return [(place / (len(colors) - 1), color) for place, color in enumerate(colors)]
 
 
 def _colorbar(chart: Heatmap, levels: Sequence[float]) -> dict[str, Any]:

@@ -26,7 +26,7 @@ _MAX_COLUMNS = 48
 
 def _layers(data: ReportData) -> Iterator[Choice]:
     """By layer and tokens, one map for each run and logged key, the newest first."""
-    for index, run in _whole_first(data.runs):
+    for index, run in _faulty_last(data.runs):
         for key in run.metrics.layers:
             name = formatting.text(run.name)
             label = f"{name}, {formatting.text(key)}" if len(run.metrics.layers) > 1 else name
@@ -34,7 +34,7 @@ def _layers(data: ReportData) -> Iterator[Choice]:
                 yield (label,), chart
 
 
-def _whole_first(runs: Sequence[Run]) -> list[tuple[int, Run]]:
+def _faulty_last(runs: Sequence[Run]) -> list[tuple[int, Run]]:
     return sorted(enumerate(runs), key=lambda pair: bool(pair[1].problems))
 
 
@@ -67,7 +67,7 @@ def layer_map(metrics: Metrics, key: str, *, runs: tuple[int, ...] = ()) -> Heat
 
 def _distance(data: ReportData) -> Iterator[Choice]:
     """From the native model by layer after each stage, one chart for each run."""
-    for index, run in _whole_first(data.runs):
+    for index, run in _faulty_last(data.runs):
         if run.drift and any(model.relation_kl for model in run.drift.models):
             y = Axis("KL (nats)", log=True)
             series = tuple(_distance_lines(run.drift))

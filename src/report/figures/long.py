@@ -99,14 +99,14 @@ def _needles(data: ReportData) -> Iterator[Choice]:
 def _needle_map(group: Group) -> Heatmap:
     columns = sorted({length for length, _ in group.needles})
     rows = sorted({depth for _, depth in group.needles})
-    found = {place: 100 * share for place, share in group.needles.items()}
+    percent = {place: 100 * share for place, share in group.needles.items()}
     return Heatmap(
         "Needles found",
         "length (tokens)",
         "depth (%)",
         tuple(map(short_length, columns)),
         tuple(f"{depth:g}" for depth in rows),
-        tuple(tuple(found.get((length, depth)) for length in columns) for depth in rows),
+        tuple(tuple(percent.get((length, depth)) for length in columns) for depth in rows),
         "found (%)",
         group.members,
         (0.0, 100.0),

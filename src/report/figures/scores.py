@@ -58,8 +58,8 @@ def _weights(data: ReportData) -> Iterator[Choice]:
     for metric in metrics_of(data.groups):
         measured = [g for g in data.groups if g.weights and metric.key in g.estimates]
         ablations = _ablations(measured)
-        found = {group.weights or "" for one in ablations for group in one}
-        labels = sorted(found, key=_weights_order)
+        weights = {group.weights or "" for one in ablations for group in one}
+        labels = sorted(weights, key=_weights_order)
         series = tuple(
             Series(
                 _ablation_name(one, alone=len(ablations) == 1),

@@ -12,7 +12,7 @@ from src.report.metrics import Metrics
 from src.report.panels import PageContext, Panel
 from src.report.to_plotly import annotation, plain, vertical
 
-_SELECTED = 2  # the newest whole runs, shown at first
+_SELECTED = 2  # the newest runs without faults, shown at first
 _RUN_POINTS = 500
 _ALL_POINTS = 30_000  # logged steps of all runs together, so that many runs leave the page small
 _FEWEST_POINTS = 100
@@ -25,8 +25,8 @@ def curves_panel(context: PageContext) -> Panel | None:
     runs = [(place, run) for place, run in enumerate(context.runs) if run.metrics.steps]
     if not runs:
         return None
-    whole = [place for place, run in runs if not run.problems]
-    shown = whole[:_SELECTED] or [runs[0][0]]
+    readable = [place for place, run in runs if not run.problems]
+    shown = readable[:_SELECTED] or [runs[0][0]]
     points = max(_FEWEST_POINTS, min(_RUN_POINTS, _ALL_POINTS // len(runs)))
     curves = [
         {"name": plain(formatting.text(run.name)), "run": place}
@@ -66,7 +66,7 @@ def _plot(title: str, labels: dict[str, str], **options: str) -> dict[str, Any]:
     layout = {
         "margin": {"l": 52, "r": 10, "t": 18, "b": 38},
         "showlegend": has_parts,
-        "legend": {"orientation": "h", "x": 0, "y": -0.14, "yanchor": "top"},
+        "legend": {"y": -0.14, "yref": "paper", "yanchor": "top"},
         "xaxis": {"title": {"text": "" if has_parts else "tokens"}, **x},
         "yaxis": {"nticks": 6, "exponentformat": "e", "type": "linear", **options},
     }

@@ -1,4 +1,4 @@
-"""All runs, whole or not, with the command and the folder of each."""
+"""All runs, faulty ones included, with the command and the folder of each."""
 
 from __future__ import annotations
 

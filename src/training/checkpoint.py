@@ -1,8 +1,8 @@
 """Save and resume training; export a model that transformers loads.
 
-A checkpoint holds what is trained and the optimizer's state, and where the run stands. Data and
-random numbers are functions of the step, so nothing of them needs saving. It is written beside its
-final name and renamed when whole: a folder named step-N is complete.
+A checkpoint holds the trained weights, the optimizer's state and the position of the run. Data and
+random numbers are functions of the step, so they need no saving. A checkpoint is written under
+another name and renamed when it is whole, so a folder named step-N is complete.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be resumed from."""
+    """A checkpoint from which no run can resume."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands: steps done over all stages and in the current one, and its ranks."""
+    """Steps finished in the run and in its current stage, and the number of ranks."""
 
     step: int
     stage: str
@@ -68,14 +68,15 @@ def newest(folder: RunFolder) -> tuple[Path, Position] | None:
     Raises:
         CheckpointError: its position cannot be read.
     """
-    found = whole_checkpoints(folder)
-    if not found:
+    checkpoints = whole_checkpoints(folder)
+    if not checkpoints:
         return None
-    file = found[-1] / "position.json"
+    last = checkpoints[-1]
+    file = last / "position.json"
     try:
-        return found[-1], Position(**json.loads(file.read_text(encoding="utf-8")))
+        return last, Position(**json.loads(file.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; remove {found[-1]}") from error
+        raise CheckpointError(f"{file} cannot be read: {error}; remove {last}") from error
 
 
 def export(
@@ -92,17 +93,17 @@ def export(
 ) -> None:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 only.
 
-    The model is built again in float32 from the weights that the stage began with, takes the
-    trained parameters, has its adapters merged there and is stored in `dtype`: so merging rounds
+    The model is built again in float32 from the weights that the stage began with. It takes the
+    trained parameters, its adapters are merged, and it is stored in `dtype`, so that merging rounds
     once.
 
     Args:
         target: the folder to write.
-        trained: whole trained parameters by name, from `Student.trained_parameters`.
-        model: what was trained.
+        trained: unsharded trained parameters by name, from `Student.trained_parameters`.
+        model: the model that was trained.
         scaling: its RoPE scaling, written into the exported config.
-        parameters: what was trained of it.
-        weights: the folder the stage began with, None for the model's source.
+        parameters: which of its parameters were trained.
+        weights: the folder that the stage began with; None for the model's source.
         dtype: of the stored weights.
         seed: the run's seed.
         card: text of the model card.
@@ -111,14 +112,14 @@ def export(
     network = load_model(model, config, dtype=torch.float32, weights=weights)
     trainable = make_trainable(network, parameters, seed=seed)
     load_trained(trainable, trained)
-    whole = merged(trainable).to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+    network = merged(trainable).to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
     if (length := served_length(model, scaling)) is not None:
-        whole.config.max_seq_len = length
+        network.config.max_seq_len = length
     tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = scaling.target_length
     partial = target.with_name(f"{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    whole.save_pretrained(partial)
+    network.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(target, ignore_errors=True)

@@ -40,12 +40,12 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Rank 0 reports, writes files and evaluates."""
+        """Whether this is rank 0, which reports, writes files and evaluates."""
         return self.rank == 0
 
 
 def world_from_environment(environment: Mapping[str, str]) -> World | None:
-    """The rank a launcher gave this process, or None where there is no launcher.
+    """The rank that a launcher gave this process, or None without a launcher.
 
     torchrun and deepspeed set RANK, LOCAL_RANK and WORLD_SIZE; Slurm sets SLURM_PROCID,
     SLURM_LOCALID and SLURM_NTASKS for tasks started by srun.
@@ -67,7 +67,7 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
 
 @contextmanager
 def joined(world: World, *, cuda: bool) -> Iterator[None]:
-    """Set up torch.distributed for this process and choose its GPU; entering it again is harmless.
+    """Set up torch.distributed for this process and choose its GPU. It may be entered again.
 
     Raises:
         RuntimeError: a Slurm job does not say where rank 0 is.
@@ -132,10 +132,10 @@ def _slurm_address() -> None:
 
 
 def leave(world: World) -> None:
-    """Part from the other ranks.
+    """Leave the other ranks.
 
-    A single process keeps its group until it exits: DeepSpeed remembers groups for good, and the
-    next run in the same process (a sweep's, a test's) uses them again.
+    A single process keeps its group until it exits: DeepSpeed never forgets a group, and the next
+    run in the same process (of a sweep or a test) uses it again.
     """
     from torch import distributed
 
@@ -144,10 +144,10 @@ def leave(world: World) -> None:
 
 
 def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
-    """Run `python ARGUMENTS` once a rank on this machine and wait for all.
+    """Run `python ARGUMENTS` for each rank on this machine, and wait for all.
 
-    Rank 0 keeps this process's terminal; the others write to `logs/rank-N.log`. When one fails, the
-    others are stopped. Ranks die when this process does, however it ends.
+    Rank 0 writes to this process's terminal, the others to `logs/rank-N.log`. When a rank fails,
+    the others are stopped. All ranks end when this process ends, in whatever way.
 
     Raises:
         LaunchError: a rank failed; with its traceback.
@@ -157,7 +157,7 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
     logs.mkdir(parents=True, exist_ok=True)
     for stale in logs.glob("rank-*.traceback"):
         stale.unlink()
-    # The rendezvous lives here, so that its port is taken once and never raced for.
+    # This process holds the rendezvous, so that no other can take its port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     threads = max(1, (os.cpu_count() or 1) // nproc)
     ranks: list[subprocess.Popen[bytes]] = []
@@ -198,10 +198,10 @@ def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
 
 
 def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> str:
-    """Why the first ranks to fail did.
+    """Why the first ranks failed.
 
-    A killed rank leaves no traceback, and the others' then tell only that it went missing; so it
-    comes first.
+    A killed rank comes first: it leaves no traceback, and those of the other ranks only say that it
+    is missing.
     """
     killed = [rank for rank in failed if (codes[rank] or 0) < 0]
     traces = [path for rank in failed if (path := logs / f"rank-{rank}.traceback").is_file()]
@@ -215,7 +215,7 @@ def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> 
 
 
 def stop(processes: Sequence[subprocess.Popen[bytes]], *, grace: float = 10.0) -> None:
-    """End processes: all are asked first, and killed when `grace` seconds have passed."""
+    """End processes: ask all of them, and kill those that still run after `grace` seconds."""
     for process in processes:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
@@ -229,7 +229,7 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], *, grace: float = 10.0) -
 
 
 def run_rank(work: Callable[[World], None], logs: Path) -> None:
-    """Run one spawned rank: end when the parent does, and leave a traceback where it fails."""
+    """Run one spawned rank. It ends with its parent, and writes a traceback if it fails."""
     _die_with_parent(int(os.environ[PARENT_VARIABLE]))
     world = world_from_environment(os.environ)
     assert world is not None

@@ -1,8 +1,8 @@
-"""Which positions a block's tokens get: contiguous, or skipping ahead inside a longer window.
+"""Positions of a block's tokens: contiguous, or with skips inside a longer window.
 
-A short block whose positions skip shows a model distances that only a long one has. Positions are a
-pure function of the block's key, so that a resumed run, and any rank, sees the same; no library's
-random stream is involved.
+A short block whose positions skip shows a model distances that only long blocks have. Positions are
+a pure function of the block's key, so that a resumed run and every rank see the same. No library's
+random stream is used.
 
 With n tokens of a block, L positions of the window and f = L / n:
 
@@ -34,10 +34,10 @@ _SHORTEST = 3
 
 
 def check(kind: Positions, length: int, window: int) -> None:
-    """Refuse what has no positions.
+    """Refuse blocks that `positions` cannot serve.
 
     Raises:
-        ValueError: blocks longer than the window, or of too few tokens to skip in.
+        ValueError: blocks longer than the window, or too short for skips.
     """
     if length > window:
         raise ValueError(f"blocks of {length} tokens do not fit into a window of {window}")
@@ -51,10 +51,10 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
     """Positions of a block: int64 [length], strictly increasing, from 0 to at most window - 1.
 
     Args:
-        kind: as in the module's table.
+        kind: as listed at the top of this module.
         length: tokens of the block.
-        window: positions that there are, at least `length`.
-        key: what the draw depends on; equal keys give equal positions.
+        window: number of positions, at least `length`.
+        key: seeds the draw; equal keys give equal positions.
 
     Raises:
         ValueError: as `check`.
@@ -66,11 +66,11 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
     if kind == "pose":
         first = draw.integer(1, length - 1)
         skip = draw.integer(0, window - length)
-        found = np.arange(length, dtype=np.int64)
-        found[first:] += skip
-        return found
+        shifted = np.arange(length, dtype=np.int64)
+        shifted[first:] += skip
+        return shifted
     factor = window / length
-    # Short blocks have no 8 f tokens for both ends.
+    # A short block may have fewer than 4 f tokens for each end.
     head = length // 3 if draw.integer(0, 1) else min(int(4 * factor), length // 3)
     middle = length - 2 * head
     if kind == "uniform":
@@ -93,7 +93,7 @@ def _spread(kind: Positions, factor: float, unit: float) -> int:
     gauss = NormalDist(1 + factor, _DEVIATION)
     low, high = 2.0, 2 * factor
     if kind == "cream_reference":
-        # Interpolating the inverse over [low, high] takes what is outside to the ends.
+        # The public code interpolates the inverse, which moves values outside to the ends.
         value = min(max(gauss.inv_cdf(min(max(unit, 1e-12), 1 - 1e-12)), low), high)
         return int(value)
     mass = gauss.cdf(high) - gauss.cdf(low)
@@ -113,7 +113,7 @@ class _Draw:
         return ((self._bits() >> 11) + 0.5) / 2**53
 
     def integer(self, low: int, high: int) -> int:
-        """From low to high, both included; a bias of less than 2**-64 * (high - low)."""
+        """From low to high, both included, with a bias below 2**-64 * (high - low)."""
         return low + self._bits() * (high - low + 1) // 2**64
 
     def _bits(self) -> int:

@@ -62,7 +62,7 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
 
     Args:
         config: the run's.
-        key: of its corpus, where it has been prepared just before.
+        key: of its corpus, if it has just been prepared.
 
     Raises:
         DataError: text that is missing, unreadable, too short, or held out and trained on at once.
@@ -81,7 +81,7 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
 def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     """Train, export and evaluate; every rank calls it.
 
-    Rank 0 writes the run's record. Whatever ends the run, its state is recorded and the tracker
+    Rank 0 writes the run's record. However the run ends, its state is recorded and the tracker is
     closed.
     """
     tracker: tracking.Tracker = tracking.NullTracker()
@@ -100,7 +100,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
                     results.report(tracker)
                 _hand_over(config, run.plan, folder, tracker)
                 if results is not None:
-                    # Last, so that a suite that failed takes nothing from the others.
+                    # This raises if a suite failed, so the results are handed over before.
                     results.check()
         succeeded = True
         if world.is_main:
@@ -119,7 +119,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that the run's record is written."""
+    """Inside the block, SIGTERM acts as Ctrl-C does, so that the run's record is written."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         del number, frame
@@ -135,8 +135,8 @@ def stoppable() -> Iterator[None]:
 def _hand_over(
     config: RunConfig, planned: plan.Plan, folder: RunFolder, tracker: tracking.Tracker
 ) -> None:
-    """What the tracker gets at the end: totals, the plots of the page, the model if asked for."""
-    # The page's modules take a second to load, which no rank needs before.
+    """Give the tracker totals, the figures of the page, and the model if it is asked for."""
+    # Imported here because the page's modules take a second to load.
     from src.report.tracked import run_figures
 
     record = folder.record()
@@ -165,7 +165,7 @@ def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
 
 
 class _Run:
-    """The stages of a run, from wherever its newest checkpoint stands."""
+    """The stages of a run, from its newest checkpoint on."""
 
     def __init__(
         self, config: RunConfig, folder: RunFolder, world: World, tracker: tracking.Tracker
@@ -181,7 +181,7 @@ class _Run:
         self.began = time.perf_counter()
 
     def train(self) -> None:
-        """All stages that are not done yet."""
+        """Train all unfinished stages."""
         resumed = checkpoint.newest(self.folder)
         first, start = 0, 0
         if resumed:
@@ -195,7 +195,7 @@ class _Run:
         data = prepare_data(self.config, key=key)
         if data.corpus.key != key:
             raise DataError(
-                f"data: the texts on this machine are others than rank 0's (corpus "
+                f"data: the texts on this machine differ from rank 0's (corpus "
                 f"{data.corpus.key[:12]}, not {key[:12]}): copy them, or share their folder"
             )
         for index in range(first, len(self.names)):
@@ -251,7 +251,7 @@ class _Run:
         )
 
     def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
-        """A stage's objectives by stream, with layers measured where they ask for it."""
+        """A stage's objectives by stream, their layers chosen by drift if they await it."""
         objectives = self.config.objectives(name)
         asking = [stream for stream, o in objectives.items() if o.awaits_drift]
         if not asking:
@@ -262,8 +262,8 @@ class _Run:
     def _drift(self, name: str, blocks: Blocks, weights: Path | None) -> list[float]:
         """The stage's attention drift, the same on every rank and after a resume.
 
-        It is measured once and recorded: where a run goes on, on another GPU it may be, other
-        layers than those trained so far must not come out.
+        It is measured once and recorded, so that a run that resumes, maybe on another GPU, chooses
+        the same layers.
         """
         recorded: list[list[float] | None] = [None]
         if self.world.is_main:
@@ -293,7 +293,7 @@ class _Run:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
 
     def _saves_after(self, name: str, step: int) -> bool:
-        """Whether a checkpoint is written after a step of a stage, counted from 1."""
+        """Whether a checkpoint is written after this step of the stage, counted from 1."""
         every = self.config.checkpoint.every_steps
         return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
 
@@ -305,7 +305,7 @@ class _Run:
         return sum(self.config.recipe.stages[n].tokens for n in earlier)
 
     def _flops(self, name: str, tokens: int) -> float:
-        """Floating-point operations of the plan up to so many tokens of a stage."""
+        """Planned floating-point operations up to this many tokens of a stage."""
         earlier = [self.plan.stage(n) for n in self.names[: self.names.index(name)]]
         here = self.plan.stage(name)
         return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens

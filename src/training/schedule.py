@@ -1,8 +1,8 @@
 """Which blocks are read at which optimizer step by which rank: pure arithmetic.
 
-A stage is a mixture of streams. A slot is one stream's turn: `batch_size` blocks. Slots follow a
-fixed interleaved pattern with each stream's share. An optimizer step takes as many slots as its
-tokens ask for; the last step ends on the stage's exact token, by a shorter block if need be.
+A stage is a mixture of streams. A slot is `batch_size` blocks of one stream. Slots follow a fixed
+interleaved pattern, in which each stream has its share. An optimizer step reads slots up to its
+number of tokens. The last step ends on the stage's exact token, if need be with a shorter block.
 Everything is a function of the step's number, so a resumed run continues at the exact next block.
 """
 
@@ -29,14 +29,14 @@ class StreamConfig:
     """Blocks of one length with one objective.
 
     Attributes:
-        objective: a name among `objective.terms`, or several with their weights in a sum.
+        objective: a name from `objective.terms`, or several names with weights, which are summed.
         length: tokens of a block.
-        batch_size: blocks of a slot, over all ranks together; null for as many as make the stage's
-            `slot_tokens`, or one.
+        batch_size: blocks of a slot, over all ranks together. If null, the stage's `slot_tokens`
+            give it; without them it is 1.
         share: slots of this stream in each turn of the mixture.
         weight: factor on the loss.
-        positions: the student's (src/training/positions.py), up to the target length; the
-            teacher's are contiguous.
+        positions: of the student's tokens, up to the target length (src/training/positions.py).
+            The teacher's positions are contiguous.
     """
 
     objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
@@ -75,20 +75,20 @@ class StepSize:
 class StageConfig:
     """A mixture of streams, trained with one set of parameters up to an exact number of tokens.
 
-    Tokens an optimizer step are the setting; how many micro-steps each rank accumulates follows.
-    The learning rate warms up linearly over `warmup_steps` (the first step already learns) and then
+    The number of micro-steps that each rank accumulates follows from the tokens of a step. The
+    learning rate warms up linearly over `warmup_steps`, from above 0 in the first step, and then
     follows a cosine from `lr` to `final_lr_fraction * lr`.
 
     Attributes:
         tokens: of the stage; a run's `budget` replaces it (src/settings/budget.py).
-        tokens_per_step: null for what `step_sizes` has for that many tokens.
-        step_sizes: sizes by the stage's tokens, so that a small budget still has steps.
-        slot_tokens: tokens of each stream's slot, by which each `batch_size` that is null follows;
-            null as well for what `step_sizes` has: for the stage's tokens, or where
-            `tokens_per_step` is given, for steps of that size.
+        tokens_per_step: tokens of an optimizer step; if null, `step_sizes` gives them.
+        step_sizes: step sizes by the stage's tokens, so that a small budget still has many steps.
+        slot_tokens: tokens of each stream's slot; they give each `batch_size` that is null. If
+            null, `step_sizes` gives them, by `tokens_per_step` if that is set and else by `tokens`.
 
     Raises:
-        ValueError: steps that are not whole slots or turns, or streams that do not make the slots.
+        ValueError: a step is not a whole number of slots or turns, or a stream's blocks do not
+            fill a slot.
     """
 
     tokens: PositiveInt
@@ -129,10 +129,10 @@ class StageConfig:
             )
 
     def _slots_of_given_steps(self) -> int | None:
-        """Tokens of a slot where steps are given and slots are not.
+        """Tokens of a slot, from `step_sizes`, if `tokens_per_step` is set and they are needed.
 
-        They are those of the largest step size that is no larger, of the smallest if none is, so
-        that a mixture keeps the proportions that equal slots give it.
+        The largest step size up to `tokens_per_step` gives them, or else the smallest step size. So
+        a mixture keeps the proportions that slots of equal tokens have.
         """
         undecided = any(stream.batch_size is None for stream in self.streams.values())
         if self.tokens_per_step is None or not self.step_sizes or not undecided:
@@ -143,24 +143,24 @@ class StageConfig:
 
     @property
     def step_tokens(self) -> int:
-        """Tokens of a full optimizer step, decided."""
+        """Tokens of a full optimizer step, once `of_size` has decided them."""
         assert self.tokens_per_step is not None, "of_size comes first"
         return self.tokens_per_step
 
     def at_once(self, stream: str, micro_batch: int) -> int:
-        """Blocks of a stream that a rank takes at once, at most.
+        """The largest number of a stream's blocks in one rank's micro-step.
 
-        They are `micro_batch` of the stage's longest stream, and of a shorter one as many as have
-        the same tokens.
+        It is `micro_batch` for the stage's longest stream. Shorter streams have as many blocks as
+        fit into the same tokens.
         """
         longest = max(s.length for s in self.streams.values())
         return micro_batch * longest // self.streams[stream].length
 
     def of_size(self, tokens: int) -> StageConfig:
-        """The stage with so many tokens, and what is null decided by them.
+        """The stage with this many tokens, which decide the sizes that are null.
 
         Raises:
-            ValueError: no step size is for so few tokens; or what follows does not fit together.
+            ValueError: `step_sizes` begins at more tokens; or the sizes contradict each other.
         """
         if self.tokens_per_step is not None:
             return replace(self, tokens=tokens)
@@ -180,10 +180,10 @@ class StageConfig:
 
 
 def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, StreamConfig]:
-    """Streams whose slots have so many tokens each.
+    """Set each stream's batch size so that its slot has `slot_tokens` tokens.
 
     Raises:
-        ValueError: a length that does not divide them, or another batch size.
+        ValueError: a length that does not divide `slot_tokens`, or another batch size.
     """
     filled: dict[str, StreamConfig] = {}
     for name, stream in streams.items():
@@ -199,7 +199,7 @@ def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, Str
 
 
 class Piece(NamedTuple):
-    """A block to read: its stream, its number there, and how many of its tokens are used."""
+    """A block to read: its stream, its index in the stream, and how many tokens of it are used."""
 
     stream: str
     block: int
@@ -207,13 +207,13 @@ class Piece(NamedTuple):
 
 
 class MicroStep(NamedTuple):
-    """What one rank does at once. Without pieces it joins the others' collectives, at weight 0.
+    """One forward and backward pass of one rank.
 
     Attributes:
         stream: name of the stream.
-        tokens: tokens of each block (all ranks of a micro-step have the same).
+        tokens: tokens of each block, equal on all ranks.
         pieces: this rank's blocks.
-        stand_in: a block to run where there is none of its own.
+        stand_in: a block to run at weight 0 if `pieces` is empty, as collectives need every rank.
     """
 
     stream: str
@@ -265,10 +265,10 @@ class StageSchedule:
     def micro_steps(
         self, step: int, *, rank: int, world_size: int, micro_batch: int
     ) -> Iterator[MicroStep]:
-        """What one rank does in a step.
+        """One rank's micro-steps in a step.
 
-        Neighbouring blocks of the same stream and length form micro-steps of at most
-        `world_size * StageConfig.at_once(...)` blocks, dealt out to the ranks in turn.
+        Consecutive blocks of the same stream and length form micro-steps of at most
+        `world_size * StageConfig.at_once(...)` blocks, which the ranks take in turn.
         """
         for (stream, tokens), group in groupby(
             self.pieces(step), key=lambda p: (p.stream, p.tokens)
@@ -286,7 +286,7 @@ class StageSchedule:
         )
 
     def blocks_read(self) -> dict[str, int]:
-        """How many blocks of each stream the stage reads; the last one maybe in part."""
+        """Number of blocks that the stage reads of each stream; the last may be cut short."""
         read = dict.fromkeys(self.stage.streams, 0)
         for slot in range(self._first_slot(self.steps - 1)):
             name = self._pattern[slot % len(self._pattern)]
@@ -338,7 +338,7 @@ def _interleave(shares: dict[str, int]) -> list[str]:
 
 
 def learning_rate(stage: StageConfig, step: int, steps: int) -> float:
-    """Linear warm-up whose first step already learns, then a cosine down to the final fraction."""
+    """Learning rate of a step: linear warm-up from above 0, then a cosine to the final fraction."""
     if step < stage.warmup_steps:
         return stage.lr * (step + 1) / stage.warmup_steps
     progress = (step - stage.warmup_steps) / max(1, steps - 1 - stage.warmup_steps)

@@ -1,10 +1,9 @@
-"""Blocks spread over ranks: which rank reads which blocks, and which part of them it runs.
+"""Sequence parallelism: which rank reads which blocks, and which part of them it runs.
 
-`engine.sequence_parallel=n` puts each n neighbouring ranks into a group. Its ranks read the same
-blocks, and each runs a part of their tokens: the first the first n-th, and so on. Only attention
-looks at other tokens; there the ranks exchange, and each sees whole blocks for its share of the
-heads (src/training/engine/). Each rank has a part of a loss; the loss is their mean over the
-group.
+`engine.sequence_parallel=n` makes groups of n neighbouring ranks. The ranks of a group read the
+same blocks, and each runs an n-th of the tokens, in the order of the ranks. Only attention looks at
+other tokens. There the ranks exchange, so that each sees whole blocks for its share of the heads
+(src/training/engine/ulysses.py). The loss is the mean of the losses of the group's ranks.
 
 Shapes: b batch, t tokens of a whole block, c tokens of a part.
 """
@@ -15,17 +14,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# In `next_tokens`: no token follows.
+# Stands in `next_tokens` where no token follows.
 NOTHING = -100
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a rank stands.
+    """A rank's group, and its part of the group's tokens.
 
     Attributes:
-        reader, readers: which of the groups it belongs to. The ranks of one read the same blocks.
-        part, parts: which part of their tokens it runs.
+        reader, readers: index of the group, whose ranks read the same blocks, and their number.
+        part, parts: index of the part of each block that this rank runs, and their number.
     """
 
     reader: int = 0
@@ -35,16 +34,16 @@ class Place:
 
     @classmethod
     def of(cls, rank: int, size: int, parts: int) -> Place:
-        """The place of a rank among `size`, of which each `parts` share their blocks."""
+        """The place of a rank among `size` ranks, of which groups of `parts` share their blocks."""
         assert size % parts == 0, "src/planning/plan.py refuses it"
         return cls(rank // parts, size // parts, rank % parts, parts)
 
     def first(self, tokens: int) -> int:
-        """The first token of this rank's part, of blocks of so many."""
+        """Index of the first token of this rank's part, in blocks of `tokens`."""
         return self.part * (tokens // self.parts)
 
     def cut(self, rows_bt: np.ndarray) -> np.ndarray:
-        """This rank's part of whole blocks' tokens, [b, c]."""
+        """This rank's part of whole blocks, [b, c]."""
         tokens = rows_bt.shape[1]
         assert tokens % self.parts == 0, "src/planning/plan.py refuses it"
         first = self.first(tokens)
@@ -52,7 +51,7 @@ class Place:
 
 
 def next_tokens(rows_bt: np.ndarray) -> np.ndarray:
-    """The token after each one, [b, t]; NOTHING after the last."""
+    """The token after each token, [b, t]; NOTHING after the last."""
     following_bt = np.full_like(rows_bt, NOTHING)
     following_bt[:, :-1] = rows_bt[:, 1:]
     return following_bt

@@ -36,7 +36,7 @@ from src.training.engine.zero import load_deepspeed
 from src.training.launch import World
 from src.training.loop import StepRecord
 from src.training.sequence import Place, next_tokens
-from tests.src.passes import test_streaming as streaming
+from tests.src.passes import test_passes as networks
 
 TOKENS = 24
 ALL_WEIGHTS = RelationWeights(1.0, 0.5, 2.0, 0.7)
@@ -95,11 +95,11 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
     Each group of ranks makes the same pass. Rank 0 leaves the means over all ranks as
     `out`-CASE.safetensors, the loss under the name `loss`.
     """
-    facts = facts_of(streaming.config(case["family"], factor=None))
+    facts = facts_of(networks.config(case["family"], factor=None))
     objective = OBJECTIVES[case["objective"]]
-    parameters = streaming.LORA if case["lora"] else FullParameters("full")
+    parameters = networks.LORA if case["lora"] else FullParameters("full")
     student = _student(case["family"], parameters, checkpointing=case["checkpointing"])
-    taught = streaming.network(case["family"])
+    taught = networks.network(case["family"])
     place = Place.of(world.rank, world.size, parts)
     if parts > 1:
         load_deepspeed(torch.device("cpu"))
@@ -132,7 +132,7 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
 def _student(
     family: str, parameters: LoraParameters | FullParameters, *, checkpointing: bool
 ) -> torch.nn.Module:
-    student = make_trainable(streaming.network(family, factor=4.0), parameters, seed=1)
+    student = make_trainable(networks.network(family, factor=4.0), parameters, seed=1)
     noise = torch.Generator().manual_seed(3)
     for name, parameter in student.named_parameters():
         if "lora_B" in name:

@@ -31,7 +31,7 @@ from src.training import launch
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import losses
-from tests.src.passes.test_streaming import LastHidden
+from tests.src.passes.test_passes import LastHidden
 from tests.src.training import sequence_ranks
 
 

@@ -100,14 +100,14 @@ def resume(run_dir: Path, world: World | None) -> None:
         return
     if settings.launch.by != "local":
         _check_launch(settings.launch, world, dry_run=False)
-    found = checkpoint.newest(folder)
+    newest = checkpoint.newest(folder)
     size = world.size if world else settings.launch.nproc
-    if found and found[1].world_size != size:
+    if newest and newest[1].world_size != size:
         raise CheckpointError(
-            f"{found[0]} was written by {found[1].world_size} ranks and cannot be read by {size}: "
-            "resume with the same number"
+            f"{newest[0]} was written by {newest[1].world_size} ranks and cannot be read by "
+            f"{size}: resume with the same number"
         )
-    where = f"step {found[1].step}" if found else "the start: it has no whole checkpoint"
+    where = f"step {newest[1].step}" if newest else "the start: it has no whole checkpoint"
     with ExitStack() as held:
         if world is None or world.is_main:
             held.enter_context(_held(run_dir))

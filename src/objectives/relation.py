@@ -157,20 +157,20 @@ class Relation(Objective):
         losses: list[Tensor] = []
         each: list[Tensor] = []
         if names := self._self_relations():
-            # A model's own scale is for its heads; relation heads have that of their own width.
-            own_scale = scale if self.relation_heads is None else None
-            loss, own = relation_kl_set(
+            # The model's scale is for its own heads. Relation heads use that of their width.
+            head_scale = scale if self.relation_heads is None else None
+            loss, by_relation = relation_kl_set(
                 self._sides(student, names),
                 self._sides(teacher, names),
                 self._self_weights(names, facts),
-                scale=own_scale,
-                teacher_scale=own_scale,
+                scale=head_scale,
+                teacher_scale=head_scale,
                 window=window,
                 temperature=self.temperature,
                 backend=self.backend,
             )
             losses.append(loss)
-            each.append(own)
+            each.append(by_relation)
         if self.weights.qk:
             rows = attention_kl(
                 student.q_bhtd,

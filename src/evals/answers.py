@@ -14,7 +14,7 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 
 def f1(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Token F1 and exact match against the best reference, as SQuAD's own script has them."""
+    """Token F1 and exact match against the best reference, as in SQuAD's own script."""
     given = normalized(results[0])
     pairs = [(given, normalized(answer)) for answer in doc["answers"]]
     return {
@@ -53,7 +53,7 @@ def bits_per_byte(
 
 
 def passes_humaneval(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the prompt's function, as the model went on with it, passes the tests."""
+    """Whether the prompt's function, completed by the model, passes the tests."""
     program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
     return {"exact_match": float(runs(program))}
 

@@ -1,6 +1,6 @@
-"""Results by everything that decides them, so that nothing is evaluated twice.
+"""A cache of results under a key of everything that decides them: nothing is evaluated twice.
 
-An entry is one compressed JSON file that names its whole key; it is written at once or not at all.
+An entry is one compressed JSON file that holds its whole key. It is written atomically.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 from src.run_folder import write_whole
 
-# Part of every key: a change of how results are stored or computed makes older ones unknown.
+# Part of every key. Raise it when results are stored or computed in another way.
 FORMAT = 3
 
 
@@ -25,13 +25,13 @@ class ResultCache:
     """A folder of results.
 
     Attributes:
-        folder: where entries lie; None remembers nothing.
+        folder: the folder of the entries; None caches nothing.
     """
 
     folder: Path | None
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
-        """What was stored under an equal key, or None."""
+        """The value under an equal key, or None."""
         path = self._path(key)
         if path is None or not path.is_file():
             return None
@@ -39,7 +39,7 @@ class ResultCache:
             entry = json.loads(gzip.decompress(path.read_bytes()))
             return entry["value"] if entry["key"] == _plain(key) else None
         except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
-            # A damaged entry is no answer: it is computed and written again.
+            # A damaged entry does not count: it is computed and written again.
             return None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:

@@ -1,9 +1,9 @@
 """Greedy answers to many long prompts, in batches.
 
-Prompts of a batch are padded at the *end* while they are read: under a causal mask no token sees
-the padding after it, so no mask is needed, and attention runs through its fast kernels (a mask of
-padding at the front would be rows x tokens^2 large). Afterwards each row goes on at its own
-position, and its padding is masked as a key. Rotary positions are what a row alone would have.
+Prompts of a batch are padded at the *end* while they are read. Under a causal mask no token sees
+the padding after it, so no mask is needed and attention uses its fast kernels. (A mask for padding
+at the front would have rows x tokens^2 entries.) Afterwards each row goes on at its own position,
+and its padding is masked as a key. Rotary positions equal those of a row alone.
 
 Shapes: b rows, t tokens, s keys kept.
 """
@@ -24,21 +24,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
     from transformers.cache_utils import DynamicCache
 
-# Steps between two looks at what is finished: looking waits for the device.
+# Steps between two checks for finished rows; a check waits for the device.
 LOOK_EVERY = 8
-# Of the free memory of a device, what a batch may take.
+# The share of a device's free memory that a batch may take.
 MEMORY_SHARE = 0.6
 CPU_BATCH_TOKENS = 8192
 
 
 class GenerationError(EvaluationError):
-    """Prompts that a model cannot be given; the message names the remedy."""
+    """Prompts that a model cannot read; the message names the remedy."""
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, window: int, room: Sequence[int]
 ) -> list[list[int]]:
-    """Token ids of prompts, as they are and whole.
+    """Token ids of prompts, which are never cut.
 
     Args:
         tokenizer: the model's.
@@ -59,7 +59,7 @@ def encode(
                 f"a prompt of {len(ids)} tokens and {new} to generate are longer than the model's "
                 f"window of {window}: choose shorter lengths, or a model scaled to more"
             )
-        # Some tokenizers have one token for both; it would end the text just as well.
+        # Some tokenizers use one token for both.
         if begin is not None and ids.count(begin) > 1:
             raise GenerationError(
                 f"a prompt has {ids.count(begin)} beginning-of-text tokens: it must not contain "
@@ -74,9 +74,9 @@ def encode(
 
 
 def batch_rows(model: PreTrainedModel, tokens: int, batch_tokens: int | Literal["auto"]) -> int:
-    """How many rows of so many tokens go into one batch; at least one.
+    """The number of rows with so many tokens in one batch; at least one.
 
-    `auto` measures a GPU's free memory against what a row's cache and a layer's activations take.
+    `auto` divides a GPU's free memory by the memory of a row's cache and a layer's activations.
     """
     device = next(model.parameters()).device
     if batch_tokens != "auto":
@@ -110,12 +110,12 @@ def generate(
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: the model's.
-        prompts: texts; each is given whole.
+        prompts: texts; none is cut.
         max_new_tokens: by prompt.
         window: positions that the model has.
         batch_tokens: prompt tokens of one batch, or `auto`.
-        enough: told a prompt's number and its answer so far, says whether the rest is of no
-            interest. It is asked now and then; an answer may thus be longer than need be.
+        enough: gets a prompt's number and its answer so far, and says whether the answer may stop.
+            It is called now and then, so an answer may be longer than needed.
         name: for the progress meter.
 
     Raises:
@@ -144,13 +144,13 @@ def continued(
     enough: Callable[[int, str], bool] | None,
     progress: Meter,
 ) -> list[str]:
-    """`generate` of token ids, which fit the window."""
+    """`generate` for token ids that fit the window."""
     answers = [""] * len(encoded)
     kinds = [
         (new, frequency_class(model.config, len(ids), room=new))
         for ids, new in zip(encoded, max_new_tokens, strict=True)
     ]
-    # Neighbours in length share a batch, so that little is padded.
+    # Prompts of similar length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     while order:
         room = max_new_tokens[order[-1]]
@@ -197,7 +197,7 @@ class _Batch:
         cache, lengths_b, next_b = self._read()
         positions_bs = torch.arange(int(lengths_b.max()), device=self._device)
         positions_bs = positions_bs.expand(len(names), -1).clone()
-        # A key without a token of its row has a position that no query reaches.
+        # Keys without a token of their row get a position that no query reaches.
         positions_bs[positions_bs >= lengths_b[:, None]] = torch.iinfo(torch.long).max
         written_bt = next_b[:, None]
         for step in range(1, self._room + 1):
@@ -233,7 +233,7 @@ class _Batch:
         lengths_b = torch.tensor([len(row) for row in rows], device=self._device)
         longest = max(len(row) for row in rows)
         ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        # Without a config the cache keeps every layer's keys whole; windows are in the masks.
+        # Without a config the cache keeps all keys of every layer; the masks hold the windows.
         cache = DynamicCache()
         split = SplitModel.of(self._model)
         hidden_bth = split.decoder(
@@ -243,7 +243,7 @@ class _Batch:
         return cache, lengths_b, split.logits(ends_bh).argmax(-1)
 
     def _masks(self, keys_bs: torch.Tensor, at_b1: torch.Tensor) -> object:
-        """What each row's next token may see, [b, 1, 1, s]; by kind of layer where kinds differ."""
+        """The keys that each row's next token sees, [b, 1, 1, s]; by kind of layer if needed."""
 
         def mask(window: int | None) -> torch.Tensor:
             seen_bs = keys_bs <= at_b1
@@ -263,7 +263,7 @@ class _Batch:
     def _finished(
         self, names: list[int], written_bt: torch.Tensor, answers: list[str], last: bool
     ) -> list[bool]:
-        """Which rows need no more tokens; their answers are kept."""
+        """The rows that need no more tokens; keeps their answers."""
         finished = []
         ended_bt = torch.isin(written_bt, self._stops).tolist()
         for name, ids, ended in zip(names, written_bt.tolist(), ended_bt, strict=True):

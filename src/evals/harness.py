@@ -1,10 +1,11 @@
-"""A model as lm-eval asks it, with our batches.
+"""A model for lm-eval, with our batches.
 
-lm-eval builds the requests, filters the answers and scores them. What is ours is how a model is
-asked: texts are tokenized together, batches hold a number of tokens rather than of texts, equal
-inputs run once (the letters of a multiple choice differ only in the token that is scored), logits
-are made only for the tokens that are scored, and a text that is longer than the model's window is
-refused rather than cut.
+lm-eval builds the requests, filters the answers and scores them. This module runs the model:
+
+- texts are tokenized together, and a batch holds a number of tokens, not of texts;
+- equal inputs run once: the letters of a multiple choice differ only in the scored token;
+- logits are computed only for the scored tokens;
+- a text that is longer than the model's window is refused, not cut.
 
 Shape suffixes: b inputs, t tokens, h hidden size, n scored tokens.
 """
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-# Logits are made for this many tokens at once.
+# Logits are computed for this many tokens at once.
 _HEAD_CHUNK = 8192
 
 # lm-eval compiles a task's templates again for every item, which takes most of its time; a compiled
@@ -49,7 +50,7 @@ _HEAD_CHUNK = 8192
 _environment: Any = utils.env
 _environment.from_string = functools.lru_cache(maxsize=256)(_environment.from_string)
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
-# Its bars would fill a log file; progress is shown by our own.
+# Its progress bars would fill a log file; this program shows its own.
 _task_module: Any = importlib.import_module("lm_eval.api.task")
 _task_module.tqdm = lambda items, **_: items
 
@@ -84,10 +85,10 @@ class TokenBudgetLM(_HFLM):
                 fills a GPU's memory.
             name: for the progress line.
             rank: of this process among those that share the work.
-            size: how many share the work.
+            size: number of processes that share the work.
 
         Raises:
-            EvaluationError: the model's logits are not its output head's alone.
+            EvaluationError: the model's logits are not the plain product of its output head.
         """
         super().__init__(
             pretrained=network, backend="causal", tokenizer=tokenizer, max_length=window
@@ -113,7 +114,7 @@ class TokenBudgetLM(_HFLM):
 
     @contextmanager
     def alone(self) -> Iterator[None]:
-        """Inside, this process shares its work with no other."""
+        """Inside the block, this process shares its work with no other."""
         size, self._world_size = self._world_size, 1
         try:
             yield
@@ -149,8 +150,8 @@ class TokenBudgetLM(_HFLM):
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Tokens of contexts and answers, split as lm-eval splits them.
 
-        Blanks at a context's end belong to the answer; the answer's tokens are what the whole text
-        has beyond the context's.
+        Blanks at the end of a context belong to the answer. The answer's tokens are those of the
+        whole text after the context's tokens.
         """
         contexts, wholes = [], []
         for context, answer in pairs:
@@ -172,7 +173,7 @@ class TokenBudgetLM(_HFLM):
         return encoded
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
-        """Tokens of texts; one that begins with the start token gets no second one."""
+        """Tokens of texts. A text that begins with the start token gets no second one."""
         start = self.tokenizer.decode([self.prefix_token_id])
         marked = [has_bos_prefix(text, start) for text in texts]
         found: list[list[int]] = [[] for _ in texts]
@@ -194,7 +195,7 @@ class TokenBudgetLM(_HFLM):
             )
 
     def _largest(self, value: int) -> int:
-        """The largest of all processes' values: all of them refuse what one has to refuse."""
+        """The largest value of all processes, so that all refuse what one of them must refuse."""
         if self.world_size == 1:
             return value
         every: list[Any] = [None] * self.world_size
@@ -236,7 +237,7 @@ class TokenBudgetLM(_HFLM):
     def _token_scores(
         self, ids_bt: Tensor, places: Sequence[int], targets: Sequence[int]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Log-probability of tokens at flat places of a batch, and whether they are likeliest.
+        """Log-probability of tokens at flat positions of a batch, and whether they are likeliest.
 
         Padding is on the right, where causal attention does not see it.
         """
@@ -269,7 +270,7 @@ class TokenBudgetLM(_HFLM):
         """The model's own continuation of each prompt, up to its stop sequences."""
         del disable_tqdm
         asked = [cast("tuple[str, dict[str, Any]]", r.args) for r in requests]
-        # Without a token there is nothing to go on from.
+        # A model cannot continue an empty prompt.
         prompts = [self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked]
         settings = [normalize_gen_kwargs(kwargs, self.max_gen_toks) for _, kwargs in asked]
         longest = [p.get("max_gen_toks", self.max_gen_toks) for p in settings]

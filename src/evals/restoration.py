@@ -1,4 +1,4 @@
-"""What is left of the native model's ability, and how sure that is.
+"""Scores of restoration: how much of the native model's ability is left, with intervals.
 
 From every model's answers to the same items: values with standard errors, and for each student
 
@@ -6,16 +6,16 @@ From every model's answers to the same items: values with standard errors, and f
     recovery_vs_best = 100 * student / best of the other runs
     gap_closed       = (student - scaled) / (native - scaled)
 
-for each task, each category and the average. Where lower is better, the ratios are turned over.
-Intervals are 95% percentiles of a paired bootstrap: every resample draws items with replacement,
-the same for all models, since they answer the same questions; tasks are drawn independently.
+for each task, each category and the average. If lower is better, the ratios are inverted. Intervals
+are 95% percentiles of a paired bootstrap: every resample draws items with replacement, the same
+items for all models, since they answer the same questions. Tasks are drawn independently.
 
-A task discriminates if the native model is above chance by two standard errors; the average is
-over those, and the full average stands beside it. Shares of right answers and bits per byte don't
-mix: an average is over tasks of one kind, shares where there are any.
+A task discriminates if the native model is above chance by two standard errors. The average is over
+these tasks, the full average over all. Shares of right answers and bits per byte have no common
+mean: an average is over tasks of one kind, shares if there are any.
 
-Fewer than MIN_ITEMS items say nothing of how sure a figure is: one item has no spread at all, and
-three equal answers seem to have none. Errors and intervals are None there, and nothing is called
+With fewer than MIN_ITEMS items the error of a figure is unknown: one item has no spread, and three
+equal answers seem to have none. Errors and intervals are then None, and nothing is called
 significant or discriminating.
 """
 
@@ -43,7 +43,7 @@ from src.results import (
 
 # Resamples drawn at once; bounds memory.
 _CHUNK = 64
-# Items from which on errors and intervals are given.
+# The fewest items with errors and intervals.
 MIN_ITEMS = 10
 UNKNOWN_ERROR = f"- for a standard error: unknown, of fewer than {MIN_ITEMS} items."
 _CONFIDENCE = (2.5, 97.5)
@@ -51,14 +51,14 @@ _CONFIDENCE = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """What scores need to know of a task.
+    """The facts about a task that scores need.
 
     Attributes:
         name: of the task.
         category: whose average it counts in.
         metric: what its value is.
         higher_is_better: False for bits per byte.
-        chance: what guessing scores, None where that means nothing.
+        chance: the value of guessing; None if it has no meaning.
         details: by model, further fields of its result.
     """
 
@@ -72,13 +72,13 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers to a task, an entry for each item; its value is sum(score) / sum(weight).
+    """A model's answers to a task, one entry per item. Its value is sum(score) / sum(weight).
 
     Attributes:
         score: right or wrong, a share, or bits.
         weight: 1, or bytes.
-        predicted: the number of the answer that was chosen, where there are choices.
-        gold: the number of the right one.
+        predicted: the number of the chosen answer, if there are choices.
+        gold: the number of the right answer.
     """
 
     score: Sequence[float]
@@ -104,14 +104,14 @@ class Answers:
 
     @property
     def enough(self) -> bool:
-        """Whether there are so many items that they tell how sure the value is."""
+        """Whether there are enough items for a standard error."""
         return len(self.score) >= MIN_ITEMS
 
     @property
     def stderr(self) -> float | None:
-        """Standard error of the value: of a mean where weights are 1, else of a ratio.
+        """Standard error of the value: of a mean if weights are 1, else of a ratio.
 
-        None where there are too few items to know.
+        None if there are too few items.
         """
         if not self.enough:
             return None
@@ -121,9 +121,9 @@ class Answers:
 
 
 class Restoration:
-    """All models' answers to all tasks, and every figure that follows.
+    """All models' answers to all tasks, and every figure computed from them.
 
-    A task that one of the models has no answers to stays out of averages.
+    A task that some model has no answers to does not count in averages.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Restoration:
 
         Args:
             tasks: in the order of results.
-            answers: by model and task; of one task, all models' have the same items.
+            answers: by model and task; all models answer the same items of a task.
             roles: of the models, by name.
             resamples: of the bootstrap.
             seed: of the bootstrap; a task's resamples depend on it and on the task's name.
@@ -157,7 +157,7 @@ class Restoration:
         return [name for name, role in self._roles.items() if role in roles]
 
     def model(self, name: str, **further: Any) -> TaskModel:
-        """A model's record; `further` are its other fields."""
+        """A model's record; `further` holds its other fields."""
         return TaskModel(
             name=name,
             role=self._roles[name],
@@ -194,7 +194,7 @@ class Restoration:
         return self._mean(model, members) if members else None
 
     def scores(self, model: str) -> StudentScores:
-        """A student's scores; none of other models, or where native or scaled model is missing."""
+        """A student's scores; empty for other models, or without a native or scaled model."""
         references = [*self._of_role("native")[:1], *self._of_role("scaled")[:1]]
         if len(references) < 2 or self._roles[model] in ("native", "scaled"):
             return StudentScores()
@@ -216,7 +216,7 @@ class Restoration:
     def discriminates(self, task: TaskFacts) -> bool:
         """Whether the native model is above chance by two standard errors, on enough items.
 
-        Where chance means nothing, enough items do.
+        If chance has no meaning, enough items suffice.
         """
         if task.chance is None:
             return self._enough([task])
@@ -227,7 +227,7 @@ class Restoration:
         return native.value > task.chance + 2 * native.stderr
 
     def _enough(self, members: Iterable[TaskFacts]) -> bool:
-        """Whether every one of some tasks has items enough."""
+        """Whether each of these tasks has enough items."""
         return all(given.enough for t in members for given in self._given(t.name).values())
 
     def _given(self, task: str) -> dict[str, Answers]:
@@ -327,7 +327,7 @@ class Restoration:
 
 
 def stderr_of_mean(errors: Sequence[float | None]) -> float | None:
-    """Standard error of the mean of independent values; None where one of theirs is not known."""
+    """Standard error of the mean of independent values; None if one of their errors is unknown."""
     known = [error for error in errors if error is not None]
     if len(known) < len(errors):
         return None
@@ -357,7 +357,7 @@ def _gap(value: Any, scaled: Any, native: Any) -> Any:
 
 
 def _ratio(above: Any, below: Any) -> np.ndarray:
-    """A quotient, NaN where the divisor is 0: such a resample says nothing."""
+    """A quotient; NaN if the divisor is 0, since such a resample has no ratio."""
     divisor = np.asarray(below, dtype=float)
     nothing = np.full_like(divisor, np.nan)
     return np.divide(above, divisor, out=nothing, where=divisor != 0)

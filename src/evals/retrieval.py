@@ -1,10 +1,10 @@
 """Retrieval in place of a longer window: BM25 chooses what the model reads.
 
-A context that does not fit is cut into chunks of about equal size, at ends of sentences; BM25
+A context that does not fit is cut into chunks of about equal size, at ends of sentences. BM25
 (Robertson and Zaragoza, 2009, in the variant of Lucene, k1 = 1.5 and b = 0.75, by the package
-bm25s) ranks them by the question; the best that fit stand in the prompt in their old order. The
-instruction, the question and worked examples stay whole. A prompt that fits is left as it is, so
-within its window the native model with retrieval is the native model.
+bm25s) ranks them by the question. The prompt gets the best chunks that fit, in their original
+order. The instruction, the question and worked examples stay whole. A prompt that fits is left as
+it is, so within its window the native model with retrieval equals the native model.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class RetrievalConfig:
     """How contexts are cut.
 
     Attributes:
-        chunk_tokens: of a chunk, about.
-        budget: tokens that prompt and answer may have together; null for the native window.
+        chunk_tokens: approximate tokens of a chunk.
+        budget: most tokens of prompt and answer together; null for the native window.
     """
 
     chunk_tokens: Annotated[int, Field(gt=0)] = 128
@@ -56,10 +56,10 @@ class Retrieved:
 
 
 def chunks_of(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
-    """A text in pieces of about `size` tokens; joined they are the text.
+    """Chunks of about `size` tokens; joined, they are the text.
 
-    A piece ends with a line or a sentence where it has one, else with a word, so that no fact is
-    torn apart that fits a piece.
+    A chunk ends with a line or a sentence if it contains such an end, else with a word. So a fact
+    that fits a chunk is not cut.
     """
     encoded = tokenizer(text, return_offsets_mapping=True, add_special_tokens=False, verbose=False)
     starts = [start for start, _ in encoded["offset_mapping"]]
@@ -81,7 +81,7 @@ def chunks_of(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[
 
 
 def ranked(chunks: list[str], query: str) -> list[int]:
-    """Numbers of the chunks, the best match of the query first; earlier ones first among equals."""
+    """Numbers of the chunks, best match of the query first; equal matches keep their order."""
     import bm25s
 
     words, (asked,) = (
@@ -109,10 +109,10 @@ def retrieve(
     room: int,
     config: RetrievalConfig,
 ) -> Retrieved:
-    """The chunks of a context that fit into `room` tokens with what stands before and after it.
+    """The chunks of a context that fit into `room` tokens together with the prompt around it.
 
     Raises:
-        RetrievalError: what stands around the context does not fit by itself.
+        RetrievalError: the prompt around the context does not fit without any chunk.
     """
     head, tail = around
 
@@ -145,10 +145,10 @@ def retrieve(
 def shortened(
     tokenizer: PreTrainedTokenizerBase, sample: Sample, budget: int, config: RetrievalConfig
 ) -> Sample:
-    """A RULER sample with what retrieval leaves of its context; prompt and answer fit `budget`.
+    """A RULER sample with its context shortened by retrieval; prompt and answer fit `budget`.
 
     Raises:
-        RetrievalError: as `retrieve` does.
+        RetrievalError: as `retrieve`.
     """
     room = budget - sample.max_new_tokens
     found = retrieve(

@@ -1,7 +1,7 @@
-"""Which models, in which processes, and where results go: what both commands share.
+"""Runs suites for both commands: which models, in which processes, and where results go.
 
-A run's models are its native one, the scaled one and what each stage exported; `compare` adds what
-other runs ended with. Suites run one after the other, in this process or in ranks of their own.
+A run's models are the native one, the scaled one and the export of each stage. `compare` adds the
+final models of other runs. Suites run one after the other, in this process or in several ranks.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from src.training.launch import World
 if TYPE_CHECKING:
     from src.tracking import Tracker
 
-# Where results of models by name go.
+# The folder for results of models by name.
 BY_NAME = Path("outputs") / "evals"
 
 
 @dataclass(frozen=True)
 class Results:
-    """Records by suite, what failed, by suite and then by task or model, and what was left out."""
+    """Records by suite, failures by suite and task or model, and notes on omitted suites."""
 
     records: Mapping[str, SuiteResults[Any]]
     failures: Mapping[str, Mapping[str, str]]
     notes: Sequence[str] = ()
 
     def print(self, console: Console) -> None:
-        """Print every suite's tables; output that is no terminal is wide enough for them."""
+        """Print every suite's tables. Output that is not a terminal is wide enough for them."""
         if not console.is_terminal:
             console.width = max(console.width, 160)
         for name, record in self.records.items():
@@ -73,7 +73,7 @@ class Results:
             tracker.summarize(SUITES[name].summary(record))
 
     def check(self) -> None:
-        """Refuse to pass over what failed.
+        """Raise an error if anything failed.
 
         Raises:
             EvaluationError: one line for each failure.
@@ -102,7 +102,7 @@ def evaluate(settings: EvaluateConfig) -> Results:
     """Run the chosen suites, here or, with several processes, in ranks of their own.
 
     Raises:
-        ConfigError: no suite is chosen, or a run to compare with began with another model.
+        ConfigError: no suite is chosen, or a run to compare with has another base model.
         RunFolderError: the run has no exported model.
     """
     _check(settings)
@@ -113,7 +113,7 @@ def evaluate(settings: EvaluateConfig) -> Results:
 
 
 def _processes(settings: EvaluateConfig) -> int:
-    """How many processes share the work."""
+    """The number of processes that share the work."""
     if settings.nproc != "auto":
         return settings.nproc
     if not uses_cuda(settings.device):
@@ -124,7 +124,7 @@ def _processes(settings: EvaluateConfig) -> int:
 
 
 def evaluate_finished(own: RunConfig, folder: RunFolder) -> Results:
-    """What a run does when its training has ended: its suites, in processes of their own."""
+    """Evaluate a run at the end of its training, in the processes of its settings."""
     device = "cuda" if uses_cuda(own.engine.device) else "cpu"
     processes = own.launch.nproc if device == "cuda" else 1
     settings = EvaluateConfig(
@@ -139,7 +139,7 @@ def evaluate_finished(own: RunConfig, folder: RunFolder) -> Results:
 
 
 def problems(own: RunConfig) -> list[str]:
-    """What a run's suites would refuse when it ends, found before it starts."""
+    """The refusals of a run's suites, found before the run starts."""
     evaluation = Evaluation(
         candidates=_source_candidates(own),
         data=own.data,
@@ -192,13 +192,13 @@ def _check(settings: EvaluateConfig) -> None:
 
 
 def _check_base(own: RunFolder, other: RunFolder) -> None:
-    """Refuse a run of another base model: its tokens and what it was before are others.
+    """Refuse a run of another base model, which has other tokens and another native model.
 
     Raises:
-        ConfigError: it is one.
+        ConfigError: the base models differ.
     """
     mine, theirs = (strict.load_plain(RunConfig, f.config()).model for f in (own, other))
-    # What a model is called, how it is best trained and how its attention is computed may differ.
+    # Name, tuning and the implementation of attention may differ.
     facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
     differing = [fact for fact in facts if getattr(mine, fact) != getattr(theirs, fact)]
     if not differing or (differing == ["source"] and _same_weights(mine, theirs)):
@@ -211,7 +211,7 @@ def _check_base(own: RunFolder, other: RunFolder) -> None:
 
 
 def _same_weights(*given: ModelConfig) -> bool:
-    """Whether models of different folders are the same one, as when a folder has been moved."""
+    """Whether models in different folders are the same, for example if a folder was moved."""
     if not all(isinstance(model.source, FolderWeights) for model in given):
         return False
     try:
@@ -262,8 +262,8 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
 def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
     """The suites that can be run, and a note for each other one.
 
-    Beside suites that do, those that need a run are left out for a model alone: `eval=all` asks for
-    what there is. Where no other is chosen they are run and say what they miss.
+    A model alone has no run, so suites that need one are left out if other suites are chosen
+    (`eval=all`). If none is, they run and say what they need.
     """
     chosen = settings.eval.suites()
     able = [suite for suite in chosen if settings.run is not None or not suite.needs_run]
@@ -281,7 +281,7 @@ def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str,
     folder.mkdir(parents=True, exist_ok=True)
     name = record.suite
     if record.limit is not None and _is_whole(folder / f"{name}.json"):
-        # A quick look does not take the place of what took hours.
+        # A quick look must not overwrite complete results.
         name = record.marked(name, ".limit_")
     write_json(folder / f"{name}.json", record.plain())
     lines = folder / f"{name}.items.jsonl"
@@ -293,11 +293,11 @@ def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str,
 
 
 def _is_whole(file: Path) -> bool:
-    """Whether results of all items are there."""
+    """Whether the file holds results of all items."""
     try:
         return json.loads(file.read_text(encoding="utf-8"))["limit"] is None
     except (OSError, ValueError, KeyError, TypeError):
-        # A file that nobody can read is worth no care.
+        # An unreadable file may be overwritten.
         return False
 
 
@@ -352,7 +352,7 @@ def _run_candidates(
 
 
 def _other_run(path: Path, taken: set[str]) -> Candidate:
-    """What another run ended with, under its method's name, or with its id where that is taken."""
+    """Another run's final model, under its method's name, with its id if that name is taken."""
     folder = RunFolder.open(path)
     own = strict.load_plain(RunConfig, folder.config())
     name = own.recipe.name

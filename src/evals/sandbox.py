@@ -1,7 +1,7 @@
-"""Runs generated programs in a process of their own, with limits on time, memory and files.
+"""Runs generated programs in a separate process, with limits on time, memory and files.
 
-The limits stop runaway programs. They are no protection against a hostile one: it runs as the same
-user and can reach the network, so run untrusted models' code inside a container.
+The limits stop runaway programs. They do not protect against a hostile program: it runs as the same
+user and can reach the network. Run the code of untrusted models inside a container.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from io import FileIO
 SECONDS = 5.0
 MEMORY = 1 << 30
 FILE_SIZE = 1 << 20
-# What follows a program: the token from one pipe goes into the other.
+# Appended to a program: copies the token from one pipe to the other.
 _PROOF = "\nimport os as _os\n_os.write({1}, _os.read({0}, {2}))\n"
 
 
 def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> bool:
-    """Whether a Python program comes to its last line without an error within the limits.
+    """Whether a Python program reaches its last line without an error within the limits.
 
     It runs in an empty folder, isolated from this project and from the environment's variables and
-    packages. One that leaves earlier, by `sys.exit(0)` for instance, has not come to its end.
+    packages. A program that exits earlier, for example by `sys.exit(0)`, has not reached its end.
 
     Args:
         program: source text.
@@ -43,8 +43,8 @@ def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> boo
         resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_SIZE, FILE_SIZE))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
-    # A random token waits in a pipe, and a line after the program's last one hands it back. It is
-    # no part of the source, so nothing that the program prints by itself can take its place.
+    # A random token waits in a pipe, and a line after the program's last line returns it. It is not
+    # in the source, so the program cannot print it by chance.
     token = secrets.token_bytes(16)
     with (
         _pipe() as (token_reader, token_writer),
@@ -70,11 +70,11 @@ def runs(program: str, *, seconds: float = SECONDS, memory: int = MEMORY) -> boo
             with suppress(subprocess.TimeoutExpired):
                 process.communicate(source.encode(), timeout=seconds + 1)
         finally:
-            # Whatever it has started goes with it.
+            # Processes that it has started are killed too.
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
-        # What has left its group may still hold the pipe: what is there now counts.
+        # A process that has left its group may still hold the pipe, so only present content counts.
         os.set_blocking(proof_reader.fileno(), False)
         return process.returncode == 0 and proof_reader.read(len(token)) == token
 

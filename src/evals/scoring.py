@@ -1,4 +1,4 @@
-"""How models are asked: one way through decoder and output head, one cache key, one loop.
+"""Asks models: one way through decoder and output head, one cache key, one loop.
 
 A suite describes its tasks as `Probe`s and its models as `Reader`s; `ask` gives the values of each
 probe for each reader, from the cache or by loading the model. Several processes share a probe's
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Count = Annotated[int, Field(gt=0)]
-# Part of every cache key: to be raised when any suite computes a value differently.
+# Part of every cache key. Raise it when any suite computes a value differently.
 VERSION = 4
-# Lengths of long text where none are given, as far as a model's window reaches.
+# Default lengths of long text, up to the largest window of a model.
 LENGTHS = (4096, 8192, 16384, 32768)
-# Logits are made for this many tokens at once.
+# Logits are computed for this many tokens at once.
 _HEAD_CHUNK = 2048
 
 
 @dataclass(frozen=True)
 class SplitModel:
-    """A causal language model as decoder and head, so that logits are made where needed alone."""
+    """A causal language model as decoder and head: logits are computed only where needed."""
 
     decoder: torch.nn.Module
     head: torch.nn.Module
@@ -63,7 +63,7 @@ class SplitModel:
 def token_losses(
     model: PreTrainedModel, ids_bt: Tensor, last: int, *, reduction: str
 ) -> Iterator[Tensor]:
-    """Negative log-likelihood, in nats, of the last tokens of each row, a chunk of them at a time.
+    """Negative log-likelihood, in nats, of the last tokens of each row, chunk by chunk.
 
     A row's first token has no prediction, so `last` is at most t - 1.
     """
@@ -80,10 +80,10 @@ def token_losses(
 
 @torch.no_grad()
 def choice_nll(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list[float]:
-    """Negative log-likelihood, in nats, of the last tokens of each row, so many as it says.
+    """Negative log-likelihood, in nats, of the last tokens of each row; their number is by row.
 
-    A row's last token is scored and never read: rows that differ in it alone are one input.
-    Inputs are padded at the end, which a causal mask hides from what is scored.
+    The model never reads a row's last token, so rows that differ only in it are one input. Inputs
+    are padded at the end, which a causal mask hides from scored tokens.
     """
     split = SplitModel.of(model)
     device = next(model.parameters()).device
@@ -104,10 +104,10 @@ def choice_nll(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) ->
 def spread_segments(
     documents: Sequence[tuple[str, np.ndarray]], length: int, number: int, *, needed_by: str
 ) -> np.ndarray:
-    """At most `number` segments, int64 [n, length], evenly spaced over all that there are.
+    """At most `number` segments, int64 [n, length], evenly spaced over all segments.
 
     Raises:
-        EvaluationError: no document is that long; `needed_by` says which setting asks for it.
+        EvaluationError: no document is that long; `needed_by` names the setting that needs it.
     """
     starts = [
         tokens[start : start + length]
@@ -132,13 +132,13 @@ def cache_key(
     generates: bool = False,
     **asked: Any,
 ) -> dict[str, Any]:
-    """What decides a value: what is asked, the model, its tokenizer and how it is run.
+    """The key of a value: the question, the model, its tokenizer, device and number format.
 
     Args:
         evaluation: device, number format and tokenizer.
         candidate: the model.
-        suite: whose value it is.
-        generates: whether the model writes its answers, so that what ends them matters too.
+        suite: the suite of the value.
+        generates: whether the model writes answers; generation_config.json then counts too.
         asked: everything else that decides the value.
     """
     return {
@@ -168,12 +168,12 @@ class Reader:
 
     @property
     def name(self) -> str:
-        """As results call it."""
+        """Its name in results."""
         return self.candidate.name if self.retrieval is None else f"{self.candidate.name} + BM25"
 
     @property
     def role(self) -> Role:
-        """As results have it."""
+        """Its role in results."""
         return self.candidate.role if self.retrieval is None else "retrieval"
 
     @property
@@ -183,7 +183,7 @@ class Reader:
 
     @property
     def budget(self) -> int:
-        """Tokens that retrieval leaves a prompt and its answer; without it the window."""
+        """Most tokens of a prompt and its answer: retrieval's budget, or else the window."""
         chosen = self.retrieval.budget if self.retrieval is not None else None
         return min(chosen or self.window, self.window)
 
@@ -194,7 +194,7 @@ class Reader:
 
 
 def readers_of(evaluation: Evaluation, retrieval: RetrievalConfig | None) -> list[Reader]:
-    """All candidates, and the native one with retrieval where that is asked for."""
+    """All candidates, and the native one with retrieval if the settings say so."""
     natives = evaluation.of_role("native") if retrieval is not None else ()
     return [*map(Reader, evaluation.candidates), *(Reader(c, retrieval) for c in natives)]
 
@@ -214,14 +214,14 @@ class Session:
 
 @dataclass(frozen=True)
 class Probe:
-    """One task as it is put to a model.
+    """One task for a model.
 
     Attributes:
-        name: of the task, as results call it.
-        key: what decides its values besides the model.
-        values: the JSON values of the process's share of the items; raises a ValueError where the
+        name: of the task, in results.
+        key: everything that decides its values besides the model.
+        values: the JSON values of the process's share of the items; raises a ValueError if the
             model cannot be asked.
-        length: tokens of prompt and answer; None where a model of any window can be asked.
+        length: tokens of prompt and answer; None if any window suffices.
         generates: whether the model writes its answers.
     """
 
@@ -232,12 +232,12 @@ class Probe:
     generates: bool = False
 
     def fits(self, reader: Reader) -> bool:
-        """Whether it can be put to this reader."""
+        """Whether this reader can be asked."""
         whole = self.length is None or self.length <= reader.window
         return whole or reader.retrieval is not None
 
     def cache_key(self, evaluation: Evaluation, reader: Reader, suite: str) -> dict[str, Any]:
-        """Where retrieval leaves nothing out, values are those without it."""
+        """The key of its values; a reader whose retrieval omits nothing shares the plain key."""
         retrieval = reader.retrieval
         if self.length is not None and self.length <= reader.budget:
             retrieval = None
@@ -259,7 +259,7 @@ _Made = TypeVar("_Made")
 def made(
     makers: Iterable[tuple[str, Callable[[], _Made]]], failures: dict[str, str]
 ) -> dict[str, _Made]:
-    """By name what can be made; `failures` gets why others cannot."""
+    """The results of the functions by name; `failures` gets the errors of the others."""
     found: dict[str, _Made] = {}
     for name, make in makers:
         try:
@@ -276,12 +276,12 @@ def ask(
     probes: Sequence[Probe],
     failures: dict[str, str],
 ) -> Values:
-    """Put every probe to every reader that it fits: values by reader's and probe's name.
+    """Ask every reader every probe that fits it; returns values by reader's and probe's name.
 
-    `failures` gets what could not be asked.
+    `failures` gets the errors.
 
     Raises:
-        EvaluationError: nobody could be asked anything.
+        EvaluationError: no reader could be asked any probe.
     """
     values: Values = {}
     for reader in readers:
@@ -303,9 +303,9 @@ def _values(
     probes: Sequence[Probe],
     failures: dict[str, str],
 ) -> dict[str, list[Any]]:
-    """A reader's values by probe, from the cache or by asking it."""
+    """A reader's values by probe, from the cache or by running the model."""
     keys = {probe.name: probe.cache_key(evaluation, reader, suite) for probe in probes}
-    # One process decides, since the others may see a cache of another moment.
+    # One process decides, since the others may see the cache at another moment.
     cached = evaluation.agreed({name: evaluation.cache.get(key) for name, key in keys.items()})
     missing = [probe for probe in probes if cached[probe.name] is None]
     if missing:
@@ -324,7 +324,7 @@ def _values(
 
 
 def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
-    """A probe's values in the order of its items, or why there are none; the same on all ranks."""
+    """A probe's values in the order of its items, or its error; the same on all ranks."""
     values: list[Any] = []
     error = None
     try:
@@ -350,9 +350,9 @@ def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
 def chosen_lengths(
     given: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
 ) -> list[int]:
-    """The given lengths, or the usual ones, that some model can read whole.
+    """The lengths of the settings, or the default ones, that some model's window holds.
 
-    `failures` gets those that none can.
+    `failures` gets the others.
     """
     longest = max(reader.window for reader in readers)
     if given is None:

@@ -1,10 +1,9 @@
-"""What an evaluation suite is given, what it gives back, and how it looks to the commands.
+"""The contract of an evaluation suite: its inputs, its results and its methods.
 
 A suite is a frozen dataclass of settings, the group `eval.NAME` of the config. Its class has a
-`name`, `needs_run`, `record` (the class of its results), `problems` (what can be refused before
-anything expensive), `run` (models to results) and two readers of its record, `tables` and
-`summary`. A suite sees `Candidate`s and plain settings; it never sees a sharded engine, Hydra or
-the tracker.
+`name`, `needs_run`, `record` (the class of its results), `problems` (refusals before anything
+expensive), `run` (models to results) and two readers of its record, `tables` and `summary`. A suite
+sees `Candidate`s and plain settings, and never a sharded engine, Hydra or the tracker.
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ if TYPE_CHECKING:
     from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
 
-# Between a figure's name and the number of items that it is limited to, in titles of tables.
+# In titles of tables, between the name of a figure and its limit of items.
 LIMITED = ", a quick look: limit="
-# Why a model that has diverged has no figures.
+# The error of a model that has diverged.
 NOT_FINITE = "the model's logits are not finite: it has diverged, and there is nothing to measure"
 
 
@@ -52,11 +51,11 @@ class Candidate:
     """A model that is evaluated.
 
     Attributes:
-        name: as results call it: `native`, `scaled`, `after STAGE`, or the model's own name.
-        role: what scores take it for; `comparison` is another run's final model.
-        model: where the weights and the tokenizer come from.
+        name: its name in results: `native`, `scaled`, `after STAGE`, or the model's own name.
+        role: its role in scores; `comparison` is another run's final model.
+        model: the source of the weights and the tokenizer.
         scaling: its RoPE scaling; None for native RoPE.
-        weights: a folder with weights of its own, None for the model's source.
+        weights: a folder with its own weights; None for the model's source.
     """
 
     name: str
@@ -72,7 +71,7 @@ class Candidate:
 
     @property
     def window(self) -> int:
-        """The longest context it is meant for, in tokens."""
+        """Its window, in tokens."""
         return self.model.native_window if self.scaling is None else self.scaling.target_length
 
     def config(self) -> PretrainedConfig:
@@ -89,7 +88,7 @@ class Candidate:
             EvaluationError: there are no weights to hash.
         """
         config = json.loads(self.config().to_json_string(use_diff=False))
-        # Where the weights lie says nothing of what they are.
+        # The path of the weights does not change the model.
         config.pop("_name_or_path", None)
         parts = [self._weights_digest(), json.dumps(config, sort_keys=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -109,10 +108,10 @@ class Candidate:
         return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
 
     def _weight_files(self) -> list[Path]:
-        """Files with its weights, in the order of their names; none where weights are random.
+        """Files with its weights, in the order of their names; empty if weights are random.
 
         Raises:
-            EvaluationError: there are none, and weights are not random.
+            EvaluationError: there are no files, and weights are not random.
         """
         if self.weights is None and self.model.random_weights:
             return []

@@ -1,6 +1,6 @@
-"""RULER (arXiv 2404.06654): 13 synthetic long-context tasks, made for the tokenizer at hand.
+"""RULER (arXiv 2404.06654): 13 synthetic long-context tasks, made for the model's tokenizer.
 
-`samples_of` makes a task's prompts, each filling its length exactly; `score` judges an answer.
+`samples_of` makes a task's prompts, which fill their length exactly. `score` scores an answer.
 """
 
 from src.evals.ruler.material import Material, Question, QuestionSet, sentences_of

@@ -17,8 +17,7 @@ from src.evals.scoring import Probe, Session, Values
 def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["auto"]) -> Probe:
     """A probe with samples, all of one length.
 
-    Its values are `score`, 0 to 1, and `answer`, which may be cut where it holds all that is asked
-    for.
+    Its values are `score`, 0 to 1, and `answer`, which may be cut once it holds all references.
     """
     return Probe(
         name,
@@ -53,7 +52,7 @@ def _values(
         [sample.max_new_tokens for sample in asked],
         window=reader.window,
         batch_tokens=batch_tokens,
-        # Nothing that follows can take away from an answer that holds all references.
+        # Later tokens cannot lower the score of an answer that holds all references.
         enough=lambda number, answer: judged(number, answer) == 1,
         name=f"{name}, {reader.name}",
     )

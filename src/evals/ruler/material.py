@@ -1,8 +1,8 @@
-"""What prompts are made of: prose, words, questions.
+"""The material of prompts: prose, words, questions.
 
 RULER takes essays by Paul Graham, the word lists of the package wonderwords, SQuAD and HotpotQA.
-Here the prose is a public-domain book, the words are wonderwords' own, and the second set of
-questions is DROP (src/evals/ruler/loading.py says where all of it comes from).
+Here the prose is a public-domain book, the words are those of wonderwords, and the second set of
+questions is DROP. Sources: src/evals/ruler/loading.py.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ABBREVIATION = re.compile(r"(?:^|[\s(\"'“‘])(?:Mrs?|Dr|St|Messrs|Capt|Rev|N
 
 @dataclass(frozen=True)
 class Question:
-    """A question, its accepted answers, the document that holds them, and documents beside it."""
+    """A question, its accepted answers, the document with an answer, and related documents."""
 
     text: str
     answers: tuple[str, ...]
@@ -42,7 +42,7 @@ class QuestionSet:
 
 @dataclass(frozen=True)
 class Material:
-    """All that the tasks draw from.
+    """The material that the tasks draw from.
 
     Attributes:
         sentences: of a book, in order, single spaces between words.
@@ -58,7 +58,7 @@ class Material:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """All words once, in alphabetical order."""
+        """Each word once, in alphabetical order."""
         return tuple(sorted({*self.adjectives, *self.nouns, *self.verbs}))
 
     def fingerprint(self, uses: Iterable[str]) -> str:
@@ -71,7 +71,7 @@ class Material:
 
 
 def sentences_of(texts: Iterable[str]) -> tuple[str, ...]:
-    """Texts as sentences, runs of white space made one space, as RULER does."""
+    """Texts as sentences. White space becomes one space, as in RULER."""
     found: list[str] = []
     for text in texts:
         flat = " ".join(text.split())

@@ -34,7 +34,7 @@ TAIL = {
     "The special magic {kind} for {query} mentioned in the provided text is",
 }
 MAX_NEW_TOKENS = 128
-# Keys are drawn until enough of them differ; with fewer pairs of words that might never be.
+# Keys are drawn until enough of them differ; with fewer pairs of words this might never end.
 LEAST_PAIRS = 100
 # Places for needles in prose, in percent of its sentences.
 DEPTHS = tuple(round(100 * i / 39) for i in range(40))
@@ -65,7 +65,7 @@ class Niah:
 
     @property
     def uses(self) -> frozenset[str]:
-        """Parts of the material that it draws from."""
+        """The parts of the material that the task draws from."""
         prose = {"sentences"} if self.haystack == "prose" else set()
         words = {"adjectives", "nouns"} if "words" in (self.keys, self.values) else set()
         return frozenset(prose | words)
@@ -80,7 +80,7 @@ class Niah:
         *,
         depth: float | None = None,
     ) -> Sample:
-        """One sample that fills the length; a given `depth` (percent) is that of the first needle.
+        """One sample that fills the length; `depth` (percent) sets the place of the first needle.
 
         Raises:
             RulerError: the length is too short for the task, or the material too small.
@@ -125,7 +125,7 @@ class Niah:
             )
 
     def _pairs(self, draw: random.Random, material: Material) -> list[tuple[str, list[str]]]:
-        """Different keys, each with its different values."""
+        """Distinct keys, each with distinct values."""
         keys = _different(self.keys, self.num_keys, draw, material)
         values = _different(self.values, self.num_keys * self.num_values, draw, material)
         step = self.num_values
@@ -169,7 +169,7 @@ class Niah:
     ) -> str:
         """Lines of noise or of other needles; the rest is filled with words of the noise text.
 
-        RULER adds whole lines only, which can leave more room than is allowed here.
+        RULER adds whole lines only, which can leave more room than this program allows.
         """
         source = random.Random(draw.getrandbits(64))
         places = [draw.random() for _ in needles]
@@ -207,12 +207,12 @@ FILLER = tuple((NOISE + " ").split() * 8)
 
 
 def filling(words: int) -> list[str]:
-    """A last line of the noise text's first words; no line for no words."""
+    """A last line with the first words of the noise text; no line for zero words."""
     return [" ".join(FILLER[:words])] if words else []
 
 
 class _Prose:
-    """A book's sentences from one of them on, around the end, counted in words."""
+    """A book's sentences from one of them on, cyclically, counted in words."""
 
     def __init__(self, sentences: Sequence[str], start: int) -> None:
         self._sentences = [*sentences[start:], *sentences[:start]]
@@ -220,7 +220,7 @@ class _Prose:
         self.words = self._ends[-1]
 
     def first(self, words: int) -> list[str]:
-        """The first so many words, as sentences, the last one cut short."""
+        """The first words, as sentences; the last sentence may be cut."""
         whole = bisect_right(self._ends, words)
         taken = self._sentences[:whole]
         rest = words - (self._ends[whole - 1] if whole else 0)

@@ -36,7 +36,7 @@ class QuestionAnswering:
 
     @property
     def uses(self) -> frozenset[str]:
-        """Parts of the material that it draws from."""
+        """The parts of the material that the task draws from."""
         return frozenset({self.dataset})
 
     def sample(
@@ -44,9 +44,9 @@ class QuestionAnswering:
     ) -> Sample:
         """One sample that fills the length.
 
-        Samples of one run have different questions. As in RULER the documents are those that stand
-        beside the answering one in the data set, then random ones. The last distractor is cut at a
-        word to fill the length.
+        Samples of one run have different questions. As in RULER, the documents are those related to
+        the one with the answer, then random ones. The last distractor is cut at a word to fill the
+        length.
 
         Raises:
             RulerError: the length is too short for the answering document or too long for all
@@ -74,7 +74,7 @@ class QuestionAnswering:
         number = most(
             lambda n: HEAD + context(n) + tail, ruler, least=0, limit=len(others) - 1, task=name
         )
-        # The order is drawn anew with one document more, so its first word may not fit.
+        # One document more changes the random order, so its first word may not fit.
         words = most(
             lambda n: HEAD + context(number, n) + tail,
             ruler,

@@ -1,4 +1,4 @@
-"""A RULER sample, and how it is stored: one JSON object a line."""
+"""A RULER sample, and its storage: one JSON object per line."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Match = Literal["all", "part"]
 
 
 class RulerError(EvaluationError):
-    """Samples that cannot be made or read as they are asked for; the message names the remedy."""
+    """Samples that cannot be made or read; the message names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Sample:
         task: RULER's name of the task.
         length: target, in tokens: prompt and tokens to generate together, as RULER counts.
         index: number within task and length.
-        head, context, tail: the prompt in three parts, to be joined without anything between. The
-            context is what a retriever may choose from; head and tail hold the instruction, the
-            worked example where the task has one, the question and the answer's beginning.
-        query: what is asked, for a retriever.
+        head, context, tail: the prompt in three parts, to be joined without a separator. A
+            retriever chooses from the context. Head and tail hold the instruction, a worked example
+            if the task has one, the question and the beginning of the answer.
+        query: the question, for a retriever.
         outputs: reference answers.
         match: `all` scores the share of `outputs` found in the answer, `part` whether any is.
         prompt_tokens: of the whole prompt, special tokens included.
         max_new_tokens: tokens to generate.
-        depth: of the needle in percent of the context, where the task sets it.
+        depth: of the needle in percent of the context, if the task sets it.
     """
 
     task: str
@@ -57,18 +57,18 @@ class Sample:
 
     @property
     def tokens(self) -> int:
-        """What is compared with `length`."""
+        """Tokens of prompt and answer, to be compared with `length`."""
         return self.prompt_tokens + self.max_new_tokens
 
 
 def stream(*parts: object) -> random.Random:
-    """A random stream of its own for what `parts` name; equal for equal parts on every machine."""
+    """A random stream for `parts`: the same for equal parts on every machine."""
     name = "/".join(str(part) for part in parts)
     return random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
 
 
 def dump(samples: Iterable[Sample]) -> str:
-    """Samples as JSON lines, keys in a fixed order, all characters beyond ASCII escaped."""
+    """Samples as JSON lines, with keys in a fixed order and characters beyond ASCII escaped."""
     return "".join(json.dumps(asdict(s)) + "\n" for s in samples)
 
 

@@ -39,20 +39,20 @@ from src.run_folder import write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Prompts of so many tokens in all take about a minute on one core; processes take seconds to start.
+# One core makes prompts of so many tokens in about a minute; starting a process takes seconds.
 WORTH_PROCESSES = 2_000_000
 MOST_WORKERS = 16
 
 
 @dataclass
 class SampleStore:
-    """Gives samples, from its folder where they have been made before.
+    """Gives samples; reads them from its folder if they have been made before.
 
     Attributes:
         tokenizer: of the model that will read them.
-        config: sources of the material, read when something has to be made or identified.
+        config: sources of the material, read only to make or identify samples.
         seed: of every random choice.
-        folder: where files lie; None for the cache.
+        folder: the folder of the files; None for the cache.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -67,7 +67,7 @@ class SampleStore:
         """The parts of the material that a task draws from; the others are empty.
 
         Raises:
-            RulerError, AssetError, DataError, EvaluationError: a part cannot be had.
+            RulerError, AssetError, DataError, EvaluationError: a part cannot be fetched or read.
         """
         for name in uses:
             if name not in self._parts:
@@ -115,9 +115,9 @@ class SampleStore:
         )
 
     def prepare(self, wanted: Sequence[tuple[str, int]], number: int) -> None:
-        """Make samples of several tasks and lengths at once, in processes, where that pays.
+        """Make samples of several tasks and lengths at once, in several processes if that pays.
 
-        What cannot be made is left out; `samples` says why.
+        Samples that cannot be made are left out; `samples` says why.
         """
         missing = [(task, length) for task, length in wanted if not self._made(task, length)]
         tokens = sum(length * number for _, length in missing)
@@ -137,18 +137,18 @@ class SampleStore:
                 progress.advance()
 
     def _made(self, task: str, length: int) -> bool:
-        """Whether a task's samples are there, or will never be for want of their material."""
+        """Whether a task's samples exist, or cannot be made because their material is missing."""
         try:
             return self.file(task, length).is_file()
         except (RulerError, AssetError, DataError, EvaluationError):
             return True
 
     def file(self, task: str, length: int) -> Path:
-        """Where a task's samples lie, or will."""
+        """The file of a task's samples."""
         return self._file(task, length, ALL_TASKS[task].uses, None)
 
     def depth_file(self, length: int, depths: Sequence[float], number: int) -> Path:
-        """Where the depth grid's samples lie, or will."""
+        """The file of the depth grid's samples."""
         note = {"depths": list(depths), "number": number}
         return self._file(DEPTH_TASK, length, DEPTH.uses, note)
 
@@ -170,14 +170,14 @@ class SampleStore:
         return tokenizer_identity(self.tokenizer)
 
     def _fingerprint(self, uses: Iterable[str]) -> str:
-        """Of the material that these uses draw from."""
+        """Hash of the material that these uses draw from."""
         names = frozenset(uses)
         if names not in self._fingerprints:
             self._fingerprints[names] = self.material(names).fingerprint(names)
         return self._fingerprints[names]
 
     def _get(self, path: Path, number: int, make: Callable[[], Iterable[Sample]]) -> list[Sample]:
-        """The first samples of a file, which is made where there is none with so many."""
+        """The first samples of a file; makes the file if it has too few."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             if path.is_file():
@@ -193,7 +193,7 @@ def _lines(path: Path) -> list[str]:
     """The lines of a file of samples.
 
     Raises:
-        RulerError: it is damaged.
+        RulerError: the file is damaged.
     """
     try:
         return path.read_text(encoding="utf-8").splitlines()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Task = Niah | VariableTracking | CommonWords | FrequentWords | QuestionAnswering
 
-# Part of the key under which samples are cached: to be raised when a prompt changes.
+# Part of the key of cached samples. Raise it when a prompt changes.
 VERSION = 1
 
 TASKS: dict[str, Task] = {
@@ -40,19 +40,19 @@ TASKS: dict[str, Task] = {
     "qa_squad": QuestionAnswering("squad"),
     "qa_drop": QuestionAnswering("drop"),
 }
-# RULER's own second QA task, for whoever has HotpotQA's file (`MaterialConfig.hotpotqa`).
+# RULER's own second QA task, for users with HotpotQA's file (`MaterialConfig.hotpotqa`).
 HOTPOT = "qa_hotpot"
 ALL_TASKS: dict[str, Task] = TASKS | {HOTPOT: QuestionAnswering("hotpotqa")}
-# The task of the needle-depth grid: niah_single_2 with the needle where it is told to be.
+# The task of the needle-depth grid: niah_single_2 with the needle at a given depth.
 DEPTH_TASK = "niah_depth"
 DEPTH = TASKS["niah_single_2"]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names that are no tasks.
+    """Refuse names of unknown tasks.
 
     Raises:
-        RulerError: it names the nearest one that is.
+        RulerError: the message gives the nearest known name.
     """
     for name in names:
         if name not in ALL_TASKS:
@@ -73,8 +73,8 @@ def samples_of(
 ) -> Iterator[Sample]:
     """The first `number` samples of a task at a length.
 
-    Each has a random stream of its own, so that the first are the same however many are made, and
-    in whatever order.
+    Each sample has its own random stream, so the first samples are the same however many are made,
+    in any order.
 
     Raises:
         RulerError: no such task, or the length does not suit it.

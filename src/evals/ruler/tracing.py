@@ -2,8 +2,8 @@
 
 Wording and composition follow NVIDIA/RULER, scripts/data/synthetic/variable_tracking.py and
 constants.py (commit c3f5e3b): chains of assignments among lines of noise, after a worked example.
-RULER draws the example once and renames its variables for each sample; here each sample has an
-example of its own.
+RULER draws the example once and renames its variables for each sample. Here each sample has its own
+example.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ TAIL = (
     "assigned the value {value}, they are: "
 )
 MAX_NEW_TOKENS = 30
-# The worked example is as long as fits this many tokens, but has at least so many noise lines.
+# The worked example fills this many tokens, but has at least so many noise lines.
 EXAMPLE_TOKENS = 500
 EXAMPLE_LINES = 5
 
 
 @dataclass(frozen=True)
 class VariableTracking:
-    """`num_chains` chains, of which the first is asked for, each of `num_hops` assignments."""
+    """`num_chains` chains of `num_hops` assignments each; the question is about the first."""
 
     num_chains: int = 1
     num_hops: int = 4

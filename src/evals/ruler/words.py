@@ -45,7 +45,7 @@ DOTS = "..."  # the commonest word, which is to be ignored
 class CommonWords:
     """Ten words occur `common` times in a numbered list, the others `uncommon` times.
 
-    Before it stands a worked example: 40 words, 10 and 3 times.
+    A worked example comes before the list: 40 words, 10 and 3 times.
     """
 
     common: int = 30
@@ -60,7 +60,7 @@ class CommonWords:
     ) -> Sample:
         """One sample that fills the length.
 
-        The last word that is added may occur less than `uncommon` times, to fill the length.
+        The last word may occur less than `uncommon` times, to fill the length.
 
         Raises:
             RulerError: the length is too short for the task, or too long for the list of words,
@@ -151,7 +151,7 @@ class FrequentWords:
             return FREQUENT_HEAD + context(words, dots) + FREQUENT_TAIL
 
         words = most(prompt, ruler, least=1, limit=2 * ruler.length, task=name)
-        # Several words may become one more frequent at once; noise fills the gap that this leaves.
+        # Several words may gain an occurrence at once; noise fills the remaining gap.
         dots = most(lambda n: prompt(words, n), ruler, least=0, limit=ruler.length, task=name)
         if not counts(words)[3] > counts(words)[4]:
             raise RulerError(

@@ -100,6 +100,11 @@ class Setting:
         return self.shape.kv_heads * self.shape.head_dim
 
     @property
+    def micro_batch(self) -> int:
+        """The most blocks of the stage's longest stream that a rank runs at once."""
+        return self.config.engine.student.micro_batch
+
+    @property
     def parts(self) -> int:
         """Ranks that share each block."""
         return self.config.engine.sequence_parallel
@@ -170,8 +175,7 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     """Bytes that a micro-step of one stream holds at its peak."""
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
     wants = needs[name]
-    micro_batch = setting.config.engine.student.micro_batch
-    at_once = setting.stage.at_once(name, micro_batch)
+    at_once = setting.stage.at_once(name, setting.micro_batch)
     # A micro-step holds no more than a step does; and what a rank holds of blocks that ranks share
     # is a part of their tokens, or in attention all tokens for as large a part of the heads.
     # Buffers of the exchange are smaller than the MLP's.
@@ -394,7 +398,7 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
         link = device.link * _LINK
         seconds += 2 * setting.trainable * setting.width / link
         readers = ranks // setting.parts
-        micro_steps = schedule.accumulation(world_size=readers, micro_batch=student.micro_batch)
+        micro_steps = schedule.accumulation(world_size=readers, micro_batch=setting.micro_batch)
         # Sharded weights are fetched for each pass over them, the teacher's by its owner.
         passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
         taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())

@@ -41,7 +41,7 @@ _FORMATS: tuple[paper.Format, ...] = ("pdf", "svg", "png", "csv")
 
 @dataclass(frozen=True)
 class OnlyConfig:
-    """Runs that are left out unless they match; null: all."""
+    """Only runs that match are shown; null matches all."""
 
     experiment: str | None = None
     model: str | None = None
@@ -52,7 +52,7 @@ class OnlyConfig:
 
 @dataclass(frozen=True)
 class DashboardConfig:
-    """`python -m src.dashboard`: where the runs are and what to make of them."""
+    """`python -m src.dashboard`: where the runs are, and what to write."""
 
     outputs: Annotated[str, Field(min_length=1)]
     target_path: Annotated[str, Field(min_length=1)]
@@ -89,11 +89,11 @@ class DashboardConfig:
 
 
 def show(settings: DashboardConfig) -> None:
-    """Do what is asked: write the page or files for a paper, print a table, or serve.
+    """Write the page or files for a paper, print a table, or serve, as the settings say.
 
     Raises:
         TrackingError: W&B cannot make the report.
-        ReportError: a folder, a file, a run or a port that was named cannot be used.
+        ReportError: a folder, a file, a run or a port of the settings cannot be used.
     """
     if settings.target == "wandb":
         print(*tracking.publish_report(settings.project, settings.entity), sep="\n")
@@ -132,7 +132,7 @@ def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
     """The runs that match; those that cannot be read match nothing.
 
     Raises:
-        ReportError: no run has the value that is asked for.
+        ReportError: no run has the value of the filter.
     """
     left = list(runs)
     for key, value in (("experiment", only.experiment), ("model", only.model)):
@@ -165,7 +165,7 @@ def _app(composed: DictConfig) -> None:
 
 
 def quote_pair(argument: str) -> str:
-    """`compare=A,B` as a list, which is what is meant; Hydra would take it for a sweep."""
+    """`compare=A,B` as a list. Hydra would take it for a sweep."""
     key, _, value = argument.partition("=")
     if key != "compare" or "," not in value or value[:1] in ("[", "'", '"'):
         return argument

@@ -3,7 +3,7 @@
 python -m src.train +experiment=linearard_32k            the paper's run
 python -m src.train +experiment=quickstart               the main job, small, on a CPU
 python -m src.train +experiment=... dry_run=true         print the plan and stop
-python -m src.train resume=RUN_DIR                       go on from the newest whole checkpoint
+python -m src.train resume=RUN_DIR                       go on from the newest checkpoint
 python -m src.train -m +experiment=... +sweeps=NAME      a sweep (src/multirun/)
 """
 
@@ -85,10 +85,10 @@ def train(settings: RunConfig, world: World | None) -> Path:
 
 
 def resume(run_dir: Path, world: World | None) -> None:
-    """Go on with a run from its newest whole checkpoint, with its own config.
+    """Go on with a run from its newest complete checkpoint, with its own config.
 
     Raises:
-        RunFolderError: the folder is not a run's.
+        RunFolderError: the folder is not a run's folder.
         CheckpointError: another number of ranks wrote the checkpoint, or it cannot be read.
         ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
@@ -127,10 +127,10 @@ def resume(run_dir: Path, world: World | None) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Keep other processes from running the same folder; the system lets go when this one ends.
+    """Lock the folder against other processes. The system unlocks it when this process ends.
 
     Raises:
-        RunFolderError: another process holds it.
+        RunFolderError: another process has locked it.
     """
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
@@ -159,7 +159,7 @@ def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
             program = ["-m", "src.training.rank", str(folder.path)]
             launch.spawn(program, nproc=settings.launch.nproc, logs=folder.logs)
     except launch.LaunchError as error:
-        # Rank 0 may have been stopped before it could say why.
+        # Rank 0 may have been stopped before it could record why.
         reason = str(error).splitlines()[-1]
         folder.end("failed", reason)
         raise
@@ -170,7 +170,7 @@ def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
 
 @dataclass(frozen=True)
 class _NewRun:
-    """A run that may start: where, with which config, and the beginning of its record."""
+    """A run that may start: its folder, its config, and the first entries of its record."""
 
     path: Path
     config: dict[str, Any]
@@ -209,7 +209,7 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
 
 
 def _check_sweep(settings: RunConfig) -> None:
-    """Refuse a job whose config is no longer the one that its sweep was planned with."""
+    """Refuse a job whose config has changed since its sweep was planned."""
     if settings.sweep is not None and settings.sweep.hash != identity(settings):
         raise ConfigError(
             f"sweep.hash: job {settings.sweep.job} of {settings.sweep.name} was planned with other "
@@ -220,7 +220,7 @@ def _check_sweep(settings: RunConfig) -> None:
 def _run_id(settings: RunConfig, path: Path) -> str:
     """The run's id, also for the tracker.
 
-    A job of a sweep keeps it when it starts over, and an agent of W&B has chosen it.
+    A job of a sweep keeps its id when it starts over. An agent of W&B chooses the id itself.
     """
     if settings.sweep is not None:
         return f"{settings.sweep.id}-{settings.sweep.hash[:8]}"
@@ -234,7 +234,7 @@ def _new_path(settings: RunConfig) -> Path:
     return Path("outputs") / settings.experiment / new_run_id()
 
 
-# What is typed on every machine, or once where the launcher does the rest.
+# The command to type on every machine, or once if the launcher reaches the others.
 _LAUNCHERS = {
     "torchrun": "torchrun --nnodes={nodes} --nproc-per-node={nproc} --rdzv-backend=c10d "
     "--rdzv-endpoint=HOST:29400 -m src.train ...",
@@ -245,10 +245,10 @@ _LAUNCHERS = {
 
 
 def _check_launch(asked: LaunchConfig, world: World | None, *, dry_run: bool) -> None:
-    """Refuse a run whose ranks are not those that were asked for.
+    """Refuse a run with other ranks than its settings say.
 
     Raises:
-        ConfigError: a launcher is asked for and has started nothing, or other ranks.
+        ConfigError: the launcher of the settings has started no ranks, or another number.
     """
     if world is not None and asked.by == "local" and asked.nproc > 1:
         raise ConfigError(
@@ -268,7 +268,7 @@ def _check_launch(asked: LaunchConfig, world: World | None, *, dry_run: bool) ->
 
 
 def _preflight(settings: RunConfig) -> run.Data:
-    """Fetch or find the model and the text; refuse text that does not suffice."""
+    """Fetch or find the model and the text; refuse too little text."""
     if settings.engine.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError(
             "engine.device: cuda is asked for, but torch sees no GPU; use cpu or auto"
@@ -294,7 +294,7 @@ def _preflight(settings: RunConfig) -> run.Data:
 
 
 def _check_compiler(why: str, instead: str, tools: Sequence[str] = ()) -> None:
-    """Compilation comes after the models are loaded, and this before."""
+    """Refuse compilation without a compiler now, before the models are loaded."""
     from torch.utils import cpp_extension
 
     compiler = cpp_extension.get_cxx_compiler()
@@ -308,7 +308,7 @@ def _check_compiler(why: str, instead: str, tools: Sequence[str] = ()) -> None:
 
 
 def _agree(path: Path | None) -> Path:
-    """Rank 0's run folder, told to all ranks."""
+    """Rank 0's run folder, sent to all ranks."""
     from torch import distributed
 
     told = [None if path is None else str(path)]
@@ -318,7 +318,7 @@ def _agree(path: Path | None) -> Path:
 
 
 def _plain(settings: RunConfig) -> dict[str, Any]:
-    """The config as YAML-safe containers that the boundary accepts again."""
+    """The config as containers for YAML, which the boundary accepts again."""
 
     def listed(value: Any) -> Any:
         if isinstance(value, dict):

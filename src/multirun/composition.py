@@ -135,7 +135,7 @@ def parameters(name: str) -> dict[str, str]:
 def expand(arguments: Sequence[str]) -> Sweep:
     """The sweep of a command line, with every job composed and checked.
 
-    A job whose settings are refused is among the jobs, with the reason.
+    The jobs include those whose settings are refused, with the reason.
 
     Raises:
         ConfigError: the command line itself is refused.

@@ -31,7 +31,7 @@ class LanguageModeling(Objective):
         return Needs(teacher=False, head=True)
 
     def needs_whole_blocks(self) -> None:
-        """No setting: each part comes with the token that follows each of its own."""
+        """No setting: a part comes with the token after each of its tokens."""
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts

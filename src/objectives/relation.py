@@ -122,7 +122,7 @@ class Relation(Objective):
         """Refuse the Triton backend without a GPU.
 
         Raises:
-            ValueError: it is asked for.
+            ValueError: the settings ask for it.
         """
         del length
         if self.backend == "triton" and not cuda and not interpreted():

@@ -1,4 +1,4 @@
-"""What a decoder gets before an engine takes it."""
+"""The preparation of a decoder before an engine takes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work that a pass leaves out, because nobody wants its result."""
+"""Work that a pass leaves out, because its result is not needed."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _unchanged(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _zeros(module: nn.Module, x: Tensor) -> Tensor:
-    """Zeros in the shape of the module's output. They take no memory, as nobody reads them."""
+    """Zeros in the shape of the module's output. They take no memory."""
     width = getattr(module, "out_features", x.shape[-1])
     return x.new_zeros(()).expand(*x.shape[:-1], width)
 

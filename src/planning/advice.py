@@ -94,7 +94,7 @@ def _savings(
 
     Args:
         config: the run.
-        taken: those of the settings that have been taken so far; read as it grows.
+        taken: the settings that have been taken so far; read as it grows.
         on_cpu: the device's memory is the machine's, so nothing can be offloaded to it.
     """
     if config.engine.compile:

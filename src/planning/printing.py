@@ -16,7 +16,7 @@ from src.settings.config import RunConfig
 
 
 def show(plan: Plan, config: RunConfig, console: Console) -> None:
-    """Print the plan. Output that is no terminal is made wide enough for every figure."""
+    """Print the plan. If the output is not a terminal, it is wide enough for every figure."""
     if not console.is_terminal:
         console.width = max(console.width, 110)
     console.print(
@@ -70,7 +70,7 @@ def _stages(plan: Plan) -> Table:
 
 
 def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
-    """Tokens, streams, and what a reader should know of them."""
+    """Notes below the plan: tokens, streams, and what to know about them."""
     tokens = " + ".join(f"{stage.tokens:,}" for stage in plan.stages)
     steps = " + ".join(f"{stage.steps:,}" for stage in plan.stages)
     total = f" = {plan.tokens:,}" if len(plan.stages) > 1 else ""
@@ -96,13 +96,13 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
 
 
 def _unscaled(config: RunConfig) -> Iterator[str]:
-    """Streams whose blocks the student rotates as its teacher does, so that they teach nothing."""
+    """Distillation streams on which student and teacher have the same RoPE: they teach nothing."""
     rope = native_rope(config.model, resolved_shape(config.model))
     facts = planned_facts(config.model)
     for name, stage in config.recipe.stages.items():
         for stream_name, objective in config.objectives(name).items():
             stream = stage.streams[stream_name]
-            # Skipped positions differ from the teacher's whatever the scaling.
+            # Skipped positions differ from the teacher's under any scaling.
             distilled = objective.needs(facts).teacher and stream.positions == "contiguous"
             if distilled and config.rope.is_native_at(rope, stream.length):
                 yield (

@@ -328,7 +328,7 @@ class RunConfig:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
         stages = budget.applied(self.recipe.stages, self.budget)
         object.__setattr__(self, "recipe", replace(self.recipe, stages=stages))
-        # Asked here so that a target below the native window is refused with the rest.
+        # Checked here, so that a target below the native window is refused with the other mistakes.
         self.rope.resolved_factor(self.model.native_window)
 
     def objectives(self, stage: str) -> dict[str, Objective]:

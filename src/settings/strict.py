@@ -95,7 +95,7 @@ def keys_at(cls: type, path: Sequence[str]) -> list[str]:
 
 
 def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
-    """A pydantic location as a config path, without union tags, and the type that holds its end."""
+    """A pydantic location as a config path without union tags, and the type with its last key."""
     path: list[str] = []
     kinds: list[Any] = [cls]
     parent: Any = cls

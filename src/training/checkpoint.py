@@ -63,7 +63,7 @@ def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep:
 
 
 def newest(folder: RunFolder) -> tuple[Path, Position] | None:
-    """The newest whole checkpoint, or None.
+    """The newest complete checkpoint, or None.
 
     Raises:
         CheckpointError: its position cannot be read.

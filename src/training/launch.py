@@ -1,7 +1,7 @@
-"""Ranks: one process, local ranks started here, or those that a launcher has started.
+"""Ranks: one process, local ranks that this module starts, or those of a launcher.
 
-torchrun, the deepspeed launcher and Slurm each start every rank themselves and say so in the
-environment; `launch.nproc` starts local ranks from a single command.
+torchrun, the deepspeed launcher and Slurm start every rank themselves and say so in the
+environment. `launch.nproc` starts local ranks from a single command.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ PARENT_VARIABLE = "LINEARARD_LAUNCH_PARENT"
 
 
 class LaunchError(RuntimeError):
-    """A rank failed; the message holds its own traceback."""
+    """A rank failed; the message holds that rank's traceback."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Which rank this process is."""
+    """The rank of this process, and the number of ranks."""
 
     rank: int = 0
     local_rank: int = 0
@@ -87,12 +87,12 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
     os.environ.update(ranks)
     try:
         if not distributed.is_initialized():
-            # NCCL guesses the GPU from the global rank unless it is told.
+            # NCCL derives the GPU from the global rank unless it is given.
             device = torch.device("cuda", world.local_rank) if cuda else None
             _initialize(world, "nccl" if cuda else "gloo", device)
         yield
     finally:
-        # A later job of this process must not take itself for one that a launcher has started.
+        # Otherwise a later job of this process would look as if a launcher had started it.
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -11,8 +11,8 @@ With n tokens of a block, L positions of the window and f = L / n:
   tokens, and tail L-h ... L-1, where h is n // 3 or 4 f with equal chances. A Gaussian of mean
   1 + f and deviation 5, truncated to [2, 2 f] and rounded, gives k; the middle ends uniformly from
   h + (m - 1) k / 2 to n k / 2 - h - 1.
-- `cream_reference`: k as the public codes of CREAM and LongReD draw it: what the Gaussian has
-  beyond the interval falls on its ends (a quarter on each at f = 4), and k is rounded down.
+- `cream_reference`: k as in the public codes of CREAM and LongReD: values of the Gaussian outside
+  the interval are clamped to its ends (a quarter to each at f = 4), and k is rounded down.
 - `uniform` (LongReD-U): head and tail as before; the middle ends uniformly from n - h to L - h - 1.
 - `pose` (PoSE, 2309.10400): two runs, 0 ... c-1 and the rest, shifted by a uniform skip of at most
   L - n; c is uniform.
@@ -89,7 +89,7 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
 
 
 def _spread(kind: Positions, factor: float, unit: float) -> int:
-    """Twice the factor up to which the middle may lie, an integer in [2, 2 factor]."""
+    """k of `cream`: an integer in [2, 2 factor]."""
     gauss = NormalDist(1 + factor, _DEVIATION)
     low, high = 2.0, 2 * factor
     if kind == "cream_reference":
@@ -102,14 +102,14 @@ def _spread(kind: Positions, factor: float, unit: float) -> int:
 
 
 class _Draw:
-    """Numbers from SHA-256 of a key and a counter: equal on every platform and version."""
+    """Numbers from SHA-256 of a key and a counter: the same on every platform and version."""
 
     def __init__(self, key: str) -> None:
         self._key = key
         self._count = 0
 
     def unit(self) -> float:
-        """In (0, 1), 53 bits."""
+        """A number in (0, 1) with 53 bits."""
         return ((self._bits() >> 11) + 0.5) / 2**53
 
     def integer(self, low: int, high: int) -> int:

@@ -64,7 +64,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class StepSize:
-    """Tokens of an optimizer step, and of a slot, for stages of `from_tokens` tokens or more."""
+    """Tokens of an optimizer step and of a slot, for stages with at least `from_tokens` tokens."""
 
     from_tokens: PositiveInt
     tokens_per_step: PositiveInt
@@ -241,7 +241,7 @@ class StageSchedule:
             )
 
     def tokens_at(self, step: int) -> int:
-        """Tokens of one optimizer step; the last one may have fewer than the others."""
+        """Tokens of one optimizer step; the last step may have fewer than the others."""
         return min(self.stage.step_tokens, self.stage.tokens - step * self.stage.step_tokens)
 
     def tokens_before(self, step: int) -> int:
@@ -307,7 +307,7 @@ class StageSchedule:
         return tokens
 
     def _first_slot(self, step: int) -> int:
-        """Number of slots before a step; a step is a whole number of slots or of turns."""
+        """The number of slots before a step. A step is a whole number of slots or of turns."""
         slots = {s.slot_tokens for s in self.stage.streams.values()}
         if len(slots) == 1:
             return step * self.stage.step_tokens // slots.pop()
@@ -324,7 +324,7 @@ class StageSchedule:
 
 
 def _interleave(shares: dict[str, int]) -> list[str]:
-    """One turn of the mixture, each stream spread out evenly (smooth weighted round robin)."""
+    """One turn of the mixture, with each stream spread evenly (smooth weighted round robin)."""
     total = sum(shares.values())
     credit = dict.fromkeys(shares, 0)
     pattern: list[str] = []

@@ -1,4 +1,4 @@
-"""What the teacher and the student get alike before DeepSpeed takes them."""
+"""The preparation of teacher and student before DeepSpeed takes them."""
 
 from __future__ import annotations
 

@@ -186,6 +186,19 @@ def train_tiny(
     return run
 
 
+@pytest.fixture(scope="session")
+def train_fake(train_tiny: Callable[..., Path]) -> Callable[..., Path]:
+    """train_fake(*overrides) -> the folder of such a run with engines of tests/fakes.py."""
+    from tests import fakes
+
+    def run(*overrides: str) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("src.training.stage.build_engines", fakes.build_engines)
+            return train_tiny(*overrides)
+
+    return run
+
+
 def short_recipe() -> list[str]:
     """LinearARD's two stages on blocks of 64 and 128 tokens."""
     return [

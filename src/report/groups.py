@@ -164,8 +164,7 @@ def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
     for index, run in enumerate(runs):
         if run.state == "finished" and run.record and run.config.values:
             training = {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}
-            sweep = run.record.sweep.name if run.record.sweep else ""
-            members[run.record.experiment or "", sweep, _canonical(training)].append(index)
+            members[run.record.experiment or "", run.sweep, _canonical(training)].append(index)
     groups = [_group(key, indices, runs, window) for key, indices in members.items()]
     return sorted(_with_variants(groups), key=_order)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 
 from src.report import formatting, groups
 from src.report.charts import binary_tokens, method_slots, short_length
 from src.report.figures.base import by_look, lengths
-from src.report.groups import Group, Metric
+from src.report.groups import Group
 from src.report.noise import Estimate, Mark, marks, standing
 from src.report.tables import Cell, Column, Row, Section, Table
 
@@ -17,22 +16,8 @@ CAPTION = (
     "≈: not told apart from the best (intervals over seeds and items; one seed: over items alone); "
     "?: no interval is known."
 )
+_WITH_INTERVAL = (groups.SHORT.key, groups.RECOVERY.key)  # the others would make it too wide
 _ONE_SEED = "one seed: how much a seed changes is not known"
-
-
-@dataclass(frozen=True)
-class ScoreColumn:
-    """A metric that has a column."""
-
-    metric: Metric
-    title: str
-    shows_interval: bool = False
-
-    @property
-    def column(self) -> Column:
-        """Its column of the table."""
-        interval = f"{self.title}, 95% interval"
-        return Column(self.title, "number", interval, self.shows_interval, marked=True)
 
 
 def headline(compared: Sequence[Group]) -> Table:
@@ -42,7 +27,7 @@ def headline(compared: Sequence[Group]) -> Table:
         Column("method", "text", "variant", shows_detail=True),
         Column("tokens"),
         Column("seeds"),
-        *(score.column for score in scores),
+        *scores.values(),
         Column("GPU-hours"),
     )
     sections = [
@@ -64,25 +49,30 @@ def missing_suites(compared: Sequence[Group]) -> list[str]:
     return [suite for suite, keys in shows.items() if not measured & keys]
 
 
-def _scores(compared: Sequence[Group]) -> list[ScoreColumn]:
-    candidates = [
-        ScoreColumn(groups.SHORT, "short average", shows_interval=True),
-        ScoreColumn(groups.RECOVERY, "recovery", shows_interval=True),
-        ScoreColumn(groups.RECOVERY_VS_BEST, "vs best baseline"),
-        ScoreColumn(groups.GAP_CLOSED, "gap closed"),
-        ScoreColumn(groups.PERPLEXITY_GAP, "perplexity gap closed"),
-        *(ScoreColumn(groups.ruler(n), f"RULER {short_length(n)}") for n in lengths(compared)),
-    ]
+def _scores(compared: Sequence[Group]) -> dict[str, Column]:
+    """The columns of the metrics that any group has, by the metric's key."""
+    titles = {
+        groups.SHORT.key: "short average",
+        groups.RECOVERY.key: "recovery",
+        groups.RECOVERY_VS_BEST.key: "vs best baseline",
+        groups.GAP_CLOSED.key: "gap closed",
+        groups.PERPLEXITY_GAP.key: "perplexity gap closed",
+        **{groups.ruler(n).key: f"RULER {short_length(n)}" for n in lengths(compared)},
+    }
     measured = {key for group in compared for key in group.estimates}
-    return [score for score in candidates if score.metric.key in measured]
+    return {
+        key: Column(title, "number", f"{title}, 95% interval", key in _WITH_INTERVAL, marked=True)
+        for key, title in titles.items()
+        if key in measured
+    }
 
 
 def _section(
-    look: str, limit: int | None, members: Sequence[Group], scores: Sequence[ScoreColumn]
+    look: str, limit: int | None, members: Sequence[Group], scores: Iterable[str]
 ) -> Section:
     slots = method_slots([group.method for group in members])
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
-    columns = [_cells(ordered, score.metric.key) for score in scores]
+    columns = [_cells(ordered, key) for key in scores]
     rows = [_baseline(name, members, scores) for name in ("native", "scaled")]
     rows += [
         _row(group, [column[place] for column in columns]) for place, group in enumerate(ordered)
@@ -104,12 +94,12 @@ def _row(group: Group, cells: Sequence[Cell]) -> Row:
     return Row((*about, *cells, Cell(_hours(group))), attributes, is_extra=not group.is_main)
 
 
-def _baseline(name: str, members: Sequence[Group], scores: Sequence[ScoreColumn]) -> Row | None:
+def _baseline(name: str, members: Sequence[Group], scores: Iterable[str]) -> Row | None:
     """The native or the scaled model, which takes no part in the choice of the best."""
     group = next((group for group in members if group.baselines.get(name)), None)
     if group is None:
         return None
-    cells = [_cell(group.baselines[name].get(score.metric.key)) for score in scores]
+    cells = [_cell(group.baselines[name].get(key)) for key in scores]
     about = (Cell(name), Cell(formatting.DASH), Cell(""))
     attributes = {"class": "baseline", "data-runs": _runs(group)}
     return Row((*about, *cells, Cell(formatting.DASH)), attributes)

@@ -6,7 +6,6 @@ import base64
 import functools
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -151,12 +150,9 @@ def _environment() -> Environment:
 
 def _replace(target: Path, content: bytes) -> None:
     """Readers see the old page or the new one, never half of one."""
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+        staged.write_bytes(content)
+        staged.replace(target)
+    finally:
+        staged.unlink(missing_ok=True)

@@ -76,6 +76,11 @@ class Run:
         return self.record.state if self.record else "corrupt"
 
     @property
+    def sweep(self) -> str:
+        """The sweep that the run is a job of; empty for none."""
+        return self.record.sweep.name if self.record and self.record.sweep else ""
+
+    @property
     def settings(self) -> RunSettings:
         """What the report understands of the config."""
         return self.config.settings

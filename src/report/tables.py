@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -191,61 +191,48 @@ def _csv_cells(columns: Sequence[Column], line: Row) -> Iterator[str]:
 
 def markdown(table: Table) -> str:
     """One table for each section, under its title if it has one."""
-    return "\n".join(_markdown_section(table, section) for section in table.sections)
+    rule = "".join("|---:" if column.is_number else "|---" for column in table.columns) + "|"
+    parts = []
+    for section in table.sections:
+        title = [f"**{_markdown(section.title)}**", ""] if section.title else []
+        header, *rows = _printed(table, section, _markdown, "**{}**")
+        lines = [f"| {' | '.join(line)} |" for line in (header, *rows)]
+        parts.append("\n".join([*title, lines[0], rule, *lines[1:]]) + "\n")
+    return "\n".join(parts)
 
 
-def _markdown_section(table: Table, section: Section) -> str:
-    titles = [_markdown(column.title) for column in table.columns]
-    lines = [f"**{_markdown(section.title)}**", ""] if section.title else []
-    lines += [f"| {' | '.join(titles)} |"]
-    lines += ["".join("|---:" if column.is_number else "|---" for column in table.columns) + "|"]
-    for line in _usual(section):
-        cells = zip(table.columns, line.cells, strict=True)
-        lines.append(f"| {' | '.join(_markdown_cell(column, cell) for column, cell in cells)} |")
-    return "\n".join(lines) + "\n"
+def latex(table: Table) -> str:
+    """One tabular for each section, its title as a comment; needs the package booktabs."""
+    align = "".join("r" if column.is_number else "l" for column in table.columns)
+    parts = []
+    for section in table.sections:
+        title = [f"% {section.title}".replace("\n", " ")] if section.title else []
+        lines = [" & ".join(line) for line in _printed(table, section, _latex, r"\textbf{{{}}}")]
+        begin = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0] + r" \\", r"\midrule"]
+        body = [line + r" \\" for line in lines[1:]]
+        parts.append("\n".join([*title, *begin, *body, r"\bottomrule", r"\end{tabular}"]) + "\n")
+    return "\n".join(parts)
 
 
-def _usual(section: Section) -> list[Row]:
-    return [line for line in section.rows if not line.is_extra]
-
-
-def _markdown_cell(column: Column, cell: Cell) -> str:
-    text = _markdown(_BEFORE.get(cell.mark, "") + cell.text)
-    bold = f"**{text}**" if cell.mark is Mark.BEST else text
-    return bold + _markdown(_brackets(column, cell))
+def _printed(
+    table: Table, section: Section, escape: Callable[[str], str], bold: str
+) -> Iterator[list[str]]:
+    """The header and the usual rows, as texts for a paper."""
+    yield [escape(column.title) for column in table.columns]
+    for line in section.rows:
+        if not line.is_extra:
+            texts = []
+            for column, cell in zip(table.columns, line.cells, strict=True):
+                text = escape(_BEFORE.get(cell.mark, "") + cell.text)
+                detail = cell.detail if column.is_number and column.shows_detail else ""
+                marked = bold.format(text) if cell.mark is Mark.BEST else text
+                texts.append(marked + (escape(f" ({detail})") if detail else ""))
+            yield texts
 
 
 def _markdown(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
 
 
-def latex(table: Table) -> str:
-    """One tabular for each section, its title as a comment; needs the package booktabs."""
-    return "\n".join(_latex_section(table, section) for section in table.sections)
-
-
-def _latex_section(table: Table, section: Section) -> str:
-    align = "".join("r" if column.is_number else "l" for column in table.columns)
-    lines = [f"% {section.title}".replace("\n", " ")] if section.title else []
-    lines += [rf"\begin{{tabular}}{{{align}}}", r"\toprule"]
-    lines += [" & ".join(_latex(column.title) for column in table.columns) + r" \\", r"\midrule"]
-    for line in _usual(section):
-        cells = zip(table.columns, line.cells, strict=True)
-        lines.append(" & ".join(_latex_cell(column, cell) for column, cell in cells) + r" \\")
-    lines += [r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(lines) + "\n"
-
-
-def _latex_cell(column: Column, cell: Cell) -> str:
-    text = _latex(_BEFORE.get(cell.mark, "") + cell.text)
-    bold = rf"\textbf{{{text}}}" if cell.mark is Mark.BEST else text
-    return bold + _latex(_brackets(column, cell))
-
-
 def _latex(text: str) -> str:
     return "".join(_LATEX.get(char, char) for char in text)
-
-
-def _brackets(column: Column, cell: Cell) -> str:
-    shown = column.is_number and column.shows_detail and cell.detail
-    return f" ({cell.detail})" if shown else ""

@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from src.report import formatting
-from src.report.charts import Chart, Heatmap, Point, binary_tokens
+from src.report.charts import Chart, Dash, Heatmap, Point, Series, binary_tokens
 from src.report.groups import (
     GAP_CLOSED,
     LONG,
@@ -93,13 +94,29 @@ def group_label(group: Group) -> str:
     return formatting.text(", ".join(part for part in parts if part))
 
 
-def point(group: Group, metric: Metric, x: float) -> Point:
+def _point(group: Group, metric: Metric, x: float) -> Point:
     """The group's value of the metric, with its interval and its runs."""
     estimate = group.estimates[metric.key]
     seeds = f"{estimate.seeds} seeds" if estimate.seeds > 1 else "1 seed"
     limit = f", limit={group.limit}" if group.limit is not None else ""
     note = f"{group_label(group)}, {seeds}{limit}"
     return Point(x, estimate.value, estimate.low, estimate.high, note, group.members)
+
+
+def line(
+    name: str,
+    groups: Iterable[Group],
+    metric: Metric,
+    x: Callable[[Group], float],
+    slot: int,
+    dash: Dash = "solid",
+    mode: Literal["line", "dots"] = "line",
+) -> Series:
+    """The groups that have the metric, by x; at one x the one with the lowest rank is drawn."""
+    measured = [group for group in groups if metric.key in group.estimates]
+    ordered = sorted(measured, key=lambda group: (x(group), group.rank))
+    points = tuple(_point(group, metric, x(group)) for group in ordered)
+    return Series(formatting.text(name), points, slot, dash, mode, alternatives=True)
 
 
 def numbered(labels: Iterable[str]) -> tuple[str, ...]:

@@ -25,7 +25,7 @@ from src.report.figures.base import (
     by_method,
     group_label,
     lengths,
-    point,
+    line,
 )
 from src.report.groups import Group, ReportData, ruler
 
@@ -52,10 +52,9 @@ def _ruler_chart(groups: Sequence[Group], slots: Mapping[str, int]) -> Chart:
         Series(
             formatting.text(f"{method}, {binary_tokens(members[0].tokens)}"),
             tuple(
-                point(group, ruler(length), length)
+                point
                 for length in lengths(members)
-                for group in sorted(members, key=lambda group: group.rank)
-                if ruler(length).key in group.estimates
+                for point in line("", members, ruler(length), lambda _, x=length: x, 0).points
             ),
             slots[method],
             alternatives=True,

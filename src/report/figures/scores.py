@@ -22,8 +22,8 @@ from src.report.figures.base import (
     Figure,
     by_look,
     by_method,
+    line,
     metrics_of,
-    point,
 )
 from src.report.groups import Group, Metric, ReportData
 
@@ -37,15 +37,7 @@ def _budget(data: ReportData) -> Iterator[Choice]:
         for metric in metrics_of(kin):
             measured = [group for group in kin if metric.key in group.estimates and group.tokens]
             series = tuple(
-                Series(
-                    formatting.text(method),
-                    tuple(
-                        point(group, metric, group.tokens)
-                        for group in sorted(members, key=lambda group: (group.tokens, group.rank))
-                    ),
-                    slots[method],
-                    alternatives=True,
-                )
+                line(method, members, metric, lambda group: group.tokens, slots[method])
                 for method, members in by_method(measured, slots)
             )
             at = [group.tokens for group in measured] + [at for at, _ in _MARKS]
@@ -60,18 +52,15 @@ def _weights(data: ReportData) -> Iterator[Choice]:
         ablations = _ablations(measured)
         weights = {group.weights or "" for one in ablations for group in one}
         labels = sorted(weights, key=_weights_order)
+        place = {label: float(place) for place, label in enumerate(labels)}
         series = tuple(
-            Series(
+            line(
                 _ablation_name(one, alone=len(ablations) == 1),
-                tuple(
-                    point(group, metric, place)
-                    for place, label in enumerate(labels)
-                    for group in sorted(one, key=lambda group: group.rank)
-                    if group.weights == label
-                ),
+                one,
+                metric,
+                lambda group, place=place: place[group.weights or ""],
                 slot,
                 mode="dots",
-                alternatives=True,
             )
             for slot, one in enumerate(ablations)
         )
@@ -114,7 +103,7 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
     slots = method_slots([group.method for group in data.groups])
     for (model, tokens), kin in sorted(by_model.items(), key=lambda item: -len(item[1])):
         for metric in metrics_of(kin):
-            series = _scaling_lines(kin, metric, slots)
+            series = _scaling_series(kin, metric, slots)
             if series:
                 factors = sorted({p.x for one in series for p in one.points})
                 x = Axis("scaling factor", log=True, ticks=tuple((f, f"{f:g}x") for f in factors))
@@ -123,7 +112,7 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
                 yield (name, metric.label), chart
 
 
-def _scaling_lines(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) -> list[Series]:
+def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) -> list[Series]:
     lines: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in kin:
         if group.factor and metric.key in group.estimates:
@@ -131,15 +120,13 @@ def _scaling_lines(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) 
     swept = {key: line for key, line in lines.items() if len({g.factor for g in line}) > 1}
     ropes = sorted({rope for _, rope in swept}, key=lambda rope: (rope != "linear", rope))
     return [
-        Series(
-            formatting.text(f"{method}, {rope}"),
-            tuple(
-                point(group, metric, group.factor or 1.0)
-                for group in sorted(swept[method, rope], key=lambda g: (g.factor or 1.0, g.rank))
-            ),
+        line(
+            f"{method}, {rope}",
+            swept[method, rope],
+            metric,
+            lambda group: group.factor or 1.0,
             slots[method],
             DASHES[min(ropes.index(rope), len(DASHES) - 1)],
-            alternatives=True,
         )
         for method, rope in sorted(swept, key=lambda key: (slots[key[0]], ropes.index(key[1])))
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import groupby
 from typing import Any
 
 from src.report import formatting
@@ -108,13 +109,7 @@ def _kept_points(stages: Sequence[str], max_points: int) -> list[int]:
 
 
 def _stage_lengths(stages: Sequence[str]) -> list[tuple[str, int]]:
-    lengths: list[tuple[str, int]] = []
-    for stage in map(plain, stages):
-        if lengths and lengths[-1][0] == stage:
-            lengths[-1] = (stage, lengths[-1][1] + 1)
-        else:
-            lengths.append((stage, 1))
-    return lengths
+    return [(stage, len(list(points))) for stage, points in groupby(map(plain, stages))]
 
 
 def _rounded(value: float | None) -> float | None:

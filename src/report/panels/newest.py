@@ -8,7 +8,7 @@ from src.report import formatting
 from src.report.groups import headline_window
 from src.report.panels import PageContext, Panel
 from src.report.runs import Run
-from src.report.runs_table import run_row
+from src.report.runs_table import run_facts
 from src.results import PerplexityModel, PerplexityResults, PerplexityScore
 
 
@@ -37,7 +37,7 @@ def newest_panel(context: PageContext) -> Panel | None:
 def _panel(index: int, run: Run, report: PerplexityResults, window: int) -> Panel:
     values = {
         "run": index,
-        "row": run_row(run, window),
+        "row": run_facts(run, window),
         "cards": _cards(report, window),
         "window": window,
         "dataset": formatting.text(report.dataset.name),

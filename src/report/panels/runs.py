@@ -8,7 +8,7 @@ from datetime import timedelta
 from src.report import formatting
 from src.report.panels import PageContext, Panel
 from src.report.runs import Run, count_corrupt
-from src.report.runs_table import run_row, runs_table
+from src.report.runs_table import run_facts, runs_table
 from src.report.tables import Row, Section
 
 _SILENCE = timedelta(minutes=10)  # a running run that wrote nothing for so long may be dead
@@ -34,7 +34,7 @@ def _with_links(index: int, run: Run, row: Row, context: PageContext) -> Row:
     config = run.folder / "config.yaml"
     links = [("folder", context.link(run.folder) + "/")]
     links += [("config", context.link(config))] if config.is_file() else []
-    name = replace(name, opens=True, links=tuple(links), fault=run_row(run).note)
+    name = replace(name, opens=True, links=tuple(links), fault=run_facts(run)["note"])
     state = replace(state, fault=_silence(run, context))
     return Row((name, state, *others), {"data-runs": str(index)})
 

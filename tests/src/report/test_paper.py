@@ -63,12 +63,12 @@ def test_the_table_as_csv_has_all_rows(exported: Path) -> None:
 
 
 def test_a_figure_is_written_in_every_format(outputs: Path) -> None:
-    synthetic.write_run(outputs / "run", synthetic.Job(), 0)
+    synthetic.write_run(outputs / "run", synthetic.Job(model="tiny"), 0)
     target = outputs / "paper"
     data = ReportData(runs=tuple(read_runs(outputs)))
     paper.export(data, target, formats=("pdf", "svg", "png", "csv"))
     names = {path.name for path in target.iterdir()}
-    assert names >= {f"needles.{kind}" for kind in ("pdf", "svg", "png", "csv")}
+    assert names >= {f"layers.{kind}" for kind in ("pdf", "svg", "png", "csv")}
     assert {Path(name).stem for name in names if name.endswith(".pdf")} == {
         Path(name).stem for name in names - {"headline.csv"} if name.endswith(".csv")
     }

@@ -8,19 +8,27 @@ from rich.console import Console
 
 from src.report.groups import gap_closed
 from src.report.runs import read_runs
-from src.report.runs_table import run_notes, run_row, runs_table
+from src.report.runs_table import run_facts, run_notes, runs_table
 from src.report.tables import terminal
 
 MakeRun = Callable[..., Path]
 
 
-def test_run_row(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]) -> None:
+def test_run_facts(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]) -> None:
     make_run(evaluation=evaluation, state="failed", error="boom\nsecond line", git_dirty=True)
     (run,) = read_runs(outputs)
-    row = run_row(run)
-    assert (row.run, row.state, row.tokens) == ("quickstart/20251120-a1b2", "failed", "24,576")
-    assert (row.rope, row.commit, row.gap_closed) == ("linear to 32,768", "3f9c2ab81d+", "95.4%")
-    assert row.note == "error: boom second line"
+    row = run_facts(run)
+    assert (row["run"], row["state"], row["tokens"]) == (
+        "quickstart/20251120-a1b2",
+        "failed",
+        "24,576",
+    )
+    assert (row["scaling"], row["commit"], row["gap closed"]) == (
+        "linear to 32,768",
+        "3f9c2ab81d+",
+        "95.4%",
+    )
+    assert row["note"] == "error: boom second line"
     assert gap_closed(run, window=128) == "–"
 
 
@@ -28,7 +36,7 @@ def test_progress_is_the_latest_of_record_and_metrics(outputs: Path, make_run: M
     rows = [{"step": 1, "tokens": 640, "stage": "ard", "loss/total": 1.0, "seconds": 90.0}]
     make_run("behind", state="running", tokens=0, step=0, seconds=0.0, metrics=rows)
     (run,) = read_runs(outputs)
-    assert (run_row(run).tokens, run_row(run).duration) == ("640", "1 min 30 s")
+    assert (run_facts(run)["tokens"], run_facts(run)["duration"]) == ("640", "1 min 30 s")
 
 
 def test_terminal_table_shows_markup_as_text(outputs: Path, make_run: MakeRun) -> None:

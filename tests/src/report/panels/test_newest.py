@@ -28,7 +28,7 @@ def test_the_newest_finished_and_evaluated_run_is_shown(
     make_run("older", started_at="2025-11-01T00:00:00Z", evaluation=evaluation)
     panel = newest_panel(context(outputs))
     assert panel is not None
-    assert panel.values["row"].run == "shown"
+    assert panel.values["row"]["run"] == "shown"
     cards = {card.label: (card.value, card.meter) for card in panel.values["cards"]}
     assert cards == {
         "Native": ("33.5", None),

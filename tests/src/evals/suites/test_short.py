@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.evals import measuring
+from src.evals import measuring, restoration, running
 from src.evals.cache import ResultCache
 from src.evals.restoration import Answers
 from src.evals.suite import Candidate, Evaluation, EvaluationError, SuiteResult
@@ -22,8 +22,12 @@ from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
+from src.report.groups import group_runs
+from src.report.headline import headline
+from src.report.runs import read_runs
 from src.results import parse
 from src.settings.config import RunConfig
+from tests.src.report import synthetic
 
 FIXTURES = Path(__file__).resolve().parents[3] / "fixtures" / "short"
 TASKS = tuple(name for name, task in definitions().items() if not task.executes)
@@ -333,3 +337,25 @@ def test_inheritance_needs_choices_and_a_second_model(evaluation: Evaluation) ->
     asked = InheritanceSuite(tasks=("piqa",), source="folder", folder=str(FIXTURES))
     with pytest.raises(EvaluationError, match="nothing to compare the native model with"):
         asked.run(alone)
+
+
+def test_a_score_reaches_the_page_as_lm_eval_gave_it(
+    evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way that docs/architecture.md walks: lm-eval, record, file, reader, group, table."""
+    monkeypatch.setattr(restoration, "MIN_ITEMS", 2)
+    result = suite("gsm8k_bpb").run(evaluation)
+    by_lm_eval = read(result).final.lm_eval["gsm8k_bpb"]["bits_per_byte,none"]
+    folder = tmp_path / "outputs" / "run"
+    synthetic.write_run(folder, synthetic.Job(), 1)
+    assert result.record is not None
+    running._write(folder / "evals", result.record, result.items)
+    runs = read_runs(tmp_path / "outputs")
+    assert runs[0].problems == ()
+    assert runs[0].short is not None
+    assert runs[0].short.final is not None
+    assert runs[0].short.final.role == "final"
+    table = headline(group_runs(runs))
+    place = [column.title for column in table.columns].index("short average")
+    (cell,) = {row.cells[place].text for row in table.rows if row.cells[0].text == "linearard"}
+    assert cell == f"{100 * by_lm_eval:.1f}"

@@ -68,7 +68,7 @@ def encode(
         if end is not None and ids[-1] == end:
             raise GenerationError(
                 f"the tokenizer ends every text with {tokenizer.eos_token!r}, after which a model "
-                "writes nothing of use: set add_eos_token to false in its configuration"
+                "writes no answer: set add_eos_token to false in its configuration"
             )
     return encoded
 

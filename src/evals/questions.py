@@ -137,7 +137,7 @@ def _prepare(name: str, questions: Questions) -> Prepared:
     if task.executes and not questions.execute_code:
         raise EvaluationError(
             f"{name!r} runs generated code: allow it with eval.short.execute_code=true, on a "
-            f"machine where that is safe; {name}_bpb needs no such thing"
+            f"machine where that is safe; {name}_bpb runs no code"
         )
     if questions.source == "hub" and task.hub is not None:
         return Prepared(task, None)
@@ -167,12 +167,12 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
             document = json.loads(line)
         except json.JSONDecodeError as error:
             raise EvaluationError(
-                f"{file}, line {number}, is no JSON: {error}; mend the line or leave it out"
+                f"{file}, line {number}, is not JSON: {error}; repair or remove the line"
             ) from error
         if not isinstance(document, dict):
             raise EvaluationError(
-                f"{file}, line {number}, is no JSON object: {line[:80]}; mend the line or leave it "
-                "out"
+                f"{file}, line {number}, is not a JSON object: {line[:80]}; repair or remove the "
+                "line"
             )
         found.append(document)
         # lm-eval looks at the first document only.
@@ -214,7 +214,7 @@ def _ask_nobody(task: Any, doc: Any, scored: bool) -> None:
     requests = requests if isinstance(requests, list) else [requests]
     texts = [part for r in requests for part in r.args if not isinstance(part, dict)]
     if not requests or not all(isinstance(text, str) for text in texts):
-        raise TypeError("a question or an answer is no text")
+        raise TypeError("a question or an answer is not text")
     # As an example of another item it is shown with its answer.
     task.doc_to_target(doc)
     if task.OUTPUT_TYPE == "multiple_choice":

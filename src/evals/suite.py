@@ -234,7 +234,7 @@ class Evaluation:
         """The text under that tokenizer.
 
         Raises:
-            DataError, AssetError: it cannot be had.
+            DataError, AssetError: it cannot be fetched or read.
         """
         return prepare_corpus(self.data, self.tokenizer)
 

@@ -203,7 +203,7 @@ def _files(folder: Path) -> dict[str, Path]:
             held: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         except (ValueError, KeyError, TypeError) as error:
             raise WeightsError(
-                f"{index} is no index of weights ({type(error).__name__}: {error}): copy or "
+                f"{index} is not an index of weights ({type(error).__name__}: {error}): copy or "
                 "download it again"
             ) from error
         return {name: folder / file for name, file in sorted(held.items(), key=lambda i: i[::-1])}

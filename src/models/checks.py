@@ -46,8 +46,8 @@ def check_family(model: ModelConfig, config: PretrainedConfig) -> None:
     if not classes[type(config)]._supports_attention_backend:
         raise ModelError(
             f"model {model.name}: the attention of {classes[type(config)].__name__} cannot be "
-            "exchanged, so its q, k and v cannot be had (transformers' attention interface is "
-            "missing from it)"
+            "replaced, so its q, k and v cannot be captured (it lacks transformers' attention "
+            "interface); give another model"
         )
     for name, plain in _BEYOND_PRODUCTS.items():
         value = getattr(config, name, plain)
@@ -94,8 +94,8 @@ def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
                 has = f"scale {actual[0]:.4g} and window {actual[1]}"
             raise ModelError(
                 f"model {model.name}: layer {layer} of {type(network).__name__} has {has}, but its "
-                f"config seems to say scale {expected[0]:.4g} and window {window}. What is missing "
-                f"is a file in src/models/families for {model.family}"
+                f"config seems to say scale {expected[0]:.4g} and window {window}; add a "
+                f"file to src/models/families for {model.family}"
             )
 
 
@@ -114,8 +114,8 @@ def check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
         raise ModelError(
             f"model {model.name} has "
             f"{'a RoPE for each kind of layer' if by_layer else 'one RoPE for all layers'}, which "
-            f"is not what family {model.family} has; rope_parameters is {parameters}. What is "
-            "missing is a file in src/models/families that says which of them is scaled"
+            f"is not what family {model.family} has; rope_parameters is {parameters}; add "
+            "a file to src/models/families that says which of them is scaled"
         )
     for one in by_layer.values() if by_layer else [parameters]:
         if one.get("rope_type") != "default":

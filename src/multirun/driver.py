@@ -108,7 +108,7 @@ def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
         return [Share()]
     n_jobs = launcher["n_jobs"]
     if n_jobs is not None and not isinstance(n_jobs, int):
-        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs!r} came; give a number, or null")
+        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs!r}; give a number, or null")
     # -1 is joblib's way to say: as many as there is room for.
     parts = local.shares(settings, None if n_jobs == -1 else n_jobs)
     if not sweep.dry_run:

@@ -46,7 +46,7 @@ def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
         ConfigError: the machine has too few GPUs for that, or `n_jobs` is below 1.
     """
     if n_jobs is not None and n_jobs < 1:
-        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs} came; give at least 1, or null")
+        raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs}; give at least 1, or null")
     if any(uses_cuda(job.engine.device) for job in jobs):
         return _gpu_shares(max(job.launch.nproc for job in jobs), n_jobs, len(jobs))
     return _core_shares(n_jobs, len(jobs))

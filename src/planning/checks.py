@@ -51,7 +51,7 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
         ):
             raise ConfigError(
                 f"{path}.length: {stream.length} tokens exceed the native window of "
-                f"{config.model.name}, {window}, beyond which the teacher is not a guide; give at "
+                f"{config.model.name}, {window}, for which the teacher was not trained; give at "
                 f"most {window}, or set objective.allow_beyond_native=true"
             )
         if stream.length > config.rope.target_length:
@@ -97,8 +97,8 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
         if not isinstance(stage.parameters, LoraParameters):
             raise ConfigError(
                 f"engine.teacher.share_base: true, but recipe.stages.{name} trains base weights "
-                f"(parameters.type={stage.parameters.type}), which are then no teacher; use false, "
-                "or train adapters "
+                f"(parameters.type={stage.parameters.type}), so they are not the teacher's; use "
+                "false, or train adapters "
                 f"with parameters@recipe.stages.{name}.parameters=lora"
             )
         if index:
@@ -127,12 +127,12 @@ def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world
     if config.model.attention != "sdpa":
         raise ConfigError(
             f"model.attention: {config.model.attention} needs a mask of all tokens by all tokens, "
-            f"which {setting} has no place for; use sdpa"
+            f"which {setting} does not have; use sdpa"
         )
     kind = config.rope.rope_parameters(rope)["rope_type"]
     if kind in ("dynamic", "longrope"):
         raise ConfigError(
-            f"rope.type: {config.rope.type} depends on the length of the sequence at hand, which "
+            f"rope.type: {config.rope.type} depends on the length of the sequence, which "
             f"no rank sees with {setting}; use another scaling, or engine.sequence_parallel=1"
         )
     for stage in config.recipe.stages:

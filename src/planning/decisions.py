@@ -24,7 +24,7 @@ def decide(setting: Setting, device: DeviceFacts) -> Setting:
     if checkpointing != "auto":
         return _with_keep(replace(setting, checkpointing=checkpointing), device)
     stored = _with_keep(replace(setting, checkpointing=False), device)
-    # A compiled layer chooses itself what it keeps.
+    # A compiled layer itself chooses what it keeps.
     if engine.compile or _fits(stored, device):
         return stored
     return _with_keep(replace(setting, checkpointing=True), device)

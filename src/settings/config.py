@@ -169,7 +169,7 @@ class EngineConfig:
         if self.compile and student.gradient_checkpointing is True:
             raise ValueError(
                 "compile=true and student.gradient_checkpointing=true do not go together: a "
-                "compiled layer chooses itself what it keeps; leave one of them out"
+                "compiled layer itself chooses what it keeps; leave one of them out"
             )
         if self.compile and 3 in (student.zero_stage, self.teacher.zero_stage):
             raise ValueError(

@@ -149,7 +149,7 @@ def _from_file(name: str, path: str, read: Callable[[Any], QuestionSet]) -> Ques
         found = read(json.loads(Path(path).read_text(encoding="utf-8-sig")))
         answers = [text for q in found.questions for text in (q.text, *q.answers)]
         if not all(isinstance(text, str) for text in (*found.documents, *answers)):
-            raise TypeError("a document, a question or an answer is no text")
+            raise TypeError("a document, a question or an answer is not text")
         return found
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"

@@ -85,7 +85,7 @@ def parse(lines: Sequence[str], name: str) -> list[Sample]:
             samples.append(Sample(**fields | {"outputs": tuple(fields["outputs"])}))
         except (ValueError, TypeError, KeyError) as error:
             raise RulerError(
-                f"{name}, line {number}, is no RULER sample ({error}): delete the file, it is made "
-                "again"
+                f"{name}, line {number}, is not a RULER sample ({error}): delete the file; it is "
+                "made again"
             ) from error
     return samples

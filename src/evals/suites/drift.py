@@ -120,7 +120,7 @@ class DriftSuite:
         if self.length > native.window:
             raise EvaluationError(
                 f"eval.drift.length={self.length} is longer than the native window of "
-                f"{native.window}, in which the native model can be a measure; choose at most that"
+                f"{native.window}, for which the native model was trained; choose at most that"
             )
         return native, others
 

@@ -51,7 +51,7 @@ class NeedleDepthSuite:
     record: ClassVar[type[NeedleDepthResults]] = NeedleDepthResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Lengths beyond every window, material that cannot be had."""
+        """Lengths beyond every window, material that cannot be read."""
         failures: dict[str, str] = {}
         self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
         return [f"{what}: {message}" for what, message in failures.items()]

@@ -70,7 +70,7 @@ class PapersSuite:
     record: ClassVar[type[PapersResults]] = PapersResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """The questions cannot be had."""
+        """The questions cannot be fetched."""
         del evaluation
         failures: dict[str, str] = {}
         self._questions(failures)

@@ -63,7 +63,7 @@ class RulerSuite:
     record: ClassVar[type[RulerResults]] = RulerResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Misspelt tasks, lengths beyond every window, material that cannot be had."""
+        """Misspelt tasks, lengths beyond every window, material that cannot be read."""
         failures: dict[str, str] = {}
         self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
         return [f"{what}: {message}" for what, message in failures.items()]

@@ -39,7 +39,7 @@ class ShortSuite(Questions):
     record: ClassVar[type[SuiteResults[Any]]] = ShortResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Unknown tasks and documents that cannot be had."""
+        """Unknown tasks and documents that cannot be fetched."""
         del evaluation
         _, failures = prepare(self)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]

@@ -88,7 +88,7 @@ class TaskDefinition:
         """lm-eval's own tasks, over the hub's documents.
 
         Raises:
-            EvaluationError: lm-eval has no such task, or its data cannot be had.
+            EvaluationError: lm-eval has no such task, or its data cannot be fetched.
         """
         from lm_eval.tasks import TaskManager
 

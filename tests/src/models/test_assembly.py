@@ -210,5 +210,5 @@ def test_damaged_files_are_named(compose_run: ComposeRun, tmp_path: Path) -> Non
     with pytest.raises(ModelError, match=rf"{other} is damaged or missing"):
         load(model, torch.float32, Recording())
     index.write_text("{")
-    with pytest.raises(ModelError, match="is no index of weights"):
+    with pytest.raises(ModelError, match="is not an index of weights"):
         load(model, torch.float32, Recording())

@@ -64,5 +64,7 @@ def test_a_hub_model_that_cannot_be_had_is_one_clear_message(
 ) -> None:
     config = compose_run("model=hub", "model.source.repo=nobody/nothing", *HUB_FACTS).model
     for load in (check_available, load_tokenizer, native_config):
-        with pytest.raises(ModelError, match=r"model\.source\.repo=nobody/nothing cannot be had"):
+        with pytest.raises(
+            ModelError, match=r"model\.source\.repo=nobody/nothing cannot be fetched"
+        ):
             load(config)

@@ -74,7 +74,7 @@ def test_more_jobs_than_gpus_are_refused(on_gpu: list[RunConfig]) -> None:
 
 
 def test_no_jobs_at_once_are_refused(on_cpu: list[RunConfig]) -> None:
-    with pytest.raises(ConfigError, match="n_jobs: 0 came; give at least 1"):
+    with pytest.raises(ConfigError, match="n_jobs: 0; give at least 1"):
         local.shares(on_cpu, 0)
 
 

@@ -73,7 +73,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, byte_tokenizer: Any, made: list
     store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
     (file,) = tmp_path.glob("fwe-*.jsonl")
     file.write_text(file.read_text()[:50] + "\n")
-    with pytest.raises(RulerError, match=rf"{file.name}, line 1, is no RULER sample"):
+    with pytest.raises(RulerError, match=rf"{file.name}, line 1, is not a RULER sample"):
         store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
     file.write_bytes(b"\xff" + file.read_bytes())
     with pytest.raises(RulerError, match=rf"{file.name} holds no RULER samples .* made again"):

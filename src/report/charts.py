@@ -1,4 +1,4 @@
-"""A chart as plain data: what is drawn, not how.
+"""A chart as plain data, independent of how it is drawn.
 
 `to_plotly` turns it into a Plotly figure for the page and the tracker, `to_matplotlib` into a
 picture for a paper. Neither decides on a colour, an offset or a point.
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from src.report.tables import csv_text
 
-# Told apart with common colour-vision deficiencies, legible on white and on near-black.
+# Distinguishable with common colour-vision deficiencies; legible on white and on near-black.
 COLORS = (
     "#2f7fd1",
     "#d9622b",
@@ -127,7 +127,7 @@ class Chart:
         return 0.64 / max(1, len(self.series))
 
     def shift(self, place: int) -> float:
-        """How far the series at `place` stands beside its x, so that none hides another."""
+        """The offset in x of the series at `place`, so that no series hides another."""
         count = len(self.series)
         dots = min(0.16, 0.7 / count)
         step = {"line": 0.0, "dots": dots, "bars": self.bar_width}[self.series[place].mode]
@@ -175,7 +175,7 @@ class Heatmap:
         return DIVERGING if self.limits else SEQUENTIAL
 
     def levels(self) -> list[list[float | None]]:
-        """What the colours follow: the values, or their logarithms to base 10."""
+        """The values that the colours show: the values, or their logarithms to base 10."""
         return [[self._level(value) for value in row] for row in self.values]
 
     def _level(self, value: float | None) -> float | None:
@@ -194,7 +194,7 @@ class Heatmap:
 
 
 def method_slots(methods: Sequence[str]) -> dict[str, int]:
-    """A colour for each method, the same in every panel whichever runs there are."""
+    """A colour for each method, the same in every panel for any runs."""
     others = sorted(set(methods) - set(METHODS))
     return {method: slot for slot, method in enumerate((*METHODS, *others))}
 

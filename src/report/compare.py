@@ -1,4 +1,4 @@
-"""Two runs side by side in the terminal: what differs in their configs, and what came out."""
+"""Two runs side by side in the terminal: differences of their configs, and their figures."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _list(runs: Sequence[Run]) -> str:
 
 
 def _config_table(first: Run, second: Run) -> Table | str:
-    """What differs, or why there is no table."""
+    """The differing settings, or the reason why there is no table."""
     settings = flat(first.config.values), flat(second.config.values)
     differing = [
         key

@@ -1,4 +1,4 @@
-"""What the page shows of a run after a click: facts, command, config and files."""
+"""The details of a run that the page shows after a click: facts, command, config and files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from src.report.runs import Run
 from src.report.runs_table import run_facts
 from src.report.to_plotly import TEMPLATE
 
-_ELSEWHERE = ("run", "state", "command", "note")  # facts with a place of their own
+_ELSEWHERE = ("run", "state", "command", "note")  # facts that the page shows elsewhere
 _FILES = ("config.yaml", "run.json", "metrics.jsonl")
 
 
@@ -37,7 +37,7 @@ def _run(
     return {
         "name": facts["run"],
         "state": facts["state"],
-        # What the filters choose by; without a record nothing is known.
+        # The keys of the filters; without a record they are unknown.
         "experiment": facts["experiment"] if is_recorded else "",
         "model": facts["model"] if is_recorded else "",
         "sweep": formatting.text(run.sweep) if run.sweep else "",

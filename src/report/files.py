@@ -32,11 +32,11 @@ class UnreadableFile(ValueError):
 
 
 class AbsentFile(UnreadableFile):
-    """The file is missing or empty, which may be no fault in a run that has just begun."""
+    """The file is missing or empty, which is normal in a run that has just begun."""
 
 
 def _in_utc(moment: datetime) -> datetime:
-    """Times without a zone are taken as UTC, so that all of them can be compared."""
+    """A time in UTC; a time without a zone is taken as UTC, so that times can be compared."""
     try:
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except OverflowError as error:
@@ -60,7 +60,7 @@ class SweepRecord(Record):
 
 
 class RunRecord(Record):
-    """`run.json`: what the run is, how far it came and where it ran."""
+    """`run.json`: the run's settings, its progress and its device."""
 
     schema_version: Literal[1] = Field(alias="schema")
     run_id: str
@@ -85,7 +85,7 @@ class RunRecord(Record):
 
 
 class RopeSettings(Record):
-    """The scaling of a run, as its config names it."""
+    """The scaling in a run's config."""
 
     type: str | None = None
     target_length: int | None = None
@@ -93,7 +93,7 @@ class RopeSettings(Record):
 
 
 class ModelSettings(Record):
-    """The model of a run, as its config names it."""
+    """The model in a run's config."""
 
     name: str | None = None
     native_window: int | None = None
@@ -107,7 +107,7 @@ class RunSettings(Record):
 
     @property
     def factor(self) -> float | None:
-        """How much longer the target is than the native window, unless the config says it."""
+        """The config's factor, or else the target divided by the native window."""
         if self.rope.factor is not None:
             return self.rope.factor
         if not self.rope.target_length or not self.model.native_window:

@@ -1,4 +1,4 @@
-"""Values as the text of a table cell. A value that is not there is a dash."""
+"""Values as the text of a table cell. A missing value is a dash."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ DASH = "–"
 
 
 def text(value: str | int | None) -> str:
-    """One line of printable characters, whatever the file held."""
+    """The text as one line of printable characters."""
     if value is None or value == "":
         return DASH
     line = " ".join(str(value).split())
@@ -61,5 +61,5 @@ def moment(time: datetime | None) -> str:
 
 
 def commit(sha: str | None, dirty: bool | None) -> str:
-    """The first ten characters, `+` behind them for uncommitted changes."""
+    """The first ten characters, followed by `+` for uncommitted changes."""
     return DASH if not sha else text(sha)[:10] + ("+" if dirty else "")

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, as one row of a comparison.
+"""Runs that differ only in their seed, as one row of a comparison.
 
 Only finished runs with a readable record and config count. A seed that was run twice counts once,
 by its newest run.
@@ -26,7 +26,7 @@ _NOT_TRAINING = {
     *("seed", "run_dir", "resume", "sweep_resume", "dry_run", "plan_for", "allow_oversubscribe"),
     *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
 }
-# Settings that have columns of their own; `model.tuning` is where others take their values from.
+# Settings with their own columns; `model.tuning` holds values that other settings take.
 _SHOWN_ELSEWHERE = ("rope.", "model.", "recipe.name", "budget")
 _MAX_NAMED_DIFFERENCES = 3
 _RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
@@ -56,7 +56,7 @@ def ruler(length: int) -> Metric:
 
 @dataclass(frozen=True)
 class Group:
-    """Finished runs that differ in their seed alone."""
+    """Finished runs that differ only in their seed."""
 
     members: tuple[int, ...]
     """Places in the list of runs, newest first."""
@@ -92,12 +92,12 @@ class Group:
 
     @property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """The number of seeds."""
         return len(self.members)
 
     @property
     def name(self) -> str:
-        """The method, and what is unusual about it."""
+        """The method, and its unusual settings."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
     @property
@@ -123,7 +123,7 @@ class Group:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """What figures and tables are made from."""
+    """The data of figures and tables."""
 
     runs: tuple[Run, ...]
     """Newest first."""
@@ -325,7 +325,7 @@ def _needles(runs: Iterable[Run]) -> dict[tuple[int, float], float]:
 
 
 def _with_variants(groups: list[Group]) -> list[Group]:
-    """Name what is unusual in each group, and tell the main ones."""
+    """Name the unusual settings of each group, and mark the main groups."""
     kin: dict[tuple[str, str], list[Group]] = defaultdict(list)
     for group in groups:
         kin[group.model, group.method].append(group)
@@ -348,7 +348,7 @@ def _with_variants(groups: list[Group]) -> list[Group]:
 
 
 def _unusual(family: Sequence[Group]) -> list[tuple[Group, dict[str, Any]]]:
-    """For each group the settings that most of its kin have otherwise."""
+    """For each group the settings in which it differs from most groups of its kind."""
     keys = {
         key
         for group in family

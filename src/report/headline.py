@@ -95,7 +95,7 @@ def _row(group: Group, cells: Sequence[Cell]) -> Row:
 
 
 def _baseline(name: str, members: Sequence[Group], scores: Iterable[str]) -> Row | None:
-    """The native or the scaled model, which takes no part in the choice of the best."""
+    """The row of the native or the scaled model, which is never the best."""
     group = next((group for group in members if group.baselines.get(name)), None)
     if group is None:
         return None
@@ -106,9 +106,9 @@ def _baseline(name: str, members: Sequence[Group], scores: Iterable[str]) -> Row
 
 
 def _cells(ordered: Sequence[Group], key: str) -> list[Cell]:
-    """One column of a section. Each cell says how it stands to every other row.
+    """One column of a section. Each cell holds its standing against every other row.
 
-    So the page, whose filters leave out rows, need only look up the best of those that are left.
+    The page's filters leave out rows, and then look up the best of the remaining ones.
     """
     estimates = [group.estimates.get(key) for group in ordered]
     usual = [

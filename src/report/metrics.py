@@ -1,4 +1,4 @@
-"""`metrics.jsonl` as columns: one row a logged step."""
+"""`metrics.jsonl` as columns: one row for each logged step."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Metrics:
 
 
 def read_metrics(path: Path) -> Metrics:
-    """All readable lines of `path`; what could not be read is told in `problems`.
+    """All readable lines of `path`; `problems` describes the others.
 
     Raises:
         AbsentFile: the file is missing or empty.
@@ -73,7 +73,7 @@ def read_metrics(path: Path) -> Metrics:
         try:
             row = MetricRow.model_validate_json(line)
         except ValidationError as error:
-            cut_off = number == len(lines)  # no newline after it: the writer was stopped
+            cut_off = number == len(lines)  # no newline at the end: the writer was stopped
             reason = "is cut off" if cut_off else f"is unreadable ({first_reason(error)})"
             faults.append(f"line {number} {reason}")
             continue

@@ -1,6 +1,6 @@
-"""What seeds and items leave uncertain, and which differences that explains.
+"""The uncertainty from seeds and items, and which differences lie within it.
 
-An interval is 95%. For one run it is what the evaluation wrote (over items). For several seeds of
+An interval is 95%. For one run it is the evaluation's, over items. For several seeds of
 the same settings it is Student's t interval of their mean; since all seeds answer the same items,
 the items' own uncertainty does not shrink with seeds and is added in quadrature.
 """
@@ -20,7 +20,7 @@ NORMAL = 1.96
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95% interval; None: how far it may be off is not known."""
+    """A value with its 95% interval; None if its error is unknown."""
 
     value: float
     low: float | None = None
@@ -55,7 +55,7 @@ def around(value: float, stderr: float | None) -> Estimate:
 
 
 def over_seeds(estimates: Sequence[Estimate]) -> Estimate | None:
-    """The mean of one estimate a seed; None for no estimate."""
+    """The mean of estimates, one for each seed; None without an estimate."""
     if len(estimates) < 2:
         return estimates[0] if estimates else None
     values = [estimate.value for estimate in estimates]
@@ -72,7 +72,7 @@ def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True
     """The standing of each value against the best one of the list.
 
     A difference counts as noise when it is at most the root of the sum of both half intervals'
-    squares, as if the two were measured on different items: pairing would tell more apart.
+    squares, as if the two were measured on different items. Pairing would find more differences.
     """
     present = [estimate for estimate in estimates if estimate is not None]
     if not present:

@@ -61,7 +61,7 @@ def write_page(
     window: int | None = None,
     results: Sequence[Result] = (),
 ) -> Path:
-    """Write the page of `runs` to `target`, at once or not at all; returns `target`.
+    """Write the page of `runs` to `target` atomically; returns `target`.
 
     `window` is the headline window in tokens (`table.headline_window`), `results` are those of
     benchmarks.
@@ -149,7 +149,7 @@ def _environment() -> Environment:
 
 
 def _replace(target: Path, content: bytes) -> None:
-    """Readers see the old page or the new one, never half of one."""
+    """Replace the page atomically: readers see the old page or the new one."""
     staged = target.with_name(f".{target.name}.{os.getpid()}")
     try:
         staged.write_bytes(content)

@@ -27,7 +27,7 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     Raises:
         ReportError: the folder cannot be written.
     """
-    # Loaded by nobody else, and slowly.
+    # Imported here: nothing else needs it, and it loads slowly.
     from src.report.to_matplotlib import pictures
 
     drawn: list[FileFormat] = [kind for kind in formats if kind != "csv"]

@@ -24,7 +24,7 @@ class ResultRow(Record):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What the figure was measured at."""
+        """The settings of the measurement."""
         extra = self.model_extra or {}
         return {k: v for k, v in extra.items() if k not in _NOT_SETTINGS and _is_plain(v)}
 

@@ -1,4 +1,4 @@
-"""Finds run folders and reads them. One with faults is a run with `problems`, never left out."""
+"""Finds and reads run folders. A folder with faults is a run with `problems`, never left out."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from src.results import (
 
 _Content = TypeVar("_Content")
 
-# A folder is a run when it holds one of these; metrics without a record are a run that lost it.
+# A folder with one of these is a run; metrics without a record belong to a run that lost it.
 _MARKS = ("run.json", "metrics.jsonl")
 # Folders of a run that hold no runs, and may hold many files.
 _INSIDE_A_RUN = re.compile(r"(checkpoints|export(-.*)?|evals|logs|wandb)")
@@ -82,7 +82,7 @@ class Run:
 
     @property
     def settings(self) -> RunSettings:
-        """What the report understands of the config."""
+        """The part of the config that the report understands."""
         return self.config.settings
 
     @property
@@ -108,7 +108,7 @@ class Run:
 
 
 def read_run(folder: Path, outputs: Path) -> Run:
-    """The run in `folder`; faults of its files are told in `problems`."""
+    """The run in `folder`; `problems` describes the faults of its files."""
     problems: list[str] = []
 
     def attempt(read: Callable[[], _Content]) -> _Content | None:
@@ -145,7 +145,7 @@ def read_run(folder: Path, outputs: Path) -> Run:
 def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> list[Run]:
     """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
 
-    `read` reads one folder, for who keeps what did not change.
+    `read` reads one folder; a server's function reuses runs that did not change.
 
     Raises:
         ReportError: `outputs` is not a folder.
@@ -159,7 +159,7 @@ def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> li
 
 
 def count_corrupt(runs: Sequence[Run]) -> int:
-    """How many of `runs` have a fault in their files."""
+    """The number of `runs` with a fault in their files."""
     return sum(bool(run.problems) for run in runs)
 
 
@@ -198,5 +198,5 @@ def _modified_at(*paths: Path) -> datetime:
 
 
 def _display_name(folder: Path, outputs: Path) -> str:
-    """The path below `outputs`; bytes that are no UTF-8 become the replacement character."""
+    """The path below `outputs`; bytes that are not UTF-8 become the replacement character."""
     return os.fsencode(folder.relative_to(outputs)).decode("utf-8", "replace")

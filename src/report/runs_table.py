@@ -1,4 +1,4 @@
-"""The list of all runs: one row of texts for each, for page, drawer and terminal."""
+"""The list of all runs, one row of texts for each, for page, drawer and terminal."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ _COLUMNS = {
 
 
 def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
-    """The run as texts, a dash for what is not known; `window` as in `groups.headline_window`.
+    """The run as texts, with dashes for unknown facts; `window` as in `groups.headline_window`.
 
-    `note` says why the run is not whole, and is empty if it is.
+    `note` says why the run is incomplete or faulty; else it is empty.
     """
     record = run.record
 
@@ -70,7 +70,7 @@ def runs_table(runs: Iterable[Run], window: int | None = None) -> Table:
 
 
 def run_notes(runs: Iterable[Run]) -> list[Text]:
-    """A line for every run that is not whole: its name and why."""
+    """A line for every incomplete or faulty run: its name and why."""
     facts = [run_facts(run) for run in runs]
     return [Text(f"{one['run']}: {one['note']}") for one in facts if one["note"]]
 
@@ -82,7 +82,7 @@ def _scaling(settings: RunSettings) -> str:
 
 
 def _note(run: Run) -> str:
-    """Why the run is not whole: faults of its files, then its own error."""
+    """Why the run is incomplete or faulty: faults of its files, then its own error."""
     parts = [f"corrupt: {problem}" for problem in run.problems]
     if run.record and run.record.error:
         parts.append(f"error: {run.record.error}")

@@ -1,4 +1,4 @@
-"""The page on a loopback address, made anew when a run has written something.
+"""The page at a loopback address, rendered again when a run has written something.
 
 The server answers browsers of this machine only: its socket is bound to 127.0.0.1. It refuses a
 request whose Host header has another name, so that a web site cannot read the page through a name
@@ -41,7 +41,7 @@ class Answer:
 
 
 class LiveReport:
-    """The page and the files behind it, as they are now. Runs that did not change are kept."""
+    """The current page and the files behind it. Runs that did not change are not read again."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class LiveReport:
         self._lock = threading.Lock()
 
     def get(self, path: str) -> Answer | None:
-        """The answer to an address; None: there is nothing.
+        """The answer to an address; None if there is nothing at it.
 
         Raises:
             ReportError: `outputs` is not a folder any more.
@@ -106,7 +106,7 @@ class LiveReport:
         return self._page[1]
 
     def _file(self, path: str, runs: Sequence[Run]) -> Answer | None:
-        """A file of a run, or the list of them for its folder; nothing that is not listed."""
+        """A listed file of a run, or for its folder the list of these files."""
         for run in runs:
             base = f"/{_address(run.folder, self._outputs)}/"
             if path == base:
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(answer.content)
 
     def log_message(self, format: str, *args: object) -> None:
-        """Requests are not worth a line each in the terminal."""
+        """Log nothing: requests are not worth a line each in the terminal."""
 
 
 def _listing(run: Run) -> str:
@@ -211,12 +211,12 @@ def _listing(run: Run) -> str:
 
 
 def _address(path: Path, outputs: Path) -> str:
-    """The path below `outputs` as a browser asks for it, unquoted."""
+    """The path below `outputs` that a browser asks for, unquoted."""
     return str(path.relative_to(outputs))
 
 
 def _signature(files: Sequence[Path], folder: Path) -> str:
-    """Changes when one of the files, or a file of the folder, does."""
+    """A value that changes when one of the files, or a file in the folder, changes."""
     inside = sorted(folder.glob("*.json")) if folder.is_dir() else []
     parts = []
     for path in (*files, *inside):

@@ -124,7 +124,7 @@ def row(*cells: str | Cell) -> Row:
 
 
 def terminal(table: Table) -> RichTable:
-    """For a console. Texts are shown as they are, never read as markup."""
+    """The table for a console. Texts are never read as markup."""
     title = Text(table.title) if table.title else None
     drawn = RichTable(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in table.columns:
@@ -140,7 +140,7 @@ def terminal(table: Table) -> RichTable:
 
 
 def widen(console: Console) -> Console:
-    """A console whose output is no terminal becomes wide enough for every column."""
+    """Make a console whose output is not a terminal wide enough for every column."""
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
     return console
@@ -154,7 +154,7 @@ def _rich(cell: Cell) -> Text:
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     """Comma-separated values; None is an empty cell.
 
-    A text that a spreadsheet would take for a formula gets an apostrophe before it.
+    A text that a spreadsheet would read as a formula gets an apostrophe before it.
     """
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([map(_no_formula, row) for row in rows])
@@ -166,7 +166,7 @@ def _no_formula(cell: Any) -> Any:
 
 
 def to_csv(table: Table) -> str:
-    """Labels of the sections first; details and marks in columns of their own."""
+    """The table as CSV: labels of the sections first; details and marks have their own columns."""
     header = [name for name, _ in table.sections[0].labels] if table.sections else []
     for column in table.columns:
         header += [column.title]

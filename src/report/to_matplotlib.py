@@ -80,7 +80,7 @@ def pictures(
         else:
             _chart(chart, figure, axes)
         figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # it is laid out now, once for all formats
+        figure.set_layout_engine("none")  # laid out once for all formats
         return {kind: _written(figure, kind) for kind in formats}
 
 
@@ -188,7 +188,7 @@ def _heatmap(chart: Heatmap, figure: Figure, axes: Axes) -> None:
 
 
 def _values(chart: Heatmap, image: Any, axes: Axes) -> None:
-    """The values in their cells, dark on light and light on dark."""
+    """Write the values into their cells, dark on light and light on dark."""
     for r, row in enumerate(chart.values):
         for c, value in enumerate(row):
             if value is not None:

@@ -1,4 +1,4 @@
-"""A figure of the report: where it stands, what it says, and how its charts are made.
+"""A figure of the report: its panel, its texts, and the function that makes its charts.
 
 To add one, write a function that yields labelled charts and put a `Figure` into `FIGURES` of its
 module. Page and paper then show it.
@@ -69,7 +69,7 @@ def lengths(groups: Sequence[Group]) -> list[int]:
 
 
 def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
-    """Groups by model and scaling, with its label; where most methods are compared first."""
+    """Groups by model and scaling, with a label; the look with most methods comes first."""
     kin: dict[tuple[str, str, float | None], list[Group]] = defaultdict(list)
     for group in groups:
         kin[group.look].append(group)
@@ -120,7 +120,7 @@ def line(
 
 
 def numbered(labels: Iterable[str]) -> tuple[str, ...]:
-    """Labels that are all distinct: from its second time on a label gets a number."""
+    """Distinct labels: a repeated label gets a number from its second time on."""
     seen: dict[str, int] = {}
     distinct = []
     for label in labels:

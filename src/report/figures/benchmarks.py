@@ -11,7 +11,7 @@ from src.report.figures.base import Choice, Figure, numbered
 from src.report.groups import ReportData
 from src.report.performance import Result, ResultContent, ResultRow
 
-# Rows that answer a question of their own, in the order in which they are offered.
+# Rows with their own charts, in the order of the page.
 _FIRST = (
     "fwd_bwd_time_over_sdpa",
     "fwd_fraction_of_floor",
@@ -66,9 +66,9 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
 
 
 def setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    """What tells each row from the others: its shape, or as few settings as needed.
+    """Labels that distinguish the rows: by shape, or by as few settings as needed.
 
-    Rows that settings do not tell apart get a number.
+    Rows with equal settings get a number.
     """
     shape = [key for key in "BHTD" if any(key in row.settings for row in rows)]
     if shape:

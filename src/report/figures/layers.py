@@ -66,7 +66,7 @@ def layer_map(metrics: Metrics, key: str, *, runs: tuple[int, ...] = ()) -> Heat
 
 
 def _distance(data: ReportData) -> Iterator[Choice]:
-    """From the native model by layer after each stage, one chart for each run."""
+    """Distance from the native model by layer after each stage, one chart for each run."""
     for index, run in _faulty_last(data.runs):
         if run.drift and any(model.relation_kl for model in run.drift.models):
             y = Axis("KL (nats)", log=True)

@@ -31,7 +31,7 @@ from src.report.groups import Group, ReportData, ruler
 
 
 def _ruler(data: ReportData) -> Iterator[Choice]:
-    """Against length: each method at its largest budget, and all methods at one budget."""
+    """RULER against length: each method at its largest budget, and all methods at one budget."""
     slots = method_slots([group.method for group in data.groups])
     for look, kin in by_look([group for group in data.groups if lengths([group])]):
         most = {
@@ -83,7 +83,7 @@ def _baseline(name: str, groups: Sequence[Group]) -> tuple[Point, ...]:
 
 
 def _needles(data: ReportData) -> Iterator[Choice]:
-    """Share found by length and depth, one map for each group."""
+    """Share of needles found by length and depth, one map for each group."""
     order = {
         group.look: place for place, (_, kin) in enumerate(by_look(data.groups)) for group in kin
     }

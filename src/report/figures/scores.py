@@ -46,7 +46,7 @@ def _budget(data: ReportData) -> Iterator[Choice]:
 
 
 def _weights(data: ReportData) -> Iterator[Choice]:
-    """Runs that differ in the weights of the relations alone."""
+    """Runs that differ only in the weights of the relations."""
     for metric in metrics_of(data.groups):
         measured = [g for g in data.groups if g.weights and metric.key in g.estimates]
         ablations = _ablations(measured)
@@ -70,7 +70,7 @@ def _weights(data: ReportData) -> Iterator[Choice]:
 
 
 def _ablations(groups: Sequence[Group]) -> list[list[Group]]:
-    """Groups equal but for the weights of relations, where these take at least two values."""
+    """Groups that differ only in the weights of relations, with at least two different weights."""
     sets: dict[str, list[Group]] = defaultdict(list)
     for group in groups:
         terms = {key.rpartition(".")[0] for key in group.settings if ".weights." in key}

@@ -19,7 +19,7 @@ from src.report.groups import ReportData
 
 @dataclass(frozen=True, kw_only=True)
 class PageContext(ReportData):
-    """What every panel may show, and where."""
+    """The data that every panel may show, and the page's place."""
 
     target: Path
     """The page's own file: links are relative to its folder."""

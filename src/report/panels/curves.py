@@ -1,4 +1,4 @@
-"""Training curves by tokens. The page's script picks runs, smooths, and draws what is said here."""
+"""Training curves by tokens. The page's script selects runs, smooths, and draws these curves."""
 
 from __future__ import annotations
 
@@ -113,5 +113,5 @@ def _stage_lengths(stages: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _rounded(value: float | None) -> float | None:
-    """Six figures are more than a pixel shows and keep the page small."""
+    """Values with six figures, which suffice for a pixel and keep the page small."""
     return None if value is None else float(f"{value:.6g}")

@@ -26,7 +26,7 @@ def figures_panel(name: str, title: str) -> Callable[[PageContext], Panel | None
 
 
 def performance_panel(context: PageContext) -> Panel | None:
-    """Kernel and step, as the repository's benchmarks measured them."""
+    """Kernel and step performance, measured by the repository's benchmarks."""
     results = [(result, _about(result), _table(result)) for result in context.results]
     values = {"blocks": _blocks("performance", context), "results": results}
     return Panel("performance", "Kernel and step performance", values, template="performance")

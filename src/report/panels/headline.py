@@ -1,4 +1,4 @@
-"""Methods at their budgets: the table that answers the question."""
+"""The panel of the headline table: methods at their budgets."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ from src.report.tables import Cell, Column, Row, Section, Table
 
 CAPTION = (
     "Percent, means over seeds, in brackets 95% intervals. **Bold**: the best of its table; "
-    "≈: not told apart from the best (intervals over seeds and items; one seed: over items alone); "
+    "≈: within the noise of the best (intervals over seeds and items; one seed: over items only); "
     "?: no interval is known."
 )
 _WITH_INTERVAL = (groups.SHORT.key, groups.RECOVERY.key)  # the others would make it too wide
-_ONE_SEED = "one seed: how much a seed changes is not known"
+_ONE_SEED = "one seed: the effect of the seed is unknown"
 
 
 def headline(compared: Sequence[Group]) -> Table:

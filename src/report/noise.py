@@ -40,7 +40,7 @@ class Mark(StrEnum):
 
     BEST = "best"
     NEAR = "near"
-    """Not told apart from the best."""
+    """Within the noise of the best."""
     UNKNOWN = "unknown"
     """One of the two has no interval."""
     WORSE = "worse"

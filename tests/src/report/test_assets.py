@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +31,37 @@ LINK = '<a href="https://example.org/">link</a>'
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')
 
 
-def see(page: Path, script: str, **options: Any) -> Any:
-    """What `script` returns on the page, which must have said nothing and asked for nothing."""
+class Window:
+    """A browser that all tests of this file share; each opens a page of its own in it."""
 
-    async def look(tab: Page) -> Any:
-        return await tab.run(script)
+    def __init__(self, runner: asyncio.Runner, tab: Page) -> None:
+        self._runner = runner
+        self._tab = tab
 
-    return visit(page, look, **options)
+    def see(self, page: Path, script: str, **options: Any) -> Any:
+        """What `script` returns on the page, which must have said nothing and asked for nothing."""
 
+        async def look(tab: Page) -> Any:
+            return await tab.run(script)
 
-def visit(
-    page: Path,
-    look: Callable[[Page], Awaitable[Any]],
-    *,
-    size: tuple[int, int] = (1280, 1600),
-    phone: bool = False,
-    scheme: str = "light",
-) -> Any:
-    """What `look` finds on the page."""
+        return self.visit(page, look, **options)
 
-    async def run() -> Any:
-        async with browser() as tab:
+    def visit(
+        self,
+        page: Path,
+        look: Callable[[Page], Awaitable[Any]],
+        *,
+        size: tuple[int, int] = (1280, 1600),
+        phone: bool = False,
+        scheme: str = "light",
+    ) -> Any:
+        """What `look` finds on the page."""
+        tab = self._tab
+
+        async def run() -> Any:
+            await tab.open("about:blank")
+            tab.console.clear()
+            tab.requests.clear()
             await tab.size(*size, phone=phone)
             await tab.scheme(scheme)
             await tab.open(page.as_uri())
@@ -63,7 +73,16 @@ def visit(
             assert [url for url in tab.requests if not url.startswith(own)] == [page.as_uri()]
             return found
 
-    return asyncio.run(run())
+        return self._runner.run(run())
+
+
+@pytest.fixture(scope="module")
+def window() -> Iterator[Window]:
+    """The browser, gone after the last test."""
+    with asyncio.Runner() as runner:
+        started = browser()
+        yield Window(runner, runner.run(started.__aenter__()))
+        runner.run(started.__aexit__(None, None, None))
 
 
 def without_policy(page: Path) -> Path:
@@ -130,7 +149,7 @@ CHARTS = {*(figure.name for figure in FIGURES), "total", "parts", "lr", "grad_no
     ],
 )
 def test_every_panel_of_two_hundred_runs_renders(
-    two_hundred: Path, device: str, scheme: str
+    window: Window, two_hundred: Path, device: str, scheme: str
 ) -> None:
     phone = device == "phone"
     size = (390, 844) if phone else (1440, 1000)
@@ -156,7 +175,7 @@ def test_every_panel_of_two_hundred_runs_renders(
             """
         )
 
-    seen = visit(two_hundred, look, size=size, phone=phone, scheme=scheme)
+    seen = window.visit(two_hundred, look, size=size, phone=phone, scheme=scheme)
     assert seen["panels"] == PANELS
     assert set(seen["drawn"]) == CHARTS
     assert seen["marks"] > 100
@@ -168,7 +187,7 @@ def test_every_panel_of_two_hundred_runs_renders(
 
 
 @pytest.mark.slow
-def test_the_filters_apply_to_all_panels(two_hundred: Path) -> None:
+def test_the_filters_apply_to_all_panels(window: Window, two_hundred: Path) -> None:
     script = """
       const wait = () => new Promise((done) => setTimeout(done, 400));
       const choose = async (key, value) => {
@@ -206,7 +225,7 @@ def test_the_filters_apply_to_all_panels(two_hundred: Path) -> None:
       seen.again = state();
       return seen;
     """
-    seen = see(two_hundred, script)
+    seen = window.see(two_hundred, script)
     assert seen["all"]["count"] == "200 runs"
     assert seen["all"]["empty"] == []
     assert seen["all"]["lines"][0] == "linearard 7"
@@ -224,13 +243,13 @@ def test_the_filters_apply_to_all_panels(two_hundred: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_marks_are_those_of_the_exported_table(two_hundred: Path) -> None:
+def test_the_marks_are_those_of_the_exported_table(window: Window, two_hundred: Path) -> None:
     script = """
       const rows = document.querySelectorAll('tbody[data-block="0"] .method:not([hidden])');
       const figure = (cell) => [Number(cell.dataset.value), cell.dataset.mark];
       return [...rows].map((row) => [...row.querySelectorAll("td[data-value]")].map(figure));
     """
-    shown = see(two_hundred, script)
+    shown = window.see(two_hundred, script)
     outputs = two_hundred.parents[1]
     section = headline(group_runs(read_runs(outputs))).sections[0]
     rows = [
@@ -247,7 +266,7 @@ def test_the_marks_are_those_of_the_exported_table(two_hundred: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_number_and_a_point_open_config_and_command(two_hundred: Path) -> None:
+def test_a_number_and_a_point_open_config_and_command(window: Window, two_hundred: Path) -> None:
     async def look(tab: Page) -> dict[str, Any]:
         seen = await tab.run(
             """
@@ -287,7 +306,7 @@ def test_a_number_and_a_point_open_config_and_command(two_hundred: Path) -> None
         await tab.screenshot(ARTIFACTS / "drawer.png")
         return seen
 
-    seen = visit(two_hundred, look, size=(1440, 1000))
+    seen = window.visit(two_hundred, look, size=(1440, 1000))
     number = seen["number"]
     assert number["open"]
     assert number["command"].startswith("python -m src.train +experiment=linearard_32k")
@@ -302,7 +321,7 @@ def test_a_number_and_a_point_open_config_and_command(two_hundred: Path) -> None
 
 
 @pytest.mark.slow
-def test_figures_can_be_saved(two_hundred: Path, tmp_path: Path) -> None:
+def test_figures_can_be_saved(window: Window, two_hundred: Path, tmp_path: Path) -> None:
     names = ("weights.csv", "weights.svg", "weights.png")
 
     async def look(tab: Page) -> dict[str, bytes]:
@@ -316,7 +335,7 @@ def test_figures_can_be_saved(two_hundred: Path, tmp_path: Path) -> None:
                 await asyncio.sleep(0.1)
         return {name: (tmp_path / name).read_bytes() for name in names}
 
-    saved = visit(two_hundred, look)
+    saved = window.visit(two_hundred, look)
     lines = saved["weights.csv"].decode().splitlines()
     assert lines[0] == 'series,aligned,"Recovery, short suite (%)",low,high,note'
     assert len(lines) == 9
@@ -325,7 +344,7 @@ def test_figures_can_be_saved(two_hundred: Path, tmp_path: Path) -> None:
     assert saved["weights.png"].startswith(b"\x89PNG")
 
 
-def test_texts_of_runs_stay_text_even_without_the_policy(page: Path) -> None:
+def test_texts_of_runs_stay_text_even_without_the_policy(window: Window, page: Path) -> None:
     script = """
       document.querySelector("#run-list button.open").click();
       return {
@@ -337,14 +356,14 @@ def test_texts_of_runs_stay_text_even_without_the_policy(page: Path) -> None:
         command: document.querySelector("dialog .command-line").textContent,
       };
     """
-    seen = see(without_policy(page), script)
+    seen = window.see(without_policy(page), script)
     assert (seen["injected"], seen["images"], seen["links"]) == ("undefined", 0, 0)
     assert LINK in seen["legend"]
     assert seen["stage"] == f"ard | {LINK}, ard | cpt"
     assert seen["command"] == INJECTION
 
 
-def test_the_curves_follow_their_controls(page: Path) -> None:
+def test_the_curves_follow_their_controls(window: Window, page: Path) -> None:
     script = """
       const plot = (name) => document.querySelector(`[data-curve="${name}"]`);
       const state = (name) => ({
@@ -363,7 +382,7 @@ def test_the_curves_follow_their_controls(page: Path) -> None:
       seen.push(state("total").axis);
       return seen;
     """
-    both, one, parts, smoothed, rate, values, axis = see(page, script)
+    both, one, parts, smoothed, rate, values, axis = window.see(page, script)
     assert both == {"lines": 2, "axis": "log", "stages": [5120]}
     assert one == {"lines": 1, "axis": "log", "stages": [5120]}
     assert parts["lines"] == 3
@@ -377,7 +396,7 @@ def test_the_curves_follow_their_controls(page: Path) -> None:
     assert after == pytest.approx(3)
 
 
-def test_the_filter_and_the_theme(page: Path) -> None:
+def test_the_filter_and_the_theme(window: Window, page: Path) -> None:
     script = """
       const filter = document.getElementById("run-filter");
       filter.value = "OLD finished";
@@ -394,26 +413,26 @@ def test_the_filter_and_the_theme(page: Path) -> None:
         before, after: [background(), grid()], label: document.getElementById("theme").textContent,
       };
     """
-    seen = see(page, script)
+    seen = window.see(page, script)
     assert (seen["shown"], seen["count"]) == (1, "1 of 3")
     assert seen["before"] == ["rgb(255, 255, 255)", "rgb(226, 229, 234)"]
     assert seen["after"] == ["rgb(20, 22, 26)", "rgb(44, 48, 56)"]
     assert seen["label"] == "Light"
 
 
-def test_panels_without_data_say_what_fills_them(page: Path) -> None:
+def test_panels_without_data_say_what_fills_them(window: Window, page: Path) -> None:
     script = 'return [...document.querySelectorAll(".hint")].map((hint) => hint.textContent)'
-    hints = " ".join(see(page, script))
+    hints = " ".join(window.see(page, script))
     for command in ("eval=short", "eval=long", "eval=drift", "+sweeps=qkv_weights"):
         assert command in hints
     assert "python -m kernels.bench" in hints
 
 
-def test_an_empty_folder_has_a_page_without_errors(outputs: Path) -> None:
+def test_an_empty_folder_has_a_page_without_errors(window: Window, outputs: Path) -> None:
     page = write_page(read_runs(outputs), outputs / "dashboard" / "index.html")
-    assert "No runs yet" in see(page, "return document.body.textContent")
+    assert "No runs yet" in window.see(page, "return document.body.textContent")
 
 
-def test_a_phone_never_scrolls_sideways(page: Path) -> None:
+def test_a_phone_never_scrolls_sideways(window: Window, page: Path) -> None:
     script = "return document.documentElement.scrollWidth"
-    assert see(page, script, size=(360, 780), phone=True) <= 360
+    assert window.see(page, script, size=(360, 780), phone=True) <= 360

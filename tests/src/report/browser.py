@@ -87,13 +87,17 @@ class Page:
         return answer["result"].get("value")
 
     async def see_everything(self) -> None:
-        """Scroll through the page, so that charts drawn on sight are drawn."""
+        """Scroll to every visible chart and wait until it is drawn, or has said why it is not."""
         await self.run(
             """
             const wait = (ms) => new Promise((done) => setTimeout(done, ms));
-            for (let y = 0; y < document.documentElement.scrollHeight; y += innerHeight / 2) {
-              scrollTo({top: y, behavior: "instant"});
-              await wait(60);
+            const charts = [...document.querySelectorAll(".chart")];
+            for (const chart of charts.filter((one) => one.checkVisibility())) {
+              chart.scrollIntoView({behavior: "instant", block: "center"});
+              for (let asked = 0; asked < 100; asked += 1) {
+                if (chart.matches(".empty") || chart.querySelector(".main-svg")) break;
+                await wait(30);
+              }
             }
             scrollTo({top: 0, behavior: "instant"});
             await wait(300);

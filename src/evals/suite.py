@@ -191,8 +191,8 @@ class Evaluation:
         device, dtype: as in the engine's settings, already resolved: `cpu` or `cuda`, `float32` or
             `bfloat16`.
         cache: results by everything that decides them.
-        rank, size: which of the processes that share the work this one is. With size > 1
-            torch.distributed is set up; only rank 0's result counts.
+        rank, size: number of this process among those that share the work, and their number. With
+            size > 1 torch.distributed is set up; only rank 0's result counts.
     """
 
     candidates: tuple[Candidate, ...]
@@ -215,7 +215,7 @@ class Evaluation:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """SHA-256 of all that decides what texts become for a model, and what it writes for us.
+        """SHA-256 of everything that decides how texts are encoded and decoded.
 
         Raises:
             DataError: it is not a fast tokenizer.
@@ -239,7 +239,7 @@ class Evaluation:
         return prepare_corpus(self.data, self.tokenizer)
 
     def agreed(self, value: Any) -> Any:
-        """Rank 0's value, told to all processes that share the work."""
+        """Rank 0's value, sent to all processes that share the work."""
         if self.size == 1:
             return value
         from torch import distributed
@@ -259,10 +259,10 @@ _Record = TypeVar("_Record", bound=ModelRecord)
 def records_of(
     candidates: Iterable[Candidate], score: Callable[[Candidate], _Record]
 ) -> tuple[tuple[_Record, ...], dict[str, str]]:
-    """Candidates' records, and by name why others have none.
+    """Records of the candidates, and errors of the others by name.
 
     Raises:
-        EvaluationError: none has one.
+        EvaluationError: no candidate has a record.
     """
     results: list[_Record] = []
     failures: dict[str, str] = {}
@@ -284,8 +284,8 @@ class ResultTable:
         name: the tracker's key.
         title: above the printed table.
         columns: their names.
-        rows: numbers, strings, or None for what there is not.
-        formats: how a column's numbers are printed, as `format` takes it; strings stay as they are
+        rows: numbers, strings, or None for a missing value.
+        formats: formats of a column's numbers, as `format` takes them; strings stay as they are,
             and None becomes a dash.
         notes: lines below the printed table.
     """
@@ -307,10 +307,10 @@ class ResultTable:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What a suite found.
+    """The result of a suite.
 
     Attributes:
-        record: goes to `evals/NAME.json`; what failed for one task or model is in its `failures`.
+        record: goes to `evals/NAME.json`; errors of single tasks or models are in its `failures`.
             None on ranks other than 0.
         items: lines of `evals/NAME.items.jsonl`, one for each model, task and item; may be empty.
     """
@@ -324,7 +324,7 @@ class Suite(Protocol):
 
     Attributes:
         name: of the suite, its settings and its results.
-        needs_run: whether it compares models of a run, so that a model alone gives it nothing.
+        needs_run: whether it compares models of a run, so that it cannot evaluate a model alone.
         record: the class of its results.
     """
 
@@ -333,9 +333,9 @@ class Suite(Protocol):
     record: ClassVar[type[SuiteResults[Any]]]
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """What would fail, found without loading a model; fetches the data it needs.
+        """The errors that can be found without loading a model; fetches the data it needs.
 
-        A training run that will end with this suite is refused for any of them before it starts.
+        A training run that ends with this suite is refused for any of them before it starts.
         """
         ...
 
@@ -343,8 +343,8 @@ class Suite(Protocol):
         """Evaluate all candidates.
 
         Raises:
-            EvaluationError: nothing at all can be evaluated. What fails for one task or model is
-                in the record's `failures` instead.
+            EvaluationError: nothing can be evaluated. Errors of single tasks or models are in the
+                record's `failures` instead.
         """
         ...
 

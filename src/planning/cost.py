@@ -1,9 +1,9 @@
 """Memory and time of a stage on one rank, from shapes: arithmetic only.
 
-Weights, gradients and optimizer states are counted. Activations are counted too: what autograd
-keeps of a decoder layer of the LLaMA kind, tensor by tensor, and the largest temporary tensors
-beside it. Time is the sum of matrix products at a share of the device's rate and of memory traffic
-at a share of its bandwidth; benchmarks/step.py compares with what is measured.
+Memory counts weights, gradients, optimizer states and activations: the tensors that autograd keeps
+of a LLaMA-like decoder layer, and the largest temporary tensors beside them. Time is the sum of
+matrix products at a share of the device's rate and of memory traffic at a share of its bandwidth.
+benchmarks/step.py compares both with measurements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ _WIDTH = {"float32": 4, "bfloat16": 2}
 # Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
 # benchmarks/results/step.json and kernel.json (one H100).
 _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
-# Attention and relations reach half of their shares at this many tokens, and all of it at many.
+# Attention and relations reach half of their shares at this many tokens, and all of them at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 
 # Elements in which DeepSpeed reduces gradients (src/training/engine/).
 REDUCE_BUCKET = 100_000_000
 
-# Bytes a row and head of what the relations' operator gives (kernels/relation_kl/triton.py).
+# Bytes per row and head of the relation operator's outputs (kernels/relation_kl/triton.py).
 _ROW_SUMS = 5 * 4
 
 # cuBLAS's own buffers.
@@ -46,9 +46,9 @@ class Setting:
     """The inputs of a stage's cost.
 
     Attributes:
-        adapters: LoRA weights of the student; None where there are none.
+        adapters: LoRA weights of the student; None without adapters.
         checkpointing: layers run again in the backward pass.
-        keep: what the teacher leaves behind for each layer.
+        keep: what the teacher keeps for each layer.
     """
 
     config: RunConfig
@@ -124,7 +124,7 @@ class Setting:
 def adapter_parameters(
     parameters: AnyParameters, projections: Mapping[str, tuple[int, int]], layers: int
 ) -> int | None:
-    """Weights of LoRA adapters; None where none are trained.
+    """Weights of LoRA adapters; None if none are trained.
 
     Args:
         parameters: what a stage trains.
@@ -176,9 +176,9 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
     wants = needs[name]
     at_once = setting.stage.at_once(name, setting.micro_batch)
-    # A micro-step holds no more than a step does; and what a rank holds of blocks that ranks share
-    # is a part of their tokens, or in attention all tokens for as large a part of the heads.
-    # Buffers of the exchange are smaller than the MLP's.
+    # A micro-step holds no more than a step. Of blocks that ranks share, a rank holds a part of the
+    # tokens, or in attention all tokens for the same part of the heads. Buffers of the exchange are
+    # smaller than the MLP's.
     n = min(stream.length * at_once, setting.stage.step_tokens) // setting.parts
     layers = shape.layers
     if wants.stops_at is not None:
@@ -211,7 +211,7 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
 
 
 def _kept_of_layer(setting: Setting, wants: Needs) -> float:
-    """Bytes a token that autograd keeps of one layer for its backward pass."""
+    """Bytes per token that autograd keeps of one layer for its backward pass."""
     shape, width, lora = setting.shape, setting.width, setting.lora
     hidden, intermediate = shape.hidden, shape.intermediate
     q, k = setting.queries, setting.keys
@@ -309,7 +309,7 @@ def block_work(setting: Setting, name: str) -> Work:
     taught_head = head if wants.teacher_head else 0.0
     lora = 0.0 if adapters is None else 2.0 * adapters * n
     again = 1 if setting.checkpointing else 0
-    # Frozen weights need the gradient of their inputs only.
+    # Frozen weights need only the gradient of their inputs.
     trained = setting.base / shape.parameters if setting.base < shape.parameters else 1.0
     backward = products * (1 + trained)
     done = Work(
@@ -331,7 +331,7 @@ def block_work(setting: Setting, name: str) -> Work:
 
 
 def _layer_traffic(setting: Setting, *, student: bool) -> float:
-    """Bytes a token that element-wise work of a layer's forward pass moves."""
+    """Bytes per token that element-wise work of a layer's forward pass moves."""
     shape, width, lora = setting.shape, setting.width, setting.lora
     compiled = setting.config.engine.compile
     turned = setting.queries + setting.keys
@@ -350,7 +350,7 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
 
 
 def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
-    """Seconds of a block's work on one device whose speed is known."""
+    """Seconds of a block's work on one device of known speed."""
     assert device.matrix_rate is not None
     assert device.bandwidth is not None
     done, length = block_work(setting, name), setting.stage.streams[name].length
@@ -381,7 +381,7 @@ def _exchanged(setting: Setting, name: str) -> float:
 
 
 def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:
-    """Seconds of a full optimizer step; None for a device whose speed is not known."""
+    """Seconds of a full optimizer step; None for a device of unknown speed."""
     if device.matrix_rate is None or device.bandwidth is None:
         return None
     ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH

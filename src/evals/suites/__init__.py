@@ -1,8 +1,8 @@
 """Evaluation suites, one small file each.
 
-A new file in this folder that defines `SUITE`, a class as `src.evals.suite.Suite` describes it, is
-found here, accepted in configs as `eval.NAME` and run by `python -m src.evaluate` and at the end of
-a run; nothing else has to know about it.
+A file in this folder that defines `SUITE`, a class as `src.evals.suite.Suite` describes it, is
+discovered. Configs accept it as `eval.NAME`, and `python -m src.evaluate` and the end of a run run
+it. Nothing else has to know about it.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """How far a student has drifted from the native model on short text: what distillation lowers.
 
-Both read the same text. Compared are, layer by layer, the self-relations of queries, keys and
-values (softmax(alpha X X^T), as the objective of src/objectives/relation.py), the rows of the
-attention itself (softmax(alpha Q K^T)), the hidden states after each layer, and the predictions.
-All divergences are KL(native || student) in nats, means over heads and tokens. By position the
-first tokens stand apart, since attention gathers on them.
+Both models read the same text. The suite compares, layer by layer, the self-relations of queries,
+keys and values (softmax(alpha X X^T), as in src/objectives/relation.py), the attention rows
+(softmax(alpha Q K^T)), the hidden states after each layer, and the predictions. All divergences are
+KL(native || student) in nats, means over heads and tokens. By position the first tokens have their
+own bins, since attention gathers on them.
 
 Shapes: b rows, h heads, g key-value heads, t tokens, d head size, v vocabulary.
 """
@@ -48,13 +48,13 @@ _HEAD_CHUNK = 512
 
 @dataclass(frozen=True)
 class DriftSuite:
-    """What text is compared.
+    """The text that is compared.
 
     Attributes:
         length: tokens of a segment, at most the native window.
-        segments: how many, evenly spaced over the held-out text.
-        edges: where bins of token positions begin, ascending from 0; the last bin has no end.
-            Position 0 sees only itself: its relations cannot differ.
+        segments: number of segments, evenly spaced over the held-out text.
+        edges: first positions of the bins, ascending from 0; the last bin has no end. Position 0
+            sees only itself, so its relations cannot differ.
     """
 
     length: Count = 2048
@@ -86,7 +86,7 @@ class DriftSuite:
         return []
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
-        """Compare every model with the native one; with several processes the first does it."""
+        """Compare every model with the native one; of several processes the first does all."""
         if not evaluation.is_main:
             return SuiteResult(None)
         native, others = self._pair(evaluation)
@@ -125,7 +125,7 @@ class DriftSuite:
         return native, others
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, Dataset]:
-        """Segments, int64 [n, length], and what they are."""
+        """Segments, int64 [n, length], and their key for the cache."""
         corpus = evaluation.corpus
         segments_nt = spread_segments(
             corpus.held_out_documents(), self.length, self.segments, needed_by="eval.drift.length"
@@ -164,7 +164,7 @@ class DriftSuite:
 
     @staticmethod
     def tables(record: DriftResults) -> Sequence[ResultTable]:
-        """Means over layers, a model a row."""
+        """Means over layers, one row per model."""
         columns = ("model", "KL qq", "KL kk", "KL vv", "KL attention", "hidden cosine", "KL logits")
         assert record.dataset is not None
         return [
@@ -202,7 +202,7 @@ def _where(evaluation: Evaluation) -> dict[str, Any]:
 
 
 class Reading:
-    """What a model makes of one text: q, k, v by layer, hidden states by layer, predictions."""
+    """A model's pass over one text: q, k, v by layer, hidden states by layer, predictions."""
 
     def __init__(self, model: PreTrainedModel, ids_bt: torch.Tensor) -> None:
         self._split = SplitModel.of(model)
@@ -217,7 +217,7 @@ class Reading:
         self._last = outputs.last_hidden_state
 
     def log_probabilities(self, start: int, end: int) -> torch.Tensor:
-        """Of the next token at positions start to end, float32 [b, end - start, v]."""
+        """Log-probabilities of the next tokens at start to end, float32 [b, end - start, v]."""
         return torch.log_softmax(self._split.logits(self._last[:, start:end]), dim=-1)
 
 
@@ -230,11 +230,11 @@ def evaluate(
     *,
     name: str,
 ) -> dict[str, Any]:
-    """A student's drift, as `DriftModel` has it.
+    """A student's drift, as fields of `DriftModel`.
 
     Args:
         native: loaded with capture.
-        student: likewise, of the same shape.
+        student: loaded with capture, of the same shape.
         segments_nt: token ids, int64 [n, length].
         bins: edges of bins of positions.
         name: for the progress meter.
@@ -246,8 +246,8 @@ def evaluate(
     layers = native.config.num_hidden_layers
     facts = facts_of(student.config)
     length = segments_nt.shape[1]
-    # Sums over segments of means over heads, by layer and position; float64 keeps their order
-    # of addition from showing.
+    # Sums over segments of means over heads, by layer and position. In float64 the order of
+    # addition does not show.
     relation = {r: torch.zeros(layers, length, dtype=torch.float64) for r in RELATIONS}
     attention = torch.zeros(layers, length, dtype=torch.float64)
     cosine = torch.zeros(layers, dtype=torch.float64)

@@ -1,9 +1,9 @@
 """Teacher inheritance: how often a student repeats the native model's mistakes.
 
-On the items of multiple-choice tasks that the native model gets wrong: how often another model
-chooses the same wrong answer. A student that was taught by the native model may lean on it more
-than one that was trained on text alone; `compare=[RUN_DIR]` puts the latter beside it. The models
-are asked as in the short suite, whose results are used where they are known.
+The suite takes the items of multiple-choice tasks that the native model gets wrong, and counts how
+often another model chooses the same wrong answer. A student that was taught by the native model may
+lean on it more than one that was trained on text alone; `compare=[RUN_DIR]` adds the latter. Models
+are asked as in the short suite, whose cached results are used.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class InheritanceSuite(ShortSuite):
         """Compare every model's wrong answers with the native model's.
 
         Raises:
-            EvaluationError: the native model has no answers, or nothing is beside it.
+            EvaluationError: the native model has no answers, or there is no other model.
         """
         measured = measure(evaluation, self)
         if not evaluation.is_main:
@@ -106,7 +106,7 @@ class InheritanceSuite(ShortSuite):
         native: Mapping[str, Answers],
         given: Mapping[str, Answers],
     ) -> Repeated:
-        """Figures over some tasks' items together; of too few items there is no interval."""
+        """Figures over the items of some tasks together; no interval for too few items."""
         tasks = [t for t in given if t in native]
         gold, theirs, mine = (
             np.concatenate([np.asarray(getattr(source[t], key)) for t in tasks])
@@ -136,7 +136,7 @@ class InheritanceSuite(ShortSuite):
 
     @staticmethod
     def tables(record: Any) -> Sequence[ResultTable]:
-        """A task a row, a model a column: the share of the native model's mistakes repeated."""
+        """Shares of the native model's mistakes repeated: one row per task, one column per model."""
         models = record.models
         rows: list[tuple[Any, ...]] = [
             (task, *_cells([model.tasks.get(task) for model in models])) for task in models[0].tasks

@@ -28,8 +28,8 @@ class NeedleDepthSuite:
         lengths: as the suite `ruler` has them.
         depths: percent of the context's sentences before the needle.
         samples: of each depth at each length.
-        material: where prose and words come from.
-        retrieval: how the native model reads what is longer than its window; null to leave it out.
+        material: sources of prose and words.
+        retrieval: how the native model reads prompts longer than its window; null: not at all.
         seed: of the samples.
         limit: samples of each depth, at most.
         batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
@@ -95,7 +95,7 @@ class NeedleDepthSuite:
 
     @staticmethod
     def tables(record: NeedleDepthResults) -> Sequence[ResultTable]:
-        """A model and length a row, a depth a column."""
+        """One row per model and length, one column per depth."""
         depths = sorted({cell.depth for model in record.models for cell in model.cells})
         rows = []
         for model in record.models:
@@ -116,7 +116,7 @@ class NeedleDepthSuite:
 
     @staticmethod
     def summary(record: NeedleDepthResults) -> dict[str, float]:
-        """Nothing: a grid is no figure."""
+        """Empty: a grid is not a single figure."""
         del record
         return {}
 

@@ -1,9 +1,9 @@
 """Yes-or-no questions on whole papers (QASPER, arXiv 2105.03011), by likelihood of the answer.
 
 A prompt is the paper (title, abstract, sections under their headings), the question and `Answer:`;
-the answer is whichever of ` Yes` and ` No` is likelier. A paper that is longer than the model's
-window loses tokens at its end, before the question, and is counted. Most answers are yes: the share
-of the commoner answer is what saying it always would score.
+the answer is the likelier of ` Yes` and ` No`. A paper that is longer than the model's window loses
+tokens at its end, before the question, and is counted. Most answers are yes, so chance is the score
+of the more frequent answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 TASK = "qasper_yesno"
 CHOICES = (" Yes", " No")
-# Tokens that a choice may have, at most.
+# The most tokens of a choice.
 CHOICE_ROOM = 8
 
 
@@ -44,7 +44,7 @@ class PaperQuestion:
 
     @property
     def tail(self) -> str:
-        """What follows the paper."""
+        """The prompt after the paper."""
         return f"\n\nQuestion: {self.question}\nAnswer:"
 
 
@@ -53,8 +53,7 @@ class PapersSuite:
     """The questions.
 
     Attributes:
-        retrieval: how the native model reads papers that are longer than its window; null to leave
-            that out.
+        retrieval: how the native model reads papers longer than its window; null: not at all.
         seed: of the bootstrap.
         limit: questions, at most.
         resamples: of the bootstrap that intervals come from.
@@ -95,7 +94,7 @@ class PapersSuite:
             TASK,
             "Papers",
             "acc",
-            # Saying the commoner answer always.
+            # The score of always giving the more frequent answer.
             chance=max(golds.values()) / len(questions),
             details={
                 reader.name: {
@@ -133,13 +132,13 @@ class PapersSuite:
         return SuiteResult(record, items)
 
     def _questions(self, failures: dict[str, str]) -> list[PaperQuestion]:
-        """All that are asked; none where `failures` says why."""
+        """All questions; empty if `failures` says why."""
         documents = made([(TASK, partial(packaged.documents, TASK))], failures)
         return questions_of(documents.get(TASK, ()))[: self.limit]
 
     @staticmethod
     def tables(record: PapersResults) -> Sequence[ResultTable]:
-        """Accuracy, a model a row."""
+        """Accuracy, one row per model."""
         results = {model.name: model.results[TASK] for model in record.models}
         chance = next(iter(results.values())).chance
         return [
@@ -158,7 +157,7 @@ class PapersSuite:
 
     @staticmethod
     def summary(record: PapersResults) -> dict[str, float]:
-        """Accuracy by model; limited ones say so in their names."""
+        """Accuracy by model; names of limited figures say so."""
         suite = record.marked("long", "@limit")
         return {f"eval/{m.name}/{suite}/{TASK}": m.results[TASK].value for m in record.models}
 
@@ -185,11 +184,11 @@ def _probe(questions: Sequence[PaperQuestion]) -> Probe:
 
 
 def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[str, Any]]:
-    """By item: `score`, `gold` and `answer` (numbers of choices), `nll` of each choice, `tokens` of
-    the whole prompt, and how many of them were `cut`.
+    """For each item `score`, `gold` and `answer` (numbers of choices), `nll` of each choice,
+    `tokens` of the whole prompt, and the number of `cut` tokens.
 
     Raises:
-        EvaluationError: the window does not even hold a question.
+        EvaluationError: the window is too short for a question.
     """
     reader, tokenizer = session.reader, session.evaluation.tokenizer
     values = []
@@ -219,7 +218,7 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
 def _retrieved(
     tokenizer: PreTrainedTokenizerBase, item: PaperQuestion, budget: int, config: RetrievalConfig
 ) -> PaperQuestion:
-    """A question on what retrieval leaves of its paper."""
+    """A question on its paper, shortened by retrieval."""
     room = budget - CHOICE_ROOM
     around = ("", item.tail)
     found = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
@@ -229,8 +228,8 @@ def _retrieved(
 def _rows(
     tokenizer: PreTrainedTokenizerBase, item: PaperQuestion, window: int
 ) -> tuple[list[tuple[list[int], int]], int, int]:
-    """For each choice the ids and how many belong to the choice; then the prompt's tokens whole,
-    and how many were cut."""
+    """For each choice its ids and the number of its own tokens; then the number of tokens of the
+    whole prompt, and of cut tokens."""
     tail: list[int] = tokenizer(item.tail, add_special_tokens=False)["input_ids"]
     paper: list[int] = tokenizer(item.paper, verbose=False)["input_ids"]
     choices: list[list[int]] = [

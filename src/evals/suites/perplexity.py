@@ -1,8 +1,8 @@
 """Perplexity of held-out text by window length: all models on the same windows.
 
 Every window length scores the same text: segments as long as the largest window, spread over the
-held-out documents, each cut into windows. A model sees a window and nothing before it; the first
-token of a window has no prediction. Perplexity is exp of the mean negative log-likelihood a
+held-out documents, each cut into windows. A model reads each window without context, so the first
+token of a window has no prediction. Perplexity is exp of the mean negative log-likelihood per
 predicted token, in nats.
 """
 
@@ -38,7 +38,7 @@ from src.results import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# A smaller rise of perplexity, relative to the native model's, counts as none.
+# A smaller relative rise of perplexity over the native model counts as none.
 MINIMAL_GAP = 0.01
 
 
@@ -48,9 +48,9 @@ class PerplexitySuite:
 
     Attributes:
         windows: lengths; the largest decides the segments.
-        tokens: text scored at each window length, rounded down to whole segments, at least one.
+        tokens: of text scored at each window length, rounded down to whole segments, at least one.
         headline: the window whose scores are quoted.
-        batch_tokens: tokens of one forward pass, at most (one window at least).
+        batch_tokens: most tokens of one forward pass, but at least one window.
     """
 
     windows: Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
@@ -82,10 +82,10 @@ class PerplexitySuite:
         return []
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
-        """Score every model; with several processes the first does it.
+        """Score every model; of several processes the first does all.
 
         Raises:
-            EvaluationError: no text or no model can be had.
+            EvaluationError: there is no text, or no model can be loaded.
         """
         if not evaluation.is_main:
             return SuiteResult(None)
@@ -112,7 +112,7 @@ class PerplexitySuite:
         return SuiteResult(record.model_copy(update={"models": scored}))
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, Dataset]:
-        """Segments of the largest window, int64 [segments, window], and what they are."""
+        """Segments of the largest window, int64 [segments, window], and their key for the cache."""
         corpus = evaluation.corpus
         documents = corpus.held_out_documents()
         length = max(self.windows)
@@ -135,7 +135,7 @@ class PerplexitySuite:
         segments_nt: np.ndarray,
         dataset: Dataset,
     ) -> PerplexityModel:
-        # The headline is chosen among the figures; batches change them by rounding alone.
+        # The headline only selects a figure; batches change figures only by rounding.
         left_out = ("headline", "batch_tokens")
         settings = {k: v for k, v in asdict(self).items() if k not in left_out}
         key = cache_key(
@@ -149,7 +149,7 @@ class PerplexitySuite:
         nll = {int(window): value for window, value in nll.items()}
         return PerplexityModel(
             **candidate.identity,
-            # Beyond exp(700) a float64 overflows; a model that far gone is reported at that bound.
+            # Beyond exp(700) a float64 overflows; such a model is reported at that bound.
             perplexity={window: math.exp(min(value, 700.0)) for window, value in nll.items()},
             nll=nll,
             tokens={w: segments_nt.size // w * (w - 1) for w in self.windows},
@@ -158,7 +158,7 @@ class PerplexitySuite:
     def evaluate(
         self, model: PreTrainedModel, segments_nt: np.ndarray, *, name: str
     ) -> dict[str, float]:
-        """Negative log-likelihood in nats a predicted token, by window.
+        """Negative log-likelihood in nats per predicted token, by window.
 
         Raises:
             EvaluationError: a figure is not finite.
@@ -176,7 +176,7 @@ class PerplexitySuite:
 
     @staticmethod
     def tables(record: PerplexityResults) -> Sequence[ResultTable]:
-        """A model a row, a window a column, and last the gap closed at the headline."""
+        """One row per model, one column per window, and last the gap closed at the headline."""
         headline = record.headline or max(record.windows)
         rows = [
             (
@@ -226,10 +226,10 @@ class PerplexitySuite:
 def negative_log_likelihood(
     model: PreTrainedModel, windows_nt: np.ndarray, *, batch_tokens: int, name: str
 ) -> float:
-    """Mean negative log-likelihood, in nats a predicted token, over windows int64 [n, t].
+    """Mean negative log-likelihood, in nats per predicted token, over windows int64 [n, t].
 
     Raises:
-        EvaluationError: it is not finite.
+        EvaluationError: the mean is not finite.
     """
     device = next(model.parameters()).device
     n, t = windows_nt.shape
@@ -255,8 +255,8 @@ def scores(
 
     `gap_closed` = (student - scaled) / (native - scaled), on perplexity; `gap_closed_nll`, the same
     on its logarithm; `recovery` = 100 * native / student (perplexity is better when lower). A gap
-    is None where scaling has not made the model worse by at least MINIMAL_GAP: there is then
-    nothing to close but noise.
+    is None if scaling has made the model worse by less than MINIMAL_GAP, since closing it would be
+    noise.
     """
     result: dict[int, PerplexityScore] = {}
     for window, native_value in native.items():

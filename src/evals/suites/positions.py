@@ -1,11 +1,11 @@
 """Perplexity of held-out text by position, in a sliding window, and of the last tokens.
 
-All three say how much a model makes of a longer context, on the same text:
+All three measure on the same text how much a longer context helps a model:
 
 - *by position*: negative log-likelihood of the tokens at positions 1, 2, ..., in bins;
 - *last-k*: the same last k tokens of each segment, after contexts of different lengths;
-- *sliding*: all tokens of each segment's last `sliding` part, in windows that advance by k, so that
-  each is seen after at least window - k others.
+- *sliding*: the last `sliding` tokens of each segment, in windows that advance by k, so that the
+  model predicts each token after at least window - k others.
 
 Shapes: n segments, t tokens, k scored tokens.
 """
@@ -48,7 +48,7 @@ from src.results import ModelRecord, Record, SuiteResults
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Tokens of one pass, at most, on a GPU and elsewhere.
+# The most tokens of one pass, on a GPU and elsewhere.
 PASS_TOKENS = {"cuda": 65_536, "cpu": 4096}
 
 
@@ -61,7 +61,7 @@ class TextScore(Record):
 
 
 class PositionBins(Record):
-    """The same by position: bins begin at `edges`, the last ends with the text."""
+    """Scores by position: bins begin at `edges`, the last ends with the text."""
 
     edges: tuple[PositiveInt, ...] = ()
     nll: tuple[float, ...] = ()
@@ -91,12 +91,12 @@ class PositionsSuite:
     """How text is scored.
 
     Attributes:
-        lengths: as the suite `ruler` has them.
-        segments: of held-out text, each as long as the longest length.
+        lengths: as in the suite `ruler`.
+        segments: number of segments of held-out text, each as long as the longest length.
         last: k, tokens that are scored after contexts of different lengths.
         sliding: tokens at the end of a segment that the sliding windows score, a multiple of k.
-        edges: where bins of positions begin, ascending from 1; the last bin has no end.
-        limit: segments, at most.
+        edges: first positions of the bins, ascending from 1; the last bin has no end.
+        limit: most segments.
     """
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
@@ -121,7 +121,7 @@ class PositionsSuite:
             raise ValueError(message)
 
     def _too_short(self, lengths: Sequence[int]) -> str | None:
-        """Why these lengths cannot be scored, if they cannot."""
+        """Why these lengths cannot be scored; None if they can."""
         if min(lengths) > self.last:
             return None
         return (
@@ -131,7 +131,7 @@ class PositionsSuite:
         )
 
     def needed(self, lengths: Sequence[int]) -> int:
-        """Tokens that a segment must have: the longest window, for its earliest scored token."""
+        """Tokens that a segment needs: the longest window before its first scored token."""
         return max(lengths) + self.sliding - self.last
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
@@ -141,10 +141,10 @@ class PositionsSuite:
         return [f"{what}: {message}" for what, message in failures.items()]
 
     def run(self, evaluation: Evaluation) -> SuiteResult:
-        """Score the text with every model, at the lengths within its window; by one process.
+        """Score the text with every model, at the lengths within its window, in one process.
 
         Raises:
-            EvaluationError: no text or no model can be had.
+            EvaluationError: there is no text, or no model can be loaded.
         """
         failures: dict[str, str] = {}
         readers = readers_of(evaluation, None)
@@ -203,7 +203,7 @@ class PositionsSuite:
     def evaluate(
         self, model: PreTrainedModel, segments_nt: np.ndarray, lengths: Sequence[int], *, name: str
     ) -> dict[str, Any]:
-        """A model's figures at those lengths, as `PositionsModel` has them.
+        """A model's figures at these lengths, as fields of `PositionsModel`.
 
         Raises:
             EvaluationError: a figure is not finite.
@@ -234,7 +234,7 @@ class PositionsSuite:
 
     @staticmethod
     def tables(record: PositionsResults) -> Sequence[ResultTable]:
-        """A model a row, a length a column."""
+        """One row per model, one column per length."""
         rows = []
         for model in record.models:
             for kind, scores in (("last-k", model.last_k), ("sliding", model.sliding)):
@@ -253,7 +253,7 @@ class PositionsSuite:
 
     @staticmethod
     def summary(record: PositionsResults) -> dict[str, float]:
-        """Perplexities of the last tokens; limited ones say so in their names."""
+        """Perplexities of the last tokens; names of limited figures say so."""
         suite = record.marked("long", "@limit")
         return {
             f"eval/{model.name}/{suite}/perplexity_last/{length}": scored.perplexity
@@ -268,7 +268,7 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
     A row's first token has no prediction, so `last` is at most t - 1.
 
     Raises:
-        EvaluationError: one is not finite.
+        EvaluationError: a value is not finite.
     """
     assert 0 < last < ids_bt.shape[1]
     ids = torch.from_numpy(ids_bt).to(next(model.parameters()).device)
@@ -281,7 +281,7 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
 
 def _figures(nll: np.ndarray) -> dict[str, Any]:
     mean = float(nll.mean())
-    # Beyond exp(700) a float64 overflows; a model that far gone is reported at that bound.
+    # Beyond exp(700) a float64 overflows; such a model is reported at that bound.
     return {"nll": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(nll.size)}
 
 

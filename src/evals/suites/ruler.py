@@ -1,7 +1,7 @@
-"""RULER's tasks at several lengths, as shares of what was asked for.
+"""RULER's tasks at several lengths, scored by the share of references found.
 
-All models read the same samples, each at the lengths within its window; with `retrieval` the native
-model also reads longer ones through BM25, as "native + BM25".
+All models read the same samples, each model at the lengths within its window. With `retrieval` the
+native model also reads longer samples through BM25, as "native + BM25".
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ class RulerSuite:
     """RULER's tasks.
 
     Attributes:
-        lengths: in tokens, prompt and answer together; null for 4K, 8K, 16K and 32K as far as some
-            model's window reaches.
-        tasks: names, each of which counts once; null for all thirteen.
+        lengths: in tokens, prompt and answer together; null for 4K, 8K, 16K and 32K, up to the
+            largest window of a model.
+        tasks: names; a repeated name counts once; null for all thirteen.
         samples: of each task at each length.
-        material: where prose, words and questions come from.
-        retrieval: how the native model reads what is longer than its window; null to leave it out.
+        material: sources of prose, words and questions.
+        retrieval: how the native model reads prompts longer than its window; null: not at all.
         seed: of the samples and of the bootstrap.
-        limit: samples of each task, at most.
-        resamples: of the bootstrap that intervals come from.
+        limit: most samples of each task.
+        resamples: of the bootstrap for intervals.
         batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
     """
 
@@ -94,7 +94,7 @@ class RulerSuite:
     def _samples(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> dict[str, list[Sample]]:
-        """Samples by the name of task and length; `failures` gets why others are not there."""
+        """Samples by the name of task and length; `failures` gets the errors of the others."""
         lengths = chosen_lengths(self.lengths, readers, failures)
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
         number = min(self.samples, self.limit or self.samples)
@@ -161,7 +161,7 @@ class RulerSuite:
 
     @staticmethod
     def summary(record: RulerResults) -> dict[str, float]:
-        """Every task's value, and the mean by length; limited ones say so in their names."""
+        """Every task's value, and the mean by length; names of limited figures say so."""
         figures: dict[str, float] = {}
         for model in record.models:
             start = f"eval/{model.name}/{record.marked('long', '@limit')}"
@@ -205,7 +205,7 @@ def _means(record: RulerResults) -> ResultTable:
 
 
 def _tasks(record: RulerResults, length: int) -> ResultTable:
-    """A task a row, a model a column."""
+    """One row per task, one column per model."""
     models = [model for model in record.models if length in model.by_length]
     rows = []
     for task in models[0].by_length[length].tasks if models else ():

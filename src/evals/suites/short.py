@@ -1,7 +1,6 @@
-"""The short suite: what a model could do before its window was stretched, and what it can do now.
+"""The short suite: what a model can do on short text, before and after its window is extended.
 
-Tasks are lm-eval's, grouped as the LongReD paper groups them; `src.evals.restoration` compares the
-models.
+Tasks are lm-eval's, in the groups of the LongReD paper. `src.evals.restoration` compares models.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class ShortSuite(Questions):
 
     @staticmethod
     def summary(record: ShortResults) -> dict[str, float]:
-        """Values, category averages and scores; limited ones say so in their names."""
+        """Values, category averages and scores; names of limited figures say so."""
         figures: dict[str, float] = {}
         for model in record.models:
             start = f"eval/{model.name}/{record.marked('short', '@limit')}"
@@ -194,7 +193,7 @@ def _scores(record: ShortResults, model: TaskModel) -> ResultTable:
 
 
 def _certainty(score: Score) -> tuple[str, str]:
-    """Whether a score differs from the scaled model's, and whether the task tells anything."""
+    """Whether a score differs from the scaled model's, and whether the task discriminates."""
     if score.difference is None or score.difference.to_scaled.interval is None:
         return "unknown", "too few items"
     return (

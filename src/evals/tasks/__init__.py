@@ -1,7 +1,7 @@
-"""Tasks of the short suite: one lm-eval YAML a task, over packaged documents.
+"""Tasks of the short suite: one lm-eval YAML per task, over packaged documents.
 
-A file's `metadata` says what scores need to know: `category`, `score` (the metric that counts),
-`choices` (whose reciprocal is chance), `hub` (lm-eval's own task, where it has one), `documents`
+A file's `metadata` holds the facts for scores: `category`, `score` (the metric that counts),
+`choices` (whose reciprocal is chance), `hub` (lm-eval's own task, if it has one), `documents`
 (the set in `src.evals.packaged`, the task's own name by default), `subjects` (one lm-eval task for
 each subject of the documents), `executes` (generated code is run).
 """
@@ -30,17 +30,17 @@ CATEGORIES = ("General", "Common sense", "Reading comprehension", "Math", "Codin
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """A task: its lm-eval config and what scores need to know of it.
+    """A task: its lm-eval config, and the facts that scores need.
 
     Attributes:
         name: of the task and of its file.
         config: lm-eval's settings.
         category: one of CATEGORIES.
         score: lm-eval's name of the metric that counts.
-        choices: answers to choose from, where they are the same number for every item.
-        hub: lm-eval's own task, None where it has none.
+        choices: number of answers to choose from, if it is the same for every item.
+        hub: lm-eval's own task; None if it has none.
         documents: the set of documents.
-        subjects: whether each subject is a task of its own for lm-eval.
+        subjects: whether each subject is a separate task for lm-eval.
         executes: whether generated code is run.
     """
 
@@ -63,7 +63,7 @@ class TaskDefinition:
 
     @property
     def chance(self) -> float | None:
-        """What guessing scores; None where the score is no share of right answers."""
+        """The score of guessing; None if the score is not a share of right answers."""
         if not self.higher_is_better:
             return None
         return 1 / self.choices if self.choices else 0.0
@@ -107,14 +107,14 @@ class TaskDefinition:
         from lm_eval.api.task import ConfigurableTask
 
         config = dict(self.config) | {"task": name}
-        # lm-eval hands `metadata` to this function; the documents are already at hand.
+        # lm-eval passes `metadata` to this function, which already has the documents.
         config["custom_dataset"] = lambda **_: self._splits(documents)
         if scorer := config.get("process_results"):
             config["process_results"] = answers.SCORERS[scorer]
         return ConfigurableTask(config=config)
 
     def _splits(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Documents by split; where they name none, all are of the split that is evaluated."""
+        """Documents by split; documents without a split belong to the evaluated one."""
         from datasets import Dataset
 
         evaluated = self.config.get("test_split") or self.config["validation_split"]
@@ -127,7 +127,7 @@ class TaskDefinition:
         }
 
     def digest(self, documents: Sequence[Mapping[str, Any]]) -> str:
-        """Hash of the settings and the documents, part of what results are cached under."""
+        """Hash of the settings and the documents, a part of the cache's key."""
         text = json.dumps([self.config, list(documents)], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -166,7 +166,7 @@ def definition(name: str) -> TaskDefinition:
     """A task by name.
 
     Raises:
-        EvaluationError: there is none.
+        EvaluationError: there is no such task.
     """
     known = definitions()
     if name not in known:

@@ -136,7 +136,7 @@ class InheritanceSuite(ShortSuite):
 
     @staticmethod
     def tables(record: Any) -> Sequence[ResultTable]:
-        """Shares of the native model's mistakes repeated: one row per task, one column per model."""
+        """Shares of the native mistakes repeated: one row per task, one column per model."""
         models = record.models
         rows: list[tuple[Any, ...]] = [
             (task, *_cells([model.tasks.get(task) for model in models])) for task in models[0].tasks

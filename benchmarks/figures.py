@@ -11,12 +11,13 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks import long_suite, methods
+from src.report import tables
 from src.report.charts import (
     DASHES,
     GRAY,
@@ -28,6 +29,7 @@ from src.report.charts import (
     token_ticks,
 )
 from src.report.figures.windows import perplexity_chart
+from src.report.tables import Column, Section, Table, markdown
 from src.report.to_matplotlib import pictures
 from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 
@@ -69,84 +71,92 @@ def by_model(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int
     return found
 
 
+def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column and those that say so are texts."""
+    first, *others = columns
+    made = [Column(str(first), "text")]
+    made += [column if isinstance(column, Column) else Column(column) for column in others]
+    return markdown(
+        Table(tuple(made), (Section(tuple(tables.row(*texts) for texts in rows)),))
+    ).rstrip()
+
+
 def perplexity_table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a model a row, a window a column."""
     perplexity = by_model(result["rows"], "perplexity")
     windows = sorted(next(iter(perplexity.values())))
-    lines = [
-        "| model | " + " | ".join(f"{w:,}" for w in windows) + " |",
-        "|---|" + "---:|" * len(windows),
+    rows = [
+        (model, *(f"{values[window]:.1f}" for window in windows))
+        for model, values in perplexity.items()
     ]
-    for model, values in perplexity.items():
-        lines.append(f"| {model} | " + " | ".join(f"{values[w]:.1f}" for w in windows) + " |")
-    return "\n".join(lines)
+    return _markdown(["model", *(f"{window:,}" for window in windows)], rows)
 
 
 def stage_table(result: Mapping[str, Any]) -> str:
     """A Markdown table of the stages: tokens, steps, seconds, pace, losses."""
     stages: dict[str, dict[str, Any]] = {}
-    for row in result["rows"]:
-        if "stage" in row:
-            stages.setdefault(row["stage"], {"tokens": row["tokens"], "steps": row["steps"]})
-            stages[row["stage"]][row["name"]] = row["value"]
-    lines = [
-        "| stage | tokens | steps | seconds | tokens/s (median step) | loss, first to last step |",
-        "|---|---:|---:|---:|---:|---|",
-    ]
-    for name, stage in stages.items():
-        lines.append(
-            f"| {name} | {stage['tokens']:,} | {stage['steps']} | {stage['stage_seconds']:.0f} | "
-            f"{stage['tokens_per_second']:,.0f} | "
-            f"{stage['first_loss']:.2f} to {stage['last_loss']:.2f} |"
+    for line in result["rows"]:
+        if "stage" in line:
+            stages.setdefault(line["stage"], {"tokens": line["tokens"], "steps": line["steps"]})
+            stages[line["stage"]][line["name"]] = line["value"]
+    columns = ["stage", "tokens", "steps", "seconds", "tokens/s (median step)"]
+    rows = [
+        (
+            name,
+            f"{stage['tokens']:,}",
+            str(stage["steps"]),
+            f"{stage['stage_seconds']:.0f}",
+            f"{stage['tokens_per_second']:,.0f}",
+            f"{stage['first_loss']:.2f} to {stage['last_loss']:.2f}",
         )
-    return "\n".join(lines)
+        for name, stage in stages.items()
+    ]
+    return _markdown([*columns, Column("loss, first to last step", "text")], rows)
 
 
 def kernel_table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a shape a row, times in milliseconds and what they are compared with."""
     shapes: dict[tuple[int, ...], dict[str, Any]] = {}
-    for row in result["rows"]:
-        if "H" in row:
-            shapes.setdefault(tuple(row[axis] for axis in "BHTD"), {})[row["name"]] = row
-    lines = [
-        "| [B, H, T, D] | forward (of 2 units) | backward (of 4 units) | both | "
-        "SDPA by cuDNN, both | ratio | SDPA by flash |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
-    for shape, rows in sorted(shapes.items()):
-        if "fwd_bwd_time_over_sdpa" not in rows:
-            continue
-        sdpa, cells = rows["fwd_bwd_time_over_sdpa"], []
-        for part in ("fwd_fraction_of_floor", "bwd_fraction_of_floor"):
-            found = rows.get(part)
-            cells.append(f"{found['milliseconds']:.3f} ({found['value']:.2f})" if found else "")
-        lines.append(
-            f"| {', '.join(map(str, shape))} | {cells[0]} | {cells[1]} | "
-            f"{sdpa['milliseconds']:.3f} | {sdpa['cudnn_milliseconds']:.3f} | "
-            f"{sdpa['value']:.2f} | {sdpa['flash_milliseconds']:.3f} |"
-        )
-    return "\n".join(lines)
+    for line in result["rows"]:
+        if "H" in line:
+            shapes.setdefault(tuple(line[axis] for axis in "BHTD"), {})[line["name"]] = line
+    columns = ["[B, H, T, D]", "forward (of 2 units)", "backward (of 4 units)", "both"]
+    columns += ["SDPA by cuDNN, both", "ratio", "SDPA by flash"]
+    rows = []
+    for shape, measured in sorted(shapes.items()):
+        if sdpa := measured.get("fwd_bwd_time_over_sdpa"):
+            parts = [measured.get(f"{part}_fraction_of_floor") for part in ("fwd", "bwd")]
+            cells = [f"{p['milliseconds']:.3f} ({p['value']:.2f})" if p else "" for p in parts]
+            both, cudnn, flash = (
+                f"{sdpa[key]:.3f}"
+                for key in ("milliseconds", "cudnn_milliseconds", "flash_milliseconds")
+            )
+            ratio = f"{sdpa['value']:.2f}"
+            rows.append((", ".join(map(str, shape)), *cells, both, cudnn, ratio, flash))
+    return _markdown(columns, rows)
 
 
 def step_table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a whole step's case on so many GPUs a row."""
-    lines = [
-        "| case | GPUs | tokens | tokens/s | of the dense rate | peak GiB a GPU (planned) "
-        "| step s (planned) |",
-        "|---|---:|---:|---:|---:|---:|---:|",
-    ]
+    columns = ["case", "GPUs", "tokens", "tokens/s", "of the dense rate"]
+    columns += ["peak GiB a GPU (planned)", "step s (planned)"]
     mfu = {
         (r["case"], r["ranks"]): f"{r['value']:.0%}" for r in result["rows"] if r["name"] == "mfu"
     }
-    for m in result["measurements"]:
-        if m["kind"] in ("ard", "cpt"):
-            lines.append(
-                f"| {m['case']} | {m['ranks']} | {m['settings']['tokens']:,} | "
-                f"{m['tokens_per_second']:,.0f} | {mfu.get((m['case'], m['ranks']), '')} | "
-                f"{m['peak_gib']:.1f} ({m['planned_gib']:.1f}) | "
-                f"{m['step_seconds']:.2f} ({m['planned_seconds']:.2f}) |"
-            )
-    return "\n".join(lines)
+    rows = [
+        (
+            m["case"],
+            str(m["ranks"]),
+            f"{m['settings']['tokens']:,}",
+            f"{m['tokens_per_second']:,.0f}",
+            mfu.get((m["case"], m["ranks"]), ""),
+            f"{m['peak_gib']:.1f} ({m['planned_gib']:.1f})",
+            f"{m['step_seconds']:.2f} ({m['planned_seconds']:.2f})",
+        )
+        for m in result["measurements"]
+        if m["kind"] in ("ard", "cpt")
+    ]
+    return _markdown(columns, rows)
 
 
 def with_tables(text: str, tables: Mapping[str, str]) -> str:

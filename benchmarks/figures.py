@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import long_suite, methods
-from src.report import tables
 from src.report.charts import (
     DASHES,
     GRAY,
@@ -29,7 +28,7 @@ from src.report.charts import (
     token_ticks,
 )
 from src.report.figures.windows import perplexity_chart
-from src.report.tables import Column, Section, Table, markdown
+from src.report.tables import Cell, Column, Row, Section, Table, markdown
 from src.report.to_matplotlib import pictures
 from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 

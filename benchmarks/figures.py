@@ -75,9 +75,8 @@ def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) ->
     first, *others = columns
     made = [Column(str(first), "text")]
     made += [column if isinstance(column, Column) else Column(column) for column in others]
-    return markdown(
-        Table(tuple(made), (Section(tuple(tables.row(*texts) for texts in rows)),))
-    ).rstrip()
+    lines = tuple(Row(tuple(map(Cell, texts))) for texts in rows)
+    return markdown(Table(tuple(made), (Section(lines),))).rstrip()
 
 
 def perplexity_table(result: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from src.run_folder import write_whole
 
 # Part of every key. Raise it when results are stored or computed in another way.
-FORMAT = 3
+FORMAT = 4
 
 
 @dataclass(frozen=True)

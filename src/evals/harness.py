@@ -104,9 +104,9 @@ class TokenBudgetLM(_HFLM):
     @torch.no_grad()
     def _check_head(self, network: PreTrainedModel) -> None:
         ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
-        whole = network(ids, use_cache=False).logits.float()
-        ours = self._split.logits(self._split.hidden(ids))
-        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2):
+        logits = network(ids, use_cache=False).logits.float()
+        by_parts = self._split.logits(self._split.hidden(ids))
+        if not torch.allclose(logits, by_parts, rtol=1e-2, atol=1e-2):
             raise EvaluationError(
                 f"{self.label}: this model changes its logits after the output head, which is not "
                 "supported here"
@@ -142,10 +142,10 @@ class TokenBudgetLM(_HFLM):
         pairs = self._encode_pairs([cast("tuple[str, str]", r.args) for r in requests])
         self._refuse_too_long([len(context) + len(answer) for context, answer in pairs])
         with meter(self.label, len(pairs), quiet=self.rank > 0) as progress:
-            found = self._score(pairs, progress)
-        if self._largest(any(not math.isfinite(nats) for nats, _ in found)):
+            scores = self._score(pairs, progress)
+        if self._largest(any(not math.isfinite(nats) for nats, _ in scores)):
             raise EvaluationError(NOT_FINITE)
-        return found
+        return scores
 
     def _encode_pairs(self, pairs: Sequence[tuple[str, str]]) -> list[tuple[list[int], list[int]]]:
         """Tokens of contexts and answers, split as lm-eval splits them.
@@ -161,22 +161,22 @@ class TokenBudgetLM(_HFLM):
         unique = list(dict.fromkeys(contexts))
         lengths = {text: len(ids) for text, ids in zip(unique, self._ids(unique), strict=True)}
         encoded = []
-        for context, whole in zip(contexts, self._ids(wholes), strict=True):
+        for context, text_ids in zip(contexts, self._ids(wholes), strict=True):
             if context == "":
-                if whole and whole[0] == self.prefix_token_id:
-                    encoded.append((whole[:1], whole[1:]))
+                if text_ids and text_ids[0] == self.prefix_token_id:
+                    encoded.append((text_ids[:1], text_ids[1:]))
                 else:
-                    encoded.append(([self.prefix_token_id], whole))
+                    encoded.append(([self.prefix_token_id], text_ids))
             else:
                 cut = lengths[context]
-                encoded.append((whole[:cut], whole[cut:]))
+                encoded.append((text_ids[:cut], text_ids[cut:]))
         return encoded
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts. A text that begins with the start token gets no second one."""
         start = self.tokenizer.decode([self.prefix_token_id])
         marked = [has_bos_prefix(text, start) for text in texts]
-        found: list[list[int]] = [[] for _ in texts]
+        token_ids: list[list[int]] = [[] for _ in texts]
         for has_start in (False, True):
             chosen = [i for i, mark in enumerate(marked) if mark == has_start and texts[i]]
             if not chosen:
@@ -184,8 +184,8 @@ class TokenBudgetLM(_HFLM):
             options = {"add_special_tokens": False} if has_start else {}
             ids = self.tokenizer([texts[i] for i in chosen], verbose=False, **options)["input_ids"]
             for i, tokens in zip(chosen, ids, strict=True):
-                found[i] = tokens
-        return found
+                token_ids[i] = tokens
+        return token_ids
 
     def _refuse_too_long(self, lengths: Sequence[int]) -> None:
         longest = self._largest(max(lengths, default=0))
@@ -210,7 +210,7 @@ class TokenBudgetLM(_HFLM):
         for index, (context, answer) in enumerate(pairs):
             by_input.setdefault(tuple(context + answer[:-1]), []).append(index)
         inputs = sorted(by_input, key=len, reverse=True)
-        found: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
+        scores: list[tuple[float, bool]] = [(0.0, True)] * len(pairs)
         kinds = [frequency_class(self.model.config, len(tokens)) for tokens in inputs]
         for batch in _batches(inputs, kinds, self._batch_tokens):
             width = len(batch[0])
@@ -230,9 +230,9 @@ class TokenBudgetLM(_HFLM):
             np.logical_and.at(right, owners, greedy)
             done = sorted(set(owners))
             for owner in done:
-                found[owner] = (float(sums[owner]), bool(right[owner]))
+                scores[owner] = (float(sums[owner]), bool(right[owner]))
             progress.advance(len(done))
-        return found
+        return scores
 
     def _token_scores(
         self, ids_bt: Tensor, places: Sequence[int], targets: Sequence[int]
@@ -275,24 +275,26 @@ class TokenBudgetLM(_HFLM):
         settings = [normalize_gen_kwargs(kwargs, self.max_gen_toks) for _, kwargs in asked]
         longest = [p.get("max_gen_toks", self.max_gen_toks) for p in settings]
         self._refuse_too_long([len(p) + n for p, n in zip(prompts, longest, strict=True)])
-        found = [""] * len(asked)
+        answers = [""] * len(asked)
         groups: dict[str, list[int]] = {}
         for index, (_, kwargs) in enumerate(asked):
             groups.setdefault(repr(sorted(kwargs.items())), []).append(index)
         with meter(self.label, len(asked), quiet=self.rank > 0) as progress:
             for members in groups.values():
-                self._generate_group(members, prompts, dict(settings[members[0]]), found, progress)
-        return found
+                self._generate_group(
+                    members, prompts, dict(settings[members[0]]), answers, progress
+                )
+        return answers
 
     def _generate_group(
         self,
         members: Sequence[int],
         prompts: Sequence[list[int]],
         kwargs: dict[str, Any],
-        found: list[str],
+        texts: list[str],
         progress: Meter,
     ) -> None:
-        """Generate for prompts that share their settings; fills `found`."""
+        """Generate for prompts that share their settings; fills `texts`."""
         room = kwargs.pop("max_gen_toks")
         eos = self.tok_decode([self.eot_token_id], skip_special_tokens=False)
         stop = handle_stop_sequences(kwargs.pop("until", None), eos=eos)
@@ -311,7 +313,7 @@ class TokenBudgetLM(_HFLM):
             progress=progress,
         )
         for index, text in zip(members, answers, strict=True):
-            found[index] = postprocess_generated_text(text, stop, None)
+            texts[index] = postprocess_generated_text(text, stop, None)
 
 
 def _batches(ordered: Sequence[Any], kinds: Sequence[int], budget: int) -> Iterator[list[Any]]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from src.evals.questions import Prepared, Questions, gold_of, prepare
+from src.evals.preparing import Prepared, Questions, gold_of, prepare
 from src.evals.restoration import Answers
 from src.evals.scoring import cache_key
 from src.evals.suite import Candidate, Evaluation, EvaluationError
@@ -50,11 +50,11 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
     """Every candidate on every task; complete on rank 0 only."""
     prepared, failures = prepare(questions)
     measured = Measured(failures=failures)
-    known = [task for task in prepared if _is_known(task, failures)]
+    identified = [task for task in prepared if _is_known(task, failures)]
     checked: dict[str, dict[str, Task]] = {}
     for candidate in evaluation.candidates:
         try:
-            _measure(evaluation, questions, candidate, known, checked, measured)
+            _measure(evaluation, questions, candidate, identified, checked, measured)
         except EvaluationError as error:
             measured.failures[candidate.name] = str(error)
     return measured
@@ -78,10 +78,10 @@ def _measure(
     measured: Measured,
 ) -> None:
     keys = {task.definition.name: _key(evaluation, questions, candidate, task) for task in prepared}
-    known = {name: evaluation.cache.get(key) for name, key in keys.items()}
+    cached = {name: evaluation.cache.get(key) for name, key in keys.items()}
     # One process decides, since the others may see the cache at another moment.
-    missing = evaluation.agreed([name for name, value in known.items() if value is None])
-    for name, value in known.items():
+    missing = evaluation.agreed([name for name, value in cached.items() if value is None])
+    for name, value in cached.items():
         if name not in missing and value is not None:
             _keep(measured, candidate.name, name, value)
     if not missing:
@@ -191,30 +191,30 @@ def run_task(
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
         task._instances = None  # of the model before
-    found = evaluator.evaluate(
+    evaluated = evaluator.evaluate(
         cast("Any", lm),
         {"tasks": dict(tasks), "groups": {}, "group_map": {}},
         limit=limit,
         bootstrap_iters=0,
         log_samples=True,
     )
-    if found is None:
+    if evaluated is None:
         return None
-    plain = cast("dict[str, Any]", found)
+    figures = cast("dict[str, Any]", evaluated)
     samples = [
         sample
         for name in tasks
         for sample in sorted(
-            _first_filter(plain["samples"][name], score), key=lambda s: s["doc_id"]
+            _first_filter(figures["samples"][name], score), key=lambda s: s["doc_id"]
         )
     ]
     task = next(iter(tasks.values()))
     answers = _answers(samples, score, task)
     if answers.gold is not None:
-        plain["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
+        figures["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
             samples, answers.gold
         )
-    return answers, _results(plain, tasks)
+    return answers, _results(figures, tasks)
 
 
 def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:
@@ -264,12 +264,15 @@ def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
     return int(np.argmax(nats)), gold_of(task, doc, choices)
 
 
-def _results(found: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
+def _results(evaluated: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
     """lm-eval's figures by its task names, without those that it could not compute."""
     kept = {}
     for name in tasks:
-        figures = found["results"][name]
+        figures = evaluated["results"][name]
         kept[name] = {
             key: value for key, value in figures.items() if isinstance(value, (int, float))
-        } | {"version": str(found["versions"].get(name)), "n-shot": found["n-shot"].get(name)}
+        } | {
+            "version": str(evaluated["versions"].get(name)),
+            "n-shot": evaluated["n-shot"].get(name),
+        }
     return kept

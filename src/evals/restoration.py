@@ -177,15 +177,15 @@ class Restoration:
         return {
             task.name: TaskResult(
                 metric=task.metric,
-                value=given.value,
-                stderr=given.stderr,
-                n=len(given.score),
+                value=answers.value,
+                stderr=answers.stderr,
+                n=len(answers.score),
                 higher_is_better=task.higher_is_better,
                 chance=task.chance,
                 **task.details.get(model, {}),
             )
             for task in self.tasks
-            if (given := self.answers[model].get(task.name)) is not None
+            if (answers := self.answers[model].get(task.name)) is not None
         }
 
     def average(self, model: str, *, full: bool = False) -> Mean | None:
@@ -220,24 +220,24 @@ class Restoration:
         """
         if task.chance is None:
             return self._enough([task])
-        given = [self.answers[name].get(task.name) for name in self._of_role("native")[:1]]
-        native = given[0] if given else None
+        answers = [self.answers[name].get(task.name) for name in self._of_role("native")[:1]]
+        native = answers[0] if answers else None
         if native is None or native.stderr is None:
             return False
         return native.value > task.chance + 2 * native.stderr
 
     def _enough(self, members: Iterable[TaskFacts]) -> bool:
         """Whether each of these tasks has enough items."""
-        return all(given.enough for t in members for given in self._given(t.name).values())
+        return all(answers.enough for t in members for answers in self._given(t.name).values())
 
     def _given(self, task: str) -> dict[str, Answers]:
         """A task's answers by model."""
         return {m: a[task] for m, a in self.answers.items() if task in a}
 
     def _check_items(self, task: str) -> None:
-        given = self._given(task)
-        n = len(next(iter(given.values())).score)
-        different = {m: len(a.score) for m, a in given.items() if len(a.score) != n}
+        by_model = self._given(task)
+        n = len(next(iter(by_model.values())).score)
+        different = {m: len(a.score) for m, a in by_model.items() if len(a.score) != n}
         assert not different, f"{task}: models answered other numbers of items: {different}"
 
     @cached_property
@@ -247,9 +247,9 @@ class Restoration:
 
     def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
         """Resampled values of a task by model, float64 [resamples]."""
-        given = self._given(task)
-        n = len(next(iter(given.values())).score)
-        columns = np.stack([x for a in given.values() for x in a.columns], axis=1)
+        by_model = self._given(task)
+        n = len(next(iter(by_model.values())).score)
+        columns = np.stack([x for a in by_model.values() for x in a.columns], axis=1)
         draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
         sums = np.concatenate(
             [
@@ -257,22 +257,22 @@ class Restoration:
                 for start in range(0, resamples, _CHUNK)
             ]
         )
-        return {m: sums[:, 2 * i] / sums[:, 2 * i + 1] for i, m in enumerate(given)}
+        return {m: sums[:, 2 * i] / sums[:, 2 * i + 1] for i, m in enumerate(by_model)}
 
     def _by_category(self) -> dict[str, list[TaskFacts]]:
-        found: dict[str, list[TaskFacts]] = {}
+        categories: dict[str, list[TaskFacts]] = {}
         for task in self._common:
-            found.setdefault(task.category, []).append(task)
-        return {name: _one_kind(members) for name, members in found.items()}
+            categories.setdefault(task.category, []).append(task)
+        return {name: _one_kind(members) for name, members in categories.items()}
 
     def _averaged(self, *, full: bool) -> list[TaskFacts]:
         return [t for t in _one_kind(self._common) if full or self.discriminates(t)]
 
     def _mean(self, model: str, members: Sequence[TaskFacts]) -> Mean:
-        given = [self.answers[model][t.name] for t in members]
+        answers = [self.answers[model][t.name] for t in members]
         return Mean(
-            value=float(np.mean([a.value for a in given])),
-            stderr=stderr_of_mean([a.stderr for a in given]),
+            value=float(np.mean([a.value for a in answers])),
+            stderr=stderr_of_mean([a.stderr for a in answers]),
             tasks=tuple(t.name for t in members),
             higher_is_better=members[0].higher_is_better,
         )

@@ -47,7 +47,7 @@ BY_NAME = Path("outputs") / "evals"
 
 
 @dataclass(frozen=True)
-class Results:
+class Evaluated:
     """Records by suite, failures by suite and task or model, and notes on omitted suites."""
 
     records: Mapping[str, SuiteResults[Any]]
@@ -98,7 +98,7 @@ def _print(shown: ResultTable, console: Console) -> None:
         console.print(note, highlight=False)
 
 
-def evaluate(settings: EvaluateConfig) -> Results:
+def evaluate(settings: EvaluateConfig) -> Evaluated:
     """Run the chosen suites, here or, with several processes, in ranks of their own.
 
     Raises:
@@ -123,31 +123,31 @@ def _processes(settings: EvaluateConfig) -> int:
     return torch.cuda.device_count()
 
 
-def evaluate_finished(own: RunConfig, folder: RunFolder) -> Results:
+def evaluate_finished(run: RunConfig, folder: RunFolder) -> Evaluated:
     """Evaluate a run at the end of its training, in the processes of its settings."""
-    device = "cuda" if uses_cuda(own.engine.device) else "cpu"
-    processes = own.launch.nproc if device == "cuda" else 1
+    device = "cuda" if uses_cuda(run.engine.device) else "cpu"
+    processes = run.launch.nproc if device == "cuda" else 1
     settings = EvaluateConfig(
-        eval=own.eval,
-        data=own.data,
+        eval=run.eval,
+        data=run.data,
         device=device,
-        dtype=own.engine.dtype,
+        dtype=run.engine.dtype,
         run=str(folder.path),
         nproc=processes,
     )
     return _in_ranks(settings, processes)
 
 
-def problems(own: RunConfig) -> list[str]:
+def problems(run: RunConfig) -> list[str]:
     """The refusals of a run's suites, found before the run starts."""
     evaluation = Evaluation(
-        candidates=_source_candidates(own),
-        data=own.data,
-        device="cuda" if uses_cuda(own.engine.device) else "cpu",
-        dtype=own.engine.dtype,
+        candidates=_source_candidates(run),
+        data=run.data,
+        device="cuda" if uses_cuda(run.engine.device) else "cpu",
+        dtype=run.engine.dtype,
         cache=ResultCache(None),
     )
-    return [line for suite in own.eval.suites() for line in suite.problems(evaluation)]
+    return [line for suite in run.eval.suites() for line in suite.problems(evaluation)]
 
 
 def rank(request: Path) -> None:
@@ -167,7 +167,7 @@ def rank(request: Path) -> None:
     launch.run_rank(work, Path(asked["logs"]))
 
 
-def _in_ranks(settings: EvaluateConfig, nproc: int) -> Results:
+def _in_ranks(settings: EvaluateConfig, nproc: int) -> Evaluated:
     logs = _target(settings) / "logs" / "evaluation"
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
         request = Path(folder) / "request.json"
@@ -177,48 +177,48 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Results:
     records = {
         name: SUITES[name].record.model_validate(plain) for name, plain in answer["records"].items()
     }
-    return Results(records, answer["failures"], answer["notes"])
+    return Evaluated(records, answer["failures"], answer["notes"])
 
 
 def _check(settings: EvaluateConfig) -> None:
     if not settings.eval.suites():
         raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
     if settings.run is not None:
-        own = _exported(Path(settings.run))
+        run = _exported(Path(settings.run))
         for other in settings.compare:
-            _check_base(own, _exported(Path(other)))
+            _check_base(run, _exported(Path(other)))
     if settings.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError("device: cuda is asked for, but torch sees no GPU; use cpu or auto")
 
 
-def _check_base(own: RunFolder, other: RunFolder) -> None:
+def _check_base(run: RunFolder, other: RunFolder) -> None:
     """Refuse a run of another base model, which has other tokens and another native model.
 
     Raises:
         ConfigError: the base models differ.
     """
-    mine, theirs = (strict.load_plain(RunConfig, f.config()).model for f in (own, other))
+    mine, theirs = (strict.load_plain(RunConfig, f.config()).model for f in (run, other))
     # Name, tuning and the implementation of attention may differ.
     facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
     differing = [fact for fact in facts if getattr(mine, fact) != getattr(theirs, fact)]
     if not differing or (differing == ["source"] and _same_weights(mine, theirs)):
         return
     raise ConfigError(
-        f"compare={other.path} began with the model {theirs.name!r}, run={own.path} with "
+        f"compare={other.path} began with the model {theirs.name!r}, run={run.path} with "
         f"{mine.name!r}, and they differ in {', '.join(differing)}: scores are against one native "
         "model, so compare runs of the same"
     )
 
 
-def _same_weights(*given: ModelConfig) -> bool:
+def _same_weights(*configs: ModelConfig) -> bool:
     """Whether models in different folders are the same, for example if a folder was moved."""
-    if not all(isinstance(model.source, FolderWeights) for model in given):
+    if not all(isinstance(model.source, FolderWeights) for model in configs):
         return False
     try:
-        found = {Candidate("native", "native", model).fingerprint for model in given}
+        fingerprints = {Candidate("native", "native", model).fingerprint for model in configs}
     except (ModelError, EvaluationError):
         return False
-    return len(found) == 1
+    return len(fingerprints) == 1
 
 
 def _exported(path: Path) -> RunFolder:
@@ -236,7 +236,7 @@ def _target(settings: EvaluateConfig) -> Path:
     return Path(settings.out) if settings.out else BY_NAME / settings.model.name
 
 
-def _work(settings: EvaluateConfig, world: World) -> Results:
+def _work(settings: EvaluateConfig, world: World) -> Evaluated:
     """All suites, one after the other; only rank 0 writes."""
     evaluation = _evaluation(settings, world)
     target = _target(settings)
@@ -246,17 +246,17 @@ def _work(settings: EvaluateConfig, world: World) -> Results:
     suites, notes = _suited(settings)
     for suite in suites:
         try:
-            found = suite.run(evaluation)
+            outcome = suite.run(evaluation)
         except (EvaluationError, DataError, AssetError) as error:
             failures[suite.name] = {"all": str(error)}
             continue
-        if found.record is None:
+        if outcome.record is None:
             continue
-        records[suite.name] = found.record
-        _write(folder, found.record, found.items)
-        if found.record.failures:
-            failures[suite.name] = found.record.failures
-    return Results(records, failures, notes)
+        records[suite.name] = outcome.record
+        _write(folder, outcome.record, outcome.items)
+        if outcome.record.failures:
+            failures[suite.name] = outcome.record.failures
+    return Evaluated(records, failures, notes)
 
 
 def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
@@ -309,9 +309,9 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
         candidates = (Candidate(settings.model.name, "native", settings.model),)
     else:
         folder = RunFolder.open(Path(settings.run))
-        own = strict.load_plain(RunConfig, folder.config())
-        candidates = _run_candidates(own, folder, settings.stages)
-        data = own.data
+        run = strict.load_plain(RunConfig, folder.config())
+        candidates = _run_candidates(run, folder, settings.stages)
+        data = run.data
     for other in settings.compare:
         candidates += (_other_run(Path(other), {c.name for c in candidates}),)
     cuda = uses_cuda(settings.device)
@@ -329,23 +329,23 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
     )
 
 
-def _source_candidates(own: RunConfig) -> tuple[Candidate, ...]:
+def _source_candidates(run: RunConfig) -> tuple[Candidate, ...]:
     return (
-        Candidate("native", "native", own.model),
-        Candidate("scaled", "scaled", own.model, own.rope),
+        Candidate("native", "native", run.model),
+        Candidate("scaled", "scaled", run.model, run.rope),
     )
 
 
 def _run_candidates(
-    own: RunConfig, folder: RunFolder, stages: Literal["all", "last"]
+    run: RunConfig, folder: RunFolder, stages: Literal["all", "last"]
 ) -> tuple[Candidate, ...]:
-    *earlier, last = own.recipe.stages
+    *earlier, last = run.recipe.stages
     if stages == "last":
         earlier = []
     exports = [(stage, folder.export(stage)) for stage in earlier] + [(last, folder.export())]
-    return _source_candidates(own) + tuple(
+    return _source_candidates(run) + tuple(
         Candidate(
-            f"after {stage}", "final" if stage == last else "stage", own.model, own.rope, weights
+            f"after {stage}", "final" if stage == last else "stage", run.model, run.rope, weights
         )
         for stage, weights in exports
     )
@@ -354,8 +354,8 @@ def _run_candidates(
 def _other_run(path: Path, taken: set[str]) -> Candidate:
     """Another run's final model, under its method's name, with its id if that name is taken."""
     folder = RunFolder.open(path)
-    own = strict.load_plain(RunConfig, folder.config())
-    name = own.recipe.name
+    run = strict.load_plain(RunConfig, folder.config())
+    name = run.recipe.name
     if name in taken:
         name = f"{name} {folder.record()['run_id']}"
-    return Candidate(name, "comparison", own.model, own.rope, folder.export())
+    return Candidate(name, "comparison", run.model, run.rope, folder.export())

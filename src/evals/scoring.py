@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Count = Annotated[int, Field(gt=0)]
-# Part of every cache key. Raise it when any suite computes a value differently.
-VERSION = 4
 # Default lengths of long text, up to the largest window of a model.
 LENGTHS = (4096, 8192, 16384, 32768)
 # Logits are computed for this many tokens at once.
@@ -143,7 +141,6 @@ def cache_key(
     """
     return {
         "suite": suite,
-        "version": VERSION,
         "asked": asked,
         "weights": candidate.fingerprint,
         "window": candidate.window,
@@ -233,8 +230,8 @@ class Probe:
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""
-        whole = self.length is None or self.length <= reader.window
-        return whole or reader.retrieval is not None
+        is_within = self.length is None or self.length <= reader.window
+        return is_within or reader.retrieval is not None
 
     def cache_key(self, evaluation: Evaluation, reader: Reader, suite: str) -> dict[str, Any]:
         """The key of its values; a reader whose retrieval omits nothing shares the plain key."""
@@ -260,13 +257,13 @@ def made(
     makers: Iterable[tuple[str, Callable[[], _Made]]], failures: dict[str, str]
 ) -> dict[str, _Made]:
     """The results of the functions by name; `failures` gets the errors of the others."""
-    found: dict[str, _Made] = {}
+    by_name: dict[str, _Made] = {}
     for name, make in makers:
         try:
-            found[name] = make()
+            by_name[name] = make()
         except (AssetError, DataError, EvaluationError) as error:
             failures[name] = str(error)
-    return found
+    return by_name
 
 
 def ask(
@@ -348,14 +345,14 @@ def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
 
 
 def chosen_lengths(
-    given: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
+    wanted: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
 ) -> list[int]:
     """The lengths of the settings, or the default ones, that some model's window holds.
 
     `failures` gets the others.
     """
     longest = max(reader.window for reader in readers)
-    if given is None:
+    if wanted is None:
         usual = [length for length in LENGTHS if length <= longest]
         if not usual:
             failures["lengths"] = (
@@ -363,10 +360,10 @@ def chosen_lengths(
                 "which are asked where none are given: set eval.long.lengths to at most that"
             )
         return usual
-    for length in sorted(set(given)):
+    for length in sorted(set(wanted)):
         if length > longest:
             failures[f"length {length}"] = (
                 f"it is beyond the longest window of the models, {longest}: set eval.long.lengths "
                 "to at most that, or evaluate a model that is scaled to more"
             )
-    return [length for length in sorted(set(given)) if length <= longest]
+    return [length for length in sorted(set(wanted)) if length <= longest]

@@ -306,7 +306,7 @@ class ResultTable:
 
 
 @dataclass(frozen=True)
-class SuiteResult:
+class Outcome:
     """The result of a suite.
 
     Attributes:
@@ -339,7 +339,7 @@ class Suite(Protocol):
         """
         ...
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Evaluate all candidates.
 
         Raises:

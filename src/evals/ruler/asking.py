@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from src.evals import retrieval
 from src.evals.generation import generate
+from src.evals.ruler.matching import score
 from src.evals.ruler.sample import Sample, dump
-from src.evals.ruler.scoring import score
 from src.evals.scoring import Probe, Session, Values
 
 

@@ -28,8 +28,8 @@ from src.evals.suite import (
     Candidate,
     Evaluation,
     EvaluationError,
+    Outcome,
     ResultTable,
-    SuiteResult,
     records_of,
 )
 from src.models.shapes import facts_of
@@ -85,10 +85,10 @@ class DriftSuite:
             return [str(error)]
         return []
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Compare every model with the native one; of several processes the first does all."""
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         native, others = self._pair(evaluation)
         segments_nt, dataset = self._segments(evaluation)
         with ExitStack() as held:
@@ -98,7 +98,7 @@ class DriftSuite:
                 others,
                 lambda each: self._model(evaluation, native, teacher, each, segments_nt, dataset),
             )
-        return SuiteResult(
+        return Outcome(
             DriftResults(
                 failures=failures,
                 models=models,

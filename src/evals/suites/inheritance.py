@@ -18,7 +18,7 @@ from pydantic import Field, NonNegativeInt
 
 from src.evals.measuring import measure
 from src.evals.restoration import MIN_ITEMS, Answers
-from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
 from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
 from src.results import Interval, ModelRecord, Record, SuiteResults
@@ -62,14 +62,14 @@ class InheritanceSuite(ShortSuite):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        known = definitions()
-        open_ended = [t for t in self.tasks if t in known and known[t].choices is None]
+        tasks = definitions()
+        open_ended = [t for t in self.tasks if t in tasks and tasks[t].choices is None]
         if open_ended:
             raise ValueError(
                 f"tasks={open_ended}: there are no answers to choose from; leave them out"
             )
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Compare every model's wrong answers with the native model's.
 
         Raises:
@@ -77,7 +77,7 @@ class InheritanceSuite(ShortSuite):
         """
         measured = measure(evaluation, self)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         answered = [c for c in evaluation.candidates if c.name in measured.answers]
         natives = [candidate for candidate in answered if candidate.role == "native"]
         others = [candidate for candidate in answered if candidate.role != "native"]
@@ -87,34 +87,37 @@ class InheritanceSuite(ShortSuite):
         native = measured.answers[natives[0].name]
         models = []
         for candidate in others:
-            given = measured.answers[candidate.name]
+            answered_by = measured.answers[candidate.name]
             tasks = {
                 task: self._repeated(task, {task: native[task]}, {task: answers})
-                for task, answers in given.items()
+                for task, answers in answered_by.items()
                 if task in native
             }
-            whole = self._repeated("all", native, given)
-            models.append(InheritanceModel(**candidate.identity, tasks=tasks, all=whole))
+            overall = self._repeated("all", native, answered_by)
+            models.append(InheritanceModel(**candidate.identity, tasks=tasks, all=overall))
         record = InheritanceResults(
             limit=self.limit, failures=measured.failures, models=tuple(models)
         )
-        return SuiteResult(record)
+        return Outcome(record)
 
     def _repeated(
         self,
         label: str,
         native: Mapping[str, Answers],
-        given: Mapping[str, Answers],
+        other: Mapping[str, Answers],
     ) -> Repeated:
         """Figures over the items of some tasks together; no interval for too few items."""
-        tasks = [t for t in given if t in native]
+        tasks = [t for t in other if t in native]
         gold, theirs, mine = (
             np.concatenate([np.asarray(getattr(source[t], key)) for t in tasks])
-            for source, key in ((native, "gold"), (native, "predicted"), (given, "predicted"))
+            for source, key in ((native, "gold"), (native, "predicted"), (other, "predicted"))
         )
-        known = definitions()
+        definition_of = definitions()
         guess = np.concatenate(
-            [np.full(len(native[t].score), 1 / ((known[t].choices or 2) - 1)) for t in tasks]
+            [
+                np.full(len(native[t].score), 1 / ((definition_of[t].choices or 2) - 1))
+                for t in tasks
+            ]
         )
         missed = theirs != gold
         count = int(missed.sum())
@@ -172,9 +175,9 @@ class InheritanceSuite(ShortSuite):
         }
 
 
-def _cells(given: Sequence[Repeated | None]) -> list[Any]:
-    first = next((one for one in given if one), None)
-    return [first and first.native_wrong, *(one and one.same for one in given)]
+def _cells(repeated: Sequence[Repeated | None]) -> list[Any]:
+    first = next((one for one in repeated if one), None)
+    return [first and first.native_wrong, *(one and one.same for one in repeated)]
 
 
 SUITE = InheritanceSuite

@@ -16,7 +16,7 @@ from src.evals.ruler.asking import item_lines, probe
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
 from src.evals.ruler.store import SampleStore
 from src.evals.scoring import Count, Reader, ask, chosen_lengths, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, ResultTable, SuiteResult
+from src.evals.suite import LIMITED, Evaluation, Outcome, ResultTable
 from src.results import NeedleCell, NeedleDepthResults, NeedleModel
 
 
@@ -56,7 +56,7 @@ class NeedleDepthSuite:
         self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
         return [f"{what}: {message}" for what, message in failures.items()]
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Look for the needle with every model, at every length within its window.
 
         Raises:
@@ -68,7 +68,7 @@ class NeedleDepthSuite:
         probes = [probe(name, asked, self.batch_tokens) for name, asked in samples.items()]
         values = ask(evaluation, self.name, readers, probes, failures)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         models = tuple(
             NeedleModel(**reader.identity, cells=_cells(samples, values[reader.name]))
             for reader in readers
@@ -77,7 +77,7 @@ class NeedleDepthSuite:
         record = NeedleDepthResults(
             limit=self.limit, failures=failures, models=models, seed=self.seed
         )
-        return SuiteResult(record, list(item_lines(values, samples)))
+        return Outcome(record, list(item_lines(values, samples)))
 
     def _samples(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
@@ -131,15 +131,15 @@ def _cells(
         for sample, item in zip(samples[name], items, strict=True):
             assert sample.depth is not None
             by_depth.setdefault(sample.depth, []).append(item)
-        for depth, found in by_depth.items():
-            answers = Answers.of_items(found)
+        for depth, items_there in by_depth.items():
+            answers = Answers.of_items(items_there)
             cells.append(
                 NeedleCell(
                     length=samples[name][0].length,
                     depth=depth,
                     value=answers.value,
                     stderr=answers.stderr,
-                    n=len(found),
+                    n=len(items_there),
                 )
             )
     return tuple(cells)

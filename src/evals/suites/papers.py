@@ -21,7 +21,7 @@ from src.evals import packaged
 from src.evals.restoration import UNKNOWN_ERROR, Answers, Restoration, TaskFacts
 from src.evals.retrieval import RetrievalConfig, retrieve
 from src.evals.scoring import Count, Probe, Session, ask, choice_nll, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import LIMITED, Evaluation, EvaluationError, Outcome, ResultTable
 from src.progress import meter
 from src.results import PapersResults
 
@@ -75,7 +75,7 @@ class PapersSuite:
         self._questions(failures)
         return [f"{what}: {message}" for what, message in failures.items()]
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Ask every model every question.
 
         Raises:
@@ -87,7 +87,7 @@ class PapersSuite:
         probes = [_probe(questions)] if questions else []
         values = ask(evaluation, self.name, readers, probes, failures)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         golds = Counter(question.gold for question in questions)
         answered = [reader for reader in readers if reader.name in values]
         facts = TaskFacts(
@@ -107,7 +107,7 @@ class PapersSuite:
         )
         restoration = Restoration(
             [facts],
-            {model: {TASK: Answers.of_items(found[TASK])} for model, found in values.items()},
+            {model: {TASK: Answers.of_items(by_task[TASK])} for model, by_task in values.items()},
             {reader.name: reader.role for reader in answered},
             resamples=self.resamples,
             seed=self.seed,
@@ -126,10 +126,10 @@ class PapersSuite:
         )
         items = [
             {"model": model, "task": TASK, "item": number, **item}
-            for model, found in values.items()
-            for number, item in enumerate(found[TASK])
+            for model, by_task in values.items()
+            for number, item in enumerate(by_task[TASK])
         ]
-        return SuiteResult(record, items)
+        return Outcome(record, items)
 
     def _questions(self, failures: dict[str, str]) -> list[PaperQuestion]:
         """All questions; empty if `failures` says why."""
@@ -221,8 +221,8 @@ def _retrieved(
     """A question on its paper, shortened by retrieval."""
     room = budget - CHOICE_ROOM
     around = ("", item.tail)
-    found = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
-    return replace(item, paper=found.context)
+    retrieved = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
+    return replace(item, paper=retrieved.context)
 
 
 def _rows(

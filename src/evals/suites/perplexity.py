@@ -23,8 +23,8 @@ from src.evals.suite import (
     Candidate,
     Evaluation,
     EvaluationError,
+    Outcome,
     ResultTable,
-    SuiteResult,
     records_of,
 )
 from src.progress import meter
@@ -81,14 +81,14 @@ class PerplexitySuite:
             return [str(error)]
         return []
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Score every model; of several processes the first does all.
 
         Raises:
             EvaluationError: there is no text, or no model can be loaded.
         """
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         segments_nt, dataset = self._segments(evaluation)
         models, failures = records_of(
             evaluation.candidates, lambda each: self._model(evaluation, each, segments_nt, dataset)
@@ -101,7 +101,7 @@ class PerplexitySuite:
             headline=self.headline,
         )
         if record.native is None or record.scaled is None:
-            return SuiteResult(record)
+            return Outcome(record)
         native, scaled = record.native.perplexity, record.scaled.perplexity
         scored = tuple(
             model.model_copy(update={"scores": scores(native, scaled, model.perplexity)})
@@ -109,7 +109,7 @@ class PerplexitySuite:
             else model
             for model in models
         )
-        return SuiteResult(record.model_copy(update={"models": scored}))
+        return Outcome(record.model_copy(update={"models": scored}))
 
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, Dataset]:
         """Segments of the largest window, int64 [segments, window], and their key for the cache."""

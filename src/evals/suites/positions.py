@@ -39,8 +39,8 @@ from src.evals.suite import (
     NOT_FINITE,
     Evaluation,
     EvaluationError,
+    Outcome,
     ResultTable,
-    SuiteResult,
 )
 from src.progress import meter
 from src.results import ModelRecord, Record, SuiteResults
@@ -140,7 +140,7 @@ class PositionsSuite:
         self._probes(evaluation, readers_of(evaluation, None), failures)
         return [f"{what}: {message}" for what, message in failures.items()]
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Score the text with every model, at the lengths within its window, in one process.
 
         Raises:
@@ -151,14 +151,14 @@ class PositionsSuite:
         probes = self._probes(evaluation, readers, failures)
         values = ask(evaluation, self.name, readers, probes, failures)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         models = tuple(
             PositionsModel(**reader.identity, **values[reader.name][self.name][0])
             for reader in readers
             if reader.name in values
         )
         lengths = sorted({length for model in models for length in model.last_k})
-        return SuiteResult(
+        return Outcome(
             PositionsResults(
                 limit=self.limit,
                 failures=failures,

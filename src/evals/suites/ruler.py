@@ -27,7 +27,7 @@ from src.evals.ruler.loading import MATERIAL, MaterialConfig
 from src.evals.ruler.store import SampleStore
 from src.evals.ruler.tasks import ALL_TASKS
 from src.evals.scoring import Count, Reader, Values, ask, chosen_lengths, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, ResultTable, SuiteResult
+from src.evals.suite import LIMITED, Evaluation, Outcome, ResultTable
 from src.results import Mean, RulerResults, TaskModel, TaskResult
 
 
@@ -68,7 +68,7 @@ class RulerSuite:
         self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
         return [f"{what}: {message}" for what, message in failures.items()]
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Ask every model every task at every length within its window.
 
         Raises:
@@ -80,7 +80,7 @@ class RulerSuite:
         probes = [probe(name, asked, self.batch_tokens) for name, asked in samples.items()]
         values = ask(evaluation, self.name, readers, probes, failures)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         record = RulerResults(
             limit=self.limit,
             failures=failures,
@@ -89,7 +89,7 @@ class RulerSuite:
             seed=self.seed,
             resamples=self.resamples,
         )
-        return SuiteResult(record, list(item_lines(values, samples)))
+        return Outcome(record, list(item_lines(values, samples)))
 
     def _samples(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
@@ -209,9 +209,9 @@ def _tasks(record: RulerResults, length: int) -> ResultTable:
     models = [model for model in record.models if length in model.by_length]
     rows = []
     for task in models[0].by_length[length].tasks if models else ():
-        given = [model.results.get(task) for model in models]
+        results = [model.results.get(task) for model in models]
         name = task.removeprefix("ruler_").removesuffix(f"_{length}")
-        rows.append((name, *(result and 100 * result.value for result in given)))
+        rows.append((name, *(result and 100 * result.value for result in results)))
     return ResultTable(
         name=record.marked(f"ruler_{length}", "_limit_"),
         title=f"RULER at {length} tokens (0 to 100{record.marked('', LIMITED)})",

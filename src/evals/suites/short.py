@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from src.evals.measuring import Measured, measure
-from src.evals.questions import Questions, prepare
+from src.evals.preparing import Questions, prepare
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
-from src.evals.suite import Evaluation, EvaluationError, ResultTable, SuiteResult
+from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
 from src.evals.tasks import definitions
 from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskModel, TaskResult
 
@@ -43,7 +43,7 @@ class ShortSuite(Questions):
         _, failures = prepare(self)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
-    def run(self, evaluation: Evaluation) -> SuiteResult:
+    def run(self, evaluation: Evaluation) -> Outcome:
         """Evaluate all models on all tasks and compare them.
 
         Raises:
@@ -51,7 +51,7 @@ class ShortSuite(Questions):
         """
         measured = measure(evaluation, self)
         if not evaluation.is_main:
-            return SuiteResult(None)
+            return Outcome(None)
         if not measured.answers:
             lines = [f"{what}: {why}" for what, why in measured.failures.items()]
             raise EvaluationError("\n".join(lines))
@@ -71,7 +71,7 @@ class ShortSuite(Questions):
             for model, tasks in measured.answers.items()
             for task, answers in tasks.items()
         ]
-        return SuiteResult(record, items)
+        return Outcome(record, items)
 
     def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:
         facts = [

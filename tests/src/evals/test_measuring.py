@@ -12,7 +12,7 @@ import pytest
 
 from src.evals import measuring
 from src.evals.cache import ResultCache
-from src.evals.questions import Prepared, Questions
+from src.evals.preparing import Prepared, Questions
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.evals.tasks import TaskDefinition, definition
 from src.settings.config import RunConfig

@@ -16,7 +16,7 @@ import torch
 from src.evals import measuring, restoration, running
 from src.evals.cache import ResultCache
 from src.evals.restoration import Answers
-from src.evals.suite import Candidate, Evaluation, EvaluationError, SuiteResult
+from src.evals.suite import Candidate, Evaluation, EvaluationError, Outcome
 from src.evals.suites.inheritance import InheritanceSuite, Repeated
 from src.evals.suites.short import ShortSuite
 from src.evals.tasks import definitions
@@ -79,7 +79,7 @@ def evaluation(run: RunConfig, export: Path, tmp_path: Path) -> Evaluation:
     )
 
 
-def read(result: SuiteResult) -> Any:
+def read(result: Outcome) -> Any:
     """The record as it is read from its file."""
     record = result.record
     assert record is not None

@@ -123,13 +123,13 @@ def _documents_digest(tasks: Mapping[str, Task]) -> str:
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
     """Tasks with their documents, and errors of the others, by name."""
-    found, failures = [], {}
+    prepared, failures = [], {}
     for name in dict.fromkeys(questions.tasks):
         try:
-            found.append(_prepare(name, questions))
+            prepared.append(_prepare(name, questions))
         except EvaluationError as error:
             failures[name] = str(error)
-    return found, failures
+    return prepared, failures
 
 
 def _prepare(name: str, questions: Questions) -> Prepared:
@@ -158,7 +158,7 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
         raise EvaluationError(
             f"{file} is not UTF-8: {error}; convert the file, for example with `iconv -t utf-8`"
         ) from error
-    found = []
+    documents = []
     # Other ends of lines than this one may stand in a JSON text.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
@@ -174,13 +174,13 @@ def _own_documents(file: Path) -> list[dict[str, Any]]:
                 f"{file}, line {number}, is not a JSON object: {line[:80]}; repair or remove the "
                 "line"
             )
-        found.append(document)
+        documents.append(document)
         # lm-eval looks at the first document only.
-        if document.keys() != found[0].keys():
+        if document.keys() != documents[0].keys():
             raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
-    if not found:
+    if not documents:
         raise EvaluationError(f"{file} holds no documents")
-    return found
+    return documents
 
 
 def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = True) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from src.report.figures import FIGURES
-from src.report.groups import group_runs
+from src.report.groups import ReportData, group_runs
 from src.report.headline import headline
 from src.report.page import write_page
 from src.report.performance import read_results
@@ -322,15 +323,16 @@ def test_a_number_and_a_point_open_config_and_command(window: Window, two_hundre
 
 @pytest.mark.slow
 def test_figures_can_be_saved(window: Window, two_hundred: Path, tmp_path: Path) -> None:
-    names = ("weights.csv", "weights.svg", "weights.png")
+    names = ("weights.csv", "weights.svg", "weights.png", "layers.csv", "drift.csv")
 
     async def look(tab: Page) -> dict[str, bytes]:
         await tab.send("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
-        for kind in ("csv", "svg", "png"):
-            button = f'#figure-weights [data-save="{kind}"]'
+        for name in names:
+            figure, _, kind = name.partition(".")
+            button = f'#figure-{figure} [data-save="{kind}"]'
             await tab.run(f"document.querySelector('{button}').click()")
             for _ in range(100):
-                if (tmp_path / f"weights.{kind}").is_file():
+                if (tmp_path / name).is_file():
                     break
                 await asyncio.sleep(0.1)
         return {name: (tmp_path / name).read_bytes() for name in names}
@@ -340,6 +342,15 @@ def test_figures_can_be_saved(window: Window, two_hundred: Path, tmp_path: Path)
     assert lines[0] == 'series,aligned,"Recovery, short suite (%)",low,high,note'
     assert len(lines) == 9
     assert lines[1].startswith('"linearard, 4.25M",Q,')
+    data = ReportData(runs=tuple(read_runs(two_hundred.parents[1])))
+    for name in ("layers", "drift"):
+        (figure,) = [figure for figure in FIGURES if figure.name == name]
+        _, chart = next(iter(figure.choices(data)))
+        shown = list(csv.reader(saved[f"{name}.csv"].decode().splitlines()))
+        whole = list(csv.reader(chart.csv().splitlines()))
+        assert [line[:2] for line in shown] == [line[:2] for line in whole]
+        values = [[float(line[2]) for line in lines[1:]] for lines in (shown, whole)]
+        assert values[0] == pytest.approx(values[1], rel=1e-2)
     assert saved["weights.svg"].startswith(b"<svg")
     assert saved["weights.png"].startswith(b"\x89PNG")
 

@@ -11,7 +11,7 @@ Shapes: b rows, h heads, g key-value heads, t tokens, d head size, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -272,18 +272,26 @@ def evaluate(
     if not all(t.isfinite().all() for t in (*relation.values(), attention, cosine, logits)):
         raise EvaluationError(NOT_FINITE)
     n = len(segments_nt)
-    return {
-        "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in relation.items()},
-        "relation_kl_by_position": {"edges": list(bins)}
-        | {r: _binned(values.mean(0) / n, bins) for r, values in relation.items()},
-        "relation_kl_by_layer_and_position": {
-            r: [_binned(row / n, bins) for row in values] for r, values in relation.items()
-        },
+    return _relation_figures(relation, n, bins) | {
         "attention_kl": (attention.mean(1) / n).tolist(),
         "attention_kl_by_position": _binned(attention.mean(0) / n, bins),
         "hidden_cosine": (cosine / n).tolist(),
         "logit_kl": (logits.mean() / n).item(),
         "logit_kl_by_position": _binned(logits / n, bins),
+    }
+
+
+def _relation_figures(
+    sums: Mapping[str, torch.Tensor], n: int, bins: Sequence[int]
+) -> dict[str, Any]:
+    """Means by layer and position of sums over n segments, float64 [layers, t] by relation."""
+    return {
+        "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in sums.items()},
+        "relation_kl_by_position": {"edges": list(bins)}
+        | {r: _binned(values.mean(0) / n, bins) for r, values in sums.items()},
+        "relation_kl_by_layer_and_position": {
+            r: [_binned(row / n, bins) for row in values] for r, values in sums.items()
+        },
     }
 
 

@@ -87,7 +87,10 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What tests make is mostly not garbage: it is looked for less often than Python does."""
+    """Python looks for garbage less often than by default, as tests make little of it.
+
+    This and the next function save two fifths of the CPU time of tests/src/test_train.py.
+    """
     gc.set_threshold(20_000, 20, 50)
 
 

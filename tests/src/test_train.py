@@ -498,7 +498,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Pat
         pytest.param(["data.held_out=[nobody*]"], "nobody*", id="held-out-nothing"),
         pytest.param(
             ["eval=perplexity", "eval.perplexity.windows=[8192]", "eval.perplexity.headline=8192"],
-            "eval.perplexity.windows has 8192, but the longest held-out document has",
+            "needs 8192 tokens of running text, but the longest held-out document has",
             id="short-held-out",
         ),
         pytest.param(

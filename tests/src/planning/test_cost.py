@@ -111,6 +111,15 @@ def test_memory_of_activations_is_linear_in_tokens(compose_run: Callable[..., Ru
     assert long["optimizer"] == short["optimizer"]
 
 
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 8), ("bfloat16", 12)])
+def test_adamw_keeps_two_moments_and_a_copy_of_low_precision_weights(
+    compose_run: Callable[..., RunConfig], dtype: str, width: int
+) -> None:
+    run = compose_run("+experiment=linearard_32k", "model=tiny", f"engine.dtype={dtype}")
+    held = setting(run)
+    assert cost.memory(held)["optimizer"] == width * held.trainable
+
+
 def test_time_follows_work_rate_and_ranks(compose_run: Callable[..., RunConfig]) -> None:
     run = compose_run(BASE)
     schedule = StageSchedule(run.recipe.stages["ard"])

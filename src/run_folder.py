@@ -249,7 +249,7 @@ def check_unused(path: Path) -> None:
     """Refuse a path that a new run must not use.
 
     Raises:
-        RunFolderError: it is a file, holds something that is no run, or a run with a checkpoint.
+        RunFolderError: it is a file, holds something else than a run, or a run with a checkpoint.
     """
     if not path.exists():
         return

@@ -85,7 +85,7 @@ def ranked(chunks: list[str], query: str) -> list[int]:
     import bm25s
 
     words, (asked,) = (
-        # Its types leave open what it gives: words here, a list for each text.
+        # Its types do not say what it returns: here words, a list for each text.
         cast(
             "list[list[str]]",
             bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False),

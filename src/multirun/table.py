@@ -51,7 +51,7 @@ def show(sweep: Sweep, planned: Sequence[Planned], at_once: int | None, console:
         sweep: the command.
         planned: its jobs.
         at_once: how many run at the same time; None where a scheduler decides.
-        console: where to print; output that is no terminal becomes wide enough for every figure.
+        console: where to print; if it is not a terminal, it becomes wide enough for every figure.
     """
     widen(console)
     for note in sweep.notes:

@@ -27,7 +27,7 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
 
     The second run has the same active pass as the first, so that the layer's loss is computed
     again. Results of operators in the namespace `relation_kl` are kept from the first run: they are
-    small, and expensive to compute. A backend that is no operator (chunked, reference) runs again.
+    small, and expensive to compute. A backend without an operator (chunked, reference) runs again.
     """
     running = active_pass()
     if running is None:

@@ -49,7 +49,7 @@ class Result:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """All result files of a folder; none where there is no such folder."""
+    """All result files of a folder; empty if the folder does not exist."""
     found = []
     for path in sorted(folder.glob("*.json")):
         try:

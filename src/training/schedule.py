@@ -1,4 +1,4 @@
-"""Which blocks are read at which optimizer step by which rank: pure arithmetic.
+"""Which rank reads which blocks at which optimizer step: pure arithmetic.
 
 A stage is a mixture of streams. A slot is `batch_size` blocks of one stream. Slots follow a fixed
 interleaved pattern, in which each stream has its share. An optimizer step reads slots up to its

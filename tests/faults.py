@@ -218,7 +218,7 @@ FAULTS = (
         "src/results.py",
         'TRAINED: tuple[Role, ...] = ("stage", "final")',
         'TRAINED: tuple[Role, ...] = ("final",)',
-        "tests/src/test_results.py tests/src/report",
+        "tests/src/test_results.py",
     ),
     Fault(
         "src/report/noise.py",

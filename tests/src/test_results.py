@@ -44,6 +44,23 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, kind: Any) -> None:
     assert read(tmp_path, record.plain(), kind, kind.suite) == record
 
 
+def test_an_earlier_stages_model_is_the_final_one_until_the_last_stage_has_ended(
+    tmp_path: Path,
+) -> None:
+    content = read(tmp_path, old("short")).plain()
+    for roles, expected in (
+        (("stage", "final"), "final"),
+        (("final",), "final"),
+        (("stage",), "stage"),
+    ):
+        trained = next(m for m in content["models"] if m["role"] == "final")
+        others = [m for m in content["models"] if m["role"] in ("native", "scaled")]
+        models = [*others, *({**trained, "role": role} for role in roles)]
+        final = read(tmp_path, {**content, "models": models}).final
+        assert final is not None
+        assert final.role == expected
+
+
 def test_schema_1_gets_roles_and_scores_at_their_models(tmp_path: Path) -> None:
     content = old("short")
     names = ("after ard", "cpt_long", "native + BM25")

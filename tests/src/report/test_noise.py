@@ -40,7 +40,7 @@ def test_differences_inside_the_noise_are_told() -> None:
     found = marks(
         [
             Estimate(98.0, 97.0, 99.0),
-            Estimate(97.0, 96.0, 98.0),  # 1 apart, noise 1.41
+            Estimate(96.7, 95.7, 97.7),  # 1.3 apart, noise 1.41
             Estimate(96.0, 95.0, 97.0),  # 2 apart
             Estimate(90.0),
             None,

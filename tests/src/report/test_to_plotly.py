@@ -31,6 +31,12 @@ def test_a_point_brings_its_interval_runs_text_and_line() -> None:
     assert (trace["line"]["color"], trace["line"]["dash"]) == (RUNS.color, "dot")
 
 
+@pytest.mark.parametrize(("count", "shown"), [(1, False), (2, True)])
+def test_several_series_have_a_legend(count: int, shown: bool) -> None:
+    drawn = to_plotly(Chart("t", Axis("a"), Axis("b"), (RUNS,) * count))
+    assert drawn["layout"]["showlegend"] is shown
+
+
 def test_points_without_notes_need_no_text_of_their_own() -> None:
     series = Series("a,b", (Point(1, 2), Point(2, float("nan"))), slot=-1)
     drawn = to_plotly(Chart("t", Axis("layer"), Axis("y"), (series,), of_runs=(3,)))

@@ -159,7 +159,6 @@ def our_side(
     stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
     planned = plan.make(settings, world_size=1).stage(STAGE)
     built = stages.build_engines(settings, STAGE, planned, settings.objectives(STAGE))
-    needs = settings.objectives(STAGE)[STREAM].needs(built.facts)
     assert built.teacher is not None
     records = []
     for step in range(steps):
@@ -167,8 +166,7 @@ def our_side(
         losses = []
         for number in range(ACCUMULATION):
             batch = Batch(blocks[step * ACCUMULATION + number].to(device))
-            taught = built.teacher.outputs(batch, needs)
-            loss, _ = built.student.loss(batch, STREAM, taught)
+            loss, _ = built.student.loss(batch, STREAM, built.teacher.outputs)
             built.student.backward(loss / ACCUMULATION, last=number == ACCUMULATION - 1)
             losses.append(loss.detach())
         norm = float(built.student.step(lr))

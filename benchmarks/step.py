@@ -52,6 +52,7 @@ from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.planning import cost, plan
 from src.planning.cost import Setting
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts, device_of, uses_cuda
+from src.planning.plan import StagePlan
 from src.run_folder import device_name, git_state, versions, write_json
 from src.settings import loading
 from src.settings.config import RunConfig
@@ -308,7 +309,7 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         if case.kind == "teacher":
             seconds = _teacher_seconds(built, blocks, device, case.steps)
         else:
-            records = _records(built, settings, blocks, world)
+            records = _records(built, settings, planned, blocks, world)
             paces = [record.metrics["tokens_per_second"] for record in records[case.steps[0] :]]
             seconds = settings.recipe.stages[STAGE].step_tokens / statistics.median(paces)
             losses = [record.metrics["loss/total"] for record in records]
@@ -336,10 +337,13 @@ def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
     return settings.objectives(STAGE)
 
 
-def _records(engines: Engines, settings: RunConfig, blocks: Any, world: World) -> list[StepRecord]:
+def _records(
+    engines: Engines, settings: RunConfig, planned: StagePlan, blocks: Any, world: World
+) -> list[StepRecord]:
     """What the loop records of the optimizer steps."""
     records: list[StepRecord] = []
-    stage.stage_run(settings, STAGE, engines, {STREAM: blocks}, world).train(0, records.append)
+    stage_run = stage.stage_run(settings, planned, engines, {STREAM: blocks}, world)
+    stage_run.train(0, records.append)
     return records
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from src import train
 from src.models.adapters import make_trainable
+from src.models.facts import ModelFacts
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model
 from src.models.shapes import facts_of
@@ -51,14 +52,19 @@ class FakeStudent:
     It runs no layer. What it trains are the parameters of a real network, so a run can export them.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(
+        self, network: nn.Module, objectives: Mapping[str, Objective], facts: ModelFacts
+    ) -> None:
+        self._objectives, self._facts = objectives, facts
         self.trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
 
     def loss(
-        self, batch: Batch, stream: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teach: Callable[[Batch, Needs], Outputs] | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared distance of the parameters' sum from the mean token, times 1 to 1.1."""
-        del stream, teacher
+        needs = self._objectives[stream].needs(self._facts)
+        if needs.teacher and teach is not None:
+            teach(batch, needs)
         total = torch.stack([parameter.sum() for parameter in self.trained.values()]).sum()
         distance = (total - batch.input_ids_bt.float().mean() / 256) ** 2 * (
             1 + 0.1 * torch.rand(())
@@ -117,7 +123,7 @@ def build_engines(
     base = load_model(config.model, scaled, dtype=torch.float32, weights=weights)
     network = make_trainable(base, config.recipe.stages[name].parameters, seed=config.seed)
     facts = facts_of(native_config(config.model))
-    return Engines(objectives, facts, FakeStudent(network), FakeTeacher())
+    return Engines(objectives, facts, FakeStudent(network, objectives, facts), FakeTeacher())
 
 
 class JobsHere:

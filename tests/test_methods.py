@@ -14,7 +14,7 @@ from src import train
 from src.models.hf_config import resolved_shape
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
-from src.training import run
+from src.training import stage
 from tests.conftest import ROOT, cut_after, losses
 from tests.test_experiments import MIXTURE, SHORTER
 
@@ -206,7 +206,7 @@ def test_a_resumed_run_keeps_the_layers_that_were_chosen(
         "checkpoint.keep=9",
     )
     cut = cut_after(whole, "step-1", tmp_path / "cut")
-    monkeypatch.setattr(run, "measured_drift", lambda *_: pytest.fail("it was measured again"))
+    monkeypatch.setattr(stage, "measured_drift", lambda *_: pytest.fail("it was measured again"))
     train.resume(cut, None)
     assert losses(cut) == losses(whole)
 

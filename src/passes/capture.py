@@ -110,8 +110,27 @@ def attention_name(implementation: str) -> str:
 
     name = f"captured_{implementation}"
     AttentionInterface.register(name, _capturing(implementation))
-    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[implementation])
+    mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+    AttentionMaskInterface.register(name, _masking(mask) if implementation == "sdpa" else mask)
     return name
+
+
+def _masking(ordinary: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
+    """SDPA's mask function, without a mask where causality is enough.
+
+    transformers looks at the positions to find out that a row is one text. The host waits for that,
+    and while a CUDA graph is recorded it cannot look and makes a mask of all tokens by all tokens.
+    """
+
+    def mask(
+        *args: Any, kv_length: int, local_size: int | None = None, **kwargs: Any
+    ) -> Tensor | None:
+        active = active_pass()
+        if active is not None and active.unpadded and (local_size or kv_length) >= kv_length:
+            return None
+        return ordinary(*args, kv_length=kv_length, local_size=local_size, **kwargs)
+
+    return mask
 
 
 def attention_over_ranks(over: Callable[[Attention], Attention]) -> str:

@@ -65,6 +65,8 @@ class LayerPass:
         stops_at: the last layer whose attention inputs are wanted. The pass leaves out everything
             after them that `src.passes.skipping.skip_unwanted` has prepared, and then gives no
             last hidden states. None for a pass that runs to the end.
+        unpadded: whether each row is one text without padding, so that causality is all the masking
+            that attention needs.
     """
 
     def __init__(
@@ -74,7 +76,9 @@ class LayerPass:
         *,
         input_layers: Iterable[int] = (),
         stops_at: int | None = None,
+        unpadded: bool = False,
     ) -> None:
+        self.unpadded = unpadded
         self._layers = frozenset(layers)
         self._visit = visit
         self._visited: set[int] = set()

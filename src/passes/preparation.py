@@ -8,20 +8,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from src.passes.fused import fuse
 from src.passes.layer_pass import show_layer_inputs
-from src.passes.skipping import skip_unwanted
+from src.passes.skipping import known_parts, skip_unwanted
 
 
 def prepare_decoder(
-    decoder: nn.Module, ends: Collection[int | None], *, compiled: bool = False
+    decoder: nn.Module,
+    ends: Collection[int | None],
+    *,
+    compiled: bool = False,
+    fused: bool = False,
 ) -> None:
-    """Let passes see layer inputs and skip unwanted work; compile the layers if asked for.
+    """Let passes see layer inputs and skip unwanted work; fuse or compile the layers if asked for.
 
     Args:
         decoder: the transformer below the output head.
         ends: layers that passes may stop at; None for passes that run to the end.
         compiled: whether layers are compiled.
+        fused: whether elementwise work runs as fused kernels.
     """
+    if fused:
+        parts = known_parts(decoder)
+        assert parts is not None
+        fuse(decoder, parts)
     if compiled:
         _compile_layers(decoder, ends)
     skip_unwanted(decoder, ends)

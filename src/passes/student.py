@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -10,8 +10,12 @@ from torch import Tensor, nn
 from src.models.adapters import causal_model
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.passes.graphs import MicroStepGraphs
 from src.passes.layer_pass import LayerPass, LayerQKV, run_decoder
 from src.passes.teacher import TeacherPass
+
+# Runs a teacher with weights of its own on a batch.
+Teach = Callable[[Batch, Needs], Outputs]
 
 
 class StudentModule(nn.Module):
@@ -25,6 +29,7 @@ class StudentModule(nn.Module):
         objectives: by stream.
         facts: of the network.
         shared: the pass of a teacher that shares the student's weights, if there is one.
+        graphs: whether micro-steps are recorded and replayed as CUDA graphs.
     """
 
     def __init__(
@@ -33,6 +38,8 @@ class StudentModule(nn.Module):
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
         shared: TeacherPass | None = None,
+        *,
+        graphs: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -44,23 +51,36 @@ class StudentModule(nn.Module):
         # weight in every micro-step: without one in a step's first micro-step, ZeRO-3 keeps the
         # gradient of the step before; without one in the last, offload loses the sum so far.
         self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
+        self._graphs = MicroStepGraphs(network) if graphs else None
 
     def forward(
-        self, batch: Batch, stream: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teach: Teach | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a stream's objective on a batch, and its metrics.
 
         Args:
             batch: of the stream.
             stream: its name.
-            teacher: outputs of a teacher with weights of its own; None if it shares the student's,
-                or if the objective has no teacher.
+            teach: runs a teacher with weights of its own; None if it shares the student's, or if no
+                objective has a teacher.
         """
+
+        def compute(given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+            return self._compute(given, stream, teach)
+
+        return compute(batch) if self._graphs is None else self._graphs.run(stream, batch, compute)
+
+    def _compute(
+        self, batch: Batch, stream: str, teach: Teach | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         objective = self.objectives[stream]
         needs = objective.needs(self.facts)
-        if needs.teacher and teacher is None:
-            assert self._shared is not None
-            teacher = self._shared.run(batch, needs)
+        teacher = None
+        if needs.teacher:
+            if teach is None:
+                assert self._shared is not None
+                teach = self._shared.run
+            teacher = teach(batch, needs)
         student = self._run(batch, objective, needs, teacher)
         loss, metrics = objective.loss(batch, teacher, student, self.facts)
         if self._reaches_all and not needs.head:
@@ -88,7 +108,11 @@ class StudentModule(nn.Module):
             positions_bt = batch.contiguous_bt
         stops_at = None if self._reaches_all else needs.stops_at
         layer_pass = LayerPass(
-            needs.qkv_layers, visit, input_layers=needs.hidden_layers, stops_at=stops_at
+            needs.qkv_layers,
+            visit,
+            input_layers=needs.hidden_layers,
+            stops_at=stops_at,
+            unpadded=True,
         )
         with layer_pass.running():
             hidden_bth = run_decoder(model.get_decoder(), batch.input_ids_bt, positions_bt)

@@ -75,6 +75,7 @@ class TeacherPass:
             store,
             input_layers={*needs.hidden_layers, *(layers if by_input else ())},
             stops_at=needs.teacher_stops_at,
+            unpadded=True,
         )
         with torch.no_grad(), self._as_teacher(), layer_pass.running():
             hidden_bth = run_decoder(self._decoder, batch.input_ids_bt, batch.contiguous_bt)

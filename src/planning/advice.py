@@ -99,7 +99,7 @@ def _savings(
     """
     if config.engine.compile:
         yield {"compile": False}
-    if config.engine.student.micro_batch > 1:
+    if config.engine.student.micro_batch not in ("auto", 1):
         yield {"student.micro_batch": 1}
     yield {"teacher.share_base": True}
     yield {"student.gradient_checkpointing": True}

@@ -49,6 +49,9 @@ class Setting:
         adapters: LoRA weights of the student; None without adapters.
         checkpointing: layers run again in the backward pass.
         keep: what the teacher keeps for each layer.
+        micro_batch: the most blocks of the stage's longest stream that a rank runs at once.
+        graphs: micro-steps are CUDA graphs.
+        fused: elementwise work runs as fused kernels.
     """
 
     config: RunConfig
@@ -59,6 +62,9 @@ class Setting:
     world_size: int
     checkpointing: bool = False
     keep: Keep = "qkv"
+    micro_batch: int = 1
+    graphs: bool = False
+    fused: bool = False
 
     @property
     def width(self) -> int:
@@ -98,11 +104,6 @@ class Setting:
     def keys(self) -> int:
         """Numbers of a token's keys, or of its values, over all heads."""
         return self.shape.kv_heads * self.shape.head_dim
-
-    @property
-    def micro_batch(self) -> int:
-        """The most blocks of the stage's longest stream that a rank runs at once."""
-        return self.config.engine.student.micro_batch
 
     @property
     def parts(self) -> int:

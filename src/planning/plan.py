@@ -17,7 +17,7 @@ from src.models.hf_config import planned_facts, projection_sizes, resolved_shape
 from src.planning import cost
 from src.planning.checks import check, check_projections, checked_schedule
 from src.planning.cost import Setting, adapter_parameters
-from src.planning.decisions import decide
+from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.settings.config import RunConfig
 
@@ -39,6 +39,10 @@ class StagePlan:
         seconds_per_step: estimated, of a full step; None for a device of unknown speed.
         checkpointing: layers run again in the backward pass.
         keep: what the teacher leaves behind for each layer.
+        micro_batch: blocks of the longest stream that a rank takes at once.
+        graphs: micro-steps are recorded and replayed as CUDA graphs.
+        no_graphs: why they are not, if that was left to the plan.
+        fused: elementwise work runs as fused kernels.
     """
 
     name: str
@@ -55,6 +59,10 @@ class StagePlan:
     seconds_per_step: float | None
     checkpointing: bool
     keep: Keep
+    micro_batch: int
+    graphs: bool
+    no_graphs: str | None
+    fused: bool
 
     @property
     def peak(self) -> float:
@@ -191,4 +199,8 @@ def _stage_plan(
         seconds_per_step=cost.step_seconds(setting, schedule, device),
         checkpointing=setting.checkpointing,
         keep=setting.keep,
+        micro_batch=micro_batch,
+        graphs=setting.graphs,
+        no_graphs=None if setting.graphs or device.is_cpu else why_no_graphs(setting),
+        fused=setting.fused,
     )

@@ -93,6 +93,14 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
     for stage in plan.stages:
         again = "on: layers run again in the backward pass" if stage.checkpointing else "off"
         yield f"{stage.name}: gradient checkpointing {again}"
+        if not plan.device.is_cpu:
+            blocks = "block" if stage.micro_batch == 1 else "blocks"
+            graphs = "on" if stage.graphs else f"off ({stage.no_graphs})"
+            fused = "on" if stage.fused else "off"
+            yield (
+                f"{stage.name}: {stage.micro_batch} {blocks} at once, CUDA graphs {graphs}, fused "
+                f"kernels {fused}"
+            )
 
 
 def _unscaled(config: RunConfig) -> Iterator[str]:

@@ -94,7 +94,8 @@ class StudentEngineConfig:
         accumulate_in: number format in which gradients of micro-steps are added up; `auto` is
             float32, except where DeepSpeed has none (bfloat16 at zero_stage 0).
         micro_batch: the most blocks of a stage's longest stream that a rank runs at once. Of a
-            shorter stream, it runs as many blocks as have the same tokens.
+            shorter stream, it runs as many blocks as have the same tokens. `auto` runs as many as
+            fit into a GPU's memory (src/planning/decisions.py).
     """
 
     zero_stage: Literal[0, 1, 2, 3] = 0
@@ -102,7 +103,7 @@ class StudentEngineConfig:
     offload_parameters: bool = False
     gradient_checkpointing: Literal["auto"] | bool = "auto"
     accumulate_in: Literal["auto", "float32", "bfloat16"] = "auto"
-    micro_batch: PositiveInt = 1
+    micro_batch: Literal["auto"] | PositiveInt = "auto"
 
     def __post_init__(self) -> None:
         if self.offload_optimizer and self.zero_stage == 0:
@@ -150,6 +151,11 @@ class EngineConfig:
             a minute when a stage starts.
         sequence_parallel: ranks that share each block. Each rank runs a part of the block's tokens.
             For attention and relations it runs all tokens, with a share of the heads.
+        cuda_graphs: record the kernels of a micro-step once, and replay them without the host
+            (src/passes/graphs.py). `auto` does so on a GPU unless something stands against it; the
+            plan says what.
+        fused_kernels: let Liger-Kernel's kernels compute norms, RoPE and gated activations
+            (src/passes/fused.py). `auto` does so on a GPU, for models with LLaMA's formulas.
     """
 
     device: Literal["auto", "cpu", "cuda"]
@@ -157,6 +163,8 @@ class EngineConfig:
     student: StudentEngineConfig
     teacher: TeacherEngineConfig
     compile: bool = False
+    cuda_graphs: Literal["auto"] | bool = "auto"
+    fused_kernels: Literal["auto"] | bool = "auto"
     sequence_parallel: PositiveInt = 1
 
     def __post_init__(self) -> None:

@@ -162,12 +162,9 @@ class StageRun:
         stream, engines = self.stage.streams[micro.stream], self.engines
         tokens = len(micro.pieces) * micro.tokens
         share = tokens / self.schedule.tokens_at(step)
-        needs = engines.objectives[micro.stream].needs(engines.facts)
-        outputs = None
-        # A teacher that shares the student's weights runs inside the student's engine.
-        if needs.teacher and engines.teacher is not None:
-            outputs = engines.teacher.outputs(batch, needs)
-        loss, metrics = engines.student.loss(batch, micro.stream, outputs)
+        # A teacher that shares the student's weights has no engine of its own.
+        teach = None if engines.teacher is None else engines.teacher.outputs
+        loss, metrics = engines.student.loss(batch, micro.stream, teach)
         # DeepSpeed takes the mean of gradients over ranks, and shares add up to one over the
         # readers: hence the factor. Ranks that share blocks each have a loss whose mean over them
         # is the blocks' loss.

@@ -214,7 +214,7 @@ class _Run:
         if resumed is not None:
             engines.student.load(resumed)
         training = time.perf_counter()
-        stage.stage_run(config, name, engines, data.blocks[name], self.world).train(
+        stage.stage_run(config, planned, engines, data.blocks[name], self.world).train(
             start,
             lambda record: self._after_step(name, engines.student, record),
             lambda step: self._saves_after(name, step),

@@ -64,7 +64,9 @@ def build_engines(
     teacher = None
     if has_teacher and not shared:
         network = load(native, sharding=sharding(config.engine, "teacher"))
-        teacher = Teacher(network, objectives, facts, config.engine, planned.keep)
+        teacher = Teacher(
+            network, objectives, facts, config.engine, planned.keep, fused=planned.fused
+        )
     sharded = sharding(config.engine, "student")
     scaled = scaled_config(config.model, config.rope)
     base = load(scaled, weights=weights, sharding=sharded)
@@ -78,30 +80,36 @@ def build_engines(
         checkpointing=planned.checkpointing,
         native=native if shared else None,
         keep=planned.keep,
+        fused=planned.fused,
+        graphs=planned.graphs,
     )
     return Engines(objectives, facts, student, teacher)
 
 
 def stage_run(
-    config: RunConfig, name: str, engines: Engines, blocks: Mapping[str, Blocks], world: World
+    config: RunConfig,
+    planned: StagePlan,
+    engines: Engines,
+    blocks: Mapping[str, Blocks],
+    world: World,
 ) -> StageRun:
     """The loop of a stage.
 
     Args:
         config: the run's.
-        name: of the stage.
+        planned: the stage's plan.
         engines: of the stage.
         blocks: by stream.
         world: this rank and the number of ranks.
     """
     return StageRun(
-        name=name,
-        stage=config.recipe.stages[name],
+        name=planned.name,
+        stage=config.recipe.stages[planned.name],
         blocks=blocks,
         engines=engines,
         world=world,
         device=device_of(config.engine.device),
-        micro_batch=config.engine.student.micro_batch,
+        micro_batch=planned.micro_batch,
         seed=config.seed,
         window=config.rope.target_length,
         sequence_parallel=config.engine.sequence_parallel,

@@ -25,7 +25,8 @@ PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family
 
 def family_of(name: str) -> Family:
     """A listed family, or the defaults under another name: LLaMA's layout, run whole."""
-    return FAMILIES.get(name) or Family(name, model_type=name, parts=None)
+    unlisted = Family(name, model_type=name, parts=None, llama_operators=False)
+    return FAMILIES.get(name) or unlisted
 
 
 def layer_parts(children: set[str]) -> LayerParts | None:

@@ -55,6 +55,8 @@ class Family:
         length_is_scaled: whether vLLM takes `max_position_embeddings` as it is; for other families
             it multiplies by the scaling's factor.
         random_config: entries of a config for random weights, besides sizes.
+        llama_operators: whether norms, RoPE and the gated MLP compute what LLaMA's do, so that they
+            can be fused (src/passes/fused.py).
     """
 
     name: str
@@ -68,3 +70,4 @@ class Family:
     rope_by_layer_type: bool = False
     length_is_scaled: bool = False
     random_config: Mapping[str, Any] = field(default_factory=dict)
+    llama_operators: bool = True

@@ -26,4 +26,5 @@ FAMILY = Family(
     layer_types=True,
     rope_by_layer_type=True,
     length_is_scaled=True,
+    llama_operators=False,
 )

@@ -27,6 +27,7 @@ def prepare(
     ends: Collection[int | None],
     *,
     whole_layers: bool,
+    fused: bool,
 ) -> None:
     """Move buffers, spread attention over ranks, and prepare the decoder for passes.
 
@@ -37,12 +38,13 @@ def prepare(
         device: of the engine.
         ends: layers that passes may stop at; None for passes that run to the end.
         whole_layers: whether ZeRO-3 shards the weights and no pass runs a part of a layer alone.
+        fused: whether elementwise work runs as fused kernels.
     """
     _move_buffers(network, device)
     if config.sequence_parallel > 1:
         spread_attention(network, facts, config.sequence_parallel)
     decoder = causal_model(network).get_decoder()
-    prepare_decoder(decoder, ends, compiled=config.compile)
+    prepare_decoder(decoder, ends, compiled=config.compile, fused=fused)
     if whole_layers:
         fetch_layers_whole(decoder, ends)
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from src.models.facts import ModelFacts
-from src.objectives.base import Batch, Objective, Outputs
+from src.objectives.base import Batch, Objective
 from src.passes.checkpointing import checkpoint_layers
-from src.passes.student import StudentModule
+from src.passes.student import StudentModule, Teach
 from src.passes.teacher import Keep, SharedTeacherPass
 from src.planning.cost import REDUCE_BUCKET
 from src.planning.devices import device_of, dtype_of
@@ -39,6 +39,8 @@ class Student:
         native: the model's config with native RoPE, if the teacher shares the student's frozen
             weights; None if there is no teacher, or one with weights of its own.
         keep: what a teacher that shares the weights keeps of each layer.
+        fused: whether elementwise work runs as fused kernels.
+        graphs: whether micro-steps are recorded and replayed as CUDA graphs.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class Student:
         checkpointing: bool,
         native: PretrainedConfig | None = None,
         keep: Keep = "qkv",
+        fused: bool = False,
+        graphs: bool = False,
     ) -> None:
         device, settings = device_of(config.device), config.student
         deepspeed = zero.load_deepspeed(device)
@@ -60,7 +64,7 @@ class Student:
         sharded = settings.zero_stage == 3
         ends = {each.stops_at for each in needs}
         # A teacher that shares the weights computes a layer's q, k and v only inside that layer.
-        prepare(network, facts, config, device, ends, whole_layers=sharded)
+        prepare(network, facts, config, device, ends, whole_layers=sharded, fused=fused)
         if checkpointing:
             checkpoint_layers(network)
         network.train()
@@ -70,7 +74,7 @@ class Student:
             shared = SharedTeacherPass(network, keep, native, device, head)
         trained = [p for p in network.parameters() if p.requires_grad]
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=StudentModule(network, objectives, facts, shared),
+            model=StudentModule(network, objectives, facts, shared, graphs=graphs),
             model_parameters=trained,
             optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
             config=_config(network, config, optim, accumulation),
@@ -83,10 +87,16 @@ class Student:
         return self._engine.module.network
 
     def loss(
-        self, batch: Batch, stream: str, teacher: Outputs | None
+        self, batch: Batch, stream: str, teach: Teach | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a stream's objective on a batch, and its metrics."""
-        return self._engine(batch, stream, teacher)
+        """The loss of a stream's objective on a batch, and its metrics.
+
+        Args:
+            batch: of the stream.
+            stream: its name.
+            teach: runs a teacher with weights of its own; None if there is none.
+        """
+        return self._engine(batch, stream, teach)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-step's gradient; `last` marks the final micro-step before `step`.

@@ -28,6 +28,7 @@ class Teacher:
         facts: of the network.
         config: the run's engine settings.
         keep: what is kept of each layer.
+        fused: whether elementwise work runs as fused kernels.
     """
 
     def __init__(
@@ -37,6 +38,8 @@ class Teacher:
         facts: ModelFacts,
         config: EngineConfig,
         keep: Keep,
+        *,
+        fused: bool = False,
     ) -> None:
         device, settings = device_of(config.device), config.teacher
         deepspeed = zero.load_deepspeed(device)
@@ -46,7 +49,7 @@ class Teacher:
         # With keep=layer_inputs, parts of a layer run alone to compute q, k and v again.
         whole_layers = sharded and keep == "qkv"
         ends = {each.teacher_stops_at for each in needs}
-        prepare(network, facts, config, device, ends, whole_layers=whole_layers)
+        prepare(network, facts, config, device, ends, whole_layers=whole_layers, fused=fused)
         ds_config = zero.base_config(settings, dtype_of(config.dtype))
         ds_config["zero_optimization"] |= zero.prefetch_config(network)
         head = teacher_head(network, needs, device, sharded=sharded)

@@ -100,9 +100,7 @@ class Pair:
     facts: ModelFacts
 
     def loss(self) -> Tensor:
-        needs = self.objective.needs(self.facts)
-        taught = self.teacher(Batch(IDS), needs) if self.teacher else None
-        return self.student(Batch(IDS), "it", taught)[0]
+        return self.student(Batch(IDS), "it", self.teacher)[0]
 
 
 def pair(

@@ -153,8 +153,9 @@ def test_a_micro_step_holds_no_more_than_a_step(compose_run: Callable[..., RunCo
     """One 32K block a step: more at once would never be run."""
 
     def needed(stage: str, micro_batch: int) -> float:
-        run = compose_run(BASE, "model=smollm2_135m", f"engine.student.micro_batch={micro_batch}")
-        return sum(cost.memory(setting(run, stage)).values())
+        run = compose_run(BASE, "model=smollm2_135m")
+        at_once = replace(setting(run, stage), micro_batch=micro_batch)
+        return sum(cost.memory(at_once).values())
 
     assert needed("cpt", 4) == needed("cpt", 1)
     assert needed("ard", 2) < needed("ard", 4) == needed("ard", 8)

@@ -79,7 +79,7 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
     engines = stage.build_engines(settings, name, planned, objectives)
     # Random tokens replace a corpus's blocks.
     blocks: Any = {stream: Blocks(x.length) for stream, x in streams.items()}
-    stage_run = stage.stage_run(settings, name, engines, blocks, world)
+    stage_run = stage.stage_run(settings, planned, engines, blocks, world)
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
     weights = engines.student.trained_parameters()
@@ -112,9 +112,8 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
     batch = _batch(place, skipping=case["skipping"])
     head = taught.get_output_embeddings() if needs.teacher_head else None
     teacher = TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
-    outputs = teacher(batch, needs) if needs.teacher else None
     module = StudentModule(student, {"it": objective}, facts)
-    loss, _ = module(batch, "it", outputs)
+    loss, _ = module(batch, "it", teacher)
     loss.backward()
     found = {"loss": loss.detach()}
     for name, parameter in student.named_parameters():

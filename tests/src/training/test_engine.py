@@ -147,7 +147,7 @@ def trained(
     with launch.joined(World(), cuda=False):
         engines = stage.build_engines(settings, name, planned, objectives)
         before = engines.teacher_sha256() if engines.has_teacher else None
-        stage.stage_run(settings, name, engines, blocks, World()).train(0, after_step)
+        stage.stage_run(settings, planned, engines, blocks, World()).train(0, after_step)
         weights = engines.student.trained_parameters()
         assert before is None or engines.teacher_sha256() == before
         engines.close()

@@ -1,0 +1,138 @@
+"""CUDA graphs of whole micro-steps: teacher, student, loss and gradients.
+
+A micro-step of a small model launches thousands of kernels of a few microseconds each, and the host
+takes longer to launch them than the GPU to run them. Blocks have one shape, so the launches are
+recorded once and replayed together. The engine sees an ordinary autograd function whose backward
+hands over the recorded gradients, so DeepSpeed accumulates and reduces them as usual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from src.objectives.base import Batch
+
+# The loss of a batch, and its metrics by name.
+Compute = Callable[[Batch], tuple[Tensor, dict[str, Tensor]]]
+
+# Micro-steps of a shape that run without a graph first: kernels are compiled and libraries set up
+# in them, and a shape that does not come again is never recorded.
+WARM_UP = 2
+
+
+class GraphError(RuntimeError):
+    """A micro-step could not be recorded."""
+
+
+class _Recorded(NamedTuple):
+    """A graph, the tensors that it reads, and the tensors that it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    batch: Batch
+    loss: Tensor
+    metrics: dict[str, Tensor]
+    gradients: tuple[Tensor | None, ...]
+
+
+class MicroStepGraphs:
+    """Records micro-steps, one graph for each stream and shape of its blocks, and replays them.
+
+    Dropout draws new masks in each replay: CUDA graphs read the generator's seed and offset anew.
+
+    Args:
+        module: has all trained parameters.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._module = module
+        self._names, self._parameters = tuple(trained), tuple(trained.values())
+        self._recorded: dict[Any, _Recorded] = {}
+        self._seen: dict[Any, int] = {}
+        self._pool: Any = None
+
+    def run(self, stream: str, batch: Batch, compute: Compute) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a micro-step, ready for backward, and its metrics.
+
+        The metrics are overwritten by the next micro-step of the same shape.
+
+        Raises:
+            GraphError: the micro-step does something that CUDA graphs cannot record.
+        """
+        key = (stream, *(None if x is None else x.shape for x in _inputs(batch)))
+        recorded = self._recorded.get(key)
+        if recorded is None:
+            self._seen[key] = self._seen.get(key, 0) + 1
+            if self._seen[key] <= WARM_UP:
+                return compute(batch)
+            recorded = self._recorded[key] = self._record(batch, compute)
+        for read, given in zip(_inputs(recorded.batch), _inputs(batch), strict=True):
+            if read is not None and given is not None:
+                read.copy_(given)
+        loss: Any = _Replay.apply(recorded, *self._parameters)
+        return loss, recorded.metrics
+
+    def _record(self, batch: Batch, compute: Compute) -> _Recorded:
+        read = batch._replace(
+            input_ids_bt=batch.input_ids_bt.clone(),
+            position_ids_bt=None
+            if batch.position_ids_bt is None
+            else batch.position_ids_bt.clone(),
+        )
+        # DeepSpeed keeps the parameters' gradient accumulators alive, and these belong to the
+        # stream that they were made on. Aliases of the parameters get accumulators of their own.
+        aliases = [p.detach().requires_grad_() for p in self._parameters]
+        named = {f"module.{n}": alias for n, alias in zip(self._names, aliases, strict=True)}
+        computing = _Computing(self._module, compute)
+        # What the warm-up has cached cannot be used inside a graph's own memory.
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+                loss, metrics = functional_call(computing, named, (read,))
+                gradients = torch.autograd.grad(loss, aliases, allow_unused=True)
+        except RuntimeError as error:
+            raise GraphError(
+                f"engine.cuda_graphs: this micro-step cannot be recorded ({error}); set "
+                "engine.cuda_graphs=false"
+            ) from error
+        self._pool = graph.pool()
+        metrics = {name: value.detach() for name, value in metrics.items()}
+        return _Recorded(graph, read, loss.detach(), metrics, gradients)
+
+
+def _inputs(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
+    return batch.input_ids_bt, batch.position_ids_bt
+
+
+class _Computing(nn.Module):
+    """A computation with a module, whose parameters `functional_call` can replace."""
+
+    def __init__(self, module: nn.Module, compute: Compute) -> None:
+        super().__init__()
+        self.module, self.compute = module, compute
+
+    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.compute(batch)
+
+
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recorded: _Recorded, *parameters: Tensor) -> Tensor:
+        del parameters
+        recorded.graph.replay()
+        ctx.gradients = recorded.gradients
+        return recorded.loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        (factor,) = upstream
+        made = [g for g in ctx.gradients if g is not None]
+        scaled = iter(torch._foreach_mul(made, factor))  # pyright: ignore[reportPrivateImportUsage]
+        return None, *(None if g is None else next(scaled) for g in ctx.gradients)

@@ -1,33 +1,29 @@
 """Greedy answers to many long prompts, in batches.
 
-Prompts of a batch are padded at the *end* while they are read. Under a causal mask no token sees
-the padding after it, so no mask is needed and attention uses its fast kernels. (A mask for padding
-at the front would have rows x tokens^2 entries.) Afterwards each row goes on at its own position,
-and its padding is masked as a key. Rotary positions equal those of a row alone.
-
-Shapes: b rows, t tokens, s keys kept.
+Which prompts share a batch, when an answer ends, and what is kept of it. `decoding` runs the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from src.evals.scoring import SplitModel
 from src.evals.suite import EvaluationError
-from src.models.shapes import attention_windows, frequency_class, shape_of
+from src.models.shapes import frequency_class, shape_of
 from src.progress import Meter, meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-    from transformers.cache_utils import DynamicCache
 
 # Steps between two checks for finished rows; a check waits for the device.
 LOOK_EVERY = 8
-# The share of a device's free memory that a batch may take.
+# The share of a GPU's free memory that a batch may take, and that reading prompts may take of it.
 MEMORY_SHARE = 0.6
+READING_SHARE = 0.25
+# More tokens at once are read no faster.
+READ_TOKENS = 131_072
 CPU_BATCH_TOKENS = 8192
 
 
@@ -73,25 +69,30 @@ def encode(
     return encoded
 
 
-def batch_rows(model: PreTrainedModel, tokens: int, batch_tokens: int | Literal["auto"]) -> int:
-    """The number of rows with so many tokens in one batch; at least one.
+def batch_rows(
+    model: PreTrainedModel, tokens: int, batch_tokens: int | Literal["auto"]
+) -> tuple[int, int]:
+    """Rows with so many tokens in one batch, and rows that are read at once; at least one each.
 
-    `auto` divides a GPU's free memory by the memory of a row's cache and a layer's activations.
+    `auto` divides a GPU's free memory: a part for a layer's activations while prompts are read, and
+    the rest for keys and values.
     """
     device = next(model.parameters()).device
-    if batch_tokens != "auto":
-        return max(1, batch_tokens // tokens)
-    if device.type != "cuda":
-        return max(1, CPU_BATCH_TOKENS // tokens)
+    if batch_tokens != "auto" or device.type != "cuda":
+        batch = CPU_BATCH_TOKENS if batch_tokens == "auto" else batch_tokens
+        return max(1, batch // tokens), max(1, min(batch, READ_TOKENS) // tokens)
     shape = shape_of(model.config)
     size = next(model.parameters()).element_size()
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_dim
-    # Two of the largest layer's keys and values, repeated for all heads, while a token is made,
-    # and the residual, query, key, value and MLP tensors while the prompt is read.
+    # Also one layer's keys and values, repeated for all heads, for attention that needs them so.
+    kept = 2 * shape.layers * shape.kv_heads * shape.head_dim + 2 * shape.heads * shape.head_dim
+    # The residual, query, key, value and MLP tensors while a prompt is read.
     layer = 4 * shape.heads * shape.head_dim + 4 * shape.hidden + 4 * shape.intermediate
     free, _ = torch.cuda.mem_get_info(device)
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return max(1, int(MEMORY_SHARE * (free + reusable)) // (size * (cache + layer) * tokens))
+    budget = MEMORY_SHARE * (free + reusable) / (size * tokens)
+    read = max(1, int(min(READ_TOKENS / tokens, READING_SHARE * budget / layer)))
+    # Rows that are read have their keys and values twice: as they are made, and where they stay.
+    return max(1, int((budget - read * (layer + kept)) / kept)), read
 
 
 def generate(
@@ -152,18 +153,18 @@ def continued(
     ]
     # Prompts of similar length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
+    answering = _Batch(model, tokenizer, enough)
     while order:
         room = max_new_tokens[order[-1]]
-        rows = batch_rows(model, len(encoded[order[-1]]) + room, batch_tokens)
+        rows, read_at_once = batch_rows(model, len(encoded[order[-1]]) + room, batch_tokens)
         batch, order = order[-rows:], order[:-rows]
         # Rows that generate fewer tokens, or are turned otherwise, wait for another batch.
         kind = kinds[batch[-1]]
         order += [i for i in batch if kinds[i] != kind]
         batch = [i for i in batch if kinds[i] == kind]
         order.sort(key=lambda i: (max_new_tokens[i], len(encoded[i])))
-        _Batch(model, tokenizer, {i: encoded[i] for i in batch}, room, enough).run(
-            answers, progress
-        )
+        prompts = {number: encoded[number] for number in batch}
+        answering.run(prompts, room, read_at_once, answers, progress)
     return answers
 
 
@@ -174,102 +175,48 @@ class _Batch:
         self,
         model: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
-        prompts: dict[int, list[int]],
-        room: int,
         enough: Callable[[int, str], bool] | None,
     ) -> None:
+        stops: Any = model.generation_config.eos_token_id if model.generation_config else None
+        end: Any = tokenizer.eos_token_id
+        self._stops = {end, *(stops if isinstance(stops, list) else [stops])}
         self._model, self._tokenizer, self._enough = model, tokenizer, enough
-        self._prompts, self._room = prompts, room
-        self._device = next(model.parameters()).device
-        self._windows = attention_windows(model.config)
-        self._kinds = getattr(model.config, "layer_types", None)
-        self._eager = str(model.config._attn_implementation).endswith("eager")
-        stops = model.generation_config.eos_token_id if model.generation_config else None
-        ids = [*(stops if isinstance(stops, list) else [stops]), tokenizer.eos_token_id]
-        self._stops = torch.tensor(
-            sorted({i for i in ids if i is not None}), dtype=torch.long, device=self._device
-        )
 
     @torch.no_grad()
-    def run(self, answers: list[str], progress: Meter) -> None:
-        """Answer all rows."""
-        names = list(self._prompts)
-        cache, lengths_b, next_b = self._read()
-        positions_bs = torch.arange(int(lengths_b.max()), device=self._device)
-        positions_bs = positions_bs.expand(len(names), -1).clone()
-        # Keys without a token of their row get a position that no query reaches.
-        positions_bs[positions_bs >= lengths_b[:, None]] = torch.iinfo(torch.long).max
-        written_bt = next_b[:, None]
-        for step in range(1, self._room + 1):
-            last = step == self._room
-            if last or step % LOOK_EVERY == 0:
-                finished = self._finished(names, written_bt, answers, last)
-                progress.advance(sum(finished))
-                stay = [row for row, done in enumerate(finished) if not done]
+    def run(
+        self,
+        prompts: Mapping[int, list[int]],
+        room: int,
+        read_at_once: int,
+        answers: list[str],
+        progress: Meter,
+    ) -> None:
+        """Answer prompts, which have a number each, in `answers`."""
+        from src.evals.decoding import Rows
+
+        rows = Rows(self._model, list(prompts.values()), room, read_at_once)
+        # The prompt of each row that is not finished.
+        numbers: list[int | None] = list(prompts)
+        for step in range(1, room + 1):
+            if step == room or step % LOOK_EVERY == 0:
+                written = rows.written_bn[:, :step].tolist()
+                for row, number in enumerate(numbers):
+                    if number is None:
+                        continue
+                    answers[number], finished = self._answer(number, written[row])
+                    if finished or step == room:
+                        numbers[row] = None
+                        progress.advance()
+                stay = [row for row, number in enumerate(numbers) if number is not None]
                 if not stay:
                     return
-                if len(stay) < len(names):
-                    kept = torch.tensor(stay, device=self._device)
-                    cache.batch_select_indices(kept)
-                    positions_bs, lengths_b = positions_bs[kept], lengths_b[kept]
-                    written_bt = written_bt[kept]
-                    names = [names[row] for row in stay]
-            at_b1 = lengths_b[:, None] + step - 1
-            positions_bs = torch.cat([positions_bs, at_b1], dim=1)
-            logits = self._model(
-                input_ids=written_bt[:, -1:],
-                position_ids=at_b1,
-                attention_mask=self._masks(positions_bs, at_b1),
-                past_key_values=cache,
-                use_cache=True,
-            ).logits
-            written_bt = torch.cat([written_bt, logits[:, -1:].argmax(-1)], dim=1)
+                if rows.keep(stay):
+                    numbers = [numbers[row] for row in stay]
+            rows.step()
 
-    def _read(self) -> tuple[DynamicCache, torch.Tensor, torch.Tensor]:
-        """Read the prompts: their cache, their lengths [b], and the first tokens [b]."""
-        from transformers import DynamicCache
-
-        rows = list(self._prompts.values())
-        lengths_b = torch.tensor([len(row) for row in rows], device=self._device)
-        longest = max(len(row) for row in rows)
-        ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
-        # Without a config the cache keeps all keys of every layer; the masks hold the windows.
-        cache = DynamicCache()
-        split = SplitModel.of(self._model)
-        hidden_bth = split.decoder(
-            input_ids=ids_bt.to(self._device), past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        ends_bh = hidden_bth[torch.arange(len(rows), device=self._device), lengths_b - 1]
-        return cache, lengths_b, split.logits(ends_bh).argmax(-1)
-
-    def _masks(self, keys_bs: torch.Tensor, at_b1: torch.Tensor) -> object:
-        """The keys that each row's next token sees, [b, 1, 1, s]; by kind of layer if needed."""
-
-        def mask(window: int | None) -> torch.Tensor:
-            seen_bs = keys_bs <= at_b1
-            if window is not None:
-                seen_bs &= at_b1 - keys_bs < window
-            seen = seen_bs[:, None, None, :]
-            if not self._eager:
-                return seen
-            # Eager attention adds its mask to the scores.
-            hidden = torch.zeros(seen.shape, dtype=self._model.dtype, device=self._device)
-            return hidden.masked_fill(~seen, torch.finfo(self._model.dtype).min)
-
-        if self._kinds is None or len(set(self._kinds)) == 1:
-            return mask(self._windows[0])
-        return {kind: mask(w) for kind, w in zip(self._kinds, self._windows, strict=True)}
-
-    def _finished(
-        self, names: list[int], written_bt: torch.Tensor, answers: list[str], last: bool
-    ) -> list[bool]:
-        """The rows that need no more tokens; keeps their answers."""
-        finished = []
-        ended_bt = torch.isin(written_bt, self._stops).tolist()
-        for name, ids, ended in zip(names, written_bt.tolist(), ended_bt, strict=True):
-            if stopped := True in ended:
-                ids = ids[: ended.index(True)]
-            (answers[name],) = self._tokenizer.batch_decode([ids], skip_special_tokens=True)
-            enough = self._enough is not None and self._enough(name, answers[name])
-            finished.append(last or stopped or enough)
-        return finished
+    def _answer(self, number: int, ids: list[int]) -> tuple[str, bool]:
+        """The text of a row, and whether it needs no more tokens."""
+        end = next((at for at, token in enumerate(ids) if token in self._stops), len(ids))
+        (text,) = self._tokenizer.batch_decode([ids[:end]], skip_special_tokens=True)
+        finished = end < len(ids) or (self._enough is not None and self._enough(number, text))
+        return text, finished

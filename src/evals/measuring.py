@@ -88,7 +88,7 @@ def _measure(
         return
     from src.evals.harness import TokenBudgetLM
 
-    with candidate.loaded(device=evaluation.device, dtype=evaluation.dtype) as network:
+    with evaluation.loaded(candidate) as network:
         lm = TokenBudgetLM(
             network,
             evaluation.tokenizer,

@@ -306,8 +306,7 @@ def _values(
     cached = evaluation.agreed({name: evaluation.cache.get(key) for name, key in keys.items()})
     missing = [probe for probe in probes if cached[probe.name] is None]
     if missing:
-        device, dtype = evaluation.device, evaluation.dtype
-        with reader.candidate.loaded(device=device, dtype=dtype) as network:
+        with evaluation.loaded(reader.candidate) as network:
             session = Session(reader, network, evaluation)
             for probe in missing:
                 values, error = gathered(probe, session)

@@ -11,9 +11,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
@@ -30,6 +31,7 @@ from src.planning.devices import device_of, dtype_of
 from src.results import ModelRecord, Role, SuiteResults
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
     from src.data import Corpus, DataConfig
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 # In titles of tables, between the name of a figure and its limit of items.
 LIMITED = ", a quick look: limit="
+# Models that take at most this share of a device's memory together stay loaded between suites.
+KEPT_SHARE = 0.1
 # The error of a model that has diverged.
 NOT_FINITE = "the model's logits are not finite: it has diverged, and there is nothing to measure"
 
@@ -124,18 +128,13 @@ class Candidate:
             )
         return files
 
-    @contextmanager
-    def loaded(
-        self, *, device: str, dtype: str, capture: bool = False
-    ) -> Iterator[PreTrainedModel]:
-        """The model on its device, in evaluation mode, freed when the block ends.
+    def load(self, *, device: str, dtype: str, capture: bool) -> PreTrainedModel:
+        """The model on its device, in evaluation mode.
 
         Raises:
             EvaluationError: there are no weights, they are damaged or another model's, or its
                 logits are not finite.
         """
-        import torch
-
         self._weight_files()
         try:
             network = load_model(
@@ -149,14 +148,8 @@ class Candidate:
             # Of this model alone: others go on.
             raise EvaluationError(f"model {self.name!r}: {error}") from error
         network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
-        try:
-            _check_finite(network.eval(), self.name)
-            yield network
-        finally:
-            del network
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+        _check_finite(network.eval(), self.name)
+        return network
 
 
 def _check_finite(network: PreTrainedModel, name: str) -> None:
@@ -172,6 +165,26 @@ def _check_finite(network: PreTrainedModel, name: str) -> None:
         logits = network(ids, use_cache=False).logits
     if not torch.isfinite(logits).all():
         raise EvaluationError(f"model {name!r}: {NOT_FINITE}")
+
+
+def _bytes_of(*networks: PreTrainedModel) -> int:
+    return sum(w.numel() * w.element_size() for each in networks for w in each.parameters())
+
+
+def _memory_of(device: torch.device) -> int:
+    """Bytes that a device has, taken or free."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _free_cached_memory() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _torch_version() -> str:
@@ -193,6 +206,7 @@ class Evaluation:
         cache: results by everything that decides them.
         rank, size: number of this process among those that share the work, and their number. With
             size > 1 torch.distributed is set up; only rank 0's result counts.
+        kept: loaded models, by fingerprint and whether they capture.
     """
 
     candidates: tuple[Candidate, ...]
@@ -202,6 +216,33 @@ class Evaluation:
     cache: ResultCache
     rank: int = 0
     size: int = 1
+    kept: dict[tuple[str, bool], PreTrainedModel] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    @contextmanager
+    def loaded(self, candidate: Candidate, *, capture: bool = False) -> Iterator[PreTrainedModel]:
+        """A candidate's model, kept for the next suite if it is small, freed otherwise.
+
+        Args:
+            candidate: the model.
+            capture: run attention through src.passes.capture, so that q, k and v can be recorded.
+
+        Raises:
+            EvaluationError: as `Candidate.load` does.
+        """
+        key = (candidate.fingerprint, capture)
+        network = self.kept.get(key)
+        if network is None:
+            network = candidate.load(device=self.device, dtype=self.dtype, capture=capture)
+            if _bytes_of(network, *self.kept.values()) <= KEPT_SHARE * _memory_of(network.device):
+                self.kept[key] = network
+        try:
+            yield network
+        finally:
+            del network
+            gc.collect()
+            _free_cached_memory()
 
     @property
     def is_main(self) -> bool:

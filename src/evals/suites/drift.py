@@ -93,7 +93,7 @@ class DriftSuite:
         segments_nt, dataset = self._segments(evaluation)
         with ExitStack() as held:
             # Loaded for the first model that is not cached, and kept for the others.
-            teacher = cache(lambda: held.enter_context(native.loaded(**_where(evaluation))))
+            teacher = cache(lambda: held.enter_context(evaluation.loaded(native, capture=True)))
             models, failures = records_of(
                 others,
                 lambda each: self._model(evaluation, native, teacher, each, segments_nt, dataset),
@@ -157,7 +157,7 @@ class DriftSuite:
         figures = evaluation.cache.get(key)
         if figures is None:
             reference = teacher()
-            with candidate.loaded(**_where(evaluation)) as student:
+            with evaluation.loaded(candidate, capture=True) as student:
                 figures = evaluate(reference, student, segments_nt, self.bins, name=candidate.name)
             evaluation.cache.put(key, figures)
         return DriftModel(**candidate.identity, **figures)
@@ -194,11 +194,6 @@ def _means(model: DriftModel) -> dict[str, float]:
     curves |= {"attention_kl": model.attention_kl, "hidden_cosine": model.hidden_cosine}
     means = {name: sum(v or 0.0 for v in curve) / len(curve) for name, curve in curves.items()}
     return means | {"logit_kl": model.logit_kl or 0.0}
-
-
-def _where(evaluation: Evaluation) -> dict[str, Any]:
-    """How the models are loaded."""
-    return {"device": evaluation.device, "dtype": evaluation.dtype, "capture": True}
 
 
 class Reading:

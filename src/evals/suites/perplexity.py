@@ -143,7 +143,7 @@ class PerplexitySuite:
         )
         nll = evaluation.cache.get(key)
         if nll is None:
-            with candidate.loaded(device=evaluation.device, dtype=evaluation.dtype) as network:
+            with evaluation.loaded(candidate) as network:
                 nll = self.evaluate(network, segments_nt, name=candidate.name)
             evaluation.cache.put(key, nll)
         nll = {int(window): value for window, value in nll.items()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from src.evals import scoring
+from src.evals import scoring, suite
 from src.evals.cache import ResultCache
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler import samples_of
@@ -103,7 +103,7 @@ def test_processes_share_the_items_in_turn(
         results[:] = (given * 2)[:2]
 
     monkeypatch.setattr(distributed, "all_gather_object", exchange)
-    with reader.candidate.loaded(device="cpu", dtype="float32") as network:
+    with evaluation.loaded(reader.candidate) as network:
         session = Session(reader, network, evaluation)
         alone, error = gathered(asked, session)
         assert error is None
@@ -119,3 +119,29 @@ def test_processes_share_the_items_in_turn(
     assert gathered(asked, replace(session, evaluation=replace(evaluation, size=2)))[1] == (
         "out of room"
     )
+
+
+def test_small_models_stay_loaded_from_suite_to_suite(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = suite.load_model
+    loads: list[str] = []
+
+    def counted(model: Any, config: Any, **options: Any) -> Any:
+        loads.append(model.name)
+        return load(model, config, **options)
+
+    monkeypatch.setattr(suite, "load_model", counted)
+    probes = [Probe("one", {}, lambda session: [1])]
+    fresh = replace(evaluation, cache=ResultCache(None), kept={})
+    for name in ("first", "second"):
+        ask(fresh, name, readers_of(fresh, None), probes, {})
+    assert len(loads) == len(fresh.candidates)
+    with fresh.loaded(fresh.candidates[0], capture=True) as captured:
+        assert captured.config._attn_implementation != "sdpa"
+    monkeypatch.setattr(suite, "KEPT_SHARE", 0.0)
+    loads.clear()
+    large = replace(evaluation, cache=ResultCache(None), kept={})
+    for name in ("first", "second"):
+        ask(large, name, readers_of(large, None), probes, {})
+    assert len(loads) == 2 * len(large.candidates)

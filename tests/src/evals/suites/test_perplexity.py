@@ -413,7 +413,7 @@ def test_the_summary_has_the_models_and_the_last_ones_scores() -> None:
 SMALL = PerplexitySuite(windows=(16,), tokens=64, headline=16)
 
 
-def test_models_are_freed_one_after_the_other(
+def test_large_models_are_freed_one_after_the_other(
     run: RunConfig, candidates: list[Candidate], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alive: list[weakref.ref] = []
@@ -426,6 +426,7 @@ def test_models_are_freed_one_after_the_other(
         return network
 
     monkeypatch.setattr(suite, "load_model", watched)
+    monkeypatch.setattr(suite, "KEPT_SHARE", 0.0)
     SMALL.run(evaluation(run, *candidates))
     assert len(alive) == 4
 

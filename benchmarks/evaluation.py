@@ -1,0 +1,245 @@
+"""Seconds of RULER: 13 tasks at each length, loading, reading and answering.
+
+    python -m benchmarks.evaluation                      SmolLM2-135M, 100 samples, 4K and 8K
+    python -m benchmarks.evaluation --before             and by a plain loop, in the same process
+    python -m benchmarks.evaluation --random-weights     without the model's files, texts, tokenizer
+    python -m benchmarks.evaluation --quick              a smoke run: the tiny model
+
+Samples are made before the clock starts. With `--random-weights` there are none: prompts are random
+tokens, as long as the samples of each task, and every answer has all tokens that its task allows,
+which no real model takes longer than; nothing is tokenized.
+
+Rows: `ruler_seconds` by `model`, `T` (the longest length) and `case`. The case `replayed` is the
+evaluation as it is: keys and values of fixed size, tokens replayed from a CUDA graph. `plain` is a
+cache that grows, and tokens that are launched kernel by kernel. `equal_answers` is the share of
+answers that are the same in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import yaml
+from torch import Tensor
+from transformers import DynamicCache
+
+from benchmarks.short_suite import commit_of
+from src.data import DataConfig, PackagedText
+from src.evals import decoding
+from src.evals.cache import ResultCache
+from src.evals.generation import continued
+from src.evals.ruler.tasks import TASKS
+from src.evals.scoring import SplitModel
+from src.evals.suite import Candidate, Evaluation
+from src.evals.suites.ruler import RulerSuite
+from src.models.byte_tokenizer import byte_tokenizer
+from src.models.config import ModelConfig
+from src.planning.devices import uses_cuda
+from src.progress import meter
+from src.run_folder import device_name, versions, write_json
+from src.settings import strict
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULT = ROOT / "benchmarks" / "results" / "evaluation.json"
+# RULER reads no held-out text, but an evaluation has some.
+DATA = DataConfig("moby_dick", {"moby_dick": PackagedText("package", "moby_dick")})
+
+
+class PlainRows:
+    """What `decoding.Rows` does, for models of full attention, without its means."""
+
+    def __init__(
+        self, model: Any, prompts: Sequence[list[int]], room: int, read_at_once: int
+    ) -> None:
+        del room, read_at_once
+        self._model, device = model, model.device
+        longest = max(len(row) for row in prompts)
+        self._lengths_b1 = torch.tensor([[len(row)] for row in prompts], device=device)
+        ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in prompts], device=device)
+        self._cache = DynamicCache()
+        split = SplitModel.of(model)
+        hidden_bth = split.decoder(
+            input_ids=ids_bt, past_key_values=self._cache, use_cache=True
+        ).last_hidden_state
+        ends_bh = hidden_bth[torch.arange(len(prompts), device=device), self._lengths_b1[:, 0] - 1]
+        self.written_bn = split.logits(ends_bh).argmax(-1)[:, None]
+        positions_bs = torch.arange(longest, device=device).expand(len(prompts), -1)
+        self._positions_bs = positions_bs.masked_fill(
+            positions_bs >= self._lengths_b1, torch.iinfo(torch.long).max
+        )
+
+    def step(self) -> None:
+        """Write the next token of every row."""
+        at_b1 = self._lengths_b1 + self.written_bn.shape[1] - 1
+        self._positions_bs = torch.cat([self._positions_bs, at_b1], dim=1)
+        logits: Tensor = self._model(
+            input_ids=self.written_bn[:, -1:],
+            position_ids=at_b1,
+            attention_mask=(self._positions_bs <= at_b1)[:, None, None, :],
+            past_key_values=self._cache,
+            use_cache=True,
+        ).logits
+        self.written_bn = torch.cat([self.written_bn, logits[:, -1:].argmax(-1)], dim=1)
+
+    def keep(self, rows: Sequence[int]) -> bool:
+        """Drop all other rows; returns whether there were any."""
+        if len(rows) == len(self.written_bn):
+            return False
+        chosen = torch.tensor(rows, device=self.written_bn.device)
+        self._cache.batch_select_indices(chosen)
+        for name in ("_positions_bs", "_lengths_b1", "written_bn"):
+            setattr(self, name, getattr(self, name)[chosen])
+        return True
+
+
+def of_samples(evaluation: Evaluation, ruler: RulerSuite) -> Callable[[], list[str]]:
+    """Answers to RULER's samples, which are made first."""
+    if problems := ruler.problems(evaluation):
+        raise SystemExit("\n".join(problems))
+
+    def ask() -> list[str]:
+        outcome = ruler.run(replace(evaluation, kept={}))
+        assert outcome.record is not None
+        if outcome.record.failures:
+            raise SystemExit(str(outcome.record.failures))
+        return [item["answer"] for item in outcome.items]
+
+    return ask
+
+
+def of_random_tokens(
+    evaluation: Evaluation, lengths: Sequence[int], samples: int
+) -> Callable[[], list[str]]:
+    """Answers to random tokens, a batch of samples for each task and length."""
+    tokenizer: Any = byte_tokenizer()
+    tokenizer.eos_token = None
+
+    def tasks() -> Iterator[tuple[list[list[int]], int]]:
+        draw = random.Random(0)
+        for length in lengths:
+            for task in TASKS.values():
+                prompt = length - task.max_new_tokens
+                yield (
+                    [draw.choices(range(256), k=prompt) for _ in range(samples)],
+                    (task.max_new_tokens),
+                )
+
+    asked = list(tasks())
+
+    def ask() -> list[str]:
+        answers: list[str] = []
+        whole = replace(evaluation, kept={})
+        with (
+            whole.loaded(whole.candidates[0]) as network,
+            meter("answering", len(asked) * samples) as progress,
+        ):
+            # Nothing ends an answer.
+            setattr(network, "generation_config", None)  # noqa: B010  # typed as never None
+            for prompts, room in asked:
+                answers += continued(
+                    network,
+                    tokenizer,
+                    prompts,
+                    [room] * samples,
+                    batch_tokens="auto",
+                    enough=None,
+                    progress=progress,
+                )
+        return answers
+
+    return ask
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Rows of all cases."""
+    text = (ROOT / "conf" / "model" / f"{options.model}.yaml").read_text(encoding="utf-8")
+    model = strict.load_plain(ModelConfig, yaml.safe_load(text))
+    if options.random_weights:
+        model = replace(model, random_weights=True)
+    cuda = uses_cuda("auto")
+    evaluation = Evaluation(
+        candidates=(Candidate("native", "native", model),),
+        data=DATA,
+        device="cuda" if cuda else "cpu",
+        dtype=options.dtype or ("bfloat16" if cuda else "float32"),
+        cache=ResultCache(None),
+    )
+    if options.random_weights:
+        ask = of_random_tokens(evaluation, options.lengths, options.samples)
+    else:
+        ask = of_samples(
+            evaluation, RulerSuite(lengths=tuple(options.lengths), samples=options.samples)
+        )
+    about = {
+        "model": options.model,
+        "T": max(options.lengths),
+        "lengths": options.lengths,
+        "samples": options.samples,
+        "dtype": evaluation.dtype,
+        "weights": "random" if options.random_weights else "own",
+    }
+    rows: list[dict[str, Any]] = []
+    answers: dict[str, list[str]] = {}
+    for case in ("replayed", "plain")[: 2 if options.before else 1]:
+        plain = patch.object(decoding, "Rows", PlainRows) if case == "plain" else nullcontext()
+        with plain:
+            started = time.monotonic()
+            answers[case] = ask()
+            seconds = time.monotonic() - started
+        rows.append({"name": "ruler_seconds", "value": seconds, "unit": "s", "case": case, **about})
+        print(rows[-1], flush=True)
+    if options.before:
+        pairs = list(zip(answers["replayed"], answers["plain"], strict=True))
+        share = sum(one == other for one, other in pairs) / len(pairs)
+        rows.append(
+            {"name": "equal_answers", "value": share, "unit": "share", "case": "both", **about}
+        )
+    return rows
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the result file."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--model", default="smollm2_135m", help="a name in conf/model")
+    parser.add_argument("--samples", type=int, default=100, help="of each task and length")
+    parser.add_argument(
+        "--lengths", type=lambda text: [int(n) for n in text.split(",")], default=[4096, 8192]
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"))
+    parser.add_argument("--random-weights", action="store_true", help="download nothing")
+    parser.add_argument("--before", action="store_true", help="time the plain loop too")
+    parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--commit", help="commit of the code, where there is no repository")
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.model, options.samples, options.lengths = "tiny", 2, [256]
+        options.random_weights = options.before = True
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    lengths = ",".join(map(str, options.lengths))
+    flags = [f"--{n.replace('_', '-')}" for n in ("random_weights", "before") if vars(options)[n]]
+    command = f"--model {options.model} --samples {options.samples} --lengths {lengths}"
+    result = {
+        "device": device_name(),
+        "versions": versions(),
+        "commit": commit_of(options.commit),
+        "command": " ".join(["python -m benchmarks.evaluation", command, *flags]),
+        "rows": measured(options),
+    }
+    write_json(options.out, result)
+    print(f"wrote {options.out}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -37,8 +37,8 @@ from src.data import DataConfig, PackagedText
 from src.evals import decoding
 from src.evals.cache import ResultCache
 from src.evals.generation import continued
+from src.evals.losses import SplitModel
 from src.evals.ruler.tasks import TASKS
-from src.evals.scoring import SplitModel
 from src.evals.suite import Candidate, Evaluation
 from src.evals.suites.ruler import RulerSuite
 from src.models.byte_tokenizer import byte_tokenizer

@@ -179,12 +179,12 @@ def train_tiny(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[..., Path]:
     """train_tiny(*overrides) -> the folder of a run made in this process."""
-    from src import train
+    from src.training import start
 
     def run(*overrides: str) -> Path:
         folder = tmp_path_factory.mktemp("runs") / "run"
         settings = compose_run(*tiny_overrides, f"run_dir={folder}", *overrides)
-        return train.train(settings, None)
+        return start.train(settings, None)
 
     return run
 

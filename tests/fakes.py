@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from src import train
 from src.models.adapters import make_trainable
 from src.models.facts import ModelFacts
 from src.models.hf_config import native_config, scaled_config
@@ -22,6 +21,7 @@ from src.multirun.process import Share
 from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
+from src.training import start
 from src.training.engines import Engines
 
 
@@ -139,9 +139,9 @@ class JobsHere:
         task.log.parent.mkdir(parents=True, exist_ok=True)
         try:
             if given[0].startswith("resume="):
-                train.resume(task.run_dir, None)
+                start.resume(task.run_dir, None)
             else:
-                train.train(self._compose_run(*given), None)
+                start.train(self._compose_run(*given), None)
         except ValueError as error:
             task.log.write_text(f"error: {error}\n")
             return EndedJob(2)

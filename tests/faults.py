@@ -95,7 +95,7 @@ FAULTS = (
         "tests/src/test_train.py -k golden",
     ),
     Fault(
-        "src/train.py",
+        "src/training/start.py",
         "if data.fingerprints() != folder.record()",
         "if not data.fingerprints() and folder.record()",
         "tests/src/test_train.py -k other_texts",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from src import train
 from src.settings.config import RunConfig
+from src.training import start
 from tests.conftest import ROOT
 
 EXPERIMENTS = sorted(p.stem for p in (ROOT / "conf" / "experiment").rglob("*.yaml"))
@@ -70,7 +70,7 @@ def test_two_steps_of_the_tiny_model(
         f"run_dir={tmp_path / 'run'}",
         *SHORTER[experiment],
     )
-    folder = train.train(settings, None)
+    folder = start.train(settings, None)
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 * len(settings.recipe.stages)
     for line in lines:

@@ -10,11 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src import train
 from src.models.hf_config import resolved_shape
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
-from src.training import stage
+from src.training import stage, start
 from tests.conftest import ROOT, cut_after, losses
 from tests.test_experiments import MIXTURE, SHORTER
 
@@ -45,7 +44,7 @@ def train_method(
             *SHORTER[experiment],
             *overrides,
         )
-        return train.train(settings, None)
+        return start.train(settings, None)
 
     return run
 
@@ -187,7 +186,7 @@ def test_skipped_positions_are_resumed_to_the_bit(
 ) -> None:
     whole = train_method("longred_c_32k", "budget=16384", "checkpoint.every_steps=1")
     cut = cut_after(whole, "step-3", tmp_path / "cut")
-    train.resume(cut, None)
+    start.resume(cut, None)
     assert losses(cut) == losses(whole)
     one, two = (load_file(f / "export" / "model.safetensors") for f in (whole, cut))
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -207,7 +206,7 @@ def test_a_resumed_run_keeps_the_layers_that_were_chosen(
     )
     cut = cut_after(whole, "step-1", tmp_path / "cut")
     monkeypatch.setattr(stage, "measured_drift", lambda *_: pytest.fail("it was measured again"))
-    train.resume(cut, None)
+    start.resume(cut, None)
     assert losses(cut) == losses(whole)
 
 

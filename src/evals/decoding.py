@@ -26,7 +26,7 @@ from torch import Tensor
 from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
-from src.evals.scoring import SplitModel
+from src.evals.losses import SplitModel
 from src.models.shapes import attention_windows, frequency_class
 
 if TYPE_CHECKING:

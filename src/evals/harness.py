@@ -33,7 +33,7 @@ from lm_eval.models.utils import (
 from torch import Tensor, distributed
 
 from src.evals.generation import continued
-from src.evals.scoring import SplitModel
+from src.evals.losses import SplitModel
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models.shapes import frequency_class
 from src.progress import Meter, meter

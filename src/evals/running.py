@@ -30,7 +30,7 @@ from src.evals.suite import (
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
 from src.models.sources import check_available
-from src.planning.devices import uses_cuda
+from src.planning.devices import gpus, uses_cuda
 from src.results import SuiteResults
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
 from src.settings import strict
@@ -118,9 +118,7 @@ def _processes(settings: EvaluateConfig) -> int:
         return settings.nproc
     if not uses_cuda(settings.device):
         return 1
-    import torch
-
-    return torch.cuda.device_count()
+    return len(gpus())
 
 
 def evaluate_finished(run: RunConfig, folder: RunFolder) -> Evaluated:
@@ -188,7 +186,7 @@ def _check(settings: EvaluateConfig) -> None:
         for other in settings.compare:
             _check_base(run, _exported(Path(other)))
     if settings.device == "cuda" and not uses_cuda("cuda"):
-        raise ConfigError("device: cuda is asked for, but torch sees no GPU; use cpu or auto")
+        raise ConfigError("device: cuda is asked for, but the driver shows no GPU; use cpu or auto")
 
 
 def _check_base(run: RunFolder, other: RunFolder) -> None:

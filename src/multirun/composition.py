@@ -107,8 +107,12 @@ def register() -> None:
     Raises:
         ConfigError: a file has another form than a sweep's file.
     """
+    store = ConfigStore.instance()
+    # Hydra copies the store, with all of its configs, for each group that `--help` lists. Nothing
+    # changes a copy, and the store itself copies a config that it hands out.
+    store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     for name in names():
-        ConfigStore.instance().store(
+        store.store(
             group="sweeps",
             name=name,
             node={"hydra": {"sweeper": {"params": parameters(name)}}},

@@ -21,8 +21,7 @@ from src.planning import plan
 from src.planning.advice import check_fits
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
-from src.training.launch import world_from_environment
-from src.training.run import stoppable
+from src.training.launch import stoppable, world_from_environment
 
 # An exit code is a byte, and shells use those from 126 on.
 MOST_FAILED = 100

@@ -9,12 +9,10 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
-
 from src.multirun import process
 from src.multirun.folder import Task, failure_of
 from src.multirun.process import Share
-from src.planning.devices import uses_cuda
+from src.planning.devices import gpus, uses_cuda
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 
@@ -53,16 +51,16 @@ def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
 
 
 def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
-    gpus = _visible_gpus()
-    wanted = n_jobs or max(1, min(jobs, len(gpus) // each))
-    if wanted * each > len(gpus):
+    visible = _visible_gpus()
+    wanted = n_jobs or max(1, min(jobs, len(visible) // each))
+    if wanted * each > len(visible):
         raise ConfigError(
             f"hydra.launcher.n_jobs: {wanted} jobs at once with launch.nproc={each} need "
-            f"{wanted * each} GPUs, and there are {len(gpus)}"
+            f"{wanted * each} GPUs, and there are {len(visible)}"
         )
     return [
         Share(
-            {"CUDA_VISIBLE_DEVICES": ",".join(gpus[i * each : (i + 1) * each])}
+            {"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])}
             | _threads(len(os.sched_getaffinity(0)) // wanted)
         )
         for i in range(wanted)
@@ -73,7 +71,7 @@ def _visible_gpus() -> list[str]:
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given:
         return given.split(",")
-    return [str(i) for i in range(torch.cuda.device_count())]
+    return [str(i) for i in range(len(gpus()))]
 
 
 def _core_shares(n_jobs: int | None, jobs: int) -> list[Share]:

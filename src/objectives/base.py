@@ -5,13 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-import torch
 from pydantic import ValidationError, ValidatorFunctionWrapHandler
-from torch import Tensor
 
 from src.models.facts import ModelFacts
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class QKV(Protocol):
@@ -84,6 +85,8 @@ class Batch(NamedTuple):
         """Contiguous positions, [b, t], for a model that sees a part of each block; else None."""
         if self.parts == 1:
             return None
+        import torch
+
         b, t = self.input_ids_bt.shape
         device = self.input_ids_bt.device
         return torch.arange(self.first, self.first + t, device=device).repeat(b, 1)

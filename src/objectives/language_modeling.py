@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
-from src.objectives.chunks import summed_by_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,10 @@ class LanguageModeling(Objective):
         Raises:
             ValueError: blocks of fewer than two tokens, which predict nothing.
         """
+        from torch.nn import functional
+
+        from src.objectives.chunks import summed_by_chunks
+
         del teacher, facts
         b, t = batch.input_ids_bt.shape
         if t * batch.parts < 2:

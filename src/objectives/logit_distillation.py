@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
-from src.objectives.chunks import summed_by_chunks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,10 @@ class LogitDistillation(Objective):
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean over the tokens that are compared."""
+        import torch
+
+        from src.objectives.chunks import summed_by_chunks
+
         del batch, facts
         assert teacher is not None
         assert student.hidden_bth is not None
@@ -90,7 +94,9 @@ class LogitDistillation(Objective):
         return kept.flatten(0, 1)[None]
 
     def _log_softmax(self, logits_1cv: Tensor) -> Tensor:
-        wide = torch.float64 if logits_1cv.dtype == torch.float64 else torch.float32
+        import torch
+
+        wide = torch.promote_types(logits_1cv.dtype, torch.float32)
         return (logits_1cv.to(wide) / self.temperature).log_softmax(-1)
 
 
@@ -100,7 +106,7 @@ def _divergence(kind: str, teacher_logp: Tensor, student_logp: Tensor) -> Tensor
         return _kl(teacher_logp, student_logp)
     if kind == "reverse":
         return _kl(student_logp, teacher_logp)
-    middle = torch.logaddexp(teacher_logp, student_logp) - math.log(2.0)
+    middle = teacher_logp.logaddexp(student_logp) - math.log(2.0)
     return 0.5 * (_kl(teacher_logp, middle) + _kl(student_logp, middle))
 
 

@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field, WrapValidator
-from torch import Tensor
-from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs, list_or_word
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Of LLaMA-3-8B's 32, by the public code for 32K.
 _REFERENCE, _REFERENCE_DEPTH = (1, 9, 12, 14, 15, 32), 32
@@ -117,6 +116,8 @@ class LongRed(Objective):
         Metrics: `longred`, the loss, and `longred/by_layer`, the part of each chosen hidden state;
         for the last one alone, `longred_last`.
         """
+        import torch
+
         del batch
         assert teacher is not None
         numbers = self.chosen(facts)
@@ -142,13 +143,17 @@ def _pair(
 def _distance(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
     """Mean of 1 - cosine. Only the inputs are kept; the backward pass computes it again."""
 
+    import torch
+    from torch.nn import functional
+    from torch.utils.checkpoint import checkpoint
+
     def mean(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:
-        wide = torch.float64 if student_bth.dtype == torch.float64 else torch.float32
+        wide = torch.promote_types(student_bth.dtype, torch.float32)
         cosine_bt = functional.cosine_similarity(student_bth.to(wide), teacher_bth.to(wide), dim=-1)
         return 1 - cosine_bt.mean()
 
     value = checkpoint(mean, student_bth, teacher_bth.detach(), use_reentrant=False)
-    assert isinstance(value, Tensor)
+    assert isinstance(value, torch.Tensor)
     return value
 
 

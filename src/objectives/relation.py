@@ -10,16 +10,15 @@ mean-square error of what they give, A V, over the teacher's mean square.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-import torch
 from pydantic import Field, WrapValidator
-from torch import Tensor
-from torch.nn import functional
 
-from kernels.relation_kl import attention_kl, interpreted, relation_kl_set, split_relation_heads
 from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs, list_or_word
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Weight = Annotated[float, Field(ge=0)]
 
@@ -125,7 +124,11 @@ class Relation(Objective):
             ValueError: the settings ask for it.
         """
         del length
-        if self.backend == "triton" and not cuda and not interpreted():
+        if self.backend != "triton" or cuda:
+            return
+        from kernels.relation_kl import interpreted
+
+        if not interpreted():
             raise ValueError(
                 "backend=triton needs a CUDA device (engine.device): use auto, chunked or reference"
             )
@@ -152,6 +155,10 @@ class Relation(Objective):
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
         """The layer's loss, and that of each weighted term in the order qq, kk, vv, qk, av."""
+        import torch
+
+        from kernels.relation_kl import attention_kl, relation_kl_set
+
         assert teacher is not None
         window, scale = facts.windows[layer], facts.scale
         losses: list[Tensor] = []
@@ -200,6 +207,8 @@ class Relation(Objective):
         unweighted, mean over layers (each for a weight above 0), and `relation/by_layer`, the
         weighted loss of each chosen layer.
         """
+        import torch
+
         del batch, teacher
         layers: list[LayerRelations] = [student.layers[i] for i in self.chosen_layers(facts)]
         stacked = torch.stack([layer.loss for layer in layers])
@@ -228,11 +237,15 @@ class Relation(Objective):
         chosen = [tensors[n] for n in names]
         if self.relation_heads is None:
             return chosen
+        from kernels.relation_kl import split_relation_heads
+
         return [split_relation_heads(x, self.relation_heads) for x in chosen]
 
 
 def _output_error(student: QKV, teacher: QKV, window: int | None, scale: float | None) -> Tensor:
     """Mean square of A V's difference over the mean square of the teacher's A V, a scalar."""
+    import torch
+
     with torch.no_grad():
         aim_bhtd = _attention_output(teacher, window, scale)
     made_bhtd = _attention_output(student, window, scale)
@@ -243,6 +256,9 @@ def _output_error(student: QKV, teacher: QKV, window: int | None, scale: float |
 
 def _attention_output(qkv: QKV, window: int | None, scale: float | None) -> Tensor:
     """A V of causal attention, [b, h, t, d]."""
+    import torch
+    from torch.nn import functional
+
     q_bhtd, k_bgtd, v_bgtd = qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd
     tokens = q_bhtd.shape[2]
     if window is None or window >= tokens:

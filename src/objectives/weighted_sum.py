@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from src.models.facts import ModelFacts
 from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

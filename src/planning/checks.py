@@ -10,10 +10,47 @@ from src.models.families import PLAIN_LAYER_FAMILIES
 from src.models.hf_config import scaled_config
 from src.models.rope import NativeRope
 from src.planning.devices import uses_cuda
-from src.settings.config import RunConfig
+from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import positions
 from src.training.schedule import StageSchedule, StreamConfig
+
+# The command to type on every machine, or once if the launcher reaches the others.
+_LAUNCHERS = {
+    "torchrun": "torchrun --nnodes={nodes} --nproc-per-node={nproc} --rdzv-backend=c10d "
+    "--rdzv-endpoint=HOST:29400 -m src.train ...",
+    "deepspeed": "deepspeed --hostfile=HOSTS --num_nodes={nodes} --num_gpus={nproc} "
+    "--module src.train ...",
+    "slurm": "srun --nodes={nodes} --ntasks-per-node={nproc} python -m src.train ...",
+}
+
+
+def check_launch(asked: LaunchConfig, started: int | None, *, dry_run: bool) -> None:
+    """Refuse a run with other ranks than its settings say.
+
+    Args:
+        asked: the settings.
+        started: ranks that a launcher has started, None without one.
+        dry_run: whether only the plan is wanted, which needs no ranks.
+
+    Raises:
+        ConfigError: the launcher of the settings has started no ranks, or another number.
+    """
+    if started is not None and asked.by == "local" and asked.nproc > 1:
+        raise ConfigError(
+            f"launch.nproc: {asked.nproc} ranks are asked for, but a launcher has started "
+            f"{started} already; leave launch.nproc at 1"
+        )
+    if asked.by == "local":
+        return
+    command = _LAUNCHERS[asked.by].format(nodes=asked.nodes, nproc=asked.nproc)
+    if started is None and not dry_run:
+        raise ConfigError(f"launch.by: {asked.by} has not started this process; type {command}")
+    if started not in (None, asked.ranks):
+        raise ConfigError(
+            f"launch: {asked.nodes} x {asked.nproc} ranks are asked for and {started} have been "
+            f"started; set launch.nodes and launch.nproc, or type {command}"
+        )
 
 
 def check(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:

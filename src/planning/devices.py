@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from dataclasses import dataclass, replace
+from functools import cache
+from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,11 +22,7 @@ def dtype_of(name: str) -> torch.dtype:
 
 def uses_cuda(name: str) -> bool:
     """Whether a device setting means GPUs on this machine."""
-    if name == "cpu":
-        return False
-    import torch
-
-    return torch.cuda.is_available()
+    return name != "cpu" and bool(gpus())
 
 
 def device_of(name: str) -> torch.device:
@@ -36,13 +35,11 @@ def device_of(name: str) -> torch.device:
     """
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("engine.device=cuda but torch sees no CUDA device: use engine.device=cpu")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return (
-        torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else torch.device(name)
-    )
+    if uses_cuda(name):
+        return torch.device("cuda", torch.cuda.current_device())
+    if name == "cuda":
+        raise ValueError("engine.device=cuda, but the driver shows no GPU: use engine.device=cpu")
+    return torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -76,6 +73,31 @@ class DeviceFacts:
         return 0.93 * self.memory
 
 
+@cache
+def gpus() -> tuple[DeviceFacts, ...]:
+    """Names and memories of the GPUs that this process may use, asked of NVIDIA's driver.
+
+    torch answers the same, but takes seconds to load, and a plan needs nothing else of it.
+    """
+    if metadata.version("torch").endswith("+cpu"):
+        return ()
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return ()
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
+        return ()
+    found = []
+    for index in range(count.value):
+        name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
+        driver.cuDeviceGet(ctypes.byref(handle), index)
+        driver.cuDeviceGetName(name, len(name), handle)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+        found.append(DeviceFacts(name.value.decode(), memory.value))
+    return tuple(found)
+
+
 # From the makers' data sheets (SXM parts, dense rates); memory as the driver reports it.
 ACCELERATORS = {
     "a100": DeviceFacts("NVIDIA A100 80GB", int(79.2 * 2**30), 312e12, 2.04e12, 3e11),
@@ -96,13 +118,11 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
         local_ranks: ranks that share the machine: each has its own GPU, but a part of a CPU.
     """
     if uses_cuda(device):
-        import torch
-
-        properties = torch.cuda.get_device_properties(0)
+        gpu = gpus()[0]
         for kind, facts in ACCELERATORS.items():
-            if kind in properties.name.lower():
-                return replace(facts, name=properties.name, memory=properties.total_memory)
-        return DeviceFacts(properties.name, properties.total_memory)
+            if kind in gpu.name.lower():
+                return replace(facts, name=gpu.name, memory=gpu.memory)
+        return gpu
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     cores = os.cpu_count() or 1
     return DeviceFacts(

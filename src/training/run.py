@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, distributed
@@ -30,15 +27,11 @@ from src.training.loop import StepRecord
 from src.training.schedule import StageSchedule
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    pass
 
 
 class FrozenTeacherError(RuntimeError):
     """The teacher's weights changed during training."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """The process was asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +80,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     tracker: tracking.Tracker = tracking.NullTracker()
     succeeded = False
     try:
-        with stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
+        with launch.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
             run = _Run(config, folder, world, tracker)
@@ -115,21 +108,6 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         raise
     finally:
         tracker.finish(succeeded=succeeded)
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside the block, SIGTERM acts as Ctrl-C does, so that the run's record is written."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise Interrupted
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _hand_over(

@@ -16,14 +16,15 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src import train
 from src.models.hf_config import native_config
 from src.models.loading import load_model
 from src.planning import plan
+from src.planning.checks import check_launch
 from src.planning.devices import DeviceFacts
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
+from src.training import start
 from src.training.checkpoint import CheckpointError
 from src.training.launch import World
 from tests.conftest import ROOT, kill_when, losses
@@ -344,7 +345,7 @@ def test_a_stage_trains_what_it_is_told(
         "parameters@recipe.stages.ard.parameters=full",
         "parameters@recipe.stages.cpt.parameters=lora",
     )
-    train.train(run, None)
+    start.train(run, None)
     stages = RunFolder(folder).config()["recipe"]["stages"]
     assert list(stages) == ["ard", "cpt"]
     assert stages["ard"]["parameters"] == {"type": "full"}
@@ -371,10 +372,10 @@ def test_a_rerun_without_a_checkpoint_starts_anew(
     settings = compose_run(*tiny_overrides, f"run_dir={folder}")
     RunFolder.create(folder, config={}, record={"run_id": "old"})
     (folder / "metrics.jsonl").write_text('{"step": 1, "loss/total": 9}\n')
-    train.train(settings, None)
+    start.train(settings, None)
     assert len(losses(folder)) == 6
     with pytest.raises(RunFolderError, match="holds a run with checkpoints: go on with resume="):
-        train.train(settings, None)
+        start.train(settings, None)
 
 
 @pytest.mark.integration
@@ -417,7 +418,7 @@ def test_offloading_without_a_compiler_is_refused(
     offloaded = ("engine.student.zero_stage=1", "engine.student.offload_optimizer=true")
     settings = compose_run(*tiny_overrides, *offloaded, f"run_dir={tmp_path / 'run'}")
     with pytest.raises(ConfigError, match=r"offload_optimizer: .* compiler no-such-compiler can"):
-        train.train(settings, None)
+        start.train(settings, None)
     assert not (tmp_path / "run").exists()
 
 
@@ -430,7 +431,7 @@ def test_resume_on_other_texts_is_refused(baseline: Path, prose: Path, tmp_path:
     first = min(path for path in texts.iterdir() if not path.name.startswith("held"))
     first.write_text(first.read_text() + " one more word")
     with pytest.raises(ConfigError, match=r"data: the texts .* no longer those that .*/run began"):
-        train.resume(folder, None)
+        start.resume(folder, None)
     assert json.loads((folder / "run.json").read_text())["state"] == "running"
 
 
@@ -455,7 +456,7 @@ def test_resume_on_other_ranks_is_refused(baseline: Path, tmp_path: Path) -> Non
     folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
     folder.update(state="interrupted")
     with pytest.raises(CheckpointError, match=r"step-6 was written by 1 ranks .* read by 2"):
-        train.resume(folder.path, World(rank=0, local_rank=0, size=2))
+        start.resume(folder.path, World(rank=0, local_rank=0, size=2))
     assert folder.record()["state"] == "interrupted"
 
 
@@ -464,7 +465,7 @@ def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Pat
     folder.update(state="interrupted")
     (folder.checkpoints / "step-6" / "position.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"step-6/position\.json cannot be read: .*; remove"):
-        train.resume(folder.path, None)
+        start.resume(folder.path, None)
 
 
 @pytest.mark.parametrize(
@@ -535,7 +536,7 @@ def test_a_folder_that_is_no_run_is_refused(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(RunFolderError, match="is not empty and holds no run"):
-        train.train(compose_run(*tiny_overrides, f"run_dir={tmp_path}"), None)
+        start.train(compose_run(*tiny_overrides, f"run_dir={tmp_path}"), None)
     assert (tmp_path / "thesis.tex").read_text() == "precious"
 
 
@@ -544,10 +545,10 @@ def test_a_folder_that_is_being_run_is_left_alone(
 ) -> None:
     folder = tmp_path / "run"
     settings = compose_run(*tiny_overrides, f"run_dir={folder}")
-    with train._held(folder):
+    with start._held(folder):
         RunFolder.create(folder, config={}, record={"run_id": "live"})
         with pytest.raises(RunFolderError, match="is being run by another process"):
-            train.train(settings, None)
+            start.train(settings, None)
     assert RunFolder(folder).record()["run_id"] == "live"
 
 
@@ -555,11 +556,11 @@ def test_a_folder_that_is_being_run_is_left_alone(
 def test_a_launcher_that_has_not_started_this_process_is_named(by: str) -> None:
     asked = LaunchConfig(by, nproc=4, nodes=2)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=rf"launch\.by: {by} has not .* type \w+ .*2.*4.*train"):
-        train._check_launch(asked, None, dry_run=False)
-    train._check_launch(asked, None, dry_run=True)
-    train._check_launch(asked, World(0, 0, 8), dry_run=False)
+        check_launch(asked, None, dry_run=False)
+    check_launch(asked, None, dry_run=True)
+    check_launch(asked, 8, dry_run=False)
     with pytest.raises(ConfigError, match=r"2 x 4 ranks are asked for and 2 have been started"):
-        train._check_launch(asked, World(0, 0, 2), dry_run=False)
+        check_launch(asked, 2, dry_run=False)
 
 
 def test_several_machines_need_a_launcher(compose_run: Callable[..., RunConfig]) -> None:
@@ -589,23 +590,24 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_made(
     )
     folder = tmp_path / "run"
     with pytest.raises(ConfigError, match=r"stage \w+ needs .* allow_oversubscribe=true"):
-        train.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
+        start.train(compose_run(*tiny_overrides, f"run_dir={folder}"), None)
     assert not folder.exists()
-    train.train(compose_run(*tiny_overrides, f"run_dir={folder}", "allow_oversubscribe=true"), None)
+    start.train(compose_run(*tiny_overrides, f"run_dir={folder}", "allow_oversubscribe=true"), None)
     assert RunFolder(folder).record()["state"] == "finished"
 
 
 def test_more_ranks_than_gpus_are_refused(
     compose_run: Callable[..., RunConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    one = (DeviceFacts("a GPU", 2**40),)
+    monkeypatch.setattr("src.planning.devices.gpus", lambda: one)
+    monkeypatch.setattr("src.training.start.gpus", lambda: one)
     with pytest.raises(ConfigError, match=r"launch\.nproc: 2 ranks .* has 1"):
-        train._preflight(compose_run("model=tiny", "launch.nproc=2"))
+        start._preflight(compose_run("model=tiny", "launch.nproc=2"))
 
 
 def test_settings_for_cuda_without_a_gpu_are_refused(compose_run: Callable[..., RunConfig]) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     with pytest.raises(ConfigError, match=r"engine\.device"):
-        train._preflight(compose_run("model=tiny", "engine.device=cuda"))
+        start._preflight(compose_run("model=tiny", "engine.device=cuda"))

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Literal
 
 from src.evals import retrieval
-from src.evals.generation import generate
 from src.evals.ruler.matching import score
 from src.evals.ruler.sample import Sample, dump
 from src.evals.scoring import Probe, Session, Values
@@ -34,6 +33,8 @@ def _values(
     batch_tokens: int | Literal["auto"],
     session: Session,
 ) -> list[dict[str, Any]]:
+    from src.evals.generation import generate
+
     asked: list[Sample] = session.share(samples)
     reader, tokenizer = session.reader, session.evaluation.tokenizer
     if reader.retrieval is not None:

@@ -20,7 +20,7 @@ from pydantic import Field
 from src.evals import packaged
 from src.evals.restoration import UNKNOWN_ERROR, Answers, Restoration, TaskFacts
 from src.evals.retrieval import RetrievalConfig, retrieve
-from src.evals.scoring import Count, Probe, Session, ask, choice_nll, made, readers_of
+from src.evals.scoring import Count, Probe, Session, ask, made, readers_of
 from src.evals.suite import LIMITED, Evaluation, EvaluationError, Outcome, ResultTable
 from src.progress import meter
 from src.results import PapersResults
@@ -190,6 +190,8 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
     Raises:
         EvaluationError: the window is too short for a question.
     """
+    from src.evals.losses import choice_nll
+
     reader, tokenizer = session.reader, session.evaluation.tokenizer
     values = []
     asked = session.share(questions)

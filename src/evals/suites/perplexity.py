@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field
 
-from src.evals.scoring import Count, cache_key, spread_segments, token_losses
+from src.evals.scoring import Count, cache_key, spread_segments
 from src.evals.suite import (
     NOT_FINITE,
     Candidate,
@@ -231,6 +230,10 @@ def negative_log_likelihood(
     Raises:
         EvaluationError: the mean is not finite.
     """
+    import torch
+
+    from src.evals.losses import token_losses
+
     device = next(model.parameters()).device
     n, t = windows_nt.shape
     rows = max(1, batch_tokens // t)

@@ -19,7 +19,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from src.evals.scoring import (
@@ -32,7 +31,6 @@ from src.evals.scoring import (
     made,
     readers_of,
     spread_segments,
-    token_losses,
 )
 from src.evals.suite import (
     LIMITED,
@@ -270,6 +268,10 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
     Raises:
         EvaluationError: a value is not finite.
     """
+    import torch
+
+    from src.evals.losses import token_losses
+
     assert 0 < last < ids_bt.shape[1]
     ids = torch.from_numpy(ids_bt).to(next(model.parameters()).device)
     parts = list(token_losses(model, ids, last, reduction="none"))

@@ -15,8 +15,8 @@ from lm_eval.models.huggingface import HFLM
 from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.harness import TokenBudgetLM
+from src.evals.losses import SplitModel
 from src.evals.measuring import run_task
-from src.evals.scoring import SplitModel
 from src.evals.suite import EvaluationError
 from src.evals.tasks import definition, definitions
 from src.models.byte_tokenizer import byte_tokenizer

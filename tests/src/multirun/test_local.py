@@ -26,7 +26,7 @@ def on_cpu(compose_run: Compose) -> list[RunConfig]:
 def on_gpu(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """Jobs of two ranks each on a machine with eight GPUs."""
     monkeypatch.setattr("src.multirun.local.uses_cuda", lambda name: name != "cpu")
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.setattr("src.multirun.local.gpus", lambda: [None] * 8)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     return [compose_run("model=tiny", "launch.nproc=2")] * 6
 

@@ -165,7 +165,7 @@ def test_a_budget_replaces_tokens_and_null_lets_them_stand(
 def test_the_resolved_config_says_what_was_decided_and_loads_again(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    from src.train import _plain
+    from src.training.start import _plain
 
     run = compose_run("+experiment=longred_c_32k", "model=llama3_8b", "budget=1000003")
     plain = _plain(run)

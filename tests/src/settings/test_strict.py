@@ -96,7 +96,7 @@ def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> 
 
 
 def test_a_run_folders_config_is_accepted_again(compose_run: Callable[..., RunConfig]) -> None:
-    from src.train import _plain
+    from src.training.start import _plain
 
     run = compose_run(BASE)
     assert strict.load_plain(RunConfig, _plain(run)) == run

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from src import train
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
-from src.training import launch
+from src.training import launch, start
 from src.training.launch import LaunchError, World, world_from_environment
 from tests.conftest import ended, kill_when, losses
 
@@ -267,7 +266,7 @@ def test_a_rank_that_a_launcher_starts_makes_a_run(
 ) -> None:
     """It is the only one here; `test_stopped_ranks_go_on_under_torchrun_...` has two."""
     by_torchrun = ["launch=torchrun", f"run_dir={tmp_path / 'run'}"]
-    path = train.train(compose_run(*tiny_overrides, DEEP, *by_torchrun), World())
+    path = start.train(compose_run(*tiny_overrides, DEEP, *by_torchrun), World())
     assert RunFolder(path).record()["state"] == "finished"
     assert losses(path) == losses(one)
 

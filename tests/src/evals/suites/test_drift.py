@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from src.evals.divergence import RELATIONS, evaluate
 from src.evals.suite import Candidate, Evaluation, EvaluationError
-from src.evals.suites.drift import RELATIONS, DriftSuite, evaluate
+from src.evals.suites.drift import DriftSuite
 from src.passes.capture import attention_name
 from src.results import DriftResults, parse
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from src.evals.losses import choice_nll
 from src.evals.retrieval import RetrievalConfig
-from src.evals.scoring import Reader, Session, choice_nll
+from src.evals.scoring import Reader, Session
 from src.evals.suite import Evaluation, EvaluationError
 from src.evals.suites import papers
 from src.evals.suites.papers import (

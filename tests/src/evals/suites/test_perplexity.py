@@ -19,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from src.evals import scoring, suite
+from src.evals import losses, suite
 from src.evals.cache import ResultCache
 from src.evals.scoring import spread_segments
 from src.evals.suite import Candidate, Evaluation, EvaluationError
@@ -99,7 +99,7 @@ def test_batches_and_chunks_change_nothing(
     network: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, batch_tokens: int, head_chunk: int
 ) -> None:
     windows_nt = draw((5, 12))
-    monkeypatch.setattr(scoring, "_HEAD_CHUNK", head_chunk)
+    monkeypatch.setattr(losses, "_HEAD_CHUNK", head_chunk)
     nll = negative_log_likelihood(network, windows_nt, batch_tokens=batch_tokens, name="")
     assert nll == pytest.approx(np.mean(own_loss(network, windows_nt)), rel=1e-5)
 

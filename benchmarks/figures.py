@@ -17,16 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import long_suite, methods
-from src.report.charts import (
-    DASHES,
-    GRAY,
-    LIGHT_GRAY,
-    Axis,
-    Chart,
-    Point,
-    Series,
-    token_ticks,
-)
+from src.report.charts import DASHES, GRAY, LIGHT_GRAY, Axis, Chart, Point, Series, token_ticks
 from src.report.figures.windows import perplexity_chart
 from src.report.tables import Cell, Column, Row, Section, Table, markdown
 from src.report.to_matplotlib import pictures
@@ -40,8 +31,7 @@ LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (7.6, 4.2)  # inches
 
-Picture = tuple[Chart, str]
-"""A chart and its title."""
+Picture = tuple[Chart, str]  # a chart and its title
 Rows = dict[str, list[Mapping[str, Any]]]
 
 

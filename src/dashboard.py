@@ -26,9 +26,9 @@ from src import command, tracking
 from src.models.config import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
-from src.report.groups import ReportData
+from src.report.files import read_results
 from src.report.page import write_page
-from src.report.performance import read_results
+from src.report.panels import PageContext
 from src.report.runs import ReportError, Run, count_corrupt, read_runs
 from src.report.runs_table import run_notes, runs_table
 from src.report.server import LiveReport, serve
@@ -97,34 +97,33 @@ def show(settings: DashboardConfig) -> None:
     if settings.target == "wandb":
         print(*tracking.publish_report(settings.project, settings.entity), sep="\n")
         return
+    benchmarks, outputs = Path(settings.benchmarks), Path(settings.outputs)
     if settings.serve:
-        report = LiveReport(
-            Path(settings.outputs),
-            Path(settings.benchmarks),
-            refresh_seconds=settings.refresh_seconds,
-            window=settings.window,
-        )
+        every = settings.refresh_seconds
+        report = LiveReport(outputs, benchmarks, refresh_seconds=every, window=settings.window)
         serve(report, settings.port)
         return
-    runs = _chosen(read_runs(Path(settings.outputs)), settings.only)
+    context = PageContext(
+        runs=tuple(_chosen(read_runs(outputs), settings.only)),
+        window=settings.window,
+        results=tuple(read_results(benchmarks)),
+        target=Path(settings.target_path),
+    )
+    runs = context.runs
+    count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {count_corrupt(runs)} corrupt"
     if settings.compare:
         first, second = (find_run(runs, name) for name in settings.compare)
         widen(Console()).print(*compare_tables(first, second), sep="\n")
     elif settings.view == "table":
         table = runs_table(runs, settings.window)
         widen(Console()).print(terminal(table), *run_notes(runs), sep="\n")
-        print(_count(runs))
+        print(count)
     elif settings.export:
-        results = tuple(read_results(Path(settings.benchmarks)))
-        data = ReportData(runs=tuple(runs), window=settings.window, results=results)
         folder = Path(settings.export_path)
-        files = paper.export(data, folder, formats=settings.export_formats)
-        print(f"{folder}: {len(files)} files from {_count(runs)}")
+        files = paper.export(context, folder, formats=settings.export_formats)
+        print(f"{folder}: {len(files)} files from {count}")
     else:
-        results = read_results(Path(settings.benchmarks))
-        target = Path(settings.target_path)
-        path = write_page(runs, target, window=settings.window, results=results)
-        print(f"{path}: {_count(runs)}")
+        print(f"{write_page(context)}: {count}")
 
 
 def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
@@ -151,10 +150,6 @@ def _matching(runs: list[Run], key: str, value: str | None, of: Callable[[Run], 
         there = sorted({of(run) for run in runs} - {""})
         raise ReportError(f"{key}={value}: no run has it; there are {', '.join(there) or 'none'}")
     return found
-
-
-def _count(runs: Sequence[Run]) -> str:
-    return f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {count_corrupt(runs)} corrupt"
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="dashboard")

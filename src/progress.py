@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -62,21 +62,10 @@ class Meter:
             line += f"/{self._total} | {elapsed:.0f} s so far, {left:.0f} s left"
         return f"{line} | {note}" if note else line
 
-    def _start(self) -> None:
-        if self._bar is not None:
-            self._bar.start()
-
-    def _stop(self) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
 
 @contextmanager
 def meter(name: str, total: int | None, *, done: int = 0, quiet: bool = False) -> Iterator[Meter]:
     """A meter that is shown inside the block."""
     shown = Meter(name, total, done=done, quiet=quiet)
-    shown._start()
-    try:
+    with shown._bar or nullcontext():
         yield shown
-    finally:
-        shown._stop()

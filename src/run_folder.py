@@ -58,17 +58,16 @@ def versions() -> dict[str, str]:
 
 def git_state(root: Path) -> dict[str, Any]:
     """The commit of the code, and whether files differ from it; None where git cannot tell."""
-    if shutil.which("git") is None:
-        return {"git_commit": None, "git_dirty": None}
-    head = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
-    if head.returncode:
-        return {"git_commit": None, "git_dirty": None}
-    changed = subprocess.run(
-        ["git", "status", "--porcelain"], cwd=root, capture_output=True, text=True, check=False
-    )
-    return {"git_commit": head.stdout.strip(), "git_dirty": bool(changed.stdout.strip())}
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(
+            ["git", *arguments], cwd=root, capture_output=True, text=True, check=False
+        )
+        return None if done.returncode else done.stdout.strip()
+
+    head = git("rev-parse", "HEAD") if shutil.which("git") else None
+    changes = None if head is None else git("status", "--porcelain")
+    return {"git_commit": head, "git_dirty": None if changes is None else bool(changes)}
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -79,48 +78,36 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: it has its old content or its new one, even after a crash."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 class RunFolder:
-    """A run's folder and the record it holds."""
+    """A run's folder and the record it holds.
+
+    Attributes:
+        config_file: the resolved config.
+        record_file: state, seed, commit, versions, device, tokens, seconds.
+        metrics_file: one object for each logged step.
+        checkpoints: the folder of the complete checkpoints, `step-N`.
+        logs: output of ranks other than 0.
+        evals: results by suite.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    @property
-    def config_file(self) -> Path:
-        """The resolved config."""
-        return self.path / "config.yaml"
-
-    @property
-    def record_file(self) -> Path:
-        """State, seed, commit, versions, device, tokens, seconds."""
-        return self.path / "run.json"
-
-    @property
-    def metrics_file(self) -> Path:
-        """One object for each logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of the step-N folders, which are complete."""
-        return self.path / "checkpoints"
-
-    @property
-    def logs(self) -> Path:
-        """Output of ranks other than 0."""
-        return self.path / "logs"
-
-    @property
-    def evals(self) -> Path:
-        """Results by suite."""
-        return self.path / "evals"
+        self.config_file = path / "config.yaml"
+        self.record_file = path / "run.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.checkpoints = path / "checkpoints"
+        self.logs = path / "logs"
+        self.evals = path / "evals"
 
     def export(self, stage: str | None = None) -> Path:
         """The final model, or the one an earlier stage ended with."""
@@ -143,23 +130,9 @@ class RunFolder:
         if path.exists():
             _clear(folder)
         path.mkdir(parents=True, exist_ok=True)
-        started = _now()
-        write_json(
-            folder.record_file,
-            {
-                "schema": SCHEMA,
-                "state": "running",
-                "error": None,
-                "started_at": started,
-                "updated_at": started,
-                "finished_at": None,
-                "seconds": 0.0,
-                "tokens": 0,
-                "step": 0,
-                "stages": [],
-                **record,
-            },
-        )
+        start = {"schema": SCHEMA, "state": "running", "error": None, "started_at": _now()}
+        start |= {"updated_at": start["started_at"], "finished_at": None, "seconds": 0.0}
+        write_json(folder.record_file, {**start, "tokens": 0, "step": 0, "stages": [], **record})
         # Written second: a start that is cut off in between still counts as one that starts anew.
         folder.config_file.write_text(
             yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
@@ -224,9 +197,7 @@ class RunFolder:
         if not self.metrics_file.is_file():
             return
         kept = [line for entry, line in self._metric_lines() if entry["step"] <= step]
-        partial = self.metrics_file.with_name(".metrics.jsonl.partial")
-        partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
-        partial.replace(self.metrics_file)
+        write_whole(self.metrics_file, "".join(f"{line}\n" for line in kept).encode())
 
     def metrics(self) -> list[dict[str, Any]]:
         """All complete lines of metrics.jsonl."""

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+    from wandb import Run
     from wandb_workspaces.reports.v2.interface import Report
     from wandb_workspaces.workspaces.interface import Workspace
 
@@ -42,128 +43,69 @@ class TrackingConfig:
     artifact: Literal["none", "export"] = "none"
 
 
-class Tracker(Protocol):
-    """Receives a run's figures, which its folder also holds."""
+class Tracker:
+    """Receives a run's figures, which its folder also holds.
+
+    This one records nothing: it serves `tracking=none`, and ranks other than 0.
+    """
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        """Record scalars at an optimizer step."""
-        ...
+        """Record the metrics of an optimizer step; a list becomes one scalar for each element."""
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         """Set final values of the run."""
-        ...
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Record a table of results."""
-        ...
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record plots by name."""
-        ...
+        """Record interactive plots by name."""
 
     def log_model(self, folder: Path, *, name: str) -> None:
-        """Make an artifact of an exported model, if the config says so."""
-        ...
+        """Make an artifact of an exported model, with `tracking.artifact=export`."""
 
     def finish(self, *, succeeded: bool) -> None:
-        """Close the run."""
-        ...
+        """Close the run; print how to send an offline run."""
 
 
-class NullTracker:
-    """Records nothing. For `tracking=none`, and for ranks other than 0."""
-
-    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        """Do nothing."""
-
-    def summarize(self, values: Mapping[str, Any]) -> None:
-        """Do nothing."""
-
-    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Do nothing."""
-
-    def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Do nothing."""
-
-    def log_model(self, folder: Path, *, name: str) -> None:
-        """Do nothing."""
-
-    def finish(self, *, succeeded: bool) -> None:
-        """Do nothing."""
-
-
-class WandbTracker:
+class WandbTracker(Tracker):
     """One W&B run. It has the id of the run folder, so a resumed job goes on in the same run."""
 
-    def __init__(
-        self,
-        config: TrackingConfig,
-        *,
-        run_dir: Path,
-        run_id: str,
-        name: str,
-        job_type: str,
-        tags: Sequence[str],
-        settings: Mapping[str, Any],
-    ) -> None:
-        import wandb
-
-        self._wandb = wandb
-        self._config = config
-        self._run_dir = run_dir
-        self._run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            id=run_id,
-            name=name,
-            job_type=job_type,
-            tags=list(tags),
-            config=flattened(settings),
-            dir=str(run_dir),
-            mode="online" if config.mode == "online" else "offline",
-            resume="allow" if config.mode == "online" else None,
-            settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
-        )
-        for axis in X_AXES:
-            self._run.define_metric(axis)
-        self._run.define_metric("*", step_metric=X_AXES[0])
+    def __init__(self, config: TrackingConfig, run: Run, run_dir: Path) -> None:
+        self._config, self._run, self._run_dir = config, run, run_dir
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        """Record scalars; a list becomes one scalar for each element."""
         flat: dict[str, Any] = {}
         for key, value in metrics.items():
             if isinstance(value, list):
-                flat.update({f"{key}/{i}": v for i, v in enumerate(value)})
+                flat |= {f"{key}/{i}": element for i, element in enumerate(value)}
             else:
                 flat[key] = value
         self._run.log(flat, step=step)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
-        """Set summary values."""
         self._run.summary.update(dict(values))
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Record a W&B table."""
-        self._run.log(
-            {name: self._wandb.Table(columns=list(columns), data=[list(r) for r in rows])}
-        )
+        import wandb
+
+        self._run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
-        """Record interactive plots."""
+        import wandb
+
         if figures:
-            self._run.log({name: self._wandb.Plotly(figure) for name, figure in figures.items()})
+            self._run.log({name: wandb.Plotly(figure) for name, figure in figures.items()})
 
     def log_model(self, folder: Path, *, name: str) -> None:
-        """Make an artifact of type `model` of the folder, with `tracking.artifact=export`."""
-        if self._config.artifact == "none":
-            return
-        artifact = self._wandb.Artifact(name, type="model")
-        artifact.add_dir(str(folder), policy="immutable")  # not copied a second time
-        self._run.log_artifact(artifact)
+        import wandb
+
+        if self._config.artifact == "export":
+            artifact = wandb.Artifact(name, type="model")
+            artifact.add_dir(str(folder), policy="immutable")  # not copied a second time
+            self._run.log_artifact(artifact)
 
     def finish(self, *, succeeded: bool) -> None:
-        """Close the run with exit code 0 or 1; print how to send an offline run."""
         self._run.finish(exit_code=0 if succeeded else 1)
         if self._config.mode == "offline":
             print(sync_hint(str(self._run_dir)))
@@ -181,16 +123,27 @@ def start(
 ) -> Tracker:
     """The tracker of the config."""
     if config.mode == "disabled":
-        return NullTracker()
-    return WandbTracker(
-        config,
-        run_dir=run_dir,
-        run_id=run_id,
+        return Tracker()
+    import wandb
+
+    run = wandb.init(
+        project=config.project,
+        entity=config.entity,
+        group=config.group,
+        id=run_id,
         name=name,
         job_type=job_type,
-        tags=tags,
-        settings=settings,
+        tags=list(tags),
+        config=flattened(settings),
+        dir=str(run_dir),
+        mode=config.mode,
+        resume="allow" if config.mode == "online" else None,
+        settings=wandb.Settings(silent=True, console="off", disable_git=True, save_code=False),
     )
+    for axis in X_AXES:
+        run.define_metric(axis)
+    run.define_metric("*", step_metric=X_AXES[0])
+    return WandbTracker(config, run, run_dir)
 
 
 def flattened(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,9 +19,7 @@ _HEADER = """\
 def export(name: str, arguments: Sequence[str]) -> str:
     """The text of a W&B sweep's YAML file: a grid over the values of `sweeps/NAME.yaml`.
 
-    Args:
-        name: of the file.
-        arguments: more overrides; one on a swept key replaces its values.
+    `arguments` are more overrides; one on a swept key replaces its values.
 
     Raises:
         ConfigError: there is no such sweep, or an override belongs to the command that runs one.

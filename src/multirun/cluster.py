@@ -21,16 +21,8 @@ from src.multirun.local import Outcome, outcome
 from src.multirun.process import Share
 
 # What the two executors share keeps its name, other settings get the executor's.
-_COMMON = {
-    "timeout_min",
-    "cpus_per_task",
-    "gpus_per_node",
-    "tasks_per_node",
-    "mem_gb",
-    "nodes",
-    "name",
-    "stderr_to_stdout",
-}
+_COMMON = {"timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node"}
+_COMMON |= {"mem_gb", "nodes", "name", "stderr_to_stdout"}
 _POLL = {"local": 0.5, "slurm": 10.0}
 
 

@@ -7,7 +7,7 @@ a key that the file sweeps replaces its values.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,6 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src import command
 from src.multirun.identity import identity
+from src.planning.plan import Plan
 from src.settings import loading
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -43,21 +44,15 @@ _SLURM = ("hydra/launcher=submitit_slurm", "hydra/launcher=slurm")
 
 @dataclass(frozen=True)
 class Job:
-    """One combination of the swept values.
+    """One combination of the swept values."""
 
-    Attributes:
-        number: from 1, in the order of the command.
-        overrides: all that compose it.
-        swept: those in which it differs from the other jobs.
-        settings: its config; None if it was refused.
-        refusal: why it cannot run; None if it can.
-    """
-
-    number: int
-    overrides: tuple[str, ...]
-    swept: tuple[str, ...]
-    settings: RunConfig | None
-    refusal: str | None
+    number: int  # from 1, in the order of the command
+    overrides: tuple[str, ...]  # all that compose it
+    swept: tuple[str, ...]  # those in which it differs from the other jobs
+    settings: RunConfig | None = None  # None if its config was refused
+    refusal: str | None = None  # why it cannot run; None if it can
+    plan: Plan | None = None  # its cost, once it is planned
+    state: str | None = None  # its state so far; None if it was not looked up
 
     @property
     def label(self) -> str:
@@ -73,27 +68,26 @@ class Job:
 
 @dataclass(frozen=True)
 class Sweep:
-    """All jobs of a command.
+    """All jobs of a command."""
 
-    Attributes:
-        name: of its file, or `multirun`.
-        arguments: overrides as typed.
-        jobs: in order; equal jobs appear once.
-        launcher: the composed `hydra.launcher`.
-        notes: lines about what the user may not expect.
-        dry_run: only the plan is printed.
-        resume: only jobs that are not finished run.
-        folder: `run_dir` of the command.
-    """
+    name: str  # of its file, or `multirun`
+    arguments: tuple[str, ...]  # overrides as typed
+    jobs: tuple[Job, ...]  # in order; equal jobs appear once
+    launcher: Mapping[str, Any]  # the composed `hydra.launcher`
+    notes: tuple[str, ...]  # lines about what the user may not expect
+    dry_run: bool  # only the plan is printed
+    resume: bool  # only jobs that are not finished run
+    folder: Path | None  # `run_dir` of the command
 
-    name: str
-    arguments: tuple[str, ...]
-    jobs: tuple[Job, ...]
-    launcher: Mapping[str, Any]
-    notes: tuple[str, ...]
-    dry_run: bool
-    resume: bool
-    folder: Path | None
+    @property
+    def able(self) -> list[Job]:
+        """The jobs that can run."""
+        return [job for job in self.jobs if job.refusal is None]
+
+    @property
+    def refused(self) -> list[Job]:
+        """The jobs that cannot run."""
+        return [job for job in self.jobs if job.refusal is not None]
 
 
 def names() -> list[str]:
@@ -145,7 +139,7 @@ def expand(arguments: Sequence[str]) -> Sweep:
         ConfigError: the command line itself is refused.
         HydraException: it cannot be parsed, or Hydra's own settings cannot be composed.
     """
-    typed = OverridesParser.create().parse_overrides(list(arguments))
+    typed = _parsed(arguments)
     own = [o for o in typed if not o.is_hydra_override()]
     hydra = [_line(o).replace(*_SLURM) for o in typed if o.is_hydra_override()]
     options = {key: _fixed(own, key) for key in _OF_THE_SWEEP}
@@ -179,7 +173,7 @@ def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]
     Raises:
         ConfigError: there is no such file, or an override is not one of a run's settings.
     """
-    typed = OverridesParser.create().parse_overrides(list(arguments))
+    typed = _parsed(arguments)
     for override in typed:
         if override.is_hydra_override() or override.key_or_group in _OF_THE_SWEEP:
             raise ConfigError(f"{override.input_line}: not a setting of a single run; leave it out")
@@ -194,9 +188,8 @@ def question(name: str) -> str:
     return " ".join(w for w in words if not w.startswith(("@package", "python -m")))
 
 
-def _parsed(values: Mapping[str, str]) -> list[Override]:
-    lines = [f"{key}={value}" for key, value in values.items()]
-    return OverridesParser.create().parse_overrides(lines)
+def _parsed(lines: Iterable[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides(list(lines))
 
 
 def _fixed(typed: Sequence[Override], key: str) -> str | None:
@@ -236,7 +229,8 @@ class Axis:
 
 def _axes(name: str | None, typed: Sequence[Override]) -> tuple[list[Axis], list[str]]:
     """One axis for each key; typed values replace those of the file."""
-    from_file = [] if name is None else _parsed(parameters(name))
+    file = {} if name is None else parameters(name)
+    from_file = _parsed(f"{key}={value}" for key, value in file.items())
     axes = {axis.key: axis for axis in map(_axis, from_file)}
     notes = []
     for axis in map(_axis, typed):
@@ -282,7 +276,7 @@ def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
     notes = []
     for values in itertools.product(*(axis.values for axis in axes)):
         swept = tuple(v for v, axis in zip(values, axes, strict=True) if axis.swept)
-        job = _composed(Job(len(found) + 1, values, swept, None, None))
+        job = _composed(Job(len(found) + 1, values, swept))
         if job.settings is not None:
             equal = by_hash.setdefault(job.hash, job)
             if equal is not job:

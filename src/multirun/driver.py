@@ -16,10 +16,8 @@ from src.multirun.composition import Job, Sweep
 from src.multirun.folder import SweepFolder, Task, best_tasks, earlier, settled
 from src.multirun.local import Outcome
 from src.multirun.process import Share
-from src.multirun.table import Planned
 from src.planning import plan
 from src.planning.advice import check_fits
-from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 from src.training.launch import stoppable, world_from_environment
 
@@ -43,52 +41,45 @@ def run(arguments: Sequence[str]) -> int:
             "itself: type it without the launcher"
         )
     sweep = composition.expand(arguments)
-    planned = [_planned(job, sweep) for job in sweep.jobs]
-    if all(p.refusal is not None for p in planned):
-        reasons = dict.fromkeys(p.refusal or "" for p in planned)
+    sweep = replace(sweep, jobs=tuple(_planned(job, sweep) for job in sweep.jobs))
+    if not sweep.able:
+        reasons = dict.fromkeys(job.refusal or "" for job in sweep.refused)
         raise ConfigError("\n".join(["every job of the sweep is refused:", *reasons]))
-    parts = _parts(sweep, [p for p in planned if p.refusal is None])
-    able = [p.job for p in planned if p.refusal is None]
-    at_once = None if parts is None else len(parts)
-    if sweep.dry_run and not sweep.resume:
-        table.show(sweep, planned, at_once, Console())
-        return _code(sum(p.refusal is not None for p in planned))
+    parts = _parts(sweep)
     before = earlier(sweep.name, sweep.folder) if sweep.resume else []
-    known = best_tasks(able, before)
-    planned = [_with_state(p, known) for p in planned] if sweep.resume else planned
-    table.show(sweep, planned, at_once, Console(stderr=not sweep.dry_run))
-    if sweep.dry_run:
-        return _code(sum(p.refusal is not None for p in planned))
-    return _run(sweep, planned, able, before, parts)
+    if sweep.resume:
+        known = best_tasks(sweep.able, before)
+        sweep = replace(sweep, jobs=tuple(_with_state(job, known) for job in sweep.jobs))
+    table.show(sweep, None if parts is None else len(parts), Console(stderr=not sweep.dry_run))
+    return _code(len(sweep.refused)) if sweep.dry_run else _run(sweep, before, parts)
 
 
-def _planned(job: Job, sweep: Sweep) -> Planned:
+def _planned(job: Job, sweep: Sweep) -> Job:
     if job.settings is None:
-        return Planned(job, None, job.refusal)
+        return job
     try:
         made = plan.make(job.settings, world_size=job.settings.launch.ranks)
         if not sweep.dry_run:
             check_fits(made, job.settings)
     except ConfigError as error:
-        return Planned(job, None, str(error))
-    return Planned(job, made, None)
+        return replace(job, refusal=str(error))
+    return replace(job, plan=made)
 
 
-def _with_state(planned: Planned, known: Mapping[str, Task]) -> Planned:
-    if planned.refusal is not None:
-        return planned
-    task = known.get(planned.job.hash)
-    return replace(planned, state="missing" if task is None else task.state)
+def _with_state(job: Job, known: Mapping[str, Task]) -> Job:
+    if job.refusal is not None:
+        return job
+    return replace(job, state=known[job.hash].state if job.hash in known else "missing")
 
 
-def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
+def _parts(sweep: Sweep) -> list[Share] | None:
     """The parts that this machine is divided into; None if submitit runs the jobs.
 
     Raises:
         ConfigError: a launcher that a sweep cannot use, or more jobs at once than fit.
     """
     launcher = sweep.launcher
-    settings = [p.job.settings for p in able if p.job.settings is not None]
+    settings = [job.settings for job in sweep.able if job.settings is not None]
     executor = cluster.executor_of(launcher)
     others = {s.launch.by for s in settings} - {"local", executor}
     if others:
@@ -111,7 +102,7 @@ def _parts(sweep: Sweep, able: Sequence[Planned]) -> list[Share] | None:
     # -1 is joblib's way to say: as many as there is room for.
     parts = local.shares(settings, None if n_jobs == -1 else n_jobs)
     if not sweep.dry_run:
-        _check_memory(able, len(parts))
+        _check_memory(sweep.able, len(parts))
     return parts
 
 
@@ -122,14 +113,14 @@ _KNOWN = (
 )
 
 
-def _check_memory(able: Sequence[Planned], at_once: int) -> None:
+def _check_memory(able: Sequence[Job], at_once: int) -> None:
     """Refuse jobs that fit a machine's memory one by one, but not together.
 
     Raises:
         ConfigError: the message says how many fit.
     """
-    on_cpu = [p.plan for p in able if p.plan is not None and p.plan.device.is_cpu]
-    forced = any(p.job.settings.allow_oversubscribe for p in able if p.job.settings)
+    on_cpu = [job.plan for job in able if job.plan is not None and job.plan.device.is_cpu]
+    forced = any(job.settings.allow_oversubscribe for job in able if job.settings)
     if not on_cpu or forced:
         return
     peak = max(made.world_size * made.peak for made in on_cpu)
@@ -142,38 +133,33 @@ def _check_memory(able: Sequence[Planned], at_once: int) -> None:
         )
 
 
-def _run(
-    sweep: Sweep,
-    planned: Sequence[Planned],
-    able: Sequence[Job],
-    before: Sequence[SweepFolder],
-    parts: list[Share] | None,
-) -> int:
-    console = Console(stderr=True, soft_wrap=True, highlight=False)
-    refused = [p for p in planned if p.refusal is not None]
-    shared = [folder for folder in before if best_tasks(able, [folder])]
-    if shared:
-        folder = shared[0]
-    else:
-        folder = SweepFolder.create(
-            sweep.folder, name=sweep.name, command=_command(sweep.arguments)
-        )
-        if sweep.resume:
-            console.print("no earlier sweep of this name has any of these jobs: all of them run")
+def _run(sweep: Sweep, before: Sequence[SweepFolder], parts: list[Share] | None) -> int:
+    console = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    shared = [folder for folder in before if best_tasks(sweep.able, [folder])]
+    command = _command(sweep.arguments)
+    folder = shared[0] if shared else SweepFolder.create(sweep.folder, sweep.name, command)
+    if sweep.resume and not shared:
+        console.print("no earlier sweep of this name has any of these jobs: all of them run")
     with folder.lock():
-        known = best_tasks(able, before)
-        folder = folder.holding([job for job in able if job.hash not in known])
-        tasks = [known.get(job.hash) or folder.task(job) for job in able]
-        states = {task.sweep.hash: settled(task) for task in tasks}
+        known = best_tasks(sweep.able, before)
+        folder = folder.holding([job for job in sweep.able if job.hash not in known])
+        tasks = [known.get(job.hash) or folder.task(job) for job in sweep.able]
+        states = [settled(task) for task in tasks]
         if sweep.resume:
-            console.print(f"so far: {table.counted(Counter(states.values()))}")
-        for task in (t for t in tasks if states[t.sweep.hash] == "running"):
-            console.print(f"left alone, since it is being run: {task.name}", markup=False)
-        todo = [t for t in tasks if states[t.sweep.hash] not in ("finished", "running")]
+            counts = Counter(states).items()
+            console.print(f"so far: {', '.join(f'{count} {state}' for state, count in counts)}")
+        by_state = list(zip(tasks, states, strict=True))
+        for task in (task for task, state in by_state if state == "running"):
+            console.print(f"left alone, since it is being run: {task.name}")
+        todo = [task for task, state in by_state if state not in ("finished", "running")]
         outcomes = _all(sweep, todo, folder, parts, console)
-    table.show_end(outcomes, refused, console)
-    failed = sum(o.failure is not None for o in outcomes) + len(refused)
-    _say_how_to_go_on(sweep, folder, able, failed, console)
+    table.show_end(outcomes, sweep.refused, console)
+    failed = sum(o.failure is not None for o in outcomes) + len(sweep.refused)
+    console.print(f"sweep folder: {folder.path}")
+    if failed:
+        console.print(f"run the failed ones again: {_command(_resumed(sweep))}")
+    if any(job.settings and job.settings.tracking.mode == "offline" for job in sweep.able):
+        console.print(tracking.sync_hint(f"{folder.path}/*"))
     return _code(failed)
 
 
@@ -185,11 +171,11 @@ def _all(
     console: Console,
 ) -> list[Outcome]:
     def started(task: Task) -> None:
-        console.print(f"started {task.name}: {task.run_dir}", markup=False)
+        console.print(f"started {task.name}: {task.run_dir}")
 
     def ended(outcome: Outcome) -> None:
         how = "finished" if outcome.failure is None else f"FAILED ({outcome.failure})"
-        console.print(f"{how}: {outcome.task.name}, {outcome.seconds:.0f} s", markup=False)
+        console.print(f"{how}: {outcome.task.name}, {outcome.seconds:.0f} s")
 
     try:
         with stoppable():
@@ -197,19 +183,8 @@ def _all(
                 return cluster.run(tasks, sweep.launcher, folder.path, started, ended)
             return local.run(tasks, parts, started, ended)
     except KeyboardInterrupt:
-        console.print(f"stopped; go on with {_command(_resumed(sweep))}", markup=False)
+        console.print(f"stopped; go on with {_command(_resumed(sweep))}")
         raise
-
-
-def _say_how_to_go_on(
-    sweep: Sweep, folder: SweepFolder, able: Sequence[Job], failed: int, console: Console
-) -> None:
-    console.print(f"sweep folder: {folder.path}", markup=False)
-    if failed:
-        console.print(f"run the failed ones again: {_command(_resumed(sweep))}", markup=False)
-    settings: list[RunConfig] = [job.settings for job in able if job.settings is not None]
-    if any(s.tracking.mode == "offline" for s in settings):
-        console.print(tracking.sync_hint(f"{folder.path}/*"), markup=False)
 
 
 def _resumed(sweep: Sweep) -> list[str]:
@@ -234,25 +209,13 @@ def wanted(argv: Sequence[str]) -> list[str] | None:
         ConfigError: an option that a sweep does not take.
     """
     options = [a for a in argv if a.startswith("-")]
-    if not {"-m", "--multirun"} & set(options):
-        return None
     others = [o for o in options if o not in ("-m", "--multirun")]
-    if any(o.split("=")[0] in _INFORMATION for o in others):
+    if options == others or any(o.split("=")[0] in _INFORMATION for o in others):
         return None
     if others:
         raise ConfigError(f"{others[0]}: a sweep takes overrides (KEY=VALUE) only")
     return [a for a in argv if not a.startswith("-")]
 
 
-_INFORMATION = {
-    "--help",
-    "-h",
-    "--hydra-help",
-    "--version",
-    "--cfg",
-    "-c",
-    "--info",
-    "-i",
-    "--shell-completion",
-    "-sc",
-}
+_INFORMATION = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+_INFORMATION |= {"--shell-completion", "-sc"}

@@ -41,8 +41,7 @@ class KnownJob:
     number: int
     hash: str
     overrides: tuple[str, ...]
-    folder: str
-    """Of its run, inside the sweep's."""
+    folder: str  # of its run, inside the sweep's
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,7 @@ class SweepFolder:
     record: SweepRecord
 
     @classmethod
-    def create(cls, path: Path | None, *, name: str, command: str) -> SweepFolder:
+    def create(cls, path: Path | None, name: str, command: str) -> SweepFolder:
         """A new one, without jobs.
 
         Raises:
@@ -170,11 +169,9 @@ def earlier(name: str, path: Path | None) -> list[SweepFolder]:
 
 
 def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[str, Task]:
-    """By hash, the run of each job that got furthest: the finished one, or else the newest.
+    """By hash, the run of each of `jobs` that got furthest: the finished one, or else the newest.
 
-    Args:
-        jobs: the jobs that can run.
-        folders: the sweeps, newest first.
+    `folders` are the sweeps, newest first.
     """
     found: dict[str, Task] = {}
     for folder in folders:

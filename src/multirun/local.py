@@ -19,26 +19,17 @@ from src.settings.strict import ConfigError
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended.
-
-    Attributes:
-        task: the job.
-        failure: why it failed; None if it has finished.
-        seconds: its duration.
-    """
+    """How a job ended."""
 
     task: Task
-    failure: str | None
+    failure: str | None  # None if it has finished
     seconds: float
 
 
 def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
     """The parts that this machine is divided into; each runs one job at a time.
 
-    Args:
-        jobs: the jobs to run.
-        n_jobs: jobs at once; None for as many as the GPUs suffice for, or without GPUs one for
-            every two cores.
+    `n_jobs` run at once; None: as many as there are GPUs for, or without GPUs one for two cores.
 
     Raises:
         ConfigError: the machine has too few GPUs for that, or `n_jobs` is below 1.

@@ -21,15 +21,10 @@ _GRACE = 30.0
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a machine that a job uses.
+    """The part of a machine that a job uses."""
 
-    Attributes:
-        environment: variables that differ from this process's.
-        cores: the cores that it may run on; None for all.
-    """
-
-    environment: Mapping[str, str] = field(default_factory=dict)
-    cores: frozenset[int] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)  # what differs from this process's
+    cores: frozenset[int] | None = None  # that it may run on; None for all
 
 
 def arguments(task: Task) -> list[str]:

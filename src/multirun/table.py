@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from rich.console import Console
-from rich.markup import escape
+from rich.text import Text
 
 from src.multirun.composition import Job, Sweep
 from src.multirun.local import Outcome
@@ -15,107 +14,63 @@ from src.report.noise import Mark
 from src.report.tables import Cell, Column, Section, Table, row, terminal, widen
 
 
-@dataclass(frozen=True)
-class Planned:
-    """A job with its plan, or without one if it is refused.
-
-    Attributes:
-        job: the combination.
-        plan: None if the job is refused.
-        refusal: why it is refused; None if it can run.
-        state: its state so far; None if it was not looked up.
-    """
-
-    job: Job
-    plan: Plan | None
-    refusal: str | None
-    state: str | None = None
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of all stages."""
-        return self.plan.flops if self.plan else 0.0
-
-    @property
-    def hours(self) -> float | None:
-        """Estimated training time; None for a device of unknown speed."""
-        if self.plan is None:
-            return 0.0
-        return None if self.plan.seconds is None else self.plan.seconds / 3600
-
-
-def show(sweep: Sweep, planned: Sequence[Planned], at_once: int | None, console: Console) -> None:
-    """Print the plan of a sweep.
-
-    Args:
-        sweep: the command.
-        planned: its jobs.
-        at_once: how many run at the same time; None where a scheduler decides.
-        console: where to print; if it is not a terminal, it becomes wide enough for every figure.
-    """
+def show(sweep: Sweep, at_once: int | None, console: Console) -> None:
+    """Print the plan of a sweep; `at_once` jobs run at a time, None where a scheduler decides."""
     widen(console)
     for note in sweep.notes:
-        console.print(f"[yellow]note: {escape(note)}[/yellow]")
-    console.print(terminal(sweep_table(sweep.name, planned)))
-    for refused in (p for p in planned if p.refusal is not None):
-        console.print(
-            f"[red]job {refused.job.number} ({escape(refused.job.label)}) is refused: "
-            f"{escape(refused.refusal or '')}[/red]",
-            highlight=False,
-        )
-    able = [p for p in planned if p.refusal is None]
-    console.print(_total(able, at_once), highlight=False)
+        console.print(Text(f"note: {note}", "yellow"))
+    console.print(terminal(sweep_table(sweep.name, sweep.jobs)))
+    for job in sweep.refused:
+        console.print(Text(f"job {job.number} ({job.label}) is refused: {job.refusal}", "red"))
+    console.print(_total([job.plan for job in sweep.able if job.plan], at_once), highlight=False)
 
 
-def sweep_table(name: str, planned: Sequence[Planned]) -> Table:
+def sweep_table(name: str, jobs: Sequence[Job]) -> Table:
     """One row for each job with its swept values, cost and state, then a row of totals."""
-    swept = [override.partition("=")[0] for override in planned[0].job.swept]
+    swept = [override.partition("=")[0] for override in jobs[0].swept]
     costs = ("tokens", "steps", "PFLOP", "hours", "GiB a rank")
-    with_state = any(one.state for one in planned)
+    with_state = any(job.state for job in jobs)
     columns = [Column("job"), *(Column(key, "text") for key in _short(swept)), *map(Column, costs)]
     columns += [Column("state", "text")] if with_state else []
-    jobs = tuple(
+    rows = tuple(
         row(
-            str(one.job.number),
-            *(override.partition("=")[2] for override in one.job.swept),
-            *_cost(one),
-            *([one.state or ""] if with_state else []),
+            str(job.number),
+            *(override.partition("=")[2] for override in job.swept),
+            *(_cost([job.plan]) if job.plan else ["refused", "", "", ""]),
+            _peak(job.plan) if job.plan else "",
+            *([job.state or ""] if with_state else []),
         )
-        for one in planned
+        for job in jobs
     )
-    able = [one for one in planned if one.refusal is None and one.plan]
+    totals = _cost([job.plan for job in jobs if job.plan])
     total = row(
-        Cell("all", mark=Mark.BEST),
-        *("" for _ in swept),
-        f"{sum(one.plan.tokens for one in able if one.plan):,}",
-        f"{sum(one.plan.steps for one in able if one.plan):,}",
-        _petaflops(sum(one.flops for one in able)),
-        _hours(_sum([one.hours for one in able])),
-        *([""] * (1 + with_state)),
+        Cell("all", mark=Mark.BEST), *("" for _ in swept), *totals, *[""] * (1 + with_state)
     )
-    return Table(tuple(columns), (Section(jobs), Section((total,))), f"Sweep {name}")
+    return Table(tuple(columns), (Section(rows), Section((total,))), f"Sweep {name}")
 
 
-def _cost(one: Planned) -> list[str | Cell]:
-    if one.plan is None:
-        return ["refused", "", "", "", ""]
+def _cost(plans: Sequence[Plan]) -> list[str]:
+    """Tokens, steps, PFLOP and hours of the plans together."""
+    hours = _hours(plans)
     return [
-        f"{one.plan.tokens:,}",
-        f"{one.plan.steps:,}",
-        _petaflops(one.flops),
-        _hours(one.hours),
-        Cell(f"{one.plan.peak / 2**30:.2f}", fault="" if one.plan.fits else "does not fit"),
+        f"{sum(plan.tokens for plan in plans):,}",
+        f"{sum(plan.steps for plan in plans):,}",
+        _petaflops(plans),
+        "-" if hours is None else f"{hours:.2g}",
     ]
 
 
-def _total(able: Sequence[Planned], at_once: int | None) -> str:
-    hours = _sum([p.hours for p in able])
-    plans = [p.plan for p in able if p.plan]
-    device = plans[0].device.name if plans else "no device"
+def _peak(plan: Plan) -> Cell:
+    return Cell(f"{plan.peak / 2**30:.2f}", fault="" if plan.fits else "does not fit")
+
+
+def _total(plans: Sequence[Plan], at_once: int | None) -> str:
+    hours = _hours(plans)
     tokens = sum(plan.tokens for plan in plans)
-    line = f"{_jobs(len(able))}: {tokens:,} tokens, {_petaflops(sum(p.flops for p in able))} PFLOP"
+    line = f"{_jobs(len(plans))}: {tokens:,} tokens, {_petaflops(plans)} PFLOP"
     if hours is not None:
         ranks = max((plan.world_size for plan in plans), default=1)
+        device = plans[0].device.name if plans else "no device"
         line += f", about {hours:.2g} hours of training on {device}"
         line += f" ({hours * ranks:.2g} device-hours)" if ranks > 1 else ""
         if at_once and at_once > 1:
@@ -127,17 +82,15 @@ def _jobs(count: int) -> str:
     return f"{count} job{'' if count == 1 else 's'}"
 
 
-def _sum(hours: Sequence[float | None]) -> float | None:
-    return None if None in hours else sum(h for h in hours if h is not None)
+def _hours(plans: Sequence[Plan]) -> float | None:
+    """Estimated training time; None if a device's speed is unknown."""
+    seconds = [plan.seconds for plan in plans]
+    return None if None in seconds else sum(each for each in seconds if each) / 3600
 
 
-def _petaflops(flops: float) -> str:
-    amount = flops / 1e15
+def _petaflops(plans: Sequence[Plan]) -> str:
+    amount = sum(plan.flops for plan in plans) / 1e15
     return f"{amount:,.0f}" if amount >= 100 else f"{amount:.3g}"
-
-
-def _hours(hours: float | None) -> str:
-    return "-" if hours is None else f"{hours:.2g}"
 
 
 def _short(keys: Sequence[str]) -> list[str]:
@@ -149,27 +102,12 @@ def _short(keys: Sequence[str]) -> list[str]:
     ]
 
 
-def show_end(outcomes: Sequence[Outcome], refused: Sequence[Planned], console: Console) -> None:
+def show_end(outcomes: Sequence[Outcome], refused: Sequence[Job], console: Console) -> None:
     """Say how many jobs have finished, and name those that have not with the reason."""
     failed = [o for o in outcomes if o.failure is not None]
     done = len(outcomes) - len(failed)
-    console.print(f"{_jobs(done)} finished, {len(failed) + len(refused)} failed", highlight=False)
-    for one in failed:
-        console.print(
-            f"[red]failed: {escape(one.task.name)}: {escape(one.failure or '')}; "
-            f"see {escape(str(one.task.log))}[/red]",
-            highlight=False,
-            soft_wrap=True,
-        )
-    for one in refused:
-        console.print(
-            f"[red]failed: job {one.job.number} ({escape(one.job.label)}): refused: "
-            f"{escape(one.refusal or '')}[/red]",
-            highlight=False,
-            soft_wrap=True,
-        )
-
-
-def counted(states: Mapping[str, int]) -> str:
-    """`3 finished, 1 failed`."""
-    return ", ".join(f"{count} {state}" for state, count in states.items())
+    console.print(f"{_jobs(done)} finished, {len(failed) + len(refused)} failed")
+    reasons = [f"{one.task.name}: {one.failure}; see {one.task.log}" for one in failed]
+    reasons += [f"job {job.number} ({job.label}): refused: {job.refusal}" for job in refused]
+    for reason in reasons:
+        console.print(Text(f"failed: {reason}", "red"))

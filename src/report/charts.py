@@ -14,31 +14,19 @@ from typing import Any, Literal
 from src.report.tables import csv_text
 
 # Distinguishable with common colour-vision deficiencies; legible on white and on near-black.
-COLORS = (
-    "#2f7fd1",
-    "#d9622b",
-    "#17a08a",
-    "#a35fd0",
-    "#c79a1b",
-    "#d6568a",
-    "#6b8e3d",
-    "#7d8590",
-)
-GRAY, LIGHT_GRAY = -1, -2
-"""Slots of what is no method, such as the native model."""
+COLORS = ("#2f7fd1", "#d9622b", "#17a08a", "#a35fd0", "#c79a1b", "#d6568a", "#6b8e3d", "#7d8590")
+GRAY, LIGHT_GRAY = -1, -2  # slots of what is no method, such as the native model
 GRAYS = ("#8a8f98", "#c9cdd5")
 SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 """Stops of the colour scale of a heatmap, evenly spaced."""
-DIVERGING = ("#c8511b", "#d9d3c4", "#2f7fd1")
-"""The same for values with fixed limits."""
+DIVERGING = ("#c8511b", "#d9d3c4", "#2f7fd1")  # the same for values with fixed limits
 INK, MUTED, GRID, PAPER = "#22252b", "#5d646f", "#e6e8ec", "#ffffff"
 
 METHODS = ("linearard", "longred_c", "longred_u", "cpt_long", "cpt_mix", "logit_kd")
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash"]
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash")
 Symbol = Literal["circle", "circle-open", "diamond"]
-FileFormat = Literal["pdf", "svg", "png"]
-"""A format of a file."""
+FileFormat = Literal["pdf", "svg", "png"]  # a format of a file
 
 
 @dataclass(frozen=True)
@@ -52,8 +40,7 @@ class Point:
     note: str = ""
     runs: tuple[int, ...] = ()
     """The runs it comes from, as places in the list of runs; empty: it is always shown."""
-    label: str = ""
-    """Text drawn beside it."""
+    label: str = ""  # text drawn beside it
 
 
 @dataclass(frozen=True)
@@ -104,16 +91,12 @@ class Chart:
     x: Axis
     y: Axis
     series: tuple[Series, ...]
-    marks: tuple[tuple[float, str], ...] = ()
-    """Vertical lines with a label."""
-    level: float | None = None
-    """A line at this value of y."""
+    marks: tuple[tuple[float, str], ...] = ()  # vertical lines with a label
+    level: float | None = None  # a line at this value of y
     of_runs: tuple[int, ...] = ()
     """The runs that the whole chart shows; empty: its points name theirs."""
-    horizontal: bool = False
-    """Bars lie: x runs from top to bottom."""
-    unified: bool = False
-    """Hovering shows all series at one x."""
+    horizontal: bool = False  # bars lie: x runs from top to bottom
+    unified: bool = False  # hovering shows all series at one x
 
     @property
     def runs(self) -> tuple[int, ...]:
@@ -164,10 +147,8 @@ class Heatmap:
     runs: tuple[int, ...] = ()
     limits: tuple[float, float] | None = None
     """Ends of the colour scale; None: the smallest and the largest value."""
-    log: bool = False
-    """Colours follow the logarithm; values that are not positive are left blank."""
-    text: bool = False
-    """Write the values into the cells."""
+    log: bool = False  # colours follow the logarithm; values that are not positive are left blank
+    text: bool = False  # write the values into the cells
 
     @property
     def colors(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The files of a run folder as typed records; results of evaluations are in `src.results`.
+"""Files of run folders and of benchmarks as typed records; evaluations are in `src.results`.
 
 Every reader raises `UnreadableFile`, whose message is a reason to show beside the run.
 """
@@ -24,6 +24,8 @@ from pydantic import (
 
 State = Literal["running", "finished", "failed", "interrupted"]
 
+_PLAIN = str | int | float | bool | None
+_NOT_SETTINGS = {"name", "value", "unit", "device"}  # of a row of a benchmark
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads ten times faster
 
 
@@ -167,3 +169,49 @@ def first_reason(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in first["loc"])
     return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+class ResultRow(Record):
+    """One figure with its settings, which are all further keys."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=True)
+
+    name: str
+    value: float | None = None
+    unit: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the measurement."""
+        extra = self.model_extra or {}
+        return {k: v for k, v in extra.items() if k not in _NOT_SETTINGS and isinstance(v, _PLAIN)}
+
+
+class ResultContent(Record):
+    """A result file as a benchmark writes it."""
+
+    device: str | None = None
+    commit: str | None = None
+    command: str | None = None
+    rows: tuple[ResultRow, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result file; `content` is None where it could not be read, for the reason `problem`."""
+
+    name: str
+    path: Path
+    content: ResultContent | None
+    problem: str = ""
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All result files of a folder; empty if the folder does not exist."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found.append(Result(path.stem, path, read_json(path, ResultContent)))
+        except UnreadableFile as error:
+            found.append(Result(path.stem, path, None, str(error)))
+    return found

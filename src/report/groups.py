@@ -16,8 +16,8 @@ from functools import cached_property
 from typing import Any
 
 from src.report import formatting, noise
+from src.report.files import Result
 from src.report.noise import Estimate
-from src.report.performance import Result
 from src.report.runs import Run
 from src.results import Interval, PerplexityResults, ShortResults, TaskModel, long_average
 
@@ -58,12 +58,9 @@ def ruler(length: int) -> Metric:
 class Group:
     """Finished runs that differ only in their seed."""
 
-    members: tuple[int, ...]
-    """Places in the list of runs, newest first."""
-    identity: str
-    """The settings that decide what is trained, as canonical JSON."""
-    settings: Mapping[str, Any]
-    """The same, flat: `a.b.c` -> value."""
+    members: tuple[int, ...]  # places in the list of runs, newest first
+    identity: str  # the settings that decide what is trained, as canonical JSON
+    settings: Mapping[str, Any]  # the same, flat: `a.b.c` -> value
     experiment: str
     sweep: str
     model: str
@@ -72,23 +69,19 @@ class Group:
     target: int | None
     factor: float | None
     tokens: int
-    hours: float | None
-    """Device-hours of a run, mean over seeds."""
+    hours: float | None  # device-hours of a run, mean over seeds
     device: str
-    limit: int | None
-    """Items of each task that were scored, at most; None: all."""
+    limit: int | None  # items of each task that were scored, at most; None: all
     estimates: Mapping[str, Estimate]
     baselines: Mapping[str, Mapping[str, Estimate]]
     """Figures of the native and the merely scaled model, by name."""
     needles: Mapping[tuple[int, float], float]
     """Share of needles found, by length in tokens and depth in percent."""
-    variant: str = ""
-    """Settings that most groups of this model and method have otherwise."""
+    variant: str = ""  # settings that most groups of this model and method have otherwise
     rank: tuple[int, int] = (0, 0)
     """Unusual settings, then seeds with a minus. The group with the lowest rank stands for its
     `place`, so results play no part in the choice."""
-    is_main: bool = True
-    """Whether it stands for its place."""
+    is_main: bool = True  # whether it stands for its place
 
     @property
     def seeds(self) -> int:
@@ -125,12 +118,9 @@ class Group:
 class ReportData:
     """The data of figures and tables."""
 
-    runs: tuple[Run, ...]
-    """Newest first."""
-    window: int | None = None
-    """The headline window that was asked for, as in `headline_window`."""
-    results: tuple[Result, ...] = ()
-    """Result files of benchmarks."""
+    runs: tuple[Run, ...]  # newest first
+    window: int | None = None  # the headline window that was asked for, as in `headline_window`
+    results: tuple[Result, ...] = ()  # result files of benchmarks
 
     @cached_property
     def groups(self) -> list[Group]:
@@ -330,11 +320,7 @@ def _with_variants(groups: list[Group]) -> list[Group]:
     for group in groups:
         kin[group.model, group.method].append(group)
     named = [
-        replace(
-            group,
-            variant=_variant(group, unusual),
-            rank=(len(unusual), -group.seeds),
-        )
+        replace(group, variant=_variant(group, unusual), rank=(len(unusual), -group.seeds))
         for family in kin.values()
         for group, unusual in _unusual(family)
     ]

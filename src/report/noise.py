@@ -39,10 +39,8 @@ class Mark(StrEnum):
     """How a value stands to the best of its comparison."""
 
     BEST = "best"
-    NEAR = "near"
-    """Within the noise of the best."""
-    UNKNOWN = "unknown"
-    """One of the two has no interval."""
+    NEAR = "near"  # within the noise of the best
+    UNKNOWN = "unknown"  # one of the two has no interval
     WORSE = "worse"
     ABSENT = "absent"
 

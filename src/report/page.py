@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,17 +14,15 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from src.report import formatting
-from src.report.drawer import page_data
 from src.report.panels import PageContext, Panel
 from src.report.panels.comparison import comparison_panel
 from src.report.panels.curves import curves_panel
 from src.report.panels.figures import figures_panel, performance_panel
-from src.report.panels.headline import headline_panel
-from src.report.panels.newest import newest_panel
+from src.report.panels.overview import headline_panel, newest_panel, start_panel
 from src.report.panels.runs import runs_panel
-from src.report.panels.start import start_panel
-from src.report.performance import Result
-from src.report.runs import ReportError, Run, count_corrupt
+from src.report.runs import ReportError, count_corrupt
+from src.report.runs_table import page_data
+from src.run_folder import write_whole
 
 PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
     start_panel,
@@ -44,6 +40,7 @@ PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
 """The panels from top to bottom. One that has nothing to show returns None."""
 
 _HERE = Path(__file__).parent
+_PLOTLY = functools.cache(get_plotlyjs)
 
 
 @dataclass(frozen=True)
@@ -54,45 +51,26 @@ class Live:
     version: str
 
 
-def write_page(
-    runs: Sequence[Run],
-    target: Path,
-    *,
-    window: int | None = None,
-    results: Sequence[Result] = (),
-) -> Path:
-    """Write the page of `runs` to `target` atomically; returns `target`.
-
-    `window` is the headline window in tokens (`table.headline_window`), `results` are those of
-    benchmarks.
+def write_page(context: PageContext) -> Path:
+    """Write the page atomically; returns its path, `context.target`.
 
     Raises:
-        ReportError: `target` is a folder, or cannot be written.
+        ReportError: the target is a folder, or cannot be written.
     """
+    target = context.target
     if target.is_dir():
         raise ReportError(f"target_path={target}: this is a folder; name a file such as index.html")
-    page = render(runs, target, window=window, results=results, now=datetime.now(UTC))
+    page = render(context)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _replace(target, page.encode())
+        write_whole(target, page.encode())
     except OSError as error:
         raise ReportError(f"target_path={target}: cannot be written ({error.strerror})") from error
     return target
 
 
-def render(
-    runs: Sequence[Run],
-    target: Path,
-    *,
-    window: int | None = None,
-    results: Sequence[Result] = (),
-    now: datetime,
-    live: Live | None = None,
-) -> str:
-    """The page as HTML; `target` is where it will lie, `now` the time it shows."""
-    context = PageContext(
-        runs=tuple(runs), window=window, results=tuple(results), target=target, now=now
-    )
+def render(context: PageContext, live: Live | None = None) -> str:
+    """The page as HTML; `live` is given by a server."""
     panels = [panel for build in PANELS if (panel := build(context))]
     scripts = _scripts(panels, live)
     return (
@@ -100,12 +78,11 @@ def render(
         .get_template("page.html")
         .render(
             panels=panels,
-            run_count=len(runs),
-            corrupt_count=count_corrupt(runs),
-            now=now,
-            data=page_data(runs, context.link, window),
-            refresh_seconds=live.refresh_seconds if live else None,
-            version=live.version if live else None,
+            run_count=len(context.runs),
+            corrupt_count=count_corrupt(context.runs),
+            now=context.now,
+            data=page_data(context.runs, context.link, context.window),
+            live=live,
             style=Markup(_asset("style.css")),
             scripts=[Markup(script) for script in scripts],
             script_hashes=[_csp_hash(script) for script in scripts],
@@ -117,12 +94,7 @@ def _scripts(panels: Sequence[Panel], live: Live | None) -> list[str]:
     names = ["base.js", "drawer.js", "filters.js", "figures.js"]
     names += [panel.script for panel in panels if panel.script]
     names += ["live.js"] if live else []
-    return [_plotly(), *map(_asset, names)]
-
-
-@functools.cache
-def _plotly() -> str:
-    return get_plotlyjs()
+    return [_PLOTLY(), *map(_asset, names)]
 
 
 def _asset(name: str) -> str:
@@ -146,13 +118,3 @@ def _environment() -> Environment:
     environment.filters["line"] = formatting.text
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
-
-
-def _replace(target: Path, content: bytes) -> None:
-    """Replace the page atomically: readers see the old page or the new one."""
-    staged = target.with_name(f".{target.name}.{os.getpid()}")
-    try:
-        staged.write_bytes(content)
-        staged.replace(target)
-    finally:
-        staged.unlink(missing_ok=True)

@@ -49,10 +49,8 @@ class Run:
     """One run folder as far as it could be read."""
 
     folder: Path
-    name: str
-    """The folder's path below `outputs`."""
-    record: RunRecord | None
-    """None: `run.json` could not be read."""
+    name: str  # the folder's path below `outputs`
+    record: RunRecord | None  # None: `run.json` could not be read
     metrics: Metrics
     problems: tuple[str, ...]
     modified_at: datetime

@@ -12,17 +12,17 @@ import html
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from src.report.drawer import run_files
+from src.report.files import read_results
 from src.report.page import Live, render
-from src.report.performance import read_results
+from src.report.panels import PageContext
 from src.report.runs import ReportError, Run, read_run, read_runs
+from src.report.runs_table import run_files
 
 HOST = "127.0.0.1"
 PAGE = "/dashboard/index.html"
@@ -44,12 +44,7 @@ class LiveReport:
     """The current page and the files behind it. Runs that did not change are not read again."""
 
     def __init__(
-        self,
-        outputs: Path,
-        benchmarks: Path,
-        *,
-        refresh_seconds: int,
-        window: int | None = None,
+        self, outputs: Path, benchmarks: Path, *, refresh_seconds: int, window: int | None = None
     ) -> None:
         self._outputs = outputs
         self._benchmarks = benchmarks
@@ -84,24 +79,19 @@ class LiveReport:
         return run
 
     def _version(self, runs: Sequence[Run]) -> str:
-        parts = [f"{run.folder}:{self._known[run.folder][0]}" for run in runs if self._is_read(run)]
-        parts += [f"{run.folder}:{run.problems}" for run in runs if not self._is_read(run)]
+        parts = [f"{run.folder}:{self._known.get(run.folder, (run.problems,))[0]}" for run in runs]
         parts.append(_signature([], self._benchmarks))
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
-    def _is_read(self, run: Run) -> bool:
-        return run.folder in self._known
-
     def _render(self, runs: Sequence[Run], version: str) -> bytes:
         if self._page[0] != version:
-            page = render(
-                runs,
-                self._outputs / PAGE.lstrip("/"),
+            context = PageContext(
+                runs=tuple(runs),
                 window=self._window,
-                results=read_results(self._benchmarks),
-                now=datetime.now(UTC),
-                live=Live(self._refresh_seconds, version),
+                results=tuple(read_results(self._benchmarks)),
+                target=self._outputs / PAGE.lstrip("/"),
             )
+            page = render(context, Live(self._refresh_seconds, version))
             self._page = (version, page.encode())
         return self._page[1]
 

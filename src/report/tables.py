@@ -41,16 +41,12 @@ class Column:
     title: str
     kind: Literal["text", "number", "code", "badge"] = "number"
     """Numbers are aligned at the right; the page shows the others in their own way."""
-    detail: str = ""
-    """What CSV calls the detail, which has a column of its own there."""
+    detail: str = ""  # what CSV calls the detail, which has a column of its own there
     shows_detail: bool = False
     """The page writes the detail below the text; Markdown and LaTeX behind a number."""
-    marked: bool = False
-    """Cells may have a mark, which also has a column in CSV."""
-    only_page: bool = False
-    """The terminal leaves it out."""
-    css: str = ""
-    """Class of its cells on the page."""
+    marked: bool = False  # cells may have a mark, which also has a column in CSV
+    only_page: bool = False  # the terminal leaves it out
+    css: str = ""  # class of its cells on the page
 
     @property
     def is_number(self) -> bool:
@@ -65,16 +61,11 @@ class Cell:
     text: str
     detail: str = ""
     mark: Mark = Mark.ABSENT
-    fault: str = ""
-    """What is wrong, in a warning colour."""
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """Of the page's element."""
-    css: str = ""
-    """Class on the page."""
-    opens: bool = False
-    """On the page a click opens the runs of the row."""
-    links: tuple[tuple[str, str], ...] = ()
-    """Name and address, on the page."""
+    fault: str = ""  # what is wrong, in a warning colour
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of the page's element
+    css: str = ""  # class on the page
+    opens: bool = False  # on the page a click opens the runs of the row
+    links: tuple[tuple[str, str], ...] = ()  # name and address, on the page
 
 
 @dataclass(frozen=True)
@@ -82,10 +73,8 @@ class Row:
     """Cells in the order of the columns."""
 
     cells: tuple[Cell, ...]
-    attributes: Mapping[str, str] = field(default_factory=dict)
-    """Of the page's element."""
-    is_extra: bool = False
-    """Markdown and LaTeX leave it out."""
+    attributes: Mapping[str, str] = field(default_factory=dict)  # of the page's element
+    is_extra: bool = False  # Markdown and LaTeX leave it out
 
 
 @dataclass(frozen=True)
@@ -94,8 +83,7 @@ class Section:
 
     rows: tuple[Row, ...]
     labels: tuple[tuple[str, str], ...] = ()
-    css: str = ""
-    """Class on the page."""
+    css: str = ""  # class on the page
 
     @property
     def title(self) -> str:

@@ -29,10 +29,8 @@ from src.report.charts import (
     log_ticks,
 )
 
-SIZE = (6.4, 4.0)
-"""Inches."""
-PIXELS = 200
-"""Of a PNG, an inch."""
+SIZE = (6.4, 4.0)  # inches
+PIXELS = 200  # of a PNG, an inch
 _DASHES: dict[Dash, Any] = {
     "solid": "-",
     "dash": "--",

@@ -77,7 +77,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     Rank 0 writes the run's record. However the run ends, its state is recorded and the tracker is
     closed.
     """
-    tracker: tracking.Tracker = tracking.NullTracker()
+    tracker = tracking.Tracker()
     succeeded = False
     try:
         with launch.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):

@@ -41,17 +41,12 @@ class Figure:
     name: str
     title: str
     panel: str
-    chosen_by: tuple[str, ...]
-    """What there is to choose, such as `metric`."""
-    choices: Callable[[ReportData], Iterable[Choice]]
-    """All charts; the first is shown at first."""
+    chosen_by: tuple[str, ...]  # what there is to choose, such as `metric`
+    choices: Callable[[ReportData], Iterable[Choice]]  # all charts; the first is shown at first
     note: str
-    hint: str
-    """Why there is nothing to show, where there is none."""
-    command: str
-    """What to type then."""
-    of_one_run: bool = False
-    """Each chart shows other runs: a paper gets the first one."""
+    hint: str  # why there is nothing to show, where there is none
+    command: str  # what to type then
+    of_one_run: bool = False  # each chart shows other runs: a paper gets the first one
     tall: bool = False
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from src.report import formatting
 from src.report.charts import Axis, Chart, Point, Series
 from src.report.figures.base import Choice, Figure, numbered
+from src.report.files import Result, ResultContent, ResultRow
 from src.report.groups import ReportData
-from src.report.performance import Result, ResultContent, ResultRow
 
 # Rows with their own charts, in the order of the page.
 _FIRST = (

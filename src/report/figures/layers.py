@@ -5,16 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from src.report import formatting
-from src.report.charts import (
-    DASHES,
-    GRAY,
-    Axis,
-    Chart,
-    Heatmap,
-    Point,
-    Series,
-    short_number,
-)
+from src.report.charts import DASHES, GRAY, Axis, Chart, Heatmap, Point, Series, short_number
 from src.report.figures.base import EVALUATE, TRAIN, Choice, Figure, numbered
 from src.report.groups import ReportData
 from src.report.metrics import Metrics

@@ -6,15 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from src.report import formatting
-from src.report.charts import (
-    DASHES,
-    Axis,
-    Chart,
-    Series,
-    binary_tokens,
-    method_slots,
-    token_ticks,
-)
+from src.report.charts import DASHES, Axis, Chart, Series, binary_tokens, method_slots, token_ticks
 from src.report.figures.base import (
     EVALUATE,
     SWEEP,

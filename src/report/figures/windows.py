@@ -10,8 +10,7 @@ from src.report.charts import GRAY, Axis, Chart, Point, Series, log_ticks
 from src.results import PerplexityModel, PerplexityResults
 
 _STUDENTS = (0, 2, 3, 4)  # slots from the last model back to the first stage; 1 is the scaled model
-_WIDE = 4
-"""Values that span this factor get a logarithmic axis, so that the students stay apart."""
+_WIDE = 4  # values that span this factor get a logarithmic axis, so that the students stay apart
 
 
 def perplexity_chart(report: PerplexityResults) -> Chart:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,9 +21,8 @@ from src.report.groups import ReportData
 class PageContext(ReportData):
     """The data that every panel may show, and the page's place."""
 
-    target: Path
-    """The page's own file: links are relative to its folder."""
-    now: datetime
+    target: Path  # the page's own file: links are relative to its folder
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))  # the time that it shows
 
     def link(self, path: Path) -> str:
         """A relative address of `path`, percent-encoded: it cannot name a scheme or a host."""
@@ -41,6 +40,5 @@ class Panel:
     name: str
     title: str
     values: Mapping[str, Any] = field(default_factory=dict)
-    script: str | None = None
-    """A file of `assets/` that brings the panel to life."""
+    script: str | None = None  # a file of `assets/` that brings the panel to life
     template: str = ""

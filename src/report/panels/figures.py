@@ -8,8 +8,8 @@ from typing import Any
 from src.report import formatting
 from src.report.figures import FIGURES
 from src.report.figures.base import Figure
+from src.report.files import Result
 from src.report.panels import PageContext, Panel
-from src.report.performance import Result
 from src.report.tables import Column, Section, Table, row
 from src.report.to_plotly import to_plotly
 

@@ -32,7 +32,7 @@ def jobs(compose_run: Callable[..., RunConfig]) -> list[Job]:
 
 
 def sweep_in(path: Path) -> SweepFolder:
-    return SweepFolder.create(path, name="seeds", command="a command")
+    return SweepFolder.create(path, "seeds", "a command")
 
 
 def leave(task: Task, state: str, **more: object) -> None:

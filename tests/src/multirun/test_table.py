@@ -3,19 +3,19 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from src.multirun.table import Planned, sweep_table
+from src.multirun.composition import Job
+from src.multirun.table import sweep_table
 
 
-def planned(number: int, lr: str, *, fits: bool = True, state: str | None = None) -> Planned:
-    job: Any = SimpleNamespace(number=number, label="", swept=(f"recipe.stages.ard.lr={lr}",))
+def planned(number: int, lr: str, *, fits: bool = True, state: str | None = None) -> Job:
     plan: Any = SimpleNamespace(
         tokens=1000, steps=4, flops=2e15, seconds=1800.0, peak=3 * 2**30, fits=fits
     )
-    return Planned(job, plan, None, state)
+    return Job(number, (), (f"recipe.stages.ard.lr={lr}",), plan=plan, state=state)
 
 
 def test_one_row_for_each_job_and_one_for_all() -> None:
-    refused = Planned(planned(3, "-1").job, None, "lr=-1: must be positive")
+    refused = Job(3, (), ("recipe.stages.ard.lr=-1",), refusal="lr=-1: must be positive")
     table = sweep_table("rates", [planned(1, "0.1"), planned(2, "[x]", fits=False), refused])
     assert table.title == "Sweep rates"
     assert [column.title for column in table.columns] == [

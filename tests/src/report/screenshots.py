@@ -10,8 +10,9 @@ import asyncio
 import tempfile
 from pathlib import Path
 
+from src.report.files import read_results
 from src.report.page import write_page
-from src.report.performance import read_results
+from src.report.panels import PageContext
 from src.report.runs import read_runs
 from tests.conftest import ROOT
 from tests.src.report import synthetic
@@ -66,7 +67,13 @@ def main() -> None:
         outputs = Path(folder)
         synthetic.write(outputs, faulty=False)
         results = read_results(ROOT / "benchmarks" / "results")
-        page = write_page(read_runs(outputs), outputs / "dashboard" / "page.html", results=results)
+        page = write_page(
+            PageContext(
+                runs=tuple(read_runs(outputs)),
+                target=outputs / "dashboard" / "page.html",
+                results=tuple(results),
+            )
+        )
         asyncio.run(_shoot(page, given.to))
 
 

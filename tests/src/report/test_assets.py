@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from src.report.figures import FIGURES
+from src.report.files import read_results
 from src.report.groups import ReportData, group_runs
 from src.report.headline import headline
 from src.report.page import write_page
-from src.report.performance import read_results
+from src.report.panels import PageContext
 from src.report.runs import read_runs
 from tests.conftest import ROOT
 from tests.src.report import synthetic
@@ -119,7 +120,9 @@ def page(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]) -> Path:
     texts = dict.fromkeys(("experiment", "method", "command", "error"), INJECTION)
     hostile = INJECTION.replace("/", "")
     make_run(hostile, metrics=rows(LINK), evaluation=evaluation, started_at="2026-01-01", **texts)
-    return write_page(read_runs(outputs), outputs / "dashboard" / "index.html")
+    return write_page(
+        PageContext(runs=tuple(read_runs(outputs)), target=outputs / "dashboard" / "index.html")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +131,13 @@ def two_hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
     outputs = tmp_path_factory.mktemp("two-hundred") / "outputs"
     synthetic.write(outputs)
     results = read_results(ROOT / "benchmarks" / "results")
-    return write_page(read_runs(outputs), outputs / "dashboard" / "index.html", results=results)
+    return write_page(
+        PageContext(
+            runs=tuple(read_runs(outputs)),
+            target=outputs / "dashboard" / "index.html",
+            results=tuple(results),
+        )
+    )
 
 
 PANELS = [
@@ -440,7 +449,9 @@ def test_panels_without_data_say_what_fills_them(window: Window, page: Path) -> 
 
 
 def test_an_empty_folder_has_a_page_without_errors(window: Window, outputs: Path) -> None:
-    page = write_page(read_runs(outputs), outputs / "dashboard" / "index.html")
+    page = write_page(
+        PageContext(runs=tuple(read_runs(outputs)), target=outputs / "dashboard" / "index.html")
+    )
     assert "No runs yet" in window.see(page, "return document.body.textContent")
 
 

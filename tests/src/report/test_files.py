@@ -15,7 +15,9 @@ from src.report.files import (
     read_bytes,
     read_config,
     read_json,
+    read_results,
 )
+from tests.conftest import ROOT
 
 RECORD = {"schema": 1, "run_id": "a", "state": "finished"}
 
@@ -106,3 +108,23 @@ def test_the_factor_follows_from_the_lengths(rope: dict[str, Any], factor: float
 def test_faulty_settings_give_a_reason(tmp_path: Path, content: str | bytes) -> None:
     with pytest.raises(UnreadableFile, match=r"^config\.yaml"):
         read_config(write(tmp_path, content, "config.yaml"))
+
+
+def write_result(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
+    content = {"device": "H100", "commit": "abc", "command": "python -m x", "rows": rows}
+    (folder / f"{name}.json").write_text(json.dumps(content))
+
+
+def test_the_repositorys_results_are_read() -> None:
+    results = read_results(ROOT / "benchmarks" / "results")
+    assert [result.problem for result in results] == [""] * len(results)
+
+
+def test_a_faulty_result_is_told_and_the_others_stay(tmp_path: Path) -> None:
+    write_result(tmp_path, "good", [{"name": "n", "value": 1.0}])
+    (tmp_path / "bad.json").write_text("{")
+    bad, good = read_results(tmp_path)
+    assert bad.content is None
+    assert bad.problem.startswith("bad.json: Invalid JSON")
+    assert good.content is not None
+    assert read_results(tmp_path / "none") == []

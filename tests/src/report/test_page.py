@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from src.report.page import render, write_page
+from src.report.panels import PageContext
 from src.report.runs import ReportError, read_runs
 from tests.src.report import synthetic
 
@@ -62,10 +63,11 @@ class Page(HTMLParser):
         return [value for _, attrs in self.elements if (value := attrs.get(name)) is not None]
 
 
-def page_of(outputs: Path, **options: Any) -> Page:
+def page_of(outputs: Path, window: int | None = None) -> Page:
     now = datetime(2025, 11, 22, 10, 51, tzinfo=UTC)
     target = outputs / "dashboard" / "index.html"
-    return Page(render(read_runs(outputs), target, now=now, **options))
+    runs = tuple(read_runs(outputs))
+    return Page(render(PageContext(runs=runs, window=window, target=target, now=now)))
 
 
 @pytest.fixture
@@ -87,7 +89,7 @@ def test_it_writes_one_file_and_returns_it(
 ) -> None:
     make_run(evaluation=evaluation)
     target = outputs / "new" / "folder" / "page.html"
-    assert write_page(read_runs(outputs), target) == target
+    assert write_page(PageContext(runs=tuple(read_runs(outputs)), target=target)) == target
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
     page = Page(target.read_text("utf-8"))
     ids = page.attributes("id")
@@ -160,7 +162,11 @@ def test_lone_surrogates_are_faults_and_do_not_stop_the_page(
 ) -> None:
     make_run("record", experiment="half \ud800")
     (make_run("config") / "config.yaml").write_text('rope: {type: "half \\ud800"}')
-    text = Page(write_page(read_runs(outputs), outputs / "index.html").read_text("utf-8")).text
+    text = Page(
+        write_page(
+            PageContext(runs=tuple(read_runs(outputs)), target=outputs / "index.html")
+        ).read_text("utf-8")
+    ).text
     assert "record folder config corrupt: run.json: Invalid JSON" in text
     assert "config folder config corrupt: config.yaml: " in text
 
@@ -175,7 +181,9 @@ def test_two_hundred_runs_in_ten_seconds(
     for index in range(200):
         make_run(f"e{index % 7}/run-{index}", metrics=rows, evaluation=evaluation)
     begin = time.perf_counter()
-    target = write_page(read_runs(outputs), outputs / "dashboard" / "index.html")
+    target = write_page(
+        PageContext(runs=tuple(read_runs(outputs)), target=outputs / "dashboard" / "index.html")
+    )
     assert time.perf_counter() - begin < 10
     text = target.read_text("utf-8")
     assert all(f"run-{index}</button>" in text for index in range(200))
@@ -184,7 +192,9 @@ def test_two_hundred_runs_in_ten_seconds(
 def test_two_hundred_runs_with_everything_in_ten_seconds(outputs: Path) -> None:
     made = synthetic.write(outputs)
     begin = time.perf_counter()
-    page = write_page(read_runs(outputs), outputs / "dashboard" / "index.html")
+    page = write_page(
+        PageContext(runs=tuple(read_runs(outputs)), target=outputs / "dashboard" / "index.html")
+    )
     text = page.read_text("utf-8")
     assert time.perf_counter() - begin < 10
     assert f'200 runs, <span class="bad">{made["corrupt"]} corrupt</span>' in text
@@ -194,10 +204,10 @@ def test_two_hundred_runs_with_everything_in_ten_seconds(outputs: Path) -> None:
 
 def test_a_folder_as_target_is_refused(outputs: Path) -> None:
     with pytest.raises(ReportError, match=r"target_path=.*this is a folder"):
-        write_page([], outputs)
+        write_page(PageContext(runs=(), target=outputs))
 
 
 def test_a_target_that_cannot_be_written_is_refused(outputs: Path) -> None:
     (outputs / "file").write_text("")
     with pytest.raises(ReportError, match=r"target_path=.*cannot be written"):
-        write_page([], outputs / "file" / "index.html")
+        write_page(PageContext(runs=(), target=outputs / "file" / "index.html"))

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from src.report import paper
+from src.report.files import read_results
 from src.report.groups import ReportData
-from src.report.performance import read_results
 from src.report.runs import ReportError, read_runs
 from tests.conftest import ROOT
 from tests.src.report import synthetic

@@ -8,8 +8,8 @@ from typing import Any
 from src.report.charts import Chart
 from src.report.figures import FIGURES
 from src.report.figures.base import Choice
+from src.report.files import Result, read_results
 from src.report.groups import ReportData
-from src.report.performance import Result, read_results
 from tests.conftest import ROOT
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from src.report.panels import PageContext
-from src.report.panels.newest import newest_panel
+from src.report.panels.overview import newest_panel
 from src.report.runs import read_runs
 
 MakeRun = Callable[..., Path]
@@ -29,7 +29,7 @@ def test_the_newest_finished_and_evaluated_run_is_shown(
     panel = newest_panel(context(outputs))
     assert panel is not None
     assert panel.values["row"]["run"] == "shown"
-    cards = {card.label: (card.value, card.meter) for card in panel.values["cards"]}
+    cards = {card["label"]: (card["value"], card["meter"]) for card in panel.values["cards"]}
     assert cards == {
         "Native": ("33.5", None),
         "Scaled": ("132.9", None),
@@ -44,7 +44,7 @@ def test_another_window_has_its_own_figures_and_no_score(
     make_run(evaluation=evaluation)
     panel = newest_panel(context(outputs, window=2048))
     assert panel is not None
-    assert [card.value for card in panel.values["cards"]] == ["27.9", "171.0", "33.0", "–"]
+    assert [card["value"] for card in panel.values["cards"]] == ["27.9", "171.0", "33.0", "–"]
 
 
 def test_the_meter_stays_within_its_bar(
@@ -54,7 +54,7 @@ def test_the_meter_stays_within_its_bar(
     make_run("beyond", evaluation=evaluation)
     panel = newest_panel(context(outputs))
     assert panel is not None
-    assert (panel.values["cards"][3].value, panel.values["cards"][3].meter) == ("120.0%", 1)
+    assert (panel.values["cards"][3]["value"], panel.values["cards"][3]["meter"]) == ("120.0%", 1)
 
 
 def test_a_window_nobody_evaluated(

@@ -15,7 +15,7 @@ from src.report import formatting
 from src.report.groups import device_hours, flat, suite_figures
 from src.report.runs import ReportError, Run
 from src.report.tables import Column, Section, Table, row, terminal
-from src.results import TaskModel, TaskResults
+from src.results import Score, TaskModel, TaskResults
 
 _NEAREST = 5
 
@@ -26,8 +26,9 @@ def find_run(runs: Sequence[Run], wanted: str) -> Run:
     Raises:
         ReportError: no run matches, or several do.
     """
+    folder = Path(wanted).absolute()
     meanings = (
-        lambda run: wanted == run.name or _is_folder(run, wanted),
+        lambda run: wanted == run.name or folder == run.folder.absolute(),
         lambda run: wanted in _names(run),
         lambda run: any(name.startswith(wanted) for name in _names(run)),
     )
@@ -58,10 +59,6 @@ def _names(run: Run) -> set[str]:
     return {run.name, run.folder.name} | identity
 
 
-def _is_folder(run: Run, wanted: str) -> bool:
-    return Path(wanted).absolute() == run.folder.absolute()
-
-
 def _list(runs: Sequence[Run]) -> str:
     names = [formatting.text(run.name) for run in runs[:_NEAREST]]
     more = f" and {len(runs) - _NEAREST} more" if len(runs) > _NEAREST else ""
@@ -70,26 +67,20 @@ def _list(runs: Sequence[Run]) -> str:
 
 def _config_table(first: Run, second: Run) -> Table | str:
     """The differing settings, or the reason why there is no table."""
-    settings = flat(first.config.values), flat(second.config.values)
-    differing = [
-        key
-        for key in dict.fromkeys([*settings[0], *settings[1]])
-        if settings[0].get(key, ...) != settings[1].get(key, ...)
-    ]
     for run in (first, second):
         if not run.config.values:
             return f"{formatting.text(run.name)}: its config cannot be read"
+    left, right = flat(first.config.values), flat(second.config.values)
+    differing = [k for k in left | right if left.get(k, ...) != right.get(k, ...)]
     if not differing:
         return "The configs do not differ."
-    rows = [(key, _setting(settings[0], key), _setting(settings[1], key)) for key in differing]
+    rows = [(key, _setting(left, key), _setting(right, key)) for key in differing]
     return _table("Config", first, second, rows)
 
 
 def _figures_table(first: Run, second: Run) -> Table:
     left, right = _figures(first), _figures(second)
-    keys = dict.fromkeys([*left, *right])
-    dash = formatting.DASH
-    rows = [(key, left.get(key, dash), right.get(key, dash)) for key in keys]
+    rows = [(k, left.get(k, formatting.DASH), right.get(k, formatting.DASH)) for k in left | right]
     return _table("Figures", first, second, rows)
 
 
@@ -132,24 +123,22 @@ def _figures(run: Run) -> dict[str, str]:
 
 def _suite_figures(run: Run) -> dict[str, str]:
     figures: dict[str, str] = {}
-    names = dict.fromkeys(m.name for suite in run.task_suites if suite for m in suite.models)
     limit = {suite.suite: _limit(suite) for suite in run.task_suites if suite}
     long_limit = limit.get("ruler", limit.get("papers", ""))
-    for name in names:
+    for name in dict.fromkeys(m.name for suite in run.task_suites if suite for m in suite.models):
         models = [_named(suite, name) for suite in run.task_suites]
         for key, estimate in suite_figures(*models).items():
+            label = {"short": "short average", "long": "long average"}.get(key)
+            label = label or key.replace("ruler@", "long RULER ")
             mark = limit["short"] if key == "short" else long_limit
-            label = {"short": "short average", "long": "long average"}.get(
-                key, key.replace("ruler@", "long RULER ")
-            )
             figures[f"{label}, {name}{mark}"] = f"{estimate.value:.1f}%"
         for suite, model in zip(run.task_suites, models, strict=True):
             for task, result in model.results.items() if suite and model else ():
-                if result.value is not None:
-                    figures[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
+                figures[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
     for suite in run.task_suites:
-        if suite and suite.final:
-            figures |= _scores(suite, suite.final)
+        average = suite.final.scores.average if suite and suite.final else None
+        if suite and average:
+            figures |= _scores(average, f"{suite.suite} suite{_limit(suite)}")
     return figures
 
 
@@ -161,15 +150,12 @@ def _named(suite: TaskResults | None, name: str) -> TaskModel | None:
     return next((model for model in suite.models if model.name == name), None) if suite else None
 
 
-def _scores(suite: TaskResults, final: TaskModel) -> dict[str, str]:
+def _scores(score: Score, suite: str) -> dict[str, str]:
     figures: dict[str, str] = {}
-    average = final.scores.average
-    label = f"{suite.suite} suite{_limit(suite)}"
-    if average and average.recovery is not None:
-        ends = average.interval.recovery
-        low, high = ends or (None, None)
+    if score.recovery is not None:
+        low, high = score.interval.recovery or (None, None)
         interval = "" if low is None or high is None else f" ({low:.1f} to {high:.1f})"
-        figures[f"recovery, {label}"] = f"{average.recovery:.1f}%{interval}"
-    if average and average.gap_closed is not None:
-        figures[f"gap closed, {label}"] = formatting.share(average.gap_closed)
+        figures[f"recovery, {suite}"] = f"{score.recovery:.1f}%{interval}"
+    if score.gap_closed is not None:
+        figures[f"gap closed, {suite}"] = formatting.share(score.gap_closed)
     return figures

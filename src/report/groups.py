@@ -9,17 +9,17 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 from src.report import formatting, noise
 from src.report.files import Result
 from src.report.noise import Estimate
 from src.report.runs import Run
-from src.results import Interval, PerplexityResults, ShortResults, TaskModel, long_average
+from src.results import PerplexityResults, ShortResults, TaskModel, long_average
 
 # Settings that do not change what is trained, by their first key.
 _NOT_TRAINING = {
@@ -32,26 +32,29 @@ _MAX_NAMED_DIFFERENCES = 3
 _RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
 
 
+_Item = TypeVar("_Item")
+_Key = TypeVar("_Key")
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A figure that runs are compared by; all are better when higher."""
+    """A figure in percent that runs are compared by; all are better when higher."""
 
     key: str
     label: str
-    unit: str
 
 
-RECOVERY = Metric("recovery", "Recovery, short suite", "%")
-GAP_CLOSED = Metric("gap_closed", "Gap closed, short suite", "%")
-SHORT = Metric("short", "Short average", "%")
-RECOVERY_VS_BEST = Metric("recovery_vs_best", "Recovery against the best baseline", "%")
-PERPLEXITY_GAP = Metric("perplexity_gap", "Gap closed, perplexity", "%")
-LONG = Metric("long", "Long average", "%")
+RECOVERY = Metric("recovery", "Recovery, short suite")
+GAP_CLOSED = Metric("gap_closed", "Gap closed, short suite")
+SHORT = Metric("short", "Short average")
+RECOVERY_VS_BEST = Metric("recovery_vs_best", "Recovery against the best baseline")
+PERPLEXITY_GAP = Metric("perplexity_gap", "Gap closed, perplexity")
+LONG = Metric("long", "Long average")
 
 
 def ruler(length: int) -> Metric:
     """RULER's mean at a length in tokens."""
-    return Metric(f"ruler@{length}", f"RULER at {length:,}", "%")
+    return Metric(f"ruler@{length}", f"RULER at {length:,}")
 
 
 @dataclass(frozen=True)
@@ -150,13 +153,24 @@ def gap_closed(run: Run, window: int | None = None) -> str:
 
 def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
     """All groups, by model, scaling, method and tokens; `window` as in `headline_window`."""
-    members: dict[tuple[str, str, str], list[int]] = defaultdict(list)
-    for index, run in enumerate(runs):
-        if run.state == "finished" and run.record and run.config.values:
-            training = {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}
-            members[run.record.experiment or "", run.sweep, _canonical(training)].append(index)
-    groups = [_group(key, indices, runs, window) for key, indices in members.items()]
+
+    def key(place: int) -> tuple[str, str, str]:
+        run = runs[place]
+        training = {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}
+        return (run.record and run.record.experiment) or "", run.sweep, _canonical(training)
+
+    finished = [i for i, run in enumerate(runs) if run.state == "finished" and run.config.values]
+    members = grouped(finished, key)
+    groups = [_group(key, places, runs, window) for key, places in members.items()]
     return sorted(_with_variants(groups), key=_order)
+
+
+def grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:
+    """The items by key; keys and items keep their order."""
+    members: dict[_Key, list[_Item]] = {}
+    for item in items:
+        members.setdefault(key(item), []).append(item)
+    return members
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -179,16 +193,11 @@ def weights_label(settings: Mapping[str, Any]) -> str | None:
     ]
     if not terms:
         return None
-    weights = {
-        relation: float(value)
-        for relation in _RELATIONS
-        if isinstance(value := settings.get(f"{terms[0]}.weights.{relation}"), int | float)
-    }
-    parts = [
-        f"{weight:g}{_RELATIONS[relation]}" if weight != 1 else _RELATIONS[relation]
-        for relation, weight in weights.items()
-        if weight > 0
-    ]
+    parts = []
+    for relation, label in _RELATIONS.items():
+        weight = settings.get(f"{terms[0]}.weights.{relation}")
+        if isinstance(weight, int | float) and weight > 0:
+            parts.append(label if weight == 1 else f"{weight:g}{label}")
     return "+".join(parts) or None
 
 
@@ -271,22 +280,20 @@ def _scores(report: ShortResults) -> dict[str, Estimate]:
     score = report.final.scores.average if report.final else None
     if score is None:
         return {}
-    ends = score.interval
-    estimates = {
-        RECOVERY.key: _estimate(score.recovery, ends.recovery, 1),
-        GAP_CLOSED.key: _estimate(score.gap_closed, ends.gap_closed, 100),
-        RECOVERY_VS_BEST.key: _estimate(score.recovery_vs_best, ends.recovery_vs_best, 1),
-    }
-    return {key: estimate for key, estimate in estimates.items() if estimate is not None}
-
-
-def _estimate(value: float | None, ends: Interval | None, scale: float) -> Estimate | None:
-    if value is None:
-        return None
-    low, high = ends or (None, None)
-    if low is None or high is None:
-        return Estimate(scale * value)
-    return Estimate(scale * value, scale * low, scale * high)
+    figures = (
+        (RECOVERY, score.recovery, score.interval.recovery, 1),
+        (GAP_CLOSED, score.gap_closed, score.interval.gap_closed, 100),
+        (RECOVERY_VS_BEST, score.recovery_vs_best, score.interval.recovery_vs_best, 1),
+    )
+    estimates = {}
+    for metric, value, ends, scale in figures:
+        if value is not None:
+            low, high = ends or (None, None)
+            estimate = Estimate(scale * value)
+            if low is not None and high is not None:
+                estimate = replace(estimate, low=scale * low, high=scale * high)
+            estimates[metric.key] = estimate
+    return estimates
 
 
 def suite_figures(
@@ -305,36 +312,30 @@ def suite_figures(
 
 
 def _needles(runs: Iterable[Run]) -> dict[tuple[int, float], float]:
-    cells: dict[tuple[int, float], list[float]] = defaultdict(list)
-    for run in runs:
-        if run.needle_depth and run.needle_depth.final:
-            for cell in run.needle_depth.final.cells:
-                if cell.value is not None:
-                    cells[cell.length, cell.depth].append(cell.value)
-    return {place: statistics.fmean(values) for place, values in cells.items()}
+    models = [run.needle_depth.final for run in runs if run.needle_depth]
+    cells = grouped(
+        [cell for model in models if model for cell in model.cells],
+        lambda cell: (cell.length, cell.depth),
+    )
+    return {place: statistics.fmean(cell.value for cell in kin) for place, kin in cells.items()}
 
 
 def _with_variants(groups: list[Group]) -> list[Group]:
     """Name the unusual settings of each group, and mark the main groups."""
-    kin: dict[tuple[str, str], list[Group]] = defaultdict(list)
-    for group in groups:
-        kin[group.model, group.method].append(group)
-    named = [
-        replace(group, variant=_variant(group, unusual), rank=(len(unusual), -group.seeds))
-        for family in kin.values()
-        for group, unusual in _unusual(family)
-    ]
-    lowest: dict[Any, Group] = {}
-    for group in named:
-        best = lowest.setdefault(group.place, group)
-        if group.rank < best.rank:
-            lowest[group.place] = group
-    mains = {id(group) for group in lowest.values()}
+    named: list[Group] = []
+    for family in grouped(groups, lambda group: (group.model, group.method)).values():
+        usual = _usual(family)
+        for group in family:
+            unusual = [key for key, value in usual.items() if _setting(group, key) != value]
+            rank = (len(unusual), -group.seeds)
+            named.append(replace(group, variant=_variant(group, unusual), rank=rank))
+    kin_by_place = grouped(named, lambda group: group.place).values()
+    mains = {id(min(kin, key=lambda group: group.rank)) for kin in kin_by_place}
     return [replace(group, is_main=id(group) in mains) for group in named]
 
 
-def _unusual(family: Sequence[Group]) -> list[tuple[Group, dict[str, Any]]]:
-    """For each group the settings in which it differs from most groups of its kind."""
+def _usual(family: Sequence[Group]) -> dict[str, str]:
+    """The value that most groups of one kind have of each setting, by sorted keys."""
     keys = {
         key
         for group in family
@@ -342,22 +343,12 @@ def _unusual(family: Sequence[Group]) -> list[tuple[Group, dict[str, Any]]]:
         if not key.startswith(_SHOWN_ELSEWHERE) and not key.endswith(".tokens")
     }
     usual: dict[str, str] = {}
-    for key in keys:
+    for key in sorted(keys):
         # Counts first; between equals the value that stands outside sweeps, then a fixed order.
         votes = Counter(_setting(group, key) for group in family)
         outside = Counter(_setting(group, key) for group in family if not group.sweep)
         usual[key] = max(votes, key=lambda value: (votes[value], outside[value], value))
-    return [
-        (
-            group,
-            {
-                key: group.settings.get(key)
-                for key in sorted(keys)
-                if _setting(group, key) != usual[key]
-            },
-        )
-        for group in family
-    ]
+    return usual
 
 
 def _setting(group: Group, key: str) -> str:
@@ -366,21 +357,12 @@ def _setting(group: Group, key: str) -> str:
     return "target" if value is not None and value == group.target else _canonical(value)
 
 
-def _variant(group: Group, unusual: Mapping[str, Any]) -> str:
-    parts = []
+def _variant(group: Group, unusual: Sequence[str]) -> str:
     weights = [key for key in unusual if ".weights." in key]
-    if weights and group.weights:
-        parts.append(group.weights)
-    others = [key for key in unusual if key not in weights]
-    parts += [f"{_short_key(key)}={_short_value(unusual[key])}" for key in others]
+    parts = [group.weights] if weights and group.weights else []
+    for key in unusual:
+        if key not in weights:
+            value, short = group.settings.get(key), ".".join(key.split(".")[-2:])
+            parts.append(f"{short}={value:g}" if isinstance(value, float) else f"{short}={value}")
     more = len(parts) - _MAX_NAMED_DIFFERENCES
     return ", ".join(parts[:_MAX_NAMED_DIFFERENCES]) + (f", and {more} more" if more > 0 else "")
-
-
-def _short_key(key: str) -> str:
-    """`recipe.stages.ard.lr` -> `ard.lr`."""
-    return ".".join(key.split(".")[-2:])
-
-
-def _short_value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from src.report import formatting, groups
 from src.report.charts import binary_tokens, method_slots, short_length
@@ -74,12 +75,9 @@ def _section(
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
     columns = [_cells(ordered, key) for key in scores]
     rows = [_baseline(name, members, scores) for name in ("native", "scaled")]
-    rows += [
-        _row(group, [column[place] for column in columns]) for place, group in enumerate(ordered)
-    ]
-    size = "" if limit is None else str(limit)
-    kept = tuple(row for row in rows if row)
-    return Section(kept, (("model and scaling", look), ("limit", size)))
+    rows += [_row(group, cells) for group, *cells in zip(ordered, *columns, strict=True)]
+    labels = (("model and scaling", look), ("limit", "" if limit is None else str(limit)))
+    return Section(tuple(row for row in rows if row), labels)
 
 
 def _row(group: Group, cells: Sequence[Cell]) -> Row:
@@ -111,10 +109,7 @@ def _cells(ordered: Sequence[Group], key: str) -> list[Cell]:
     The page's filters leave out rows, and then look up the best of the remaining ones.
     """
     estimates = [group.estimates.get(key) for group in ordered]
-    usual = [
-        estimate if group.is_main else None
-        for group, estimate in zip(ordered, estimates, strict=True)
-    ]
+    usual = [group.estimates.get(key) if group.is_main else None for group in ordered]
     return [
         _cell(
             estimate,
@@ -128,17 +123,11 @@ def _cells(ordered: Sequence[Group], key: str) -> list[Cell]:
 def _cell(estimate: Estimate | None, mark: Mark = Mark.ABSENT, standings: str = "") -> Cell:
     if estimate is None:
         return Cell(formatting.DASH)
-    interval = ""
-    if estimate.low is not None and estimate.high is not None:
-        interval = f"{estimate.low:.1f} to {estimate.high:.1f}"
+    known = estimate.low is not None and estimate.high is not None
+    interval = f"{estimate.low:.1f} to {estimate.high:.1f}" if known else ""
+    cell = Cell(f"{estimate.value:.1f}", interval, mark, opens=bool(standings))
     attributes = {"data-value": str(estimate.value), "data-standings": standings}
-    return Cell(
-        f"{estimate.value:.1f}",
-        interval,
-        mark,
-        attributes=attributes if standings else {},
-        opens=bool(standings),
-    )
+    return replace(cell, attributes=attributes) if standings else cell
 
 
 def _runs(group: Group) -> str:

@@ -6,7 +6,6 @@ module. Page and paper then show it.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +21,7 @@ from src.report.groups import (
     Group,
     Metric,
     ReportData,
+    grouped,
     ruler,
 )
 
@@ -65,9 +65,7 @@ def lengths(groups: Sequence[Group]) -> list[int]:
 
 def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     """Groups by model and scaling, with a label; the look with most methods comes first."""
-    kin: dict[tuple[str, str, float | None], list[Group]] = defaultdict(list)
-    for group in groups:
-        kin[group.look].append(group)
+    kin = grouped(groups, lambda group: group.look)
 
     def order(look: tuple[str, str, float | None]) -> tuple[int, int, str]:
         return (-len({group.method for group in kin[look]}), -len(kin[look]), str(look))
@@ -77,9 +75,7 @@ def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
 
 def by_method(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, list[Group]]]:
     """Groups by method, in the order of the methods' colours."""
-    members: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
-        members[group.method].append(group)
+    members = grouped(groups, lambda group: group.method)
     return sorted(members.items(), key=lambda item: slots[item[0]])
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from src.report import formatting
@@ -17,7 +16,7 @@ from src.report.figures.base import (
     line,
     metrics_of,
 )
-from src.report.groups import Group, Metric, ReportData
+from src.report.groups import Group, Metric, ReportData, grouped
 
 _MARKS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
 
@@ -63,11 +62,13 @@ def _weights(data: ReportData) -> Iterator[Choice]:
 
 def _ablations(groups: Sequence[Group]) -> list[list[Group]]:
     """Groups that differ only in the weights of relations, with at least two different weights."""
-    sets: dict[str, list[Group]] = defaultdict(list)
-    for group in groups:
+
+    def others(group: Group) -> str:
         terms = {key.rpartition(".")[0] for key in group.settings if ".weights." in key}
-        sets[group.without(*(f"{term}." for term in terms))].append(group)
-    return [one for one in sets.values() if len({group.weights for group in one}) > 1]
+        return group.without(*(f"{term}." for term in terms))
+
+    sets = grouped(groups, others).values()
+    return [one for one in sets if len({group.weights for group in one}) > 1]
 
 
 def _weights_order(label: str) -> tuple[int, bool, list[int]]:
@@ -89,9 +90,7 @@ def _ablation_name(one: Sequence[Group], *, alone: bool) -> str:
 
 def _scaling(data: ReportData) -> Iterator[Choice]:
     """One line for each method and kind of scaling."""
-    by_model: dict[tuple[str, int], list[Group]] = defaultdict(list)
-    for group in data.groups:
-        by_model[group.model, group.tokens].append(group)
+    by_model = grouped(data.groups, lambda group: (group.model, group.tokens))
     slots = method_slots([group.method for group in data.groups])
     for (model, tokens), kin in sorted(by_model.items(), key=lambda item: -len(item[1])):
         for metric in metrics_of(kin):
@@ -105,10 +104,8 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
 
 
 def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) -> list[Series]:
-    lines: dict[tuple[str, str], list[Group]] = defaultdict(list)
-    for group in kin:
-        if group.factor and metric.key in group.estimates:
-            lines[group.method, group.rope].append(group)
+    measured = [group for group in kin if group.factor and metric.key in group.estimates]
+    lines = grouped(measured, lambda group: (group.method, group.rope))
     swept = {key: line for key, line in lines.items() if len({g.factor for g in line}) > 1}
     ropes = sorted({rope for _, rope in swept}, key=lambda rope: (rope != "linear", rope))
     return [
@@ -125,7 +122,7 @@ def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int])
 
 
 def _scores_of(metric: Metric) -> Axis:
-    return Axis(f"{metric.label} ({metric.unit})")
+    return Axis(f"{metric.label} (%)")
 
 
 FIGURES = (

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from filelock import FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
@@ -100,15 +100,18 @@ class SweepFolder:
 
     def holding(self, jobs: Sequence[Job]) -> SweepFolder:
         """The same folder with these jobs added to its own; writes `sweep.json`."""
-        known = {job.hash for job in self.record.jobs}
         new = [
             KnownJob(job.number, job.hash, job.overrides, f"{job.number:03d}-{job.hash[:8]}")
             for job in jobs
-            if job.hash not in known
+            if not self.has(job)
         ]
         held = replace(self.record, jobs=(*self.record.jobs, *new))
         write_json(self.path / SWEEP_FILE, TypeAdapter(SweepRecord).dump_python(held, mode="json"))
         return SweepFolder(self.path, held)
+
+    def has(self, job: Job) -> bool:
+        """Whether it is a job of this folder."""
+        return job.hash in {known.hash for known in self.record.jobs}
 
     def task(self, job: Job) -> Task:
         """The task of a job of this folder: its name, overrides and places."""
@@ -173,18 +176,13 @@ def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[s
 
     `folders` are the sweeps, newest first.
     """
-    found: dict[str, Task] = {}
-    for folder in folders:
-        known = {job.hash for job in folder.record.jobs}
-        for job in jobs:
-            if job.hash not in known:
-                continue
-            task = folder.task(job)
-            if job.hash not in found or (
-                task.state == "finished" and found[job.hash].state != "finished"
-            ):
-                found[job.hash] = task
-    return found
+    best: dict[str, Task] = {}
+    for job in jobs:
+        tasks = [folder.task(job) for folder in folders if folder.has(job)]
+        if tasks:
+            finished = (task for task in tasks if task.state == "finished")
+            best[job.hash] = next(finished, tasks[0])
+    return best
 
 
 def state_of(run_dir: Path) -> State:
@@ -211,12 +209,11 @@ def settled(task: Task) -> State:
 
 def failure_of(task: Task, fallback: str) -> str:
     """Why a job has not finished, in one line."""
-    record: dict[str, Any] = {}
-    if (task.run_dir / "run.json").is_file():
-        try:
-            record = RunFolder(task.run_dir).record()
-        except RunFolderError as error:
-            return str(error)
+    folder = RunFolder(task.run_dir)
+    try:
+        record = folder.record() if folder.record_file.is_file() else {}
+    except RunFolderError as error:
+        return str(error)
     if record.get("state") == "failed" and record.get("error"):
         return str(record["error"]).splitlines()[0]
     lines = task.log.read_text(errors="replace").splitlines() if task.log.is_file() else []

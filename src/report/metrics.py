@@ -27,20 +27,17 @@ class MetricRow(BaseModel):
     def values(self) -> dict[str, float]:
         """The metrics of this line by key; they may be NaN or infinite."""
         extra = self.model_extra or {}
-        return {
-            key: _as_float(value)
-            for key, value in extra.items()
-            if value is None or _is_number(value)
-        }
+        return {k: _as_float(v) for k, v in extra.items() if v is None or _is_number(v)}
 
     @property
     def layers(self) -> dict[str, tuple[float | None, ...]]:
         """Lists of numbers by key, such as `loss/relation/by_layer`."""
         extra = self.model_extra or {}
+        lists = {k: v for k, v in extra.items() if isinstance(v, list)}
         return {
-            key: tuple(_finite(_as_float(item)) for item in value)
-            for key, value in extra.items()
-            if isinstance(value, list) and all(item is None or _is_number(item) for item in value)
+            key: tuple(_finite(_as_float(item)) for item in items)
+            for key, items in lists.items()
+            if all(item is None or _is_number(item) for item in items)
         }
 
 
@@ -78,7 +75,8 @@ def read_metrics(path: Path) -> Metrics:
             faults.append(f"line {number} {reason}")
             continue
         rows.append(row)
-    return _columns(rows, _summary(path.name, faults))
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return _columns(rows, [f"{path.name}: {faults[0]}{more}"] if faults else [])
 
 
 def _is_number(value: object) -> bool:
@@ -94,44 +92,30 @@ def _as_float(value: int | float | None) -> float:
         return math.inf if value > 0 else -math.inf
 
 
-def _summary(name: str, faults: list[str]) -> list[str]:
-    if not faults:
-        return []
-    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
-    return [f"{name}: {faults[0]}{more}"]
-
-
 def _columns(rows: list[MetricRow], problems: list[str]) -> Metrics:
-    table = [row.values for row in rows]
-    keys = sorted({key for values in table for key in values})
+    values, layers = [row.values for row in rows], [row.layers for row in rows]
     series: dict[str, tuple[float | None, ...]] = {}
-    for key in keys:
-        column = [values.get(key) for values in table]
-        series[key] = tuple(_finite(value) for value in column)
-        problems += _non_finite(key, rows, column)
-    by_layer = [row.layers for row in rows]
-    lists = sorted({key for values in by_layer for key, value in values.items() if value})
+    for key in sorted({key for one in values for key in one}):
+        column = [one.get(key) for one in values]
+        series[key] = tuple(map(_finite, column))
+        bad = [
+            row.step
+            for row, value, kept in zip(rows, column, series[key], strict=True)
+            if value is not None and kept is None
+        ]
+        if bad:
+            more = f" (and at {len(bad) - 1} more)" if len(bad) > 1 else ""
+            problems.append(f"metrics.jsonl: {key} is not finite at step {bad[0]}{more}")
+    lists = sorted({key for one in layers for key, items in one.items() if items})
     return Metrics(
         steps=tuple(row.step for row in rows),
         tokens=tuple(row.tokens for row in rows),
         stages=tuple(row.stage for row in rows),
         series=series,
-        layers={key: tuple(values.get(key, ()) for values in by_layer) for key in lists},
+        layers={key: tuple(one.get(key, ()) for one in layers) for key in lists},
         problems=tuple(problems),
     )
 
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _non_finite(key: str, rows: list[MetricRow], column: list[float | None]) -> list[str]:
-    bad = [
-        row.step
-        for row, value in zip(rows, column, strict=True)
-        if value is not None and not math.isfinite(value)
-    ]
-    if not bad:
-        return []
-    more = f" (and at {len(bad) - 1} more)" if len(bad) > 1 else ""
-    return [f"metrics.jsonl: {key} is not finite at step {bad[0]}{more}"]

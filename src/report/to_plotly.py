@@ -183,7 +183,10 @@ def annotation(along: Axis, at: float, text: str) -> dict[str, Any]:
 
 
 def _heatmap(chart: Heatmap) -> dict[str, Any]:
-    levels = [[_shade(level) for level in row] for row in chart.levels()]
+    levels = [
+        [None if level is None else _short(round(level, 2)) for level in row]
+        for row in chart.levels()
+    ]
     shown = [level for row in levels for level in row if level is not None]
     columns, rows = list(map(plain, chart.columns)), list(map(plain, chart.rows))
     at = f"{plain(chart.y_title)} %{{y}}, {plain(chart.x_title)} %{{x}}"
@@ -221,10 +224,9 @@ def _heatmap(chart: Heatmap) -> dict[str, Any]:
     }
 
 
-def _labelled(names: Sequence[str], most: int) -> list[str]:
+def _labelled(names: list[str], most: int) -> list[str]:
     """All names where they are few, else at most `most` of them, evenly spaced."""
-    every = math.ceil(len(names) / most) if len(names) > 8 else 1
-    return list(names[::every])
+    return names[:: math.ceil(len(names) / most)] if len(names) > 8 else names
 
 
 def _colorbar(chart: Heatmap, levels: Sequence[float]) -> dict[str, Any]:
@@ -246,10 +248,6 @@ def _rounded(value: float | None, digits: int = 5) -> float | None:
     if value is None or not math.isfinite(value):
         return None
     return _short(float(f"{value:.{digits}g}"))
-
-
-def _shade(level: float | None) -> float | None:
-    return None if level is None else _short(round(level, 2))
 
 
 def _short(value: float) -> float:

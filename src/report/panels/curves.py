@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
 
@@ -81,37 +81,24 @@ def _plot(title: str, labels: dict[str, str], **options: str) -> dict[str, Any]:
 def curve_data(metrics: Metrics, *, max_points: int = _RUN_POINTS) -> dict[str, Any]:
     """The curves of one run: tokens, stages as (name, points), series by key.
 
-    At most about `max_points` steps are kept, evenly spaced, with the ends of every stage.
+    At most about `max_points` steps are kept, evenly spaced, with the ends of every stage. Values
+    have six figures, which suffice for a pixel and keep the page small.
     """
-    kept = _kept_points(metrics.stages, max_points)
-    return {
-        "tokens": [metrics.tokens[i] for i in kept],
-        "stages": _stage_lengths([metrics.stages[i] for i in kept]),
-        "series": {
-            key: [_rounded(column[i]) for i in kept] for key, column in metrics.series.items()
-        },
-        "every": _stride(len(metrics.stages), max_points),
-    }
-
-
-def _stride(count: int, max_points: int) -> int:
-    return max(1, math.ceil(count / max_points))
-
-
-def _kept_points(stages: Sequence[str], max_points: int) -> list[int]:
-    stride = _stride(len(stages), max_points)
-    last = len(stages) - 1
-    return [
+    stages = metrics.stages
+    every, last = max(1, math.ceil(len(stages) / max_points)), len(stages) - 1
+    kept = [
         i
         for i, stage in enumerate(stages)
-        if i % stride == 0 or i == last or stage != stages[i + 1] or stage != stages[i - 1]
+        if i % every == 0 or i == last or stage != stages[i + 1] or stage != stages[i - 1]
     ]
-
-
-def _stage_lengths(stages: Sequence[str]) -> list[tuple[str, int]]:
-    return [(stage, len(list(points))) for stage, points in groupby(map(plain, stages))]
-
-
-def _rounded(value: float | None) -> float | None:
-    """Values with six figures, which suffice for a pixel and keep the page small."""
-    return None if value is None else float(f"{value:.6g}")
+    named = groupby(plain(stages[i]) for i in kept)
+    columns = {key: [column[i] for i in kept] for key, column in metrics.series.items()}
+    return {
+        "tokens": [metrics.tokens[i] for i in kept],
+        "stages": [(stage, len(list(points))) for stage, points in named],
+        "series": {
+            key: [None if value is None else float(f"{value:.6g}") for value in column]
+            for key, column in columns.items()
+        },
+        "every": every,
+    }

@@ -16,7 +16,6 @@ from src.models.adapters import AnyParameters, LoraParameters, QkvParameters
 from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs, Objective
-from src.planning.devices import DeviceFacts
 from src.settings.config import RunConfig
 from src.training.schedule import StageConfig, StageSchedule
 
@@ -24,12 +23,6 @@ if TYPE_CHECKING:
     from src.passes.teacher import Keep
 
 _WIDTH = {"float32": 4, "bfloat16": 2}
-
-# Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
-# benchmarks/results/step.json and kernel.json (one H100).
-_PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
-# Attention and relations reach half of their shares at this many tokens, and all of them at many.
-_HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 
 # Elements in which DeepSpeed reduces gradients (src/training/engine/).
 REDUCE_BUCKET = 100_000_000
@@ -164,6 +157,9 @@ def memory(setting: Setting) -> dict[str, float]:
     parts["gradients"] = setting.trainable * gradient_width / shards[2]
     if student.zero_stage >= 2 or (student.zero_stage == 1 and gradient_width == width):
         parts["gradient buckets"] = min(REDUCE_BUCKET, setting.trainable) * width
+    if setting.graphs:
+        # A graph writes its gradients to memory of its own.
+        parts["graphs' gradients"] = len(setting.stage.streams) * setting.trainable * width
     # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
     state = setting.trainable * (8 if width == 4 else 12) / shards[1]
     parts["optimizer"] = 0 if student.offload_optimizer else state
@@ -218,16 +214,17 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
     q, k = setting.queries, setting.keys
     compiled = setting.config.engine.compile
     # Input of each norm, those of queries and keys included, in float32 if it is made.
-    norms = width if compiled else 4
+    norms = width if compiled or setting.fused else 4
     norms *= shape.norms * hidden + (q + k if shape.qk_norm else 0)
     attention = width * (2 * q + 2 * k * setting.copies)  # q, k, v and the output
-    mlp = width * 3 * intermediate  # gate, up, and the activated gate
+    # Gate, up, and the activated gate, which a fused kernel computes again.
+    mlp = width * (2 if setting.fused else 3) * intermediate
     kept = norms + attention + mlp
     if isinstance(setting.stage.parameters, QkvParameters):
         kept += width * hidden  # the projections' common input
     elif lora is None:
         # Inputs of the projections, and of the norms' weights.
-        kept += width * ((2 + shape.norms) * hidden + intermediate)
+        kept += width * ((2 if setting.fused else 2 + shape.norms) * hidden + intermediate)
         kept += width * (q + k if shape.qk_norm else 0)
         # The attention's output, once more for the projection after it.
         kept += width * q if setting.parts > 1 else 0
@@ -335,11 +332,12 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
     """Bytes per token that element-wise work of a layer's forward pass moves."""
     shape, width, lora = setting.shape, setting.width, setting.lora
     compiled = setting.config.engine.compile
+    lean = compiled or setting.fused
     turned = setting.queries + setting.keys
     normed = shape.norms * shape.hidden + (turned if shape.qk_norm else 0)
-    norms = (2 * width if compiled else 20 + 8 * width) * normed
-    rope = (2 if compiled else 9) * width * turned
-    mlp = (3 if compiled else 5) * width * shape.intermediate
+    norms = (2 * width if lean else 20 + 8 * width) * normed
+    rope = (2 if lean else 9) * width * turned
+    mlp = (3 if lean else 5) * width * shape.intermediate
     residual = 6 * width * shape.hidden
     total = float(norms + rope + mlp + residual)
     if student and lora is not None:
@@ -348,62 +346,3 @@ def _layer_traffic(setting: Setting, *, student: bool) -> float:
         if lora.dropout:
             total += count * (2 * width + 1) * shape.hidden
     return total
-
-
-def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
-    """Seconds of a block's work on one device of known speed."""
-    assert device.matrix_rate is not None
-    assert device.bandwidth is not None
-    done, length = block_work(setting, name), setting.stage.streams[name].length
-    exchanged = 0.0
-    if setting.parts > 1 and device.link is not None:
-        exchanged = _exchanged(setting, name) / (device.link * _LINK)
-    seconds = (
-        done.products / _PRODUCTS
-        + done.attention / _ATTENTION * (1 + _HALF_ATTENTION / length)
-        + done.relations / _RELATIONS * (1 + _HALF_RELATIONS / length)
-    )
-    seconds = seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
-    return seconds + exchanged
-
-
-def _exchanged(setting: Setting, name: str) -> float:
-    """Bytes of a block that leave one rank for another: q, k and v before attention, its output."""
-    wants = setting.objectives[name].needs(setting.facts)
-    again = 1 if setting.checkpointing else 0
-    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
-    passes = float((2 + again) * layers)
-    if wants.teacher:
-        passes += layers
-        passes += len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
-    numbers = 2 * setting.queries + 2 * setting.keys * setting.copies
-    elsewhere = (setting.parts - 1) / setting.parts
-    return passes * setting.stage.streams[name].length * setting.width * numbers * elsewhere
-
-
-def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:
-    """Seconds of a full optimizer step; None for a device of unknown speed."""
-    if device.matrix_rate is None or device.bandwidth is None:
-        return None
-    ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH
-    seconds = sum(
-        tokens / setting.stage.streams[name].length * _block_seconds(setting, name, device)
-        for name, tokens in schedule.tokens_read().items()
-    )
-    seconds /= schedule.steps * ranks
-    student, teacher = setting.config.engine.student, setting.config.engine.teacher
-    # AdamW reads and writes master weight and moments, and clipping its gradient.
-    shards = ranks if student.zero_stage else 1
-    seconds += 48 * setting.trainable / shards / bandwidth
-    if ranks > 1 and device.link is not None:
-        link = device.link * _LINK
-        seconds += 2 * setting.trainable * setting.width / link
-        readers = ranks // setting.parts
-        micro_steps = schedule.accumulation(world_size=readers, micro_batch=setting.micro_batch)
-        # Sharded weights are fetched for each pass over them, the teacher's by its owner.
-        passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
-        taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())
-        owner = student if teacher.share_base else teacher
-        passes += 1 if taught and owner.zero_stage == 3 else 0
-        seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
-    return seconds

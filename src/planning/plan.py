@@ -14,7 +14,7 @@ from src.models.adapters import FullParameters
 from src.models.config import ModelShape, native_rope
 from src.models.facts import ModelFacts
 from src.models.hf_config import planned_facts, projection_sizes, resolved_shape
-from src.planning import cost
+from src.planning import cost, duration
 from src.planning.checks import check, check_projections, checked_schedule
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.decisions import decide, why_no_graphs
@@ -196,7 +196,7 @@ def _stage_plan(
         total_parameters=setting.total,
         memory=cost.memory(setting),
         flops=cost.work(setting, schedule).flops,
-        seconds_per_step=cost.step_seconds(setting, schedule, device),
+        seconds_per_step=duration.step_seconds(setting, schedule, device),
         checkpointing=setting.checkpointing,
         keep=setting.keep,
         micro_batch=micro_batch,

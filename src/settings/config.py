@@ -298,6 +298,9 @@ class RunConfig:
         allow_oversubscribe: start a run even if the plan says that it does not fit.
         plan_for: the device that a dry run plans for.
         sweep: the sweep's job that this run is; null outside sweeps.
+        profile: trace a few steps of each stage, and print where their time goes.
+        deterministic: let torch use deterministic kernels only, so that two runs on a GPU give the
+            same losses.
     """
 
     experiment: str
@@ -322,6 +325,8 @@ class RunConfig:
     plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
     sweep: SweepJob | None = None
     sweep_resume: bool = False
+    profile: bool = False
+    deterministic: bool = False
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False

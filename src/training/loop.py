@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from torch import Tensor, distributed
 from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
 from src.training.positions import positions
+from src.training.profiling import around_nothing
 from src.training.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
 from src.training.sequence import Place, next_tokens
 
@@ -86,6 +88,7 @@ class StageRun:
         start: int,
         after_step: Callable[[StepRecord], None],
         saves_after: Callable[[int], bool] = lambda step: False,
+        around: Callable[[int], AbstractContextManager[None]] = around_nothing,
     ) -> None:
         """Train from step `start` to the stage's end, calling `after_step` on every rank.
 
@@ -96,6 +99,7 @@ class StageRun:
             start: number of finished steps.
             after_step: gets the record of each step, in order.
             saves_after: whether `after_step` saves the run at this step, counted from 1.
+            around: entered around each step, counted from 0 (src/training/profiling.py).
 
         Raises:
             FloatingPointError: the loss or the gradient norm is not finite.
@@ -110,7 +114,8 @@ class StageRun:
 
             waiting: _Pending | None = None
             for step in range(start, total):
-                pending = self._step(step)
+                with around(step):
+                    pending = self._step(step)
                 if waiting is not None:
                     finish(waiting)
                 waiting = pending

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, distributed
 
 from src import tracking
@@ -16,10 +19,10 @@ from src.evals import running
 from src.models.loading import load_tokenizer
 from src.objectives.base import Objective
 from src.planning import plan
-from src.planning.devices import dtype_of, uses_cuda
+from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
-from src.training import checkpoint, launch, stage
+from src.training import checkpoint, launch, profiling, stage
 from src.training.checkpoint import Position
 from src.training.engines import StudentEngine
 from src.training.launch import World
@@ -80,6 +83,8 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     tracker = tracking.Tracker()
     succeeded = False
     try:
+        if config.deterministic:
+            _be_deterministic()
         with launch.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
@@ -108,6 +113,15 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         raise
     finally:
         tracker.finish(succeeded=succeeded)
+
+
+def _be_deterministic() -> None:
+    """Let torch use deterministic kernels only. Call it before anything runs on a GPU."""
+    # cuBLAS reads it when it is set up.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Filling new tensors finds reads of memory that nobody wrote; it makes nothing deterministic.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def _hand_over(
@@ -196,6 +210,7 @@ class _Run:
             start,
             lambda record: self._after_step(name, engines.student, record),
             lambda step: self._saves_after(name, step),
+            self._around(name, start),
         )
         trained = engines.student.trained_parameters()
         if sha256 is not None:
@@ -227,6 +242,15 @@ class _Run:
             seed=config.seed,
             card=_model_card(config, self.folder, name),
         )
+
+    def _around(self, name: str, start: int) -> Callable[[int], AbstractContextManager[None]]:
+        """What a stage's steps run in: a profile of a few of them, on rank 0, if asked for."""
+        if not (self.config.profile and self.world.is_main):
+            return profiling.around_nothing
+        file = self.folder.path / "profile" / f"{name}.json.gz"
+        steps = StageSchedule(self.config.recipe.stages[name]).steps
+        device = device_of(self.config.engine.device)
+        return profiling.StepProfile(file, start, steps, device).around
 
     def _objectives(self, name: str, data: Data, weights: Path | None) -> dict[str, Objective]:
         """A stage's objectives by stream, their layers chosen by drift if they await it."""

@@ -17,6 +17,7 @@ from src.passes.teacher import Keep, SharedTeacherPass
 from src.planning.cost import REDUCE_BUCKET
 from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
+from src.training.engine.clipping import DeviceClipping
 from src.training.engine.preparation import prepare, teacher_head
 
 if TYPE_CHECKING:
@@ -73,11 +74,15 @@ class Student:
             head = teacher_head(network, needs, device, sharded=sharded)
             shared = SharedTeacherPass(network, keep, native, device, head)
         trained = [p for p in network.parameters() if p.requires_grad]
+        adamw = _adamw(trained, optim, device, offload=settings.offload_optimizer)
+        self._clipping = None
+        if _clips_on_device(config, device):
+            self._clipping = DeviceClipping(adamw, optim.clip_norm)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
             model=StudentModule(network, objectives, facts, shared, graphs=graphs),
             model_parameters=trained,
-            optimizer=_adamw(trained, optim, device, offload=settings.offload_optimizer),
-            config=_config(network, config, optim, accumulation),
+            optimizer=adamw,
+            config=_config(network, config, optim, accumulation, device),
         )
         self._full_gradients = settings.zero_stage == 0 and dtype_of(config.dtype) == torch.float32
 
@@ -121,6 +126,8 @@ class Student:
             grads = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
         self._engine.step()
+        if self._clipping is not None:
+            return self._clipping.norm
         return self._engine.get_global_grad_norm() if norm is None else norm
 
     def trained_parameters(self) -> dict[str, Tensor]:
@@ -170,8 +177,24 @@ class Student:
         zero.release_memory()
 
 
+def _clips_on_device(config: EngineConfig, device: torch.device) -> bool:
+    """Whether the optimizer's gradients are whole shards on a GPU, clipped without the host."""
+    student = config.student
+    return (
+        device.type == "cuda"
+        and config.dtype == "bfloat16"
+        and student.zero_stage in (1, 2)
+        and not student.offload_optimizer
+        and config.sequence_parallel == 1
+    )
+
+
 def _config(
-    network: nn.Module, config: EngineConfig, optim: OptimConfig, accumulation: int
+    network: nn.Module,
+    config: EngineConfig,
+    optim: OptimConfig,
+    accumulation: int,
+    device: torch.device,
 ) -> dict[str, Any]:
     """DeepSpeed's config of the student's engine."""
     settings = config.student
@@ -179,7 +202,11 @@ def _config(
     # `backward` sets the boundaries of steps, so this only has to say that a step adds up the
     # gradients of several micro-steps.
     ds_config["gradient_accumulation_steps"] = max(2, accumulation)
-    ds_config["gradient_clipping"] = optim.clip_norm
+    if _clips_on_device(config, device):
+        ds_config["bf16"]["check_grad_overflow"] = False
+        ds_config["zero_optimization"]["compute_grad_norm"] = False
+    else:
+        ds_config["gradient_clipping"] = optim.clip_norm
     if config.accumulation_dtype == "bfloat16":
         ds_config["data_types"] = {"grad_accum_dtype": "bf16"}
     # DeepSpeed's default bucket takes a gigabyte, however little is reduced.

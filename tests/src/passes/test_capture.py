@@ -25,8 +25,9 @@ from src.models.loading import load_model, load_tokenizer
 from src.models.rope.yarn import YarnScaling
 from src.models.shapes import facts_of
 from src.models.sources import check_available
+from src.passes import capture
 from src.passes.capture import QKVCapture, attention_name
-from src.passes.layer_pass import CaptureError, LayerQKV
+from src.passes.layer_pass import CaptureError, LayerPass, LayerQKV
 from tests.src.passes.recomputed import attention_output
 
 
@@ -395,3 +396,19 @@ def test_captures_do_not_nest() -> None:
 def test_unknown_implementation_is_refused() -> None:
     with pytest.raises(ValueError, match=r"'flex' is not one of sdpa, eager"):
         attention_name("flex")
+
+
+@pytest.mark.parametrize("unpadded", [True, False])
+def test_rows_of_one_text_need_no_mask(unpadded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What transformers would make of padding is not looked for, unless there may be some."""
+    asked: list[dict[str, object]] = []
+    masking = capture._masking(lambda **settings: asked.append(settings))
+    layer_pass = LayerPass((), lambda *args, **kwargs: None, unpadded=unpadded)
+    with layer_pass.running():
+        for window in (None, 8, 4):
+            masking(kv_length=8, local_size=window, attention_mask="given")
+    windows = [settings["local_size"] for settings in asked]
+    assert windows == ([4] if unpadded else [None, 8, 4])
+    asked.clear()
+    masking(kv_length=8)
+    assert len(asked) == 1

@@ -13,7 +13,7 @@ from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.models.hf_config import native_config, projection_sizes
 from src.models.loading import load_model
-from src.planning import cost
+from src.planning import cost, duration
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.devices import ACCELERATORS
 from src.settings.config import RunConfig
@@ -124,19 +124,19 @@ def test_time_follows_work_rate_and_ranks(compose_run: Callable[..., RunConfig])
     run = compose_run(BASE)
     schedule = StageSchedule(run.recipe.stages["ard"])
     h200 = ACCELERATORS["h200"]
-    one = cost.step_seconds(setting(run), schedule, h200)
-    slow = cost.step_seconds(setting(run), schedule, ACCELERATORS["a100"])
-    two = cost.step_seconds(setting(run, world_size=2), schedule, h200)
+    one = duration.step_seconds(setting(run), schedule, h200)
+    slow = duration.step_seconds(setting(run), schedule, ACCELERATORS["a100"])
+    two = duration.step_seconds(setting(run, world_size=2), schedule, h200)
     assert one is not None
     assert slow is not None
     assert two is not None
     assert 2 * one < slow < 4 * one
     assert 0.5 * one < two < 0.6 * one
-    again = cost.step_seconds(setting(run, checkpointing=True), schedule, h200)
+    again = duration.step_seconds(setting(run, checkpointing=True), schedule, h200)
     assert again is not None
     assert again > 1.15 * one
     unknown = replace(h200, matrix_rate=None)
-    assert cost.step_seconds(setting(run), schedule, unknown) is None
+    assert duration.step_seconds(setting(run), schedule, unknown) is None
 
 
 def test_relations_alone_end_with_the_last_layers_queries_keys_and_values(
@@ -175,7 +175,7 @@ def test_ranks_that_share_blocks_hold_a_part_each(compose_run: Callable[..., Run
         assert shared[part] == whole[part]
     schedule = StageSchedule(compose_run(BASE).recipe.stages["ard"])
     h100 = ACCELERATORS["h100"]
-    apart, together = (cost.step_seconds(of(parts), schedule, h100) for parts in (1, 2))
+    apart, together = (duration.step_seconds(of(parts), schedule, h100) for parts in (1, 2))
     assert apart is not None
     assert together is not None
     assert apart < together < 1.1 * apart

@@ -1,0 +1,102 @@
+"""How long a step takes: the device's work, or the host's where that is longer.
+
+The device's time is the sum of matrix products at a share of its rate and of memory traffic at a
+share of its bandwidth; benchmarks/step.py compares with what is measured.
+"""
+
+from __future__ import annotations
+
+from src.planning import host
+from src.planning.cost import Setting, block_work
+from src.planning.devices import DeviceFacts
+from src.training.schedule import StageSchedule
+
+# Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
+# benchmarks/results/step.json and kernel.json (one H100).
+_PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
+# Attention and relations reach half of their shares at this many tokens, and all of them at many.
+_HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
+# Attention and relations of heads of 128 reach their shares; of smaller heads, exponentials take a
+# larger part: d / (d + these), over that of 128.
+_HEAD_ATTENTION, _HEAD_RELATIONS = 40, 100
+
+
+def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
+    """Seconds of a block's work on one device of known speed."""
+    assert device.matrix_rate is not None
+    assert device.bandwidth is not None
+    done, length = block_work(setting, name), setting.stage.streams[name].length
+    d = setting.shape.head_dim
+
+    def smaller(half: int) -> float:
+        return 128 / (128 + half) * (d + half) / d
+
+    exchanged = 0.0
+    if setting.parts > 1 and device.link is not None:
+        exchanged = _exchanged(setting, name) / (device.link * _LINK)
+    seconds = (
+        done.products / _PRODUCTS
+        + done.attention / _ATTENTION * (1 + _HALF_ATTENTION / length) * smaller(_HEAD_ATTENTION)
+        + done.relations / _RELATIONS * (1 + _HALF_RELATIONS / length) * smaller(_HEAD_RELATIONS)
+    )
+    seconds = seconds / device.matrix_rate + done.traffic / (device.bandwidth * _BANDWIDTH)
+    return seconds + exchanged
+
+
+def _exchanged(setting: Setting, name: str) -> float:
+    """Bytes of a block that leave one rank for another: q, k and v before attention, its output."""
+    wants = setting.objectives[name].needs(setting.facts)
+    again = 1 if setting.checkpointing else 0
+    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
+    passes = float((2 + again) * layers)
+    if wants.teacher:
+        passes += layers
+        passes += len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
+    numbers = 2 * setting.queries + 2 * setting.keys * setting.copies
+    elsewhere = (setting.parts - 1) / setting.parts
+    return passes * setting.stage.streams[name].length * setting.width * numbers * elsewhere
+
+
+def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float | None:
+    """Seconds of a full optimizer step; None for a device of unknown speed."""
+    if device.matrix_rate is None or device.bandwidth is None:
+        return None
+    work = _device_seconds(setting, schedule, device)
+    if device.is_cpu:
+        return work
+    rest = host.step_seconds(setting)
+    if setting.graphs:
+        return max(work, rest)
+    micro_steps = schedule.micro_steps(
+        0,
+        rank=0,
+        world_size=setting.world_size // setting.parts,
+        micro_batch=setting.micro_batch,
+    )
+    return max(work, rest + sum(host.micro_step_seconds(setting, m.stream) for m in micro_steps))
+
+
+def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float:
+    assert device.bandwidth is not None
+    ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH
+    seconds = sum(
+        tokens / setting.stage.streams[name].length * _block_seconds(setting, name, device)
+        for name, tokens in schedule.tokens_read().items()
+    )
+    seconds /= schedule.steps * ranks
+    student, teacher = setting.config.engine.student, setting.config.engine.teacher
+    # AdamW reads and writes master weight and moments, and clipping its gradient.
+    shards = ranks if student.zero_stage else 1
+    seconds += 48 * setting.trainable / shards / bandwidth
+    if ranks > 1 and device.link is not None:
+        link = device.link * _LINK
+        seconds += 2 * setting.trainable * setting.width / link
+        readers = ranks // setting.parts
+        micro_steps = schedule.accumulation(world_size=readers, micro_batch=setting.micro_batch)
+        # Sharded weights are fetched for each pass over them, the teacher's by its owner.
+        passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
+        taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())
+        owner = student if teacher.share_base else teacher
+        passes += 1 if taught and owner.zero_stage == 3 else 0
+        seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
+    return seconds

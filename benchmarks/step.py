@@ -16,7 +16,7 @@ for a run, at most two optimizer steps warm up, the next are timed by the loop's
 Measurements add to those that the result file already holds, and all rows are made anew from them.
 `--list` shows the cases.
 
-Rows: `ard_tokens_per_second`, `peak_gib` (torch's allocator, from when the engines are built),
+Rows: `ard_tokens_per_second`, `cpt_tokens_per_second`, `peak_gib` (torch's allocator, from when the engines are built),
 `mfu` (work without repetitions by the device's dense bfloat16 rate), `relation_share` (of a step's
 time: against the same step with the layers' losses replaced by means), `ard_time_over_plain`
 (against a teacher's forward pass plus a LoRA step without teacher or head), `plan_error_memory`,
@@ -92,6 +92,14 @@ class Case:
     shared: bool = False
 
 
+# Each kernel launched by itself, block by block.
+_LAUNCHED = (
+    "engine.student.micro_batch=1",
+    "engine.cuda_graphs=false",
+    "engine.fused_kernels=false",
+)
+
+
 def _engine(**settings: Any) -> tuple[str, ...]:
     names = {
         "share": "engine.teacher.share_base",
@@ -100,7 +108,9 @@ def _engine(**settings: Any) -> tuple[str, ...]:
         "sum_in": "engine.student.accumulate_in",
         "compile": "engine.compile",
     }
-    return tuple(f"{names[name]}={str(value).lower()}" for name, value in settings.items())
+    return _LAUNCHED + tuple(
+        f"{names[name]}={str(value).lower()}" for name, value in settings.items()
+    )
 
 
 _FAST = ("ard_tokens_per_second", "mfu")
@@ -122,6 +132,13 @@ def _long(kind: str, length: int, *, steps: tuple[int, int] = (1, 2)) -> Case:
     overrides = (*long, *_engine(share=kind == "ard", **_LEAN))
     return Case(overrides, kind, length, (row,), length, steps, shared=True)
 
+
+# Next-token prediction that trains all weights, as the second stage does.
+_CPT = (
+    f"recipe.stages.{STAGE}.streams.{STREAM}.objective=language_modeling",
+    f"parameters@recipe.stages.{STAGE}.parameters=full",
+)
+_LONG_ROWS = ("cpt_tokens_per_second",)
 
 CASES: dict[str, Case] = {
     "stored-two": Case(_engine(share=False, again=False), rows=_SHARED),
@@ -151,12 +168,21 @@ CASES: dict[str, Case] = {
     "zero3": Case(
         (
             *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
-            *("engine.student.micro_batch=4", *_engine(again=True)),
+            *(*_engine(again=True), "engine.student.micro_batch=4"),
         ),
         per_step=32768,
         steps=(1, 3),
         rows=("weights_gib_per_rank", "throughput_over_one"),
     ),
+    # What `auto` decides, and the same with less of it. Graphs are recorded in the third step.
+    "auto": Case((), rows=_FAST, steps=(4, 10)),
+    "auto-shared": Case(("engine.teacher.share_base=true",), rows=_FAST, steps=(4, 10)),
+    "auto-unfused": Case(("engine.fused_kernels=false",), rows=_FAST, steps=(4, 10)),
+    "auto-compiled": Case(("engine.compile=true",), rows=_FAST, steps=(4, 10)),
+    "launched": Case(_LAUNCHED, rows=_FAST, steps=(2, 5)),
+    "launched-together": Case(_LAUNCHED[1:], rows=_FAST, steps=(2, 5)),
+    "cpt-auto": Case(_CPT, "cpt", 32768, _LONG_ROWS, 32768, (4, 6)),
+    "cpt-launched": Case((*_CPT, *_LAUNCHED), "cpt", 32768, _LONG_ROWS, 32768, (2, 4)),
     # A step of over a minute needs no other to warm up.
     "sequence-131072-ard": _long("ard", 131072, steps=(0, 1)),
     "sequence-131072-cpt": _long("cpt", 131072, steps=(1, 1)),
@@ -401,6 +427,7 @@ def _measurement(
     about = {
         "case": name,
         "model": settings.model.name,
+        "T": length,
         "tokens": length,
         "tokens_per_step": stage.step_tokens,
         "timed_steps": case.steps[1],
@@ -408,6 +435,9 @@ def _measurement(
         "share_base": settings.engine.teacher.share_base,
         "checkpointing": planned.checkpointing,
         "keep": planned.keep,
+        "micro_batch": planned.micro_batch,
+        "graphs": planned.graphs,
+        "fused": planned.fused,
         "compile": settings.engine.compile,
         "sequence_parallel": settings.engine.sequence_parallel,
         "zero_stages": [settings.engine.student.zero_stage, settings.engine.teacher.zero_stage],
@@ -451,7 +481,9 @@ def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
 
     for of in measurements:
         if of.kind == "ard":
-            _ard_rows(of, add)
+            _case_rows(of, "ard_tokens_per_second", add)
+        if "cpt_tokens_per_second" in CASES[of.case].rows:
+            _case_rows(of, "cpt_tokens_per_second", add)
         if CASES[of.case].shared and of.ranks > 1:
             _shared_rows(of, measurements, add)
     for of in measurements:
@@ -505,8 +537,8 @@ def notes(measurements: Sequence[Measurement]) -> list[str]:
     return said
 
 
-def _ard_rows(of: Measurement, add: Any) -> None:
-    add("ard_tokens_per_second", of.tokens_per_second, "tokens/s, median step", of)
+def _case_rows(of: Measurement, speed: str, add: Any) -> None:
+    add(speed, of.tokens_per_second, "tokens/s, median step", of)
     add("peak_gib", of.peak_gib, "GiB a rank", of, build_peak_gib=of.build_peak_gib)
     add("weights_gib_per_rank", of.weights_gib, "GiB", of)
     if of.matrix_rate:
@@ -541,7 +573,7 @@ def _shared_rows(of: Measurement, measurements: Sequence[Measurement], add: Any)
 
 def _like(measurements: Sequence[Measurement], of: Measurement, kind: str) -> Measurement | None:
     """A part's measurement under the same settings, as far as they matter to it."""
-    same = ["model", "tokens", "compile", "ranks"]
+    same = ["model", "tokens", "compile", "ranks", "micro_batch", "graphs", "fused"]
     if kind != "teacher":
         same += ["checkpointing", "tokens_per_step"]
     if kind == "sums":
@@ -551,7 +583,7 @@ def _like(measurements: Sequence[Measurement], of: Measurement, kind: str) -> Me
         for found in measurements
         if found.kind == kind
         and found.device == of.device
-        and all(found.settings[name] == of.settings[name] for name in same)
+        and all(found.settings.get(name) == of.settings.get(name) for name in same)
     )
     return next(fitting, None)
 

@@ -179,7 +179,8 @@ def test_every_case_is_accepted(name: str) -> None:
     settings = step.composed(case, "llama2_7b", quick=False)
     assert settings.model.random_weights
     assert list(settings.recipe.stages) == ["ard"]
-    assert settings.recipe.stages["ard"].parameters.rank == 1024  # type: ignore[union-attr]
+    if case.kind != "cpt":
+        assert settings.recipe.stages["ard"].parameters.rank == 1024  # type: ignore[union-attr]
     if case.shared:
         shared = step.composed(case, "llama2_7b", quick=False, ranks=2)
         planned = plan.make(shared, world_size=2, device=ACCELERATORS["h100"])
@@ -198,4 +199,5 @@ def test_a_quick_run_measures_every_kind(tmp_path: Path) -> None:
         row["name"] for row in result["rows"]
     }
     assert all(row["value"] == row["value"] for row in result["rows"])
-    assert len(figures.step_picture(result).data) == 2
+    chart, _ = figures.step_picture(result)
+    assert len(chart.series) == 2

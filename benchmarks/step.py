@@ -16,13 +16,14 @@ for a run, at most two optimizer steps warm up, the next are timed by the loop's
 Measurements add to those that the result file already holds, and all rows are made anew from them.
 `--list` shows the cases.
 
-Rows: `ard_tokens_per_second`, `cpt_tokens_per_second`, `peak_gib` (torch's allocator, from when the
-engines are built), `mfu` (work without repetitions by the device's dense bfloat16 rate),
+Rows: `ard_tokens_per_second`, `cpt_tokens_per_second`, `peak_gib` (torch's allocator, from when
+the engines are built), `mfu` (work without repetitions by the device's dense bfloat16 rate),
 `relation_share` (of a step's time: against the same step with the layers' losses replaced by
-means), `ard_time_over_plain` (against a teacher's forward pass plus a LoRA step without teacher or
-head), `plan_error_memory`, `plan_error_time` (in percent), `weights_gib_per_rank`, `throughput_over_one`,
-`sequence_parallel_131072` (tokens/s where ranks share blocks of that length) and
-`sequence_parallel_loss` (first step's loss over one rank's, at a length that one holds: run
+means), `ard_time_over_plain` (against a teacher's forward pass plus a LoRA step without teacher
+or head), `plan_error_memory`, `plan_error_time` (in percent), `weights_gib_per_rank`,
+`throughput_over_one`, `sequence_parallel_131072` (tokens/s where ranks share blocks of that
+length) and `sequence_parallel_loss` (first step's loss over one rank's, at a length that one
+holds: run
 `sequence-16384-ard` and `-cpt` on one GPU, and on two).
 """
 

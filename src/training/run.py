@@ -84,7 +84,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     succeeded = False
     try:
         if config.deterministic:
-            _be_deterministic()
+            be_deterministic()
         with launch.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
@@ -115,7 +115,7 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         tracker.finish(succeeded=succeeded)
 
 
-def _be_deterministic() -> None:
+def be_deterministic() -> None:
     """Let torch use deterministic kernels only. Call it before anything runs on a GPU."""
     # cuBLAS reads it when it is set up.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

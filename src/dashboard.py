@@ -132,24 +132,19 @@ def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
     Raises:
         ReportError: no run has the value of the filter.
     """
-    left = list(runs)
-    for key, value in (("experiment", only.experiment), ("model", only.model)):
-        left = _matching(left, f"only.{key}", value, lambda run, key=key: _recorded(run, key))
-    return _matching(left, "only.sweep", only.sweep, lambda run: run.sweep)
-
-
-def _recorded(run: Run, key: str) -> str:
-    return (getattr(run.record, key) if run.record else None) or ""
-
-
-def _matching(runs: list[Run], key: str, value: str | None, of: Callable[[Run], str]) -> list[Run]:
-    if value is None:
-        return runs
-    found = [run for run in runs if of(run) == value]
-    if not found:
-        there = sorted({of(run) for run in runs} - {""})
-        raise ReportError(f"{key}={value}: no run has it; there are {', '.join(there) or 'none'}")
-    return found
+    filters: dict[str, Callable[[Run], str | None]] = {
+        "experiment": lambda run: run.record and run.record.experiment,
+        "model": lambda run: run.record and run.record.model,
+        "sweep": lambda run: run.sweep,
+    }
+    matching = list(runs)
+    for key, of in filters.items():
+        if (value := getattr(only, key)) is not None:
+            there = ", ".join(sorted({of(run) or "" for run in matching} - {""})) or "none"
+            matching = [run for run in matching if of(run) == value]
+            if not matching:
+                raise ReportError(f"only.{key}={value}: no run has it; there are {there}")
+    return matching
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="dashboard")

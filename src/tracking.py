@@ -183,14 +183,9 @@ class TrackingError(ValueError):
 
 
 def publish_report(project: str, entity: str | None = None) -> list[str]:
-    """Make a workspace view and a report of a project's runs.
+    """Make a workspace view and a report of a project's runs; returns the addresses of both.
 
-    Args:
-        project: where the runs are.
-        entity: the owner of the project; None for that of the login.
-
-    Returns:
-        The addresses of both.
+    Without an `entity`, the project is one of the login.
 
     Raises:
         TrackingError: there is no login, or W&B refuses.
@@ -224,10 +219,7 @@ _SCORES = ("eval/recovery", "eval/gap_closed", "eval/recovery_vs_best")
 def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:
     """A view of a project: scores, then training curves by tokens and by work; not saved.
 
-    Args:
-        project: where the runs are.
-        entity: the owner of the project.
-        scores: summary values; each gets a bar chart.
+    `scores` are summary values; each gets a bar chart.
     """
     import wandb_workspaces.workspaces.interface as ws
 

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from src import command
 from src.multirun import composition, driver
-from src.multirun.identity import identity
+from src.multirun.composition import identity
 from src.planning import checks, plan
 from src.planning.printing import show
 from src.settings import loading

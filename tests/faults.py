@@ -179,10 +179,10 @@ FAULTS = (
         "tests/src/planning/test_cost.py",
     ),
     Fault(
-        "src/multirun/identity.py",
-        '    "tags",\n',
-        "",
-        "tests/src/multirun/test_identity.py",
+        "src/multirun/composition.py",
+        '_NOT_IDENTITY += ("tags", ',
+        "_NOT_IDENTITY += (",
+        "tests/src/multirun/test_composition.py -k hash",
     ),
     Fault(
         "src/multirun/local.py",
@@ -198,8 +198,8 @@ FAULTS = (
     ),
     Fault(
         "src/multirun/driver.py",
-        'if states[t.sweep.hash] not in ("finished", "running")]',
-        'if states[t.sweep.hash] != "running"]',
+        'if state not in ("finished", "running")]',
+        'if state != "running"]',
         "tests/src/multirun/test_driver.py -k only_what_failed",
     ),
     Fault(

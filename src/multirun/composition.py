@@ -6,10 +6,12 @@ a key that the file sweeps replaces its values.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,6 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src import command
-from src.multirun.identity import identity
 from src.planning.plan import Plan
 from src.settings import loading
 from src.settings.config import RunConfig
@@ -38,6 +39,10 @@ AD_HOC = "multirun"
 # Settings of the whole sweep; the driver sets them for each job.
 _OF_THE_SWEEP = ("sweeps", "dry_run", "sweep_resume", "run_dir")
 
+# Settings that do not make a run another one: its place, its launcher, its tracking. What follows
+# from the budget is in the recipe.
+_NOT_IDENTITY = ("run_dir", "resume", "dry_run", "allow_oversubscribe", "plan_for", "budget")
+_NOT_IDENTITY += ("tags", "tracking", "sweep", "sweep_resume")
 # Hydra's name for a launcher, and the file with its settings.
 _SLURM = ("hydra/launcher=submitit_slurm", "hydra/launcher=slurm")
 
@@ -88,6 +93,16 @@ class Sweep:
     def refused(self) -> list[Job]:
         """The jobs that cannot run."""
         return [job for job in self.jobs if job.refusal is not None]
+
+
+def identity(settings: RunConfig) -> str:
+    """SHA-256, in hexadecimal, of everything in a config that decides what a run computes.
+
+    Two jobs with equal settings are the same job.
+    """
+    plain = {k: v for k, v in asdict(settings).items() if k not in _NOT_IDENTITY}
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def names() -> list[str]:

@@ -42,7 +42,8 @@ def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
 
 
 def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
-    visible = _visible_gpus()
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = given.split(",") if given else [str(place) for place in range(len(gpus()))]
     wanted = n_jobs or max(1, min(jobs, len(visible) // each))
     if wanted * each > len(visible):
         raise ConfigError(
@@ -56,13 +57,6 @@ def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
         )
         for i in range(wanted)
     ]
-
-
-def _visible_gpus() -> list[str]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if given:
-        return given.split(",")
-    return [str(i) for i in range(len(gpus()))]
 
 
 def _core_shares(n_jobs: int | None, jobs: int) -> list[Share]:
@@ -91,34 +85,24 @@ def run(
     If a task fails, the others go on. However this function ends, its jobs end too.
     """
     waiting, free = deque(tasks), list(parts)
-    running: list[_Running] = []
+    running: list[tuple[Task, Share, subprocess.Popen[bytes], float]] = []
     outcomes: list[Outcome] = []
     try:
         while waiting or running:
             while waiting and free:
                 task, share = waiting.popleft(), free.pop(0)
-                running.append(_Running(task, share, process.start(task, share), time.monotonic()))
+                running.append((task, share, process.start(task, share), time.monotonic()))
                 started(task)
-            for job in [job for job in running if job.process.poll() is not None]:
+            for job in [job for job in running if job[2].poll() is not None]:
                 running.remove(job)
-                free.append(job.share)
-                outcomes.append(job.outcome())
+                task, share, ran, began = job
+                free.append(share)
+                outcomes.append(outcome(task, ran.returncode, time.monotonic() - began))
                 ended(outcomes[-1])
             time.sleep(0.1)
     finally:
-        process.stop([job.process for job in running])
+        process.stop([ran for _, _, ran, _ in running])
     return outcomes
-
-
-@dataclass(frozen=True)
-class _Running:
-    task: Task
-    share: Share
-    process: subprocess.Popen[bytes]
-    began: float
-
-    def outcome(self) -> Outcome:
-        return outcome(self.task, self.process.returncode, time.monotonic() - self.began)
 
 
 def outcome(task: Task, code: int | None, seconds: float) -> Outcome:

@@ -31,12 +31,21 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     from src.report.to_matplotlib import pictures
 
     drawn: list[FileFormat] = [kind for kind in formats if kind != "csv"]
-    contents = _tables(data)
-    for name, title, chart in _charts(data):
-        files = pictures(chart, title, drawn) if drawn else {}
-        contents |= {f"{name}.{kind}": content for kind, content in files.items()}
-        if "csv" in formats:
-            contents[f"{name}.csv"] = chart.csv().encode()
+    table = headline(data.groups)
+    # Usual rows in Markdown and LaTeX, all rows in CSV.
+    contents = {
+        "headline.md": f"{markdown(table)}\n{CAPTION}\n".encode(),
+        "headline.tex": f"{latex(table)}\n% {CAPTION.replace('**', '')}\n".encode(),
+        "headline.csv": to_csv(table).encode(),
+    }
+    for figure in FIGURES:
+        for label, chart in _chosen(figure, data):
+            slug = re.sub("[^a-z0-9.]+", "-", label.lower()).strip("-")
+            name = figure.name if figure.of_one_run else f"{figure.name}-{slug}"
+            files = pictures(chart, f"{figure.title}: {label}", drawn) if drawn else {}
+            contents |= {f"{name}.{kind}": content for kind, content in files.items()}
+            if "csv" in formats:
+                contents[f"{name}.csv"] = chart.csv().encode()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -46,36 +55,13 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     return [folder / name for name in contents]
 
 
-def _tables(data: ReportData) -> dict[str, bytes]:
-    """Usual rows in Markdown and LaTeX, all rows in CSV."""
-    table = headline(data.groups)
-    caption = CAPTION.replace("**", "")
-    texts = {
-        "headline.md": f"{markdown(table)}\n{CAPTION}\n",
-        "headline.tex": f"{latex(table)}\n% {caption}\n",
-        "headline.csv": to_csv(table),
-    }
-    return {name: text.encode() for name, text in texts.items()}
-
-
-def _charts(data: ReportData) -> Iterator[tuple[str, str, Chart | Heatmap]]:
-    """Name, title and chart of each picture."""
-    for figure in FIGURES:
-        for labels, chart in _chosen(figure, data):
-            title = f"{figure.title}: {labels[-1]}"
-            yield figure.name if figure.of_one_run else _file_name(figure, labels[-1]), title, chart
-
-
-def _chosen(figure: Figure, data: ReportData) -> Iterator[tuple[tuple[str, ...], Chart | Heatmap]]:
+def _chosen(figure: Figure, data: ReportData) -> Iterator[tuple[str, Chart | Heatmap]]:
+    """The figure's charts for a paper, each with its last label."""
     first = None
     for labels, chart in figure.choices(data):
         first = labels[0] if first is None else first
         if len(figure.chosen_by) > 1 and labels[0] != first:
             return
-        yield labels, chart
+        yield labels[-1], chart
         if figure.of_one_run:
             return
-
-
-def _file_name(figure: Figure, label: str) -> str:
-    return f"{figure.name}-{re.sub('[^a-z0-9.]+', '-', label.lower()).strip('-')}"

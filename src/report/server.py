@@ -97,14 +97,13 @@ class LiveReport:
 
     def _file(self, path: str, runs: Sequence[Run]) -> Answer | None:
         """A listed file of a run, or for its folder the list of these files."""
+        wanted = self._outputs / path.removeprefix("/")
         for run in runs:
-            base = f"/{_address(run.folder, self._outputs)}/"
-            if path == base:
+            if path == f"/{run.folder.relative_to(self._outputs)}/":
                 return Answer(_listing(run).encode(), _HTML)
-            if path.startswith(base):
-                for file in run_files(run.folder):
-                    if path == f"/{_address(file, self._outputs)}":
-                        return Answer(file.read_bytes(), _TEXT)
+            for file in run_files(run.folder) if run.folder in wanted.parents else ():
+                if path == f"/{file.relative_to(self._outputs)}":
+                    return Answer(file.read_bytes(), _TEXT)
         return None
 
 
@@ -191,18 +190,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _listing(run: Run) -> str:
     name = html.escape(run.name)
-    links = [
-        f'<li><a href="{quote(str(file.relative_to(run.folder)))}">'
-        f"{html.escape(str(file.relative_to(run.folder)))}</a></li>"
-        for file in run_files(run.folder)
-    ]
+    files = [str(file.relative_to(run.folder)) for file in run_files(run.folder)]
+    links = [f'<li><a href="{quote(file)}">{html.escape(file)}</a></li>' for file in files]
     head = f'<!DOCTYPE html><meta charset="utf-8"><title>{name}</title>'
     return f"{head}<h1>{name}</h1><ul>{''.join(links)}</ul>"
-
-
-def _address(path: Path, outputs: Path) -> str:
-    """The path below `outputs` that a browser asks for, unquoted."""
-    return str(path.relative_to(outputs))
 
 
 def _signature(files: Sequence[Path], folder: Path) -> str:

@@ -279,7 +279,7 @@ class SweepJob:
         name: of the sweep, such as `learning_rate`.
         id: of this sweep of that name.
         job: number, from 1.
-        hash: of the job's config (src/multirun/identity.py).
+        hash: of the job's config (`multirun.composition.identity`).
     """
 
     name: Annotated[str, Field(min_length=1)]

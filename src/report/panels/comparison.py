@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from src.report import formatting
 from src.report.figures.windows import perplexity_chart
@@ -53,21 +53,15 @@ def perplexity_table(report: PerplexityResults) -> Table:
         )
         for model in report.models
     ]
-    scores = [
-        line
-        for model in report.students
-        if model is report.final or model.scores
-        for line in _score_rows(model, windows)
-    ]
+    scores: list[Row] = []
+    for model in report.students:
+        if model is report.final or model.scores:
+            name, by_window = formatting.text(model.name), [model.score(w) for w in windows]
+            gaps = (formatting.share(score.gap_closed) for score in by_window)
+            recoveries = (formatting.percent(score.recovery) for score in by_window)
+            scores += [row(f"gap closed, {name}", *gaps), row(f"recovery, {name}", *recoveries)]
     columns = (Column("model", "text"), *(Column(f"{window:,}") for window in windows))
     return Table(columns, (Section(tuple(models)), Section(tuple(scores), css="scores")))
-
-
-def _score_rows(model: PerplexityModel, windows: Sequence[int]) -> Iterator[Row]:
-    scores = [model.score(window) for window in windows]
-    name = formatting.text(model.name)
-    yield row(f"gap closed, {name}", *(formatting.share(score.gap_closed) for score in scores))
-    yield row(f"recovery, {name}", *(formatting.percent(score.recovery) for score in scores))
 
 
 def _best_student(students: Sequence[PerplexityModel], window: int) -> PerplexityModel | None:

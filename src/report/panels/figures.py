@@ -33,16 +33,17 @@ def performance_panel(context: PageContext) -> Panel | None:
 
 
 def _blocks(panel: str, context: PageContext) -> list[tuple[Figure, dict[str, Any]]]:
-    return [(figure, _data(figure, context)) for figure in FIGURES if figure.panel == panel]
-
-
-def _data(figure: Figure, context: PageContext) -> dict[str, Any]:
-    """The figure for the page's script: a drawn chart for each choice, and the runs behind it."""
-    choices = [
-        {"labels": labels, "runs": chart.runs, **to_plotly(chart)}
-        for labels, chart in figure.choices(context)
-    ]
-    return {"name": figure.name, "title": figure.title, "choices": choices}
+    """Figures for the page's script: a drawn chart for each choice, and the runs behind it."""
+    blocks = []
+    for figure in FIGURES:
+        if figure.panel == panel:
+            choices = [
+                {"labels": labels, "runs": chart.runs, **to_plotly(chart)}
+                for labels, chart in figure.choices(context)
+            ]
+            data = {"name": figure.name, "title": figure.title, "choices": choices}
+            blocks.append((figure, data))
+    return blocks
 
 
 def _about(result: Result) -> str:

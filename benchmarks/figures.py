@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks import long_suite, methods
 from src.report.charts import DASHES, GRAY, LIGHT_GRAY, Axis, Chart, Point, Series, token_ticks
 from src.report.figures.windows import perplexity_chart
+from src.report.groups import grouped
 from src.report.tables import Cell, Column, Row, Section, Table, markdown
 from src.report.to_matplotlib import pictures
 from src.results import Dataset, PerplexityModel, PerplexityResults, Role
@@ -51,13 +52,11 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def by_model(rows: Sequence[Mapping[str, Any]], name: str) -> dict[str, dict[int, float]]:
-    """Values of the rows of one name, by model and window."""
-    found: dict[str, dict[int, float]] = {}
-    for row in rows:
-        if row["name"] == name:
-            found.setdefault(row["model"], {})[row["window"]] = row["value"]
-    return found
+def perplexities(result: Mapping[str, Any]) -> dict[str, dict[int, float]]:
+    """Perplexity by model and window."""
+    rows = [row for row in result["rows"] if row["name"] == "perplexity"]
+    models = grouped(rows, lambda row: row["model"])
+    return {model: {row["window"]: row["value"] for row in kin} for model, kin in models.items()}
 
 
 def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
@@ -71,47 +70,43 @@ def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) ->
 
 def perplexity_table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a model a row, a window a column."""
-    perplexity = by_model(result["rows"], "perplexity")
+    perplexity = perplexities(result)
     windows = sorted(next(iter(perplexity.values())))
     rows = [
-        (model, *(f"{values[window]:.1f}" for window in windows))
-        for model, values in perplexity.items()
+        (model, *(f"{at[window]:.1f}" for window in windows)) for model, at in perplexity.items()
     ]
     return _markdown(["model", *(f"{window:,}" for window in windows)], rows)
 
 
 def stage_table(result: Mapping[str, Any]) -> str:
     """A Markdown table of the stages: tokens, steps, seconds, pace, losses."""
-    stages: dict[str, dict[str, Any]] = {}
-    for line in result["rows"]:
-        if "stage" in line:
-            stages.setdefault(line["stage"], {"tokens": line["tokens"], "steps": line["steps"]})
-            stages[line["stage"]][line["name"]] = line["value"]
+    stages = grouped((line for line in result["rows"] if "stage" in line), lambda row: row["stage"])
     columns = ["stage", "tokens", "steps", "seconds", "tokens/s (median step)"]
-    rows = [
-        (
-            name,
-            f"{stage['tokens']:,}",
-            str(stage["steps"]),
-            f"{stage['stage_seconds']:.0f}",
-            f"{stage['tokens_per_second']:,.0f}",
-            f"{stage['first_loss']:.2f} to {stage['last_loss']:.2f}",
+    rows = []
+    for name, lines in stages.items():
+        value = {line["name"]: line["value"] for line in lines}
+        rows.append(
+            (
+                name,
+                f"{lines[0]['tokens']:,}",
+                str(lines[0]["steps"]),
+                f"{value['stage_seconds']:.0f}",
+                f"{value['tokens_per_second']:,.0f}",
+                f"{value['first_loss']:.2f} to {value['last_loss']:.2f}",
+            )
         )
-        for name, stage in stages.items()
-    ]
     return _markdown([*columns, Column("loss, first to last step", "text")], rows)
 
 
 def kernel_table(result: Mapping[str, Any]) -> str:
     """A Markdown table: a shape a row, times in milliseconds and what they are compared with."""
-    shapes: dict[tuple[int, ...], dict[str, Any]] = {}
-    for line in result["rows"]:
-        if "H" in line:
-            shapes.setdefault(tuple(line[axis] for axis in "BHTD"), {})[line["name"]] = line
+    lines = [line for line in result["rows"] if "H" in line]
+    shapes = grouped(lines, lambda line: tuple(line[axis] for axis in "BHTD"))
     columns = ["[B, H, T, D]", "forward (of 2 units)", "backward (of 4 units)", "both"]
     columns += ["SDPA by cuDNN, both", "ratio", "SDPA by flash"]
     rows = []
-    for shape, measured in sorted(shapes.items()):
+    for shape, kin in sorted(shapes.items()):
+        measured = {line["name"]: line for line in kin}
         if sdpa := measured.get("fwd_bwd_time_over_sdpa"):
             parts = [measured.get(f"{part}_fraction_of_floor") for part in ("fwd", "bwd")]
             cells = [f"{p['milliseconds']:.3f} ({p['value']:.2f})" if p else "" for p in parts]
@@ -163,7 +158,7 @@ def with_tables(text: str, tables: Mapping[str, str]) -> str:
 
 def perplexity_picture(result: Mapping[str, Any]) -> Picture:
     """Perplexity against window."""
-    perplexity = by_model(result["rows"], "perplexity")
+    perplexity = perplexities(result)
     windows = sorted(next(iter(perplexity.values())))
     roles: dict[str, Role] = {"native": "native", "scaled": "scaled"}
     models = tuple(
@@ -209,9 +204,7 @@ def kernel_pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
     Raises:
         ValueError: it has rows for none.
     """
-    rows: Rows = {}
-    for row in result["rows"]:
-        rows.setdefault(row["name"], []).append(row)
+    rows: Rows = grouped(result["rows"], lambda row: row["name"])
     makers = {
         "fwd_bwd_time_over_sdpa": ("kernel_time", _time_beside_attention),
         "fwd_fraction_of_floor": ("kernel_floor", _fractions_of_floor),
@@ -229,31 +222,25 @@ def kernel_pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
 def _time_beside_attention(rows: Rows, device: str) -> Picture:
     """In units of the faster attention."""
     measured = rows["fwd_bwd_time_over_sdpa"]
-    unit = [row["milliseconds"] / row["value"] for row in measured]
+
+    def bars_of(name: str, slot: int, key: str) -> Bars:
+        times = [row[key] for row in measured]
+        heights = [row[key] / row["milliseconds"] * row["value"] for row in measured]
+        return Bars(name, slot, measured, heights, times)
+
     bars = [
-        Bars(
-            name,
-            slot,
-            measured,
-            [row[key] / least for row, least in zip(measured, unit, strict=True)],
-            [row[key] for row in measured],
-        )
-        for name, key, slot in (
-            ("relation_kl", "milliseconds", 0),
-            ("attention, cuDNN", "cudnn_milliseconds", GRAY),
-            ("attention, flash", "flash_milliseconds", LIGHT_GRAY),
-        )
+        bars_of("relation_kl", 0, "milliseconds"),
+        bars_of("attention, cuDNN", GRAY, "cudnn_milliseconds"),
+        bars_of("attention, flash", LIGHT_GRAY, "flash_milliseconds"),
     ]
     return _by_shape("time (labels: ms)", bars), f"Forward and backward, {device}"
 
 
 def _fractions_of_floor(rows: Rows, device: str) -> Picture:
+    forward, backward = rows["fwd_fraction_of_floor"], rows["bwd_fraction_of_floor"]
     bars = [
-        Bars(name, slot, rows[key], [row["value"] for row in rows[key]])
-        for name, key, slot in (
-            ("forward, 2 units", "fwd_fraction_of_floor", 0),
-            ("backward, 4 units", "bwd_fraction_of_floor", GRAY),
-        )
+        Bars("forward, 2 units", 0, forward, [row["value"] for row in forward]),
+        Bars("backward, 4 units", GRAY, backward, [row["value"] for row in backward]),
     ]
     return _by_shape("fraction", bars), f"Of the rate of a large matrix product, {device}"
 
@@ -279,12 +266,10 @@ def _memory_beside_dense(rows: Rows, device: str) -> Picture:
 def _beside_dense(
     measured: Sequence[Mapping[str, Any]], key: str, unit: float, title: str
 ) -> Chart:
+    ours, dense = ([row[column] / unit for row in measured] for column in (key, f"dense_{key}"))
     bars = [
-        Bars(name, slot, measured, [row[column] / unit for row in measured])
-        for name, column, slot in (
-            ("relation_kl, chunked", key, 0),
-            ("dense torch", f"dense_{key}", GRAY),
-        )
+        Bars("relation_kl, chunked", 0, measured, ours),
+        Bars("dense torch", GRAY, measured, dense),
     ]
     return _by_shape(title, bars)
 
@@ -292,21 +277,15 @@ def _beside_dense(
 def _by_shape(title: str, bars: Sequence[Bars]) -> Chart:
     """A group of bars for each shape."""
     shapes = tuple(dict.fromkeys(_shape(row) for one in bars for row in one.rows))
-    series = tuple(
-        Series(
-            one.name,
-            tuple(
-                Point(shapes.index(_shape(row)), height, label=_short(label))
-                for row, height, label in zip(
-                    one.rows, one.heights, one.labels or one.heights, strict=True
-                )
-            ),
-            one.slot,
-            mode="bars",
+    series = []
+    for one in bars:
+        labelled = zip(one.rows, one.heights, one.labels or one.heights, strict=True)
+        points = tuple(
+            Point(shapes.index(_shape(row)), height, label=_short(label))
+            for row, height, label in labelled
         )
-        for one in bars
-    )
-    return Chart(title, Axis("", categories=shapes), Axis(title), series)
+        series.append(Series(one.name, points, one.slot, mode="bars"))
+    return Chart(title, Axis("", categories=shapes), Axis(title), tuple(series))
 
 
 def _shape(row: Mapping[str, Any]) -> str:
@@ -320,17 +299,13 @@ def _short(value: float) -> str:
 def curve_picture(result: Mapping[str, Any]) -> Picture:
     """Loss by step of the public reference's loop and of ours."""
     names = {"reference": f"the public reference ({result['kernels']} KL)", "ours": "ours"}
+    losses = [row for row in result["rows"] if row["name"] == "loss"]
+    points = {
+        side: tuple(Point(row["step"], row["value"]) for row in losses if row["side"] == side)
+        for side in names
+    }
     series = tuple(
-        Series(
-            name,
-            tuple(
-                Point(row["step"], row["value"])
-                for row in result["rows"]
-                if (row["name"], row["side"]) == ("loss", side)
-            ),
-            slot,
-            DASHES[2 * slot],
-        )
+        Series(name, points[side], slot, DASHES[2 * slot])
         for slot, (side, name) in enumerate(names.items())
     )
     chart = Chart("Loss", Axis("optimizer step"), Axis("relation loss (nats)"), series)

@@ -20,20 +20,8 @@ import yaml
 SCHEMA = 1
 # Locked by the process that runs the folder.
 LOCK = ".lock"
-_PACKAGES = (
-    "torch",
-    "triton",
-    "transformers",
-    "deepspeed",
-    "peft",
-    "datasets",
-    "tokenizers",
-    "numpy",
-    "hydra-core",
-    "omegaconf",
-    "wandb",
-    "lm_eval",
-)
+_PACKAGES = ("torch", "triton", "transformers", "deepspeed", "peft", "datasets", "tokenizers")
+_PACKAGES += ("numpy", "hydra-core", "omegaconf", "wandb", "lm_eval")
 
 
 class RunFolderError(ValueError):

@@ -91,7 +91,9 @@ def run(
         while waiting:
             for task, job in [pair for pair in waiting if pair[1].done()]:
                 waiting.remove((task, job))
-                outcomes.append(outcome(task, _code(job), time.monotonic() - began))
+                # The scheduler ended the job where there is an exception.
+                code = None if job.exception() is not None else job.results()[0]
+                outcomes.append(outcome(task, code, time.monotonic() - began))
                 ended(outcomes[-1])
             if waiting:
                 time.sleep(_POLL[kind])
@@ -100,8 +102,3 @@ def run(
             for _, job in waiting:
                 job.cancel()
     return outcomes
-
-
-def _code(job: submitit.Job[int]) -> int | None:
-    """The job's exit code; None if the scheduler has ended the job."""
-    return None if job.exception() is not None else job.results()[0]

@@ -31,15 +31,10 @@ def arguments(task: Task) -> list[str]:
     """The arguments of `python -m src.train`; a run with a complete checkpoint is resumed."""
     if whole_checkpoints(RunFolder(task.run_dir)):
         return [f"resume={_quoted(str(task.run_dir))}"]
-    sweep = task.sweep
-    return [
-        *task.overrides,
-        f"run_dir={_quoted(str(task.run_dir))}",
-        f"+sweep.name={_quoted(sweep.name)}",
-        f"+sweep.id={_quoted(sweep.id)}",
-        f"+sweep.job={sweep.job}",
-        f"+sweep.hash={_quoted(sweep.hash)}",
-    ]
+    sweep = {f"+sweep.{key}": value for key, value in vars(task.sweep).items()}
+    own = {"run_dir": str(task.run_dir), **sweep}
+    quoted = {key: _quoted(v) if isinstance(v, str) else v for key, v in own.items()}
+    return [*task.overrides, *(f"{key}={value}" for key, value in quoted.items())]
 
 
 def start(task: Task, share: Share) -> subprocess.Popen[bytes]:

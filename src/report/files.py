@@ -76,7 +76,6 @@ class RunRecord(Record):
     git_commit: str | None = None
     git_dirty: bool | None = None
     started_at: Moment | None = None
-    finished_at: Moment | None = None
     updated_at: Moment | None = None
     device: str | None = None
     world_size: PositiveInt = 1

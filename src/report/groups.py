@@ -64,7 +64,6 @@ class Group:
     members: tuple[int, ...]  # places in the list of runs, newest first
     identity: str  # the settings that decide what is trained, as canonical JSON
     settings: Mapping[str, Any]  # the same, flat: `a.b.c` -> value
-    experiment: str
     sweep: str
     model: str
     method: str
@@ -144,11 +143,13 @@ def headline_window(report: PerplexityResults, window: int | None = None) -> int
 
 def gap_closed(run: Run, window: int | None = None) -> str:
     """The share of the gap that the run's last model closed at its headline window."""
+    return formatting.share(_gap_closed(run, window))
+
+
+def _gap_closed(run: Run, window: int | None) -> float | None:
     report = run.perplexity
     chosen = headline_window(report, window) if report else None
-    if report is None or report.final is None or chosen is None:
-        return formatting.DASH
-    return formatting.share(report.final.score(chosen).gap_closed)
+    return report.final.score(chosen).gap_closed if report and report.final and chosen else None
 
 
 def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
@@ -213,7 +214,7 @@ def _canonical(value: Any) -> str:
 def _group(
     key: tuple[str, str, str], indices: list[int], runs: Sequence[Run], window: int | None
 ) -> Group:
-    experiment, sweep, identity = key
+    _, sweep, identity = key
     seeds: dict[int | None, int] = {}
     for index in sorted(indices, key=lambda i: runs[i].started_at):
         record = runs[index].record
@@ -229,7 +230,6 @@ def _group(
         members=tuple(chosen),
         identity=identity,
         settings=flat(json.loads(identity)),
-        experiment=experiment,
         sweep=sweep,
         model=record.model or settings.model.name or "",
         method=record.method or "",
@@ -267,12 +267,9 @@ def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
     estimates = suite_figures(*(suite and suite.final for suite in run.task_suites))
     if run.short:
         estimates |= _scores(run.short)
-    report = run.perplexity
-    chosen = headline_window(report, window) if report else None
-    if report and report.final and chosen:
-        gap = report.final.score(chosen).gap_closed
-        if gap is not None and math.isfinite(gap):
-            estimates[PERPLEXITY_GAP.key] = Estimate(100 * gap)
+    gap = _gap_closed(run, window)
+    if gap is not None and math.isfinite(gap):
+        estimates[PERPLEXITY_GAP.key] = Estimate(100 * gap)
     return estimates
 
 

@@ -40,16 +40,16 @@ class Answer:
     """Whether to send a policy that allows nothing; the page has a policy in itself."""
 
 
+@dataclass
 class LiveReport:
     """The current page and the files behind it. Runs that did not change are not read again."""
 
-    def __init__(
-        self, outputs: Path, benchmarks: Path, *, refresh_seconds: int, window: int | None = None
-    ) -> None:
-        self._outputs = outputs
-        self._benchmarks = benchmarks
-        self._refresh_seconds = refresh_seconds
-        self._window = window
+    outputs: Path
+    benchmarks: Path
+    refresh_seconds: int
+    window: int | None = None
+
+    def __post_init__(self) -> None:
         self._known: dict[Path, tuple[str, Run]] = {}
         self._page: tuple[str, bytes] = ("", b"")
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class LiveReport:
             ReportError: `outputs` is not a folder any more.
         """
         with self._lock:
-            runs = read_runs(self._outputs, self._read)
+            runs = read_runs(self.outputs, self._read)
             version = self._version(runs)
             if path == "/version":
                 return Answer(version.encode(), _TEXT)
@@ -80,29 +80,29 @@ class LiveReport:
 
     def _version(self, runs: Sequence[Run]) -> str:
         parts = [f"{run.folder}:{self._known.get(run.folder, (run.problems,))[0]}" for run in runs]
-        parts.append(_signature([], self._benchmarks))
+        parts.append(_signature([], self.benchmarks))
         return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def _render(self, runs: Sequence[Run], version: str) -> bytes:
         if self._page[0] != version:
             context = PageContext(
                 runs=tuple(runs),
-                window=self._window,
-                results=tuple(read_results(self._benchmarks)),
-                target=self._outputs / PAGE.lstrip("/"),
+                window=self.window,
+                results=tuple(read_results(self.benchmarks)),
+                target=self.outputs / PAGE.lstrip("/"),
             )
-            page = render(context, Live(self._refresh_seconds, version))
+            page = render(context, Live(self.refresh_seconds, version))
             self._page = (version, page.encode())
         return self._page[1]
 
     def _file(self, path: str, runs: Sequence[Run]) -> Answer | None:
         """A listed file of a run, or for its folder the list of these files."""
-        wanted = self._outputs / path.removeprefix("/")
+        wanted = self.outputs / path.removeprefix("/")
         for run in runs:
-            if path == f"/{run.folder.relative_to(self._outputs)}/":
+            if path == f"/{run.folder.relative_to(self.outputs)}/":
                 return Answer(_listing(run).encode(), _HTML)
             for file in run_files(run.folder) if run.folder in wanted.parents else ():
-                if path == f"/{file.relative_to(self._outputs)}":
+                if path == f"/{file.relative_to(self.outputs)}":
                     return Answer(file.read_bytes(), _TEXT)
         return None
 

@@ -21,17 +21,11 @@ from src.report.noise import Mark
 
 _PLAIN_WIDTH = 160
 _BEFORE = {Mark.NEAR: "≈ ", Mark.UNKNOWN: "? "}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "–": "--",
-    "≈": r"$\approx$",
-    "ᵀ": r"$^\top$",
-}
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "–": "--", "≈": r"$\approx$", "ᵀ": r"$^\top$"}
+    | {char: f"\\{char}" for char in "&%$#_{}"}
+)
 
 
 @dataclass(frozen=True)
@@ -223,4 +217,4 @@ def _markdown(text: str) -> str:
 
 
 def _latex(text: str) -> str:
-    return "".join(_LATEX.get(char, char) for char in text)
+    return text.translate(_LATEX)

@@ -34,9 +34,8 @@ def run_figures(folder: Path) -> dict[str, go.Figure]:
             charts["plots/relation_by_layer"] = layer_map(metrics, _BY_LAYER)
     except AbsentFile:  # nothing logged
         pass
-    return {name: _figure(chart) for name, chart in charts.items() if chart}
-
-
-def _figure(chart: Chart | Heatmap) -> go.Figure:
-    drawn = to_plotly(chart)
-    return go.Figure(drawn["data"], drawn["layout"]).update_layout(template=TEMPLATE)
+    drawn = {name: to_plotly(chart) for name, chart in charts.items() if chart}
+    return {
+        name: go.Figure(parts["data"], parts["layout"]).update_layout(template=TEMPLATE)
+        for name, parts in drawn.items()
+    }

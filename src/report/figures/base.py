@@ -70,7 +70,7 @@ def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     def order(look: tuple[str, str, float | None]) -> tuple[int, int, str]:
         return (-len({group.method for group in kin[look]}), -len(kin[look]), str(look))
 
-    return [(_look_label(look), kin[look]) for look in sorted(kin, key=order)]
+    return [(look_label(look), kin[look]) for look in sorted(kin, key=order)]
 
 
 def by_method(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, list[Group]]]:
@@ -81,7 +81,7 @@ def by_method(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[s
 
 def group_label(group: Group) -> str:
     """A group in one line of a list."""
-    parts = [group.name, _look_label(group.look), binary_tokens(group.tokens)]
+    parts = [group.name, look_label(group.look), binary_tokens(group.tokens)]
     return formatting.text(", ".join(part for part in parts if part))
 
 
@@ -120,7 +120,7 @@ def numbered(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(distinct)
 
 
-def _look_label(look: tuple[str, str, float | None]) -> str:
+def look_label(look: tuple[str, str, float | None]) -> str:
     """`llama2_7b, linear x8`."""
     model, rope, factor = look
     scaling = f"{rope} x{factor:g}" if factor else rope

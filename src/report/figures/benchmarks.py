@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from src.report import formatting
 from src.report.charts import Axis, Chart, Point, Series
 from src.report.figures.base import Choice, Figure, numbered
-from src.report.files import Result, ResultContent, ResultRow
+from src.report.files import ResultContent, ResultRow
 from src.report.groups import ReportData
 
 # Rows with their own charts, in the order of the page.
@@ -23,24 +24,17 @@ _MAX_BARS = 24
 _NOTE = "Measured by the repository's benchmarks; the filters above do not apply."
 
 
-def _kernel(data: ReportData) -> Iterator[Choice]:
-    return _charts([result for result in data.results if result.name.startswith("kernel")])
+def _choices(data: ReportData, *, of_kernel: bool) -> Iterator[Choice]:
+    for result in data.results:
+        if result.content and result.name.startswith("kernel") == of_kernel:
+            names = dict.fromkeys(row.name for row in result.content.rows)
+            for name in sorted(names, key=_place):
+                if chart := _bars(result.content, name):
+                    yield (formatting.text(result.name), formatting.text(name)), chart
 
 
-def _others(data: ReportData) -> Iterator[Choice]:
-    return _charts([result for result in data.results if not result.name.startswith("kernel")])
-
-
-def _charts(results: Sequence[Result]) -> Iterator[Choice]:
-    for result in results:
-        for name in _row_names(result.content) if result.content else ():
-            if result.content and (chart := _bars(result.content, name)):
-                yield (formatting.text(result.name), formatting.text(name)), chart
-
-
-def _row_names(content: ResultContent) -> list[str]:
-    names = list(dict.fromkeys(row.name for row in content.rows))
-    return sorted(names, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST))
+def _place(name: str) -> int:
+    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
 
 
 def _bars(content: ResultContent, name: str) -> Chart | None:
@@ -48,7 +42,7 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
     measured = [(row, value) for row, value in named if value is not None and math.isfinite(value)]
     if not measured or len(measured) > _MAX_BARS:
         return None
-    labels = setting_labels([row for row, _ in measured])
+    labels = _setting_labels([row for row, _ in measured])
     points = tuple(
         Point(place, value, note=label)
         for place, ((_, value), label) in enumerate(zip(measured, labels, strict=True))
@@ -65,36 +59,24 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
     )
 
 
-def setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:
+def _setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:
     """Labels that distinguish the rows: by shape, or by as few settings as needed.
 
     Rows with equal settings get a number.
     """
-    shape = [key for key in "BHTD" if any(key in row.settings for row in rows)]
-    if shape:
-        labels = [
-            " ".join(f"{key}{row.settings[key]}" for key in shape if key in row.settings)
-            for row in rows
-        ]
-    else:
-        labels = _fewest_settings(rows)
+    settings = [row.settings for row in rows]
+    shape = [key for key in "BHTD" if any(key in one for one in settings)]
+    labels = [" ".join(f"{key}{one[key]}" for key in shape if key in one) for one in settings]
+    if not shape:
+        keys = dict.fromkeys(key for one in settings for key in one)
+        varied = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
+        labels = [row.name for row in rows]
+        for count in range(1, len(varied) + 1):
+            parts = varied[:count]
+            labels = [", ".join(f"{key} {one.get(key)}" for key in parts) for one in settings]
+            if len(set(labels)) == len(rows):
+                break
     return numbered(map(formatting.text, labels))
-
-
-def _fewest_settings(rows: Sequence[ResultRow]) -> list[str]:
-    varied = [
-        key
-        for key in dict.fromkeys(key for row in rows for key in row.settings)
-        if len({str(row.settings.get(key)) for row in rows}) > 1
-    ]
-    labels = [row.name for row in rows]
-    for count in range(1, len(varied) + 1):
-        labels = [
-            ", ".join(f"{key} {row.settings.get(key)}" for key in varied[:count]) for row in rows
-        ]
-        if len(set(labels)) == len(rows):
-            break
-    return labels
 
 
 FIGURES = (
@@ -103,7 +85,7 @@ FIGURES = (
         "Kernel",
         "performance",
         ("file", "figure"),
-        _kernel,
+        partial(_choices, of_kernel=True),
         _NOTE,
         "No figures of the kernel were found. They are made on a GPU by:",
         "python -m kernels.bench --out benchmarks/results/kernel.json",
@@ -113,7 +95,7 @@ FIGURES = (
         "Training step and runs",
         "performance",
         ("file", "figure"),
-        _others,
+        partial(_choices, of_kernel=False),
         _NOTE,
         "No figures of a training step were found. They are made on a GPU by:",
         "python -m benchmarks.step",

@@ -14,6 +14,7 @@ from src.report.figures.base import (
     by_look,
     by_method,
     line,
+    look_label,
     metrics_of,
 )
 from src.report.groups import Group, Metric, ReportData, grouped
@@ -83,8 +84,8 @@ def _ablation_name(one: Sequence[Group], *, alone: bool) -> str:
     if alone:
         return formatting.text(f"{first.method}, {binary_tokens(first.tokens)}")
     lr = next((v for k, v in first.settings.items() if k.endswith(".lr")), None)
-    rope = f"{first.rope} x{first.factor:g}" if first.factor else first.rope
-    parts = [first.method, first.model, rope, binary_tokens(first.tokens), f"lr {lr}" if lr else ""]
+    tokens, rate = binary_tokens(first.tokens), f"lr {lr}" if lr else ""
+    parts = [first.method, look_label(first.look), tokens, rate]
     return formatting.text(", ".join(part for part in parts if part))
 
 

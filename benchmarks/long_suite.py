@@ -41,8 +41,8 @@ from src.evals import packaged
 from src.evals.cache import ResultCache
 from src.evals.long import LongConfig
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler import TASKS
 from src.evals.ruler.store import SampleStore
+from src.evals.ruler.tasks import TASKS
 from src.evals.suite import Candidate, Evaluation
 from src.evals.suites.drift import DriftSuite
 from src.evals.suites.needle_depth import NeedleDepthSuite

@@ -5,7 +5,8 @@ Shapes: b rows, h heads, g key-value heads, t tokens, d head size, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -69,36 +70,39 @@ def evaluate(
         EvaluationError: a figure is not finite.
     """
     device = next(native.parameters()).device
-    layers = native.config.num_hidden_layers
+    layers, (n, length) = native.config.num_hidden_layers, segments_nt.shape
     facts = facts_of(student.config)
-    length = segments_nt.shape[1]
-    # Sums over segments of means over heads, by layer and position. In float64 the order of
-    # addition does not show.
-    relation = {r: torch.zeros(layers, length, dtype=torch.float64) for r in RELATIONS}
-    attention = torch.zeros(layers, length, dtype=torch.float64)
-    cosine = torch.zeros(layers, dtype=torch.float64)
-    logits = torch.zeros(length, dtype=torch.float64)
-    with meter(f"drift, {name}", len(segments_nt)) as progress:
+    # Sums over segments of means over heads. In float64 the order of addition does not show.
+    zeros = partial(torch.zeros, dtype=torch.float64)
+    kl = {kind: zeros(layers, length) for kind in (*RELATIONS, "attention")}
+    cosine, logits = zeros(layers), zeros(length)
+    with meter(f"drift, {name}", n) as progress:
         for segment in segments_nt:
             ids_bt = torch.from_numpy(segment[None]).to(device)
             teacher, pupil = Reading(native, ids_bt), Reading(student, ids_bt)
             for layer in range(layers):
                 sides = (pupil.qkv.pop(layer), teacher.qkv.pop(layer))
-                window = facts.windows[layer]
-                rows = _relation_rows(*sides, window=window, scale=facts.scale)
+                rows = _layer_rows(*sides, window=facts.windows[layer], scale=facts.scale)
                 for kind, kl_t in rows.items():
-                    relation[kind][layer] += kl_t
-                attention[layer] += _attention_rows(*sides, window=window, scale=facts.scale)
+                    kl[kind][layer] += kl_t
                 similarity = torch.nn.functional.cosine_similarity(
                     pupil.hidden[layer].double(), teacher.hidden[layer].double(), dim=-1
                 )
                 cosine[layer] += similarity.mean().cpu()
             logits += _prediction_rows(pupil, teacher, length)
             progress.advance()
-    if not all(t.isfinite().all() for t in (*relation.values(), attention, cosine, logits)):
+    if not all(t.isfinite().all() for t in (*kl.values(), cosine, logits)):
         raise EvaluationError(NOT_FINITE)
-    n = len(segments_nt)
-    return _relation_figures(relation, n, bins) | {
+    attention = kl.pop("attention")
+    return {
+        "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in kl.items()},
+        "relation_kl_by_position": {
+            "edges": list(bins),
+            **{r: _binned(v.mean(0) / n, bins) for r, v in kl.items()},
+        },
+        "relation_kl_by_layer_and_position": {
+            r: [_binned(row / n, bins) for row in values] for r, values in kl.items()
+        },
         "attention_kl": (attention.mean(1) / n).tolist(),
         "attention_kl_by_position": _binned(attention.mean(0) / n, bins),
         "hidden_cosine": (cosine / n).tolist(),
@@ -107,52 +111,19 @@ def evaluate(
     }
 
 
-def _relation_figures(
-    sums: Mapping[str, torch.Tensor], n: int, bins: Sequence[int]
-) -> dict[str, Any]:
-    """Means by layer and position of sums over n segments, float64 [layers, t] by relation."""
-    return {
-        "relation_kl": {r: (values.mean(1) / n).tolist() for r, values in sums.items()},
-        "relation_kl_by_position": {"edges": list(bins)}
-        | {r: _binned(values.mean(0) / n, bins) for r, values in sums.items()},
-        "relation_kl_by_layer_and_position": {
-            r: [_binned(row / n, bins) for row in values] for r, values in sums.items()
-        },
-    }
-
-
-def _relation_rows(
+def _layer_rows(
     student: LayerQKV, teacher: LayerQKV, *, window: int | None, scale: float | None
 ) -> dict[str, torch.Tensor]:
-    """KL of each relation by row, mean over heads, float64 [t] on the CPU."""
-    found: dict[str, torch.Tensor] = {}
-    for name, own, other in zip(RELATIONS, student, teacher, strict=True):
-        kl_bht = relation_kl(
-            own, other, scale=scale, teacher_scale=scale, window=window, reduction="none"
-        )
-        found[name] = _mean_rows(kl_bht)
-    return found
-
-
-def _attention_rows(
-    student: LayerQKV, teacher: LayerQKV, *, window: int | None, scale: float | None
-) -> torch.Tensor:
-    """KL of the attention's rows, mean over heads, float64 [t] on the CPU."""
-    kl_bht = attention_kl(
-        student.q_bhtd,
-        student.k_bgtd,
-        teacher.q_bhtd,
-        teacher.k_bgtd,
-        scale=scale,
-        teacher_scale=scale,
-        window=window,
-        reduction="none",
+    """KL of each relation, and of attention, by row: mean over heads, float64 [t] on the CPU."""
+    options: Any = {"scale": scale, "teacher_scale": scale, "window": window, "reduction": "none"}
+    rows_bht = {
+        name: relation_kl(own, other, **options)
+        for name, own, other in zip(RELATIONS, student, teacher, strict=True)
+    }
+    rows_bht["attention"] = attention_kl(
+        student.q_bhtd, student.k_bgtd, teacher.q_bhtd, teacher.k_bgtd, **options
     )
-    return _mean_rows(kl_bht)
-
-
-def _mean_rows(kl_bht: torch.Tensor) -> torch.Tensor:
-    return kl_bht.double().mean((0, 1)).cpu()
+    return {name: kl_bht.double().mean((0, 1)).cpu() for name, kl_bht in rows_bht.items()}
 
 
 def _prediction_rows(student: Reading, teacher: Reading, length: int) -> torch.Tensor:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,7 +18,7 @@ import numpy as np
 
 from src.evals.preparing import Prepared, Questions, gold_of, prepare
 from src.evals.restoration import Answers
-from src.evals.scoring import cache_key
+from src.evals.scoring import cache_key, made
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 
 if TYPE_CHECKING:
@@ -45,28 +46,28 @@ class Measured:
     seconds: dict[str, dict[str, float]] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
 
+    def keep(self, model: str, task: str, value: Mapping[str, Any]) -> None:
+        """Take a value of the cache."""
+        self.answers.setdefault(model, {})[task] = Answers(**value["answers"])
+        self.results.setdefault(model, {}).update(value["results"])
+
 
 def measure(evaluation: Evaluation, questions: Questions) -> Measured:
     """Every candidate on every task; complete on rank 0 only."""
     prepared, failures = prepare(questions)
     measured = Measured(failures=failures)
-    identified = [task for task in prepared if _is_known(task, failures)]
+    # A task that cannot be identified has no place in the cache.
+    known = made(
+        ((task.definition.name, partial(getattr, task, "digest")) for task in prepared), failures
+    )
+    identified = [task for task in prepared if task.definition.name in known]
     checked: dict[str, dict[str, Task]] = {}
     for candidate in evaluation.candidates:
         try:
             _measure(evaluation, questions, candidate, identified, checked, measured)
         except EvaluationError as error:
-            measured.failures[candidate.name] = str(error)
+            failures[candidate.name] = str(error)
     return measured
-
-
-def _is_known(task: Prepared, failures: dict[str, str]) -> bool:
-    """Whether a task can be identified for the cache; if not, `failures` gets why."""
-    try:
-        return bool(task.digest)
-    except EvaluationError as error:
-        failures[task.definition.name] = str(error)
-        return False
 
 
 def _measure(
@@ -83,7 +84,7 @@ def _measure(
     missing = evaluation.agreed([name for name, value in cached.items() if value is None])
     for name, value in cached.items():
         if name not in missing and value is not None:
-            _keep(measured, candidate.name, name, value)
+            measured.keep(candidate.name, name, value)
     if not missing:
         return
     from src.evals.harness import TokenBudgetLM
@@ -105,39 +106,24 @@ def _measure(
             lm.label = f"{name}, {candidate.name} ({position} of {len(waiting)})"
             if name in measured.failures:
                 continue
+            failed = name
             try:
                 if name not in checked:
                     checked[name] = task.checked(questions.limit)
+                failed = f"{name}, {candidate.name}"
+                began = time.perf_counter()
+                found = run_task(
+                    lm, checked[name], score=task.definition.score, limit=questions.limit
+                )
             except EvaluationError as error:
-                measured.failures[name] = str(error)
+                measured.failures[failed] = str(error)
                 continue
-            try:
-                value = _ask(lm, checked[name], task.definition.score, questions.limit)
-            except EvaluationError as error:
-                measured.failures[f"{name}, {candidate.name}"] = str(error)
-                continue
-            if value is not None:
+            if found is not None:
+                seconds = round(time.perf_counter() - began, 3)
+                value = {"answers": asdict(found[0]), "results": found[1], "seconds": seconds}
                 evaluation.cache.put(keys[name], value)
-                _keep(measured, candidate.name, name, value)
-                measured.seconds.setdefault(candidate.name, {})[name] = value["seconds"]
-
-
-def _ask(
-    lm: TokenBudgetLM, tasks: Mapping[str, Task], score: str, limit: int | None
-) -> dict[str, Any] | None:
-    """The cached answers, lm-eval results and seconds of a task; None on other ranks than 0."""
-    began = time.perf_counter()
-    run = run_task(lm, tasks, score=score, limit=limit)
-    if run is None:
-        return None
-    seconds = round(time.perf_counter() - began, 3)
-    answers, results = run
-    return {"answers": asdict(answers), "results": results, "seconds": seconds}
-
-
-def _keep(measured: Measured, model: str, task: str, value: Mapping[str, Any]) -> None:
-    measured.answers.setdefault(model, {})[task] = Answers(**value["answers"])
-    measured.results.setdefault(model, {}).update(value["results"])
+                measured.keep(candidate.name, name, value)
+                measured.seconds.setdefault(candidate.name, {})[name] = seconds
 
 
 def _key(
@@ -222,12 +208,19 @@ def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> fl
 
     lm-eval's acc_norm counts characters without the blank.
     """
-    right = 0
-    for sample, answer in zip(samples, gold, strict=True):
-        nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
-        lengths = np.array([float(len(request[1])) for request in sample["arguments"]])
-        right += int(np.argmax(nats / lengths)) == answer
-    return right / len(gold)
+    right = [
+        _likeliest(sample, [request[1] for request in sample["arguments"]]) == answer
+        for sample, answer in zip(samples, gold, strict=True)
+    ]
+    return sum(right) / len(right)
+
+
+def _likeliest(sample: dict[str, Any], per_character_of: Sequence[str] | None) -> int:
+    """The choice of the largest log-likelihood, maybe per character of these texts."""
+    nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
+    if per_character_of is not None:
+        nats = nats / np.array([float(len(text)) for text in per_character_of])
+    return int(np.argmax(nats))
 
 
 def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[str, Any]]:
@@ -237,7 +230,7 @@ def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[st
     return [sample for sample in scored if sample["filter"] == chosen]
 
 
-def _answers(samples: Sequence[dict[str, Any]], score: str, task: Task) -> Answers:
+def _answers(samples: Sequence[dict[str, Any]], score: str, task: Any) -> Answers:
     scores, weights = [], []
     for sample in samples:
         value = sample[score]
@@ -250,18 +243,13 @@ def _answers(samples: Sequence[dict[str, Any]], score: str, task: Task) -> Answe
             weights.append(1.0)
     if task.OUTPUT_TYPE != "multiple_choice":
         return Answers(scores, weights)
-    chosen = [_choice(sample, score, cast("Any", task)) for sample in samples]
-    return Answers(scores, weights, [p for p, _ in chosen], [g for _, g in chosen])
-
-
-def _choice(sample: dict[str, Any], score: str, task: Any) -> tuple[int, int]:
-    """The chosen and the right answer of a multiple choice, by lm-eval's rule."""
-    doc = sample["doc"]
-    choices = task.doc_to_choice(doc)
-    nats = np.array([float(response[0]) for response in sample["filtered_resps"]])
-    if score == "acc_norm":
-        nats = nats / np.array([float(len(choice)) for choice in choices])
-    return int(np.argmax(nats)), gold_of(task, doc, choices)
+    predicted, gold = [], []
+    for sample in samples:
+        # By lm-eval's rule.
+        choices = task.doc_to_choice(sample["doc"])
+        predicted.append(_likeliest(sample, choices if score == "acc_norm" else None))
+        gold.append(gold_of(task, sample["doc"], choices))
+    return Answers(scores, weights, predicted, gold)
 
 
 def _results(evaluated: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, Any]:
@@ -269,10 +257,7 @@ def _results(evaluated: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[st
     kept = {}
     for name in tasks:
         figures = evaluated["results"][name]
-        kept[name] = {
-            key: value for key, value in figures.items() if isinstance(value, (int, float))
-        } | {
-            "version": str(evaluated["versions"].get(name)),
-            "n-shot": evaluated["n-shot"].get(name),
-        }
+        numbers = {k: value for k, value in figures.items() if isinstance(value, (int, float))}
+        version = str(evaluated["versions"].get(name))
+        kept[name] = numbers | {"version": version, "n-shot": evaluated["n-shot"].get(name)}
     return kept

@@ -151,6 +151,7 @@ class Probe:
             model cannot be asked.
         length: tokens of prompt and answer; None if any window suffices.
         generates: whether the model writes its answers.
+        items: what is asked, a value for each; empty if values are of them together.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Probe:
     values: Callable[[Session], list[Any]]
     length: int | None = None
     generates: bool = False
+    items: Sequence[Any] = ()
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 from src.evals import retrieval
 from src.evals.ruler.matching import score
 from src.evals.ruler.sample import Sample, dump
-from src.evals.scoring import Probe, Session, Values
+from src.evals.scoring import Probe, Session
 
 
 def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["auto"]) -> Probe:
@@ -24,6 +24,7 @@ def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["aut
         values=partial(_values, name, samples, batch_tokens),
         length=samples[0].length,
         generates=True,
+        items=samples,
     )
 
 
@@ -60,10 +61,6 @@ def _values(
     return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
 
 
-def item_lines(values: Values, samples: Mapping[str, Sequence[Sample]]) -> Iterator[dict[str, Any]]:
-    """Lines of SUITE.items.jsonl, one for each answer."""
-    for model, by_task in values.items():
-        for task, answers in by_task.items():
-            for number, (item, sample) in enumerate(zip(answers, samples[task], strict=True)):
-                asked = {"outputs": list(sample.outputs), "depth": sample.depth}
-                yield {"model": model, "task": task, "item": number, **item, **asked}
+def note(sample: Sample) -> dict[str, Any]:
+    """What an answer's line says of its sample."""
+    return {"outputs": list(sample.outputs), "depth": sample.depth}

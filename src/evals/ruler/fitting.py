@@ -21,14 +21,16 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Ruler:
-    """Measures prompts with a model's own tokenizer, against one target length.
+    """Measures prompts of a task with a model's own tokenizer, against one target length.
 
     Attributes:
+        task: its name.
         tokenizer: of the model that will read the prompts.
         length: target for prompt and tokens to generate together.
         max_new_tokens: tokens to generate.
     """
 
+    task: str
     tokenizer: PreTrainedTokenizerBase
     length: int
     max_new_tokens: int
@@ -42,7 +44,7 @@ class Ruler:
         """Tokens of a prompt as the model reads it, special tokens included."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])
 
-    def check(self, task: str, tokens: int) -> None:
+    def check(self, tokens: int) -> None:
         """Refuse a sample that is too long, or too short.
 
         Raises:
@@ -51,13 +53,12 @@ class Ruler:
         total = tokens + self.max_new_tokens
         if not self.length * (1 - TOLERANCE) <= total <= self.length:
             raise RulerError(
-                f"{task} cannot be made {self.length} tokens long with this tokenizer: the nearest "
-                f"is {total}; choose a longer length"
+                f"{self.task} cannot be made {self.length} tokens long with this tokenizer: the "
+                f"nearest is {total}; choose a longer length"
             )
 
     def sample(
         self,
-        task: str,
         index: int,
         parts: tuple[str, str, str],
         *,
@@ -73,9 +74,9 @@ class Ruler:
         """
         head, context, tail = parts
         tokens = self.measure(head + context + tail)
-        self.check(task, tokens)
+        self.check(tokens)
         return Sample(
-            task=task,
+            task=self.task,
             length=self.length,
             index=index,
             head=head,
@@ -90,18 +91,31 @@ class Ruler:
         )
 
 
-def most(build: Callable[[int], str], ruler: Ruler, *, least: int, limit: int, task: str) -> int:
-    """The largest number n of units, `least` <= n <= `limit`, so that build(n) is within budget.
+def most(
+    build: Callable[[int], str],
+    ruler: Ruler,
+    *,
+    least: int,
+    limit: int,
+    around: tuple[str, str] = ("", ""),
+) -> int:
+    """The largest number n of units, `least` <= n <= `limit`, whose prompt is within budget.
 
-    Tokens should grow with n. If they hardly do, the result fits but may not be the largest.
+    The prompt is build(n) between the texts `around` it. Tokens should grow with n. If they hardly
+    do, the result fits but may not be the largest.
 
     Raises:
         RulerError: not even `least` units fit.
     """
-    floor_tokens = ruler.measure(build(least))
+    head, tail = around
+
+    def measure(n: int) -> int:
+        return ruler.measure(head + build(n) + tail)
+
+    floor_tokens = measure(least)
     if floor_tokens > ruler.budget:
         raise RulerError(
-            f"{task} at length {ruler.length}: the smallest sample has "
+            f"{ruler.task} at length {ruler.length}: the smallest sample has "
             f"{floor_tokens + ruler.max_new_tokens} tokens, {ruler.max_new_tokens} of them to be "
             "generated; choose a longer length"
         )
@@ -119,7 +133,7 @@ def most(build: Callable[[int], str], ruler: Ruler, *, least: int, limit: int, t
         else:
             share = (ruler.budget - low_tokens) / (high_tokens - low_tokens)
             middle = min(max(low + int(share * (high - low)), low + 1), high - 1)
-        tokens = ruler.measure(build(middle))
+        tokens = measure(middle)
         rounds += 1
         if tokens > ruler.budget:
             high, high_tokens = middle, tokens

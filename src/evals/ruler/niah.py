@@ -9,8 +9,9 @@ from __future__ import annotations
 import random
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import ClassVar, Literal
 
@@ -72,7 +73,6 @@ class Niah:
 
     def sample(
         self,
-        name: str,
         index: int,
         draw: random.Random,
         ruler: Ruler,
@@ -85,7 +85,7 @@ class Niah:
         Raises:
             RulerError: the length is too short for the task, or the material too small.
         """
-        self._check(name, material)
+        self._check(ruler.task, material)
         pairs = self._pairs(draw, material)
         needles = [
             NEEDLE.format(kind=self.values, key=key, value=value)
@@ -101,14 +101,13 @@ class Niah:
         head, tail = HEAD[one].format(kind=kind), TAIL[one].format(kind=kind, query=query)
         if self.haystack == "prose":
             depths = draw.sample(DEPTHS, len(needles)) if depth is None else [depth]
-            context = self._prose(name, needles, depths, draw, ruler, material, (head, tail))
+            context = self._prose(needles, depths, draw, ruler, material, (head, tail))
         else:
             taken = {key for key, _ in pairs}
-            context = self._lines(name, needles, taken, draw, ruler, material, (head, tail))
+            context = self._lines(needles, taken, draw, ruler, material, (head, tail))
         outputs = [value for _, values in asked for value in values]
-        return ruler.sample(
-            name, index, (head, context, tail), query=query, outputs=outputs, depth=depth
-        )
+        parts = (head, context, tail)
+        return ruler.sample(index, parts, query=query, outputs=outputs, depth=depth)
 
     def _check(self, name: str, material: Material) -> None:
         if "sentences" in self.uses and not material.sentences:
@@ -133,7 +132,6 @@ class Niah:
 
     def _prose(
         self,
-        name: str,
         needles: Sequence[str],
         depths: Sequence[float],
         draw: random.Random,
@@ -152,14 +150,10 @@ class Niah:
                 parts += [*sentences[start:end], needle]
             return " ".join([*parts, *sentences[places[-1] :]])
 
-        def prompt(words: int) -> str:
-            return around[0] + context(words) + around[1]
-
-        return context(most(prompt, ruler, least=1, limit=text.words, task=name))
+        return context(most(context, ruler, least=1, limit=text.words, around=around))
 
     def _lines(
         self,
-        name: str,
         needles: Sequence[str],
         taken: set[str],
         draw: random.Random,
@@ -180,21 +174,13 @@ class Niah:
                 lines.append(self._line(source, material, taken))
             return lines[:number]
 
-        def context(number: int, filler: int = 0) -> str:
+        def context(number: int, filler: int) -> str:
             chosen = haystack(number)
             for place, needle in zip(sorted(places, reverse=True), needles, strict=True):
                 chosen.insert(int(place * number), needle)
             return "\n".join([*chosen, *filling(filler)])
 
-        def prompt(number: int) -> str:
-            return around[0] + context(number) + around[1]
-
-        number = most(prompt, ruler, least=1, limit=ruler.length, task=name)
-
-        def filled(words: int) -> str:
-            return around[0] + context(number, words) + around[1]
-
-        return context(number, most(filled, ruler, least=0, limit=len(FILLER), task=name))
+        return filled(context, ruler, least=1, around=around)
 
     def _line(self, draw: random.Random, material: Material, taken: set[str]) -> str:
         if self.haystack == "noise":
@@ -209,6 +195,19 @@ FILLER = tuple((NOISE + " ").split() * 8)
 def filling(words: int) -> list[str]:
     """A last line with the first words of the noise text; no line for zero words."""
     return [" ".join(FILLER[:words])] if words else []
+
+
+def filled(
+    context: Callable[[int, int], str], ruler: Ruler, *, least: int, around: tuple[str, str]
+) -> str:
+    """A context of so many lines, and then of so many words of `filling`, that it fills a prompt.
+
+    Raises:
+        RulerError: not even `least` lines fit.
+    """
+    lines = most(lambda n: context(n, 0), ruler, least=least, limit=ruler.length, around=around)
+    words = most(partial(context, lines), ruler, least=0, limit=len(FILLER), around=around)
+    return context(lines, words)
 
 
 class _Prose:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
@@ -39,9 +40,7 @@ class QuestionAnswering:
         """The parts of the material that the task draws from."""
         return frozenset({self.dataset})
 
-    def sample(
-        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
-    ) -> Sample:
+    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
         """One sample that fills the length.
 
         Samples of one run have different questions. As in RULER, the documents are those related to
@@ -53,12 +52,12 @@ class QuestionAnswering:
                 documents, or there are fewer questions than samples.
         """
         found = material.questions[self.dataset]
-        question = found.questions[self._choice(name, index, found)]
+        question = found.questions[self._choice(ruler.task, index, found)]
         others = self._distractors(draw, found, question.document, question.related)
         if not others:
             raise RulerError(
-                f"{name} needs documents beside the one that answers, but {found.name} has no "
-                "other: give a larger file"
+                f"{ruler.task} needs documents beside the one that answers, but {found.name} has "
+                "no other: give a larger file"
             )
         order = draw.getrandbits(64)
         tail = TAIL.format(query=question.text)
@@ -71,26 +70,19 @@ class QuestionAnswering:
             random.Random(order).shuffle(chosen)
             return "\n\n".join(f"Document {i}:\n{d}" for i, d in enumerate(chosen, start=1))
 
-        number = most(
-            lambda n: HEAD + context(n) + tail, ruler, least=0, limit=len(others) - 1, task=name
-        )
+        around = (HEAD, tail)
+        number = most(context, ruler, least=0, limit=len(others) - 1, around=around)
         # One document more changes the random order, so its first word may not fit.
-        words = most(
-            lambda n: HEAD + context(number, n) + tail,
-            ruler,
-            least=0,
-            limit=others[number].count(" ") + 1,
-            task=name,
-        )
+        gap, limit = partial(context, number), others[number].count(" ") + 1
+        words = most(gap, ruler, least=0, limit=limit, around=around)
         if number == len(others) - 1:
             raise RulerError(
-                f"{name} at length {ruler.length} needs more than the {len(found.documents)} "
+                f"{ruler.task} at length {ruler.length} needs more than the {len(found.documents)} "
                 f"documents of {found.name}: choose a shorter length"
             )
         parts = (HEAD, context(number, words), tail)
-        return ruler.sample(
-            name, index, parts, query=question.text, outputs=question.answers, match="part"
-        )
+        outputs = question.answers
+        return ruler.sample(index, parts, query=question.text, outputs=outputs, match="part")
 
     def _choice(self, name: str, index: int, found: QuestionSet) -> int:
         """The question of a sample: a random order, the same at every length and seed."""

@@ -81,10 +81,10 @@ def samples_of(
     """
     check_names([name])
     task = ALL_TASKS[name]
-    ruler = Ruler(tokenizer, length, task.max_new_tokens)
+    ruler = Ruler(name, tokenizer, length, task.max_new_tokens)
     for index in range(number):
         draw = stream("ruler", seed, name, length, index)
-        yield task.sample(name, index, draw, ruler, material)
+        yield task.sample(index, draw, ruler, material)
 
 
 def depth_samples(
@@ -105,8 +105,8 @@ def depth_samples(
     """
     task = DEPTH
     assert isinstance(task, Niah)
-    ruler = Ruler(tokenizer, length, task.max_new_tokens)
+    ruler = Ruler(DEPTH_TASK, tokenizer, length, task.max_new_tokens)
     for depth in depths:
         for index in range(number):
             draw = stream("ruler", seed, DEPTH_TASK, length, index)
-            yield task.sample(DEPTH_TASK, index, draw, ruler, material, depth=depth)
+            yield task.sample(index, draw, ruler, material, depth=depth)

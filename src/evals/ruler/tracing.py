@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
-from src.evals.ruler.niah import FILLER, NOISE, filling
+from src.evals.ruler.niah import NOISE, filled, filling
 from src.evals.ruler.sample import Sample
 
 HEAD = "Memorize and track the chain(s) of variable assignment hidden in the following text.\n\n"
@@ -42,39 +42,26 @@ class VariableTracking:
     max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
     uses: ClassVar[frozenset[str]] = frozenset()
 
-    def sample(
-        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
-    ) -> Sample:
+    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
         """One sample that fills the length.
 
         Raises:
             RulerError: the length is too short for the task.
         """
         del material
-        head = self._example(name, draw, ruler) + HEAD
+        head = self._example(draw, ruler) + HEAD
         variables, chains, value = self._chains(draw, letters=5)
         places = [_places(draw, self.num_hops + 1) for _ in chains]
         tail = TAIL.format(value=value, number=self.num_hops + 1)
 
-        def context(lines: int, filler: int = 0) -> str:
+        def context(lines: int, filler: int) -> str:
             return "\n".join([*_hidden(lines, chains, places), *filling(filler)])
 
-        least = self.num_hops + 1
-        lines = most(
-            lambda n: head + context(n) + tail, ruler, least=least, limit=ruler.length, task=name
-        )
-        filler = most(
-            lambda n: head + context(lines, n) + tail,
-            ruler,
-            least=0,
-            limit=len(FILLER),
-            task=name,
-        )
+        text = filled(context, ruler, least=self.num_hops + 1, around=(head, tail))
         query = f"Find all variables that are assigned the value {value}"
-        parts = (head, context(lines, filler), tail)
-        return ruler.sample(name, index, parts, query=query, outputs=variables)
+        return ruler.sample(index, (head, text, tail), query=query, outputs=variables)
 
-    def _example(self, name: str, draw: random.Random, ruler: Ruler) -> str:
+    def _example(self, draw: random.Random, ruler: Ruler) -> str:
         """A short problem of the same kind with its answer."""
         variables, chains, value = self._chains(draw, letters=3)
         places = [_places(draw, self.num_hops + 1) for _ in chains]
@@ -85,8 +72,8 @@ class VariableTracking:
 
         lines = EXAMPLE_LINES
         if ruler.measure(text(lines)) <= EXAMPLE_TOKENS:
-            small = Ruler(ruler.tokenizer, EXAMPLE_TOKENS, 0)
-            lines = most(text, small, least=lines, limit=EXAMPLE_TOKENS, task=name)
+            small = Ruler(ruler.task, ruler.tokenizer, EXAMPLE_TOKENS, 0)
+            lines = most(text, small, least=lines, limit=EXAMPLE_TOKENS)
         return f"{text(lines)} {' '.join(variables)}\n\n"
 
     def _chains(

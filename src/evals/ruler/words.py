@@ -10,6 +10,7 @@ import random
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
@@ -55,9 +56,7 @@ class CommonWords:
     max_new_tokens: ClassVar[int] = COMMON_NEW_TOKENS
     uses: ClassVar[frozenset[str]] = frozenset({"adjectives", "nouns", "verbs"})
 
-    def sample(
-        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
-    ) -> Sample:
+    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
         """One sample that fills the length.
 
         The last word may occur less than `uncommon` times, to fill the length.
@@ -71,8 +70,8 @@ class CommonWords:
         sizes = (20, 3, 1) if short else (40, 10, 3)
         if len(material.words) < sizes[0]:
             raise RulerError(
-                f"{name} needs {sizes[0]} different words, but eval.long.ruler.material.words has "
-                f"{len(material.words)}: give longer lists"
+                f"{ruler.task} needs {sizes[0]} different words, but "
+                f"eval.long.ruler.material.words has {len(material.words)}: give longer lists"
             )
         example = self._example(draw, material, *sizes)
         words = draw.sample(material.words, len(material.words))
@@ -86,17 +85,15 @@ class CommonWords:
 
         head = example + COMMON_HEAD
         limit = uncommon * len(others)
-        entries = most(
-            lambda n: head + context(n) + COMMON_TAIL, ruler, least=1, limit=limit, task=name
-        )
+        entries = most(context, ruler, least=1, limit=limit, around=(head, COMMON_TAIL))
         if entries == limit:
             raise RulerError(
-                f"{name} at length {ruler.length} needs more than the {len(material.words)} words "
-                "there are: choose a shorter length"
+                f"{ruler.task} at length {ruler.length} needs more than the {len(material.words)} "
+                "words there are: choose a shorter length"
             )
         query = "What are the 10 most common words in the above list?"
         parts = (head, context(entries), COMMON_TAIL)
-        return ruler.sample(name, index, parts, query=query, outputs=answer)
+        return ruler.sample(index, parts, query=query, outputs=answer)
 
     def _example(
         self, draw: random.Random, material: Material, words: int, common: int, uncommon: int
@@ -124,9 +121,7 @@ class FrequentWords:
     max_new_tokens: ClassVar[int] = FREQUENT_NEW_TOKENS
     uses: ClassVar[frozenset[str]] = frozenset()
 
-    def sample(
-        self, name: str, index: int, draw: random.Random, ruler: Ruler, material: Material
-    ) -> Sample:
+    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
         """One sample that fills the length.
 
         Raises:
@@ -147,20 +142,19 @@ class FrequentWords:
             random.Random(order).shuffle(listed)
             return " ".join(listed)
 
-        def prompt(words: int, dots: int = 0) -> str:
-            return FREQUENT_HEAD + context(words, dots) + FREQUENT_TAIL
-
-        words = most(prompt, ruler, least=1, limit=2 * ruler.length, task=name)
+        around = (FREQUENT_HEAD, FREQUENT_TAIL)
+        words = most(context, ruler, least=1, limit=2 * ruler.length, around=around)
         # Several words may gain an occurrence at once; noise fills the remaining gap.
-        dots = most(lambda n: prompt(words, n), ruler, least=0, limit=ruler.length, task=name)
+        gap = partial(context, words)
+        dots = most(gap, ruler, least=0, limit=ruler.length, around=around)
         if not counts(words)[3] > counts(words)[4]:
             raise RulerError(
-                f"{name} at length {ruler.length}: the third most frequent word would be as "
+                f"{ruler.task} at length {ruler.length}: the third most frequent word would be as "
                 "frequent as the fourth; choose a longer length"
             )
         query = "What are the three most frequently appeared words in the above coded text?"
         parts = (FREQUENT_HEAD, context(words, dots), FREQUENT_TAIL)
-        return ruler.sample(name, index, parts, query=query, outputs=vocabulary[1:4])
+        return ruler.sample(index, parts, query=query, outputs=vocabulary[1:4])
 
     def _vocabulary(self, draw: random.Random, size: int) -> list[str]:
         words: dict[str, None] = {}

@@ -9,19 +9,20 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from src.evals.probed import Asked, ProbeSuite
 from src.evals.restoration import Answers
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler import Sample
-from src.evals.ruler.asking import item_lines, probe
+from src.evals.ruler.asking import note, probe
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
+from src.evals.ruler.sample import Sample
 from src.evals.ruler.store import SampleStore
-from src.evals.scoring import Count, Reader, ask, chosen_lengths, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, Outcome, ResultTable
+from src.evals.scoring import Count, Probe, Reader, chosen_lengths, made
+from src.evals.suite import LIMITED, Evaluation, ResultTable
 from src.results import NeedleCell, NeedleDepthResults, NeedleModel
 
 
 @dataclass(frozen=True)
-class NeedleDepthSuite:
+class NeedleDepthSuite(ProbeSuite):
     """The grid.
 
     Attributes:
@@ -47,50 +48,37 @@ class NeedleDepthSuite:
     batch_tokens: Literal["auto"] | Count = "auto"
 
     name: ClassVar[str] = "needle_depth"
-    needs_run: ClassVar[bool] = False
     record: ClassVar[type[NeedleDepthResults]] = NeedleDepthResults
 
-    def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Lengths beyond every window, material that cannot be read."""
-        failures: dict[str, str] = {}
-        self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
-        return [f"{what}: {message}" for what, message in failures.items()]
-
-    def run(self, evaluation: Evaluation) -> Outcome:
-        """Look for the needle with every model, at every length within its window.
-
-        Raises:
-            EvaluationError: nothing can be asked.
-        """
-        failures: dict[str, str] = {}
-        readers = readers_of(evaluation, self.retrieval)
-        samples = self._samples(evaluation, readers, failures)
-        probes = [probe(name, asked, self.batch_tokens) for name, asked in samples.items()]
-        values = ask(evaluation, self.name, readers, probes, failures)
-        if not evaluation.is_main:
-            return Outcome(None)
-        models = tuple(
-            NeedleModel(**reader.identity, cells=_cells(samples, values[reader.name]))
-            for reader in readers
-            if reader.name in values
-        )
-        record = NeedleDepthResults(
-            limit=self.limit, failures=failures, models=models, seed=self.seed
-        )
-        return Outcome(record, list(item_lines(values, samples)))
-
-    def _samples(
+    def probes(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
-    ) -> dict[str, list[Sample]]:
+    ) -> list[Probe]:
+        """A probe for each length."""
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
         number = min(self.samples, self.limit or self.samples)
         depths = tuple(dict.fromkeys(self.depths))
-        return made(
+        samples = made(
             (
                 (f"needle_depth_{length}", partial(store.depths, length, depths, number))
                 for length in chosen_lengths(self.lengths, readers, failures)
             ),
             failures,
+        )
+        return [probe(name, each, self.batch_tokens) for name, each in samples.items()]
+
+    def note(self, item: Sample) -> Mapping[str, Any]:
+        """A sample's references and depth."""
+        return note(item)
+
+    def scored(self, asked: Asked) -> NeedleDepthResults:
+        """The share of needles found, by length and depth."""
+        samples = {probe.name: probe.items for probe in asked.probes}
+        models = tuple(
+            NeedleModel(**reader.identity, cells=_cells(samples, asked.values[reader.name]))
+            for reader in asked.readers
+        )
+        return NeedleDepthResults(
+            limit=self.limit, failures=asked.failures, models=models, seed=self.seed
         )
 
     @staticmethod

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from src.evals import packaged
-from src.evals.restoration import UNKNOWN_ERROR, Answers, Restoration, TaskFacts
+from src.evals.probed import Asked, ProbeSuite, task_models
+from src.evals.restoration import UNKNOWN_ERROR, TaskFacts
 from src.evals.retrieval import RetrievalConfig, retrieve
-from src.evals.scoring import Count, Probe, Session, ask, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, EvaluationError, Outcome, ResultTable
+from src.evals.scoring import Count, Probe, Reader, Session, made
+from src.evals.suite import LIMITED, Evaluation, EvaluationError, ResultTable
 from src.progress import meter
 from src.results import PapersResults
 
@@ -49,7 +50,7 @@ class PaperQuestion:
 
 
 @dataclass(frozen=True)
-class PapersSuite:
+class PapersSuite(ProbeSuite):
     """The questions.
 
     Attributes:
@@ -65,71 +66,44 @@ class PapersSuite:
     resamples: Count = 1000
 
     name: ClassVar[str] = "papers"
-    needs_run: ClassVar[bool] = False
     record: ClassVar[type[PapersResults]] = PapersResults
 
-    def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """The questions cannot be fetched."""
-        del evaluation
-        failures: dict[str, str] = {}
-        self._questions(failures)
-        return [f"{what}: {message}" for what, message in failures.items()]
-
-    def run(self, evaluation: Evaluation) -> Outcome:
-        """Ask every model every question.
-
-        Raises:
-            EvaluationError: nothing can be asked.
-        """
-        failures: dict[str, str] = {}
-        readers = readers_of(evaluation, self.retrieval)
+    def probes(
+        self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
+    ) -> list[Probe]:
+        """One probe of all questions; none if they cannot be fetched."""
+        del evaluation, readers
         questions = self._questions(failures)
-        probes = [_probe(questions)] if questions else []
-        values = ask(evaluation, self.name, readers, probes, failures)
-        if not evaluation.is_main:
-            return Outcome(None)
-        golds = Counter(question.gold for question in questions)
-        answered = [reader for reader in readers if reader.name in values]
+        if not questions:
+            return []
+        digest = hashlib.sha256(repr([asdict(item) for item in questions]).encode()).hexdigest()
+        return [Probe(TASK, {"items": digest}, partial(_values, questions), items=questions)]
+
+    def scored(self, asked: Asked) -> PapersResults:
+        """Accuracy, and how much of the papers was read."""
+        golds = Counter(question.gold for question in asked.probes[0].items)
+        answers = {model: by_task[TASK] for model, by_task in asked.values.items()}
         facts = TaskFacts(
             TASK,
             "Papers",
             "acc",
             # The score of always giving the more frequent answer.
-            chance=max(golds.values()) / len(questions),
+            chance=max(golds.values()) / golds.total(),
             details={
-                reader.name: {
-                    "truncated": sum(1 for item in values[reader.name][TASK] if item["cut"]),
-                    "tokens": sum(item["tokens"] for item in values[reader.name][TASK])
-                    / len(questions),
+                model: {
+                    "truncated": sum(item["cut"] > 0 for item in items),
+                    "tokens": sum(item["tokens"] for item in items) / len(items),
                 }
-                for reader in answered
+                for model, items in answers.items()
             },
         )
-        restoration = Restoration(
-            [facts],
-            {model: {TASK: Answers.of_items(by_task[TASK])} for model, by_task in values.items()},
-            {reader.name: reader.role for reader in answered},
-            resamples=self.resamples,
-            seed=self.seed,
-        )
-        record = PapersResults(
+        return PapersResults(
             limit=self.limit,
-            failures=failures,
-            models=tuple(
-                restoration.model(
-                    reader.name, weights=reader.candidate.fingerprint, window=reader.window
-                )
-                for reader in answered
-            ),
+            failures=asked.failures,
+            models=task_models([facts], asked, resamples=self.resamples, seed=self.seed),
             seed=self.seed,
             resamples=self.resamples,
         )
-        items = [
-            {"model": model, "task": TASK, "item": number, **item}
-            for model, by_task in values.items()
-            for number, item in enumerate(by_task[TASK])
-        ]
-        return Outcome(record, items)
 
     def _questions(self, failures: dict[str, str]) -> list[PaperQuestion]:
         """All questions; empty if `failures` says why."""
@@ -178,11 +152,6 @@ def questions_of(documents: Sequence[Mapping[str, Any]]) -> list[PaperQuestion]:
     return questions
 
 
-def _probe(questions: Sequence[PaperQuestion]) -> Probe:
-    digest = hashlib.sha256(repr([asdict(item) for item in questions]).encode()).hexdigest()
-    return Probe(TASK, {"items": digest}, partial(_values, questions))
-
-
 def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[str, Any]]:
     """For each item `score`, `gold` and `answer` (numbers of choices), `nll` of each choice,
     `tokens` of the whole prompt, and the number of `cut` tokens.
@@ -202,17 +171,8 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
             rows, tokens, cut = _rows(tokenizer, item, reader.window)
             nll = choice_nll(session.network, rows)
             answer = min(range(len(nll)), key=nll.__getitem__)
-            score = float(answer == item.gold)
-            values.append(
-                {
-                    "gold": item.gold,
-                    "answer": answer,
-                    "nll": nll,
-                    "tokens": tokens,
-                    "cut": cut,
-                    "score": score,
-                }
-            )
+            value = {"gold": item.gold, "answer": answer, "nll": nll, "tokens": tokens, "cut": cut}
+            values.append(value | {"score": float(answer == item.gold)})
             progress.advance()
     return values
 

@@ -13,7 +13,7 @@ Shapes: n segments, t tokens, k scored tokens.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -21,25 +21,17 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from src.evals.probed import Asked, ProbeSuite
 from src.evals.scoring import (
     Count,
     Probe,
     Reader,
     Session,
-    ask,
     chosen_lengths,
     made,
-    readers_of,
     spread_segments,
 )
-from src.evals.suite import (
-    LIMITED,
-    NOT_FINITE,
-    Evaluation,
-    EvaluationError,
-    Outcome,
-    ResultTable,
-)
+from src.evals.suite import LIMITED, NOT_FINITE, Evaluation, EvaluationError, ResultTable
 from src.progress import meter
 from src.results import ModelRecord, Record, SuiteResults
 
@@ -85,7 +77,7 @@ class PositionsResults(SuiteResults[PositionsModel]):
 
 
 @dataclass(frozen=True)
-class PositionsSuite:
+class PositionsSuite(ProbeSuite):
     """How text is scored.
 
     Attributes:
@@ -107,7 +99,6 @@ class PositionsSuite:
     limit: Count | None = None
 
     name: ClassVar[str] = "positions"
-    needs_run: ClassVar[bool] = False
     record: ClassVar[type[PositionsResults]] = PositionsResults
 
     def __post_init__(self) -> None:
@@ -132,48 +123,29 @@ class PositionsSuite:
         """Tokens that a segment needs: the longest window before its first scored token."""
         return max(lengths) + self.sliding - self.last
 
-    def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Lengths beyond every window, held-out text that is too short."""
-        failures: dict[str, str] = {}
-        self._probes(evaluation, readers_of(evaluation, None), failures)
-        return [f"{what}: {message}" for what, message in failures.items()]
-
-    def run(self, evaluation: Evaluation) -> Outcome:
-        """Score the text with every model, at the lengths within its window, in one process.
-
-        Raises:
-            EvaluationError: there is no text, or no model can be loaded.
-        """
-        failures: dict[str, str] = {}
-        readers = readers_of(evaluation, None)
-        probes = self._probes(evaluation, readers, failures)
-        values = ask(evaluation, self.name, readers, probes, failures)
-        if not evaluation.is_main:
-            return Outcome(None)
-        models = tuple(
-            PositionsModel(**reader.identity, **values[reader.name][self.name][0])
-            for reader in readers
-            if reader.name in values
-        )
-        lengths = sorted({length for model in models for length in model.last_k})
-        return Outcome(
-            PositionsResults(
-                limit=self.limit,
-                failures=failures,
-                models=models,
-                lengths=tuple(lengths),
-                last=self.last,
-            )
-        )
-
-    def _probes(
+    def probes(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
+        """One probe of all lengths; none if there are no lengths or no text."""
         lengths = chosen_lengths(self.lengths, readers, failures)
-        makers: dict[str, Callable[[], Probe]] = {}
-        if lengths:
-            makers = {self.name: partial(self._probe, evaluation, lengths)}
-        return list(made(makers.items(), failures).values())
+        if not lengths:
+            return []
+        make = partial(self._probe, evaluation, lengths)
+        return list(made([(self.name, make)], failures).values())
+
+    def scored(self, asked: Asked) -> PositionsResults:
+        """Every model's figures at the lengths within its window."""
+        models = tuple(
+            PositionsModel(**reader.identity, **asked.values[reader.name][self.name][0])
+            for reader in asked.readers
+        )
+        return PositionsResults(
+            limit=self.limit,
+            failures=asked.failures,
+            models=models,
+            lengths=tuple(sorted({length for model in models for length in model.last_k})),
+            last=self.last,
+        )
 
     def _probe(self, evaluation: Evaluation, lengths: Sequence[int]) -> Probe:
         if message := self._too_short(lengths):

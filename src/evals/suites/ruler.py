@@ -9,30 +9,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from src.evals.restoration import (
-    UNKNOWN_ERROR,
-    Answers,
-    Restoration,
-    TaskFacts,
-    stderr_of_mean,
-)
+from src.evals.probed import Asked, ProbeSuite, task_models
+from src.evals.restoration import UNKNOWN_ERROR, TaskFacts, stderr_of_mean
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler import TASKS, RulerError, Sample, check_names
-from src.evals.ruler.asking import item_lines, probe
+from src.evals.ruler.asking import note, probe
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
+from src.evals.ruler.sample import RulerError, Sample
 from src.evals.ruler.store import SampleStore
-from src.evals.ruler.tasks import ALL_TASKS
-from src.evals.scoring import Count, Reader, Values, ask, chosen_lengths, made, readers_of
-from src.evals.suite import LIMITED, Evaluation, Outcome, ResultTable
-from src.results import Mean, RulerResults, TaskModel, TaskResult
+from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names
+from src.evals.scoring import Count, Probe, Reader, chosen_lengths, made
+from src.evals.suite import LIMITED, Evaluation, ResultTable
+from src.results import Mean, RulerResults, TaskResult
 
 
 @dataclass(frozen=True)
-class RulerSuite:
+class RulerSuite(ProbeSuite):
     """RULER's tasks.
 
     Attributes:
@@ -59,98 +54,61 @@ class RulerSuite:
     batch_tokens: Literal["auto"] | Count = "auto"
 
     name: ClassVar[str] = "ruler"
-    needs_run: ClassVar[bool] = False
     record: ClassVar[type[RulerResults]] = RulerResults
 
-    def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Misspelt tasks, lengths beyond every window, material that cannot be read."""
-        failures: dict[str, str] = {}
-        self._samples(evaluation, readers_of(evaluation, self.retrieval), failures)
-        return [f"{what}: {message}" for what, message in failures.items()]
-
-    def run(self, evaluation: Evaluation) -> Outcome:
-        """Ask every model every task at every length within its window.
-
-        Raises:
-            EvaluationError: nothing can be asked.
-        """
-        failures: dict[str, str] = {}
-        readers = readers_of(evaluation, self.retrieval)
-        samples = self._samples(evaluation, readers, failures)
-        probes = [probe(name, asked, self.batch_tokens) for name, asked in samples.items()]
-        values = ask(evaluation, self.name, readers, probes, failures)
-        if not evaluation.is_main:
-            return Outcome(None)
-        record = RulerResults(
-            limit=self.limit,
-            failures=failures,
-            lengths=tuple(sorted({asked[0].length for asked in samples.values()})),
-            models=self._models(readers, samples, values),
-            seed=self.seed,
-            resamples=self.resamples,
-        )
-        return Outcome(record, list(item_lines(values, samples)))
-
-    def _samples(
+    def probes(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
-    ) -> dict[str, list[Sample]]:
-        """Samples by the name of task and length; `failures` gets the errors of the others."""
+    ) -> list[Probe]:
+        """A probe for each task and length."""
         lengths = chosen_lengths(self.lengths, readers, failures)
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
         number = min(self.samples, self.limit or self.samples)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
-        known = [task for task in tasks if task in ALL_TASKS]
         for task in tasks:
             try:
                 check_names([task])
             except RulerError as error:
                 failures[f"ruler_{task}"] = str(error)
+        asked = [(task, length) for task in tasks if task in ALL_TASKS for length in lengths]
         if evaluation.is_main:
-            store.prepare([(task, length) for task in known for length in lengths], number)
+            store.prepare(asked, number)
         evaluation.agreed(None)  # the others wait for the files
-        return made(
+        samples = made(
             (
                 (f"ruler_{task}_{length}", partial(store.samples, task, length, number))
-                for task in known
-                for length in lengths
+                for task, length in asked
             ),
             failures,
         )
+        return [probe(name, each, self.batch_tokens) for name, each in samples.items()]
 
-    def _models(
-        self,
-        readers: Sequence[Reader],
-        samples: Mapping[str, Sequence[Sample]],
-        values: Values,
-    ) -> tuple[TaskModel, ...]:
-        answered = [reader for reader in readers if reader.name in values]
-        restoration = Restoration(
-            [
-                TaskFacts(
-                    name,
-                    f"RULER {asked[0].length}",
-                    f"string_match_{asked[0].match}",
-                    chance=0.0,
-                    details={model: {"length": asked[0].length} for model in values},
-                )
-                for name, asked in samples.items()
-            ],
-            {
-                model: {task: Answers.of_items(items) for task, items in by_task.items()}
-                for model, by_task in values.items()
-            },
-            {reader.name: reader.role for reader in answered},
-            resamples=self.resamples,
-            seed=self.seed,
-        )
-        return tuple(
-            restoration.model(
-                reader.name,
-                weights=reader.candidate.fingerprint,
-                window=reader.window,
-                by_length=_by_length(restoration.results(reader.name)),
+    def note(self, item: Sample) -> Mapping[str, Any]:
+        """A sample's references and depth."""
+        return note(item)
+
+    def scored(self, asked: Asked) -> RulerResults:
+        """Every task's share of references found, and means by length."""
+        facts = [
+            TaskFacts(
+                probe.name,
+                f"RULER {probe.length}",
+                f"string_match_{probe.items[0].match}",
+                chance=0.0,
+                details={model: {"length": probe.length} for model in asked.values},
             )
-            for reader in answered
+            for probe in asked.probes
+        ]
+        models = task_models(facts, asked, resamples=self.resamples, seed=self.seed)
+        return RulerResults(
+            limit=self.limit,
+            failures=asked.failures,
+            lengths=tuple(sorted({probe.items[0].length for probe in asked.probes})),
+            models=tuple(
+                model.model_copy(update={"by_length": _by_length(model.results)})
+                for model in models
+            ),
+            seed=self.seed,
+            resamples=self.resamples,
         )
 
     @staticmethod

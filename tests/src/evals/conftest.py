@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from src.evals.ruler import Material, Question, QuestionSet
+from src.evals.ruler.material import Material, Question, QuestionSet
 from src.models.byte_tokenizer import byte_tokenizer as tokenizer_of_bytes
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model

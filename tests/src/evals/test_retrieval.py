@@ -15,7 +15,8 @@ from src.evals.retrieval import (
     retrieve,
     shortened,
 )
-from src.evals.ruler import Material, samples_of
+from src.evals.ruler.material import Material
+from src.evals.ruler.tasks import samples_of
 
 CONFIG = RetrievalConfig(chunk_tokens=120)
 

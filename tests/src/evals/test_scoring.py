@@ -11,8 +11,8 @@ import pytest
 from src.evals import scoring, suite
 from src.evals.cache import ResultCache
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler import samples_of
 from src.evals.ruler.asking import probe
+from src.evals.ruler.tasks import samples_of
 from src.evals.scoring import Probe, Reader, Session, ask, gathered, readers_of
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.models.rope import LinearScaling

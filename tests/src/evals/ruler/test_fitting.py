@@ -20,7 +20,7 @@ class Letters:
 
 
 def ruler(budget: int) -> Ruler:
-    return Ruler(Letters(), budget + 5, 5)  # type: ignore[arg-type]
+    return Ruler("t", Letters(), budget + 5, 5)  # type: ignore[arg-type]
 
 
 @settings(max_examples=200, deadline=None)
@@ -35,9 +35,9 @@ def test_nothing_larger_fits(steps: list[int], budget: int, base: int) -> None:
         sizes.append(sizes[-1] + step)
     if base > budget:
         with pytest.raises(RulerError, match="choose a longer length"):
-            most(lambda n: "x" * sizes[n], ruler(budget), least=0, limit=len(steps), task="t")
+            most(lambda n: "x" * sizes[n], ruler(budget), least=0, limit=len(steps))
         return
-    found = most(lambda n: "x" * sizes[n], ruler(budget), least=0, limit=len(steps), task="t")
+    found = most(lambda n: "x" * sizes[n], ruler(budget), least=0, limit=len(steps))
     assert found == max(n for n, size in enumerate(sizes) if size <= budget)
 
 
@@ -48,14 +48,14 @@ def test_few_looks_are_needed_where_tokens_grow_evenly() -> None:
         looks.append(n)
         return "x" * (7 * n + 100)
 
-    assert most(build, ruler(8000), least=1, limit=100_000, task="t") == 1128
+    assert most(build, ruler(8000), least=1, limit=100_000) == 1128
     assert len(looks) <= 8
     assert max(looks) < 1300
 
 
 def test_a_sample_outside_one_percent_is_refused() -> None:
-    ruler(995).check("t", 990)
-    ruler(995).check("t", 995)
+    ruler(995).check(990)
+    ruler(995).check(995)
     for tokens in (984, 996):
         with pytest.raises(RulerError, match="cannot be made 1000 tokens long"):
-            ruler(995).check("t", tokens)
+            ruler(995).check(tokens)

@@ -10,9 +10,9 @@ import pytest
 
 from src.data import TextFiles
 from src.evals import packaged
-from src.evals.ruler import RulerError
 from src.evals.ruler.loading import MaterialConfig, hotpotqa_of, part, squad_of
 from src.evals.ruler.material import QuestionSet, sentences_of
+from src.evals.ruler.sample import RulerError
 
 SQUAD = {
     "data": [

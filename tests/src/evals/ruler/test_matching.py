@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.evals.ruler import score
+from src.evals.ruler.matching import score
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from src.evals.ruler import Material, RulerError, loading
+from src.evals.ruler import loading
 from src.evals.ruler.loading import MaterialConfig
+from src.evals.ruler.material import Material
+from src.evals.ruler.sample import RulerError
 from src.evals.ruler.store import SampleStore
 
 

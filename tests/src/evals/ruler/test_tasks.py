@@ -7,17 +7,10 @@ from typing import Any
 
 import pytest
 
-from src.evals.ruler import (
-    TASKS,
-    Material,
-    QuestionSet,
-    RulerError,
-    depth_samples,
-    samples_of,
-    score,
-)
-from src.evals.ruler.sample import dump, parse
-from src.evals.ruler.tasks import ALL_TASKS, check_names
+from src.evals.ruler.matching import score
+from src.evals.ruler.material import Material, QuestionSet
+from src.evals.ruler.sample import RulerError, dump, parse
+from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names, depth_samples, samples_of
 
 LENGTHS = (2048, 3000)
 

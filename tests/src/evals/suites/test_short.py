@@ -143,15 +143,15 @@ def test_nothing_is_evaluated_twice_and_what_is_done_is_kept(
     evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    ask = measuring._ask
+    ask = measuring.run_task
 
-    def stopping(*args: Any) -> Any:
+    def stopping(*args: Any, **options: Any) -> Any:
         asked.append(1)
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return ask(*args)
+        return ask(*args, **options)
 
-    monkeypatch.setattr(measuring, "_ask", stopping)
+    monkeypatch.setattr(measuring, "run_task", stopping)
     with pytest.raises(KeyboardInterrupt):
         suite("piqa", "boolq").run(evaluation)
     first = suite("piqa", "boolq").run(evaluation)

@@ -1,0 +1,98 @@
+"""A suite of probes: what is asked, asked of every reader, becomes a record."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from src.evals.restoration import Answers, Restoration, TaskFacts
+from src.evals.scoring import Probe, Reader, Values, ask, readers_of
+from src.evals.suite import Evaluation, Outcome
+from src.results import SuiteResults, TaskModel
+
+
+class Asked(NamedTuple):
+    """Readers that have values, what they were asked, their values, and what has failed."""
+
+    readers: Sequence[Reader]
+    probes: Sequence[Probe]
+    values: Values
+    failures: dict[str, str]
+
+
+class ProbeSuite(ABC):
+    """A base of suites: a subclass says what is asked, and what the values make.
+
+    Its setting `retrieval`, if it has one, adds the native model with retrieval to the readers.
+    """
+
+    name: ClassVar[str]
+    needs_run: ClassVar[bool] = False
+
+    @abstractmethod
+    def probes(
+        self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
+    ) -> list[Probe]:
+        """What is asked; `failures` gets why something else cannot be."""
+
+    @abstractmethod
+    def scored(self, asked: Asked) -> SuiteResults[Any]:
+        """The record of what was asked."""
+
+    def note(self, item: Any) -> Mapping[str, Any]:
+        """Further fields of an item's line in SUITE.items.jsonl."""
+        del item
+        return {}
+
+    def problems(self, evaluation: Evaluation) -> Sequence[str]:
+        """Why something cannot be asked."""
+        failures: dict[str, str] = {}
+        self.probes(evaluation, self._readers(evaluation), failures)
+        return [f"{what}: {message}" for what, message in failures.items()]
+
+    def run(self, evaluation: Evaluation) -> Outcome:
+        """Ask every reader all that its window holds.
+
+        Raises:
+            EvaluationError: nothing can be asked.
+        """
+        failures: dict[str, str] = {}
+        readers = self._readers(evaluation)
+        probes = self.probes(evaluation, readers, failures)
+        values = ask(evaluation, self.name, readers, probes, failures)
+        if not evaluation.is_main:
+            return Outcome(None)
+        answered = [reader for reader in readers if reader.name in values]
+        items = {probe.name: probe.items for probe in probes}
+        lines = [
+            {"model": model, "task": task, "item": number, **value, **self.note(item)}
+            for model, by_task in values.items()
+            for task, found in by_task.items()
+            if items[task]
+            for number, (value, item) in enumerate(zip(found, items[task], strict=True))
+        ]
+        return Outcome(self.scored(Asked(answered, probes, values, failures)), lines)
+
+    def _readers(self, evaluation: Evaluation) -> list[Reader]:
+        return readers_of(evaluation, getattr(self, "retrieval", None))
+
+
+def task_models(
+    facts: Sequence[TaskFacts], asked: Asked, *, resamples: int, seed: int
+) -> tuple[TaskModel, ...]:
+    """Records of readers whose values are the scores of items."""
+    restoration = Restoration(
+        facts,
+        {
+            model: {task: Answers.of_items(items) for task, items in by_task.items()}
+            for model, by_task in asked.values.items()
+        },
+        {reader.name: reader.role for reader in asked.readers},
+        resamples=resamples,
+        seed=seed,
+    )
+    return tuple(
+        restoration.model(reader.name, weights=reader.candidate.fingerprint, window=reader.window)
+        for reader in asked.readers
+    )

@@ -33,7 +33,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from benchmarks.short_suite import commit_of
-from src.data import DataConfig, PackagedText
+from src.data.config import DataConfig, PackagedText
 from src.evals import decoding
 from src.evals.cache import ResultCache
 from src.evals.generation import continued

@@ -36,7 +36,7 @@ import yaml
 from benchmarks.short_suite import commit_of, measured_before
 from src.assets import fetching
 from src.assets.cache import cache_dir
-from src.data import DataConfig, PackagedText
+from src.data.config import DataConfig, PackagedText
 from src.evals import packaged
 from src.evals.cache import ResultCache
 from src.evals.long import LongConfig

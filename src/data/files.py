@@ -48,7 +48,7 @@ def _matches(entry: str) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if _is_text(file)]
+        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _READERS and f.is_file())
         if not files:
             raise DataError(f"folder {entry!r} holds no {', '.join(sorted(_READERS))} file")
         return files
@@ -59,10 +59,6 @@ def _matches(entry: str) -> list[Path]:
             raise DataError(f"paths entry {entry!r} matches no file (below {Path.cwd()})")
         return files
     raise DataError(f"paths entry {entry!r} does not exist (below {Path.cwd()})")
-
-
-def _is_text(path: Path) -> bool:
-    return path.suffix.lower() in _READERS and path.is_file()
 
 
 def _names(files: list[Path]) -> list[str]:
@@ -106,7 +102,7 @@ def _read_jsonl(path: Path, text_field: str) -> Rows:
             position += len(line)
             if text.strip():
                 where = f"{path}, line {number}"
-                yield f"/{row}", _text_of(_parse(text, where), text_field, where)
+                yield f"/{row}", text_of(_parse(text, where), text_field, where)
                 row += 1
 
 
@@ -120,7 +116,7 @@ def _parse(line: str, where: str) -> dict[str, Any]:
     return value
 
 
-def _text_of(record: dict[str, Any], text_field: str, where: str) -> str:
+def text_of(record: dict[str, Any], text_field: str, where: str) -> str:
     """A record's text; a null one is empty."""
     if text_field not in record:
         raise DataError(
@@ -156,7 +152,7 @@ def _read_parquet(path: Path, text_field: str) -> Rows:
             row = 0
             for batch in file.iter_batches(batch_size=64, columns=[text_field]):
                 for record in batch.to_pylist():
-                    yield f"/{row}", _text_of(record, text_field, f"{path}, row {row}")
+                    yield f"/{row}", text_of(record, text_field, f"{path}, row {row}")
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error

@@ -10,6 +10,7 @@ from typing import Any
 from src.assets.cache import content_digest
 from src.data.config import HubDataset
 from src.data.documents import DataError, Document
+from src.data.files import text_of
 
 TITLE_FIELD = "short_book_title"
 
@@ -21,19 +22,9 @@ def read_hub(source: HubDataset) -> Iterator[Document]:
         DataError: the data set, its config, split or field is not there, or cannot be reached.
     """
     for index, row in enumerate(islice(_rows(source), source.max_documents)):
-        if source.text_field not in row:
-            raise DataError(
-                f"data set {source.path!r} has no field {source.text_field!r}; there are: "
-                f"{', '.join(row)} (set text_field)"
-            )
-        text = row[source.text_field]
-        if text is not None and not isinstance(text, str):
-            raise DataError(
-                f"data set {source.path!r}: field {source.text_field!r} of row {index} is "
-                f"{type(text).__name__}, not text"
-            )
+        text = text_of(row, source.text_field, f"data set {source.path!r}, row {index}")
         title = f"-{row[TITLE_FIELD]}" if row.get(TITLE_FIELD) else ""
-        yield Document(f"{source.path}/{source.split}/{index}{title}", text or "")
+        yield Document(f"{source.path}/{source.split}/{index}{title}", text)
 
 
 def hub_identity(source: HubDataset) -> str:

@@ -166,8 +166,9 @@ def _tokenize_into(
     path: Path, config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
 ) -> list[DocumentInfo]:
     """Write all ids to one file without a header; returns the documents in it."""
-    name, expected = f"tokenizing corpus {config.name}", _expected(config, survey)
-    with path.open("wb") as file, meter(name, expected) as shown:
+    # Counted in tokens if there is a limit, else in characters if their number is known.
+    total = config.max_tokens or (survey.characters if survey.complete else None)
+    with path.open("wb") as file, meter(f"tokenizing corpus {config.name}", total) as shown:
         writer = _Writer(file, config.max_tokens)
         for _, source, split in _sources(config):
             documents = writer.wanted(source, split, config.held_out)
@@ -175,11 +176,6 @@ def _tokenize_into(
                 writer.add(document, ids, _split(document.name, split, config.held_out))
                 shown.advance(len(ids) if config.max_tokens else len(document.text))
     return writer.infos
-
-
-def _expected(config: DataConfig, survey: _Survey) -> int | None:
-    """The progress bar's length: tokens if there is a limit, else characters if they are known."""
-    return config.max_tokens or (survey.characters if survey.complete else None)
 
 
 class _Writer:

@@ -18,16 +18,11 @@ def read_source(source: Source) -> Iterator[Document]:
         AssetError: a package cannot be fetched.
         DataError: a text cannot be found or read.
     """
-    for document in _read(source):
-        if document.text.strip():
-            yield document
-
-
-def _read(source: Source) -> Iterator[Document]:
     match source:
         case PackagedText():
-            return read_package(source)
+            documents = read_package(source)
         case TextFiles():
-            return read_files(source)
+            documents = read_files(source)
         case HubDataset():
-            return read_hub(source)
+            documents = read_hub(source)
+    yield from (document for document in documents if document.text.strip())

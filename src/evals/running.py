@@ -18,7 +18,7 @@ from rich.table import Table
 
 from src.assets.cache import cache_dir
 from src.assets.pins import AssetError
-from src.data import DataError
+from src.data.documents import DataError
 from src.evals.cache import ResultCache
 from src.evals.suite import (
     Candidate,

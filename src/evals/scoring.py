@@ -17,7 +17,7 @@ import numpy as np
 from pydantic import Field
 
 from src.assets.pins import AssetError
-from src.data import DataError
+from src.data.documents import DataError
 from src.evals.retrieval import RetrievalConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 from src.results import Role

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeVar
 
 from src.assets.cache import content_digest
-from src.data import prepare_corpus
+from src.data.preparation import prepare_corpus
 from src.data.tokenization import tokenizer_identity
 from src.evals.cache import ResultCache
 from src.models.config import ModelError
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
-    from src.data import Corpus, DataConfig
+    from src.data.config import DataConfig
+    from src.data.corpus import Corpus
     from src.models.config import ModelConfig
     from src.models.rope import RopeScaling
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from src.models.config import ModelError, ModelShape
 from src.models.facts import ModelFacts
-from src.models.families import FAMILIES, Family, family_of
+from src.models.families import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -31,7 +31,8 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
             "its sizes are not known: give a model whose config has them"
         )
     heads = config.num_attention_heads
-    family = _family_of_type(config.model_type)
+    listed = [each for each in FAMILIES.values() if each.model_type == config.model_type]
+    family = listed[0] if listed else family_of(config.model_type)
     full, sliding = _thetas(config)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     scalar = getattr(config, "query_pre_attn_scalar", None)
@@ -56,11 +57,6 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
     )
-
-
-def _family_of_type(model_type: str) -> Family:
-    listed = [family for family in FAMILIES.values() if family.model_type == model_type]
-    return listed[0] if listed else family_of(model_type)
 
 
 def _thetas(config: PretrainedConfig) -> tuple[float, float | None]:

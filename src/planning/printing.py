@@ -41,31 +41,24 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
 
 def _stages(plan: Plan) -> Table:
     table = Table(title="Stages", title_justify="left")
-    table.add_column("stage")
-    for column in (
-        "tokens",
-        "steps",
-        "tokens/step",
-        "micro-steps x ranks",
-        "trained",
-        "of",
-        "PFLOP",
-        "s/step",
-    ):
-        table.add_column(column, justify="right")
-    for stage in plan.stages:
-        seconds = stage.seconds_per_step
-        table.add_row(
-            stage.name,
-            f"{stage.tokens:,}",
-            f"{stage.steps:,}",
-            f"{stage.tokens_per_step:,}",
-            f"{stage.accumulation} x {plan.world_size}",
-            f"{stage.trainable_parameters:,}",
-            f"{stage.total_parameters:,}",
-            f"{stage.flops / 1e15:,.3g}",
-            "-" if seconds is None else f"{seconds:.3g}",
-        )
+    rows = [
+        {
+            "stage": stage.name,
+            "tokens": f"{stage.tokens:,}",
+            "steps": f"{stage.steps:,}",
+            "tokens/step": f"{stage.tokens_per_step:,}",
+            "micro-steps x ranks": f"{stage.accumulation} x {plan.world_size}",
+            "trained": f"{stage.trainable_parameters:,}",
+            "of": f"{stage.total_parameters:,}",
+            "PFLOP": f"{stage.flops / 1e15:,.3g}",
+            "s/step": "-" if (seconds := stage.seconds_per_step) is None else f"{seconds:.3g}",
+        }
+        for stage in plan.stages
+    ]
+    for column in rows[0]:
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for row in rows:
+        table.add_row(*row.values())
     return table
 
 

@@ -25,7 +25,7 @@ from src.training.schedule import MicroStep, Piece, StageConfig, StageSchedule, 
 from src.training.sequence import Place, next_tokens
 
 if TYPE_CHECKING:
-    from src.data import Blocks
+    from src.data.blocks import Blocks
     from src.training.engines import Engines
     from src.training.launch import World
 

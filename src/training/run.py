@@ -8,13 +8,16 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, distributed
 
 from src import tracking
-from src.data import Blocks, Corpus, DataError, prepare_corpus
+from src.data.blocks import Blocks
+from src.data.corpus import Corpus
+from src.data.documents import DataError
+from src.data.preparation import prepare_corpus
 from src.evals import running
 from src.models.loading import load_tokenizer
 from src.objectives.base import Objective
@@ -28,9 +31,6 @@ from src.training.engines import StudentEngine
 from src.training.launch import World
 from src.training.loop import StepRecord
 from src.training.schedule import StageSchedule
-
-if TYPE_CHECKING:
-    pass
 
 
 class FrozenTeacherError(RuntimeError):
@@ -214,7 +214,13 @@ class _Run:
         )
         trained = engines.student.trained_parameters()
         if sha256 is not None:
-            self._check_frozen(sha256, engines.teacher_sha256())
+            after = engines.teacher_sha256()
+            if self.world.is_main:
+                self.folder.update(teacher_sha256={"before": sha256, "after": after})
+            if after != sha256:
+                raise FrozenTeacherError(
+                    f"the teacher's weights changed: sha256 {sha256} -> {after}"
+                )
         engines.close()
         exporting = time.perf_counter()
         if self.world.is_main:
@@ -311,12 +317,6 @@ class _Run:
         earlier = [self.plan.stage(n) for n in self.names[: self.names.index(name)]]
         here = self.plan.stage(name)
         return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
-
-    def _check_frozen(self, before: str, after: str) -> None:
-        if self.world.is_main:
-            self.folder.update(teacher_sha256={"before": before, "after": after})
-        if after != before:
-            raise FrozenTeacherError(f"the teacher's weights changed: sha256 {before} -> {after}")
 
     def _record_stage(self, name: str, seconds: Mapping[str, float]) -> None:
         """Record a finished stage. `seconds` counts from its first step to its export."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from src.data import Blocks
+from src.data.blocks import Blocks
 from src.models.adapters import make_trainable
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model

@@ -171,7 +171,7 @@ class _NewRun:
 
 def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     """Check everything that can be checked without loading a model."""
-    path = Path(settings.run_dir) if settings.run_dir else _new_path(settings)
+    path = Path(settings.run_dir or Path("outputs") / settings.experiment / new_run_id())
     check_unused(path)
     made = plan.make(settings, world_size=world_size)
     show(made, settings, Console(stderr=True))
@@ -207,10 +207,6 @@ def _run_id(settings: RunConfig, path: Path) -> str:
     if chosen is not None:
         return chosen
     return new_run_id() if settings.run_dir else path.name
-
-
-def _new_path(settings: RunConfig) -> Path:
-    return Path("outputs") / settings.experiment / new_run_id()
 
 
 def _preflight(settings: RunConfig) -> run.Data:

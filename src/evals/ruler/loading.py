@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from src.assets import fetching
-from src.data import PackagedText, Source, read_source
+from src.data.config import PackagedText, Source
+from src.data.reading import read_source
 from src.evals import packaged
 from src.evals.ruler.material import Question, QuestionSet, sentences_of
 from src.evals.ruler.sample import RulerError

@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from src.assets.cache import cache_dir
 from src.assets.pins import AssetError
-from src.data import DataError
+from src.data.documents import DataError
 from src.data.tokenization import tokenizer_identity
 from src.evals.ruler import loading, sample
 from src.evals.ruler.loading import MaterialConfig

@@ -123,6 +123,14 @@ class FactorScaling(Scaling):
         # vLLM refuses an integer.
         return needed if self.factor is None else float(self.factor)
 
+    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+        """The type with its factor, as transformers names both."""
+        return {
+            "rope_type": self.type,
+            "factor": self.resolved_factor(native.window),
+            "rope_theta": native.theta,
+        }
+
 
 def checked_table(name: str, table: tuple[float, ...], native: NativeRope) -> np.ndarray:
     """A table of one factor for each pair of dimensions, as float64 [head_dim / 2].

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -27,14 +27,6 @@ class DynamicScaling(FactorScaling):
         factor = self.resolved_factor(native.window)
         grown = factor * tokens / native.window - (factor - 1)
         return native.inverse_frequencies(stretched_theta(native, grown))
-
-    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """`dynamic` with its factor."""
-        return {
-            "rope_type": "dynamic",
-            "factor": self.resolved_factor(native.window),
-            "rope_theta": native.theta,
-        }
 
     def max_position_embeddings(self, native: NativeRope) -> int:
         """The native window: transformers measures the sequence's length against it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -21,14 +21,6 @@ class LinearScaling(FactorScaling):
         """The native frequencies divided by the factor."""
         del length
         return native.inverse_frequencies() / self.resolved_factor(native.window)
-
-    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """`linear` with its factor."""
-        return {
-            "rope_type": "linear",
-            "factor": self.resolved_factor(native.window),
-            "rope_theta": native.theta,
-        }
 
     def multiplied_length(self, native: NativeRope) -> int:
         """The smallest length whose product with the factor, rounded down, reaches the target."""

@@ -42,10 +42,7 @@ class Llama3Scaling(FactorScaling):
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """`llama3` with its factors."""
-        return {
-            "rope_type": "llama3",
-            "factor": self.resolved_factor(native.window),
-            "rope_theta": native.theta,
+        return super().rope_parameters(native) | {
             "original_max_position_embeddings": native.window,
             "low_freq_factor": float(self.low_freq_factor),
             "high_freq_factor": float(self.high_freq_factor),

@@ -52,10 +52,7 @@ class LongRopeScaling(FactorScaling):
         """
         short, long = self._tables(native)
         attention = self.resolved_attention_factor(native)
-        parameters: dict[str, Any] = {
-            "rope_type": "longrope",
-            "factor": self.resolved_factor(native.window),
-            "rope_theta": native.theta,
+        parameters = super().rope_parameters(native) | {
             "original_max_position_embeddings": native.window,
             "short_factor": short.tolist(),
             "long_factor": long.tolist(),

@@ -73,10 +73,7 @@ class YarnScaling(FactorScaling):
                 "RoPE of its own, as in this model; use true"
             )
         factor = self.resolved_factor(native.window)
-        parameters: dict[str, Any] = {
-            "rope_type": "yarn",
-            "factor": factor,
-            "rope_theta": native.theta,
+        parameters = super().rope_parameters(native) | {
             "original_max_position_embeddings": native.window,
             "beta_fast": float(self.beta_fast),
             "beta_slow": float(self.beta_slow),

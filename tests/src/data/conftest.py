@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from src.data import TextFiles
+from src.data.config import TextFiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data import Blocks, DataError
+from src.data.blocks import Blocks
+from src.data.documents import DataError
 
 lengths = st.integers(1, 9)
 sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda s: max(s) >= 9)

@@ -7,7 +7,8 @@ import json
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from src.data import DataConfig, DataError, HubDataset, PackagedText, TextFiles
+from src.data.config import DataConfig, HubDataset, PackagedText, TextFiles
+from src.data.documents import DataError
 
 
 def validate(value: object) -> DataConfig:

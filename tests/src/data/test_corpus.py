@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from src.data import DataError, DocumentInfo
-from src.data.corpus import INDEX_FILE, TOKENS_FILE, load_corpus, save_corpus
+from src.data.corpus import INDEX_FILE, TOKENS_FILE, DocumentInfo, load_corpus, save_corpus
+from src.data.documents import DataError
 
 INFOS = [
     DocumentInfo("a", 3, "sha a", "train"),

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.data import DataError, TextFiles
+from src.data.config import TextFiles
+from src.data.documents import DataError
 from src.data.files import read_files
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from src.data import DataError, HubDataset
+from src.data.config import HubDataset
+from src.data.documents import DataError
 from src.data.hub import hub_identity, read_hub
 
 
@@ -60,7 +61,7 @@ def test_a_wrong_name_is_refused(dataset: Path, changes: dict[str, str], message
 
 def test_a_field_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text('{"text": 1}\n')
-    with pytest.raises(DataError, match="field 'text' of row 0 is int"):
+    with pytest.raises(DataError, match="row 0: field 'text' is int"):
         list(read_hub(HubDataset("hub", str(tmp_path))))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from src.data import DataError
+from src.data.documents import DataError
 from src.data.patterns import matches_any, refuse_idle_patterns
 
 NAMES = ["sotu/1945-Roosevelt-1", "sotu/1946-Truman-1", "moby_dick"]

@@ -13,18 +13,12 @@ import pytest
 import yaml
 
 from src.assets.pins import AssetError
-from src.data import (
-    Corpus,
-    DataConfig,
-    DataError,
-    Document,
-    HubDataset,
-    PackagedText,
-    TextFiles,
-    read_source,
-)
 from src.data import preparation as module
+from src.data.config import DataConfig, HubDataset, PackagedText, TextFiles
+from src.data.corpus import Corpus
+from src.data.documents import DataError, Document
 from src.data.preparation import prepare_corpus
+from src.data.reading import read_source
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

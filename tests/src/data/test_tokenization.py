@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from src.data import DataError, Document
 from src.data import tokenization as module
+from src.data.documents import DataError, Document
 from src.data.tokenization import token_dtype, tokenize, tokenizer_identity
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ import pytest
 
 from src.assets import fetching
 from src.assets.pins import AssetError
-from src.data import DataError, Document, PackagedText
+from src.data.config import PackagedText
+from src.data.documents import DataError, Document
 from src.data.formats.packaged import READERS, read_package, read_verses
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data import DataError
+from src.data.documents import DataError
 from src.data.formats.rdata import read_lazy_load
 
 HEADER = b"X\n" + struct.pack(">iii", 3, 0x40201, 0x30500) + struct.pack(">i", 5) + b"UTF-8"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from src.data import DataError
+from src.data.documents import DataError
 from src.data.formats.sword import plain_text, read_module
 
 

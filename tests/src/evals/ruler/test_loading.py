@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from src.data import TextFiles
+from src.data.config import TextFiles
 from src.evals import packaged
 from src.evals.ruler.loading import MaterialConfig, hotpotqa_of, part, squad_of
 from src.evals.ruler.material import QuestionSet, sentences_of

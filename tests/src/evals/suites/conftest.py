@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from src.data import DataConfig, TextFiles
+from src.data.config import DataConfig, TextFiles
 from src.evals.cache import ResultCache
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.suite import Candidate, Evaluation

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from src.data import TextFiles
+from src.data.config import TextFiles
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.suite import Candidate, Evaluation, EvaluationError

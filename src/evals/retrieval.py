@@ -47,14 +47,6 @@ class RetrievalConfig:
     budget: Annotated[int, Field(gt=0)] | None = None
 
 
-@dataclass(frozen=True)
-class Retrieved:
-    """A shortened context, and the whole prompt's tokens."""
-
-    context: str
-    prompt_tokens: int
-
-
 def chunks_of(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
     """Chunks of about `size` tokens; joined, they are the text.
 
@@ -108,8 +100,11 @@ def retrieve(
     *,
     room: int,
     config: RetrievalConfig,
-) -> Retrieved:
+) -> tuple[str, int]:
     """The chunks of a context that fit into `room` tokens together with the prompt around it.
+
+    Returns:
+        The shortened context, and the tokens of the whole prompt.
 
     Raises:
         RetrievalError: the prompt around the context does not fit without any chunk.
@@ -121,7 +116,7 @@ def retrieve(
 
     whole = measure(context)
     if whole <= room:
-        return Retrieved(context, whole)
+        return context, whole
     needed = measure("")
     if needed > room:
         raise RetrievalError(
@@ -139,7 +134,7 @@ def retrieve(
         else:
             high = middle
     text = _joined(chunks, order[:low])
-    return Retrieved(text, measure(text))
+    return text, measure(text)
 
 
 def shortened(
@@ -150,16 +145,11 @@ def shortened(
     Raises:
         RetrievalError: as `retrieve`.
     """
-    room = budget - sample.max_new_tokens
-    found = retrieve(
-        tokenizer,
-        (sample.head, sample.tail),
-        sample.context,
-        sample.query,
-        room=room,
-        config=config,
+    room, around = budget - sample.max_new_tokens, (sample.head, sample.tail)
+    context, tokens = retrieve(
+        tokenizer, around, sample.context, sample.query, room=room, config=config
     )
-    return replace(sample, context=found.context, prompt_tokens=found.prompt_tokens)
+    return replace(sample, context=context, prompt_tokens=tokens)
 
 
 def _joined(chunks: list[str], chosen: list[int]) -> str:

@@ -183,8 +183,8 @@ def _retrieved(
     """A question on its paper, shortened by retrieval."""
     room = budget - CHOICE_ROOM
     around = ("", item.tail)
-    retrieved = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
-    return replace(item, paper=retrieved.context)
+    paper, _ = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
+    return replace(item, paper=paper)
 
 
 def _rows(

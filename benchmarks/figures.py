@@ -120,7 +120,7 @@ def kernel_table(result: Mapping[str, Any]) -> str:
 
 
 def step_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a whole step's case on so many GPUs a row."""
+    """A Markdown table of steps: a row for each case and number of GPUs."""
     columns = ["case", "GPUs", "tokens", "tokens/s", "of the dense rate"]
     columns += ["peak GiB a GPU (planned)", "step s (planned)"]
     mfu = {
@@ -173,8 +173,8 @@ def perplexity_picture(result: Mapping[str, Any]) -> Picture:
 
 def step_picture(result: Mapping[str, Any]) -> Picture:
     """Peak memory against speed of each case on one GPU, measured and planned."""
-    found = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
-    cases = [m for m in found if m["planned_seconds"]]
+    on_one = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
+    cases = [m for m in on_one if m["planned_seconds"]]
     measured = [Point(m["tokens_per_second"], m["peak_gib"], label=m["case"]) for m in cases]
     planned = [Point(_planned_speed(m), m["planned_gib"]) for m in cases]
     chart = Chart(
@@ -354,17 +354,17 @@ def main() -> None:
     )
     parser.add_argument("--check", action="store_true")
     parser.add_argument("--kernel", type=Path, metavar="FILE", help="a result of kernels.bench")
-    given = parser.parse_args()
-    if given.kernel is not None:
-        draw_kernel(given.kernel)
+    parsed = parser.parse_args()
+    if parsed.kernel is not None:
+        draw_kernel(parsed.kernel)
         return
     for path, tables in documents().items():
         text = path.read_text(encoding="utf-8")
         filled = with_tables(text, tables)
-        if filled != text and given.check:
+        if filled != text and parsed.check:
             sys.exit(f"{path.relative_to(ROOT)}: tables differ from benchmarks/results")
         path.write_text(filled, encoding="utf-8")
-    if given.check:
+    if parsed.check:
         return
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, figure in {

@@ -35,13 +35,13 @@ def new_run_id() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide a result."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def git_state(root: Path) -> dict[str, Any]:
@@ -230,8 +230,8 @@ def check_unused(path: Path) -> None:
 
 def whole_checkpoints(folder: RunFolder) -> list[Path]:
     """The complete checkpoints of the run, oldest first."""
-    found = [p for p in folder.checkpoints.glob("step-*") if p.name[5:].isdigit()]
-    return sorted(found, key=lambda p: int(p.name[5:]))
+    complete = [p for p in folder.checkpoints.glob("step-*") if p.name[5:].isdigit()]
+    return sorted(complete, key=lambda p: int(p.name[5:]))
 
 
 def command_line(argv: Sequence[str]) -> str:

@@ -28,9 +28,9 @@ def _arguments(argv: Sequence[str]) -> argparse.Namespace:
 
 @command.job
 def _sweep(argv: list[str]) -> None:
-    given = _arguments(argv)
-    if given.verb == "export":
-        print(agents.export(given.name, given.overrides), end="")
+    parsed = _arguments(argv)
+    if parsed.verb == "export":
+        print(agents.export(parsed.name, parsed.overrides), end="")
         return
     for name in composition.names():
         print(f"{name}: {composition.question(name)}")

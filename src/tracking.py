@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wandb_workspaces.workspaces.interface import Workspace
 
 # W&B shows three levels of a nested config, and wants values below a megabyte. So configs are
-# flattened, and long texts are cut; the run folder's config.yaml holds them whole.
+# flattened, and long texts are cut; the run folder's config.yaml holds all of them.
 SEPARATOR = "/"
 LONGEST_VALUE = 4096
 # The x-axes of curves; the first is W&B's default.
@@ -197,7 +197,7 @@ def publish_report(project: str, entity: str | None = None) -> list[str]:
         api = wandb.Api()
         entity = entity or api.default_entity
         if not entity:
-            raise TrackingError("entity: your login has none of its own; give one")
+            raise TrackingError("entity: your login has no default entity; set entity=")
         runs = api.runs(f"{entity}/{project}")
         keys = sorted({key for run in runs for key in run.summary.keys()})  # noqa: SIM118
         scores = [key for key in keys if key.startswith(_SCORES)]
@@ -224,12 +224,12 @@ def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:
     import wandb_workspaces.workspaces.interface as ws
 
     curves = ws.Section(name="Training", panels=list(_curves()), is_open=True)
-    found = [ws.Section(name="Scores", panels=list(_bars(scores)), is_open=True)] if scores else []
+    bars = [ws.Section(name="Scores", panels=list(_bars(scores)), is_open=True)] if scores else []
     return ws.Workspace(
         entity=entity,
         project=project,
         name="Context extension",
-        sections=[*found, curves],
+        sections=[*bars, curves],
         settings=ws.WorkspaceSettings(x_axis=X_AXES[0]),
     )
 
@@ -242,13 +242,13 @@ def report(project: str, entity: str, scores: Sequence[str]) -> Report:
         runs = wr.Runset(entity=entity, project=project, groupby=["Group"])
         return wr.PanelGrid(runsets=[runs], panels=list(panels))
 
-    found = [wr.H2(text="Scores"), grid(_bars(scores))] if scores else []
+    bars = [wr.H2(text="Scores"), grid(_bars(scores))] if scores else []
     return wr.Report(
         project=project,
         entity=entity,
         title="Context extension: methods compared",
         description="Short-text skills restored after RoPE scaling, by method, tokens and sweep.",
-        blocks=[*found, wr.H2(text="Training"), grid(_curves())],
+        blocks=[*bars, wr.H2(text="Training"), grid(_curves())],
         width="fluid",
     )
 

@@ -54,9 +54,9 @@ class ClusterJob:
 
 def executor_of(launcher: Mapping[str, Any]) -> str | None:
     """`slurm` or `local` for a submitit launcher, None for another."""
-    known = {"SlurmLauncher": "slurm", "LocalLauncher": "local"}
+    executors = {"SlurmLauncher": "slurm", "LocalLauncher": "local"}
     target = str(launcher.get("_target_", ""))
-    return known.get(target.rpartition(".")[2]) if "submitit" in target else None
+    return executors.get(target.rpartition(".")[2]) if "submitit" in target else None
 
 
 def run(

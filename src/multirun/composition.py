@@ -140,8 +140,8 @@ def parameters(name: str) -> dict[str, str]:
         raise ConfigError(f"+sweeps={name}: no such sweep; there are {', '.join(names())}")
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     match content:
-        case {"hydra": {"sweeper": {"params": dict(found)}}} if found:
-            return {str(key): str(value) for key, value in found.items()}
+        case {"hydra": {"sweeper": {"params": dict(params)}}} if params:
+            return {str(key): str(value) for key, value in params.items()}
     raise ConfigError(f"{path}: a sweep's file holds hydra.sweeper.params, a mapping of keys")
 
 
@@ -154,22 +154,22 @@ def expand(arguments: Sequence[str]) -> Sweep:
         ConfigError: the command line itself is refused.
         HydraException: it cannot be parsed, or Hydra's own settings cannot be composed.
     """
-    typed = _parsed(arguments)
-    own = [o for o in typed if not o.is_hydra_override()]
-    hydra = [_line(o).replace(*_SLURM) for o in typed if o.is_hydra_override()]
-    options = {key: _fixed(own, key) for key in _OF_THE_SWEEP}
+    overrides = _parsed(arguments)
+    of_runs = [o for o in overrides if not o.is_hydra_override()]
+    of_hydra = [_line(o).replace(*_SLURM) for o in overrides if o.is_hydra_override()]
+    options = {key: _fixed(of_runs, key) for key in _OF_THE_SWEEP}
     dry_run, folder = _flag(options, "dry_run"), options["run_dir"]
-    if (resumed := _fixed(own, "resume")) is not None:
+    if (resumed := _fixed(of_runs, "resume")) is not None:
         raise ConfigError(
             f"resume={resumed} is for one run; a sweep is resumed by sweep_resume=true"
         )
     name = options["sweeps"]
-    axes, notes = _axes(name, [o for o in own if o.key_or_group not in _OF_THE_SWEEP])
+    axes, notes = _axes(name, [o for o in of_runs if o.key_or_group not in _OF_THE_SWEEP])
     if dry_run:
         axes.append(Axis("dry_run", ("dry_run=true",), swept=False))
     with _composing():
         jobs, more = _jobs(axes)
-        launcher = _launcher(jobs, hydra)
+        launcher = _launcher(jobs, of_hydra)
     return Sweep(
         name=name or AD_HOC,
         arguments=tuple(arguments),
@@ -188,11 +188,11 @@ def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]
     Raises:
         ConfigError: there is no such file, or an override is not one of a run's settings.
     """
-    typed = _parsed(arguments)
-    for override in typed:
+    overrides = _parsed(arguments)
+    for override in overrides:
         if override.is_hydra_override() or override.key_or_group in _OF_THE_SWEEP:
             raise ConfigError(f"{override.input_line}: not a setting of a single run; leave it out")
-    return _axes(name, typed)
+    return _axes(name, overrides)
 
 
 def question(name: str) -> str:
@@ -221,9 +221,8 @@ def _fixed(typed: Sequence[Override], key: str) -> str | None:
             raise ConfigError(
                 f"{key}={override.get_value_string()}: one value, the same for all jobs"
             )
-        given = override.value()
-        value = None if given is None else str(given)
-    return value
+        value = override.value()
+    return None if value is None else str(value)
 
 
 def _flag(options: Mapping[str, str | None], key: str) -> bool:
@@ -251,11 +250,10 @@ def _axes(name: str | None, typed: Sequence[Override]) -> tuple[list[Axis], list
     for axis in map(_axis, typed):
         before = axes.get(axis.key)
         if before and before.swept and before.values != axis.values:
-            had, given = (
-                ",".join(line.partition("=")[2] for line in lines)
-                for lines in (before.values, axis.values)
+            new, old = (
+                ",".join(line.partition("=")[2] for line in one.values) for one in (axis, before)
             )
-            notes.append(f"{axis.key}: {given} in place of the sweep's own values {had}")
+            notes.append(f"{axis.key}: {new} in place of the sweep's own values {old}")
         axes[axis.key] = axis
     return list(axes.values()), notes
 
@@ -286,19 +284,19 @@ def _composing() -> Iterator[None]:
 
 
 def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
-    found: list[Job] = []
+    jobs: list[Job] = []
     by_hash: dict[str, Job] = {}
     notes = []
     for values in itertools.product(*(axis.values for axis in axes)):
         swept = tuple(v for v, axis in zip(values, axes, strict=True) if axis.swept)
-        job = _composed(Job(len(found) + 1, values, swept))
+        job = _composed(Job(len(jobs) + 1, values, swept))
         if job.settings is not None:
             equal = by_hash.setdefault(job.hash, job)
             if equal is not job:
                 notes.append(f"{job.label} is the same run as {equal.label}; it runs once")
                 continue
-        found.append(job)
-    return tuple(found), notes
+        jobs.append(job)
+    return tuple(jobs), notes
 
 
 def _composed(job: Job) -> Job:
@@ -317,8 +315,8 @@ def _resolved(line: str, composed: DictConfig) -> str:
     key, _, value = line.partition("=")
     if "${" not in value:
         return line
-    found = OmegaConf.select(composed, key)
-    plain = OmegaConf.to_container(found) if OmegaConf.is_config(found) else found
+    selected = OmegaConf.select(composed, key)
+    plain = OmegaConf.to_container(selected) if OmegaConf.is_config(selected) else selected
     return f"{key}={plain}"
 
 

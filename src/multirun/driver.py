@@ -48,8 +48,8 @@ def run(arguments: Sequence[str]) -> int:
     parts = _parts(sweep)
     before = earlier(sweep.name, sweep.folder) if sweep.resume else []
     if sweep.resume:
-        known = best_tasks(sweep.able, before)
-        sweep = replace(sweep, jobs=tuple(_with_state(job, known) for job in sweep.jobs))
+        best = best_tasks(sweep.able, before)
+        sweep = replace(sweep, jobs=tuple(_with_state(job, best) for job in sweep.jobs))
     table.show(sweep, None if parts is None else len(parts), Console(stderr=not sweep.dry_run))
     return _code(len(sweep.refused)) if sweep.dry_run else _run(sweep, before, parts)
 
@@ -66,10 +66,10 @@ def _planned(job: Job, sweep: Sweep) -> Job:
     return replace(job, plan=made)
 
 
-def _with_state(job: Job, known: Mapping[str, Task]) -> Job:
+def _with_state(job: Job, best: Mapping[str, Task]) -> Job:
     if job.refusal is not None:
         return job
-    return replace(job, state=known[job.hash].state if job.hash in known else "missing")
+    return replace(job, state=best[job.hash].state if job.hash in best else "missing")
 
 
 def _parts(sweep: Sweep) -> list[Share] | None:
@@ -89,7 +89,7 @@ def _parts(sweep: Sweep) -> list[Share] | None:
         )
     if executor is not None:
         return None
-    if launcher.get("_target_", "") not in _KNOWN:
+    if launcher.get("_target_", "") not in _LAUNCHERS:
         raise ConfigError(
             f"hydra/launcher: {launcher['_target_']} is not known here; use parallel, "
             "submitit_slurm or submitit_local, or none for one job after the other"
@@ -106,7 +106,7 @@ def _parts(sweep: Sweep) -> list[Share] | None:
     return parts
 
 
-_KNOWN = (
+_LAUNCHERS = (
     "",
     "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
     "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
@@ -141,9 +141,9 @@ def _run(sweep: Sweep, before: Sequence[SweepFolder], parts: list[Share] | None)
     if sweep.resume and not shared:
         console.print("no earlier sweep of this name has any of these jobs: all of them run")
     with folder.lock():
-        known = best_tasks(sweep.able, before)
-        folder = folder.holding([job for job in sweep.able if job.hash not in known])
-        tasks = [known.get(job.hash) or folder.task(job) for job in sweep.able]
+        best = best_tasks(sweep.able, before)
+        folder = folder.holding([job for job in sweep.able if job.hash not in best])
+        tasks = [best.get(job.hash) or folder.task(job) for job in sweep.able]
         states = [settled(task) for task in tasks]
         if sweep.resume:
             counts = Counter(states).items()
@@ -188,8 +188,8 @@ def _all(
 
 
 def _resumed(sweep: Sweep) -> list[str]:
-    given = [a for a in sweep.arguments if not a.startswith("sweep_resume=")]
-    return [*given, "sweep_resume=true"]
+    arguments = [a for a in sweep.arguments if not a.startswith("sweep_resume=")]
+    return [*arguments, "sweep_resume=true"]
 
 
 def _command(arguments: Sequence[str]) -> str:

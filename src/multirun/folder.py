@@ -111,17 +111,17 @@ class SweepFolder:
 
     def has(self, job: Job) -> bool:
         """Whether it is a job of this folder."""
-        return job.hash in {known.hash for known in self.record.jobs}
+        return job.hash in {entry.hash for entry in self.record.jobs}
 
     def task(self, job: Job) -> Task:
         """The task of a job of this folder: its name, overrides and places."""
-        known = next(k for k in self.record.jobs if k.hash == job.hash)
+        entry = next(entry for entry in self.record.jobs if entry.hash == job.hash)
         return Task(
             label=job.label,
             overrides=job.overrides,
-            run_dir=self.path / known.folder,
-            log=self.path / "logs" / f"{known.folder}.log",
-            sweep=SweepJob(self.record.name, self.record.id, known.number, known.hash),
+            run_dir=self.path / entry.folder,
+            log=self.path / "logs" / f"{entry.folder}.log",
+            sweep=SweepJob(self.record.name, self.record.id, entry.number, entry.hash),
         )
 
     def lock(self) -> FileLock:

@@ -42,8 +42,8 @@ def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
 
 
 def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = given.split(",") if given else [str(place) for place in range(len(gpus()))]
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = listed.split(",") if listed else [str(place) for place in range(len(gpus()))]
     wanted = n_jobs or max(1, min(jobs, len(visible) // each))
     if wanted * each > len(visible):
         raise ConfigError(

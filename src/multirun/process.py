@@ -32,8 +32,8 @@ def arguments(task: Task) -> list[str]:
     if whole_checkpoints(RunFolder(task.run_dir)):
         return [f"resume={_quoted(str(task.run_dir))}"]
     sweep = {f"+sweep.{key}": value for key, value in vars(task.sweep).items()}
-    own = {"run_dir": str(task.run_dir), **sweep}
-    quoted = {key: _quoted(v) if isinstance(v, str) else v for key, v in own.items()}
+    settings = {"run_dir": str(task.run_dir), **sweep}
+    quoted = {key: _quoted(v) if isinstance(v, str) else v for key, v in settings.items()}
     return [*task.overrides, *(f"{key}={value}" for key, value in quoted.items())]
 
 

@@ -94,11 +94,11 @@ def _petaflops(plans: Sequence[Plan]) -> str:
 
 
 def _short(keys: Sequence[str]) -> list[str]:
-    """The last part of each key, or the whole key where two would look the same."""
+    """The last part of each key, or the full key where two would look the same."""
     plain = [key.lstrip("+~").partition("@")[0] for key in keys]
     last = [key.rpartition(".")[2].rpartition("/")[2] for key in plain]
     return [
-        short if last.count(short) == 1 else whole for short, whole in zip(last, plain, strict=True)
+        short if last.count(short) == 1 else full for short, full in zip(last, plain, strict=True)
     ]
 
 

@@ -207,10 +207,10 @@ class Result:
 
 def read_results(folder: Path) -> list[Result]:
     """All result files of a folder; empty if the folder does not exist."""
-    found = []
+    results = []
     for path in sorted(folder.glob("*.json")):
         try:
-            found.append(Result(path.stem, path, read_json(path, ResultContent)))
+            results.append(Result(path.stem, path, read_json(path, ResultContent)))
         except UnreadableFile as error:
-            found.append(Result(path.stem, path, None, str(error)))
-    return found
+            results.append(Result(path.stem, path, None, str(error)))
+    return results

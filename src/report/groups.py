@@ -81,9 +81,9 @@ class Group:
     """Share of needles found, by length in tokens and depth in percent."""
     variant: str = ""  # settings that most groups of this model and method have otherwise
     rank: tuple[int, int] = (0, 0)
-    """Unusual settings, then seeds with a minus. The group with the lowest rank stands for its
+    """Unusual settings, then seeds with a minus. The group with the lowest rank represents its
     `place`, so results play no part in the choice."""
-    is_main: bool = True  # whether it stands for its place
+    is_main: bool = True  # whether it represents its place
 
     @property
     def seeds(self) -> int:
@@ -341,7 +341,7 @@ def _usual(family: Sequence[Group]) -> dict[str, str]:
     }
     usual: dict[str, str] = {}
     for key in sorted(keys):
-        # Counts first; between equals the value that stands outside sweeps, then a fixed order.
+        # The most frequent value; of equals, the one more frequent outside sweeps.
         votes = Counter(_setting(group, key) for group in family)
         outside = Counter(_setting(group, key) for group in family if not group.sweep)
         usual[key] = max(votes, key=lambda value: (votes[value], outside[value], value))

@@ -36,7 +36,7 @@ class Estimate:
 
 
 class Mark(StrEnum):
-    """How a value stands to the best of its comparison."""
+    """How a value compares with the best of its column."""
 
     BEST = "best"
     NEAR = "near"  # within the noise of the best
@@ -81,7 +81,7 @@ def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True
 
 
 def standing(estimate: Estimate | None, best: Estimate) -> Mark:
-    """How a value stands to the best one."""
+    """How a value compares with the best one."""
     if estimate is None:
         return Mark.ABSENT
     if estimate.value == best.value:

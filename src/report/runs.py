@@ -101,8 +101,8 @@ class Run:
         if self.record is None:
             return None
         logged = self.metrics.series.get("seconds", ())[-1:]
-        known = [value for value in (self.record.seconds, *logged) if value is not None]
-        return max(known, default=None)
+        seconds = [value for value in (self.record.seconds, *logged) if value is not None]
+        return max(seconds, default=None)
 
 
 def read_run(folder: Path, outputs: Path) -> Run:
@@ -113,7 +113,7 @@ def read_run(folder: Path, outputs: Path) -> Run:
         try:
             return read()
         except (UnreadableFile, ResultsError) as error:
-            # One old long.json stands for several suites.
+            # One old long.json holds several suites.
             if str(error) not in problems:
                 problems.append(str(error))
             return None

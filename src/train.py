@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from src import command
-from src.multirun import composition, driver
+from src.multirun import composition
 from src.multirun.composition import identity
 from src.planning import checks, plan
 from src.planning.printing import show
@@ -71,10 +71,12 @@ def _app(composed: DictConfig) -> None:
 @command.job
 def _typed(arguments: list[str]) -> None:
     composition.register()
-    overrides = driver.wanted(arguments)
+    overrides = composition.wanted(arguments)
     if overrides is None:
         _app()
     else:
+        from src.multirun import driver
+
         sys.exit(driver.run(overrides))
 
 

@@ -129,6 +129,27 @@ def register() -> None:
         )
 
 
+def wanted(argv: Sequence[str]) -> list[str] | None:
+    """The overrides of a command line with `-m`; None without it.
+
+    Hydra answers `--help` and similar options, also together with `-m`.
+
+    Raises:
+        ConfigError: an option that a sweep does not take.
+    """
+    options = [a for a in argv if a.startswith("-")]
+    others = [o for o in options if o not in ("-m", "--multirun")]
+    if options == others or any(o.split("=")[0] in _INFORMATION for o in others):
+        return None
+    if others:
+        raise ConfigError(f"{others[0]}: a sweep takes overrides (KEY=VALUE) only")
+    return [a for a in argv if not a.startswith("-")]
+
+
+_INFORMATION = {"--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"}
+_INFORMATION |= {"--shell-completion", "-sc"}
+
+
 def parameters(name: str) -> dict[str, str]:
     """The keys of a sweep's file, each with its values in the syntax of an override.
 

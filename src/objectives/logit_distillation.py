@@ -83,15 +83,13 @@ class LogitDistillation(Objective):
             student_logp_1cv = self._log_softmax(ours(student_1ch))
             return _divergence(self.divergence, teacher_logp_1cv, student_logp_1cv).sum()
 
-        inputs = tuple(self._compared(x) for x in (student.hidden_bth, teacher.hidden_bth))
+        # The compared tokens of all blocks in a row, [1, n, hidden].
+        kept = slice(-self.last_tokens if self.last_tokens else None, None)
+        both = (student.hidden_bth, teacher.hidden_bth)
+        inputs = tuple(x[:, kept].flatten(0, 1)[None] for x in both)
         total = summed_by_chunks(summed, inputs, chunk=self.chunk)
         loss = total / inputs[0].shape[1]
         return loss, {"logit_distillation": loss.detach()}
-
-    def _compared(self, hidden_bth: Tensor) -> Tensor:
-        """The compared tokens of all blocks in a row, [1, n, hidden]."""
-        kept = hidden_bth if self.last_tokens is None else hidden_bth[:, -self.last_tokens :]
-        return kept.flatten(0, 1)[None]
 
     def _log_softmax(self, logits_1cv: Tensor) -> Tensor:
         import torch

@@ -163,7 +163,7 @@ class Relation(Objective):
         window, scale = facts.windows[layer], facts.scale
         losses: list[Tensor] = []
         each: list[Tensor] = []
-        if names := self._self_relations():
+        if names := [n for n in self._terms() if n not in ("qk", "av")]:
             # The model's scale is for its own heads. Relation heads use that of their width.
             head_scale = scale if self.relation_heads is None else None
             loss, by_relation = relation_kl_set(
@@ -219,9 +219,6 @@ class Relation(Objective):
 
     def _terms(self) -> list[str]:
         return [n for n in ("qq", "kk", "vv", "qk", "av") if getattr(self.weights, n) > 0]
-
-    def _self_relations(self) -> list[str]:
-        return [n for n in self._terms() if n not in ("qk", "av")]
 
     def _self_weights(self, names: list[str], facts: ModelFacts) -> list[float]:
         weights = [float(getattr(self.weights, n)) for n in names]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from src.multirun import driver, process
+from src.multirun import composition, driver, process
 from src.report.runs import read_runs
 from src.settings.config import RunConfig
 from tests.conftest import ended, kill_when
@@ -307,7 +307,7 @@ def test_a_sweep_under_a_launcher_is_refused(
     ],
 )
 def test_which_commands_are_sweeps(argv: list[str], found: list[str] | None) -> None:
-    assert driver.wanted(argv) == found
+    assert composition.wanted(argv) == found
 
 
 @pytest.mark.integration

@@ -205,6 +205,7 @@ def _config(
     if _clips_on_device(config, device):
         ds_config["bf16"]["check_grad_overflow"] = False
         ds_config["zero_optimization"]["compute_grad_norm"] = False
+        ds_config["gradient_clipping"] = 0.0
     else:
         ds_config["gradient_clipping"] = optim.clip_norm
     if config.accumulation_dtype == "bfloat16":

@@ -88,14 +88,14 @@ def gpus() -> tuple[DeviceFacts, ...]:
     count, handle = ctypes.c_int(), ctypes.c_int()
     if driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count)):
         return ()
-    found = []
+    listed: list[DeviceFacts] = []
     for index in range(count.value):
         name, memory = ctypes.create_string_buffer(256), ctypes.c_size_t()
         driver.cuDeviceGet(ctypes.byref(handle), index)
         driver.cuDeviceGetName(name, len(name), handle)
         driver.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
-        found.append(DeviceFacts(name.value.decode(), memory.value))
-    return tuple(found)
+        listed.append(DeviceFacts(name.value.decode(), memory.value))
+    return tuple(listed)
 
 
 # From the makers' data sheets (SXM parts, dense rates); memory as the driver reports it.

@@ -104,13 +104,14 @@ def _gradients(built: Engines, batch: Batch) -> Tensor:
     return torch.cat([g.detach().double().cpu().flatten() for g in found if g is not None])
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """All rows."""
+def measured(options: argparse.Namespace) -> None:
+    """Measure all rows, and write them as they come."""
     rows: list[dict[str, Any]] = []
     about = {"model": options.model, "T": 64 if options.quick else 4096}
 
     def add(name: str, value: float, unit: str, case: str, **more: Any) -> None:
         rows.append({"name": name, "value": value, "unit": unit, "case": case, **about, **more})
+        write(options, rows)
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
 
     curves = {name: trained(overrides, options)[0] for name, overrides in PATHS.items()}
@@ -123,7 +124,20 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         plain, fast = (gradients((*kind, *p), options) for p in (PLAIN, (NO_DROPOUT,)))
         add("gradient_difference", float((fast - plain).norm() / plain.norm()), "relative", dtype)
     _add_repeats(options, add)
-    return rows
+
+
+def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write the rows that there are, so that they outlive what fails after them."""
+    result = {
+        "device": device_name(),
+        "versions": versions(),
+        "commit": commit_of(options.commit),
+        "command": f"python -m benchmarks.fast_path --model {options.model}",
+        "script": "python -m benchmarks.fast_path",
+        "rows": rows,
+    }
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_json(options.out, result)
 
 
 def _add_repeats(options: argparse.Namespace, add: Any) -> None:
@@ -161,17 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             losses, seconds = trained((), options)
             print(json.dumps({"losses": losses, "seconds": seconds}))
             return
-        rows = measured(options)
-    result = {
-        "device": device_name(),
-        "versions": versions(),
-        "commit": commit_of(options.commit),
-        "command": f"python -m benchmarks.fast_path --model {options.model}",
-        "script": "python -m benchmarks.fast_path",
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
+        measured(options)
     print(f"wrote {options.out}", flush=True)
 
 

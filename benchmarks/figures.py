@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -120,21 +121,24 @@ def kernel_table(result: Mapping[str, Any]) -> str:
 
 
 def step_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table of steps: a row for each case and number of GPUs."""
-    columns = ["case", "GPUs", "tokens", "tokens/s", "of the dense rate"]
+    """A Markdown table of steps: a row for each model, case and number of GPUs."""
+    columns = ["model", "case", "GPUs", "tokens", "tokens/s", "of the dense rate"]
     columns += ["peak GiB a GPU (planned)", "step s (planned)"]
     mfu = {
-        (r["case"], r["ranks"]): f"{r['value']:.0%}" for r in result["rows"] if r["name"] == "mfu"
+        (r["model"], r["case"], r["ranks"], r["device"]): f"{r['value']:.0%}"
+        for r in result["rows"]
+        if r["name"] == "mfu"
     }
     rows = [
         (
+            m["settings"]["model"],
             m["case"],
-            str(m["ranks"]),
+            f"{m['ranks']} {_card(m)}",
             f"{m['settings']['tokens']:,}",
             f"{m['tokens_per_second']:,.0f}",
-            mfu.get((m["case"], m["ranks"]), ""),
+            mfu.get((m["settings"]["model"], m["case"], m["ranks"], m["device"]), ""),
             f"{m['peak_gib']:.1f} ({m['planned_gib']:.1f})",
-            f"{m['step_seconds']:.2f} ({m['planned_seconds']:.2f})",
+            f"{m['step_seconds']:.3g} ({m['planned_seconds']:.3g})",
         )
         for m in result["measurements"]
         if m["kind"] in ("ard", "cpt")
@@ -174,7 +178,10 @@ def perplexity_picture(result: Mapping[str, Any]) -> Picture:
 def step_picture(result: Mapping[str, Any]) -> Picture:
     """Peak memory against speed of each case on one GPU, measured and planned."""
     on_one = (m for m in result["measurements"] if m["kind"] == "ard" and _is_whole(m))
-    cases = [m for m in on_one if m["planned_seconds"]]
+    planned_too = [m for m in on_one if m["planned_seconds"]]
+    # One model on one kind of card: others are of another size. The table has them all.
+    of = statistics.mode((m["settings"]["model"], m["device"]) for m in planned_too)
+    cases = [m for m in planned_too if (m["settings"]["model"], m["device"]) == of]
     measured = [Point(m["tokens_per_second"], m["peak_gib"], label=m["case"]) for m in cases]
     planned = [Point(_planned_speed(m), m["planned_gib"]) for m in cases]
     chart = Chart(
@@ -186,7 +193,12 @@ def step_picture(result: Mapping[str, Any]) -> Picture:
             Series("planned", tuple(planned), mode="dots", symbol="circle-open"),
         ),
     )
-    return chart, f"A step of attention restoration, {result['device']}"
+    return chart, f"A step of attention restoration, {', '.join(of)}"
+
+
+def _card(measured: Mapping[str, Any]) -> str:
+    """A device's short name: H200 of NVIDIA H200."""
+    return measured["device"].removeprefix("NVIDIA ").split()[0]
 
 
 def _is_whole(measured: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 # Attention and relations of heads of 128 reach their shares; of smaller heads, exponentials take a
 # larger part: d / (d + these), over that of 128.
-_HEAD_ATTENTION, _HEAD_RELATIONS = 40, 100
+_HEAD_ATTENTION, _HEAD_RELATIONS = 80, 100
 
 
 def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:

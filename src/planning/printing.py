@@ -10,7 +10,7 @@ from rich.table import Table
 from src.models.config import native_rope
 from src.models.hf_config import planned_facts, resolved_shape
 from src.planning.advice import misfit
-from src.planning.devices import gib
+from src.planning.devices import ACCELERATORS, gib
 from src.planning.plan import Plan
 from src.settings.config import RunConfig
 
@@ -28,7 +28,13 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     for line in _notes(plan, config):
         console.print(line)
     console.print(_memory(plan))
-    if plan.seconds is not None:
+    if plan.seconds is None:
+        listed = ", ".join(facts.name for facts in ACCELERATORS.values())
+        console.print(
+            f"time: not known, since the speed of {plan.device.name} is not listed; for a listed "
+            f"device ({listed}) plan_for estimates it in a dry run"
+        )
+    else:
         hours = plan.seconds / 3600
         student, teacher = config.engine.student, config.engine.teacher
         moved = student.offload_optimizer or student.offload_parameters

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from rich.console import Console
 
 from src.planning import plan
+from src.planning.devices import ACCELERATORS, DeviceFacts
 from src.planning.printing import show
 from src.settings.config import RunConfig
 
@@ -26,6 +27,28 @@ def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
         "88% of their work repeats others'",
     ):
         assert expected in shown
+
+
+def test_a_device_of_unknown_speed_is_named(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE)
+    unknown = DeviceFacts("NVIDIA B1", 200 * 2**30)
+    console = Console(file=io.StringIO(), width=300)
+    show(plan.make(run, world_size=1, device=unknown), run, console)
+    shown = console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+    assert "time: not known, since the speed of NVIDIA B1 is not listed" in shown
+    assert "NVIDIA H200" in shown
+
+
+def test_what_the_plan_decides_is_said(compose_run: Callable[..., RunConfig]) -> None:
+    def shown(*overrides: str) -> str:
+        run = compose_run(BASE, "model=smollm2_135m", *overrides)
+        console = Console(file=io.StringIO(), width=300)
+        show(plan.make(run, world_size=1, device=ACCELERATORS["h200"]), run, console)
+        return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+    assert "ard: 4 blocks at once, CUDA graphs on, fused kernels on" in shown()
+    assert "CUDA graphs off (longrope RoPE looks at" in shown("rope=longrope")
+    assert "CUDA graphs off (engine.cuda_graphs=false)" in shown("engine.cuda_graphs=false")
 
 
 def test_text_that_the_scaling_leaves_as_it_was_is_pointed_out(

@@ -100,7 +100,12 @@ def _parts(sweep: Sweep) -> list[Share] | None:
     if n_jobs is not None and not isinstance(n_jobs, int):
         raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs!r}; give a number, or null")
     # -1 is joblib's way to say: as many as there is room for.
-    parts = local.shares(settings, None if n_jobs == -1 else n_jobs)
+    together = launcher.get("runs_per_gpu", 1)
+    if together != "auto" and (type(together) is not int or together < 1):
+        raise ConfigError(
+            f"hydra.launcher.runs_per_gpu: {together!r}; give auto, or a number of at least 1"
+        )
+    parts = local.shares(settings, None if n_jobs == -1 else n_jobs, together)
     if not sweep.dry_run:
         _check_memory(sweep.able, len(parts))
     return parts

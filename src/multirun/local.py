@@ -7,14 +7,19 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from src.multirun import process
 from src.multirun.folder import Task, failure_of
 from src.multirun.process import Share
-from src.planning.devices import gpus, uses_cuda
+from src.planning import plan
+from src.planning.devices import GPU_SHARE, DeviceFacts, device_facts, gpus, uses_cuda
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
+
+# Runs that `runs_per_gpu=auto` lets share a GPU: beyond it they only take turns.
+_MOST = 8
 
 
 @dataclass(frozen=True)
@@ -26,37 +31,80 @@ class Outcome:
     seconds: float
 
 
-def shares(jobs: Sequence[RunConfig], n_jobs: int | None) -> list[Share]:
+def shares(
+    jobs: Sequence[RunConfig], n_jobs: int | None, runs_per_gpu: int | Literal["auto"] = 1
+) -> list[Share]:
     """The parts that this machine is divided into; each runs one job at a time.
 
-    `n_jobs` run at once; None: as many as there are GPUs for, or without GPUs one for two cores.
+    Args:
+        jobs: all that are to run.
+        n_jobs: how many run at once; None: as many as there are GPUs for, or without GPUs one for
+            two cores.
+        runs_per_gpu: how many share a GPU; auto: as many as fit by their plans.
 
     Raises:
-        ConfigError: the machine has too few GPUs for that, or `n_jobs` is below 1.
+        ConfigError: the machine has too few GPUs for that, `n_jobs` is below 1, or runs of several
+            GPUs are to share them.
     """
     if n_jobs is not None and n_jobs < 1:
         raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs}; give at least 1, or null")
     if any(uses_cuda(job.engine.device) for job in jobs):
-        return _gpu_shares(max(job.launch.nproc for job in jobs), n_jobs, len(jobs))
+        return _gpu_shares(jobs, n_jobs, runs_per_gpu)
     return _core_shares(n_jobs, len(jobs))
 
 
-def _gpu_shares(each: int, n_jobs: int | None, jobs: int) -> list[Share]:
+def _gpu_shares(
+    jobs: Sequence[RunConfig], n_jobs: int | None, runs_per_gpu: int | Literal["auto"]
+) -> list[Share]:
+    each = max(job.launch.nproc for job in jobs)
+    if runs_per_gpu != 1 and each > 1:
+        raise ConfigError(
+            f"hydra.launcher.runs_per_gpu: {runs_per_gpu} is for runs of one GPU, and "
+            f"launch.nproc={each}; use runs_per_gpu=1"
+        )
+    together = most_on_a_gpu(jobs) if runs_per_gpu == "auto" else runs_per_gpu
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = listed.split(",") if listed else [str(place) for place in range(len(gpus()))]
-    wanted = n_jobs or max(1, min(jobs, len(visible) // each))
+    # Neighbours get different GPUs, so that few jobs do not share one while others are idle.
+    visible = visible * together
+    wanted = n_jobs or max(1, min(len(jobs), len(visible) // each))
     if wanted * each > len(visible):
         raise ConfigError(
             f"hydra.launcher.n_jobs: {wanted} jobs at once with launch.nproc={each} need "
             f"{wanted * each} GPUs, and there are {len(visible)}"
+            + (f", each counted {together} times for runs_per_gpu" if together > 1 else "")
         )
+    shared = {GPU_SHARE: repr(1 / together)} if together > 1 else {}
     return [
         Share(
             {"CUDA_VISIBLE_DEVICES": ",".join(visible[i * each : (i + 1) * each])}
             | _threads(len(os.sched_getaffinity(0)) // wanted)
+            | shared
         )
         for i in range(wanted)
     ]
+
+
+def most_on_a_gpu(jobs: Sequence[RunConfig]) -> int:
+    """How many of the jobs fit on one GPU, each with as much of its memory.
+
+    A job fits if its plan does, without running more layers twice than on a whole GPU.
+    """
+    device = device_facts("auto")
+    best = 1
+    for together in range(2, min(_MOST, len(jobs)) + 1):
+        part = replace(device, memory=device.memory // together)
+        if all(_fits_as_well(job, device, part) for job in jobs):
+            best = together
+    return best
+
+
+def _fits_as_well(job: RunConfig, whole: DeviceFacts, part: DeviceFacts) -> bool:
+    alone, beside = (plan.make(job, world_size=1, device=device) for device in (whole, part))
+    return beside.fits and all(
+        one.checkpointing == two.checkpointing
+        for one, two in zip(alone.stages, beside.stages, strict=True)
+    )
 
 
 def _core_shares(n_jobs: int | None, jobs: int) -> list[Share]:

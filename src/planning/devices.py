@@ -73,6 +73,26 @@ class DeviceFacts:
         return 0.93 * self.memory
 
 
+# In the environment of a run that shares its GPU: the part of its memory that the run may take.
+GPU_SHARE = "LINEARARD_GPU_SHARE"
+
+
+def gpu_share() -> float:
+    """The part of a GPU's memory that this process may take.
+
+    Raises:
+        ValueError: the environment says something else than a number above 0 and up to 1.
+    """
+    text = os.environ.get(GPU_SHARE, "1")
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise ValueError(f"{GPU_SHARE}: {text!r}; give a number above 0 and up to 1")
+    return share
+
+
 @cache
 def gpus() -> tuple[DeviceFacts, ...]:
     """Names and memories of the GPUs that this process may use, asked of NVIDIA's driver.
@@ -119,6 +139,7 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
     """
     if uses_cuda(device):
         gpu = gpus()[0]
+        gpu = replace(gpu, memory=int(gpu.memory * gpu_share()))
         for kind, facts in ACCELERATORS.items():
             if kind in gpu.name.lower():
                 return replace(facts, name=gpu.name, memory=gpu.memory)

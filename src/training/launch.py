@@ -21,6 +21,8 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from src.planning.devices import gpu_share
+
 if TYPE_CHECKING:
     import torch
 
@@ -78,6 +80,8 @@ def joined(world: World, *, cuda: bool) -> Iterator[None]:
 
     if cuda:
         torch.cuda.set_device(world.local_rank)
+        if (share := gpu_share()) < 1:
+            torch.cuda.set_per_process_memory_fraction(share)
     # DeepSpeed reads these, and looks for MPI where they are missing.
     ranks = {
         "RANK": str(world.rank),

@@ -111,7 +111,7 @@ def test_interpolations_are_shown_as_what_they_come_to() -> None:
 def test_launchers() -> None:
     assert "n_jobs" not in jobs_of("seed=1,2").launcher
     parallel = jobs_of("seed=1,2", "hydra/launcher=parallel", "hydra.launcher.n_jobs=2")
-    assert parallel.launcher == {"n_jobs": 2}
+    assert parallel.launcher == {"n_jobs": 2, "runs_per_gpu": 1}
     slurm = jobs_of(
         "seed=1,2", "hydra/launcher=submitit_slurm", "hydra.launcher.partition=p", "launch.nproc=4"
     )

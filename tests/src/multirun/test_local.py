@@ -11,6 +11,8 @@ import pytest
 from src.multirun import local, process
 from src.multirun.folder import Task
 from src.multirun.process import Share, arguments
+from src.planning import devices
+from src.planning.devices import ACCELERATORS
 from src.settings.config import RunConfig, SweepJob
 from src.settings.strict import ConfigError
 
@@ -71,6 +73,47 @@ def test_gpus_that_this_process_may_not_see_are_left_alone(
 def test_more_jobs_than_gpus_are_refused(on_gpu: list[RunConfig]) -> None:
     with pytest.raises(ConfigError, match=r"5 jobs at once with launch\.nproc=2 need 10 GPUs"):
         local.shares(on_gpu, 5)
+
+
+@pytest.fixture
+def small_on_gpu(compose_run: Compose, monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
+    """Eight runs of a small model, and two H200s."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    for module in (devices, local):
+        monkeypatch.setattr(module, "uses_cuda", lambda name: True)
+        monkeypatch.setattr(module, "gpus", lambda: (ACCELERATORS["h200"],) * 2)
+    run = compose_run("+experiment=linearard_32k", "model=smollm2_135m")
+    return [run] * 8
+
+
+def test_small_runs_share_gpus_and_their_memory(small_on_gpu: list[RunConfig]) -> None:
+    parts = local.shares(small_on_gpu, None, 2)
+    assert [part.environment["CUDA_VISIBLE_DEVICES"] for part in parts] == ["0", "1", "0", "1"]
+    assert {part.environment[devices.GPU_SHARE] for part in parts} == {"0.5"}
+    assert len(local.shares(small_on_gpu, 3, 2)) == 3
+    with pytest.raises(ConfigError, match=r"need 5 GPUs.* counted 2 times for runs_per_gpu"):
+        local.shares(small_on_gpu, 5, 2)
+    (alone, _) = local.shares(small_on_gpu, None)
+    assert devices.GPU_SHARE not in alone.environment
+
+
+def test_auto_shares_a_gpu_among_as_many_as_fit(
+    small_on_gpu: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # 19.6 GiB of next tokens at 32K fit into a sixth of 139.8 GiB, not into a seventh.
+    assert local.most_on_a_gpu(small_on_gpu) == 6
+    assert local.most_on_a_gpu(small_on_gpu[:3]) == 3
+    assert len(local.shares(small_on_gpu, None, "auto")) == 8
+    monkeypatch.setenv(devices.GPU_SHARE, "0.5")
+    assert devices.device_facts("auto").memory == ACCELERATORS["h200"].memory // 2
+    monkeypatch.setenv(devices.GPU_SHARE, "half")
+    with pytest.raises(ValueError, match=r"LINEARARD_GPU_SHARE: 'half'; give a number above 0"):
+        devices.device_facts("auto")
+
+
+def test_runs_of_several_gpus_do_not_share_them(on_gpu: list[RunConfig]) -> None:
+    with pytest.raises(ConfigError, match=r"runs_per_gpu: auto is for runs of one GPU.*nproc=2"):
+        local.shares(on_gpu, None, "auto")
 
 
 def test_no_jobs_at_once_are_refused(on_cpu: list[RunConfig]) -> None:

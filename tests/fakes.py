@@ -19,6 +19,7 @@ from src.multirun import process
 from src.multirun.folder import Task
 from src.multirun.process import Share
 from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.passes.student import Teach
 from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
 from src.training import start
@@ -59,7 +60,7 @@ class FakeStudent:
         self.trained = {n: p for n, p in network.named_parameters() if p.requires_grad}
 
     def loss(
-        self, batch: Batch, stream: str, teach: Callable[[Batch, Needs], Outputs] | None
+        self, batch: Batch, stream: str, teach: Teach | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Squared distance of the parameters' sum from the mean token, times 1 to 1.1."""
         needs = self._objectives[stream].needs(self._facts)

@@ -91,16 +91,17 @@ def most_on_a_gpu(jobs: Sequence[RunConfig]) -> int:
     A job fits if its plan does, without running more layers twice than on a whole GPU.
     """
     device = device_facts("auto")
+    alone = [plan.make(job, world_size=1, device=device) for job in jobs]
     best = 1
     for together in range(2, min(_MOST, len(jobs)) + 1):
         part = replace(device, memory=device.memory // together)
-        if all(_fits_as_well(job, device, part) for job in jobs):
+        if all(_fits_as_well(*pair, part) for pair in zip(jobs, alone, strict=True)):
             best = together
     return best
 
 
-def _fits_as_well(job: RunConfig, whole: DeviceFacts, part: DeviceFacts) -> bool:
-    alone, beside = (plan.make(job, world_size=1, device=device) for device in (whole, part))
+def _fits_as_well(job: RunConfig, alone: plan.Plan, part: DeviceFacts) -> bool:
+    beside = plan.make(job, world_size=1, device=part)
     return beside.fits and all(
         one.checkpointing == two.checkpointing
         for one, two in zip(alone.stages, beside.stages, strict=True)

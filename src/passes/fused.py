@@ -39,7 +39,7 @@ def _fuse_norm(module: Any) -> None:
 
     def forward(x: Tensor) -> Tensor:
         # Not in place: the gradient that comes in may belong to the residual stream as well.
-        return LigerRMSNormFunction.apply(  # type: ignore[no-any-return]
+        return LigerRMSNormFunction.apply(
             x, module.weight, module.variance_epsilon, 0.0, "llama", False
         )
 
@@ -80,4 +80,4 @@ def _rotate(
     from liger_kernel.ops.rope import LigerRopeFunction
 
     del args, kwargs  # the axis to broadcast over, always that of the heads
-    return LigerRopeFunction.apply(q_bhtd, k_bgtd, cos_btd, sin_btd)  # type: ignore[return-value]
+    return LigerRopeFunction.apply(q_bhtd, k_bgtd, cos_btd, sin_btd)

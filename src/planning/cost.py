@@ -104,6 +104,11 @@ class Setting:
         return self.config.engine.sequence_parallel
 
     @property
+    def readers(self) -> int:
+        """Ranks, or groups of ranks that share blocks, which read blocks of their own."""
+        return self.world_size // self.parts
+
+    @property
     def copies(self) -> float:
         """Copies of a key-value head among the ranks that share a block."""
         return max(1.0, self.parts / self.shape.kv_heads)

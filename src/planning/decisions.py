@@ -71,9 +71,8 @@ def _with_largest_micro_batch(setting: Setting, device: DeviceFacts) -> Setting:
     Only numbers of blocks that divide a rank's share of a step evenly are tried: fewer, larger
     launches of the same work.
     """
-    readers = setting.world_size // setting.config.engine.sequence_parallel
     longest = max(stream.length for stream in setting.stage.streams.values())
-    blocks = max(1, setting.stage.step_tokens // (longest * readers))
+    blocks = max(1, setting.stage.step_tokens // (longest * setting.readers))
     for micro_batch in range(blocks, 0, -1):
         tried = replace(setting, micro_batch=micro_batch)
         if blocks % micro_batch == 0 and _fits(tried, device):

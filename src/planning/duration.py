@@ -12,12 +12,12 @@ from src.planning.devices import DeviceFacts
 from src.training.schedule import StageSchedule
 
 # Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
-# benchmarks/results/step.json and kernel.json (one H100).
+# benchmarks/results/step.json and kernel.json (one H100 with heads of 128).
 _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
 # Attention and relations reach half of their shares at this many tokens, and all of them at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 # Attention and relations of heads of 128 reach their shares; of smaller heads, exponentials take a
-# larger part: d / (d + these), over that of 128.
+# larger part: d / (d + these), over that of 128. Fitted to step.json's small models (one H200).
 _HEAD_ATTENTION, _HEAD_RELATIONS = 80, 100
 
 
@@ -68,10 +68,7 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
     if setting.graphs:
         return max(work, rest)
     micro_steps = schedule.micro_steps(
-        0,
-        rank=0,
-        world_size=setting.world_size // setting.parts,
-        micro_batch=setting.micro_batch,
+        0, rank=0, world_size=setting.readers, micro_batch=setting.micro_batch
     )
     return max(work, rest + sum(host.micro_step_seconds(setting, m.stream) for m in micro_steps))
 
@@ -91,8 +88,9 @@ def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFac
     if ranks > 1 and device.link is not None:
         link = device.link * _LINK
         seconds += 2 * setting.trainable * setting.width / link
-        readers = ranks // setting.parts
-        micro_steps = schedule.accumulation(world_size=readers, micro_batch=setting.micro_batch)
+        micro_steps = schedule.accumulation(
+            world_size=setting.readers, micro_batch=setting.micro_batch
+        )
         # Sharded weights are fetched for each pass over them, the teacher's by its owner.
         passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
         taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())

@@ -176,8 +176,7 @@ def _stage_plan(
     check_projections(config, name, projections)
     adapters = adapter_parameters(stage.parameters, projections, shape.layers)
     setting = decide(Setting(config, stage, shape, facts, adapters, world_size), device)
-    micro_batch = setting.micro_batch
-    readers = world_size // config.engine.sequence_parallel
+    micro_batch, readers = setting.micro_batch, setting.readers
     accumulation = schedule.accumulation(world_size=readers, micro_batch=micro_batch)
     turns = [
         micro

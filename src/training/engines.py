@@ -6,7 +6,7 @@ them: the loop, the run and its checkpoints work with any classes that have thes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.passes.student import Teach
 
 
 class TeacherEngine(Protocol):
@@ -29,7 +30,7 @@ class StudentEngine(Protocol):
     """The model in training; see `src.training.engine.student.Student`."""
 
     def loss(
-        self, batch: Batch, stream: str, teach: Callable[[Batch, Needs], Outputs] | None
+        self, batch: Batch, stream: str, teach: Teach | None
     ) -> tuple[Tensor, dict[str, Tensor]]: ...
     def backward(self, loss: Tensor, *, last: bool) -> None: ...
     def step(self, lr: float) -> Tensor | float: ...

@@ -254,7 +254,7 @@ class _Run:
         if not (self.config.profile and self.world.is_main):
             return profiling.around_nothing
         file = self.folder.path / "profile" / f"{name}.json.gz"
-        steps = StageSchedule(self.config.recipe.stages[name]).steps
+        steps = self.plan.stage(name).steps
         device = device_of(self.config.engine.device)
         return profiling.StepProfile(file, start, steps, device).around
 

@@ -103,6 +103,25 @@ class Pair:
         return self.student(Batch(IDS), "it", self.teacher)[0]
 
 
+def trained_network(
+    family: str,
+    parameters: LoraParameters | FullParameters,
+    *,
+    checkpointing: bool,
+    dtype: torch.dtype = torch.float64,
+) -> torch.nn.Module:
+    """A scaled student whose adapters, if it has any, already do something."""
+    student = make_trainable(network(family, factor=4.0, dtype=dtype), parameters, seed=1)
+    noise = torch.Generator().manual_seed(3)
+    for name, parameter in student.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.2, generator=noise)
+    student.train()
+    if checkpointing:
+        checkpoint_layers(student)
+    return student
+
+
 def pair(
     *,
     family: str = "llama",
@@ -114,14 +133,7 @@ def pair(
     dtype: torch.dtype = torch.float64,
 ) -> Pair:
     chosen = objective or Relation("relation", layers=(0, 2))
-    student = make_trainable(network(family, factor=4.0, dtype=dtype), parameters, seed=1)
-    noise = torch.Generator().manual_seed(3)
-    for name, parameter in student.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.2, generator=noise)
-    student.train()
-    if checkpointing:
-        checkpoint_layers(student)
+    student = trained_network(family, parameters, checkpointing=checkpointing, dtype=dtype)
     facts = facts_of(config(family, factor=None))
     native = config(family, factor=None)
     device = torch.device("cpu")

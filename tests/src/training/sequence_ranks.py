@@ -16,14 +16,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
-from src.models.adapters import FullParameters, LoraParameters, causal_model, make_trainable
+from src.models.adapters import FullParameters, causal_model
 from src.models.shapes import facts_of
 from src.objectives.base import Batch, Objective
 from src.objectives.language_modeling import LanguageModeling
 from src.objectives.logit_distillation import LogitDistillation
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation, RelationWeights
-from src.passes.checkpointing import checkpoint_layers
 from src.passes.preparation import prepare_decoder
 from src.passes.student import StudentModule
 from src.passes.teacher import TeacherModule
@@ -98,7 +97,9 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
     facts = facts_of(networks.config(case["family"], factor=None))
     objective = OBJECTIVES[case["objective"]]
     parameters = networks.LORA if case["lora"] else FullParameters("full")
-    student = _student(case["family"], parameters, checkpointing=case["checkpointing"])
+    student = networks.trained_network(
+        case["family"], parameters, checkpointing=case["checkpointing"]
+    )
     taught = networks.network(case["family"])
     place = Place.of(world.rank, world.size, parts)
     if parts > 1:
@@ -126,20 +127,6 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
             value /= world.size
     if world.is_main:
         save_file(found, f"{out}-{case['name']}.safetensors")
-
-
-def _student(
-    family: str, parameters: LoraParameters | FullParameters, *, checkpointing: bool
-) -> torch.nn.Module:
-    student = make_trainable(networks.network(family, factor=4.0), parameters, seed=1)
-    noise = torch.Generator().manual_seed(3)
-    for name, parameter in student.named_parameters():
-        if "lora_B" in name:
-            parameter.data.normal_(std=0.2, generator=noise)
-    student.train()
-    if checkpointing:
-        checkpoint_layers(student)
-    return student
 
 
 def _batch(place: Place, *, skipping: bool) -> Batch:

@@ -188,7 +188,9 @@ def test_an_exit_code_of_0_without_a_finished_run_is_a_failure(
 
 
 def test_what_ends_the_sweep_ends_its_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fake_program(monkeypatch, f"echo $$ > {tmp_path}/pid; exec sleep 60")
+    # Renamed when it is written: a shell makes a file before it writes to it.
+    written = f"echo $$ > {tmp_path}/part; mv {tmp_path}/part {tmp_path}/pid"
+    fake_program(monkeypatch, f"{written}; exec sleep 60")
 
     def interrupt(task: Task) -> None:
         while not (tmp_path / "pid").is_file():

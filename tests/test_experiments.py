@@ -25,6 +25,12 @@ MIXTURE = [
     "recipe.stages.mix.streams.long.length=1024",
     "recipe.stages.mix.streams.short.length=32",
 ]
+ONE_OF_EACH = [
+    *SHORT,
+    "budget=4096",
+    "recipe.stages.mix.tokens_per_step=2048",
+    "recipe.stages.mix.streams.short.length=128",
+]
 CPT = ["recipe.stages.cpt.tokens_per_step=1024", "recipe.stages.cpt.streams.long.length=1024"]
 
 
@@ -50,6 +56,20 @@ SHORTER = {
     ],
     "longred_c_32k": MIXTURE,
     "longred_u_32k": MIXTURE,
+    "restore_after_cpt": [
+        *SHORT,
+        "budget=3072",
+        "recipe.stages.cpt.tokens=2048",
+        *first_stage("restore"),
+    ],
+    "restore_mix": ONE_OF_EACH,
+    "restore_replay": [
+        *SHORT,
+        "budget=2560",
+        "recipe.stages.mix.tokens_per_step=1280",
+        "recipe.stages.mix.streams.short.length=128",
+    ],
+    "restore_skip": [*ONE_OF_EACH, "recipe.stages.mix.streams.skip.length=128"],
     "quickstart": [*SHORT, *first_stage("ard")],
 }
 

@@ -305,6 +305,8 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
         assert settings.model is not None
         check_available(settings.model)
         candidates = (Candidate(settings.model.name, "native", settings.model),)
+        if settings.rope is not None:
+            candidates += (Candidate("scaled", "scaled", settings.model, settings.rope),)
     else:
         folder = RunFolder.open(Path(settings.run))
         run = strict.load_plain(RunConfig, folder.config())

@@ -366,6 +366,7 @@ class EvaluateConfig:
 
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
+        rope: a scaling; the model by name is evaluated as it is and, untrained, with this scaling.
         stages: the models of all of a run's stages, or of the last stage only.
         compare: folders of other runs, whose final models are evaluated too.
         limit: items of each task, for a quick look; the suites' settings read it.
@@ -380,6 +381,7 @@ class EvaluateConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     model: ModelConfig | None = None
+    rope: RopeScaling | None = None
     run: str | None = None
     stages: Literal["all", "last"] = "all"
     compare: tuple[str, ...] = ()
@@ -395,6 +397,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if (self.run is None) == (self.model is None):
             raise ValueError("give either run=RUN_DIR or model=NAME")
+        if self.rope is not None and self.model is None:
+            raise ValueError(
+                f"rope={self.rope.type} is for model=NAME: run={self.run} has a scaling; "
+                "leave it out"
+            )
+        if self.rope is not None and self.model is not None:
+            self.rope.resolved_factor(self.model.native_window)
         if self.compare and self.run is None:
             raise ValueError("compare is for run=RUN_DIR: it adds other runs' models to its own")
         if self.out is not None and self.run is not None:

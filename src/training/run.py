@@ -198,6 +198,9 @@ class _Run:
         config, name = self.config, self.names[index]
         weights = self.folder.export(self.names[index - 1]) if index else None
         building = time.perf_counter()
+        cuda = uses_cuda(config.engine.device)
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
         objectives = self._objectives(name, data, weights)
         planned = self.plan.stage(name)
         engines = stage.build_engines(config, name, planned, objectives, weights=weights)
@@ -212,6 +215,7 @@ class _Run:
             lambda step: self._saves_after(name, step),
             self._around(name, start),
         )
+        peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}
         trained = engines.student.trained_parameters()
         if sha256 is not None:
             after = engines.teacher_sha256()
@@ -231,7 +235,7 @@ class _Run:
                 "seconds": done - training,
                 "export_seconds": done - exporting,
             }
-            self._record_stage(name, seconds)
+            self._record_stage(name, seconds | peak)
         distributed.barrier()
 
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
@@ -318,14 +322,14 @@ class _Run:
         here = self.plan.stage(name)
         return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
 
-    def _record_stage(self, name: str, seconds: Mapping[str, float]) -> None:
+    def _record_stage(self, name: str, measured: Mapping[str, float]) -> None:
         """Record a finished stage. `seconds` counts from its first step to its export."""
         tokens, steps = self.config.recipe.stages[name].tokens, self.schedules[name].steps
         stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
         entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
-        entry |= {key: round(value, 3) for key, value in seconds.items()}
+        entry |= {key: round(value, 3) for key, value in measured.items()}
         self.folder.update(stages=[*stages, entry])
-        figures = {"tokens": tokens, **seconds}
+        figures = {"tokens": tokens, **measured}
         self.tracker.summarize({f"stage/{name}/{key}": v for key, v in figures.items()})
 
 

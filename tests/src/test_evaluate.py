@@ -13,8 +13,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from src import results
 from src.evals import running
-from src.results import ShortResults, TaskModel
+from src.results import PerplexityResults, ShortResults, TaskModel
 from src.settings import strict
 from src.settings.config import EvaluateConfig
 from src.settings.strict import ConfigError
@@ -165,6 +166,20 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
         assert f"eval={name} is left out: it compares the models of a run" in printed
 
 
+def test_a_model_by_name_is_evaluated_with_a_scaling_too(
+    compose_plain: Callable[..., dict], prose: Path, tmp_path: Path
+) -> None:
+    data = ["data=files", f"data.sources.files.paths=[{prose}]", "data.held_out=[held-*]"]
+    scaling = ["rope=linear"]
+    plain = compose_plain("model=tiny", *scaling, *SUITE, *data, f"out={tmp_path}", name="evaluate")
+    running.evaluate(strict.load_plain(EvaluateConfig, plain)).check()
+    record = results.read(tmp_path, PerplexityResults)
+    assert record is not None
+    assert [model.role for model in record.models] == ["native", "scaled"]
+    native, scaled = record.models
+    assert native.perplexity != scaled.perplexity
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -173,6 +188,10 @@ def test_suites_that_need_a_run_are_left_out_for_a_model_alone(
         pytest.param(["model=tiny", "eval=drift"], "give run=RUN_DIR instead", id="needs-a-run"),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
         pytest.param(["model=tiny", "compare=[x]"], "compare is for run=RUN_DIR", id="compare"),
+        pytest.param(["run=R", "rope=yarn"], "rope=yarn is for model=NAME: run=R has", id="rope"),
+        pytest.param(
+            ["model=tiny", "rope=yarn", "rope.target_length=8"], "give at least that", id="target"
+        ),
         pytest.param(["run=R", "out=x"], "out=x is for model=NAME: results of run=R", id="out"),
         pytest.param(
             ["model=tiny", "eval=perplexty"], "Could not find 'eval/perplexty'", id="typo"

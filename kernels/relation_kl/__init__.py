@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from kernels.relation_kl.api import (
+from .api import (
     attention_kl,
     interpreted,
     relation_kl,

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.relation_kl.contract import Implementation, Scales, Visibility
+from .contract import Implementation, Scales, Visibility
 
 Backend = Literal["auto", "triton", "chunked", "reference"]
 Reduction = Literal["mean", "sum", "none"]
@@ -315,14 +315,14 @@ def _implementation(backend: Backend, tensors: Sequence[Tensor]) -> Implementati
 def _module(name: str) -> Implementation:
     # Import statements, not importlib, because torch.compile can trace these.
     if name == "triton":
-        from kernels.relation_kl import triton
+        from . import triton
 
         return triton
     if name == "chunked":
-        from kernels.relation_kl import chunked
+        from . import chunked
 
         return chunked
-    from kernels.relation_kl import reference
+    from . import reference
 
     return reference
 

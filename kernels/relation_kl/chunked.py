@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.contract import Scales, Visibility
+    from .contract import Scales, Visibility
 
 # The most scores of a chunk, in each of three buffers. On a CPU they about fill the cache; on an
 # accelerator they suffice to hide the launches (figures: README.md).

@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from kernels.relation_kl.hopper_kernels import (
+from .hopper_kernels import (
     COUNTER_STEP,
     OWN_TILES,
     PART,
@@ -28,7 +28,7 @@ from kernels.relation_kl.hopper_kernels import (
     backward_kernel,
     forward_kernel,
 )
-from kernels.relation_kl.triton_tiles import RowSums, RowWeights
+from .triton_tiles import RowSums, RowWeights
 
 # The most relations of one launch.
 MOST_RELATIONS = 3

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.contract import Scales, Visibility
+    from .contract import Scales, Visibility
 
 
 def relation_rows(

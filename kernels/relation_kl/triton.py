@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from triton.runtime.interpreter import InterpretedFunction
 
-from kernels.relation_kl import launch
-from kernels.relation_kl.triton_kernels import (
+from . import launch
+from .triton_kernels import (
     MOST_LOOKED_AT,
     attention_backward_keys_kernel,
     attention_backward_queries_kernel,
@@ -34,7 +34,7 @@ from kernels.relation_kl.triton_kernels import (
     spans_kernel,
     weigh_kernel,
 )
-from kernels.relation_kl.triton_tiles import (
+from .triton_tiles import (
     GRANULE_TOKENS,
     Attention,
     Masks,
@@ -46,9 +46,14 @@ from kernels.relation_kl.triton_tiles import (
 )
 
 if TYPE_CHECKING:
-    from kernels.relation_kl.contract import Scales, Visibility
+    from .contract import Scales, Visibility
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+# A process may load this file twice: as kernels.relation_kl, from a checkout, and as the installed
+# package relation_kl. torch refuses to define an operator twice.
+_NAMESPACE = "relation_kl" if __package__ == "kernels.relation_kl" else "relation_kl_installed"
+_OPERATORS = getattr(torch.ops, _NAMESPACE)
 
 # The most relations of one launch; more relations take several launches.
 _MOST_RELATIONS = 4
@@ -81,7 +86,7 @@ def relation_rows(
     _refuse_tangents(students)
     rows: dict[int, Tensor] = {}
     for members in _launches(students, teachers):
-        joined_bht, *_ = torch.ops.relation_kl.self_rows(
+        joined_bht, *_ = _OPERATORS.self_rows(
             [students[r] for r in members],
             [teachers[r] for r in members],
             visibility.segment_ids,
@@ -124,7 +129,7 @@ def attention_rows(
         RuntimeError, NotImplementedError: as `relation_rows`.
     """
     _refuse_tangents((q_student, k_student))
-    rows_bht, *_ = torch.ops.relation_kl.attention_rows(
+    rows_bht, *_ = _OPERATORS.attention_rows(
         q_student,
         k_student,
         q_teacher,
@@ -153,15 +158,15 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
 
 
 def _operator(name: str, schema: str) -> Callable[[_Function], _Function]:
-    """Registers a function as ``torch.ops.relation_kl.<name>``.
+    """Registers a function as an operator of torch.
 
     `torch.library.custom_op` is not used: it checks every argument in every call, which took
     a millisecond, as long as the kernels of a layer.
     """
 
     def register(function: _Function) -> _Function:
-        torch.library.define(f"relation_kl::{name}", schema)
-        torch.library.impl(f"relation_kl::{name}", ["cpu", "cuda"], function)
+        torch.library.define(f"{_NAMESPACE}::{name}", schema)
+        torch.library.impl(f"{_NAMESPACE}::{name}", ["cpu", "cuda"], function)
         return function
 
     return register
@@ -204,7 +209,7 @@ def _self_rows(
     return results
 
 
-@torch.library.register_fake("relation_kl::self_rows")
+@torch.library.register_fake(f"{_NAMESPACE}::self_rows")
 def _(students: list[Tensor], *_: object) -> RowSums:
     return _empty_rows(students)
 
@@ -246,7 +251,7 @@ def _self_rows_backward(
     return gradients
 
 
-@torch.library.register_fake("relation_kl::self_rows_backward")
+@torch.library.register_fake(f"{_NAMESPACE}::self_rows_backward")
 def _(
     row_gradient_bht: Tensor,
     sums: list[Tensor],
@@ -269,7 +274,7 @@ def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[A
     # Read once: under non-reentrant checkpointing a second reading is an error.
     tensors = ctx.saved_tensors
     (segment_ids, key_mask, *sides), sums = tensors[_SUMS:], list(tensors[:_SUMS])
-    gradients = torch.ops.relation_kl.self_rows_backward(
+    gradients = _OPERATORS.self_rows_backward(
         row_gradient_bht,
         sums,
         sides[: ctx.relations],
@@ -282,7 +287,7 @@ def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[A
 
 
 torch.library.register_autograd(
-    "relation_kl::self_rows", _differentiate_self, setup_context=_save_self
+    f"{_NAMESPACE}::self_rows", _differentiate_self, setup_context=_save_self
 )
 
 
@@ -292,7 +297,7 @@ def _refuse_second_derivative(ctx: Any, *_: Any) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd("relation_kl::self_rows_backward", _refuse_second_derivative)
+torch.library.register_autograd(f"{_NAMESPACE}::self_rows_backward", _refuse_second_derivative)
 
 
 _ATTENTION_ARGUMENTS = (
@@ -331,7 +336,7 @@ def _attention_rows(
     return results
 
 
-@torch.library.register_fake("relation_kl::attention_rows")
+@torch.library.register_fake(f"{_NAMESPACE}::attention_rows")
 def _(q_student: Tensor, *_: object) -> RowSums:
     return _empty_rows([q_student])
 
@@ -378,7 +383,7 @@ def _attention_rows_backward(
     return gradient_q, gradient_k
 
 
-@torch.library.register_fake("relation_kl::attention_rows_backward")
+@torch.library.register_fake(f"{_NAMESPACE}::attention_rows_backward")
 def _(
     row_gradient_bht: Tensor,
     sums: list[Tensor],
@@ -401,18 +406,18 @@ def _differentiate_attention(
     ctx: Any, row_gradient_bht: Tensor, *_: None
 ) -> tuple[Tensor | None, ...]:
     tensors = ctx.saved_tensors
-    gradient_q, gradient_k = torch.ops.relation_kl.attention_rows_backward(
+    gradient_q, gradient_k = _OPERATORS.attention_rows_backward(
         row_gradient_bht, list(tensors[:_SUMS]), *tensors[_SUMS:], *ctx.settings
     )
     return (gradient_q, gradient_k, *[None] * 9)
 
 
 torch.library.register_autograd(
-    "relation_kl::attention_rows", _differentiate_attention, setup_context=_save_attention
+    f"{_NAMESPACE}::attention_rows", _differentiate_attention, setup_context=_save_attention
 )
 
 
-torch.library.register_autograd("relation_kl::attention_rows_backward", _refuse_second_derivative)
+torch.library.register_autograd(f"{_NAMESPACE}::attention_rows_backward", _refuse_second_derivative)
 
 
 def _hopper(
@@ -427,7 +432,7 @@ def _hopper(
     device = students[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return None
-    from kernels.relation_kl import hopper
+    from . import hopper
 
     masked = segment_ids is not None or key_mask is not None
     taken = hopper.supports(students, teachers, masked=masked, causal=causal, window=window)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from kernels.relation_kl.triton_tiles import (
+from .triton_tiles import (
     GRANULE,
     HIDDEN,
     LN_2,

@@ -28,6 +28,7 @@ from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, stage
 from src.training.checkpoint import Position
 from src.training.engines import StudentEngine
+from src.training.export import export
 from src.training.launch import World
 from src.training.loop import StepRecord
 from src.training.schedule import StageSchedule
@@ -241,7 +242,7 @@ class _Run:
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
         config, name = self.config, self.names[index]
         last = index == len(self.names) - 1
-        checkpoint.export(
+        export(
             self.folder.export(None if last else name),
             trained,
             model=config.model,

@@ -42,7 +42,7 @@ class LongRopeScaling(FactorScaling):
         if self.attention_factor is not None:
             return float(self.attention_factor)
         factor = self.resolved_factor(native.window)
-        return _paper_attention(factor, native.window)
+        return longrope_attention(factor, native.window)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """`longrope` with both tables.
@@ -58,7 +58,7 @@ class LongRopeScaling(FactorScaling):
             "long_factor": long.tolist(),
             "attention_factor": attention,
         }
-        if attention != _paper_attention(self.target_length / native.window, native.window):
+        if attention != longrope_attention(self.target_length / native.window, native.window):
             parameters |= {"short_mscale": attention, "long_mscale": attention}
         return parameters
 
@@ -72,7 +72,8 @@ class LongRopeScaling(FactorScaling):
         return short, long
 
 
-def _paper_attention(factor: float, window: int) -> float:
+def longrope_attention(factor: float, window: int) -> float:
+    """The paper's factor on queries, and on keys, by the window's growth and native length."""
     return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
 
 

@@ -19,7 +19,7 @@ from src.models.config import ModelConfig
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
 from src.models.rope import NativeRope, Scaling
-from src.training import checkpoint
+from src.training.export import export as write_export
 
 FULL = "full_attention"
 
@@ -38,7 +38,7 @@ def exported(
         network = load_model(model, config, dtype=torch.float32)
         trained = make_trainable(network, QkvParameters("qkv"), seed=1)
         target = tmp_path / f"{name}-{scaling.type}"
-        checkpoint.export(
+        write_export(
             target,
             {n: p.detach() for n, p in trained.named_parameters() if p.requires_grad},
             model=model,

@@ -1,0 +1,102 @@
+"""Export a stage's model: a folder that transformers, vLLM and their like load."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from src.models.adapters import AnyParameters, load_trained, make_trainable, merged
+from src.models.exporting.legacy import add_legacy_keys
+from src.models.exporting.whole import check_whole
+from src.models.hf_config import scaled_config, served_length
+from src.models.loading import load_model, load_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from src.models.config import ModelConfig
+    from src.models.rope import RopeScaling
+
+
+def export(
+    target: Path,
+    trained: Mapping[str, Tensor],
+    *,
+    model: ModelConfig,
+    scaling: RopeScaling,
+    parameters: AnyParameters,
+    weights: Path | None,
+    dtype: torch.dtype,
+    seed: int,
+    card: str,
+) -> None:
+    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 only.
+
+    The model is built again in float32 from the weights that the stage began with. It takes the
+    trained parameters, its adapters are merged, and it is stored in `dtype`, so that merging rounds
+    once.
+
+    Args:
+        target: the folder to write.
+        trained: unsharded trained parameters by name, from `Student.trained_parameters`.
+        model: the model that was trained.
+        scaling: its RoPE scaling, written into the exported config.
+        parameters: which of its parameters were trained.
+        weights: the folder that the stage began with; None for the model's source.
+        dtype: of the stored weights.
+        seed: the run's seed.
+        card: text of the model card.
+
+    Raises:
+        ExportError: the written folder is not a whole model; it is removed.
+    """
+    config = scaled_config(model, scaling)
+    network = load_model(model, config, dtype=torch.float32, weights=weights)
+    trainable = make_trainable(network, parameters, seed=seed)
+    load_trained(trainable, trained)
+    write_model(target, merged(trainable), model=model, scaling=scaling, dtype=dtype, card=card)
+
+
+def write_model(
+    target: Path,
+    network: PreTrainedModel,
+    *,
+    model: ModelConfig,
+    scaling: RopeScaling,
+    dtype: torch.dtype,
+    card: str,
+) -> None:
+    """Store a model with its tokenizer and card, and check that the folder is a whole model.
+
+    Args as for `export`; `network` is the model to store.
+    """
+    network = network.to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+    if (length := served_length(model, scaling)) is not None:
+        network.config.max_seq_len = length
+    tokenizer = load_tokenizer(model)
+    tokenizer.model_max_length = scaling.target_length
+    with _replacing(target) as partial:
+        network.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        add_legacy_keys(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+        check_whole(partial)
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A folder beside the target that takes its place in the end, or is removed on an error."""
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

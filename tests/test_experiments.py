@@ -62,6 +62,8 @@ SHORTER = {
         "recipe.stages.cpt.tokens=2048",
         *first_stage("restore"),
     ],
+    "restore_gentle": [*SHORT, *first_stage("ard"), "budget=3072", "recipe.stages.cpt.tokens=2048"],
+    "restore_longce": [*SHORT, "budget=2048", "objective.terms.longce.short_context=256"],
     "restore_mix": ONE_OF_EACH,
     "restore_replay": [
         *SHORT,
@@ -69,6 +71,7 @@ SHORTER = {
         "recipe.stages.mix.tokens_per_step=1280",
         "recipe.stages.mix.streams.short.length=128",
     ],
+    "restore_window": [*SHORT, "budget=2048"],
     "restore_skip": [*ONE_OF_EACH, "recipe.stages.mix.streams.skip.length=128"],
     "quickstart": [*SHORT, *first_stage("ard")],
 }

@@ -39,6 +39,8 @@ class Needs:
         hidden_layers: hidden states after this many layers; 0 stands for the embeddings. (`hidden`
             is what comes after all layers.)
         teacher_head: the teacher's output head; goes with `hidden`.
+        teacher_chunk: the teacher reads a block of more tokens in chunks of this many, an even
+            number, which overlap by half (src/passes/chunks.py); None if it reads blocks whole.
     """
 
     teacher: bool
@@ -47,6 +49,7 @@ class Needs:
     head: bool = False
     hidden_layers: tuple[int, ...] = ()
     teacher_head: bool = False
+    teacher_chunk: int | None = None
 
     @property
     def stops_at(self) -> int | None:

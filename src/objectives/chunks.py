@@ -20,7 +20,8 @@ def summed_by_chunks(
     Only one chunk's intermediate tensors exist at a time, forward and backward.
 
     Args:
-        summed: returns a scalar for a `[1, c, ...]` chunk of each tensor.
+        summed: returns a scalar, or several of them in a vector, for a `[1, c, ...]` chunk of each
+            tensor.
         tensors: `[1, n, ...]` each.
         chunk: the largest number of tokens in a chunk.
     """

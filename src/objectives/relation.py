@@ -5,11 +5,16 @@ softmax(alpha X X^T), causal; the loss is KL(teacher || student) by row, average
 and layers and summed over the relations with their weights. Self-relations alone do not determine
 the attention itself: `qk` adds the same KL of the attention rows softmax(alpha Q K^T), and `av` the
 mean-square error of what they give, A V, over the teacher's mean square.
+
+On blocks longer than the teacher's window, `teacher_chunk` lets the teacher read overlapping chunks
+(src/passes/chunks.py). Relations then reach back half a chunk.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from pydantic import Field, WrapValidator
@@ -51,6 +56,12 @@ class LayerRelations(NamedTuple):
     each: Tensor
 
 
+class _Scaled(NamedTuple):
+    q_bhtd: Tensor
+    k_bgtd: Tensor
+    v_bgtd: Tensor
+
+
 @dataclass(frozen=True)
 class Relation(Objective):
     """Relation KL on chosen layers.
@@ -63,20 +74,39 @@ class Relation(Objective):
     of queries, keys and values are each concatenated and split into that many, so that teacher and
     student may differ in heads and width; scores are divided by the root of their width. Attention
     rows and outputs keep their heads, and `reference` has nothing to divide by.
+
+    Attributes:
+        layers: `all`, `last`, a list of indices, or `drift`: those whose attention the scaling
+            moves most, measured before training.
+        drift_share: share of the layers that `drift` chooses, at least one layer.
+        teacher_chunk: tokens, an even number. The teacher reads longer blocks in overlapping chunks
+            of this many, and a row of a relation sees half as many tokens. Null: the teacher reads
+            blocks whole.
+        student_factor: factor on the student's scores of queries and keys. YaRN multiplies these by
+            the square of its attention factor; the inverse of that leaves this sharpening alone.
     """
 
     type: Literal["relation"]
     weights: RelationWeights = RelationWeights()
     layers: Annotated[
-        Literal["all", "last"] | tuple[Annotated[int, Field(ge=0)], ...],
+        Literal["all", "last", "drift"] | tuple[Annotated[int, Field(ge=0)], ...],
         WrapValidator(list_or_word),
     ] = "all"
     normalization: Literal["own_heads", "reference"] = "own_heads"
     relation_heads: Annotated[int, Field(gt=0)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 1.0
     backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
+    drift_share: Annotated[float, Field(gt=0, le=1)] = 0.25
+    teacher_chunk: Annotated[int, Field(gt=0, multiple_of=2)] | None = None
+    student_factor: Annotated[float, Field(gt=0)] = 1.0
 
     def __post_init__(self) -> None:
+        if self.teacher_chunk is not None and self.weights.av:
+            raise ValueError(
+                f"teacher_chunk={self.teacher_chunk} and weights.av={self.weights.av} exclude each "
+                "other: A V of a window would need a mask of all tokens by all tokens; leave one "
+                "of them out"
+            )
         if self.normalization == "reference" and self.relation_heads is not None:
             raise ValueError(
                 f"normalization=reference and relation_heads={self.relation_heads} exclude each "
@@ -94,11 +124,14 @@ class Relation(Objective):
             return tuple(range(facts.layers))
         if self.layers == "last":
             return (facts.layers - 1,)
+        if self.layers == "drift":
+            # The drift is not measured yet. The plan only needs the number.
+            return tuple(range(facts.layers - self._drifting(facts.layers), facts.layers))
         chosen = tuple(sorted(self.layers))
         if not chosen or len(set(chosen)) < len(chosen) or chosen[-1] >= facts.layers:
             raise ValueError(
-                f"layers={list(self.layers)}: give 'all', 'last' or different indices from 0 to "
-                f"{facts.layers - 1}"
+                f"layers={list(self.layers)}: give 'all', 'last', 'drift' or different indices "
+                f"from 0 to {facts.layers - 1}"
             )
         return chosen
 
@@ -115,7 +148,23 @@ class Relation(Objective):
                     f"relation_heads={self.relation_heads}: it must divide {width}, the width of "
                     f"{heads} heads of {facts.head_dim}"
                 )
-        return Needs(teacher=True, qkv_layers=self.chosen_layers(facts))
+        return Needs(
+            teacher=True,
+            qkv_layers=self.chosen_layers(facts),
+            teacher_chunk=self.teacher_chunk,
+        )
+
+    @property
+    def awaits_drift(self) -> bool:
+        """Whether the layers are still to be chosen by a measurement."""
+        return self.layers == "drift"
+
+    def with_drift(self, kl_by_layer: Sequence[float]) -> Relation:
+        """Choose the layers of the largest drift; of equal ones, the lower."""
+        if not self.awaits_drift:
+            return self
+        ranked = sorted(range(len(kl_by_layer)), key=lambda i: (-kl_by_layer[i], i))
+        return replace(self, layers=tuple(sorted(ranked[: self._drifting(len(ranked))])))
 
     def check(self, length: int, *, cuda: bool) -> None:
         """Refuse the Triton backend without a GPU.
@@ -143,10 +192,16 @@ class Relation(Objective):
         units = 6.0 * sum(heads[n] for n in self._terms() if n != "av")
         if self.weights.av:
             units += 9.0 * facts.heads
-        return units * facts.head_dim * tokens**2 * len(self.chosen_layers(facts))
+        # Twice the pairs of a row and a token that it sees.
+        window = self._window(None)
+        reach = tokens if window is None else min(tokens, window)
+        pairs = 2.0 * tokens * reach - reach**2
+        return units * facts.head_dim * pairs * len(self.chosen_layers(facts))
 
     def needs_whole_blocks(self) -> str | None:
-        """Relation heads, made of all heads, or the error of A V, a ratio of two means."""
+        """Relation heads, made of all heads; the error of A V, a ratio of two means; or chunks."""
+        if self.teacher_chunk is not None:
+            return f"teacher_chunk={self.teacher_chunk}"
         if self.relation_heads is not None:
             return f"relation_heads={self.relation_heads}"
         return f"weights.av={self.weights.av}" if self.weights.av else None
@@ -160,7 +215,8 @@ class Relation(Objective):
         from kernels.relation_kl import attention_kl, relation_kl_set
 
         assert teacher is not None
-        window, scale = facts.windows[layer], facts.scale
+        window, scale = self._window(facts.windows[layer]), facts.scale
+        student = self._compared(student)
         losses: list[Tensor] = []
         each: list[Tensor] = []
         if names := [n for n in self._terms() if n not in ("qk", "av")]:
@@ -216,6 +272,22 @@ class Relation(Objective):
         metrics = {f"relation/{n}": mean_parts[i] for i, n in enumerate(self._terms())}
         metrics["relation/by_layer"] = stacked.detach()
         return stacked.mean(), metrics
+
+    def _drifting(self, layers: int) -> int:
+        return max(1, round(self.drift_share * layers))
+
+    def _window(self, own: int | None) -> int | None:
+        """How many tokens a row sees: the layer's own window, or half a chunk if that is less."""
+        if self.teacher_chunk is None:
+            return own
+        return min(self.teacher_chunk // 2, own or self.teacher_chunk)
+
+    def _compared(self, student: QKV) -> QKV:
+        """The student's attention inputs, whose scores have `student_factor`."""
+        if self.student_factor == 1.0:
+            return student
+        root = math.sqrt(self.student_factor)
+        return _Scaled(root * student.q_bhtd, root * student.k_bgtd, student.v_bgtd)
 
     def _terms(self) -> list[str]:
         return [n for n in ("qq", "kk", "vv", "qk", "av") if getattr(self.weights, n) > 0]

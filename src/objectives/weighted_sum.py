@@ -24,8 +24,20 @@ class WeightedSum(Objective):
     parts: tuple[tuple[str, Objective, float], ...]
 
     def needs(self, facts: ModelFacts) -> Needs:
-        """What any part needs."""
+        """What any part needs.
+
+        Raises:
+            ValueError: parts for which the teacher would have to read a block in different ways.
+        """
         needs = [part.needs(facts) for _, part, _ in self.parts]
+        reads = {n.teacher_chunk for n in needs if n.teacher}
+        if len(reads) > 1:
+            names = ", ".join(name for name, _, _ in self.parts)
+            raise ValueError(
+                f"objective={names}: the teacher would read blocks both in chunks of "
+                f"{max(filter(None, reads))} tokens and otherwise; give these objectives the same "
+                "chunks, or streams of their own"
+            )
         return Needs(
             teacher=any(n.teacher for n in needs),
             qkv_layers=tuple(sorted({i for n in needs for i in n.qkv_layers})),
@@ -33,6 +45,7 @@ class WeightedSum(Objective):
             head=any(n.head for n in needs),
             hidden_layers=tuple(sorted({i for n in needs for i in n.hidden_layers})),
             teacher_head=any(n.teacher_head for n in needs),
+            teacher_chunk=max(filter(None, reads), default=None),
         )
 
     def flops(self, tokens: int, facts: ModelFacts) -> float:

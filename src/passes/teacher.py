@@ -19,6 +19,7 @@ from src.models.adapters import causal_model
 from src.models.families import FAMILIES
 from src.objectives.base import Batch, Needs, Outputs
 from src.passes.capture import QKVCapture
+from src.passes.chunks import Chunks
 from src.passes.layer_pass import LayerInput, LayerPass, LayerQKV, run_decoder
 from src.passes.skipping import known_parts, left_out
 
@@ -63,6 +64,7 @@ class TeacherPass:
     def run(self, batch: Batch, needs: Needs) -> Outputs:
         """Run blocks at contiguous positions, and keep what is needed."""
         layers = needs.qkv_layers
+        chunks = Chunks(batch.input_ids_bt.shape[1], needs.teacher_chunk)
         stored: dict[int, LayerQKV] = {}
 
         def store(layer: int, qkv: LayerQKV, *, again: bool) -> None:
@@ -78,16 +80,21 @@ class TeacherPass:
             unpadded=True,
         )
         with torch.no_grad(), self._as_teacher(), layer_pass.running():
-            hidden_bth = run_decoder(self._decoder, batch.input_ids_bt, batch.contiguous_bt)
+            hidden_bth = run_decoder(
+                self._decoder, chunks.cut(batch.input_ids_bt), _positions(batch, chunks)
+            )
         inputs = layer_pass.take_inputs()
+        made = {
+            layer: self._from_input(layer, inputs[layer]) if by_input else _kept(stored[layer])
+            for layer in layers
+        }
         return Outputs(
-            hidden_bth if needs.hidden else None,
-            qkv={
-                layer: self._from_input(layer, inputs[layer]) if by_input else _kept(stored[layer])
-                for layer in layers
-            },
+            chunks.joined(hidden_bth, 1) if needs.hidden else None,
+            qkv={layer: _joined(chunks, compute) for layer, compute in made.items()},
             head=self._head,
-            hidden_layers_bth={layer: inputs[layer].hidden_bth for layer in needs.hidden_layers},
+            hidden_layers_bth={
+                layer: chunks.joined(inputs[layer].hidden_bth, 1) for layer in needs.hidden_layers
+            },
         )
 
     def _as_teacher(self) -> AbstractContextManager[None]:
@@ -123,6 +130,21 @@ class TeacherPass:
 
 def _kept(qkv: LayerQKV) -> Callable[[], LayerQKV]:
     return lambda: qkv
+
+
+def _joined(chunks: Chunks, compute: Callable[[], LayerQKV]) -> Callable[[], LayerQKV]:
+    if len(chunks.starts) == 1:
+        return compute
+    return lambda: LayerQKV(*(chunks.joined(x, 2) for x in compute()))
+
+
+def _positions(batch: Batch, chunks: Chunks) -> Tensor | None:
+    """Contiguous positions, by chunk; None if the model makes them itself."""
+    if len(chunks.starts) == 1:
+        return batch.contiguous_bt
+    assert batch.parts == 1, "objectives that read chunks need whole blocks"
+    b, t = batch.input_ids_bt.shape
+    return chunks.cut(torch.arange(t, device=batch.input_ids_bt.device).repeat(b, 1))
 
 
 class TeacherModule(nn.Module):

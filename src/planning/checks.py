@@ -80,14 +80,14 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
     for name, stream in config.recipe.stages[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
         _check_terms(config, stream, facts)
-        objective = objectives[name]
-        if (
-            objective.needs(facts).teacher
-            and stream.length > window
-            and not config.objective.allow_beyond_native
-        ):
+        try:
+            needs = objectives[name].needs(facts)
+        except ValueError as error:
+            raise ConfigError(f"{path}.{error}") from error
+        read = min(stream.length, needs.teacher_chunk or stream.length)
+        if needs.teacher and read > window and not config.objective.allow_beyond_native:
             raise ConfigError(
-                f"{path}.length: {stream.length} tokens exceed the native window of "
+                f"{path}.length: {read} tokens exceed the native window of "
                 f"{config.model.name}, {window}, for which the teacher was not trained; give at "
                 f"most {window}, or set objective.allow_beyond_native=true"
             )

@@ -16,6 +16,7 @@ from src.models.adapters import AnyParameters, LoraParameters, QkvParameters
 from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs, Objective
+from src.passes.chunks import Chunks
 from src.settings.config import RunConfig
 from src.training.schedule import StageConfig, StageSchedule
 
@@ -198,7 +199,9 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
     if wants.teacher and wants.qkv_layers:
         qkv = setting.queries + 2 * setting.keys * setting.copies
         kept = shape.hidden if setting.keep == "layer_inputs" else qkv
-        parts["teacher's layers"] = len(wants.qkv_layers) * n * kept * width
+        # A teacher that reads overlapping chunks keeps the overlaps too.
+        read = Chunks(stream.length, wants.teacher_chunk).read / stream.length
+        parts["teacher's layers"] = len(wants.qkv_layers) * n * read * kept * width
         parts["relation kernel"] = n * setting.queries * 4
     if wants.hidden_layers or (wants.teacher and wants.hidden):
         # The teacher's; and in float32 both sides of one pair and their gradients.
@@ -324,11 +327,13 @@ def block_work(setting: Setting, name: str) -> Work:
     if not wants.teacher:
         return done
     twice = len(wants.qkv_layers) * (1 + again) if setting.keep == "layer_inputs" else 0
+    chunks = Chunks(stream.length, wants.teacher_chunk)
+    read = chunks.read / n
     taught = Work(
-        products + 2 * qkv * n * twice + taught_head,
-        2 * unit,
+        read * (products + 2 * qkv * n * twice) + taught_head,
+        2 * unit * chunks.pairs / n**2,
         0.0,
-        layers * n * _layer_traffic(setting, student=False),
+        read * layers * n * _layer_traffic(setting, student=False),
     )
     return done + taught
 

@@ -126,11 +126,12 @@ def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> l
     Args:
         config: the run's.
         blocks: of the stream whose objective asks for it. The first 4096 tokens are read, or the
-            first block if it is longer.
+            first block, up to the native window, if it is longer.
         weights: the folder that the stage begins with; None for the model's source.
     """
     count = max(1, _CALIBRATION_TOKENS // blocks.length)
-    ids_bt = torch.from_numpy(np.stack([blocks[i] for i in range(count)]))
+    read = slice(config.model.native_window)
+    ids_bt = torch.from_numpy(np.stack([blocks[i][read] for i in range(count)]))
     native = native_config(config.model)
     dtype = dtype_of(config.engine.dtype)
     load = partial(load_model, config.model, dtype=dtype, capture=True)

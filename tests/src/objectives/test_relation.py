@@ -145,6 +145,12 @@ CASES: dict[str, tuple[dict, dict, ModelFacts]] = {
         {"divide_by_query_heads": True, "weights": (0, 3, 0.25)},
         FACTS,
     ),
+    "teacher_chunks": ({"teacher_chunk": 6}, {"windows": (3, 3, 3)}, FACTS),
+    "teacher_chunks_and_a_layers_window": (
+        {"teacher_chunk": 6},
+        {"windows": (2, 3, 3)},
+        replace(FACTS, windows=(2, None, 5)),
+    ),
     "one_key_head": ({}, {}, replace(FACTS, kv_heads=1)),
     "ungrouped": ({}, {}, replace(FACTS, kv_heads=4)),
 }
@@ -161,6 +167,37 @@ def test_value_and_gradients_are_the_formulas(case: str, backend: Backend) -> No
     ours = gradients(loss, leaves(student))
     theirs = gradients(expected, leaves(student))
     torch.testing.assert_close(ours, theirs, rtol=1e-8, atol=1e-12)
+
+
+def test_a_factor_on_the_students_scores_leaves_values_alone() -> None:
+    student, teacher = draw(1, FACTS), draw(2, FACTS)
+    weights = RelationWeights(1, 1, 1, qk=1, av=1)
+    factor = 0.77
+    loss, _ = loss_of(Relation("relation", weights, student_factor=factor), student, teacher)
+    root = math.sqrt(factor)
+    scaled = {i: LayerQKV(root * q, root * k, v) for i, (q, k, v) in student.items()}
+    expected, _ = loss_of(Relation("relation", weights), scaled, teacher)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
+    ours, theirs = gradients(loss, leaves(student)), gradients(expected, leaves(student))
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-15)
+
+
+def test_drift_takes_a_share_of_the_layers() -> None:
+    objective = Relation("relation", layers="drift", drift_share=0.5)
+    assert objective.awaits_drift
+    assert len(objective.chosen_layers(replace(FACTS, layers=4, windows=(None,) * 4))) == 2
+    chosen = objective.with_drift([0.1, 0.7, 0.2, 0.7])
+    assert chosen.layers == (1, 3)
+    assert not chosen.awaits_drift
+    assert objective.with_drift([0.5, 0.5, 0.5, 0.0]).layers == (0, 1)
+    few = replace(objective, drift_share=0.01)
+    assert few.with_drift([0.1, 0.2]).layers == (1,), "at least one"
+    assert Relation("relation").with_drift([1.0, 2.0, 3.0]).layers == "all"
+
+
+def test_chunks_and_the_error_of_av_exclude_each_other() -> None:
+    with pytest.raises(ValueError, match=r"teacher_chunk=6 and weights\.av=1"):
+        Relation("relation", RelationWeights(av=1), teacher_chunk=6)
 
 
 @pytest.mark.parametrize("backend", ["reference", "chunked", "auto"])
@@ -372,7 +409,7 @@ def plain(compose_plain: Callable[..., dict]) -> dict:
     ("change", "message"),
     [
         ({"layers": [-1]}, "greater than or equal to 0"),
-        ({"layers": "first"}, "'all' or 'last'"),
+        ({"layers": "first"}, "'all', 'last' or 'drift'"),
         ({"temperature": 0.0}, "temperature: .*greater than 0"),
         ({"normalization": "rows"}, "normalization: .*'own_heads' or 'reference'"),
         ({"weights": {"qq": 0.0, "kk": 0.0, "vv": 0.0}}, "all 0"),

@@ -115,6 +115,20 @@ def test_layer_inputs_of_unknown_layers_are_refused(compose_run: Callable[..., R
     assert {stage.keep for stage in left.stages} == {"qkv"}
 
 
+def test_blocks_beyond_the_native_window_that_the_teacher_reads_in_chunks(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    long = ("recipe.stages.ard.streams.short.length=8192", "objective.terms.relation.teacher_chunk")
+    made = plan.make(compose_run(BASE, long[0], f"{long[1]}=4096"), world_size=1)
+    assert made.stages[0].steps == 144
+    with pytest.raises(ConfigError, match=r"streams\.short\.length: 6000 tokens exceed .* 4096"):
+        plan.make(compose_run(BASE, long[0], f"{long[1]}=6000"), world_size=1)
+    both = "recipe.stages.ard.streams.short.objective={relation:1.0,logit_distillation:1.0}"
+    terms = "objective=[relation,language_modeling,logit_distillation]"
+    with pytest.raises(ConfigError, match=r"streams\.short\.objective=relation, logit_dist.* 4096"):
+        plan.make(compose_run(BASE, terms, both, f"{long[1]}=4096"), world_size=1)
+
+
 def test_blocks_beyond_the_native_window_when_allowed(
     compose_run: Callable[..., RunConfig],
 ) -> None:

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from src.evals.sandbox import runs
+from src.evals.sandbox import Kind, runs
 
 _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
@@ -52,17 +52,20 @@ def bits_per_byte(
     return {"bits_per_byte": (loglikelihood, len(doc["gold"].encode()))}
 
 
-def passes_humaneval(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def passes_humaneval(
+    doc: Mapping[str, Any], results: Sequence[str], kind: Kind | None = None
+) -> dict[str, float]:
     """Whether the prompt's function, completed by the model, passes the tests."""
-    program = f"{doc['prompt']}{results[0]}\n{doc['test']}\ncheck({doc['entry_point']})\n"
-    return {"exact_match": float(runs(program))}
+    tests = f"{doc['test']}\ncheck({doc['entry_point']})\n"
+    return {"exact_match": float(runs(f"{doc['prompt']}{results[0]}\n", tests, kind=kind))}
 
 
-def passes_mbpp(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
+def passes_mbpp(
+    doc: Mapping[str, Any], results: Sequence[str], kind: Kind | None = None
+) -> dict[str, float]:
     """Whether the written function passes the tests."""
-    tests = "\n".join(doc["test_list"])
-    program = f"{results[0]}\n{doc['test_setup_code']}\n{tests}\n"
-    return {"exact_match": float(runs(program))}
+    program = f"{results[0]}\n{doc['test_setup_code']}\n"
+    return {"exact_match": float(runs(program, "\n".join(doc["test_list"]), kind=kind))}
 
 
 SCORERS: dict[str, Callable[..., dict[str, Any]]] = {

@@ -18,6 +18,7 @@ import numpy as np
 
 from src.evals.preparing import Prepared, Questions, gold_of, prepare
 from src.evals.restoration import Answers
+from src.evals.sandbox import NAMES
 from src.evals.scoring import cache_key, made
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 
@@ -55,6 +56,10 @@ class Measured:
 def measure(evaluation: Evaluation, questions: Questions) -> Measured:
     """Every candidate on every task; complete on rank 0 only."""
     prepared, failures = prepare(questions)
+    if evaluation.is_main:
+        for task in prepared:
+            if place := task.definition.sandbox:
+                print(f"{task.definition.name} runs generated code in {NAMES[place]}", flush=True)
     measured = Measured(failures=failures)
     # A task that cannot be identified has no place in the cache.
     known = made(

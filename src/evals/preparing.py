@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from jinja2 import TemplateError
 from pydantic import Field
 
-from src.evals import packaged
+from src.evals import packaged, sandbox
+from src.evals.sandbox import Kind, SandboxError
 from src.evals.suite import EvaluationError
 from src.evals.tasks import TaskDefinition, definition
 
@@ -41,7 +42,8 @@ class Questions:
         batch_tokens: tokens of a forward pass.
         generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
             GPU's memory.
-        execute_code: allow tasks that run generated code.
+        execute_code: allow tasks that run generated code, in a sandbox (`src/evals/sandbox`).
+        allow_unsandboxed: run it also on a machine without a sandbox.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -51,12 +53,17 @@ class Questions:
     batch_tokens: Annotated[int, Field(gt=0)] = 32_768
     generation_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     execute_code: bool = False
+    allow_unsandboxed: bool = False
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):
             raise ValueError(
                 f"source={self.source}, folder={self.folder}: source=folder and folder=DIR go "
                 "together; give both or neither"
+            )
+        if self.allow_unsandboxed and not self.execute_code:
+            raise ValueError(
+                "allow_unsandboxed=true is for execute_code=true: add it, or leave this one out"
             )
 
 
@@ -122,7 +129,11 @@ def _documents_digest(tasks: Mapping[str, Task]) -> str:
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
-    """Tasks with their documents, and errors of the others, by name."""
+    """Tasks with their documents, and errors of the others, by name.
+
+    Raises:
+        SandboxError: a task runs generated code, and there is no sandbox for it.
+    """
     prepared, failures = [], {}
     for name in dict.fromkeys(questions.tasks):
         try:
@@ -136,9 +147,11 @@ def _prepare(name: str, questions: Questions) -> Prepared:
     task = definition(name)
     if task.executes and not questions.execute_code:
         raise EvaluationError(
-            f"{name!r} runs generated code: allow it with eval.short.execute_code=true, on a "
-            f"machine where that is safe; {name}_bpb runs no code"
+            f"{name!r} runs generated code: allow it with eval.short.execute_code=true; "
+            f"{name}_bpb runs no code"
         )
+    if task.executes:
+        task = replace(task, sandbox=_sandbox(questions))
     if questions.source == "hub" and task.hub is not None:
         return Prepared(task, None)
     if questions.source == "folder":
@@ -147,6 +160,23 @@ def _prepare(name: str, questions: Questions) -> Prepared:
     else:
         documents = packaged.documents(task.documents)
     return Prepared(task, documents)
+
+
+def _sandbox(questions: Questions) -> Kind:
+    """Where generated code will run.
+
+    Raises:
+        SandboxError: there is none, and running without one is not allowed.
+    """
+    try:
+        return sandbox.available()
+    except SandboxError as error:
+        if questions.allow_unsandboxed:
+            return "none"
+        raise SandboxError(
+            f"execute_code=true: {error}; install bubblewrap, or set allow_unsandboxed=true where "
+            "nothing can be lost: the code then reads your files and uses the network"
+        ) from error
 
 
 def _own_documents(file: Path) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from pydantic import Field
 from src.evals.measuring import Measured, measure
 from src.evals.preparing import Questions, prepare
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
+from src.evals.sandbox import SandboxError
 from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
 from src.evals.tasks import definitions
 from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskModel, TaskResult
@@ -38,9 +39,12 @@ class ShortSuite(Questions):
     record: ClassVar[type[SuiteResults[Any]]] = ShortResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Unknown tasks and documents that cannot be fetched."""
+        """Unknown tasks, documents that cannot be fetched, and code without a sandbox."""
         del evaluation
-        _, failures = prepare(self)
+        try:
+            _, failures = prepare(self)
+        except SandboxError as error:
+            return [f"eval.{self.name}.{error}"]
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> Outcome:

@@ -14,12 +14,14 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from src.evals import answers
+from src.evals.sandbox import Kind
 from src.evals.suite import EvaluationError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class TaskDefinition:
         documents: the set of documents.
         subjects: whether each subject is a separate task for lm-eval.
         executes: whether generated code is run.
+        sandbox: where it is run; None for the best sandbox here.
     """
 
     name: str
@@ -53,6 +56,7 @@ class TaskDefinition:
     hub: str | None = None
     subjects: bool = False
     executes: bool = False
+    sandbox: Kind | None = None
 
     @property
     def higher_is_better(self) -> bool:
@@ -110,7 +114,10 @@ class TaskDefinition:
         # lm-eval passes `metadata` to this function, which already has the documents.
         config["custom_dataset"] = lambda **_: self._splits(documents)
         if scorer := config.get("process_results"):
-            config["process_results"] = answers.SCORERS[scorer]
+            score = answers.SCORERS[scorer]
+            config["process_results"] = (
+                partial(score, kind=self.sandbox) if self.executes else score
+            )
         return ConfigurableTask(config=config)
 
     def _splits(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

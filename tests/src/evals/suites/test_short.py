@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.evals import measuring, restoration, running
+from src.evals import measuring, restoration, running, sandbox
 from src.evals.cache import ResultCache
 from src.evals.restoration import Answers
+from src.evals.sandbox import SandboxError
 from src.evals.suite import Candidate, Evaluation, EvaluationError, Outcome
 from src.evals.suites.inheritance import InheritanceSuite, Repeated
 from src.evals.suites.short import ShortSuite
@@ -283,12 +284,33 @@ def test_a_folder_and_its_source_go_together() -> None:
         ShortSuite(tasks=("piqa",), source="folder")
 
 
-@pytest.mark.parametrize("execute", [pytest.param(True, id="allowed")])
-def test_code_is_run_when_asked_for(evaluation: Evaluation, execute: bool) -> None:
+@pytest.fixture
+def without_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> None:
+        raise SandboxError("there is no sandbox here (reasons)")
+
+    monkeypatch.setattr(sandbox, "available", none)
+
+
+def test_code_without_a_sandbox_is_refused(evaluation: Evaluation, without_sandbox: None) -> None:
+    asked = suite("humaneval", "piqa", execute_code=True)
+    expected = r"execute_code=true: there is no sandbox here .*set allow_unsandboxed=true"
+    (problem,) = asked.problems(evaluation)
+    assert re.match(rf"eval\.short\.{expected}", problem)
+    with pytest.raises(SandboxError, match=expected):
+        asked.run(evaluation)
+    with pytest.raises(ValueError, match="allow_unsandboxed=true is for execute_code=true"):
+        suite("piqa", allow_unsandboxed=True)
+
+
+def test_code_is_run_when_asked_for(
+    evaluation: Evaluation, without_sandbox: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     record = record_of(
-        suite("humaneval", "mbpp", execute_code=execute),
+        suite("humaneval", "mbpp", execute_code=True, allow_unsandboxed=True),
         replace(evaluation, candidates=evaluation.candidates[:1]),
     )
+    assert "humaneval runs generated code in no sandbox" in capsys.readouterr().out
     assert record.failures == {}
     values = [r.value for r in record.models[0].results.values()]
     assert values == [0.0, 0.0], "random weights write no programs"

@@ -1,15 +1,18 @@
 # make quickstart   the main job on real text, on a CPU, to a table and a dashboard
 # make test         the tests
 # make check        lint, format, types
+# make study        every method on every scaling (a GPU, hours); QUICK=1: a tiny model, minutes of a CPU
 # make setup        only the environment
 
 PYTHON ?= python3
 VENV ?= .venv
 # Test files run at a time.
 WORKERS ?= 2
+# Runs of the study that share a GPU.
+JOBS ?= 3
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart test check format clean
+.PHONY: setup quickstart study test check format clean
 
 setup: $(VENV)/.installed
 
@@ -26,6 +29,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 quickstart: setup
 	$(RUN) -m src.train +experiment=quickstart
 	$(RUN) -m src.dashboard
+
+study: setup
+	$(RUN) -m benchmarks.study $(if $(QUICK),--quick --jobs 2,--jobs $(JOBS))
 
 # Many tests start processes: bytecode is kept for them also where the environment says not to.
 test: setup

@@ -1,0 +1,28 @@
+"""The study: which scaling, method and budget restore a model best, on short and long text.
+
+    make study                        all of it, resumed where it stopped
+    make study QUICK=1                the same machinery on a tiny model, in minutes of a CPU
+    python -m benchmarks.study --time-limit 1500
+    python -m benchmarks.study --plan                 what is still to be run
+    python -m benchmarks.study --docs                 tables and figures from the results
+
+`grid.yaml` says what is run. Four phases follow from the rows that there are (`phases.py`):
+
+1. `untrained`: the native model and every scaling without training.
+2. `search`: for every method the same number of settings at a small budget. The first ones are
+   listed; Optuna proposes the others from their values.
+3. `whole`: a method's best settings at the whole budget. Half of the cells go on, by their search.
+4. `final`: for every method its best cell, with several seeds, and only these runs are tested.
+
+Runs are chosen on validation by one number, the mean of two (`scores.py`):
+
+    short = (student - floor) / (native - floor)    of the mean of the validation tasks
+    ruler = student / native                        mean over lengths
+
+The floor is the untrained model under position interpolation. Beyond its window the native model's
+value at its longest length stands for it.
+
+A part that is not defined (no gap, or a native model that finds nothing) is left out.
+
+Validation has other items than the tests: `conf/eval/validation.yaml`, `conf/eval/test.yaml`.
+"""

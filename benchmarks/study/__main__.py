@@ -1,0 +1,57 @@
+"""Command line of the study."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import benchmarks.study
+from benchmarks.short_suite import commit_of
+from benchmarks.study import phases
+from benchmarks.study.grid import Grid
+from benchmarks.study.running import ROOT, Pool, Results
+
+HERE = Path(__file__).resolve().parent
+RESULTS = ROOT / "benchmarks" / "results" / "study"
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options."""
+    made = argparse.ArgumentParser(
+        prog="python -m benchmarks.study",
+        description=benchmarks.study.__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    made.add_argument("--grid", type=Path, help="YAML file; default: grid.yaml beside the code")
+    made.add_argument("--out", type=Path, help="folder of the results")
+    made.add_argument("--work", type=Path, help="folder of the runs")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time on the GPU")
+    made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
+    made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
+    made.add_argument("--plan", action="store_true", help="print what can be run next")
+    made.add_argument("--commit", help="commit of the code, where there is no repository")
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the study, or print what is next."""
+    given = parser().parse_args(arguments)
+    name = "quick" if given.quick else "study"
+    grid = Grid.load(given.grid or HERE / ("quick.yaml" if given.quick else "grid.yaml"))
+    results = Results(
+        given.out or (ROOT / "outputs" / name / "results" if given.quick else RESULTS),
+        commit_of(given.commit),
+    )
+    if given.plan:
+        for job in phases.ready(grid, results.rows):
+            print(job.name, dict(job.params))
+        return
+    pool = Pool(grid, results, given.work or ROOT / "outputs" / name, jobs=given.jobs)
+    pool.run(given.time_limit)
+    if pool.failed:
+        raise SystemExit("\n".join(pool.failed.values()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""What the study runs: models, scalings, methods and what is searched of them, budgets, seeds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field
+
+from src.settings import strict
+
+Settings = tuple[str, ...]
+Params = Mapping[str, float]
+Phase = Literal["untrained", "search", "whole", "final"]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its text and target length.
+
+    Attributes:
+        settings: of `src.train` and `src.evaluate`.
+        validation, test: settings of the two evaluations.
+    """
+
+    settings: Settings
+    validation: Settings = ()
+    test: Settings = ()
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method: an experiment and what is searched of it.
+
+    Attributes:
+        label: its name in tables.
+        settings: of `src.train`.
+        range: by key the lowest and the highest value that may be proposed.
+        points: settings that are tried first, the same number for every method.
+        scalings: that it is tried on, besides those that are kept.
+    """
+
+    label: str
+    settings: Settings
+    range: Mapping[str, tuple[float, float]]
+    points: Annotated[tuple[Mapping[str, float], ...], Field(min_length=1)]
+    scalings: Settings = ()
+
+    def __post_init__(self) -> None:
+        for point in self.points:
+            if point.keys() != self.range.keys():
+                raise ValueError(f"points: {dict(point)} must set {', '.join(self.range)}")
+            for key, value in point.items():
+                low, high = self.range[key]
+                if not low <= value <= high:
+                    raise ValueError(f"points: {key}={value} is outside {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The whole study.
+
+    Attributes:
+        models, scalings, methods: by name; a scaling is a list of settings.
+        floor: the scaling whose untrained model is the floor of the gap.
+        search_budget, budget: tokens, as `budget=` takes them.
+        proposed: settings that Optuna proposes after the listed points.
+        seeds: of the final runs; the search has the first.
+        scalings_kept: how many scalings all methods are tried on.
+        settings: of every training run.
+    """
+
+    models: Mapping[str, Model]
+    scalings: Mapping[str, Settings]
+    methods: Mapping[str, Method]
+    floor: str
+    search_budget: str
+    budget: str
+    proposed: Annotated[int, Field(ge=0)]
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)]
+    scalings_kept: Annotated[int, Field(ge=1)]
+    settings: Settings = ()
+
+    def __post_init__(self) -> None:
+        named = {self.floor, *(s for m in self.methods.values() for s in m.scalings)}
+        if unknown := named - self.scalings.keys():
+            raise ValueError(f"scalings: {sorted(unknown)} are named and not listed")
+        if len({len(method.points) for method in self.methods.values()}) > 1:
+            raise ValueError("methods: all must have the same number of points, to be fair")
+
+    @classmethod
+    def load(cls, path: Path) -> Grid:
+        """Read a grid's YAML file.
+
+        Raises:
+            ConfigError: anything refused.
+        """
+        return strict.load_plain(cls, yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: an evaluation without training, or a training run with its evaluations.
+
+    Attributes:
+        phase: `untrained` trains nothing; `final` is tested too.
+        model, scaling: names of the grid.
+        method: name of the grid; `untrained` in that phase.
+        budget: tokens; empty in the phase `untrained`.
+        params: of the search.
+        seed: of the run.
+    """
+
+    phase: Phase
+    model: str
+    scaling: str
+    method: str = "untrained"
+    budget: str = ""
+    params: Params = field(default_factory=dict)
+    seed: int = 0
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What identifies it, as its row has it."""
+        return {**vars(self), "params": dict(sorted(self.params.items()))}
+
+    @property
+    def name(self) -> str:
+        """The name of its folder."""
+        digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
+        return "-".join([self.model, self.scaling, self.method, self.phase, digest[:8]])
+
+    @property
+    def cell(self) -> tuple[str, str, str]:
+        """Model, scaling and method."""
+        return self.model, self.scaling, self.method

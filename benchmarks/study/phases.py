@@ -1,0 +1,148 @@
+"""Which runs come next, from the rows that there are. Nothing here runs anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any
+from zlib import crc32
+
+import optuna
+from optuna.distributions import FloatDistribution
+
+from benchmarks.study.grid import Grid, Job, Method, Params
+from benchmarks.study.scores import Row, best, choice
+
+
+def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
+    """Jobs whose results are missing and that can be run now, the most telling ones first."""
+    for model in grid.models:
+        yield from (job for job in _of_model(grid, model, rows) if not _row(rows, job))
+
+
+def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
+    untrained = [Job("untrained", model, scaling) for scaling in grid.scalings]
+    yield from untrained
+    if not all(_row(rows, job) for job in untrained):
+        return
+    cells = list(_cells(grid, model, rows))
+    for scaling, method in cells:
+        yield from _searches(grid, model, scaling, method, rows)
+    if not all(_searched(grid, model, cell, rows) for cell in cells):
+        return
+    wholes = list(_wholes(grid, model, cells, rows))
+    yield from wholes
+    if all(_row(rows, job) for job in wholes):
+        yield from _finals(grid, model, rows)
+
+
+def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:
+    """The scalings that all methods are tried on: the best untrained ones, best first."""
+    known = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
+    ranked = sorted(known, key=lambda row: choice(rows, row, grid.floor) or -math.inf)
+    return [row["scaling"] for row in reversed(ranked)][: grid.scalings_kept]
+
+
+def _cells(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """Scaling and method: all methods on the best scaling, then on the next; then special ones."""
+    kept = kept_scalings(grid, model, rows)
+    yield from ((scaling, method) for scaling in kept for method in grid.methods)
+    for name, method in grid.methods.items():
+        yield from ((scaling, name) for scaling in method.scalings if scaling not in kept)
+
+
+def _searches(
+    grid: Grid, model: str, scaling: str, method: str, rows: Sequence[Row]
+) -> Iterator[Job]:
+    """The jobs of a cell's search that are known: the points, then proposals, one at a time."""
+    about = grid.methods[method]
+    points: list[Params] = list(about.points)
+    jobs = [_search(grid, model, scaling, method, params) for params in points]
+    for _ in range(grid.proposed):
+        done = [row for job in jobs if (row := _row(rows, job))]
+        if len(done) < len(jobs):
+            break
+        proposal = proposed(about, [(r["params"], choice(rows, r, grid.floor)) for r in done])
+        jobs.append(_search(grid, model, scaling, method, proposal))
+    yield from jobs
+
+
+def _search(grid: Grid, model: str, scaling: str, method: str, params: Params) -> Job:
+    return Job("search", model, scaling, method, grid.search_budget, params, grid.seeds[0])
+
+
+def proposed(method: Method, known: Sequence[tuple[Params, float | None]]) -> dict[str, float]:
+    """Settings that Optuna's TPE proposes after these; a run that diverged has no value.
+
+    The same rows give the same proposal.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    where = {k: FloatDistribution(*ends, log=True) for k, ends in method.range.items()}
+    seed = crc32(f"{method.label} {len(known)}".encode())
+    sampler = optuna.samplers.TPESampler(n_startup_trials=1, seed=seed)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    for params, value in known:
+        worst = min((v for _, v in known if v is not None), default=0.0)
+        study.add_trial(
+            optuna.trial.create_trial(
+                params=dict(params),
+                distributions=dict(where),
+                value=worst if value is None else value,
+            )
+        )
+    return {key: float(f"{value:.2g}") for key, value in study.ask(dict(where)).params.items()}
+
+
+def _searched(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[Row]) -> bool:
+    jobs = list(_searches(grid, model, *cell, rows))
+    number = len(grid.methods[cell[1]].points) + grid.proposed
+    return len(jobs) == number and all(_row(rows, job) for job in jobs)
+
+
+def _wholes(
+    grid: Grid, model: str, cells: Sequence[tuple[str, str]], rows: Sequence[Row]
+) -> Iterator[Job]:
+    """Each cell's best settings at the whole budget; half of the cells, and a method's best one."""
+    bests = {cell: _best_search(grid, model, cell, rows) for cell in cells}
+    numbers = {
+        cell: number
+        for cell, row in bests.items()
+        if row is not None and (number := choice(rows, row, grid.floor)) is not None
+    }
+    if not numbers:
+        return
+    middle = median(numbers.values())
+    tops = [
+        max((c for c in numbers if c[1] == method), key=lambda c: numbers[c], default=None)
+        for method in grid.methods
+    ]
+    for cell, number in sorted(numbers.items(), key=lambda pair: -pair[1]):
+        # The floor's cells are those of the paper, whatever they give.
+        if number >= middle or cell in tops or cell[0] == grid.floor:
+            row = bests[cell]
+            assert row is not None
+            yield Job("whole", model, *cell, grid.budget, row["params"], grid.seeds[0])
+
+
+def _best_search(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[Row]) -> Row | None:
+    jobs = _searches(grid, model, *cell, rows)
+    return best(rows, [row for job in jobs if (row := _row(rows, job))], grid.floor)
+
+
+def _finals(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
+    """Each method's best cell, and the floor's, with all seeds: all methods at the first seed."""
+    whole = [r for r in rows if (r["phase"], r["model"]) == ("whole", model)]
+    groups = [[r for r in whole if r["method"] == method] for method in grid.methods]
+    groups += [[r] for r in whole if r["scaling"] == grid.floor]
+    found = [best(rows, group, grid.floor) for group in groups]
+    chosen = {(r["scaling"], r["method"]): r for r in found if r is not None}
+    for seed in grid.seeds:
+        for (scaling, method), row in chosen.items():
+            yield Job("final", model, scaling, method, row["budget"], row["params"], seed)
+
+
+def _row(rows: Sequence[Row], job: Job) -> Row | None:
+    """A job's row."""
+    about: dict[str, Any] = job.about
+    return next((row for row in rows if about.items() <= row.items()), None)

@@ -1,0 +1,248 @@
+"""Runs jobs as processes of the project's own commands, several on a GPU, and writes their rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.study import phases, scores
+from benchmarks.study.grid import Grid, Job
+from src.multirun import process
+from src.multirun.composition import identity
+from src.planning.devices import GPU_SHARE
+from src.results import Role
+from src.run_folder import RunFolder, device_name, versions, whole_checkpoints, write_json
+from src.settings import strict
+from src.settings.config import RunConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+SCHEMA = 1
+
+
+class Results:
+    """The rows of a study, as `runs.json` holds them, and the items of the tests beside it."""
+
+    def __init__(self, folder: Path, commit: str | None) -> None:
+        self.folder = folder
+        self._commit = commit
+        self.rows: list[dict[str, Any]] = []
+        if self.file.is_file():
+            self.rows = json.loads(self.file.read_text(encoding="utf-8"))["rows"]
+
+    @property
+    def file(self) -> Path:
+        """The file of the rows."""
+        return self.folder / "runs.json"
+
+    def add(self, row: Mapping[str, Any], items: Mapping[str, Mapping[str, list[float]]]) -> None:
+        """Add a row, with the items of its tests by model, and write both."""
+        where = {"commit": self._commit, "device": device_name(), "versions": versions()}
+        self.rows.append({**row, **where})
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for name, by_task in items.items():
+            (self.folder / "items").mkdir(exist_ok=True)
+            write_json(self.folder / "items" / f"{name}.json", by_task)
+        write_json(
+            self.file,
+            {"schema": SCHEMA, "script": "python -m benchmarks.study", "rows": self.rows},
+        )
+
+
+@dataclass
+class Running:
+    """A job and its process."""
+
+    job: Job
+    process: Any
+    command: list[str]
+    began: float
+
+
+class Pool:
+    """Runs what is ready, `jobs` at a time on one GPU, until nothing is or the time is over."""
+
+    def __init__(
+        self,
+        grid: Grid,
+        results: Results,
+        work: Path,
+        *,
+        jobs: int = 1,
+        start: Callable[[list[str], Path, int], Any] | None = None,
+    ) -> None:
+        """Args:
+        grid: what is run.
+        results: what is known.
+        work: folder of the runs.
+        jobs: at a time.
+        start: starts a command, with its log and how many share the GPU.
+        """
+        self.grid, self.results, self.work, self._jobs = grid, results, work, jobs
+        self._start = start or started
+        self._running: list[Running] = []
+        self.failed: dict[str, str] = {}
+
+    def run(self, time_limit: float | None = None) -> None:
+        """Run; whatever ends this ends its runs."""
+        began = time.monotonic()
+        try:
+            while (waiting := list(self._ready())) or self._running:
+                for job in waiting[: self._jobs - len(self._running)]:
+                    self._begin(job)
+                time.sleep(0.2)
+                for ran in [ran for ran in self._running if ran.process.poll() is not None]:
+                    self._ended(ran)
+                if time_limit is not None and time.monotonic() - began > time_limit:
+                    print("the time is over; the same command goes on", flush=True)
+                    return
+        finally:
+            process.stop([ran.process for ran in self._running])
+
+    def _ready(self) -> Iterator[Job]:
+        busy = {ran.job.name for ran in self._running} | self.failed.keys()
+        for job in phases.ready(self.grid, self.results.rows):
+            # The native model is evaluated once, not by several processes at a time.
+            first = job.phase == "untrained" and not self._native_known(job.model)
+            if job.name not in busy and not (first and self._running):
+                yield job
+            if first:
+                return
+
+    def _native_known(self, model: str) -> bool:
+        return any((r["phase"], r["model"]) == ("untrained", model) for r in self.results.rows)
+
+    def _begin(self, job: Job) -> None:
+        command = self.command(job)
+        if command is None:  # a call before this one ended between the run and its row
+            self._finished(job, 0.0)
+            return
+        self._running.append(self._started(job, command, time.monotonic()))
+
+    def _started(self, job: Job, command: list[str], began: float) -> Running:
+        print(f"$ {shlex.join(['python', *command])}", flush=True)
+        return Running(job, self._start(command, self._log(job), self._jobs), command, began)
+
+    def command(self, job: Job) -> list[str] | None:
+        """A job's next command, by what its folder holds; None when it is done.
+
+        A run that was cut off is resumed.
+        """
+        model, folder = self.grid.models[job.model], RunFolder(self.work / job.name)
+        scaling = self.grid.scalings[job.scaling]
+        if job.phase == "untrained":
+            if scores.evaluated(folder.evals, "native"):
+                return None
+            asked = [*model.settings, *scaling, "eval=validation", *model.validation]
+            return ["-m", "src.evaluate", *asked, f"out={folder.evals}"]
+        if not _trained(folder):
+            if whole_checkpoints(folder):
+                return ["-m", "src.train", f"resume={folder.path}"]
+            # Later ones win: an experiment names a scaling.
+            return [
+                *("-m", "src.train", *self.grid.methods[job.method].settings),
+                *(*model.settings, *scaling, *self.grid.settings),
+                *(f"{key}={value:g}" for key, value in job.params.items()),
+                *(f"budget={job.budget}", f"seed={job.seed}", f"run_dir={folder.path}"),
+                *("eval=validation", *model.validation),
+            ]
+        if job.phase != "final":
+            return None
+        if not _validation(folder).is_dir():
+            # The test would overwrite what the run was chosen by.
+            folder.evals.rename(_validation(folder))
+        if scores.evaluated(folder.evals, "final"):
+            return None
+        return ["-m", "src.evaluate", f"run={folder.path}", "stages=last", "eval=test", *model.test]
+
+    def _log(self, job: Job) -> Path:
+        return self.work / "logs" / f"{job.name}.log"
+
+    def _ended(self, ran: Running) -> None:
+        self._running.remove(ran)
+        code, folder = ran.process.returncode, RunFolder(self.work / ran.job.name)
+        if _diverged(folder):
+            self._finished(ran.job, time.monotonic() - ran.began)
+            return
+        command = None if code else self.command(ran.job)
+        if code or command == ran.command:
+            why = f"exit code {code}" if code else "it left no results"
+            self.failed[ran.job.name] = f"{ran.job.name}: {why}; see {self._log(ran.job)}"
+            print(self.failed[ran.job.name], flush=True)
+        elif command is not None:
+            self._running.append(self._started(ran.job, command, ran.began))
+        else:
+            self._finished(ran.job, time.monotonic() - ran.began)
+
+    def _finished(self, job: Job, seconds: float) -> None:
+        folder = RunFolder(self.work / job.name)
+        row, items = row_of(job, folder)
+        self.results.add(row, items)
+        # The model can be trained again from its row.
+        for bulk in (folder.checkpoints, *folder.path.glob("export*")):
+            shutil.rmtree(bulk, ignore_errors=True)
+        value = "evaluated"
+        if job.phase != "untrained":
+            number = scores.choice(self.results.rows, row, self.grid.floor)
+            value = "diverged" if number is None else f"{number:.4f}"
+        print(f"{job.name}: {value} after {seconds:.0f} s", flush=True)
+
+
+def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row of a job that has ended, and the items of its tests by name of their file."""
+    row: dict[str, Any] = {**job.about, "validation": None}
+    if job.phase == "untrained":
+        row |= {"native": scores.evaluated(folder.evals, "native")}
+        return row | {"validation": scores.evaluated(folder.evals, "scaled")}, {}
+    record = folder.record()
+    row |= {key: record[key] for key in ("tokens", "seconds", "stages", "error")}
+    row["config_hash"] = identity(strict.load_plain(RunConfig, folder.config()))
+    if record["state"] != "finished":
+        return row, {}
+    if job.phase != "final":
+        return row | {"validation": scores.evaluated(folder.evals, "final")}, {}
+    row["validation"] = scores.evaluated(_validation(folder), "final")
+    roles: dict[str, Role] = {
+        f"{job.model}-native": "native",
+        f"{job.model}-{job.scaling}-untrained": "scaled",
+        job.name: "final",
+    }
+    row["test"] = {name: scores.evaluated(folder.evals, role) for name, role in roles.items()}
+    return row, {name: scores.items(folder.evals, role) for name, role in roles.items()}
+
+
+def started(command: list[str], log: Path, sharing: int) -> subprocess.Popen[bytes]:
+    """Start a command of the project, with its part of the GPU's memory."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=os.environ | ({GPU_SHARE: repr(1 / sharing)} if sharing > 1 else {}),
+            preexec_fn=process.Binding(os.getpid(), None),
+        )
+
+
+def _validation(folder: RunFolder) -> Path:
+    return folder.path / "validation"
+
+
+def _trained(folder: RunFolder) -> bool:
+    return folder.record_file.is_file() and folder.record()["state"] == "finished"
+
+
+def _diverged(folder: RunFolder) -> bool:
+    if not folder.record_file.is_file():
+        return False
+    return (folder.record()["error"] or "").startswith("FloatingPointError")

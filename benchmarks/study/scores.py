@@ -1,0 +1,119 @@
+"""The number that the study chooses by: a run's validation beside that of untrained models."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from src import results
+from src.results import Role, RulerResults, ShortResults, SuiteResults, TaskModel
+
+Row = Mapping[str, Any]
+
+
+def evaluated(folder: Path, role: Role) -> dict[str, Any] | None:
+    """Values of the model of a role: short tasks, and RULER's mean by length.
+
+    Args:
+        folder: with short.json and ruler.json.
+        role: `native`, `scaled` or `final`.
+
+    Returns:
+        `short` by task, `ruler` by length in tokens as text; None where an evaluation is missing.
+
+    Raises:
+        ResultsError: a file cannot be read.
+        ValueError: something was not evaluated.
+    """
+    short, ruler = results.read(folder, ShortResults), results.read(folder, RulerResults)
+    if short is None or ruler is None:
+        return None
+    for record in (short, ruler):
+        if record.failures:
+            raise ValueError(f"{folder}: {record.suite} lacks {dict(record.failures)}")
+    one, other = _of(short, role), _of(ruler, role)
+    return {
+        "short": {name: task.value for name, task in one.results.items()},
+        "ruler": {str(length): mean.value for length, mean in other.by_length.items()},
+    }
+
+
+def _of(record: SuiteResults[TaskModel], role: Role) -> TaskModel:
+    return record.of_role(role)[-1]
+
+
+def items(folder: Path, role: Role) -> dict[str, list[float]]:
+    """Scores of every item by task, of tasks whose items count equally and more is better."""
+    found: dict[str, list[float]] = {}
+    short = results.read(folder, ShortResults)
+    ruler = results.read(folder, RulerResults)
+    assert short is not None
+    assert ruler is not None
+    name = _of(short, role).name
+    better = {task for task, r in _of(short, role).results.items() if r.higher_is_better}
+    for line in _lines(folder / "short.items.jsonl"):
+        if line["model"] == name and line["task"] in better:
+            found[line["task"]] = line["score"]
+    name = _of(ruler, role).name
+    for line in _lines(folder / "ruler.items.jsonl"):
+        if line["model"] == name:
+            found.setdefault(line["task"], []).append(line["score"])
+    return found
+
+
+def _lines(file: Path) -> Iterator[dict[str, Any]]:
+    with file.open(encoding="utf-8") as lines:
+        for line in lines:
+            yield json.loads(line)
+
+
+def choice(rows: Iterable[Row], row: Row, floor: str) -> float | None:
+    """The number of a row; None where the run diverged.
+
+    Args:
+        rows: all rows; those of the native model and of the floor are looked up.
+        row: a row with `validation`.
+        floor: the floor's scaling.
+
+    Raises:
+        KeyError: the native model or the floor was not evaluated yet.
+    """
+    if row["validation"] is None:
+        return None
+    known = {r["scaling"]: r for r in rows if (r["phase"], r["model"]) == _untrained(row)}
+    native, floored = known[floor]["native"], known[floor]["validation"]
+    parts = (short_part(row["validation"], native, floored), ruler_part(row["validation"], native))
+    defined = [part for part in parts if part is not None]
+    return fmean(defined) if defined else 0.0
+
+
+def _untrained(row: Row) -> tuple[str, str]:
+    return "untrained", row["model"]
+
+
+def short_part(student: Row, native: Row, floor: Row) -> float | None:
+    """The gap closed on the mean of the short tasks, as a share; None where there is no gap."""
+    mine, top, bottom = (fmean(values["short"].values()) for values in (student, native, floor))
+    return (mine - bottom) / (top - bottom) if top > bottom else None
+
+
+def ruler_part(student: Row, native: Row) -> float | None:
+    """The mean over lengths of RULER relative to the native model, as a share.
+
+    Beyond its window the native model has no value; its value at its longest length stands for it.
+    Lengths at which it finds nothing are left out; None where these are all.
+    """
+    longest = native["ruler"][max(native["ruler"], key=int)]
+    values = [(v, native["ruler"].get(length, longest)) for length, v in student["ruler"].items()]
+    shares = [value / reference for value, reference in values if reference > 0]
+    return fmean(shares) if shares else None
+
+
+def best(rows: Sequence[Row], among: Iterable[Row], floor: str) -> Row | None:
+    """The row with the largest number; None where all diverged."""
+    numbers = [(choice(rows, row, floor), row) for row in among]
+    finite = [(number, row) for number, row in numbers if number is not None]
+    return max(finite, key=lambda pair: pair[0])[1] if finite else None

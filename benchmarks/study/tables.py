@@ -1,0 +1,196 @@
+"""Tables of the study from its results, between marks of README.md and docs/study.md."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.study.grid import Grid
+from benchmarks.study.intervals import Items, Scored, difference, mean, relative
+from benchmarks.study.scores import Row, choice
+from src.evals.restoration import Answers
+from src.evals.tasks import definitions
+
+RULER = re.compile(r"ruler_(?P<task>.+)_(?P<length>\d+)")
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the comparison.
+
+    Attributes:
+        label, scaling: as tables name them.
+        tested: its items.
+        tokens, minutes: of training, the mean over seeds; 0 without training.
+    """
+
+    label: str
+    scaling: str
+    tested: Scored
+    tokens: int = 0
+    minutes: float = 0.0
+
+
+class Comparison:
+    """What was tested of one model."""
+
+    def __init__(self, grid: Grid, model: str, rows: Sequence[Row], folder: Path) -> None:
+        """Args:
+        grid: names of methods.
+        model: its name in the grid.
+        rows: of the study.
+        folder: with `items/`.
+        """
+        self.model = model
+        self.native = Scored("native", (_items(folder, f"{model}-native"),))
+        self.lines = [Line("native", "", self.native)]
+        cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        for row in rows:
+            if (row["phase"], row["model"]) == ("final", model) and row.get("test"):
+                cells[row["scaling"], row["method"]].append(row)
+        for scaling in dict.fromkeys(scaling for scaling, _ in cells):
+            items = (_items(folder, f"{model}-{scaling}-untrained"),)
+            self.lines.append(Line("untrained", scaling, Scored(f"untrained {scaling}", items)))
+        for (scaling, method), runs in cells.items():
+            names = [_final_name(run) for run in runs]
+            tested = Scored(f"{method} {scaling}", tuple(_items(folder, n) for n in names))
+            self.lines.append(
+                Line(
+                    grid.methods[method].label,
+                    scaling,
+                    tested,
+                    runs[0]["tokens"],
+                    fmean(run["seconds"] for run in runs) / 60,
+                )
+            )
+
+    @property
+    def short_tasks(self) -> list[str]:
+        """Tasks on which the native model is above chance by two standard errors."""
+        kept = []
+        for task, facts in definitions().items():
+            scores = self.native.seeds[0].get(task)
+            if scores is None or facts.chance is None:
+                continue
+            answers = Answers(scores, [1.0] * len(scores))
+            if answers.stderr is not None and answers.value > facts.chance + 2 * answers.stderr:
+                kept.append(task)
+        return kept
+
+    @property
+    def lengths(self) -> list[int]:
+        """Of RULER's prompts, in tokens."""
+        names = {name for line in self.lines for items in line.tested.seeds for name in items}
+        found = [RULER.fullmatch(name) for name in names]
+        return sorted({int(match["length"]) for match in found if match})
+
+    def ruler_tasks(self, length: int) -> list[str]:
+        """Names of RULER's tasks at a length."""
+        names = {name for line in self.lines for items in line.tested.seeds for name in items}
+        return sorted(n for n in names if (m := RULER.fullmatch(n)) and int(m["length"]) == length)
+
+    def table(self) -> Iterator[str]:
+        """Every line: short average, RULER by length, tokens and minutes, with intervals."""
+        heads = [f"RULER {length // 1024}K" for length in self.lengths]
+        heads = ["short average", *heads, "tokens", "minutes", "seeds"]
+        yield f"| method | scaling | {' | '.join(heads)} |"
+        yield "|---|---|" + "--:|" * len(heads)
+        for line in self.lines:
+            cells = [str(mean(line.tested, self.short_tasks))]
+            for length in self.lengths:
+                tasks = self.ruler_tasks(length)
+                able = all(task in line.tested.seeds[0] for task in tasks)
+                cells.append(str(mean(line.tested, tasks)) if able else "-")
+            cost = [f"{line.tokens:,}", f"{line.minutes:.1f}"] if line.tokens else ["0", "-"]
+            cells += [*cost, str(len(line.tested.seeds))]
+            yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
+
+    def against(self, label: str, scaling: str) -> Iterator[str]:
+        """Every trained line minus one of them, in percentage points; * is more than noise."""
+        base = next(x for x in self.lines if (x.label, x.scaling) == (label, scaling))
+        heads = [f"RULER {length // 1024}K" for length in self.lengths]
+        yield f"| method | scaling | short average | {' | '.join(heads)} |"
+        yield "|---|---|--:|" + "--:|" * len(heads)
+        for line in self.lines[1:]:
+            if line is base:
+                continue
+            values = [difference(line.tested, base.tested, self.short_tasks)]
+            values += [
+                difference(line.tested, base.tested, self.ruler_tasks(n)) for n in self.lengths
+            ]
+            cells = [f"{value}{'*' if value.certain else ''}" for value in values]
+            yield f"| {line.label} | {line.scaling} | {' | '.join(cells)} |"
+
+    def goals(self, native_window: int) -> Iterator[str]:
+        """Every line in percent of the native model: short, and RULER within the native window."""
+        within = [length for length in self.lengths if length <= native_window]
+        yield "| method | scaling | short, % of native | RULER within the window, % of native |"
+        yield "|---|---|--:|--:|"
+        for line in self.lines[1:]:
+            short = relative(line.tested, self.native, self.short_tasks, self.short_tasks)
+            tasks = [task for length in within for task in self.ruler_tasks(length)]
+            ruler = relative(line.tested, self.native, tasks, tasks)
+            yield f"| {line.label} | {line.scaling} | {short} | {ruler} |"
+
+
+def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The validation of the native model and of every scaling without training."""
+    known = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
+    tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
+    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    yield f"| scaling | {' | '.join(heads)} | number |"
+    yield "|---|" + "--:|" * (len(heads) + 1)
+    yield f"| native | {_values(known[0]['native'], tasks, lengths)} | |"
+    for row in known:
+        number = choice(rows, row, grid.floor)
+        yield f"| {row['scaling']} | {_values(row['validation'], tasks, lengths)} | {number:.3f} |"
+
+
+def _values(values: Mapping[str, Any], tasks: Any, lengths: Any) -> str:
+    cells = [values["short"].get(task) for task in tasks]
+    cells += [values["ruler"].get(length) for length in lengths]
+    return " | ".join("-" if cell is None else f"{100 * cell:.1f}" for cell in cells)
+
+
+def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Every searched setting with its number, and the whole runs'."""
+    yield "| method | scaling | settings | budget | number | seconds | GiB |"
+    yield "|---|---|---|--:|--:|--:|--:|"
+    for row in rows:
+        if row["model"] != model or row["phase"] not in ("search", "whole"):
+            continue
+        settings = ", ".join(
+            f"{key.removeprefix('recipe.stages.')} {value:g}"
+            for key, value in row["params"].items()
+        )
+        number = choice(rows, row, grid.floor)
+        peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
+        yield (
+            f"| {grid.methods[row['method']].label} | {row['scaling']} | {settings} "
+            f"| {row['budget']} | {'diverged' if number is None else f'{number:.3f}'} "
+            f"| {row['seconds']:.0f} | {peak:.1f} |"
+        )
+
+
+def _final_name(row: Row) -> str:
+    return next(name for name in row["test"] if "-final-" in name)
+
+
+def _items(folder: Path, name: str) -> Items:
+    return json.loads((folder / "items" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def fill(document: Path, regions: Mapping[str, Sequence[str]]) -> str:
+    """A document's text with its marked regions replaced; those that it lacks are left out."""
+    text = document.read_text(encoding="utf-8")
+    for name, lines in regions.items():
+        pattern = re.compile(rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+        region = "\n".join(lines) + "\n"
+        text = pattern.sub(lambda m, region=region: m[1] + region + m[2], text)
+    return text

@@ -1,0 +1,179 @@
+"""Which runs follow from the rows that there are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.study import phases, scores
+from benchmarks.study.grid import Grid, Job
+from src.settings.strict import ConfigError, load_plain
+from tests.conftest import ROOT
+
+RATE = "recipe.stages.cpt.lr"
+
+
+def method(*rates: float, **more: Any) -> dict[str, Any]:
+    return {
+        "label": "a method",
+        "settings": ["+experiment=cpt_long_32k"],
+        "range": {RATE: [1e-5, 1e-3]},
+        "points": [{RATE: rate} for rate in rates],
+        **more,
+    }
+
+
+def grid(**more: Any) -> Grid:
+    plain: dict[str, Any] = {
+        "search_budget": "1M",
+        "budget": "4M",
+        "proposed": 1,
+        "seeds": [0, 1],
+        "scalings_kept": 1,
+        "floor": "linear",
+        "models": {"m": {"settings": []}},
+        "scalings": {"linear": ["rope=linear"], "yarn": ["rope=yarn"]},
+        "methods": {"a": method(1e-4, 3e-4), "b": method(1e-4, 3e-4, scalings=["linear"])},
+    }
+    return load_plain(Grid, plain | more)
+
+
+def values(short: float, ruler: float) -> dict[str, Any]:
+    return {"short": {"lambada": short}, "ruler": {"4096": ruler, "16384": ruler}}
+
+
+NATIVE = {"short": {"lambada": 0.5}, "ruler": {"4096": 0.8}}
+
+
+def done(job: Job, short: float, ruler: float) -> dict[str, Any]:
+    more = {"native": NATIVE} if job.phase == "untrained" else {}
+    return {**job.about, "validation": values(short, ruler), **more}
+
+
+def played(of: Grid, short: Callable[[Job], float]) -> list[dict[str, Any]]:
+    """All rows of a study whose runs score as given."""
+    rows: list[dict[str, Any]] = []
+    while waiting := list(phases.ready(of, rows)):
+        assert len(rows) < 100
+        rows.append(done(waiting[0], short(waiting[0]), 0.4))
+    return rows
+
+
+def of_phase(rows: list[dict[str, Any]], phase: str) -> list[tuple[str, str, float, int]]:
+    found = [row for row in rows if row["phase"] == phase]
+    return [(r["scaling"], r["method"], r["params"].get(RATE, 0), r["seed"]) for r in found]
+
+
+def score(job: Job) -> float:
+    if job.method == "untrained":
+        return {"linear": 0.1, "yarn": 0.4}[job.scaling]
+    at = 0.3 if job.method == "a" else 0.35
+    return at - 100 * abs(job.params[RATE] - 3e-4) - (0.1 if job.scaling == "linear" else 0)
+
+
+def test_every_phase_follows_from_the_one_before() -> None:
+    rows = played(grid(), score)
+    order = list(dict.fromkeys(row["phase"] for row in rows))
+    assert order == ["untrained", "search", "whole", "final"]
+    assert of_phase(rows, "untrained") == [
+        ("linear", "untrained", 0, 0),
+        ("yarn", "untrained", 0, 0),
+    ]
+    searched = of_phase(rows, "search")
+    # Each method on the kept scaling, one on the floor besides: two points and a proposal each.
+    assert {(s, m) for s, m, _, _ in searched} == {("yarn", "a"), ("yarn", "b"), ("linear", "b")}
+    assert len(searched) == 9
+    assert [rate for s, m, rate, _ in searched if (s, m) == ("yarn", "a")][:2] == [1e-4, 3e-4]
+    # The best settings of each cell; the floor's goes on for being the paper's.
+    assert {(s, m) for s, m, _, _ in of_phase(rows, "whole")} == {
+        *(("yarn", "a"), ("yarn", "b"), ("linear", "b"))
+    }
+    for scaling, name, rate, _ in of_phase(rows, "whole"):
+        tried = [r for s, m, r, _ in searched if (s, m) == (scaling, name)]
+        assert rate == min(tried, key=lambda r: abs(r - 3e-4))
+    finals = of_phase(rows, "final")
+    assert [seed for *_, seed in finals] == [0, 0, 0, 1, 1, 1], (
+        "all methods at the first seed first"
+    )
+    assert all(row["budget"] == "4M" for row in rows if row["phase"] == "final")
+
+
+def test_half_of_the_cells_stop_after_the_search() -> None:
+    wide = grid(scalings_kept=2)
+    rows = played(wide, score)
+    cells = {(s, m) for s, m, _, _ in of_phase(rows, "search")}
+    assert len(cells) == 4
+    without_floor = grid(floor="yarn", scalings_kept=2)
+    kept = {(s, m) for s, m, _, _ in of_phase(played(without_floor, score), "whole")}
+    assert ("linear", "a") not in kept, "the worst of four"
+
+
+def test_a_proposal_follows_from_the_values() -> None:
+    about = grid().methods["a"]
+    known = [({RATE: 1e-4}, 0.2), ({RATE: 3e-4}, 0.4), ({RATE: 1e-3}, None)]
+    first = phases.proposed(about, known)
+    assert first == phases.proposed(about, known)
+    assert 1e-5 <= first[RATE] <= 1e-3
+    assert first != phases.proposed(about, [({RATE: 1e-4}, 0.4), ({RATE: 3e-4}, 0.2)])
+
+
+def test_what_diverged_is_never_chosen() -> None:
+    of = grid()
+    rows: list[dict[str, Any]] = []
+    while waiting := list(phases.ready(of, rows)):
+        job = waiting[0]
+        row = done(job, score(job), 0.4)
+        if job.phase == "search" and job.params[RATE] == 3e-4:
+            row["validation"] = None
+        rows.append(row)
+    assert rows[-1]["phase"] == "final"
+    assert 3e-4 not in [rate for _, _, rate, _ in of_phase(rows, "whole")]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"floor": "ntk"}, "are named and not listed"),
+        ({"methods": {"a": method(1e-4), "b": method(1e-4, 3e-4)}}, "the same number of points"),
+        ({"methods": {"a": method(1.0)}}, "is outside"),
+    ],
+)
+def test_a_grid_that_is_unfair_or_unclear_is_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        grid(**more)
+
+
+@pytest.mark.parametrize("name", ["grid", "quick"])
+def test_every_run_of_the_grids_composes(
+    name: str, compose_plain: Callable[..., dict[str, Any]]
+) -> None:
+    of = Grid.load(ROOT / "benchmarks" / "study" / f"{name}.yaml")
+    model = next(iter(of.models.values()))
+    for about in of.methods.values():
+        point = [f"{key}={value:g}" for key, value in about.points[0].items()]
+        settings = [*about.settings, *model.settings, *of.scalings["yarn"], *of.settings, *point]
+        plain = compose_plain(*settings, "eval=validation", *model.validation)
+        assert plain["rope"]["type"] == "yarn"
+    compose_plain("run=R", "eval=test", *model.test, name="evaluate")
+    assert yaml.safe_load((ROOT / "conf/eval/validation.yaml").read_text())["ruler"]["seed"] != 0
+
+
+def test_the_number_is_the_mean_of_both_parts() -> None:
+    floor = {"short": {"x": 0.1, "y": 0.3}, "ruler": {"4096": 0.0}}
+    native = {"short": {"x": 0.5, "y": 0.5}, "ruler": {"4096": 0.8, "8192": 0.5}}
+    student = {"short": {"x": 0.4, "y": 0.4}, "ruler": {"4096": 0.4, "32768": 0.25}}
+    assert scores.short_part(student, native, floor) == pytest.approx(2 / 3)
+    assert scores.ruler_part(student, native) == pytest.approx(0.5), "at 32K against 8K"
+    rows = [
+        {"phase": "untrained", "model": "m", "scaling": "linear"}
+        | {"native": native, "validation": floor}
+    ]
+    row = {"model": "m", "validation": student}
+    assert scores.choice(rows, row, "linear") == pytest.approx((2 / 3 + 0.5) / 2)
+    assert scores.choice(rows, row | {"validation": None}, "linear") is None
+    assert scores.short_part(student, floor, floor) is None
+    blind = native | {"ruler": {"4096": 0.0}}
+    assert scores.ruler_part(student, blind) is None

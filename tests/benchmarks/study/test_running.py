@@ -1,0 +1,239 @@
+"""Jobs become commands, results become rows; a call that was stopped is gone on with."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.study import running, tables
+from benchmarks.study.__main__ import main
+from benchmarks.study.grid import Grid
+from benchmarks.study.intervals import Scored, difference, mean, relative
+from benchmarks.study.running import Pool, Results
+from src.results import Mean, Role, RulerResults, ShortResults, TaskModel, TaskResult
+from src.run_folder import RunFolder, write_json
+from tests.conftest import ROOT
+
+GRID = ROOT / "benchmarks" / "study" / "quick.yaml"
+LENGTHS = (1024, 2048)
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, returncode: int = 0) -> None:
+        self.returncode = returncode
+
+    def poll(self) -> int:
+        return self.returncode
+
+    pid = 0
+
+
+def write_results(folder: Path, roles: dict[Role, float]) -> None:
+    """Results of models that answer this share of 20 items."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def model(role: Role, value: float, tasks: list[str]) -> TaskModel:
+        return TaskModel(
+            name=f"the {role}",
+            role=role,
+            results={task: TaskResult(value=value, n=20) for task in tasks},
+            by_length={length: Mean(value=value) for length in LENGTHS},
+        )
+
+    ruler = [f"ruler_niah_single_1_{length}" for length in LENGTHS]
+    short = ShortResults(models=tuple(model(r, v, ["lambada"]) for r, v in roles.items()))
+    long = RulerResults(models=tuple(model(r, v, ruler) for r, v in roles.items()))
+    write_json(folder / "short.json", short.plain())
+    write_json(folder / "ruler.json", long.plain())
+    right = {role: [float(i < 20 * value) for i in range(20)] for role, value in roles.items()}
+    with (folder / "short.items.jsonl").open("w") as lines:
+        for role in roles:
+            line = {"model": f"the {role}", "task": "lambada", "score": right[role]}
+            lines.write(json.dumps(line) + "\n")
+    with (folder / "ruler.items.jsonl").open("w") as lines:
+        for role in roles:
+            for task in ruler:
+                for score in right[role]:
+                    line = {"model": f"the {role}", "task": task, "score": score}
+                    lines.write(json.dumps(line) + "\n")
+
+
+class Play:
+    """Commands in place of processes: they write what the real ones would, and are recorded."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+        self.commands: list[list[str]] = []
+        self.diverges = False
+        self.code = 0
+
+    def __call__(self, command: list[str], log: Path, sharing: int) -> Ended:
+        del log, sharing
+        self.commands.append(command)
+        given = dict(word.split("=", 1) for word in command[2:] if "=" in word)
+        if command[1] == "src.evaluate":
+            folder = RunFolder(Path(given["run"])).evals if "run" in given else Path(given["out"])
+            trained: dict[Role, float] = {"final": 0.7} if "run" in given else {}
+            floor = 0.2 if "rope=linear" in command else 0.6
+            write_results(folder, {"native": 0.8, "scaled": floor, **trained})
+            return Ended(self.code)
+        run = RunFolder.create(
+            Path(given["run_dir"]),
+            config=self.config | {"seed": int(given["seed"])},
+            record={"step": 1},
+        )
+        run.update(tokens=int(given["budget"]), seconds=60.0)
+        if self.diverges:
+            run.end("failed", "FloatingPointError: loss is nan")
+            return Ended(1)
+        write_results(run.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+        run.end("finished")
+        return Ended(self.code)
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, tiny_config: dict[str, Any]) -> Play:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return Play(tiny_config)
+
+
+@pytest.fixture
+def tiny_config(compose_plain: Any) -> dict[str, Any]:
+    return compose_plain("+experiment=quickstart", "model=tiny")
+
+
+def test_a_whole_study(play: Play, tmp_path: Path) -> None:
+    grid = Grid.load(GRID)
+    results = Results(tmp_path / "results", "abc")
+    Pool(grid, results, tmp_path / "work", jobs=2, start=play).run()
+    assert [row["phase"] for row in results.rows] == [
+        *("untrained", "untrained", "search", "search", "whole", "final", "final")
+    ]
+    for row in results.rows:
+        assert row["commit"] == "abc"
+        assert row["device"]
+        assert ("config_hash" in row) == (row["phase"] != "untrained")
+    tested = [command for command in play.commands if "eval=test" in command]
+    assert len(tested) == 2, "the finalists alone"
+    assert all("eval=validation" not in command for command in tested)
+    final = results.rows[-1]
+    assert final["validation"]["short"] == {"lambada": 0.7}
+    assert set(final["test"]) == {"tiny-native", "tiny-yarn-untrained", play_name(final)}
+    # Nothing is run twice, and a new call begins with what the file holds.
+    again = Results(tmp_path / "results", "abc")
+    play.commands.clear()
+    Pool(grid, again, tmp_path / "work", start=play).run()
+    assert play.commands == []
+
+    comparison = tables.Comparison(grid, "tiny", again.rows, tmp_path / "results")
+    assert comparison.short_tasks == ["lambada"]
+    lines = list(comparison.table())
+    assert lines[0].startswith("| method | scaling | short average | RULER 1K | RULER 2K")
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| native", "| untrained", "| CPT-long"]
+    assert "| 70.0 [50.0, 90.0] |" in lines[-1]
+    assert lines[-1].endswith("| 32,768 | 1.0 | 2 |")
+    goals = list(comparison.goals(native_window=1024))
+    assert goals[-1].startswith("| CPT-long | yarn | 87.5 [")
+    [untrained] = list(comparison.against("CPT-long", "yarn"))[2:]
+    assert untrained.startswith("| untrained | yarn | -10.0 [")
+    assert list(tables.untrained_table(grid, "tiny", again.rows))[-1].endswith("| 0.708 |")
+    assert len(list(tables.search_table(grid, "tiny", again.rows))) == 2 + 3
+
+
+def play_name(row: dict[str, Any]) -> str:
+    return next(name for name in row["test"] if "final" in name)
+
+
+def test_a_run_that_diverges_is_a_row_and_one_that_fails_is_none(
+    play: Play, tmp_path: Path
+) -> None:
+    play.diverges = True
+    results = Results(tmp_path / "results", None)
+    Pool(Grid.load(GRID), results, tmp_path / "work", start=play).run()
+    assert [row["validation"] for row in results.rows[2:]] == [None, None]
+    assert "FloatingPointError" in results.rows[-1]["error"]
+    play.diverges, play.code = False, 3
+    other = Results(tmp_path / "other", None)
+    pool = Pool(Grid.load(GRID), other, tmp_path / "fails", start=play)
+    pool.run()
+    assert other.rows == []
+    [message] = pool.failed.values()
+    assert "exit code 3" in message
+
+
+def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
+    grid = Grid.load(GRID)
+    pool = Pool(grid, Results(tmp_path, None), tmp_path / "work")
+    job = running.Job("final", "tiny", "yarn", "cpt_long", "1M", {"recipe.stages.cpt.lr": 0.001})
+    typed = pool.command(job)
+    assert typed is not None
+    assert typed[1] == "src.train"
+    assert "budget=1M" in typed
+    assert "rope=yarn" in typed
+    folder = RunFolder.create(tmp_path / "work" / job.name, config=tiny_config, record={})
+    assert pool.command(job) == typed, "it has no checkpoint"
+    (folder.checkpoints / "step-3").mkdir(parents=True)
+    assert pool.command(job) == ["-m", "src.train", f"resume={folder.path}"]
+    folder.end("finished")
+    write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+    tested = pool.command(job)
+    assert tested is not None
+    assert tested[1:4] == ["src.evaluate", f"run={folder.path}", "stages=last"]
+    assert (folder.path / "validation" / "short.json").is_file(), "the test is kept apart"
+    write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+    assert pool.command(job) is None
+
+
+def test_intervals_are_paired_and_know_seeds() -> None:
+    items = [float(i % 2) for i in range(200)]
+    better = [max(score, float(i % 10 == 0)) for i, score in enumerate(items)]
+    one, other = Scored("one", ({"t": items},)), Scored("other", ({"t": better},))
+    value = mean(one, ["t"])
+    assert value.value == 0.5
+    assert 0.42 < value.low < 0.46 < 0.54 < value.high < 0.58, "1.96 * sqrt(0.25 / 200) = 0.069"
+    gain = difference(other, one, ["t"])
+    assert gain.value == pytest.approx(0.1)
+    assert gain.certain, "paired: 20 items better, none worse"
+    assert not difference(one, one, ["t"]).certain
+    assert relative(one, one, ["t"], ["t"]).low == 1.0
+    lucky = Scored("seeds", ({"t": items}, {"t": [1.0] * 200}, {"t": [0.0] * 200}))
+    wide = mean(lucky, ["t"])
+    assert wide.low < 0.2 < 0.8 < wide.high
+    assert str(value).startswith("50.0 [4")
+
+
+def test_regions_of_a_document(tmp_path: Path) -> None:
+    document = tmp_path / "page.md"
+    document.write_text(
+        "a\n<!-- study: x -->\nold\n<!-- end -->\nb\n<!-- study: y -->\n<!-- end -->\n"
+    )
+    text = tables.fill(document, {"x": ["| new |"]})
+    assert (
+        text == "a\n<!-- study: x -->\n| new |\n<!-- end -->\nb\n<!-- study: y -->\n<!-- end -->\n"
+    )
+
+
+def test_the_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--quick", "--plan", "--out", str(tmp_path)])
+    printed = capsys.readouterr().out
+    assert printed.splitlines()[0].startswith("tiny-linear-untrained-untrained-")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.thorough
+@pytest.mark.slow
+def test_the_machinery_on_a_cpu(tmp_path: Path) -> None:
+    """`make study QUICK=1`, with real processes: it needs the packages of the quickstart."""
+    command = [sys.executable, "-m", "benchmarks.study", "--quick", "--jobs", "2"]
+    command += ["--out", str(tmp_path / "results"), "--work", str(tmp_path / "work")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads((tmp_path / "results" / "runs.json").read_text())["rows"]
+    assert [row["phase"] for row in rows].count("final") == 2

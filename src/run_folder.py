@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -20,6 +21,8 @@ import yaml
 SCHEMA = 1
 # Locked by the process that runs the folder.
 LOCK = ".lock"
+# The key of a JSON file's own SHA-256.
+SEAL = "sha256"
 _PACKAGES = ("torch", "triton", "transformers", "deepspeed", "peft", "datasets", "tokenizers")
 _PACKAGES += ("numpy", "hydra-core", "omegaconf", "wandb", "lm_eval")
 
@@ -63,6 +66,32 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     write_whole(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with the SHA-256 of its content, so that `unsealed` notices a change."""
+    # As it will be read: keys are text, tuples are lists.
+    plain = json.loads(json.dumps(value, allow_nan=False))
+    plain.pop(SEAL, None)
+    write_json(path, plain | {SEAL: _seal(plain)})
+
+
+def unsealed(value: Any) -> dict[str, Any]:
+    """What `write_sealed` wrote, without the seal.
+
+    Raises:
+        ValueError: the content was changed since, or was never sealed.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    plain = {key: inner for key, inner in value.items() if key != SEAL}
+    if value.get(SEAL) != _seal(plain):
+        raise ValueError("its content and its SHA-256 differ")
+    return plain
+
+
+def _seal(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file atomically: it has its old content or its new one, even after a crash."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -72,8 +101,18 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+        sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's entries to the disk: a renamed file then keeps its name after a crash."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 class RunFolder:
@@ -120,7 +159,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         start = {"schema": SCHEMA, "state": "running", "error": None, "started_at": _now()}
         start |= {"updated_at": start["started_at"], "finished_at": None, "seconds": 0.0}
-        write_json(folder.record_file, {**start, "tokens": 0, "step": 0, "stages": [], **record})
+        write_sealed(folder.record_file, {**start, "tokens": 0, "step": 0, "stages": [], **record})
         # Written second: a start that is cut off in between still counts as one that starts anew.
         folder.config_file.write_text(
             yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
@@ -156,19 +195,24 @@ class RunFolder:
         return plain
 
     def record(self) -> dict[str, Any]:
-        """The contents of run.json.
+        """The contents of run.json, without its seal.
+
+        A change by hand is let through here; `src.training.checkpoint.restore_records` notices it.
 
         Raises:
             RunFolderError: it cannot be read.
         """
         try:
-            return json.loads(self.record_file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            content = json.loads(self.record_file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise RunFolderError(f"{self.record_file} cannot be read: {error}") from error
+        if not isinstance(content, dict):
+            raise RunFolderError(f"{self.record_file} holds no object")
+        return {key: value for key, value in content.items() if key != SEAL}
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
-        write_json(self.record_file, self.record() | {"updated_at": _now()} | values)
+        write_sealed(self.record_file, self.record() | {"updated_at": _now()} | values)
 
     def end(self, state: str, error: str | None = None) -> None:
         """Record how the run ended: finished, failed or interrupted."""

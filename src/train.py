@@ -38,20 +38,26 @@ def _check_sweep(settings: RunConfig) -> None:
         )
 
 
+def _resume(composed: DictConfig, world: launch.World | None) -> None:
+    """Go on with a run; only the number of ranks may differ from its config."""
+    given = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    ranks = [o for o in given if o.startswith(("launch=", "launch."))]
+    if others := [o for o in given if o not in ranks]:
+        raise ConfigError(
+            f"resume={composed.resume} goes on with the run's own config; drop {' '.join(others)}"
+        )
+    chosen = loading.load(RunConfig, composed).launch if ranks else None
+    from src.training import start
+
+    start.resume(Path(composed.resume), world, chosen)
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @command.job
 def _app(composed: DictConfig) -> None:
     world = launch.world_from_environment(os.environ)
     if composed.resume is not None:
-        others = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
-        if others:
-            raise ConfigError(
-                f"resume={composed.resume} goes on with the run's own config; "
-                f"drop {' '.join(others)}"
-            )
-        from src.training import start
-
-        start.resume(Path(composed.resume), world)
+        _resume(composed, world)
         return
     if (name := HydraConfig.get().runtime.choices.get("sweeps")) is not None:
         raise ConfigError(f"+sweeps={name} is many runs: add -m")

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from src.models.adapters import make_trainable
@@ -24,6 +23,7 @@ from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
 from src.training import start
 from src.training.engines import Engines
+from src.training.tensor_files import Part, SavedState, whole_parts
 
 
 class FakeTeacher:
@@ -95,15 +95,16 @@ class FakeStudent:
         """Nothing is frozen here."""
         return "0" * 64
 
-    def save(self, folder: Path) -> None:
-        """Gradient descent has no state."""
-        save_file(self.trained_parameters(), folder / "student.safetensors")
+    def state(self) -> list[Part]:
+        """Gradient descent has no state of its own."""
+        return whole_parts("weight", self.trained)
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+    def load(self, saved: SavedState) -> None:
+        """Read what `state` gave."""
         with torch.no_grad():
-            for name, value in load_file(folder / "student.safetensors").items():
-                self.trained[name].copy_(value)
+            for name, parameter in self.trained.items():
+                flat = saved.read("weight", name, 0, parameter.numel())
+                parameter.copy_(flat.view_as(parameter))
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,72 +1,316 @@
 """Save and resume training.
 
-A checkpoint holds the trained weights, the optimizer's state and the position of the run. Data and
+A checkpoint holds the trained weights and the optimizer's moments, a file a rank, copies of the
+run's records, and a manifest with the position of the run and the SHA-256 of every file. Data and
 random numbers are functions of the step, so they need no saving. A checkpoint is written under
-another name and renamed when it is whole, so a folder named step-N is complete.
+another name, flushed and renamed, so a folder named step-N was complete; the manifest shows whether
+it still is.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import yaml
 from torch import distributed
 
-from src.run_folder import RunFolder, whole_checkpoints, write_json
+from src.manifest import (
+    DamageError,
+    FileDigest,
+    digest_of,
+    read_manifest,
+    sync_file,
+    verify,
+    write_manifest,
+)
+from src.run_folder import (
+    RunFolder,
+    sync_folder,
+    unsealed,
+    whole_checkpoints,
+    write_whole,
+)
+from src.training.launch import LaunchError
+from src.training.tensor_files import SavedState, total_bytes, write
 
 if TYPE_CHECKING:
     from src.training.engines import StudentEngine
 
+_Made = TypeVar("_Made")
+# Settings that a user may change between two parts of a run: they do not decide what is trained.
+_FREE = ("run_dir", "resume", "launch", "checkpoint", "tracking", "eval", "tags", "profile")
+_FREE += ("allow_oversubscribe", "dry_run", "plan_for", "sweep", "sweep_resume")
+# Room for the manifest and the file system's own tables beside the files of a checkpoint.
+_SPARE = 2**20
+
 
 class CheckpointError(ValueError):
-    """A checkpoint from which no run can resume."""
+    """Checkpoints from which no run can resume."""
+
+
+class SaveError(LaunchError):
+    """A checkpoint that could not be written. The ones before it are whole."""
+
+
+class OtherSettingsError(DamageError):
+    """A checkpoint of other settings than the run folder's."""
 
 
 @dataclass(frozen=True)
 class Position:
-    """Steps finished in the run and in its current stage, and the number of ranks."""
+    """Steps finished in the run and in its current stage, tokens read, and the number of ranks."""
 
     step: int
     stage: str
     stage_step: int
+    tokens: int
     world_size: int
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint on the disk."""
+
+    path: Path
+    position: Position
+
+    def state(self) -> SavedState:
+        """Its weights and moments, of all ranks that wrote it."""
+        return SavedState(sorted(self.path.glob("rank-*.safetensors")))
+
+
 def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep: int) -> None:
-    """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it."""
-    target = folder.checkpoints / f"step-{position.step}"
-    partial = target.with_name(f"{target.name}.partial")
-    main = distributed.get_rank() == 0
-    if main:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    distributed.barrier()
-    student.save(partial)
-    distributed.barrier()
-    if main:
-        write_json(partial / "position.json", asdict(position))
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        for old in whole_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    distributed.barrier()
-
-
-def newest(folder: RunFolder) -> tuple[Path, Position] | None:
-    """The newest complete checkpoint, or None.
+    """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it.
 
     Raises:
-        CheckpointError: its position cannot be read.
+        SaveError: there is too little space, or a rank could not write. The partial folder is
+            removed.
     """
-    checkpoints = whole_checkpoints(folder)
-    if not checkpoints:
-        return None
-    last = checkpoints[-1]
-    file = last / "position.json"
+    target = folder.checkpoints / f"step-{position.step}"
+    partial = target.with_name(f"{target.name}.partial")
+    rank = distributed.get_rank()
+    parts = student.state()
+    sizes = _on_all(folder, lambda: total_bytes(parts))
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        _check_space(folder, target.name, sum(sizes))
+
+    def written() -> dict[str, FileDigest]:
+        name = f"rank-{rank:04d}.safetensors"
+        return {name: write(partial / name, parts)} if parts else {}
+
     try:
-        return last, Position(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, json.JSONDecodeError, TypeError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}; remove {last}") from error
+        _on_all(folder, begin if rank == 0 else _nothing)
+        files = {name: it for each in _on_all(folder, written) for name, it in each.items()}
+        finish = lambda: _finish(folder, partial, target, position, files, keep)  # noqa: E731
+        _on_all(folder, finish if rank == 0 else _nothing)
+    finally:
+        if rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _nothing() -> None:
+    """What the ranks do that write no records."""
+
+
+def _finish(
+    folder: RunFolder,
+    partial: Path,
+    target: Path,
+    position: Position,
+    files: Mapping[str, FileDigest],
+    keep: int,
+) -> None:
+    records: dict[str, FileDigest] = {}
+    for record in (folder.record_file, folder.config_file, folder.metrics_file):
+        copied = partial / record.name
+        shutil.copyfile(record, copied)
+        sync_file(copied)
+        records[record.name] = digest_of(copied)
+    facts = {"position": asdict(position), "config_sha256": config_sha256(folder.config())}
+    write_manifest(partial, {**files, **records}, **facts)
+    sync_folder(partial)
+    shutil.rmtree(target, ignore_errors=True)
+    partial.rename(target)
+    sync_folder(target.parent)
+    for old in whole_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old)
+
+
+def _on_all(folder: RunFolder, work: Callable[[], _Made]) -> list[_Made]:
+    """Each rank's result. If the work fails on one rank it fails on all, so that none waits."""
+    made: Any = None
+    failure: OSError | None = None
+    try:
+        made = work()
+    except OSError as error:
+        failure = error
+    answers: list[Any] = [(made, failure and str(failure))]
+    if distributed.get_world_size() > 1:
+        answers = [None] * distributed.get_world_size()
+        distributed.all_gather_object(answers, (made, failure and str(failure)))
+    for rank, (_, why) in enumerate(answers):
+        if why is not None:
+            raise SaveError(
+                f"a checkpoint in {folder.checkpoints} cannot be written (rank {rank}: {why}); "
+                f"the ones before it are whole: mend this, then go on with resume={folder.path}"
+            ) from failure
+    return [made for made, _ in answers]
+
+
+def _check_space(folder: RunFolder, name: str, needed: int) -> None:
+    if folder.metrics_file.is_file():
+        needed += folder.metrics_file.stat().st_size
+    free = shutil.disk_usage(folder.checkpoints).free
+    if free < needed + _SPARE:
+        raise OSError(
+            f"{name} needs {needed / 1e9:.3f} GB, and {free / 1e9:.3f} GB are free; free some, or "
+            "keep fewer checkpoints (checkpoint.keep in config.yaml)"
+        )
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Hash of the settings that decide what is trained."""
+    decisive = {key: value for key, value in config.items() if key not in _FREE}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def newest(folder: RunFolder) -> Checkpoint | None:
+    """The newest checkpoint by its manifest; its files are those that `verified` has read.
+
+    Raises:
+        DamageError: its manifest has been damaged since.
+    """
+    found = whole_checkpoints(folder)
+    return _read(found[-1], read_manifest(found[-1])) if found else None
+
+
+def verified(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and what was wrong with newer ones.
+
+    Every file of a checkpoint is read and hashed. A damaged one is renamed to `step-N.damaged`.
+
+    Raises:
+        CheckpointError: all that are whole are of other settings than config.yaml has, or the only
+            ones were written by an earlier version.
+    """
+    skipped: list[tuple[Path, DamageError]] = []
+    chosen = None
+    for path in reversed(whole_checkpoints(folder)):
+        try:
+            chosen = _verified(folder, path)
+            break
+        except DamageError as error:
+            skipped.append((path, error))
+    if chosen is None:
+        _refuse_others(folder, skipped)
+    for path, _ in skipped:
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+    return chosen, [f"skipped checkpoints/{path.name}: {error}" for path, error in skipped]
+
+
+def _verified(folder: RunFolder, path: Path) -> Checkpoint:
+    content = verify(path)
+    found = _read(path, content)
+    config = folder.config()
+    if content["config_sha256"] != config_sha256(config):
+        raise OtherSettingsError(f"it was written with other settings than {folder.config_file}")
+    stages = list(config["recipe"]["stages"])
+    if before := stages[: stages.index(found.position.stage)]:
+        try:
+            verify(folder.export(before[-1]))
+        except DamageError as error:
+            raise DamageError(f"its stage began with export-{before[-1]}, where {error}") from error
+    return found
+
+
+def _read(path: Path, content: Mapping[str, Any]) -> Checkpoint:
+    position = Position(**content["position"])
+    if path.name != f"step-{position.step}":
+        raise DamageError(f"it holds step {position.step}")
+    return Checkpoint(path, position)
+
+
+def _refuse_others(folder: RunFolder, skipped: list[tuple[Path, DamageError]]) -> None:
+    for path, error in skipped:
+        if isinstance(error, OtherSettingsError):
+            raise CheckpointError(
+                f"config.yaml: {path} was written with other settings; put the copy "
+                f"{path / folder.config_file.name} back, or start a new run with another run_dir"
+            ) from error
+        if (path / "position.json").is_file():
+            commit = folder.record().get("git_commit")
+            raise CheckpointError(
+                f"{path} was written by an earlier version, whose files this one does not read: go "
+                f"on with the code of commit {commit}, or start a new run with another run_dir"
+            ) from error
+
+
+def restore_records(folder: RunFolder) -> list[str]:
+    """Replace a damaged run.json or config.yaml by the newest whole checkpoint's copy.
+
+    Returns:
+        what was damaged, and where the copy came from.
+    """
+    faults = {
+        folder.record_file: _fault(folder.record_file, lambda text: unsealed(json.loads(text))),
+        folder.config_file: _fault(folder.config_file, yaml.safe_load),
+    }
+    said: list[str] = []
+    for path in reversed(whole_checkpoints(folder)):
+        if not any(faults.values()):
+            break
+        try:
+            position = _read(path, verify(path)).position
+        except DamageError:
+            continue  # `verified` says so
+        for file, fault in faults.items():
+            if fault is not None:
+                write_whole(file, (path / file.name).read_bytes())
+                said.append(f"{file.name} {fault}: took the copy of {path.name}")
+        if faults[folder.record_file] is not None:
+            folder.update(step=position.step, tokens=position.tokens)
+        return said
+    left = [
+        f"{file.name} {fault}, and no checkpoint has a copy"
+        for file, fault in faults.items()
+        if fault
+    ]
+    return said + left
+
+
+def _fault(file: Path, read: Callable[[str], Any]) -> str | None:
+    """What is wrong with a record, None if nothing is."""
+    try:
+        content = read(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return "is missing"
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        return f"is damaged ({str(error).splitlines()[0]})"
+    return None if isinstance(content, dict) else "holds no mapping"
+
+
+def restore_metrics(folder: RunFolder, checkpoint: Checkpoint) -> str | None:
+    """Give metrics.jsonl the lines that it had at a checkpoint; returns what was wrong with them.
+
+    Lines of later steps are dropped, as these are trained again.
+    """
+    kept = (checkpoint.path / folder.metrics_file.name).read_bytes()
+    found = folder.metrics_file.read_bytes() if folder.metrics_file.is_file() else b""
+    if found != kept:
+        write_whole(folder.metrics_file, kept)
+    if not found.startswith(kept):
+        return f"metrics.jsonl was damaged: took the copy of {checkpoint.path.name}"
+    if found and not found.endswith(b"\n"):
+        return "metrics.jsonl: dropped its last line, which was cut off"
+    return None

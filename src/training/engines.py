@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.passes.student import Teach
+from src.training.tensor_files import Part, SavedState
 
 
 class TeacherEngine(Protocol):
@@ -36,8 +36,8 @@ class StudentEngine(Protocol):
     def step(self, lr: float) -> Tensor | float: ...
     def trained_parameters(self) -> dict[str, Tensor]: ...
     def frozen_sha256(self) -> str: ...
-    def save(self, folder: Path) -> None: ...
-    def load(self, folder: Path) -> None: ...
+    def state(self) -> list[Part]: ...
+    def load(self, saved: SavedState) -> None: ...
     def close(self) -> None: ...
 
 

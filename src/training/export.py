@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from src.manifest import seal_folder
 from src.models.adapters import AnyParameters, load_trained, make_trainable, merged
 from src.models.exporting.legacy import add_legacy_keys
 from src.models.exporting.whole import check_whole
 from src.models.hf_config import scaled_config, served_length
 from src.models.loading import load_model, load_tokenizer
+from src.run_folder import sync_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -87,6 +89,7 @@ def write_model(
         add_legacy_keys(partial)
         (partial / "README.md").write_text(card, encoding="utf-8")
         check_whole(partial)
+        seal_folder(partial)
 
 
 @contextmanager
@@ -98,5 +101,6 @@ def _replacing(target: Path) -> Iterator[Path]:
         yield partial
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
+        sync_folder(target.parent)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -26,7 +27,7 @@ from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, stage
-from src.training.checkpoint import Position
+from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
 from src.training.export import export
 from src.training.launch import World
@@ -175,15 +176,11 @@ class _Run:
 
     def train(self) -> None:
         """Train all unfinished stages."""
-        resumed = checkpoint.newest(self.folder)
+        resumed = self._resumed()
         first, start = 0, 0
-        if resumed:
-            _, position = resumed
-            first, start = self.names.index(position.stage), position.stage_step
-            if self.world.is_main:
-                self.folder.forget_metrics_after(position.step)
-        elif self.world.is_main:
-            self.folder.forget_metrics_after(0)
+        if resumed is not None:
+            first = self.names.index(resumed.position.stage)
+            start = resumed.position.stage_step
         key = self.folder.record()["corpus"]
         data = prepare_data(self.config, key=key)
         if data.corpus.key != key:
@@ -192,10 +189,22 @@ class _Run:
                 f"{data.corpus.key[:12]}, not {key[:12]}): copy them, or share their folder"
             )
         for index in range(first, len(self.names)):
-            here = resumed[0] if resumed and index == first else None
+            here = resumed if index == first else None
             self._train_stage(index, data, start if index == first else 0, here)
 
-    def _train_stage(self, index: int, data: Data, start: int, resumed: Path | None) -> None:
+    def _resumed(self) -> Checkpoint | None:
+        """The checkpoint to go on from: rank 0's choice. It drops metrics of steps after it."""
+        chosen: list[Checkpoint | None] = [None]
+        if self.world.is_main:
+            chosen[0] = checkpoint.newest(self.folder)
+            if chosen[0] is None:
+                self.folder.forget_metrics_after(0)
+            elif (said := checkpoint.restore_metrics(self.folder, chosen[0])) is not None:
+                print(said, file=sys.stderr)
+        distributed.broadcast_object_list(chosen, src=0)
+        return chosen[0]
+
+    def _train_stage(self, index: int, data: Data, start: int, resumed: Checkpoint | None) -> None:
         config, name = self.config, self.names[index]
         weights = self.folder.export(self.names[index - 1]) if index else None
         building = time.perf_counter()
@@ -208,7 +217,8 @@ class _Run:
         verified = engines.has_teacher and config.engine.teacher.verify_frozen
         sha256 = engines.teacher_sha256() if verified else None
         if resumed is not None:
-            engines.student.load(resumed)
+            with resumed.state() as saved:
+                engines.student.load(saved)
         training = time.perf_counter()
         stage.stage_run(config, planned, engines, data.blocks[name], self.world).train(
             start,
@@ -300,7 +310,7 @@ class _Run:
             counters = {"tokens": tokens, "flops": self._flops(name, record.tokens)}
             self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
         if self._saves_after(name, record.step):
-            position = Position(step, name, record.step, self.world.size)
+            position = Position(step, name, record.step, tokens, self.world.size)
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
             if self.world.is_main:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))

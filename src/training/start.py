@@ -35,10 +35,10 @@ from src.run_folder import (
     versions,
 )
 from src.settings import strict
-from src.settings.config import RunConfig
+from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import checkpoint, launch, run
-from src.training.checkpoint import CheckpointError
+from src.training.checkpoint import Checkpoint
 from src.training.launch import World
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,45 +73,65 @@ def train(settings: RunConfig, world: World | None) -> Path:
     return path
 
 
-def resume(run_dir: Path, world: World | None) -> None:
-    """Go on with a run from its newest complete checkpoint, with its own config.
+def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None) -> None:
+    """Go on with a run from its newest whole checkpoint, with its own config.
+
+    Every file is verified first. What is damaged is said and left out.
+
+    Args:
+        run_dir: the run's folder.
+        world: this process's rank where a launcher started it, None otherwise.
+        ranks: how many go on, if not as many as the run's config says.
 
     Raises:
         RunFolderError: the folder is not a run's folder.
-        CheckpointError: another number of ranks wrote the checkpoint, or it cannot be read.
+        CheckpointError: the checkpoints are of other settings, or of an earlier version.
         ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
+    restored = checkpoint.restore_records(RunFolder(run_dir))
     folder = RunFolder.open(run_dir)
     settings = strict.load_plain(RunConfig, folder.config())
-    state = folder.record()["state"]
-    if state == "finished":
+    if ranks is not None:
+        settings = replace(settings, launch=ranks)
+    if folder.record()["state"] == "finished":
         print(f"{run_dir} is finished; nothing is left to do")
         return
     if settings.launch.by != "local":
         check_launch(settings.launch, world.size if world else None, dry_run=False)
-    newest = checkpoint.newest(folder)
     size = world.size if world else settings.launch.nproc
-    if newest and newest[1].world_size != size:
-        raise CheckpointError(
-            f"{newest[0]} was written by {newest[1].world_size} ranks and cannot be read by "
-            f"{size}: resume with the same number"
-        )
-    where = f"step {newest[1].step}" if newest else "the start: it has no whole checkpoint"
     with ExitStack() as held:
         if world is None or world.is_main:
             held.enter_context(_held(run_dir))
-            print(f"resuming {run_dir} from {where}", file=sys.stderr)
+            chosen, skipped = checkpoint.verified(folder)
+            for said in (*restored, *skipped, _going_on(folder, chosen, size)):
+                print(said, file=sys.stderr)
             data = _preflight(settings)
             if data.fingerprints() != folder.record()["data_fingerprint"]:
                 raise ConfigError(
                     f"data: the texts or the tokenizer are no longer those that {run_dir} began "
                     "with: restore them, or start a new run"
                 )
-            folder.update(state="running", error=None, finished_at=None, corpus=data.corpus.key)
+            folder.update(
+                state="running",
+                error=None,
+                finished_at=None,
+                corpus=data.corpus.key,
+                world_size=size,
+            )
         if world is None:
             _run_here(settings, folder)
         else:
             run.execute(settings, folder, world)
+
+
+def _going_on(folder: RunFolder, chosen: Checkpoint | None, size: int) -> str:
+    if chosen is None:
+        return f"resuming {folder.path} from the start: it has no whole checkpoint"
+    position = chosen.position
+    ranks = ""
+    if position.world_size != size:
+        ranks = f", on {size} ranks instead of {position.world_size}"
+    return f"resuming {folder.path} from step {position.step}{ranks}"
 
 
 @contextmanager

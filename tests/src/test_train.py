@@ -25,9 +25,8 @@ from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import start
-from src.training.checkpoint import CheckpointError
-from src.training.launch import World
-from tests.conftest import ROOT, kill_when, losses
+from src.training.checkpoint import Checkpoint, CheckpointError, Position
+from tests.conftest import ROOT, cut_after, kill_when, losses
 
 Train = Callable[..., Path]
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
@@ -92,15 +91,14 @@ def test_runs_of_other_families_train_and_export(train_tiny: Train, model: str) 
 def test_teacher_is_unchanged_and_in_no_checkpoint(baseline: Path) -> None:
     hashes = json.loads((baseline / "run.json").read_text())["teacher_sha256"]
     assert hashes["before"] == hashes["after"]
-    state = torch.load(
-        baseline / "checkpoints" / "step-4" / "engine" / "mp_rank_00_model_states.pt",
-        weights_only=False,
-    )
-    assert state["module"], "adapters are saved"
-    assert all("lora_" in name for name in state["module"])
-    trained = sum(value.numel() for value in state["module"].values())
-    moments = state["optimizer"]["state"].values()
-    assert sum(s["exp_avg"].numel() for s in moments) == trained
+    with Checkpoint(
+        baseline / "checkpoints" / "step-4", Position(4, "ard", 4, 1024, 1)
+    ).state() as s:
+        names = s.names() - {""}
+    assert names, "adapters are saved"
+    assert all("lora_" in name for name in names), "and nothing that is frozen"
+    saved = (baseline / "checkpoints" / "step-4" / "rank-0000.safetensors").stat().st_size
+    assert saved < 3 * 4 * 1280 + 8192, "weights and two moments of 1,280 trained numbers"
 
 
 def test_export_loads_generates_and_carries_the_scaling(baseline: Path) -> None:
@@ -452,20 +450,36 @@ def test_resume_takes_no_other_settings(baseline: Path, run_here: RunHere) -> No
     assert "goes on with the run's own config; drop seed=1" in refused.stderr
 
 
-def test_resume_on_other_ranks_is_refused(baseline: Path, tmp_path: Path) -> None:
-    folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
-    folder.update(state="interrupted")
-    with pytest.raises(CheckpointError, match=r"step-6 was written by 1 ranks .* read by 2"):
-        start.resume(folder.path, World(rank=0, local_rank=0, size=2))
-    assert folder.record()["state"] == "interrupted"
+def test_a_checkpoint_that_cannot_be_read_is_skipped_and_named(
+    baseline: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    folder = cut_after(baseline, "step-4", tmp_path / "run")
+    shutil.copytree(folder / "checkpoints" / "step-4", folder / "checkpoints" / "step-6")
+    done = run_here("src.train", f"resume={folder}")
+    assert done.returncode == 0, done.stderr
+    assert "skipped checkpoints/step-6: it holds step 4" in done.stderr
+    assert "run.json is damaged" in done.stderr
+    assert f"resuming {folder} from step 4" in done.stderr
+    assert losses(folder) == losses(baseline)
 
 
-def test_a_checkpoint_that_cannot_be_read_is_named(baseline: Path, tmp_path: Path) -> None:
-    folder = RunFolder(shutil.copytree(baseline, tmp_path / "run"))
-    folder.update(state="interrupted")
-    (folder.checkpoints / "step-6" / "position.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"step-6/position\.json cannot be read: .*; remove"):
-        start.resume(folder.path, None)
+def test_the_files_of_an_earlier_version_are_named(baseline: Path, tmp_path: Path) -> None:
+    folder = cut_after(baseline, "step-4", tmp_path / "run")
+    (folder / "checkpoints" / "step-4" / "manifest.json").rename(
+        folder / "checkpoints" / "step-4" / "position.json"
+    )
+    with pytest.raises(CheckpointError, match=r"step-4 was written by an earlier version.* commit"):
+        start.resume(folder, None)
+
+
+def test_checkpoints_of_other_settings_are_refused(baseline: Path, tmp_path: Path) -> None:
+    folder = cut_after(baseline, "step-4", tmp_path / "run")
+    config = (folder / "config.yaml").read_text()
+    (folder / "config.yaml").write_text(config.replace("seed: 3", "seed: 4"))
+    with pytest.raises(
+        CheckpointError, match=r"config\.yaml: .*step-4 was written with other sett"
+    ):
+        start.resume(folder, None)
 
 
 @pytest.mark.parametrize(

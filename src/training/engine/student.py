@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +18,8 @@ from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
 from src.training.engine.clipping import DeviceClipping
 from src.training.engine.preparation import prepare, teacher_head
+from src.training.engine.state import OptimizerState
+from src.training.tensor_files import Part, SavedState
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -84,6 +85,7 @@ class Student:
             optimizer=adamw,
             config=_config(network, config, optim, accumulation, device),
         )
+        self._state = OptimizerState(self.network, self._engine, adamw)
         self._full_gradients = settings.zero_stage == 0 and dtype_of(config.dtype) == torch.float32
 
     @property
@@ -152,28 +154,22 @@ class Student:
         named = self.network.named_parameters()
         return zero.sha256((name, p) for name, p in named if not p.requires_grad)
 
-    def save(self, folder: Path) -> None:
-        """Write the trained weights and the optimizer's state; a collective call."""
-        self._engine.save_checkpoint(
-            str(folder), tag="engine", save_latest=False, exclude_frozen_parameters=True
-        )
+    def state(self) -> list[Part]:
+        """This rank's part of the trained weights, in float32, and of the optimizer's moments."""
+        return self._state.parts()
 
-    def load(self, folder: Path) -> None:
-        """Read what `save` wrote on the same number of ranks; a collective call.
+    def load(self, saved: SavedState) -> None:
+        """Take over what `state` gave on any number of ranks; a collective call under ZeRO-3.
 
         Raises:
-            RuntimeError: the folder does not hold a checkpoint of this engine.
+            KeyError: the files do not hold the state of this network.
         """
-        path, _ = self._engine.load_checkpoint(
-            str(folder), tag="engine", load_module_strict=False, load_lr_scheduler_states=False
-        )
-        if path is None:
-            raise RuntimeError(f"{folder} holds no checkpoint of this engine")
+        self._state.load(saved)
 
     def close(self) -> None:
         """Free the engine."""
         self._engine.destroy()
-        del self._engine, self._optimizer
+        del self._engine, self._optimizer, self._state
         zero.release_memory()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import benchmarks.study
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--grid", type=Path, help="YAML file; default: grid.yaml beside the code")
     made.add_argument("--out", type=Path, help="folder of the results")
     made.add_argument("--work", type=Path, help="folder of the runs")
+    made.add_argument("--methods", help="only these, separated by commas")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time on the GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
@@ -39,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     name = "quick" if given.quick else "study"
     grid = Grid.load(given.grid or HERE / ("quick.yaml" if given.quick else "grid.yaml"))
+    if given.methods:
+        grid = replace(
+            grid, methods={name: grid.methods[name] for name in given.methods.split(",")}
+        )
     results = Results(
         given.out or (ROOT / "outputs" / name / "results" if given.quick else RESULTS),
         commit_of(given.commit),

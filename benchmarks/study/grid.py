@@ -131,9 +131,15 @@ class Job:
 
     @property
     def name(self) -> str:
-        """The name of its folder."""
-        digest = hashlib.sha256(json.dumps(self.about, sort_keys=True).encode()).hexdigest()
-        return "-".join([self.model, self.scaling, self.method, self.phase, digest[:8]])
+        """Its name in messages and results."""
+        return f"{self.run}-{self.phase}"
+
+    @property
+    def run(self) -> str:
+        """The name of its folder: phases that train the same share it."""
+        trained = {k: v for k, v in self.about.items() if k != "phase"}
+        digest = hashlib.sha256(json.dumps(trained, sort_keys=True).encode()).hexdigest()
+        return "-".join([self.model, self.scaling, self.method, digest[:8]])
 
     @property
     def cell(self) -> tuple[str, str, str]:

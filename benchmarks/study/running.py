@@ -136,14 +136,14 @@ class Pool:
 
         A run that was cut off is resumed.
         """
-        model, folder = self.grid.models[job.model], RunFolder(self.work / job.name)
+        model, folder = self.grid.models[job.model], RunFolder(self.work / job.run)
         scaling = self.grid.scalings[job.scaling]
         if job.phase == "untrained":
             if scores.evaluated(folder.evals, "native"):
                 return None
             asked = [*model.settings, *scaling, "eval=validation", *model.validation]
             return ["-m", "src.evaluate", *asked, f"out={folder.evals}"]
-        if not _trained(folder):
+        if not _trained(folder) or self._lost(job, folder):
             if whole_checkpoints(folder):
                 return ["-m", "src.train", f"resume={folder.path}"]
             # Later ones win: an experiment names a scaling.
@@ -163,12 +163,20 @@ class Pool:
             return None
         return ["-m", "src.evaluate", f"run={folder.path}", "stages=last", "eval=test", *model.test]
 
+    @staticmethod
+    def _lost(job: Job, folder: RunFolder) -> bool:
+        """Whether a model that is still to be tested is gone; its folder is removed then."""
+        gone = job.phase == "final" and not folder.export().is_dir()
+        if gone:
+            shutil.rmtree(folder.path)
+        return gone
+
     def _log(self, job: Job) -> Path:
         return self.work / "logs" / f"{job.name}.log"
 
     def _ended(self, ran: Running) -> None:
         self._running.remove(ran)
-        code, folder = ran.process.returncode, RunFolder(self.work / ran.job.name)
+        code, folder = ran.process.returncode, RunFolder(self.work / ran.job.run)
         if _diverged(folder):
             self._finished(ran.job, time.monotonic() - ran.began)
             return
@@ -183,11 +191,12 @@ class Pool:
             self._finished(ran.job, time.monotonic() - ran.began)
 
     def _finished(self, job: Job, seconds: float) -> None:
-        folder = RunFolder(self.work / job.name)
+        folder = RunFolder(self.work / job.run)
         row, items = row_of(job, folder)
         self.results.add(row, items)
-        # The model can be trained again from its row.
-        for bulk in (folder.checkpoints, *folder.path.glob("export*")):
+        # The best of the whole runs are tested later; a model can be trained again from its row.
+        kept = {folder.export()} if job.phase == "whole" else set()
+        for bulk in {folder.checkpoints, *folder.path.glob("export*")} - kept:
             shutil.rmtree(bulk, ignore_errors=True)
         value = "evaluated"
         if job.phase != "untrained":

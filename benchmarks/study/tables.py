@@ -179,7 +179,7 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _final_name(row: Row) -> str:
-    return next(name for name in row["test"] if "-final-" in name)
+    return next(name for name in row["test"] if name.endswith("-final"))
 
 
 def _items(folder: Path, name: str) -> Items:

@@ -94,6 +94,7 @@ class Play:
             run.end("failed", "FloatingPointError: loss is nan")
             return Ended(1)
         write_results(run.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+        run.export().mkdir()
         run.end("finished")
         return Ended(self.code)
 
@@ -120,6 +121,8 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
         assert row["commit"] == "abc"
         assert row["device"]
         assert ("config_hash" in row) == (row["phase"] != "untrained")
+    trained = [command for command in play.commands if command[1] == "src.train"]
+    assert len(trained) == 4, "the first seed's final is the whole run"
     tested = [command for command in play.commands if "eval=test" in command]
     assert len(tested) == 2, "the finalists alone"
     assert all("eval=validation" not in command for command in tested)
@@ -182,6 +185,7 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     (folder.checkpoints / "step-3").mkdir(parents=True)
     assert pool.command(job) == ["-m", "src.train", f"resume={folder.path}"]
     folder.end("finished")
+    folder.export().mkdir()
     write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
     tested = pool.command(job)
     assert tested is not None
@@ -189,6 +193,8 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert (folder.path / "validation" / "short.json").is_file(), "the test is kept apart"
     write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
     assert pool.command(job) is None
+    folder.export().rmdir()
+    assert pool.command(job) == typed, "a model that is gone is trained again"
 
 
 def test_intervals_are_paired_and_know_seeds() -> None:

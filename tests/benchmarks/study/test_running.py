@@ -180,7 +180,7 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert typed[1] == "src.train"
     assert "budget=1M" in typed
     assert "rope=yarn" in typed
-    folder = RunFolder.create(tmp_path / "work" / job.name, config=tiny_config, record={})
+    folder = RunFolder.create(tmp_path / "work" / job.run, config=tiny_config, record={})
     assert pool.command(job) == typed, "it has no checkpoint"
     (folder.checkpoints / "step-3").mkdir(parents=True)
     assert pool.command(job) == ["-m", "src.train", f"resume={folder.path}"]

@@ -7,6 +7,8 @@ python -m src.evaluate model=smollm2_135m eval=short limit=100
 
 from __future__ import annotations
 
+import sys
+
 import hydra
 from omegaconf import DictConfig
 from rich.console import Console
@@ -36,9 +38,16 @@ def _app(composed: DictConfig) -> None:
     evaluate(loading.load(EvaluateConfig, composed))
 
 
+@command.job
+def _typed(arguments: list[str]) -> None:
+    # Hydra reads the command line itself.
+    sys.argv[1:] = loading.completed(arguments)
+    _app()
+
+
 def main() -> None:
     """Entry point."""
-    command.run(_app, EvaluateConfig)
+    command.run(lambda: _typed(sys.argv[1:]), EvaluateConfig)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,8 @@ def _app(composed: DictConfig) -> None:
 @command.job
 def _typed(arguments: list[str]) -> None:
     composition.register()
+    # Hydra reads the command line itself.
+    sys.argv[1:] = arguments = loading.completed(arguments)
     overrides = composition.wanted(arguments)
     if overrides is None:
         _app()

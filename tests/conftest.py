@@ -117,7 +117,8 @@ def compose_plain() -> Callable[..., dict]:
     @functools.cache
     def once(name: str, *overrides: str) -> dict:
         with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            return loading.to_plain(compose(name, overrides=list(overrides)))
+            composed = compose(name, overrides=loading.completed(overrides))
+            return loading.to_plain(composed)
 
     def composed(*overrides: str, name: str = "train") -> dict:
         GlobalHydra.instance().clear()

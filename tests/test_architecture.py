@@ -219,9 +219,18 @@ def test_nothing_is_unpickled_and_no_remote_code_is_run(name: str) -> None:
         assert dotted(node) != "torch.load", f"{module.path}:{node.lineno}"  # type: ignore[attr-defined]
         if isinstance(node, ast.keyword):
             where = f"{module.path}:{node.value.lineno}"
-            assert node.arg != "trust_remote_code", where
-            if node.arg == "allow_pickle":
+            if node.arg in ("allow_pickle", "trust_remote_code"):
                 assert ast.literal_eval(node.value) is False, where
+        if isinstance(node, ast.Call) and any(map(loads_by_name, [node.func, *node.args])):
+            # Without it transformers would ask on the terminal.
+            given = {keyword.arg for keyword in node.keywords}
+            assert "trust_remote_code" in given, f"{module.path}:{node.lineno}"
+
+
+def loads_by_name(node: ast.AST) -> bool:
+    """Whether an expression is a loader of transformers that may find code in a folder."""
+    called = dotted(node)
+    return called.startswith("Auto") and called.endswith((".from_pretrained", ".from_config"))
 
 
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")

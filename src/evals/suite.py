@@ -103,7 +103,7 @@ class Candidate:
         """SHA-256 of its generation_config.json, which says what ends its answers, or None."""
         if self.weights is None and self.model.random_weights:
             return None
-        file = (self.weights or local_folder(self.model)) / "generation_config.json"
+        file = (self.weights or local_folder(self.model.source)) / "generation_config.json"
         return content_digest(file) if file.is_file() else None
 
     def _weights_digest(self) -> str:
@@ -120,7 +120,7 @@ class Candidate:
         """
         if self.weights is None and self.model.random_weights:
             return []
-        folder = self.weights or local_folder(self.model)
+        folder = self.weights or local_folder(self.model.source)
         files = sorted(folder.glob("*.safetensors"))
         if not files:
             raise EvaluationError(

@@ -70,7 +70,7 @@ def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     if network.get_decoder() is network:
         raise ModelError(
             f"model {model.name}: {type(network).__name__} does not say which of its parts is the "

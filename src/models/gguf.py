@@ -27,13 +27,19 @@ def converted_package(asset: str) -> Path:
         if target.is_dir():
             return target
         partial = target.with_name(f"{asset}.partial")
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
         dequantized = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
         )
         # A model loaded from GGUF cannot be saved; a plain model with its weights can.
-        config = AutoConfig.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        config = AutoConfig.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, trust_remote_code=False
+        )
+        network = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, trust_remote_code=False
+        )
         network.load_state_dict(dequantized.state_dict())
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)

@@ -10,7 +10,7 @@ from src.models.facts import ModelFacts
 from src.models.families import FAMILIES, family_of
 from src.models.rope import RopeScaling
 from src.models.shapes import FULL, SLIDING, facts_of, shape_of
-from src.models.sources import location, reported
+from src.models.sources import label_of, read_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -22,19 +22,15 @@ def native_config(model: ModelConfig) -> PretrainedConfig:
     Raises:
         ModelError: its sizes differ from `model.shape`, or its native RoPE is already scaled.
     """
-    from transformers import AutoConfig
-
     if model.random_weights:
         return _config_from_shape(model)
-    place, options = location(model)
-    with reported(model):
-        config = AutoConfig.from_pretrained(place, **options)
+    config = read_config(model.source)
     check_family(model, config)
     check_rope(model, config)
     if model.family not in FAMILIES:
         check_layers(model, config)
     if model.shape is not None:
-        check_shape(model, config, place)
+        check_shape(model, config, label_of(model.source))
     return config
 
 
@@ -157,7 +153,7 @@ def _linear_layers(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config)
+        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     return {
         name.rpartition(".")[2]: (module.in_features, module.out_features)
         for name, module in network.named_modules()

@@ -71,7 +71,7 @@ def load_model(
         "dtype": dtype,
         "attn_implementation": attention_name(model.attention) if capture else model.attention,
     }
-    make = partial(AutoModelForCausalLM.from_config, **settings)
+    make = partial(AutoModelForCausalLM.from_config, trust_remote_code=False, **settings)
     if weights is None and model.random_weights:
         network = _drawn(model, make, random_on, sharding)
     elif sharding is not None and model.family in FAMILIES:
@@ -112,7 +112,7 @@ def _read_by_weight(
 
     try:
         with torch.random.fork_rng(devices=[]):
-            return assembly.read(make, weights or local_folder(model), dtype, sharding)
+            return assembly.read(make, weights or local_folder(model.source), dtype, sharding)
     except assembly.WeightsError as error:
         raise ModelError(f"model {model.name} cannot be loaded: {error}") from error
 
@@ -123,10 +123,14 @@ def _read_whole(
     """A model read by transformers, all of its weights at once."""
     from transformers import AutoModelForCausalLM
 
-    place, options = (str(weights), {"local_files_only": True}) if weights else location(model)
-    with reported(model):
+    options: dict[str, Any] = {"local_files_only": True}
+    place = str(weights)
+    if weights is None:
+        place, options = location(model.source)
+    with reported(model.source):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place,
+            trust_remote_code=False,
             use_safetensors=True,
             # Weights that do not fit are then listed, and refused below.
             ignore_mismatched_sizes=True,
@@ -149,9 +153,9 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
 
     if model.random_weights:
         return byte_tokenizer()
-    place, options = location(model)
-    with reported(model):
-        return AutoTokenizer.from_pretrained(place, **options)
+    place, options = location(model.source)
+    with reported(model.source):
+        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
 
 
 def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:

@@ -322,7 +322,7 @@ def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
 
 def _composed(job: Job) -> Job:
     try:
-        composed = compose("train", overrides=list(job.overrides))
+        composed = compose("train", overrides=loading.completed(job.overrides))
         swept = tuple(_resolved(line, composed) for line in job.swept)
         return replace(job, swept=swept, settings=loading.load(RunConfig, composed))
     except ConfigError as error:
@@ -344,7 +344,9 @@ def _resolved(line: str, composed: DictConfig) -> str:
 def _launcher(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
     """`hydra.launcher`; it may refer to the settings of the first job that can run."""
     first = next((list(job.overrides) for job in jobs if job.settings is not None), [])
-    composed = compose("train", overrides=[*first, *overrides], return_hydra_config=True)
+    composed = compose(
+        "train", overrides=loading.completed([*first, *overrides]), return_hydra_config=True
+    )
     plain = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

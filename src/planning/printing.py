@@ -8,7 +8,9 @@ from rich.console import Console
 from rich.table import Table
 
 from src.models.config import native_rope
-from src.models.hf_config import planned_facts, resolved_shape
+from src.models.hf_config import native_config, planned_facts, resolved_shape
+from src.models.own import judged_window
+from src.models.sources import label_of
 from src.planning.advice import misfit
 from src.planning.devices import ACCELERATORS, gib
 from src.planning.plan import Plan
@@ -87,6 +89,8 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
     if (parts := config.engine.sequence_parallel) > 1:
         readers = plan.world_size // parts
         yield f"each block is shared by {parts} ranks; {readers} such groups read blocks"
+    if config.model.shape is None:
+        yield _window(config)
     for note in _unscaled(config):
         yield f"[yellow]{note}[/yellow]"
     for stage in plan.stages:
@@ -100,6 +104,18 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
                 f"{stage.name}: {stage.micro_batch} {blocks} at once, CUDA graphs {graphs}, fused "
                 f"kernels {fused}"
             )
+
+
+def _window(config: RunConfig) -> str:
+    """Where the native window of a model without a stated shape comes from."""
+    window, (stated, key) = config.model.native_window, judged_window(native_config(config.model))
+    source = f"model: {label_of(config.model.source)}, family {config.model.family}; native window"
+    if window == stated:
+        return (
+            f"{source} {window:,} tokens, which is {key} in its config.json; if it was trained at "
+            "another length, set model.native_window"
+        )
+    return f"{source} {window:,} tokens, as set; {key} in its config.json is {stated:,}"
 
 
 def _unscaled(config: RunConfig) -> Iterator[str]:

@@ -5,23 +5,69 @@ Nothing below this module sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import math
 import operator
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from src.models import own
+from src.models.config import ModelError
 from src.settings.strict import ConfigError, T, load_plain
+
+
+def _block(limit: int, tokens: int) -> int:
+    """The largest power of two that neither number is below: blocks of it fill any step."""
+    return 2 ** int(math.log2(min(limit, tokens)))
+
+
+def _target(window: int) -> int:
+    """The target length by default: 32,768, where that is 2 to 8 times the native window."""
+    return 8 * window if window < 4096 else 32_768 if window <= 16_384 else 4 * window
+
+
+def _doubled(shortest: int, longest: int, tokens: int) -> list[int]:
+    """Powers of two from one length to another, as far as `tokens` reach; at least one."""
+    last = _block(longest, tokens)
+    first = min(shortest, last)
+    return [first << step for step in range((last // first).bit_length())]
+
 
 # Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
 # every second of N layers, counted back from the last one.
 OmegaConf.register_new_resolver("times", operator.mul, replace=True)
 OmegaConf.register_new_resolver("larger", max, replace=True)
+OmegaConf.register_new_resolver("block", _block, replace=True)
+OmegaConf.register_new_resolver("target", _target, replace=True)
+OmegaConf.register_new_resolver("doubled", _doubled, replace=True)
 OmegaConf.register_new_resolver(
     "every", lambda step, count: list(range((count - 1) % step, count, step)), replace=True
 )
+
+
+def completed(overrides: Sequence[str]) -> list[str]:
+    """The overrides of a command, with the group that `model.path` or `model.repo` needs.
+
+    Raises:
+        ConfigError: both are given, or another model is chosen too.
+    """
+    keys = [line.partition("=")[0].lstrip("+") for line in overrides]
+    named = [key for key in ("model.path", "model.repo") if key in keys]
+    if not named:
+        return list(overrides)
+    if len(named) > 1:
+        raise ConfigError("model.path and model.repo exclude each other: give one of them")
+    group = "folder" if named[0] == "model.path" else "hub"
+    chosen = [line for line in overrides if line.startswith("model=")]
+    if any(line != f"model={group}" for line in chosen):
+        raise ConfigError(
+            f"{chosen[0]} already says which model is meant, and {named[0]} names another: leave "
+            "one of them out (model.source={type: folder, path: DIR} gives a listed model's place)"
+        )
+    return list(overrides) if chosen else [f"model={group}", *overrides]
 
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
@@ -39,9 +85,11 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a mandatory value is missing, or an interpolation does not resolve.
     """
+    created = OmegaConf.create(config)  # type: ignore[arg-type]  # a DictConfig is accepted too
     try:
+        _complete(created)
         plain = OmegaConf.to_container(
-            OmegaConf.create(config),  # type: ignore[arg-type]  # a DictConfig is accepted too
+            created,
             resolve=True,
             throw_on_missing=True,
         )
@@ -51,3 +99,21 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{key}: {reason}; give it a value") from error
     assert isinstance(plain, dict)
     return typing.cast("dict[str, Any]", plain)
+
+
+def _complete(config: DictConfig) -> None:
+    """Fill in what follows from the model's own config, in place: other settings refer to it.
+
+    Raises:
+        ConfigError: the model is not there, or its config cannot be read.
+    """
+    model = config.get("model")
+    if not isinstance(model, DictConfig) or ("path" not in model and "repo" not in model):
+        return
+    plain = OmegaConf.to_container(model, resolve=True)
+    assert isinstance(plain, dict)
+    try:
+        OmegaConf.set_struct(config, value=False)
+        config.model = own.completed(typing.cast("dict[str, Any]", plain))
+    except ModelError as error:
+        raise ConfigError(str(error)) from error

@@ -29,12 +29,13 @@ BYTES = byte_tokenizer()
 
 def at(folder: Path, compose_run: ComposeRun) -> ModelConfig:
     """The folder as a user names it."""
-    return compose_run(
-        "model=folder",
-        f"model.source.path={folder}",
-        "model.native_window=8192",
-        "model.family=llama",
-    ).model
+    return compose_run(f"model.path={folder}", "model.native_window=8192").model
+
+
+def saved_config(folder: Path, model_type: str, **more: Any) -> None:
+    """A config.json of a small model, without weights."""
+    sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    AutoConfig.for_model(model_type, **(sizes | more)).save_pretrained(folder)
 
 
 def saved_as(

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from src.models.config import ModelError
+from src.models.config import FolderWeights, HubWeights, ModelConfig, ModelError
 from src.models.hf_config import native_config
 from src.models.loading import load_model, load_tokenizer
 from src.models.sources import check_available
-from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from tests.src.models.examples import (
     ComposeRun,
     at,
@@ -21,14 +22,17 @@ from tests.src.models.examples import (
 
 @pytest.mark.parametrize("made", [True, False], ids=["empty", "missing"])
 def test_a_folder_without_a_config_is_refused(
-    tmp_path: Path, compose_run: ComposeRun, made: bool
+    tiny: ModelConfig, tmp_path: Path, compose_run: ComposeRun, made: bool
 ) -> None:
     folder = tmp_path / "model"
     if made:
         folder.mkdir()
-    model = at(folder, compose_run)
+    message = r"has no config\.json: give a folder written by"
+    with pytest.raises(ConfigError, match=message):
+        at(folder, compose_run)
+    model = replace(tiny, random_weights=False, source=FolderWeights("folder", str(folder)))
     for ask in (check_available, native_config, load_tokenizer):
-        with pytest.raises(ModelError, match=r"has no config\.json: give a folder written by"):
+        with pytest.raises(ModelError, match=message):
             ask(model)
 
 
@@ -37,7 +41,7 @@ def test_pickled_weights_are_refused(saved: Path, compose_run: ComposeRun) -> No
         file.unlink()
     (saved / "pytorch_model.bin").write_bytes(b"never opened")
     model = at(saved, compose_run)
-    with pytest.raises(ModelError, match=r"no \*\.safetensors; pickled weights are not read"):
+    with pytest.raises(ModelError, match=r"no \*\.safetensors .*; pickled weights are not read"):
         check_available(model)
     with pytest.raises(ModelError, match="safetensors"):
         load_model(model, native_config(model), dtype=torch.float32)
@@ -56,15 +60,13 @@ def test_a_damaged_weights_file_is_one_message(
         load_model(model, native_config(model), dtype=torch.float32)
 
 
-HUB_FACTS = ["model.native_window=4096", "model.family=llama"]
-
-
 def test_a_hub_model_that_cannot_be_had_is_one_clear_message(
-    compose_run: Callable[..., RunConfig],
+    tiny: ModelConfig, compose_run: ComposeRun
 ) -> None:
-    config = compose_run("model=hub", "model.source.repo=nobody/nothing", *HUB_FACTS).model
+    message = r"model\.repo=nobody/nothing cannot be fetched"
+    with pytest.raises(ConfigError, match=message):
+        compose_run("model.repo=nobody/nothing")
+    model = replace(tiny, random_weights=False, source=HubWeights("hub", "nobody/nothing"))
     for load in (check_available, load_tokenizer, native_config):
-        with pytest.raises(
-            ModelError, match=r"model\.source\.repo=nobody/nothing cannot be fetched"
-        ):
-            load(config)
+        with pytest.raises(ModelError, match=message):
+            load(model)

@@ -55,7 +55,7 @@ def test_lists_become_tuples_and_numbers_keep_their_types(
         ),
         ("rope.target_length=1024", "rope.target_length is 1024, below .* 4096"),
         ("rope.type=yarnish", "rope.type: 'yarnish' is not one of"),
-        ("model=folder", "model.family: .*Missing mandatory value"),
+        ("model=folder", r"model\.path=DIR is missing"),
         ("seed=null", "seed: .* valid integer"),
         ("recipe.stages.ard.streams=null", "recipe.stages.ard.streams: "),
         (

@@ -1,0 +1,116 @@
+"""A model that a user names by its folder or its repository: its settings follow from its config.
+
+`model.path=DIR` or `model.repo=ORG/NAME` leaves the name, the family, the native window and the
+tuning null. They are filled in here, before anything else reads the settings.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.models.config import FolderWeights, HubWeights, ModelError
+from src.models.families import FAMILIES
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+# Models up to this width take the small models' learning rates.
+_SMALL = 2048
+# The paper's rank.
+_MOST_RANK = 1024
+
+
+def completed(model: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a model in a folder or on the hub, with what is null filled in.
+
+    Args:
+        model: plain settings of the group `model`, with the keys of `ModelConfig` and the shorthand
+            `path` or `repo`.
+
+    Raises:
+        ModelError: the place is missing, or has no config that transformers reads.
+    """
+    settings = {key: value for key, value in model.items() if key not in ("path", "repo")}
+    source = dict(settings["source"])
+    place = source.get("path") or source.get("repo")
+    if place is None:
+        key = "path=DIR" if source["type"] == "folder" else "repo=ORG/NAME"
+        raise ModelError(f"model.{key} is missing: say where the model is")
+    settings["name"] = settings.get("name") or named(str(place))
+    tuning = dict(settings.get("tuning") or {})
+    if None not in (settings["family"], settings["native_window"], *tuning.values()):
+        return settings
+    # Loads transformers, which takes seconds.
+    from src.models.sources import read_config
+
+    if source["type"] == "folder":
+        config = read_config(FolderWeights("folder", str(place)))
+    else:
+        config = read_config(HubWeights("hub", str(place), source.get("revision")))
+    settings["family"] = settings["family"] or family_name(config)
+    settings["native_window"] = settings["native_window"] or judged_window(config)[0]
+    known = suggested_tuning(config)
+    settings["tuning"] = known | {k: v for k, v in tuning.items() if v is not None}
+    return settings
+
+
+def named(place: str) -> str:
+    """A model's name: the last part of its folder's or repository's name."""
+    path = Path(place).expanduser()
+    parts = [part for part in (path.absolute() if path.is_dir() else path).parts if part != "/"]
+    if len(parts) > 2 and parts[-2] == "snapshots":
+        # The hub's cache: models--ORG--NAME/snapshots/COMMIT.
+        parts = [*parts[:-2], parts[-3].rpartition("--")[2]]
+    return re.sub(r"[^\w.-]+", "_", parts[-1] if parts else "").strip("._") or "model"
+
+
+def family_name(config: PretrainedConfig) -> str:
+    """The listed family of a config, or its `model_type`."""
+    listed = [name for name, f in FAMILIES.items() if f.model_type == config.model_type]
+    return listed[0] if listed else config.model_type
+
+
+def judged_window(config: PretrainedConfig) -> tuple[int, str]:
+    """The native window that a config states, in tokens, and which of its keys says so.
+
+    A config states the length that it allows. That is the length that the model was trained at for
+    most models, and an overstatement for some (Mistral-7B-v0.1, Qwen2.5-7B).
+
+    Raises:
+        ModelError: it states none.
+    """
+    stated = getattr(config, "max_position_embeddings", None)
+    parameters = getattr(config, "rope_parameters", None) or {}
+    original, factor = (
+        parameters.get("original_max_position_embeddings"),
+        parameters.get("factor"),
+    )
+    if original and factor and (stated is None or stated <= original):
+        return int(original * factor), "original_max_position_embeddings times its factor"
+    if not isinstance(stated, int) or stated < 1:
+        raise ModelError(
+            f"model.native_window: the config of this model of type {config.model_type!r} states "
+            "no max_position_embeddings: give the length in tokens that it was trained at"
+        )
+    return stated, "max_position_embeddings"
+
+
+def suggested_tuning(config: PretrainedConfig) -> dict[str, float]:
+    """Learning rates and LoRA rank by width, as the listed models have them.
+
+    The rank is half the width, rounded to a power of two, and at most the paper's 1024. Models
+    below a width of 2048 take SmolLM2-135M's learning rates, the others the paper's.
+    """
+    hidden = getattr(config, "hidden_size", None) or _SMALL
+    rank = min(_MOST_RANK, max(1, 2 ** round(math.log2(hidden / 2))))
+    small = hidden < _SMALL
+    return {
+        "distill_lr": 1e-3 if small else 2e-5,
+        "cpt_lr": 1e-4 if small else 2e-5,
+        "lora_rank": rank,
+        "lora_alpha": 2 * rank,
+    }

@@ -27,12 +27,15 @@ def check_whole(folder: Path) -> None:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             folder,
             local_files_only=True,
+            trust_remote_code=False,
             use_safetensors=True,
             dtype="auto",
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ExportError(f"the export {folder} cannot be loaded: {error}") from error
     network, report = loaded

@@ -62,7 +62,10 @@ def test_a_base_below_the_models_own_is_refused(
             "recipe.stages.ard.tokens=2359297",
             "recipe.stages.ard.tokens=2359297 ends on .* single token",
         ),
-        ("rope.target_length=16384", "recipe.stages.cpt.streams.long.length: 32768 .*=16384"),
+        (
+            "recipe.stages.cpt={tokens_per_step: 65536, streams: {long: {length: 65536}}}",
+            "recipe.stages.cpt.streams.long.length: 65536 .*=32768",
+        ),
         ("recipe.stages.cpt.streams.long.length=1", r"long\.length: .* greater than 1 \(got 1\)"),
         ("model.shape.head_dim=127", r"shape\.head_dim=127 is odd, .* give 128"),
         (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -314,8 +314,15 @@ _Results = TypeVar("_Results", bound=SuiteResults[Any])
 _FORMERLY_LONG = ("ruler", "papers", "needle_depth", "positions")
 
 
-def read(evals: Path, kind: type[_Results]) -> _Results | None:
+def read(
+    evals: Path, kind: type[_Results], open_file: Callable[[Path], bytes] = Path.read_bytes
+) -> _Results | None:
     """A suite's results in a run's `evals/`; None where the suite was not evaluated.
+
+    Args:
+        evals: the folder.
+        kind: the suite's record.
+        open_file: gives a file's content, or raises OSError.
 
     Raises:
         ResultsError: the file cannot be read, is damaged or of an unknown schema.
@@ -324,7 +331,7 @@ def read(evals: Path, kind: type[_Results]) -> _Results | None:
     if kind.suite in _FORMERLY_LONG and not file.exists():
         file = evals / "long.json"
     try:
-        content = file.read_bytes()
+        content = open_file(file)
     except FileNotFoundError:
         return None
     except OSError as error:

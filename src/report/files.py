@@ -1,14 +1,18 @@
 """Files of run folders and of benchmarks as typed records; evaluations are in `src.results`.
 
-Every reader raises `UnreadableFile`, whose message is a reason to show beside the run.
+Every reader raises `UnreadableFile`, whose message is a reason to show beside the run. Run folders
+may come from anywhere, so only regular files of a bounded size are opened, and no link is followed.
 """
 
 from __future__ import annotations
 
+import errno
+import os
+import stat
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -26,6 +30,12 @@ State = Literal["running", "finished", "failed", "interrupted"]
 
 _PLAIN = str | int | float | bool | None
 _NOT_SETTINGS = {"name", "value", "unit", "device"}  # of a row of a benchmark
+MOST_BYTES = 256 << 20
+_MOST_CONFIG_BYTES = 4 << 20
+_DEEPEST_CONFIG = 64
+_MOST_VALUES = 100_000
+# Marks of YAML that nest without indentation.
+_NESTING = (b"[", b"{", b"- ", b"-\n", b"? ")
 _YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads ten times faster
 
 
@@ -128,10 +138,61 @@ class ConfigFile:
 _AnyRecord = TypeVar("_AnyRecord", bound=Record)
 
 
-def read_bytes(path: Path) -> bytes:
-    """The file's content; raises `AbsentFile`, or `UnreadableFile` where access is refused."""
+def open_regular(path: Path, most: int = MOST_BYTES) -> BinaryIO:
+    """Open a regular file, neither through a link nor in a linked folder.
+
+    Raises:
+        OSError: it is missing, of another kind, larger than `most` bytes, or access is refused.
+    """
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        content = path.read_bytes()
+        # Asked before it is opened: opening a device can have effects.
+        _check_regular(os.stat(path.name, dir_fd=folder, follow_symlinks=False), most)
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        file = os.fdopen(os.open(path.name, flags, dir_fd=folder), "rb")
+    finally:
+        os.close(folder)
+    try:
+        _check_regular(os.fstat(file.fileno()), most)
+    except OSError:
+        file.close()
+        raise
+    return file
+
+
+def _check_regular(status: os.stat_result, most: int) -> None:
+    if stat.S_ISLNK(status.st_mode):
+        raise OSError(errno.ELOOP, "it is a link, which is not followed")
+    if stat.S_ISDIR(status.st_mode):
+        raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
+
+
+def read_regular(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The content of a file that `open_regular` opens; raises OSError."""
+    with open_regular(path, most) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most >> 20} MiB")
+    return content
+
+
+def is_regular(path: Path) -> bool:
+    """Whether `open_regular` opens a file of this kind."""
+    try:
+        open_regular(path).close()
+    except OSError:
+        return False
+    return True
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """The file's content; raises `AbsentFile`, or `UnreadableFile` where it is not opened."""
+    try:
+        content = read_regular(path, most)
     except FileNotFoundError:
         raise AbsentFile(f"{path.name} is missing") from None
     except OSError as error:
@@ -152,8 +213,9 @@ def read_json(path: Path, kind: type[_AnyRecord]) -> _AnyRecord:
 
 def read_config(path: Path) -> ConfigFile:
     """A run's `config.yaml`; raises `UnreadableFile`."""
-    content = read_bytes(path)
+    content = read_bytes(path, _MOST_CONFIG_BYTES)
     try:
+        _check_size(content)
         values = yaml.load(content, Loader=_YAML_LOADER)
         settings = RunSettings.model_validate(values)
         return ConfigFile(content.decode("utf-8", "replace"), values, settings)
@@ -161,6 +223,42 @@ def read_config(path: Path) -> ConfigFile:
         raise UnreadableFile(f"{path.name}: {first_reason(error)}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date like 13-45
         raise UnreadableFile(f"{path.name}: not YAML ({str(error).splitlines()[0]})") from error
+
+
+def _check_size(content: bytes) -> None:
+    """Refuse YAML that is nested too deeply, or unfolds into too many values.
+
+    The loader's recursion in C would end the process, and who walks over the values would not end.
+
+    Raises:
+        ValueError: it is.
+    """
+    if b"&" not in content and sum(map(content.count, _NESTING)) <= _DEEPEST_CONFIG:
+        return
+    sizes: dict[str | None, int] = {}
+    open_now: list[tuple[str | None, int]] = [(None, 0)]  # anchors, and values so far
+    for event in yaml.parse(content, Loader=_YAML_LOADER):
+        match event:
+            case yaml.CollectionStartEvent():
+                open_now.append((event.anchor, 0))
+                if len(open_now) > _DEEPEST_CONFIG:
+                    raise ValueError(f"it is nested more than {_DEEPEST_CONFIG} deep")
+                continue
+            case yaml.CollectionEndEvent():
+                anchor, values = open_now.pop()
+                sizes[anchor] = values = values + 1
+            case yaml.AliasEvent() if event.anchor in sizes:
+                values = sizes[event.anchor]
+            case yaml.AliasEvent():
+                raise ValueError("a part of it contains itself")
+            case yaml.ScalarEvent():
+                sizes[event.anchor] = values = 1
+            case _:
+                continue
+        anchor, before = open_now[-1]
+        open_now[-1] = (anchor, before + values)
+        if before + values > _MOST_VALUES:
+            raise ValueError(f"it unfolds into more than {_MOST_VALUES:,} values")
 
 
 def first_reason(error: ValidationError) -> str:
@@ -208,7 +306,8 @@ class Result:
 def read_results(folder: Path) -> list[Result]:
     """All result files of a folder; empty if the folder does not exist."""
     results = []
-    for path in sorted(folder.glob("*.json")):
+    # The user has named this folder, which may be a link.
+    for path in sorted(Path(os.path.realpath(folder)).glob("*.json")):
         try:
             results.append(Result(path.stem, path, read_json(path, ResultContent)))
         except UnreadableFile as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +21,7 @@ from src.report.files import (
     UnreadableFile,
     read_config,
     read_json,
+    read_regular,
 )
 from src.report.metrics import Metrics, read_metrics
 from src.results import (
@@ -38,6 +41,9 @@ _Content = TypeVar("_Content")
 _MARKS = ("run.json", "metrics.jsonl")
 # Folders of a run that hold no runs, and may hold many files.
 _INSIDE_A_RUN = re.compile(r"(checkpoints|export(-.*)?|evals|logs|wandb)")
+
+_TICK_NS = 2_000_000_000
+_LATEST = datetime(9999, 1, 1, tzinfo=UTC).timestamp()
 
 
 class ReportError(ValueError):
@@ -129,21 +135,28 @@ def read_run(folder: Path, outputs: Path) -> Run:
         metrics=metrics,
         modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
         config=config,
-        perplexity=attempt(lambda: results.read(evals, PerplexityResults)),
-        short=attempt(lambda: results.read(evals, ShortResults)),
-        ruler=attempt(lambda: results.read(evals, RulerResults)),
-        papers=attempt(lambda: results.read(evals, PapersResults)),
-        needle_depth=attempt(lambda: results.read(evals, NeedleDepthResults)),
-        drift=attempt(lambda: results.read(evals, DriftResults)),
+        perplexity=attempt(lambda: results.read(evals, PerplexityResults, read_regular)),
+        short=attempt(lambda: results.read(evals, ShortResults, read_regular)),
+        ruler=attempt(lambda: results.read(evals, RulerResults, read_regular)),
+        papers=attempt(lambda: results.read(evals, PapersResults, read_regular)),
+        needle_depth=attempt(lambda: results.read(evals, NeedleDepthResults, read_regular)),
+        drift=attempt(lambda: results.read(evals, DriftResults, read_regular)),
         # Last, when everything has been read.
         problems=(*problems, *metrics.problems),
     )
 
 
-def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> list[Run]:
+def read_runs(
+    outputs: Path,
+    read: Callable[[Path, Path], Run] = read_run,
+    tree: FolderTree | None = None,
+) -> list[Run]:
     """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
 
-    `read` reads one folder; a server's function reuses runs that did not change.
+    Args:
+        outputs: the folder.
+        read: reads one run's folder; a server's function reuses runs that did not change.
+        tree: what an earlier call has found, so that unchanged folders are not listed again.
 
     Raises:
         ReportError: `outputs` is not a folder.
@@ -151,7 +164,8 @@ def read_runs(outputs: Path, read: Callable[[Path, Path], Run] = read_run) -> li
     if not outputs.is_dir():
         raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")
     refusals: list[OSError] = []
-    runs = [read(folder, outputs) for folder in _run_folders(outputs, refusals.append)]
+    folders = (tree or FolderTree()).runs(outputs, refusals.append)
+    runs = [read(folder, outputs) for folder in folders]
     runs += [_refused(error, outputs) for error in refusals]
     return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
 
@@ -161,11 +175,49 @@ def count_corrupt(runs: Sequence[Run]) -> int:
     return sum(bool(run.problems) for run in runs)
 
 
-def _run_folders(outputs: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
-    for root, folders, files in os.walk(outputs, onerror=refuse):
-        if any(mark in files for mark in _MARKS):
-            folders[:] = [name for name in folders if not _INSIDE_A_RUN.fullmatch(name)]
-            yield Path(root)
+class FolderTree:
+    """Folders by path. A folder is listed again only when its modification time has changed."""
+
+    def __init__(self) -> None:
+        self._listed: dict[str, tuple[int, tuple[str, ...], bool]] = {}
+
+    def runs(self, outputs: Path, refuse: Callable[[OSError], None]) -> Iterator[Path]:
+        """The folders of runs; `refuse` is told of those that cannot be listed."""
+        earlier, self._listed = self._listed, {}
+        waiting = [str(outputs)]
+        while waiting:
+            path = waiting.pop()
+            try:
+                listed = self._listed[path] = _listing(path, earlier.get(path))
+            except FileNotFoundError:
+                continue  # removed since its parent was listed
+            except OSError as error:
+                refuse(error)
+                continue
+            waiting += listed[1]
+            if listed[2]:
+                yield Path(path)
+
+
+def _listing(
+    path: str, known: tuple[int, tuple[str, ...], bool] | None
+) -> tuple[int, tuple[str, ...], bool]:
+    """A folder's modification time, the folders to look into, and whether it is a run's."""
+    changed = os.stat(path).st_mtime_ns
+    if known is not None and known[0] == changed:
+        return known
+    with os.scandir(path) as found:
+        entries = list(found)
+    is_run = any(entry.name in _MARKS for entry in entries)
+    folders = tuple(
+        entry.path
+        for entry in entries
+        if entry.is_dir(follow_symlinks=False)
+        and not (is_run and _INSIDE_A_RUN.fullmatch(entry.name))
+    )
+    # The clock of file systems is coarse: what comes within the same tick would go unnoticed.
+    settled = abs(time.time_ns() - changed) > _TICK_NS
+    return (changed if settled else -1, folders, is_run)
 
 
 def _refused(error: OSError, outputs: Path) -> Run:
@@ -191,8 +243,12 @@ def _metrics(path: Path, record: RunRecord | None) -> Metrics:
 
 
 def _modified_at(*paths: Path) -> datetime:
-    times = [path.stat().st_mtime for path in paths if path.exists()]
-    return datetime.fromtimestamp(max(times), UTC)
+    times = []
+    for path in paths:
+        with suppress(OSError):  # it may be removed at any time
+            times.append(path.lstat().st_mtime)
+    # A time may be any number; this one is for order.
+    return datetime.fromtimestamp(min(max([0.0, *times]), _LATEST), UTC)
 
 
 def _display_name(folder: Path, outputs: Path) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from src.report import formatting
-from src.report.files import RunSettings
+from src.report.files import RunSettings, is_regular
 from src.report.groups import gap_closed
 from src.report.runs import Run
 from src.report.tables import Column, Section, Table, row
@@ -132,4 +132,4 @@ def run_files(folder: Path) -> list[Path]:
     """The files of a run that are shown: config, record, metrics and evaluations."""
     files = [folder / name for name in _FILES]
     files += sorted((folder / "evals").glob("*.json"))
-    return [path for path in files if path.is_file()]
+    return [path for path in files if is_regular(path)]

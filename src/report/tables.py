@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from rich.text import Text
 from src.report.noise import Mark
 
 _PLAIN_WIDTH = 160
+_FORMULA_SIGNS = frozenset("=+-@\N{MINUS SIGN}")
 _BEFORE = {Mark.NEAR: "≈ ", Mark.UNKNOWN: "? "}
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -136,7 +138,8 @@ def _rich(cell: Cell) -> Text:
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     """Comma-separated values; None is an empty cell.
 
-    A text that a spreadsheet would read as a formula gets an apostrophe before it.
+    A text that a spreadsheet would read as a formula gets an apostrophe before it, also where its
+    first sign is a full-width one or follows blanks.
     """
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([map(_no_formula, row) for row in rows])
@@ -144,7 +147,13 @@ def csv_text(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _no_formula(cell: Any) -> Any:
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@") else cell
+    if not isinstance(cell, str):
+        return cell
+    # Compatibility forms of a sign are read as the sign; blanks and invisible characters are not.
+    shown = unicodedata.normalize("NFKC", cell)
+    seen = (char for char in shown if unicodedata.category(char)[0] not in "ZC")
+    starts = next(seen, "") in _FORMULA_SIGNS or shown[:1] in ("\t", "\r")
+    return f"'{cell}" if starts else cell
 
 
 def to_csv(table: Table) -> str:

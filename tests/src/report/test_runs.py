@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,15 @@ def test_a_folder_that_cannot_be_listed_is_told(
 ) -> None:
     make_run("open")
     closed = outputs / "closed"
-    walk = os.walk
+    closed.mkdir()
+    scandir = os.scandir
 
-    def refusing_walk(top: Path, onerror: Callable[[OSError], None]) -> Iterator[Any]:
-        onerror(PermissionError(13, "Permission denied", str(closed)))
-        return walk(top)
+    def refusing(path: str) -> Any:
+        if path == str(closed):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
 
-    monkeypatch.setattr(os, "walk", refusing_walk)
+    monkeypatch.setattr(os, "scandir", refusing)
     problems = {run.name: run.problems for run in read_runs(outputs)}
     assert problems == {
         "open": (),

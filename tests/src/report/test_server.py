@@ -26,7 +26,7 @@ MakeRun = Callable[..., Path]
 
 @pytest.fixture
 def live(outputs: Path, tmp_path: Path) -> LiveReport:
-    return LiveReport(outputs, tmp_path / "benchmarks", refresh_seconds=1)
+    return LiveReport(outputs, tmp_path / "benchmarks", refresh_seconds=1, look_seconds=0)
 
 
 @pytest.fixture

@@ -197,6 +197,7 @@ def composed(given: argparse.Namespace) -> RunConfig:
         "+experiment=linearard_32k",
         f"model={given.model}",
         f"data={given.data}",
+        "engine=zero1",
         "eval=none",
         "tracking=none",
         "~recipe.stages.cpt",

@@ -88,7 +88,8 @@ def _gpu_shares(
 def most_on_a_gpu(jobs: Sequence[RunConfig]) -> int:
     """How many of the jobs fit on one GPU, each with as much of its memory.
 
-    A job fits if its plan does, without running more layers twice than on a whole GPU.
+    A job fits if its plan does, with the engines of a whole GPU and without running more layers
+    twice.
     """
     device = device_facts("auto")
     alone = [plan.make(job, world_size=1, device=device) for job in jobs]
@@ -102,7 +103,7 @@ def most_on_a_gpu(jobs: Sequence[RunConfig]) -> int:
 
 def _fits_as_well(job: RunConfig, alone: plan.Plan, part: DeviceFacts) -> bool:
     beside = plan.make(job, world_size=1, device=part)
-    return beside.fits and all(
+    return beside.fits and beside.engine == alone.engine and all(
         one.checkpointing == two.checkpointing
         for one, two in zip(alone.stages, beside.stages, strict=True)
     )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from src.planning import plan
-from src.planning.devices import gib
+from src.planning.devices import gib, host_memory
 from src.planning.plan import Plan
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -19,12 +19,23 @@ def check_fits(made: Plan, config: RunConfig) -> None:
     Raises:
         ConfigError: with the settings that would make it fit.
     """
-    if not made.fits and not config.allow_oversubscribe:
+    if config.allow_oversubscribe:
+        return
+    if not made.fits:
         raise ConfigError(misfit(made, config))
+    host = host_memory() * config.launch.nodes
+    if made.offloaded > host:
+        raise ConfigError(
+            f"engine.student.offload_optimizer: true needs an estimated {gib(made.offloaded)} GiB "
+            f"of the host's memory, and there are {gib(host)} GiB; use more GPUs, train adapters "
+            "(parameters@recipe.stages.STAGE.parameters=lora), or try with "
+            "allow_oversubscribe=true"
+        )
 
 
 def misfit(made: Plan, config: RunConfig) -> str:
     """Why a run does not fit, and which settings would make it."""
+    config = replace(config, engine=made.engine)
     worst = max(made.stages, key=lambda stage: stage.peak)
     device = made.device
     why = (
@@ -33,8 +44,8 @@ def misfit(made: Plan, config: RunConfig) -> str:
     )
     settings, made = _advised(made, config)
     if made.fits:
-        return f"{why}; it fits with {_typed(settings)} (or try with allow_oversubscribe=true)"
-    more = f" with {_typed(settings)} it would need {gib(made.peak)} GiB;" if settings else ""
+        return f"{why}; it fits with {typed(settings)} (or try with allow_oversubscribe=true)"
+    more = f" with {typed(settings)} it would need {gib(made.peak)} GiB;" if settings else ""
     return (
         f"{why};{more} use more ranks with engine=zero3, shorter blocks or a smaller model (or try "
         "with allow_oversubscribe=true)"
@@ -82,7 +93,7 @@ def _replanned(config: RunConfig, settings: Mapping[str, object], made: Plan) ->
         return None
 
 
-def _typed(settings: Mapping[str, object]) -> str:
+def typed(settings: Mapping[str, object]) -> str:
     """Settings as a user types them."""
     return " ".join(f"engine.{key}={str(value).lower()}" for key, value in settings.items())
 

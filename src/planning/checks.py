@@ -53,8 +53,8 @@ def check_launch(asked: LaunchConfig, started: int | None, *, dry_run: bool) -> 
         )
 
 
-def check(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
-    """Refuse a run whose settings do not go together.
+def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
+    """Refuse a run whose settings do not go together, whatever its engines.
 
     Raises:
         ConfigError: with the key, what is allowed and the remedy.
@@ -69,6 +69,14 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: in
         raise ConfigError(str(error)) from error
     for stage in config.recipe.stages:
         _check_streams(config, stage, facts)
+
+
+def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
+    """Refuse settled engines that do not go with the rest of a run.
+
+    Raises:
+        ConfigError: with the key, what is allowed and the remedy.
+    """
     _check_teacher(config, facts)
     if config.engine.sequence_parallel > 1:
         _check_sharing(config, facts, rope, world_size)

@@ -144,7 +144,7 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
             if kind in gpu.name.lower():
                 return replace(facts, name=gpu.name, memory=gpu.memory)
         return gpu
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    memory = host_memory()
     cores = os.cpu_count() or 1
     return DeviceFacts(
         f"CPU, {cores} cores",
@@ -153,6 +153,11 @@ def device_facts(device: str, *, local_ranks: int = 1) -> DeviceFacts:
         cores * _CPU_CORE_BANDWIDTH / local_ranks,
         is_cpu=True,
     )
+
+
+def host_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def gib(size: float) -> str:

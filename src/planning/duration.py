@@ -14,6 +14,8 @@ from src.training.schedule import StageSchedule
 # Shares of the device's matrix rate that kinds of work reach, and of its bandwidth: fitted to
 # benchmarks/results/step.json and kernel.json (one H100 with heads of 128).
 _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0.6
+# Bytes a second between a GPU and its host, and of the host's memory: of a present server, guessed.
+_HOST_LINK, _HOST_BANDWIDTH = 2e10, 1e11
 # Attention and relations reach half of their shares at this many tokens, and all of them at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 # Attention and relations of heads of 128 reach their shares; of smaller heads, exponentials take a
@@ -73,6 +75,17 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
     return max(work, rest + sum(host.micro_step_seconds(setting, m.stream) for m in micro_steps))
 
 
+def busy(setting: Setting, schedule: StageSchedule) -> float:
+    """Share of the ranks' micro-steps that carry a block of their own."""
+    readers, micro_batch = setting.readers, setting.micro_batch
+    turns = [
+        micro
+        for rank in range(readers)
+        for micro in schedule.micro_steps(0, rank=rank, world_size=readers, micro_batch=micro_batch)
+    ]
+    return sum(1 for micro in turns if micro.pieces) / len(turns)
+
+
 def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts) -> float:
     assert device.bandwidth is not None
     ranks, bandwidth = setting.world_size, device.bandwidth * _BANDWIDTH
@@ -80,11 +93,17 @@ def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFac
         tokens / setting.stage.streams[name].length * _block_seconds(setting, name, device)
         for name, tokens in schedule.tokens_read().items()
     )
-    seconds /= schedule.steps * ranks
+    # A rank without a block of its own repeats another's, and all wait for the last one.
+    seconds /= schedule.steps * ranks * busy(setting, schedule)
     student, teacher = setting.config.engine.student, setting.config.engine.teacher
     # AdamW reads and writes master weight and moments, and clipping its gradient.
     shards = ranks if student.zero_stage else 1
-    seconds += 48 * setting.trainable / shards / bandwidth
+    if student.offload_optimizer:
+        # The gradient goes down and the weights come back; the host's memory is common to all.
+        seconds += (4 + setting.width) * setting.trainable / shards / _HOST_LINK
+        seconds += 48 * setting.trainable / _HOST_BANDWIDTH
+    else:
+        seconds += 48 * setting.trainable / shards / bandwidth
     if ranks > 1 and device.link is not None:
         link = device.link * _LINK
         seconds += 2 * setting.trainable * setting.width / link

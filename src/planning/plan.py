@@ -8,18 +8,19 @@ Settings that contradict each other are refused (src/planning/checks.py), and se
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from src.models.adapters import FullParameters
 from src.models.config import ModelShape, native_rope
 from src.models.facts import ModelFacts
 from src.models.hf_config import planned_facts, projection_sizes, resolved_shape
-from src.planning import cost, duration
-from src.planning.checks import check, check_projections, checked_schedule
+from src.planning import cost, duration, fitting
+from src.planning.checks import check, check_engine, check_projections, checked_schedule
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
-from src.settings.config import RunConfig
+from src.settings.config import EngineConfig, RunConfig
 
 if TYPE_CHECKING:
     from src.passes.teacher import Keep
@@ -77,7 +78,10 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run: its stages, how many ranks share the work, and the device of each."""
+    """A run: its stages, how many ranks share the work, and the device of each.
+
+    `engine` is the run's with everything settled that is `auto` and holds for all stages.
+    """
 
     model: str
     method: str
@@ -86,6 +90,7 @@ class Plan:
     target_length: int
     world_size: int
     device: DeviceFacts
+    engine: EngineConfig
     stages: tuple[StagePlan, ...]
 
     @property
@@ -113,6 +118,16 @@ class Plan:
         return sum(stage.flops for stage in self.stages)
 
     @property
+    def offloaded(self) -> float:
+        """Estimated bytes of the host that offloading takes, over all ranks.
+
+        For each trained weight AdamW keeps a master weight, two moments and a gradient in float32.
+        """
+        if not self.engine.student.offload_optimizer:
+            return 0.0
+        return 16.0 * max(stage.trainable_parameters for stage in self.stages)
+
+    @property
     def seconds(self) -> float | None:
         """Estimated training time; None for a device of unknown speed."""
         seconds = [stage.seconds for stage in self.stages if stage.seconds is not None]
@@ -137,9 +152,20 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
             exceeds the native window; an objective's or a schedule's settings don't fit.
     """
     shape = resolved_shape(config.model)
-    facts = planned_facts(config.model)
-    check(config, facts, native_rope(config.model, shape), world_size)
+    check(config, planned_facts(config.model), native_rope(config.model, shape))
     device = device or _device(config)
+    settled = partial(_settled_plan, shape=shape, world_size=world_size, device=device)
+    if not fitting.is_open(config.engine):
+        return settled(config)
+    return fitting.best(config, fitting.engines(config, world_size, device), settled)
+
+
+def _settled_plan(
+    config: RunConfig, *, shape: ModelShape, world_size: int, device: DeviceFacts
+) -> Plan:
+    """The plan of a run whose engines are settled."""
+    facts = planned_facts(config.model)
+    check_engine(config, facts, native_rope(config.model, shape), world_size)
     return Plan(
         model=config.model.name,
         method=config.recipe.name,
@@ -148,6 +174,7 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
         target_length=config.rope.target_length,
         world_size=world_size,
         device=device,
+        engine=config.engine,
         stages=tuple(
             _stage_plan(config, name, shape, facts, world_size, device)
             for name in config.recipe.stages
@@ -178,18 +205,13 @@ def _stage_plan(
     setting = decide(Setting(config, stage, shape, facts, adapters, world_size), device)
     micro_batch, readers = setting.micro_batch, setting.readers
     accumulation = schedule.accumulation(world_size=readers, micro_batch=micro_batch)
-    turns = [
-        micro
-        for rank in range(readers)
-        for micro in schedule.micro_steps(0, rank=rank, world_size=readers, micro_batch=micro_batch)
-    ]
     return StagePlan(
         name=name,
         tokens=stage.tokens,
         tokens_per_step=stage.step_tokens,
         steps=schedule.steps,
         accumulation=accumulation,
-        busy=sum(1 for micro in turns if micro.pieces) / len(turns),
+        busy=duration.busy(setting, schedule),
         stream_tokens=schedule.tokens_read(),
         trainable_parameters=setting.trainable,
         total_parameters=setting.total,

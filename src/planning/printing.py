@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from rich.console import Console
 from rich.table import Table
@@ -11,14 +12,23 @@ from src.models.config import native_rope
 from src.models.hf_config import native_config, planned_facts, resolved_shape
 from src.models.own import judged_window
 from src.models.sources import label_of
-from src.planning.advice import misfit
+from src.planning.advice import misfit, typed
 from src.planning.devices import ACCELERATORS, gib
+from src.planning.fitting import is_open
 from src.planning.plan import Plan
 from src.settings.config import RunConfig
 
 
 def show(plan: Plan, config: RunConfig, console: Console) -> None:
-    """Print the plan. If the output is not a terminal, it is wide enough for every figure."""
+    """Print the plan. If the output is not a terminal, it is wide enough for every figure.
+
+    Args:
+        plan: of the run.
+        config: the run's, as the user has typed it.
+        console: to print on.
+    """
+    chosen = _chosen(plan, config)
+    config = replace(config, engine=plan.engine)
     if not console.is_terminal:
         console.width = max(console.width, 110)
     console.print(
@@ -27,6 +37,8 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
         f"(factor {plan.factor:g}), {config.engine.dtype}, seed {config.seed}"
     )
     console.print(_stages(plan))
+    if chosen:
+        console.print(f"engine, chosen by the plan: {chosen}")
     for line in _notes(plan, config):
         console.print(line)
     console.print(_memory(plan))
@@ -41,10 +53,28 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
         student, teacher = config.engine.student, config.engine.teacher
         moved = student.offload_optimizer or student.offload_parameters
         moved = moved or teacher.offload_parameters
-        uncounted = "; what offloading takes is not counted" if moved else ""
-        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}{uncounted}")
+        guessed = "; what offloading takes of it is a guess" if moved else ""
+        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}{guessed}")
     if not plan.fits:
         console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
+
+
+def _chosen(plan: Plan, config: RunConfig) -> str:
+    """What the plan has settled of the engines, as a user would type it; empty if nothing."""
+    if not is_open(config.engine):
+        return ""
+    asked, settled = config.engine, plan.engine
+    pairs = {
+        "student.zero_stage": (asked.student.zero_stage, settled.student.zero_stage),
+        "student.offload_optimizer": (
+            asked.student.offload_optimizer,
+            settled.student.offload_optimizer,
+        ),
+        "teacher.zero_stage": (asked.teacher.zero_stage, settled.teacher.zero_stage),
+        "teacher.share_base": (asked.teacher.share_base, settled.teacher.share_base),
+        "sequence_parallel": (asked.sequence_parallel, settled.sequence_parallel),
+    }
+    return typed({key: after for key, (before, after) in pairs.items() if before != after})
 
 
 def _stages(plan: Plan) -> Table:
@@ -91,6 +121,8 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
         yield f"each block is shared by {parts} ranks; {readers} such groups read blocks"
     if config.model.shape is None:
         yield _window(config)
+    if plan.offloaded:
+        yield f"offloading takes about {gib(plan.offloaded)} GiB of the machines' memory"
     for note in _unscaled(config):
         yield f"[yellow]{note}[/yellow]"
     for stage in plan.stages:

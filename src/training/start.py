@@ -58,7 +58,7 @@ def train(settings: RunConfig, world: World | None) -> Path:
     if world is None:
         new = _prepare(settings, settings.launch.nproc)
         with _held(new.path):
-            _run_here(settings, new.create())
+            _run_here(new.settings, new.create())
         return new.path
     with launch.joined(world, cuda=uses_cuda(settings.engine.device)), ExitStack() as held:
         path = None
@@ -67,7 +67,9 @@ def train(settings: RunConfig, world: World | None) -> Path:
             held.enter_context(_held(new.path))
             path = new.create().path
         path = _agree(path)
-        run.execute(settings, RunFolder.open(path), world)
+        folder = RunFolder.open(path)
+        # Rank 0's plan has settled what `auto` leaves open.
+        run.execute(strict.load_plain(RunConfig, folder.config()), folder, world)
         if world.is_main:
             print(f"run folder: {path}")
     return path
@@ -182,11 +184,11 @@ class _NewRun:
     """A run that may start: its folder, its config, and the first entries of its record."""
 
     path: Path
-    config: dict[str, Any]
+    settings: RunConfig
     record: dict[str, Any]
 
     def create(self) -> RunFolder:
-        return RunFolder.create(self.path, config=self.config, record=self.record)
+        return RunFolder.create(self.path, config=_plain(self.settings), record=self.record)
 
 
 def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
@@ -196,8 +198,9 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
     made = plan.make(settings, world_size=world_size)
     show(made, settings, Console(stderr=True))
     check_fits(made, settings)
-    data = _preflight(settings)
-    accepted = replace(settings, run_dir=str(path), resume=None)
+    # A run that resumes, maybe elsewhere, keeps the engines that its checkpoints are of.
+    accepted = replace(settings, run_dir=str(path), resume=None, engine=made.engine)
+    data = _preflight(accepted)
     record: dict[str, Any] = {
         "run_id": _run_id(settings, path),
         "experiment": settings.experiment,
@@ -213,7 +216,7 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
         "data_fingerprint": data.fingerprints(),
         **git_state(ROOT),
     }
-    return _NewRun(path, _plain(accepted), record)
+    return _NewRun(path, accepted, record)
 
 
 def _run_id(settings: RunConfig, path: Path) -> str:

@@ -19,7 +19,8 @@ from src.planning.devices import ACCELERATORS
 from src.settings.config import RunConfig
 from src.training.schedule import StageSchedule
 
-BASE = "+experiment=linearard_32k"
+# Engines that leave nothing to the plan.
+BASE = ("+experiment=linearard_32k", "engine=zero1")
 
 
 def setting(run: RunConfig, stage: str = "ard", *, checkpointing: bool = False, **more) -> Setting:
@@ -49,7 +50,7 @@ def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
 
     def kept(layers: int) -> tuple[float, Setting]:
         run = compose_run(
-            BASE,
+            *BASE,
             f"model={model}",
             "engine=cpu",
             f"parameters@recipe.stages.cpt.parameters={kind}",
@@ -87,7 +88,7 @@ def test_what_autograd_keeps_of_layers_is_counted_tensor_by_tensor(
 def test_checkpointing_keeps_inputs_and_pays_a_forward_pass(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    run = compose_run(BASE)
+    run = compose_run(*BASE)
     stored, again = (setting(run, checkpointing=c) for c in (False, True))
     assert cost.memory(again)["activations"] < 0.15 * cost.memory(stored)["activations"]
     schedule = StageSchedule(run.recipe.stages["ard"])
@@ -98,7 +99,7 @@ def test_checkpointing_keeps_inputs_and_pays_a_forward_pass(
 def test_memory_of_activations_is_linear_in_tokens(compose_run: Callable[..., RunConfig]) -> None:
     def parts(length: int) -> dict[str, float]:
         run = compose_run(
-            BASE,
+            *BASE,
             f"recipe.stages.ard.streams.short.length={length}",
             "recipe.stages.ard.tokens_per_step=16384",
             "objective.allow_beyond_native=true",
@@ -115,13 +116,13 @@ def test_memory_of_activations_is_linear_in_tokens(compose_run: Callable[..., Ru
 def test_adamw_keeps_two_moments_and_a_copy_of_low_precision_weights(
     compose_run: Callable[..., RunConfig], dtype: str, width: int
 ) -> None:
-    run = compose_run("+experiment=linearard_32k", "model=tiny", f"engine.dtype={dtype}")
+    run = compose_run(*BASE, "model=tiny", f"engine.dtype={dtype}")
     held = setting(run)
     assert cost.memory(held)["optimizer"] == width * held.trainable
 
 
 def test_time_follows_work_rate_and_ranks(compose_run: Callable[..., RunConfig]) -> None:
-    run = compose_run(BASE)
+    run = compose_run(*BASE)
     schedule = StageSchedule(run.recipe.stages["ard"])
     h200 = ACCELERATORS["h200"]
     one = duration.step_seconds(setting(run), schedule, h200)
@@ -142,7 +143,7 @@ def test_time_follows_work_rate_and_ranks(compose_run: Callable[..., RunConfig])
 def test_relations_alone_end_with_the_last_layers_queries_keys_and_values(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    first = compose_run(BASE, "objective.terms.relation.layers=[0]")
+    first = compose_run(*BASE, "objective.terms.relation.layers=[0]")
     work = cost.block_work(setting(first), "short")
     assert work.attention == 0
     qkv, adapters, n = 3 * 4096**2, 805_306_368, 4096
@@ -153,7 +154,7 @@ def test_a_micro_step_holds_no_more_than_a_step(compose_run: Callable[..., RunCo
     """One 32K block a step: more at once would never be run."""
 
     def needed(stage: str, micro_batch: int) -> float:
-        run = compose_run(BASE, "model=smollm2_135m")
+        run = compose_run(*BASE, "model=smollm2_135m")
         at_once = replace(setting(run, stage), micro_batch=micro_batch)
         return sum(cost.memory(at_once).values())
 
@@ -165,7 +166,7 @@ def test_ranks_that_share_blocks_hold_a_part_each(compose_run: Callable[..., Run
     """Half of the activations, and half of the work but for the exchange."""
 
     def of(parts: int, model: str = "llama2_7b", ranks: int = 2) -> Setting:
-        run = compose_run(BASE, f"model={model}", f"engine.sequence_parallel={parts}")
+        run = compose_run(*BASE, f"model={model}", f"engine.sequence_parallel={parts}")
         return setting(run, checkpointing=True, keep="layer_inputs", world_size=ranks)
 
     whole, shared = cost.memory(of(1)), cost.memory(of(2))
@@ -173,7 +174,7 @@ def test_ranks_that_share_blocks_hold_a_part_each(compose_run: Callable[..., Run
         assert shared[part] == pytest.approx(whole[part] / 2)
     for part in ("student weights", "gradients", "optimizer"):
         assert shared[part] == whole[part]
-    schedule = StageSchedule(compose_run(BASE).recipe.stages["ard"])
+    schedule = StageSchedule(compose_run(*BASE).recipe.stages["ard"])
     h100 = ACCELERATORS["h100"]
     apart, together = (duration.step_seconds(of(parts), schedule, h100) for parts in (1, 2))
     assert apart is not None

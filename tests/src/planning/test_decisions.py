@@ -9,7 +9,8 @@ from src.planning import plan
 from src.planning.devices import ACCELERATORS, DeviceFacts
 from src.settings.config import RunConfig
 
-BASE = "+experiment=linearard_32k"
+# Engines that leave nothing to the plan.
+BASE = ("+experiment=linearard_32k", "engine=zero1")
 
 H200 = ACCELERATORS["h200"]
 
@@ -21,28 +22,28 @@ def small(gib: float) -> DeviceFacts:
 def test_layers_run_again_only_where_memory_asks_for_it(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    run = compose_run(BASE)
+    run = compose_run(*BASE)
     large, little = (plan.make(run, world_size=1, device=d) for d in (H200, small(60)))
     assert [s.checkpointing for s in large.stages] == [False, True]
     # The second stage has no teacher that could keep anything.
     assert (large.stages[1].keep, little.stages[0].keep) == ("qkv", "layer_inputs")
     assert little.stages[0].checkpointing
     assert little.stages[0].peak < 0.7 * large.stages[0].peak
-    told = compose_run(BASE, "engine.student.gradient_checkpointing=false")
+    told = compose_run(*BASE, "engine.student.gradient_checkpointing=false")
     assert not plan.make(told, world_size=1, device=small(60)).stages[1].checkpointing
 
 
 def test_as_many_blocks_at_once_as_fit_without_checkpointing_more(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    run = compose_run(BASE, "model=smollm2_135m")
+    run = compose_run(*BASE, "model=smollm2_135m")
     # Four blocks of 4096 tokens are a step.
     ard, cpt = plan.make(run, world_size=1, device=H200).stages
     assert (ard.micro_batch, ard.accumulation, cpt.micro_batch) == (4, 1, 1)
     assert plan.make(run, world_size=2, device=H200).stages[0].micro_batch == 2
     tight = plan.make(run, world_size=1, device=small(9)).stages[0]
     assert (tight.micro_batch, tight.accumulation, tight.checkpointing) == (2, 2, False)
-    told = compose_run(BASE, "model=smollm2_135m", "engine.student.micro_batch=1")
+    told = compose_run(*BASE, "model=smollm2_135m", "engine.student.micro_batch=1")
     assert plan.make(told, world_size=1, device=H200).stages[0].accumulation == 4
     # On a CPU there is no launch to save.
     assert plan.make(compose_run("+experiment=quickstart"), world_size=1).stages[0].micro_batch == 1
@@ -52,7 +53,7 @@ def test_graphs_are_recorded_where_nothing_stands_against_it(
     compose_run: Callable[..., RunConfig],
 ) -> None:
     def stage(*overrides: str) -> plan.StagePlan:
-        run = compose_run(BASE, "model=smollm2_135m", *overrides)
+        run = compose_run(*BASE, "model=smollm2_135m", *overrides)
         return plan.make(run, world_size=2, device=H200).stages[0]
 
     assert stage().graphs
@@ -76,7 +77,7 @@ def test_kernels_are_fused_for_llamas_formulas_on_a_gpu(
     compose_run: Callable[..., RunConfig],
 ) -> None:
     def fused(*overrides: str) -> bool:
-        return plan.make(compose_run(BASE, *overrides), world_size=1, device=H200).stages[0].fused
+        return plan.make(compose_run(*BASE, *overrides), world_size=1, device=H200).stages[0].fused
 
     assert fused("model=qwen2_5_0_5b")
     assert not fused("model=gemma3_270m")

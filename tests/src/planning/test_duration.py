@@ -12,13 +12,14 @@ from src.planning import plan
 from src.planning.devices import ACCELERATORS
 from src.settings.config import RunConfig
 
-BASE = "+experiment=linearard_32k"
+# Engines that leave nothing to the plan.
+BASE = ("+experiment=linearard_32k", "engine=zero1")
 LAUNCHED = ("engine.cuda_graphs=false", "engine.fused_kernels=false")
 RESULT = Path(__file__).parents[3] / "benchmarks" / "results" / "step.json"
 
 
 def seconds(compose_run: Callable[..., RunConfig], *overrides: str) -> float:
-    run = compose_run(BASE, *overrides)
+    run = compose_run(*BASE, *overrides)
     planned = plan.make(run, world_size=1, device=ACCELERATORS["h200"]).stages[0]
     assert planned.seconds_per_step is not None
     return planned.seconds_per_step

@@ -12,11 +12,12 @@ from src.planning.devices import ACCELERATORS, DeviceFacts
 from src.planning.printing import show
 from src.settings.config import RunConfig
 
-BASE = "+experiment=linearard_32k"
+# Engines that leave nothing to the plan.
+BASE = ("+experiment=linearard_32k", "engine=zero1")
 
 
 def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
-    run = compose_run(BASE)
+    run = compose_run(*BASE)
     text = io.StringIO()
     show(plan.make(run, world_size=8), run, Console(file=text))
     shown = text.getvalue()
@@ -30,7 +31,7 @@ def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
 
 
 def test_a_device_of_unknown_speed_is_named(compose_run: Callable[..., RunConfig]) -> None:
-    run = compose_run(BASE)
+    run = compose_run(*BASE)
     unknown = DeviceFacts("NVIDIA B1", 200 * 2**30)
     console = Console(file=io.StringIO(), width=300)
     show(plan.make(run, world_size=1, device=unknown), run, console)
@@ -41,7 +42,7 @@ def test_a_device_of_unknown_speed_is_named(compose_run: Callable[..., RunConfig
 
 def test_what_the_plan_decides_is_said(compose_run: Callable[..., RunConfig]) -> None:
     def shown(*overrides: str) -> str:
-        run = compose_run(BASE, "model=smollm2_135m", *overrides)
+        run = compose_run(*BASE, "model=smollm2_135m", *overrides)
         console = Console(file=io.StringIO(), width=300)
         show(plan.make(run, world_size=1, device=ACCELERATORS["h200"]), run, console)
         return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
@@ -55,7 +56,7 @@ def test_text_that_the_scaling_leaves_as_it_was_is_pointed_out(
     compose_run: Callable[..., RunConfig],
 ) -> None:
     def printed(*overrides: str) -> str:
-        run = compose_run(BASE, "model=tiny", *overrides)
+        run = compose_run(*BASE, "model=tiny", *overrides)
         console = Console(file=io.StringIO(), width=300)
         show(plan.make(run, world_size=1), run, console)
         return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO

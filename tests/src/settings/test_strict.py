@@ -42,8 +42,8 @@ def test_lists_become_tuples_and_numbers_keep_their_types(
         ("engine.student.zero_stage=4", "engine.student.zero_stage: .* 0, 1, 2 or 3"),
         ("engine.teacher.zero_stage=1", "engine.teacher.zero_stage: .* 0 or 3"),
         (
-            "engine.teacher.offload_parameters=true",
-            "engine.teacher: offload_parameters.*zero_stage 3",
+            "engine.teacher={offload_parameters: true, zero_stage: 0}",
+            "engine.teacher: .* zero_stage 3 and share_base=false, not zero_stage=0",
         ),
         (
             "recipe.stages.ard.parameters.type=adapter",

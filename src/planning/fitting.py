@@ -1,0 +1,139 @@
+"""Engines for what `auto` leaves open: how models are sharded, shared and offloaded.
+
+These settings hold for all stages of a run, unlike those of src/planning/decisions.py. None of them
+changes what is computed, beyond rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any, Protocol, TypeVar
+
+from src.planning.devices import DeviceFacts
+from src.settings.config import EngineConfig, RunConfig
+from src.settings.strict import ConfigError
+
+# Planned times of blocks that ranks share were up to 27% below the measured ones (docs/scale.md),
+# so sharing has to pay off by more.
+_DOUBT = 1.4
+# The most ranks that share a block: as many GPUs as one machine usually joins by fast links.
+_MOST_PARTS = 8
+
+
+class Planned(Protocol):
+    """What a choice needs to know of a plan (src/planning/plan.py)."""
+
+    @property
+    def engine(self) -> EngineConfig: ...
+    @property
+    def fits(self) -> bool: ...
+    @property
+    def peak(self) -> float: ...
+    @property
+    def seconds(self) -> float | None: ...
+
+
+_Plan = TypeVar("_Plan", bound=Planned)
+
+
+def is_open(engine: EngineConfig) -> bool:
+    """Whether a setting of the engines is `auto`, so that several engines are possible."""
+    student, teacher = engine.student, engine.teacher
+    chosen = (student.zero_stage, student.offload_optimizer, teacher.zero_stage)
+    return "auto" in (*chosen, teacher.share_base, engine.sequence_parallel)
+
+
+def engines(
+    config: RunConfig, world_size: int, device: DeviceFacts
+) -> Iterator[list[EngineConfig]]:
+    """Engines with everything settled that is `auto`, in groups, the preferred group first.
+
+    Whole weights are preferred to sharded ones, and those to an optimizer on the host. The engines
+    of a group differ in how many ranks share a block, and in whether the teacher shares the
+    student's weights. Combinations that contradict each other are left out.
+
+    Args:
+        config: the run's.
+        world_size: ranks.
+        device: of each rank.
+    """
+    engine, several = config.engine, world_size > 1
+    near = config.launch.nproc if config.launch.nproc > 1 else _MOST_PARTS
+    parts = [n for n in (1, 2, 4, _MOST_PARTS) if world_size % n == 0 and n <= near]
+    stages = [3] if engine.student.offload_parameters else [1, 2, 3] if several else [1]
+    teachers = [3] if engine.teacher.offload_parameters else [0, 3] if several else [0]
+    places = (
+        _open(engine.student.offload_optimizer, [False] if device.is_cpu else [False, True]),
+        _open(engine.student.zero_stage, stages),
+        _open(engine.teacher.zero_stage, teachers),
+    )
+    shares = (
+        _open(engine.teacher.share_base, [False, True]),
+        _open(engine.sequence_parallel, parts),
+    )
+    for place in product(*places):
+        yield [e for share in product(*shares) if (e := _engine(engine, *place, *share))]
+
+
+def _engine(
+    engine: EngineConfig, offload: bool, stage: Any, teacher_stage: Any, share: bool, parts: int
+) -> EngineConfig | None:
+    """An engine with these settings; None if they contradict each other."""
+    try:
+        return replace(
+            engine,
+            student=replace(engine.student, zero_stage=stage, offload_optimizer=offload),
+            teacher=replace(engine.teacher, zero_stage=teacher_stage, share_base=share),
+            sequence_parallel=parts,
+        )
+    except ValueError:
+        return None
+
+
+def _open(value: object, choices: list[Any]) -> list[Any]:
+    return choices if value == "auto" else [value]
+
+
+def best(
+    config: RunConfig,
+    groups: Iterable[Sequence[EngineConfig]],
+    make: Callable[[RunConfig], _Plan],
+) -> _Plan:
+    """The plan with the engines to take: the fastest of the first group in which some fit.
+
+    If none fits, it is the plan that needs the least memory.
+
+    Args:
+        config: the run's.
+        groups: of engines to choose from, the preferred group first.
+        make: plans a run with settled engines.
+
+    Raises:
+        ConfigError: all are refused; with the reason of the first.
+    """
+    smallest: _Plan | None = None
+    refusal: ConfigError | None = None
+    for group in groups:
+        made: list[_Plan] = []
+        for engine in group:
+            try:
+                made.append(make(replace(config, engine=engine)))
+            except ConfigError as error:
+                refusal = refusal or error
+        if fitting := [plan for plan in made if plan.fits]:
+            # The first of equals; without a known speed, the first.
+            return min(fitting, key=_doubted_seconds)
+        smallest = min([*filter(None, [smallest]), *made], key=lambda p: p.peak, default=None)
+    if smallest is None:
+        raise refusal or ConfigError(
+            "engine: its settings contradict each other in every combination that auto may choose; "
+            "name them, for example engine.student.zero_stage=1 engine.teacher.zero_stage=0"
+        )
+    return smallest
+
+
+def _doubted_seconds(plan: Planned) -> float:
+    doubt = _DOUBT if plan.engine.sequence_parallel > 1 else 1.0
+    return 0.0 if plan.seconds is None else plan.seconds * doubt

@@ -103,9 +103,13 @@ def most_on_a_gpu(jobs: Sequence[RunConfig]) -> int:
 
 def _fits_as_well(job: RunConfig, alone: plan.Plan, part: DeviceFacts) -> bool:
     beside = plan.make(job, world_size=1, device=part)
-    return beside.fits and beside.engine == alone.engine and all(
-        one.checkpointing == two.checkpointing
-        for one, two in zip(alone.stages, beside.stages, strict=True)
+    return (
+        beside.fits
+        and beside.engine == alone.engine
+        and all(
+            one.checkpointing == two.checkpointing
+            for one, two in zip(alone.stages, beside.stages, strict=True)
+        )
     )
 
 

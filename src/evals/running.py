@@ -277,10 +277,10 @@ def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
 
 def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str, Any]]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    name = record.suite
+    name = record.suite if record.split is None else f"{record.suite}.{record.split}"
     if record.limit is not None and _is_whole(folder / f"{name}.json"):
         # A quick look must not overwrite complete results.
-        name = record.marked(name, ".limit_")
+        name = record.marked(record.suite, ".limit_")
     write_json(folder / f"{name}.json", record.plain())
     lines = folder / f"{name}.items.jsonl"
     if items:

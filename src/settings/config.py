@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from src.data.config import DataConfig
+from src.evals.halves import Split
 from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
@@ -392,6 +393,8 @@ class EvaluateConfig:
         stages: the models of all of a run's stages, or of the last stage only.
         compare: folders of other runs, whose final models are evaluated too.
         limit: items of each task, for a quick look; the suites' settings read it.
+        split: the half of the items that is asked (src/evals/halves.py); the suites' settings read
+            it.
         nproc: processes that share the work, each on a GPU of its own; `auto` starts one for each
             GPU.
         cache: read earlier results from the cache, and write new ones to it.
@@ -408,6 +411,7 @@ class EvaluateConfig:
     stages: Literal["all", "last"] = "all"
     compare: tuple[str, ...] = ()
     limit: PositiveInt | None = None
+    split: Split = "all"
     nproc: Literal["auto"] | PositiveInt = "auto"
     cache: bool = True
     out: str | None = None

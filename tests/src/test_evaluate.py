@@ -272,3 +272,22 @@ def test_a_quick_look_does_not_take_the_place_of_whole_results(tmp_path: Path) -
     (tmp_path / "short.json").write_text("{cut o")
     write(4)
     assert limits()["short.json"] == 4
+
+
+def test_results_of_halves_have_files_of_their_own(tmp_path: Path) -> None:
+    for split, limit in ((None, None), ("validation", None), ("test", None), ("test", 3)):
+        record = ShortResults(
+            split=split, limit=limit, models=(TaskModel(name="m", role="native"),)
+        )
+        running._write(tmp_path, record, [{"of": split}])
+    assert sorted(path.name for path in tmp_path.glob("*.json")) == [
+        "short.json",
+        "short.test.json",
+        "short.test.limit_3.json",
+        "short.validation.json",
+    ]
+    for split in (None, "validation", "test"):
+        read = results.read(tmp_path, ShortResults, split=split)
+        assert read is not None
+        assert read.split == split
+        assert read.limit is None

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, Literal
 
 from src.evals import retrieval
+from src.evals.halves import Split, places
 from src.evals.ruler.matching import score
 from src.evals.ruler.sample import Sample, dump
 from src.evals.scoring import Probe, Session
@@ -59,6 +60,22 @@ def _values(
         name=f"{name}, {reader.name}",
     )
     return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
+
+
+def number_of(samples: int, limit: int | None, split: Split) -> int:
+    """How many samples are made, so that the half that is asked has `limit` of them at most."""
+    halves = 1 if split == "all" else 2
+    return samples if limit is None else min(samples, halves * limit)
+
+
+def half_of(samples: Sequence[Sample], split: Split) -> list[Sample]:
+    """The samples of a half: those of even numbers for validation, of odd ones for test.
+
+    Raises:
+        EvaluationError: there are none.
+    """
+    kept = set(places(1 + max(sample.index for sample in samples), split, neighbours=1))
+    return [sample for sample in samples if sample.index in kept]
 
 
 def note(sample: Sample) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeInt
 
+from src.evals.halves import named
 from src.evals.measuring import measure
 from src.evals.restoration import MIN_ITEMS, Answers
 from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
@@ -96,7 +97,10 @@ class InheritanceSuite(ShortSuite):
             overall = self._repeated("all", native, answered_by)
             models.append(InheritanceModel(**candidate.identity, tasks=tasks, all=overall))
         record = InheritanceResults(
-            limit=self.limit, failures=measured.failures, models=tuple(models)
+            limit=self.limit,
+            split=named(self.split),
+            failures=measured.failures,
+            models=tuple(models),
         )
         return Outcome(record)
 

@@ -9,10 +9,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from src.evals.halves import Split, named
 from src.evals.probed import Asked, ProbeSuite
 from src.evals.restoration import Answers
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler.asking import note, probe
+from src.evals.ruler.asking import half_of, note, number_of, probe
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
 from src.evals.ruler.sample import Sample
 from src.evals.ruler.store import SampleStore
@@ -28,11 +29,12 @@ class NeedleDepthSuite(ProbeSuite):
     Attributes:
         lengths: as the suite `ruler` has them.
         depths: percent of the context's sentences before the needle.
-        samples: of each depth at each length.
+        samples: of each depth at each length, in both halves together.
         material: sources of prose and words.
         retrieval: how the native model reads prompts longer than its window; null: not at all.
         seed: of the samples.
         limit: samples of each depth, at most.
+        split: the half of the samples that is asked; `all` for both.
         batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
     """
 
@@ -46,6 +48,7 @@ class NeedleDepthSuite(ProbeSuite):
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
     batch_tokens: Literal["auto"] | Count = "auto"
+    split: Split = "all"
 
     name: ClassVar[str] = "needle_depth"
     record: ClassVar[type[NeedleDepthResults]] = NeedleDepthResults
@@ -55,7 +58,7 @@ class NeedleDepthSuite(ProbeSuite):
     ) -> list[Probe]:
         """A probe for each length."""
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
-        number = min(self.samples, self.limit or self.samples)
+        number = number_of(self.samples, self.limit, self.split)
         depths = tuple(dict.fromkeys(self.depths))
         samples = made(
             (
@@ -64,7 +67,10 @@ class NeedleDepthSuite(ProbeSuite):
             ),
             failures,
         )
-        return [probe(name, each, self.batch_tokens) for name, each in samples.items()]
+        halves = made(
+            ((n, partial(half_of, each, self.split)) for n, each in samples.items()), failures
+        )
+        return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
 
     def note(self, item: Sample) -> Mapping[str, Any]:
         """A sample's references and depth."""
@@ -78,7 +84,11 @@ class NeedleDepthSuite(ProbeSuite):
             for reader in asked.readers
         )
         return NeedleDepthResults(
-            limit=self.limit, failures=asked.failures, models=models, seed=self.seed
+            limit=self.limit,
+            split=named(self.split),
+            failures=asked.failures,
+            models=models,
+            seed=self.seed,
         )
 
     @staticmethod

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from src.evals import packaged
+from src.evals.halves import Split, half, named
 from src.evals.probed import Asked, ProbeSuite, task_models
 from src.evals.restoration import UNKNOWN_ERROR, TaskFacts
 from src.evals.retrieval import RetrievalConfig, retrieve
@@ -57,6 +58,7 @@ class PapersSuite(ProbeSuite):
         retrieval: how the native model reads papers longer than its window; null: not at all.
         seed: of the bootstrap.
         limit: questions, at most.
+        split: the half of the questions that is asked; `all` for both.
         resamples: of the bootstrap that intervals come from.
     """
 
@@ -64,6 +66,7 @@ class PapersSuite(ProbeSuite):
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None
     resamples: Count = 1000
+    split: Split = "all"
 
     name: ClassVar[str] = "papers"
     record: ClassVar[type[PapersResults]] = PapersResults
@@ -99,6 +102,7 @@ class PapersSuite(ProbeSuite):
         )
         return PapersResults(
             limit=self.limit,
+            split=named(self.split),
             failures=asked.failures,
             models=task_models([facts], asked, resamples=self.resamples, seed=self.seed),
             seed=self.seed,
@@ -107,8 +111,11 @@ class PapersSuite(ProbeSuite):
 
     def _questions(self, failures: dict[str, str]) -> list[PaperQuestion]:
         """All questions; empty if `failures` says why."""
-        documents = made([(TASK, partial(packaged.documents, TASK))], failures)
-        return questions_of(documents.get(TASK, ()))[: self.limit]
+
+        def asked() -> list[PaperQuestion]:
+            return half(questions_of(packaged.documents(TASK)), self.split)[: self.limit]
+
+        return made([(TASK, asked)], failures).get(TASK, [])
 
     @staticmethod
     def tables(record: PapersResults) -> Sequence[ResultTable]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
+from src.evals.halves import Split, half_of_texts, named
 from src.evals.scoring import Count, cache_key, spread_segments
 from src.evals.suite import (
     NOT_FINITE,
@@ -50,12 +51,14 @@ class PerplexitySuite:
         tokens: of text scored at each window length, rounded down to whole segments, at least one.
         headline: the window whose scores are quoted.
         batch_tokens: most tokens of one forward pass, but at least one window.
+        split: the half of each held-out document that is read; `all` for both.
     """
 
     windows: Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
     tokens: Count
     headline: Annotated[int, Field(gt=1)]
     batch_tokens: Count = 4096
+    split: Split = "all"
 
     name: ClassVar[str] = "perplexity"
     needs_run: ClassVar[bool] = False
@@ -93,6 +96,7 @@ class PerplexitySuite:
             evaluation.candidates, lambda each: self._model(evaluation, each, segments_nt, dataset)
         )
         record = PerplexityResults(
+            split=named(self.split),
             failures=failures,
             models=models,
             dataset=dataset,
@@ -113,7 +117,7 @@ class PerplexitySuite:
     def _segments(self, evaluation: Evaluation) -> tuple[np.ndarray, Dataset]:
         """Segments of the largest window, int64 [segments, window], and their key for the cache."""
         corpus = evaluation.corpus
-        documents = corpus.held_out_documents()
+        documents = half_of_texts(corpus.held_out_documents(), self.split)
         length = max(self.windows)
         number = max(1, self.tokens // length)
         segments_nt = spread_segments(
@@ -135,7 +139,7 @@ class PerplexitySuite:
         dataset: Dataset,
     ) -> PerplexityModel:
         # The headline only selects a figure; batches change figures only by rounding.
-        left_out = ("headline", "batch_tokens")
+        left_out = ("headline", "batch_tokens", *(["split"] if self.split == "all" else []))
         settings = {k: v for k, v in asdict(self).items() if k not in left_out}
         key = cache_key(
             evaluation, candidate, self.name, text=dataset.fingerprint, settings=settings

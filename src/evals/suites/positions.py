@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from src.evals.halves import Split, half_of_texts, named
 from src.evals.probed import Asked, ProbeSuite
 from src.evals.scoring import (
     Count,
@@ -87,6 +88,7 @@ class PositionsSuite(ProbeSuite):
         sliding: tokens at the end of a segment that the sliding windows score, a multiple of k.
         edges: first positions of the bins, ascending from 1; the last bin has no end.
         limit: most segments.
+        split: the half of each held-out document that is read; `all` for both.
     """
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
@@ -97,6 +99,7 @@ class PositionsSuite(ProbeSuite):
         *(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
     )
     limit: Count | None = None
+    split: Split = "all"
 
     name: ClassVar[str] = "positions"
     record: ClassVar[type[PositionsResults]] = PositionsResults
@@ -141,6 +144,7 @@ class PositionsSuite(ProbeSuite):
         )
         return PositionsResults(
             limit=self.limit,
+            split=named(self.split),
             failures=asked.failures,
             models=models,
             lengths=tuple(sorted({length for model in models for length in model.last_k})),
@@ -152,12 +156,13 @@ class PositionsSuite(ProbeSuite):
             raise EvaluationError(message)
         corpus, needed = evaluation.corpus, self.needed(lengths)
         segments_nt = spread_segments(
-            corpus.held_out_documents(),
+            half_of_texts(corpus.held_out_documents(), self.split),
             needed,
             min(self.segments, self.limit or self.segments),
             needed_by="perplexity by position",
         )
-        settings = {k: v for k, v in asdict(self).items() if k not in ("segments", "limit")}
+        left_out = ("segments", "limit", *(["split"] if self.split == "all" else []))
+        settings = {k: v for k, v in asdict(self).items() if k not in left_out}
         text = f"{corpus.fingerprint(needed)}/{len(segments_nt)}"
         key = settings | {"lengths": list(lengths), "text": text}
         return Probe(self.name, key, partial(self._values, segments_nt, lengths), min(lengths))

@@ -13,10 +13,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from src.evals.halves import Split, named
 from src.evals.probed import Asked, ProbeSuite, task_models
 from src.evals.restoration import UNKNOWN_ERROR, TaskFacts, stderr_of_mean
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler.asking import note, probe
+from src.evals.ruler.asking import half_of, note, number_of, probe
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
 from src.evals.ruler.sample import RulerError, Sample
 from src.evals.ruler.store import SampleStore
@@ -34,11 +35,12 @@ class RulerSuite(ProbeSuite):
         lengths: in tokens, prompt and answer together; null for 4K, 8K, 16K and 32K, up to the
             largest window of a model.
         tasks: names; a repeated name counts once; null for all thirteen.
-        samples: of each task at each length.
+        samples: of each task at each length, in both halves together.
         material: sources of prose, words and questions.
         retrieval: how the native model reads prompts longer than its window; null: not at all.
         seed: of the samples and of the bootstrap.
         limit: most samples of each task.
+        split: the half of the samples that is asked; `all` for both.
         resamples: of the bootstrap for intervals.
         batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
     """
@@ -52,6 +54,7 @@ class RulerSuite(ProbeSuite):
     limit: Count | None = None
     resamples: Count = 1000
     batch_tokens: Literal["auto"] | Count = "auto"
+    split: Split = "all"
 
     name: ClassVar[str] = "ruler"
     record: ClassVar[type[RulerResults]] = RulerResults
@@ -62,7 +65,7 @@ class RulerSuite(ProbeSuite):
         """A probe for each task and length."""
         lengths = chosen_lengths(self.lengths, readers, failures)
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
-        number = min(self.samples, self.limit or self.samples)
+        number = number_of(self.samples, self.limit, self.split)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
         for task in tasks:
             try:
@@ -80,7 +83,10 @@ class RulerSuite(ProbeSuite):
             ),
             failures,
         )
-        return [probe(name, each, self.batch_tokens) for name, each in samples.items()]
+        halves = made(
+            ((n, partial(half_of, each, self.split)) for n, each in samples.items()), failures
+        )
+        return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
 
     def note(self, item: Sample) -> Mapping[str, Any]:
         """A sample's references and depth."""
@@ -101,6 +107,7 @@ class RulerSuite(ProbeSuite):
         models = task_models(facts, asked, resamples=self.resamples, seed=self.seed)
         return RulerResults(
             limit=self.limit,
+            split=named(self.split),
             failures=asked.failures,
             lengths=tuple(sorted({probe.items[0].length for probe in asked.probes})),
             models=tuple(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
+from src.evals.halves import named
 from src.evals.measuring import Measured, measure
 from src.evals.preparing import Questions, prepare
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
@@ -61,6 +62,7 @@ class ShortSuite(Questions):
             raise EvaluationError("\n".join(lines))
         record = ShortResults(
             limit=self.limit,
+            split=named(self.split),
             failures=measured.failures,
             models=self._models(evaluation, measured),
             source=self.source,

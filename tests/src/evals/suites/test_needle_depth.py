@@ -48,3 +48,24 @@ def test_a_limit_is_marked_and_lengths_beyond_every_window_are_named(
     (table,) = suite.tables(record)
     assert "limit=1" in table.title
     assert table.name == "needle_depth_limit_1"
+
+
+def test_halves_ask_different_samples_and_say_so(
+    evaluation: Evaluation, material_config: MaterialConfig
+) -> None:
+    alone = replace(evaluation, candidates=evaluation.candidates[:1])
+    asked = {}
+    for split in ("all", "validation", "test"):
+        suite = NeedleDepthSuite((NATIVE,), (50.0,), 3, material_config, split=split)
+        result = suite.run(alone)
+        record = result.record
+        assert isinstance(record, NeedleDepthResults)
+        assert record.split == (None if split == "all" else split)
+        number = {"all": 3, "validation": 2, "test": 1}[split]
+        assert {cell.n for cell in record.models[0].cells} == {number}
+        asked[split] = [tuple(item["outputs"]) for item in result.items]
+        (table,) = suite.tables(record)
+        assert ("half=" in table.title) == (split != "all")
+        assert table.name == {"all": "needle_depth"}.get(split, f"needle_depth_{split}")
+    assert sorted(asked["validation"] + asked["test"]) == sorted(asked["all"])
+    assert not set(asked["validation"]) & set(asked["test"])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from src.report.names import METHODS
 from src.report.tables import csv_text
 
 # Distinguishable with common colour-vision deficiencies; legible on white and on near-black.
@@ -22,7 +23,8 @@ SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 DIVERGING = ("#c8511b", "#d9d3c4", "#2f7fd1")  # the same for values with fixed limits
 INK, MUTED, GRID, PAPER = "#22252b", "#5d646f", "#e6e8ec", "#ffffff"
 
-METHODS = ("linearard", "longred_c", "longred_u", "cpt_long", "cpt_mix", "logit_kd")
+_MOST_TICKS = 9
+
 Dash = Literal["solid", "dash", "dot", "dashdot", "longdash"]
 DASHES: tuple[Dash, ...] = ("solid", "dash", "dot", "dashdot", "longdash")
 Symbol = Literal["circle", "circle-open", "diamond"]
@@ -181,7 +183,7 @@ def method_slots(methods: Sequence[str]) -> dict[str, int]:
 
 
 def log_ticks(values: Sequence[float]) -> tuple[tuple[float, str], ...]:
-    """Round numbers around the positive `values`; more of them for a narrow span."""
+    """Round numbers around the positive `values`: at least two of them lie within their span."""
     positive = [value for value in values if value > 0 and math.isfinite(value)]
     if not positive:
         return ()
@@ -189,15 +191,32 @@ def log_ticks(values: Sequence[float]) -> tuple[tuple[float, str], ...]:
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     steps = (1, 2, 3, 5, 7) if high <= 20 * low else (1, 2, 5) if last - first < 4 else (1,)
     ticks = [step * 10.0**power for power in range(first, last + 1) for step in steps]
-    return tuple((tick, f"{tick:,g}") for tick in ticks)
+    if sum(low <= tick <= high for tick in ticks) < 2:
+        ticks = _even_ticks(low, high)
+    return tuple((tick, f"{tick:,.10g}") for tick in ticks)
+
+
+def _even_ticks(low: float, high: float) -> list[float]:
+    """About five multiples of 1, 2 or 5 times a power of ten, for a span of less than a decade."""
+    span = high - low or low
+    rough = span / 4
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * size for size in (1, 2, 5, 10) if power * size >= rough)
+    begin, end = math.floor(low / step) - 1, math.ceil(high / step) + 1
+    return [place * step for place in range(begin, end + 1) if place > 0]
 
 
 def token_ticks(tokens: Sequence[float]) -> tuple[tuple[float, str], ...]:
-    """Powers of ten around the span, as `1M`, `10M`."""
-    if not tokens:
+    """The numbers of tokens themselves, those left out that would run into another."""
+    distinct = sorted(set(tokens))
+    if not distinct:
         return ()
-    low, high = math.floor(math.log10(min(tokens))), math.ceil(math.log10(max(tokens)))
-    return tuple((10.0**power, short_number(10.0**power)) for power in range(low, high + 1))
+    apart = math.log(distinct[-1] / distinct[0]) / _MOST_TICKS
+    kept = [distinct[-1]]
+    for at in reversed(distinct[:-1]):
+        if math.log(kept[-1] / at) >= apart:
+            kept.append(at)
+    return tuple((at, binary_tokens(round(at))) for at in reversed(kept))
 
 
 def short_number(value: float, digits: int = 3) -> str:
@@ -209,11 +228,13 @@ def short_number(value: float, digits: int = 3) -> str:
 
 
 def binary_tokens(tokens: int) -> str:
-    """Budgets are multiples of 2^20: `4456448` -> `4.25M`; others as `short_number`."""
+    """Budgets are multiples of 2^20 or 2^10: `4456448` -> `4.25M`; others as `short_number`."""
     millions = tokens / 2**20
     if millions >= 0.25 and millions == round(millions, 2):
         return f"{millions:g}M"
-    return short_number(tokens)
+    return (
+        f"{tokens // 1024}K" if 0 < tokens < 2**20 and tokens % 1024 == 0 else short_number(tokens)
+    )
 
 
 def short_length(tokens: int) -> str:

@@ -12,7 +12,8 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from src.report import formatting
-from src.report.groups import device_hours, flat, suite_figures
+from src.report.groups import device_hours, suite_figures
+from src.report.labels import flat
 from src.report.runs import ReportError, Run
 from src.report.tables import Column, Section, Table, row, terminal
 from src.results import Score, TaskModel, TaskResults

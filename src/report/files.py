@@ -108,6 +108,7 @@ class ModelSettings(Record):
 
     name: str | None = None
     native_window: int | None = None
+    random_weights: bool = False
 
 
 class RunSettings(Record):

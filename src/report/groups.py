@@ -9,52 +9,65 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from src.report import formatting, noise
+from src.report import formatting, labels, noise
 from src.report.files import Result
+from src.report.names import method_name, model_name, scaling_name
 from src.report.noise import Estimate
 from src.report.runs import Run
-from src.results import PerplexityResults, ShortResults, TaskModel, long_average
+from src.results import (
+    PerplexityModel,
+    PerplexityResults,
+    ShortResults,
+    TaskModel,
+    long_average,
+)
 
-# Settings that do not change what is trained, by their first key.
-_NOT_TRAINING = {
-    *("seed", "run_dir", "resume", "sweep_resume", "dry_run", "plan_for", "allow_oversubscribe"),
-    *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
-}
-# Settings with their own columns; `model.tuning` holds values that other settings take.
-_SHOWN_ELSEWHERE = ("rope.", "model.", "recipe.name", "budget")
-_MAX_NAMED_DIFFERENCES = 3
-_RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
-
-
+Figures = dict[str, Estimate]
+"""By the key of a metric."""
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A figure in percent that runs are compared by; all are better when higher."""
+    """A figure that runs are compared by."""
 
     key: str
     label: str
+    unit: str = "%"
+    lower_is_better: bool = False
+    of_scaling: bool = False
+    """Relative to the scaled model, so that figures of two scalings are not compared."""
+
+    @property
+    def title(self) -> str:
+        """The label with its unit."""
+        return f"{self.label} ({self.unit})" if self.unit else self.label
 
 
 RECOVERY = Metric("recovery", "Recovery, short suite")
-GAP_CLOSED = Metric("gap_closed", "Gap closed, short suite")
+GAP_CLOSED = Metric("gap_closed", "Gap closed, short suite", of_scaling=True)
 SHORT = Metric("short", "Short average")
 RECOVERY_VS_BEST = Metric("recovery_vs_best", "Recovery against the best baseline")
-PERPLEXITY_GAP = Metric("perplexity_gap", "Gap closed, perplexity")
+PERPLEXITY_GAP = Metric("perplexity_gap", "Gap closed, perplexity", of_scaling=True)
 LONG = Metric("long", "Long average")
+_SCORES = (RECOVERY, SHORT, LONG, GAP_CLOSED, PERPLEXITY_GAP, RECOVERY_VS_BEST)
 
 
 def ruler(length: int) -> Metric:
     """RULER's mean at a length in tokens."""
     return Metric(f"ruler@{length}", f"RULER at {length:,}")
+
+
+def perplexity(window: int, text: str) -> Metric:
+    """Perplexity of a held-out text in windows of so many tokens."""
+    label = f"Perplexity of {text}, windows of {window:,}"
+    return Metric(f"perplexity@{window}@{text}", label, unit="", lower_is_better=True)
 
 
 @dataclass(frozen=True)
@@ -70,10 +83,12 @@ class Group:
     rope: str
     target: int | None
     factor: float | None
+    random: bool  # whether the model's weights are random
     tokens: int
     hours: float | None  # device-hours of a run, mean over seeds
     device: str
     limit: int | None  # items of each task that were scored, at most; None: all
+    limits: Mapping[str, int | None]  # the same for each suite
     estimates: Mapping[str, Estimate]
     baselines: Mapping[str, Mapping[str, Estimate]]
     """Figures of the native and the merely scaled model, by name."""
@@ -91,9 +106,24 @@ class Group:
         return len(self.members)
 
     @property
+    def method_name(self) -> str:
+        """The method as papers call it."""
+        return method_name(self.method)
+
+    @property
     def name(self) -> str:
         """The method, and its unusual settings."""
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        return f"{self.method_name} ({self.variant})" if self.variant else self.method_name
+
+    @property
+    def scaling(self) -> str:
+        """The scaling and its factor, `YaRN x4`."""
+        return scaling_name(self.rope, self.factor)
+
+    @property
+    def model_name(self) -> str:
+        """The model, marked where its weights are random."""
+        return model_name(self.model, is_random=self.random)
 
     @property
     def place(self) -> tuple[str, str, float | None, str, int]:
@@ -101,19 +131,26 @@ class Group:
         return (self.model, self.rope, self.factor, self.method, self.tokens)
 
     @property
-    def look(self) -> tuple[str, str, float | None]:
-        """Model and scaling."""
-        return (self.model, self.rope, self.factor)
+    def look(self) -> tuple[str, str]:
+        """Model and scaling, as labels."""
+        return (self.model_name, self.scaling)
+
+    def limit_of(self, metric: Metric) -> int | None:
+        """Items of each task that the metric is of, at most; None: all."""
+        suites = {"perplexity": (), "perplexity_gap": (), "ruler": ("ruler",)}
+        suites[LONG.key] = ("ruler", "papers")
+        wanted = suites.get(metric.key.partition("@")[0], ("short",))
+        return next((limit for suite in wanted if (limit := self.limits.get(suite))), None)
 
     @property
     def weights(self) -> str | None:
         """The relations that are aligned, `Q+K+2V`; None without a relation objective."""
-        return weights_label(self.settings)
+        return labels.weights_label(self.settings)
 
     def without(self, *prefixes: str) -> str:
         """The identity without settings of these prefixes; members of one ablation share it."""
         kept = {k: v for k, v in self.settings.items() if not k.startswith(prefixes)}
-        return _canonical(kept)
+        return labels.canonical(kept)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +166,11 @@ class ReportData:
         """Finished runs, by everything but their seed."""
         return group_runs(self.runs, self.window)
 
+    @cached_property
+    def labels(self) -> list[str]:
+        """What tells each run from the others."""
+        return labels.run_labels(self.runs)
+
 
 def headline_window(report: PerplexityResults, window: int | None = None) -> int | None:
     """`window`, or by default the evaluation's headline or else its largest window.
@@ -139,6 +181,24 @@ def headline_window(report: PerplexityResults, window: int | None = None) -> int
     if wanted is not None:
         return wanted if wanted in report.windows else None
     return max(report.windows)
+
+
+def metrics_of(groups: Sequence[Group]) -> list[Metric]:
+    """The metrics that any group has: scores, RULER by length, perplexities by window."""
+    measured = {key for group in groups for key in group.estimates}
+    texts = [key.split("@", 2)[1:] for key in measured if key.startswith("perplexity@")]
+    candidates = (
+        *_SCORES,
+        *map(ruler, lengths(groups)),
+        *(perplexity(window, text) for window, text in sorted((int(w), t) for w, t in texts)),
+    )
+    return [metric for metric in candidates if metric.key in measured]
+
+
+def lengths(groups: Sequence[Group]) -> list[int]:
+    """The lengths that RULER was run at, in tokens."""
+    keys = {key for group in groups for key in group.estimates if key.startswith("ruler@")}
+    return sorted(int(key.removeprefix("ruler@")) for key in keys)
 
 
 def gap_closed(run: Run, window: int | None = None) -> str:
@@ -157,8 +217,8 @@ def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
 
     def key(place: int) -> tuple[str, str, str]:
         run = runs[place]
-        training = {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}
-        return (run.record and run.record.experiment) or "", run.sweep, _canonical(training)
+        training = {k: v for k, v in run.config.values.items() if k not in labels.NOT_TRAINING}
+        return (run.record and run.record.experiment) or "", run.sweep, labels.canonical(training)
 
     finished = [i for i, run in enumerate(runs) if run.state == "finished" and run.config.values]
     members = grouped(finished, key)
@@ -174,41 +234,9 @@ def grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, 
     return members
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by their full keys; an empty mapping or a list is a value."""
-    settings: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            settings |= flat(value, f"{prefix}{key}.")
-        else:
-            settings[f"{prefix}{key}"] = value
-    return settings
-
-
-def weights_label(settings: Mapping[str, Any]) -> str | None:
-    """`Q+K+2V` from flat settings; None without a relation objective."""
-    terms = [
-        key.removesuffix(".type")
-        for key, value in settings.items()
-        if key.startswith("objective.terms.") and key.endswith(".type") and value == "relation"
-    ]
-    if not terms:
-        return None
-    parts = []
-    for relation, label in _RELATIONS.items():
-        weight = settings.get(f"{terms[0]}.weights.{relation}")
-        if isinstance(weight, int | float) and weight > 0:
-            parts.append(label if weight == 1 else f"{weight:g}{label}")
-    return "+".join(parts) or None
-
-
 def _order(group: Group) -> tuple[Any, ...]:
     rope = (group.rope, group.target or 0)
     return (group.model, rope, group.method, group.tokens, group.variant, group.identity)
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, default=str)
 
 
 def _group(
@@ -229,22 +257,21 @@ def _group(
     return Group(
         members=tuple(chosen),
         identity=identity,
-        settings=flat(json.loads(identity)),
+        settings=labels.flat(json.loads(identity)),
         sweep=sweep,
         model=record.model or settings.model.name or "",
         method=record.method or "",
         rope=settings.rope.type or "",
         target=settings.rope.target_length,
         factor=settings.factor,
+        random=settings.model.random_weights,
         tokens=newest.tokens or 0,
         hours=statistics.fmean(hours) if hours else None,
         device=record.device or "",
         limit=next((suite.limit for suite in suites if suite.limit is not None), None),
+        limits={suite.suite: suite.limit for suite in suites},
         estimates=_merged(measured),
-        baselines={
-            "native": suite_figures(*(suite and suite.native for suite in newest.task_suites)),
-            "scaled": suite_figures(*(suite and suite.scaled for suite in newest.task_suites)),
-        },
+        baselines={name: _baseline(newest, name, window) for name in ("native", "scaled")},
         needles=_needles([runs[i] for i in chosen]),
     )
 
@@ -262,18 +289,42 @@ def _merged(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
     return {key: estimate for key, estimate in merged.items() if estimate is not None}
 
 
-def _measure(run: Run, window: int | None) -> dict[str, Estimate]:
-    """Figures of the run's last model, in percent."""
+def _baseline(run: Run, role: Literal["native", "scaled"], window: int | None) -> Figures:
+    """Figures of the untrained model that the run was evaluated beside."""
+    models = (getattr(suite, role) if suite else None for suite in run.task_suites)
+    return suite_figures(*models) | _perplexities(run.perplexity, role, window)
+
+
+def _measure(run: Run, window: int | None) -> Figures:
+    """Figures of the run's last model."""
     estimates = suite_figures(*(suite and suite.final for suite in run.task_suites))
     if run.short:
         estimates |= _scores(run.short)
     gap = _gap_closed(run, window)
     if gap is not None and math.isfinite(gap):
         estimates[PERPLEXITY_GAP.key] = Estimate(100 * gap)
-    return estimates
+    return estimates | _perplexities(run.perplexity, "final", window)
 
 
-def _scores(report: ShortResults) -> dict[str, Estimate]:
+def _perplexities(
+    report: PerplexityResults | None,
+    role: Literal["native", "scaled", "final"],
+    window: int | None,
+) -> Figures:
+    """A model's perplexity at the headline window and at the largest one."""
+    model: PerplexityModel | None = getattr(report, role) if report else None
+    if report is None or model is None:
+        return {}
+    chosen = {headline_window(report, window), max(report.windows)} - {None}
+    text = formatting.text(report.dataset.name)
+    return {
+        perplexity(at, text).key: Estimate(value)
+        for at in sorted(chosen, key=lambda at: at or 0)
+        if at and (value := model.perplexity.get(at)) is not None and math.isfinite(value)
+    }
+
+
+def _scores(report: ShortResults) -> Figures:
     score = report.final.scores.average if report.final else None
     if score is None:
         return {}
@@ -321,45 +372,12 @@ def _with_variants(groups: list[Group]) -> list[Group]:
     """Name the unusual settings of each group, and mark the main groups."""
     named: list[Group] = []
     for family in grouped(groups, lambda group: (group.model, group.method)).values():
-        usual = _usual(family)
+        usual = labels.usual_settings([(group.settings, bool(group.sweep)) for group in family])
         for group in family:
-            unusual = [key for key, value in usual.items() if _setting(group, key) != value]
+            unusual = labels.unusual_settings(group.settings, usual)
             rank = (len(unusual), -group.seeds)
-            named.append(replace(group, variant=_variant(group, unusual), rank=rank))
+            variant = labels.variant(group.settings, unusual)
+            named.append(replace(group, variant=variant, rank=rank))
     kin_by_place = grouped(named, lambda group: group.place).values()
     mains = {id(min(kin, key=lambda group: group.rank)) for kin in kin_by_place}
     return [replace(group, is_main=id(group) in mains) for group in named]
-
-
-def _usual(family: Sequence[Group]) -> dict[str, str]:
-    """The value that most groups of one kind have of each setting, by sorted keys."""
-    keys = {
-        key
-        for group in family
-        for key in group.settings
-        if not key.startswith(_SHOWN_ELSEWHERE) and not key.endswith(".tokens")
-    }
-    usual: dict[str, str] = {}
-    for key in sorted(keys):
-        # The most frequent value; of equals, the one more frequent outside sweeps.
-        votes = Counter(_setting(group, key) for group in family)
-        outside = Counter(_setting(group, key) for group in family if not group.sweep)
-        usual[key] = max(votes, key=lambda value: (votes[value], outside[value], value))
-    return usual
-
-
-def _setting(group: Group, key: str) -> str:
-    """A setting for comparison; one that follows the target length is the same at every target."""
-    value = group.settings.get(key)
-    return "target" if value is not None and value == group.target else _canonical(value)
-
-
-def _variant(group: Group, unusual: Sequence[str]) -> str:
-    weights = [key for key in unusual if ".weights." in key]
-    parts = [group.weights] if weights and group.weights else []
-    for key in unusual:
-        if key not in weights:
-            value, short = group.settings.get(key), ".".join(key.split(".")[-2:])
-            parts.append(f"{short}={value:g}" if isinstance(value, float) else f"{short}={value}")
-    more = len(parts) - _MAX_NAMED_DIFFERENCES
-    return ", ".join(parts[:_MAX_NAMED_DIFFERENCES]) + (f", and {more} more" if more > 0 else "")

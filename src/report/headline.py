@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from src.report import formatting, groups
 from src.report.charts import binary_tokens, method_slots, short_length
-from src.report.figures.base import by_look, lengths
-from src.report.groups import Group
-from src.report.noise import Estimate, Mark, marks, standing
+from src.report.figures.base import by_look
+from src.report.groups import Group, Metric
+from src.report.noise import Estimate, marks, standing
 from src.report.tables import Cell, Column, Row, Section, Table
 
 CAPTION = (
@@ -45,35 +45,41 @@ def missing_suites(compared: Sequence[Group]) -> list[str]:
     shows = {
         "short": {groups.SHORT.key},
         "long": {groups.LONG.key, "ruler"},
-        "perplexity": {groups.PERPLEXITY_GAP.key},
+        "perplexity": {groups.PERPLEXITY_GAP.key, "perplexity"},
     }
     return [suite for suite, keys in shows.items() if not measured & keys]
 
 
-def _scores(compared: Sequence[Group]) -> dict[str, Column]:
-    """The columns of the metrics that any group has, by the metric's key."""
+def _scores(compared: Sequence[Group]) -> dict[Metric, Column]:
+    """The columns of the metrics that any group has."""
     titles = {
         groups.SHORT.key: "short average",
         groups.RECOVERY.key: "recovery",
         groups.RECOVERY_VS_BEST.key: "vs best baseline",
         groups.GAP_CLOSED.key: "gap closed",
         groups.PERPLEXITY_GAP.key: "perplexity gap closed",
-        **{groups.ruler(n).key: f"RULER {short_length(n)}" for n in lengths(compared)},
+        **{groups.ruler(n).key: f"RULER {short_length(n)}" for n in groups.lengths(compared)},
     }
-    measured = {key for group in compared for key in group.estimates}
+    metrics = {metric.key: metric for metric in groups.metrics_of(compared)}
+    for key in metrics:
+        if key.startswith("perplexity@"):
+            _, window, text = key.split("@", 2)
+            titles[key] = f"perplexity of {text}, {short_length(int(window))}"
     return {
-        key: Column(title, "number", f"{title}, 95% interval", key in _WITH_INTERVAL, marked=True)
+        metrics[key]: Column(
+            title, "number", f"{title}, 95% interval", key in _WITH_INTERVAL, marked=True
+        )
         for key, title in titles.items()
-        if key in measured
+        if key in metrics
     }
 
 
 def _section(
-    look: str, limit: int | None, members: Sequence[Group], scores: Iterable[str]
+    look: str, limit: int | None, members: Sequence[Group], scores: Iterable[Metric]
 ) -> Section:
     slots = method_slots([group.method for group in members])
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
-    columns = [_cells(ordered, key) for key in scores]
+    columns = [_cells(ordered, metric) for metric in scores]
     rows = [_baseline(name, members, scores) for name in ("native", "scaled")]
     rows += [_row(group, cells) for group, *cells in zip(ordered, *columns, strict=True)]
     labels = (("model and scaling", look), ("limit", "" if limit is None else str(limit)))
@@ -84,50 +90,56 @@ def _row(group: Group, cells: Sequence[Cell]) -> Row:
     one_seed = {"title": _ONE_SEED} if group.seeds == 1 else {}
     variant = formatting.text(group.variant) if group.variant else ""
     about = (
-        Cell(formatting.text(group.method), variant, opens=True),
-        Cell(binary_tokens(group.tokens)),
+        Cell(formatting.text(group.method_name), variant, opens=True),
+        Cell(binary_tokens(group.tokens), attributes={"data-sort": str(group.tokens)}),
         Cell(str(group.seeds), attributes=one_seed, css="warn" if one_seed else ""),
     )
     attributes = {"class": "method", "data-runs": _runs(group), "data-place": str(group.place)}
-    return Row((*about, *cells, Cell(_hours(group))), attributes, is_extra=not group.is_main)
+    hours = Cell(_hours(group), attributes={"data-sort": str(group.hours or 0.0)})
+    return Row((*about, *cells, hours), attributes, is_extra=not group.is_main)
 
 
-def _baseline(name: str, members: Sequence[Group], scores: Iterable[str]) -> Row | None:
+def _baseline(name: str, members: Sequence[Group], scores: Iterable[Metric]) -> Row | None:
     """The row of the native or the scaled model, which is never the best."""
     group = next((group for group in members if group.baselines.get(name)), None)
     if group is None:
         return None
-    cells = [_cell(group.baselines[name].get(key)) for key in scores]
+    cells = [_cell(group.baselines[name].get(metric.key)) for metric in scores]
     about = (Cell(name), Cell(formatting.DASH), Cell(""))
     attributes = {"class": "baseline", "data-runs": _runs(group)}
     return Row((*about, *cells, Cell(formatting.DASH)), attributes)
 
 
-def _cells(ordered: Sequence[Group], key: str) -> list[Cell]:
+def _cells(ordered: Sequence[Group], metric: Metric) -> list[Cell]:
     """One column of a section. Each cell holds its standing against every other row.
 
     The page's filters leave out rows, and then look up the best of the remaining ones.
     """
-    estimates = [group.estimates.get(key) for group in ordered]
-    usual = [group.estimates.get(key) if group.is_main else None for group in ordered]
-    return [
-        _cell(
-            estimate,
-            mark,
-            "".join(standing(estimate, other).value[0] if other else " " for other in estimates),
-        )
-        for estimate, mark in zip(estimates, marks(usual), strict=True)
-    ]
+    estimates = [group.estimates.get(metric.key) for group in ordered]
+    usual = [group.estimates.get(metric.key) if group.is_main else None for group in ordered]
+    cells = []
+    best = marks(usual, higher_is_better=not metric.lower_is_better)
+    for at, (estimate, mark) in enumerate(zip(estimates, best, strict=True)):
+        if estimate is None:
+            cells.append(_cell(None))
+            continue
+        standings = (standing(estimate, other).value[0] if other else " " for other in estimates)
+        attributes = {
+            "data-value": str(estimate.value),
+            "data-at": str(at),
+            "data-standings": "".join(standings),
+            **({"data-lower": ""} if metric.lower_is_better else {}),
+        }
+        cells.append(replace(_cell(estimate), mark=mark, opens=True, attributes=attributes))
+    return cells
 
 
-def _cell(estimate: Estimate | None, mark: Mark = Mark.ABSENT, standings: str = "") -> Cell:
+def _cell(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(formatting.DASH)
     known = estimate.low is not None and estimate.high is not None
     interval = f"{estimate.low:.1f} to {estimate.high:.1f}" if known else ""
-    cell = Cell(f"{estimate.value:.1f}", interval, mark, opens=bool(standings))
-    attributes = {"data-value": str(estimate.value), "data-standings": standings}
-    return replace(cell, attributes=attributes) if standings else cell
+    return Cell(f"{estimate.value:.1f}", interval)
 
 
 def _runs(group: Group) -> str:

@@ -42,6 +42,7 @@ class Mark(StrEnum):
     NEAR = "near"  # within the noise of the best
     UNKNOWN = "unknown"  # one of the two has no interval
     WORSE = "worse"
+    ALONE = "alone"  # nothing to compare it with
     ABSENT = "absent"
 
 
@@ -75,6 +76,8 @@ def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True
     present = [estimate for estimate in estimates if estimate is not None]
     if not present:
         return [Mark.ABSENT] * len(estimates)
+    if len(present) == 1:
+        return [Mark.ABSENT if estimate is None else Mark.ALONE for estimate in estimates]
     choose = max if higher_is_better else min
     best = choose(present, key=lambda estimate: estimate.value)
     return [standing(estimate, best) for estimate in estimates]

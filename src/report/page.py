@@ -14,30 +14,44 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from src.report import formatting
+from src.report.charts import binary_tokens
+from src.report.noise import Estimate
 from src.report.panels import PageContext, Panel
 from src.report.panels.comparison import comparison_panel
 from src.report.panels.curves import curves_panel
 from src.report.panels.figures import figures_panel, performance_panel
-from src.report.panels.overview import headline_panel, newest_panel, start_panel
+from src.report.panels.overview import (
+    answer_panel,
+    headline_panel,
+    newest_panel,
+    start_panel,
+)
 from src.report.panels.runs import runs_panel
 from src.report.runs import ReportError, count_corrupt
 from src.report.runs_table import page_data
 from src.run_folder import write_whole
 
-PANELS: tuple[Callable[[PageContext], Panel | None], ...] = (
-    start_panel,
-    headline_panel,
-    newest_panel,
-    figures_panel("budget", "Recovery against tokens"),
-    figures_panel("ablations", "Ablations"),
-    figures_panel("long", "Long context"),
-    curves_panel,
-    figures_panel("layers", "Layers"),
-    comparison_panel,
-    performance_panel,
-    runs_panel,
+
+@dataclass(frozen=True)
+class Tab:
+    """Panels that the page shows together."""
+
+    name: str
+    title: str
+    panels: tuple[Callable[[PageContext], Panel | None], ...]
+
+
+TABS = (
+    Tab("answer", "Answer", (start_panel, answer_panel, newest_panel)),
+    Tab("scores", "All scores", (headline_panel,)),
+    Tab("settings", "Settings", (figures_panel("settings", "What a setting changes"),)),
+    Tab("long", "Long context", (figures_panel("long", "Long context"),)),
+    Tab("training", "Training", (curves_panel, figures_panel("layers", "Layers"))),
+    Tab("perplexity", "Perplexity", (comparison_panel,)),
+    Tab("speed", "Speed", (performance_panel,)),
+    Tab("runs", "Runs", (runs_panel,)),
 )
-"""The panels from top to bottom. One that has nothing to show returns None."""
+"""From top to bottom. A panel that has nothing to show returns None."""
 
 _HERE = Path(__file__).parent
 _PLOTLY = functools.cache(get_plotlyjs)
@@ -71,17 +85,19 @@ def write_page(context: PageContext) -> Path:
 
 def render(context: PageContext, live: Live | None = None) -> str:
     """The page as HTML; `live` is given by a server."""
-    panels = [panel for build in PANELS if (panel := build(context))]
-    scripts = _scripts(panels, live)
+    built = [(tab, [panel for build in tab.panels if (panel := build(context))]) for tab in TABS]
+    tabs = [(tab, panels) for tab, panels in built if panels]
+    scripts = _scripts([panel for _, panels in tabs for panel in panels], live)
     return (
         _environment()
         .get_template("page.html")
         .render(
-            panels=panels,
+            tabs=tabs,
             run_count=len(context.runs),
             corrupt_count=count_corrupt(context.runs),
+            synthetic_count=sum("synthetic" in run.tags for run in context.runs),
             now=context.now,
-            data=page_data(context.runs, context.link, context.window),
+            data=page_data(context, context.link),
             live=live,
             style=Markup(_asset("style.css")),
             scripts=[Markup(script) for script in scripts],
@@ -91,9 +107,9 @@ def render(context: PageContext, live: Live | None = None) -> str:
 
 
 def _scripts(panels: Sequence[Panel], live: Live | None) -> list[str]:
-    names = ["base.js", "drawer.js", "filters.js", "figures.js"]
+    names = ["state.js", "base.js", "drawer.js", "filters.js", "figures.js", "marks.js"]
     names += [panel.script for panel in panels if panel.script]
-    names += ["live.js"] if live else []
+    names += ["sort.js", "tabs.js"] + (["live.js"] if live else [])
     return [_PLOTLY(), *map(_asset, names)]
 
 
@@ -107,6 +123,11 @@ def _csp_hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 
+def _figure(estimate: Estimate, unit: str) -> str:
+    """A percentage with one decimal, or a perplexity."""
+    return f"{estimate.value:.1f}" if unit else formatting.perplexity(estimate.value)
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
@@ -116,5 +137,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters["line"] = formatting.text
+    environment.filters["budget"] = binary_tokens
+    environment.filters["figure"] = _figure
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment

@@ -85,6 +85,12 @@ class Run:
         return self.record.sweep.name if self.record and self.record.sweep else ""
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        """The tags in the run's config."""
+        tags = self.config.values.get("tags")
+        return tuple(map(str, tags)) if isinstance(tags, list) else ()
+
+    @property
     def settings(self) -> RunSettings:
         """The part of the config that the report understands."""
         return self.config.settings

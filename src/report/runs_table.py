@@ -10,9 +10,11 @@ from rich.text import Text
 
 from src.report import formatting
 from src.report.files import RunSettings, is_regular
-from src.report.groups import gap_closed
+from src.report.formatting import DASH
+from src.report.groups import ReportData, gap_closed
+from src.report.names import method_name, model_name, scaling_name
 from src.report.runs import Run
-from src.report.tables import Column, Section, Table, row
+from src.report.tables import Cell, Column, Section, Table, row
 from src.report.to_plotly import TEMPLATE
 
 _COLUMNS = {
@@ -25,10 +27,8 @@ _COLUMNS = {
     "duration": Column("duration"),
     "gap closed": Column("gap closed"),
     "seed": Column("seed"),
-    "commit": Column("commit", "code", only_page=True),
     "started": Column("started (UTC)", "text", only_page=True),
-    "experiment": Column("experiment", "text", only_page=True),
-    "command": Column("command", "code", only_page=True, css="command"),
+    "commit": Column("commit", "code", only_page=True),
 }
 """By key of `run_facts`."""
 _ELSEWHERE = ("run", "state", "command", "note")  # facts that the page shows elsewhere
@@ -52,8 +52,8 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
         "state": run.state,
         "experiment": recorded("experiment"),
         "sweep": formatting.text(run.sweep if job is None else f"{run.sweep}, job {job}"),
-        "method": recorded("method"),
-        "model": recorded("model"),
+        "method": formatting.text(method_name(record.method)) if record and record.method else DASH,
+        "model": _model(run),
         "scaling": _scaling(run.settings),
         "tokens": formatting.integer(run.tokens),
         "seed": recorded("seed"),
@@ -67,11 +67,20 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
     }
 
 
-def runs_table(runs: Iterable[Run], window: int | None = None) -> Table:
+def runs_table(runs: Sequence[Run], window: int | None = None) -> Table:
     """All runs in the given order."""
     facts = [run_facts(run, window) for run in runs]
-    rows = tuple(row(*(one[name] for name in _COLUMNS)) for one in facts)
+    rows = tuple(
+        row(*(_cell(name, one[name], run) for name in _COLUMNS))
+        for run, one in zip(runs, facts, strict=True)
+    )
     return Table(tuple(_COLUMNS.values()), (Section(rows),))
+
+
+def _cell(name: str, text: str, run: Run) -> Cell:
+    if name == "duration" and run.seconds is not None:
+        return Cell(text, attributes={"data-sort": str(run.seconds)})
+    return Cell(text)
 
 
 def run_notes(runs: Iterable[Run]) -> list[Text]:
@@ -80,10 +89,16 @@ def run_notes(runs: Iterable[Run]) -> list[Text]:
     return [Text(f"{one['run']}: {one['note']}") for one in facts if one["note"]]
 
 
+def _model(run: Run) -> str:
+    name = run.record.model if run.record else None
+    return formatting.text(name and model_name(name, is_random=run.settings.model.random_weights))
+
+
 def _scaling(settings: RunSettings) -> str:
     rope = settings.rope
     length = None if rope.target_length is None else f"to {rope.target_length:,}"
-    return formatting.text(" ".join(part for part in (rope.type, length) if part))
+    name = scaling_name(rope.type or "", settings.factor)
+    return formatting.text(" ".join(part for part in (name, length) if part))
 
 
 def _note(run: Run) -> str:
@@ -94,15 +109,16 @@ def _note(run: Run) -> str:
     return formatting.text("; ".join(parts)) if parts else ""
 
 
-def page_data(
-    runs: Sequence[Run], link: Callable[[Path], str], window: int | None
-) -> dict[str, Any]:
+def page_data(data: ReportData, link: Callable[[Path], str]) -> dict[str, Any]:
     """All runs for the page's script, and the look of its charts.
 
     Configs share most of their lines, which are stored once.
     """
     lines: dict[str, int] = {}
-    listed = [_run(run, link, window, lines) for run in runs]
+    listed = [
+        {"label": label, **_run(run, link, data.window, lines)}
+        for run, label in zip(data.runs, data.labels, strict=True)
+    ]
     return {"runs": listed, "lines": list(lines), "template": TEMPLATE}
 
 
@@ -118,14 +134,20 @@ def _run(
         "state": facts["state"],
         # The keys of the filters; without a record they are unknown.
         "experiment": facts["experiment"] if is_recorded else "",
+        "method": facts["method"] if is_recorded else "",
         "model": facts["model"] if is_recorded else "",
-        "sweep": formatting.text(run.sweep) if run.sweep else "",
+        "scaling": _known(scaling_name(run.settings.rope.type or "", run.settings.factor)),
+        "sweep": _known(run.sweep),
         "facts": [[key, value] for key, value in shown.items() if value != formatting.DASH],
         "note": facts["note"],
         "command": facts["command"] if run.record and run.record.command else "",
         "files": [[path.name, link(path)] for path in run_files(run.folder)],
         "config": config,
     }
+
+
+def _known(text: str) -> str:
+    return formatting.text(text) if text else ""
 
 
 def run_files(folder: Path) -> list[Path]:

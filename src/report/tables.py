@@ -177,7 +177,7 @@ def _csv_cells(columns: Sequence[Column], line: Row) -> Iterator[str]:
         if column.detail:
             yield cell.detail
         if column.marked:
-            yield "" if cell.mark is Mark.ABSENT else cell.mark.value
+            yield "" if cell.mark in (Mark.ABSENT, Mark.ALONE) else cell.mark.value
 
 
 def markdown(table: Table) -> str:

@@ -37,7 +37,13 @@ const charts = (() => {
     };
   }
 
+  /** Draw a chart, or when it is in a hidden tab have it drawn as soon as it comes into view. */
   function draw(element) {
+    if (!element.checkVisibility()) {
+      drawn.delete(element);
+      observer.observe(element);
+      return;
+    }
     const { data, layout, empty, runs } = builders.get(element)();
     drawn.add(element);
     element.classList.toggle("empty", data.length === 0);
@@ -69,7 +75,7 @@ const charts = (() => {
     },
     /** Draw one chart, or all, again; one that was never in view waits until it is. */
     redraw(element) {
-      if (element === undefined) drawn.forEach(draw);
+      if (element === undefined) [...drawn].forEach(draw);
       else if (drawn.has(element)) draw(element);
     },
     json,
@@ -84,13 +90,21 @@ const charts = (() => {
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : system.matches);
   const label = () => { button.textContent = isDark() ? "Light" : "Dark"; };
   const changed = () => { label(); charts.redraw(); };
+  const restore = () => {
+    const wanted = state.get("theme");
+    if (["light", "dark"].includes(wanted)) root.dataset.theme = wanted;
+    else delete root.dataset.theme;
+    changed();
+  };
   button.hidden = false;
   button.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
+    state.set("theme", root.dataset.theme);
     changed();
   });
   system.addEventListener("change", changed);
-  label();
+  state.onChange(restore);
+  restore();
 
   for (const element of document.querySelectorAll("[data-figure]")) {
     charts.add(element, () => charts.json(element.dataset.figure));

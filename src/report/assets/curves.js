@@ -128,5 +128,19 @@
     update();
   });
   for (const control of [...boxes, smoothing, logLoss]) control.addEventListener("input", update);
-  update();
+
+  // The ticked runs in the address, by their names; the first ones where it says nothing.
+  const ticked = () => JSON.stringify(boxes.filter((box) => box.checked).map((box) => nameOf(box)));
+  const nameOf = (box) => drawer.runs[curves[Number(box.dataset.run)].run].name;
+  const first = ticked();
+  function restore() {
+    const wanted = new Set(state.list("curves", JSON.parse(first)));
+    for (const box of boxes) box.checked = wanted.has(nameOf(box));
+    update();
+  }
+  for (const box of boxes) box.addEventListener("input", () => state.set("curves", ticked() === first ? "" : ticked()));
+  state.onChange(restore);
+  restore();
+  state.bind(smoothing, "smoothing");
+  state.bind(logLoss, "log");
 }

@@ -44,7 +44,8 @@ const drawer = (() => {
     const files = el("p", { class: "files" });
     for (const [name, href] of run.files) files.append(el("a", { href, target: "_blank" }, name), " ");
     return [
-      el("p", { class: "lead" }, el("strong", {}, run.name), " ", el("span", { class: `badge ${run.state}` }, run.state)),
+      el("p", { class: "lead" }, el("strong", {}, run.label), " ", el("span", { class: `badge ${run.state}` }, run.state)),
+      ...(run.label === run.name ? [] : [el("p", { class: "muted" }, run.name)]),
       ...(run.note ? [el("p", { class: "fault" }, run.note)] : []),
       facts,
       ...(run.command ? copied("Command", run.command, "command-line") : []),
@@ -57,13 +58,14 @@ const drawer = (() => {
     const body = el("div", { class: "drawer-body" });
     const tabs = el("div", { class: "drawer-runs", role: "group", "aria-label": "Runs" });
     const show = (index) => {
+      state.set("run", runs[index].name);
       body.replaceChildren(...details(runs[index]));
       for (const tab of tabs.children) tab.setAttribute("aria-pressed", String(Number(tab.dataset.index) === index));
     };
     if (chosen.length > 1) {
       for (const index of chosen) {
         const seed = runs[index].facts.find(([key]) => key === "seed");
-        const label = seed ? `seed ${seed[1]}` : runs[index].name;
+        const label = seed ? `seed ${seed[1]}` : runs[index].label;
         tabs.append(el("button", { type: "button", "data-index": index, onclick: () => show(index) }, label));
       }
     }
@@ -75,6 +77,14 @@ const drawer = (() => {
     dialog.scrollTop = 0;
   }
 
+  /** The run of the address, if it names one. */
+  function restore() {
+    const index = runs.findIndex((run) => run.name === state.get("run"));
+    if (index >= 0) open([index]);
+    else if (dialog.open) dialog.close();
+  }
+
+  dialog.addEventListener("close", () => state.set("run", ""));
   dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("button.open");
@@ -83,6 +93,9 @@ const drawer = (() => {
     const chosen = button.dataset.open ?? button.closest("[data-runs]").dataset.runs;
     open(chosen.split(" ").map(Number));
   });
+
+  state.onChange(restore);
+  restore();
 
   return { runs, open, el, isOpen: () => dialog.open };
 })();

@@ -3,6 +3,8 @@
 // of hidden runs are left out, a click opens the runs behind a point, and what is shown can be saved.
 
 const figures = (() => {
+  const FREE_ROWS = 3; // of the legend, that a chart has room for
+  const LEGEND_ROW = 19; // pixels
   const all = [];
 
   /** A trace with the points that are shown; of alternatives at one x the first. */
@@ -58,22 +60,40 @@ const figures = (() => {
     download(file, await Plotly.toImage({ data, layout: titled }, { format: kind, width: 760, height: 460, scale: kind === "png" ? 2 : 1 }));
   }
 
+  const same = (a, b) => JSON.stringify(a) === JSON.stringify(b);
+
   class Figure {
     constructor(element) {
       this.element = element;
       this.data = charts.json(`data-${element.dataset.chart}`);
-      const root = element.closest("figure");
+      const root = element.closest(".choosing");
       this.selects = [...root.querySelectorAll("[data-choice]")];
-      this.wanted = [...this.data.choices[0].labels]; // kept while filters do not let it be shown
+      this.listeners = [];
+      this.key = `show-${this.data.name}`;
+      this.restore();
       this.selects.forEach((select, level) => select.addEventListener("change", () => {
-        this.wanted[level] = select.value;
+        this.wanted = [...this.wanted.slice(0, level), select.value, ...this.wanted.slice(level + 1)];
+        state.set(this.key, same(this.wanted, this.data.choices[0].labels) ? "" : JSON.stringify(this.wanted));
         this.refresh();
       }));
       for (const button of root.querySelectorAll("[data-save]")) {
         button.addEventListener("click", () => save(button.dataset.save, this));
       }
       this.fill();
-      charts.add(element, () => (this.left.length ? drawn(this.left[0]) : { data: [], layout: {}, empty: "no run behind this passes the filters" }));
+      charts.add(element, () => (this.left.length ? this.sized(drawn(this.left[0])) : { data: [], layout: {}, empty: "no run behind this passes the filters" }));
+    }
+
+    /** The chart, after the element was made high enough for its legend. */
+    sized(chart) {
+      const rows = Math.ceil(chart.data.length / (this.element.offsetWidth < 420 ? 1 : 2));
+      this.element.style.height = rows > FREE_ROWS ? `calc(var(--chart) + ${LEGEND_ROW * (rows - FREE_ROWS)}px)` : "";
+      return chart;
+    }
+
+    /** The labels of the address; they are kept while filters do not let them be shown. */
+    restore() {
+      const labels = this.data.choices.map((choice) => choice.labels);
+      this.wanted = labels.find((one) => JSON.stringify(one) === state.get(this.key)) ?? labels[0];
     }
 
     /** The options that are left at each select, given those before it. */
@@ -92,19 +112,28 @@ const figures = (() => {
     refresh() {
       this.fill();
       charts.redraw(this.element);
+      for (const listener of this.listeners) listener();
     }
   }
 
   for (const element of document.querySelectorAll("[data-chart]")) all.push(new Figure(element));
   filters.onChange(() => { for (const figure of all) figure.refresh(); });
+  state.onChange(() => {
+    for (const figure of all) {
+      figure.restore();
+      figure.refresh();
+    }
+  });
+
+  const named = (name) => all.find((figure) => figure.data.name === name);
 
   return {
-    state: () => Object.fromEntries(all.map((figure) => [figure.data.name, figure.wanted])),
-    restore(state) {
-      for (const figure of all) {
-        if (state[figure.data.name]) figure.wanted = [...state[figure.data.name]];
-        figure.refresh();
-      }
+    /** The labels of the chart that a figure shows; undefined where the filters leave none. */
+    shown: (name) => named(name).left[0]?.labels,
+    /** Called now, and whenever a figure shows another chart or other runs. */
+    onShown(name, listener) {
+      named(name).listeners.push(listener);
+      listener();
     },
   };
 })();

@@ -1,5 +1,5 @@
 "use strict";
-// Experiment, model and sweep: one choice for all panels. A run that does not match is hidden
+// Model, scaling, method, experiment and sweep: one choice for all panels, kept in the address. A run that does not match is hidden
 // wherever it occurs; an element that belongs to runs names them in data-runs.
 
 const filters = (() => {
@@ -34,28 +34,37 @@ const filters = (() => {
     for (const listener of listeners) listener();
   }
 
+  /** The choices of the address; one that no run has counts as none. */
+  function restore() {
+    for (const select of selects) {
+      const value = state.get(select.dataset.filter);
+      select.value = [...select.options].some((option) => option.value === value) ? value : "";
+    }
+    apply();
+  }
+
+  function keep() {
+    for (const select of selects) state.set(select.dataset.filter, select.value);
+    apply();
+  }
+
   for (const select of selects) {
     fill(select);
-    select.addEventListener("change", apply);
+    select.addEventListener("change", keep);
   }
   if (form) {
-    form.hidden = false;
-    form.addEventListener("reset", () => setTimeout(apply));
+    const box = document.getElementById("filter-box");
+    box.hidden = false;
+    box.open = matchMedia("(min-width: 821px)").matches;
+    form.addEventListener("reset", () => setTimeout(keep));
     form.addEventListener("submit", (event) => event.preventDefault());
-    apply();
+    state.onChange(restore);
+    restore();
   }
 
   return {
     /** Whether any of these runs is shown; what belongs to no run always is. */
     shows: (runs) => runs.length === 0 || runs.some((index) => visible.has(index)),
     onChange(listener) { listeners.push(listener); },
-    state: () => Object.fromEntries(selects.map((select) => [select.dataset.filter, select.value])),
-    restore(state) {
-      for (const select of selects) {
-        const value = state[select.dataset.filter] ?? "";
-        select.value = [...select.options].some((option) => option.value === value) ? value : "";
-      }
-      apply();
-    },
   };
 })();

@@ -1,15 +1,13 @@
 "use strict";
-// The headline table under the filters. Of the rows at one place the first that is left is shown; the
-// table is ordered so that it is the one with the most usual settings. Every cell says how it stands
-// to each row of its block (src/report/headline.py), of which the best that is left is looked up.
+// The table of all scores under the filters. Of the rows at one place the first that is left is shown;
+// Python orders them so that it is the one with the most usual settings.
 {
-  const MARKS = { b: "best", n: "near", u: "unknown", w: "worse" };
   const table = document.getElementById("headline-table");
   const blocks = document.getElementById("headline-block");
   const variants = document.getElementById("variants");
+  const written = new Map([...(table?.tBodies ?? [])].map((block) => [block, [...block.querySelectorAll(".method")]]));
 
-  const allRows = (block) => [...block.querySelectorAll(".method")];
-  const passingRows = (block) => allRows(block).filter((row) => filters.shows(row.dataset.runs.split(" ").map(Number)));
+  const passingRows = (block) => written.get(block).filter((row) => filters.shows(row.dataset.runs.split(" ").map(Number)));
 
   function shownRows(block) {
     const passing = passingRows(block);
@@ -17,19 +15,24 @@
     return passing.filter((row, index) => passing.findIndex((other) => other.dataset.place === row.dataset.place) === index);
   }
 
-  function mark(block, rows) {
-    const places = new Map(allRows(block).map((row, place) => [row, place]));
+  function mark(rows) {
     const columns = Math.max(0, ...rows.map((row) => row.cells.length));
     for (let column = 0; column < columns; column += 1) {
-      const cells = rows.map((row) => row.cells[column]).filter((cell) => "value" in cell.dataset);
-      if (cells.length === 0) continue;
-      const best = cells.reduce((a, b) => (Number(b.dataset.value) > Number(a.dataset.value) ? b : a));
-      const place = places.get(best.parentElement);
-      for (const cell of cells) cell.dataset.mark = cells.length > 1 ? MARKS[cell.dataset.standings[place]] : "alone";
+      marks.apply(rows.map((row) => row.cells[column]).filter((cell) => "value" in cell.dataset));
     }
   }
 
-  let wanted = "0"; // kept while the filters do not let it be shown
+  /** Hide the columns of scores that no shown row has. */
+  function fold(shown) {
+    const rows = [...table.rows].filter((row) => row.cells.length > 1);
+    for (let column = 0; column < table.tHead.rows[0].cells.length; column += 1) {
+      const isScore = rows.some((row) => "value" in row.cells[column].dataset);
+      const isEmpty = isScore && !shown.some((row) => "value" in row.cells[column].dataset);
+      for (const row of rows) row.cells[column].hidden = isEmpty;
+    }
+  }
+
+  const wanted = () => state.get("block") || "0"; // kept while the filters do not let it be shown
 
   /** The blocks that the filters leave, of which one is chosen. */
   function chosenBlocks() {
@@ -37,35 +40,41 @@
     for (const option of blocks.options) {
       if (option.value !== "all") option.hidden = option.disabled = !passing.some((block) => block.dataset.block === option.value);
     }
-    if (wanted === "all") return passing;
-    const chosen = passing.find((block) => block.dataset.block === wanted) ?? passing[0];
+    if (wanted() === "all") {
+      blocks.value = "all";
+      return passing;
+    }
+    const chosen = passing.find((block) => block.dataset.block === wanted()) ?? passing[0];
     if (chosen) blocks.value = chosen.dataset.block;
     return chosen ? [chosen] : [];
   }
 
   function update() {
     const chosen = chosenBlocks();
-    let shown = 0;
+    const shown = [];
     let passing = 0;
     for (const block of table.tBodies) {
       block.hidden = !chosen.includes(block);
       if (block.hidden) continue;
       const rows = shownRows(block);
-      for (const row of allRows(block)) row.hidden = !rows.includes(row);
+      for (const row of written.get(block)) row.hidden = !rows.includes(row);
       for (const row of block.querySelectorAll(".baseline")) row.hidden = false;
-      mark(block, rows);
-      shown += rows.length;
+      mark(rows);
+      shown.push(...rows);
       passing += passingRows(block).length;
     }
-    document.getElementById("headline-count").value = `${shown} of ${passing} rows`;
+    fold(shown);
+    document.getElementById("headline-count").value = `${shown.length} of ${passing} rows`;
   }
 
   if (table) {
     variants.addEventListener("input", update);
+    state.bind(variants, "variants");
     blocks.addEventListener("change", () => {
-      wanted = blocks.value;
+      state.set("block", blocks.value === "0" ? "" : blocks.value);
       update();
     });
+    state.onChange(update);
     filters.onChange(update);
     update();
   }

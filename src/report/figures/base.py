@@ -6,29 +6,17 @@ module. Page and paper then show it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from src.report import formatting
 from src.report.charts import Chart, Dash, Heatmap, Point, Series, binary_tokens
-from src.report.groups import (
-    GAP_CLOSED,
-    LONG,
-    PERPLEXITY_GAP,
-    RECOVERY,
-    SHORT,
-    Group,
-    Metric,
-    ReportData,
-    grouped,
-    ruler,
-)
+from src.report.groups import Group, Metric, ReportData, grouped
 
 TRAIN = "python -m src.train"
 SWEEP = f"{TRAIN} -m +experiment=linearard_32k +sweeps="
 EVALUATE = "python -m src.evaluate run=RUN_DIR eval="
-_SCORES = (RECOVERY, GAP_CLOSED, SHORT, PERPLEXITY_GAP, LONG)
 
 Choice = tuple[tuple[str, ...], Chart | Heatmap]
 """A chart with one label for each thing that is chosen."""
@@ -50,33 +38,14 @@ class Figure:
     tall: bool = False
 
 
-def metrics_of(groups: Sequence[Group]) -> list[Metric]:
-    """The metrics that any group has: scores first, then RULER by length."""
-    measured = {key for group in groups for key in group.estimates}
-    candidates = (*_SCORES, *map(ruler, lengths(groups)))
-    return [metric for metric in candidates if metric.key in measured]
-
-
-def lengths(groups: Sequence[Group]) -> list[int]:
-    """The lengths that RULER was run at, in tokens."""
-    keys = {key for group in groups for key in group.estimates if key.startswith("ruler@")}
-    return sorted(int(key.removeprefix("ruler@")) for key in keys)
-
-
 def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     """Groups by model and scaling, with a label; the look with most methods comes first."""
     kin = grouped(groups, lambda group: group.look)
 
-    def order(look: tuple[str, str, float | None]) -> tuple[int, int, str]:
-        return (-len({group.method for group in kin[look]}), -len(kin[look]), str(look))
+    def order(look: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
+        return (-len({group.method for group in kin[look]}), -len(kin[look]), look)
 
     return [(look_label(look), kin[look]) for look in sorted(kin, key=order)]
-
-
-def by_method(groups: Sequence[Group], slots: Mapping[str, int]) -> list[tuple[str, list[Group]]]:
-    """Groups by method, in the order of the methods' colours."""
-    members = grouped(groups, lambda group: group.method)
-    return sorted(members.items(), key=lambda item: slots[item[0]])
 
 
 def group_label(group: Group) -> str:
@@ -120,8 +89,6 @@ def numbered(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(distinct)
 
 
-def look_label(look: tuple[str, str, float | None]) -> str:
+def look_label(look: tuple[str, str]) -> str:
     """`llama2_7b, linear x8`."""
-    model, rope, factor = look
-    scaling = f"{rope} x{factor:g}" if factor else rope
-    return formatting.text(", ".join(part for part in (model, scaling) if part))
+    return formatting.text(", ".join(part for part in look if part))

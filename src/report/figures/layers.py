@@ -12,14 +12,14 @@ from src.report.metrics import Metrics
 from src.report.runs import Run
 from src.results import DriftResults
 
-_MAX_COLUMNS = 48
+_MAX_COLUMNS = 24
 
 
 def _layers(data: ReportData) -> Iterator[Choice]:
     """By layer and tokens, one map for each run and logged key, the newest first."""
     for index, run in _faulty_last(data.runs):
         for key in run.metrics.layers:
-            name = formatting.text(run.name)
+            name = data.labels[index]
             label = f"{name}, {formatting.text(key)}" if len(run.metrics.layers) > 1 else name
             if chart := layer_map(run.metrics, key, runs=(index,)):
                 yield (label,), chart
@@ -32,7 +32,7 @@ def _faulty_last(runs: Sequence[Run]) -> list[tuple[int, Run]]:
 def layer_map(metrics: Metrics, key: str, *, runs: tuple[int, ...] = ()) -> Heatmap | None:
     """A metric with one value for each layer, against training tokens; None if none is logged.
 
-    Steps are thinned evenly to at most 48.
+    Steps are thinned evenly to at most 24.
     """
     rows = metrics.layers[key]
     logged = [i for i, values in enumerate(rows) if values]
@@ -63,7 +63,7 @@ def _distance(data: ReportData) -> Iterator[Choice]:
             y = Axis("KL (nats)", log=True)
             series = tuple(_distance_lines(run.drift))
             chart = Chart("Relation KL", Axis("layer"), y, series, of_runs=(index,))
-            yield (formatting.text(run.name),), chart
+            yield (data.labels[index],), chart
 
 
 def _distance_lines(report: DriftResults) -> Iterator[Series]:

@@ -9,7 +9,6 @@ from src.report.charts import (
     GRAY,
     Axis,
     Chart,
-    Dash,
     Heatmap,
     Point,
     Series,
@@ -17,56 +16,58 @@ from src.report.charts import (
     method_slots,
     short_length,
 )
+from src.report.figures.answer import blocks, line_name, scaling_dashes, scaling_order
 from src.report.figures.base import (
     EVALUATE,
     Choice,
     Figure,
     by_look,
-    by_method,
     group_label,
-    lengths,
     line,
 )
-from src.report.groups import Group, ReportData, ruler
+from src.report.groups import Group, ReportData, grouped, lengths, ruler
 
 
 def _ruler(data: ReportData) -> Iterator[Choice]:
-    """RULER against length: each method at its largest budget, and all methods at one budget."""
+    """RULER against length: each line at its largest budget, and all lines at one budget."""
     slots = method_slots([group.method for group in data.groups])
-    for look, kin in by_look([group for group in data.groups if lengths([group])]):
-        most = {
-            method: max(group.tokens for group in members)
-            for method, members in by_method(kin, slots)
-        }
-        largest = [group for group in kin if group.tokens == most[group.method]]
-        yield (look, "each method at its most tokens"), _ruler_chart(largest, slots)
+    measured = [group for group in data.groups if lengths([group])]
+    for block, members in blocks(measured):
+        kin = sorted(members, key=lambda g: (slots[g.method], scaling_order(g), g.tokens))
+        lines = grouped(kin, lambda group: (group.method, group.scaling)).values()
+        largest = [group for one in lines for group in one if group.tokens == one[-1].tokens]
+        yield (block, "each method at its most tokens"), _ruler_chart(largest, slots)
         for tokens in sorted({group.tokens for group in kin}):
             same = [group for group in kin if group.tokens == tokens]
             if len({group.method for group in same}) > 1:
                 name = f"all at {binary_tokens(tokens)} tokens"
-                yield (look, name), _ruler_chart(same, slots)
+                yield (block, name), _ruler_chart(same, slots)
 
 
 def _ruler_chart(groups: Sequence[Group], slots: Mapping[str, int]) -> Chart:
+    dashes = scaling_dashes(groups)
     series = [
         Series(
-            formatting.text(f"{method}, {binary_tokens(members[0].tokens)}"),
+            formatting.text(f"{line_name(members[0], dashes)}, {binary_tokens(members[0].tokens)}"),
             tuple(
                 point
                 for length in lengths(members)
                 for point in line("", members, ruler(length), lambda _, x=length: x, 0).points
             ),
-            slots[method],
+            slots[members[0].method],
+            dashes[members[0].scaling],
             alternatives=True,
         )
-        for method, members in by_method(groups, slots)
+        for members in grouped(groups, lambda group: (group.method, group.scaling)).values()
     ]
-    baselines: dict[str, Dash] = {"native": "dot", "scaled": "dash"}
     series += [
-        Series(name, points, GRAY, dash)
-        for name, dash in baselines.items()
-        if (points := _baseline(name, groups))
+        Series("native model", points, GRAY, "dot")
+        for points in [_baseline("native", groups)]
+        if points
     ]
+    for scaling, members in grouped(groups, lambda group: group.scaling).items():
+        if points := _baseline("scaled", members):
+            series.append(Series(f"{scaling}, untrained", points, GRAY, dashes[scaling]))
     ticks = tuple((float(length), short_length(length)) for length in lengths(groups))
     x = Axis("length (tokens)", log=True, ticks=ticks)
     return Chart("RULER by length", x, Axis("RULER (%)"), tuple(series))
@@ -118,9 +119,9 @@ FIGURES = (
         "ruler",
         "RULER by length",
         "long",
-        ("model", "budget"),
+        ("compared", "budget"),
         _ruler,
-        "Bars are 95% intervals. Grey: the native and the merely scaled model.",
+        "Bars are 95% intervals. Grey: untrained models.",
         "No finished run was evaluated on RULER yet:",
         f"{EVALUATE}long",
     ),

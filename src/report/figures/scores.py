@@ -5,36 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from src.report import formatting
-from src.report.charts import DASHES, Axis, Chart, Series, binary_tokens, method_slots, token_ticks
+from src.report.charts import DASHES, Axis, Chart, Series, binary_tokens, method_slots
+from src.report.figures.answer import matrices
 from src.report.figures.base import (
     EVALUATE,
     SWEEP,
     Choice,
     Figure,
-    by_look,
-    by_method,
     line,
     look_label,
-    metrics_of,
 )
-from src.report.groups import Group, Metric, ReportData, grouped
-
-_MARKS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
+from src.report.groups import Group, Metric, ReportData, grouped, metrics_of
+from src.report.names import method_name, scaling_name
 
 
 def _budget(data: ReportData) -> Iterator[Choice]:
-    """One line for each method; a chart for each model, scaling and metric."""
-    slots = method_slots([group.method for group in data.groups])
-    for look, kin in by_look(data.groups):
-        for metric in metrics_of(kin):
-            measured = [group for group in kin if metric.key in group.estimates and group.tokens]
-            series = tuple(
-                line(method, members, metric, lambda group: group.tokens, slots[method])
-                for method, members in by_method(measured, slots)
-            )
-            at = [group.tokens for group in measured] + [at for at, _ in _MARKS]
-            x = Axis("training tokens", log=True, ticks=token_ticks(at))
-            yield (look, metric.label), Chart(metric.label, x, _scores_of(metric), series, _MARKS)
+    """One line for each method and scaling; a chart for each block and metric."""
+    for matrix, chart in matrices(data.groups):
+        yield (matrix.block, matrix.metric.label), chart
 
 
 def _weights(data: ReportData) -> Iterator[Choice]:
@@ -58,7 +46,7 @@ def _weights(data: ReportData) -> Iterator[Choice]:
         )
         if series:
             x = Axis("aligned", categories=tuple(labels))
-            yield (metric.label,), Chart(metric.label, x, _scores_of(metric), series)
+            yield (metric.label,), Chart(metric.label, x, Axis(metric.title), series)
 
 
 def _ablations(groups: Sequence[Group]) -> list[list[Group]]:
@@ -82,16 +70,16 @@ def _weights_order(label: str) -> tuple[int, bool, list[int]]:
 def _ablation_name(one: Sequence[Group], *, alone: bool) -> str:
     first = one[0]
     if alone:
-        return formatting.text(f"{first.method}, {binary_tokens(first.tokens)}")
+        return formatting.text(f"{first.method_name}, {binary_tokens(first.tokens)}")
     lr = next((v for k, v in first.settings.items() if k.endswith(".lr")), None)
     tokens, rate = binary_tokens(first.tokens), f"lr {lr}" if lr else ""
-    parts = [first.method, look_label(first.look), tokens, rate]
+    parts = [first.method_name, look_label(first.look), tokens, rate]
     return formatting.text(", ".join(part for part in parts if part))
 
 
 def _scaling(data: ReportData) -> Iterator[Choice]:
     """One line for each method and kind of scaling."""
-    by_model = grouped(data.groups, lambda group: (group.model, group.tokens))
+    by_model = grouped(data.groups, lambda group: (group.model_name, group.tokens))
     slots = method_slots([group.method for group in data.groups])
     for (model, tokens), kin in sorted(by_model.items(), key=lambda item: -len(item[1])):
         for metric in metrics_of(kin):
@@ -100,7 +88,7 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
                 factors = sorted({p.x for one in series for p in one.points})
                 x = Axis("scaling factor", log=True, ticks=tuple((f, f"{f:g}x") for f in factors))
                 name = formatting.text(f"{model}, {binary_tokens(tokens)} tokens")
-                chart = Chart(metric.label, x, _scores_of(metric), tuple(series))
+                chart = Chart(metric.label, x, Axis(metric.title), tuple(series))
                 yield (name, metric.label), chart
 
 
@@ -111,7 +99,7 @@ def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int])
     ropes = sorted({rope for _, rope in swept}, key=lambda rope: (rope != "linear", rope))
     return [
         line(
-            f"{method}, {rope}",
+            f"{method_name(method)}, {scaling_name(rope, None)}",
             swept[method, rope],
             metric,
             lambda group: group.factor or 1.0,
@@ -122,26 +110,22 @@ def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int])
     ]
 
 
-def _scores_of(metric: Metric) -> Axis:
-    return Axis(f"{metric.label} (%)")
-
-
 FIGURES = (
     Figure(
         "budget",
         "Scores by training tokens",
-        "budget",
-        ("model", "metric"),
+        "answer",
+        ("compared", "metric"),
         _budget,
-        "Mean over seeds, bars are 95% intervals. Dotted lines: 4.25M tokens, LinearARD's own "
-        "budget, and 256M tokens, the baselines'.",
+        "Means over seeds, bars are 95% intervals. Grey: untrained models. Dotted verticals: the "
+        "papers' budgets, 4.25M tokens of LinearARD and 256M of its rivals.",
         "No finished run has scores yet. Runs at several budgets, then their evaluation:",
         f"{SWEEP}token_budget\n{EVALUATE}short",
     ),
     Figure(
         "weights",
         "Which relations are aligned",
-        "ablations",
+        "settings",
         ("metric",),
         _weights,
         "Runs of one colour differ in nothing but the relations' weights and the seed.",
@@ -151,7 +135,7 @@ FIGURES = (
     Figure(
         "scaling",
         "Scaling factor and method",
-        "ablations",
+        "settings",
         ("model", "metric"),
         _scaling,
         "Colour is the method, the dash is the kind of scaling.",

@@ -24,7 +24,8 @@ def comparison_panel(context: PageContext) -> Panel | None:
     blocks = [
         {
             "run": index,
-            "name": formatting.text(run.name),
+            "name": context.labels[index],
+            "folder": formatting.text(run.name),
             "state": run.state,
             "gap_closed": gap_closed(run, context.window),
             "table": perplexity_table(report),
@@ -70,4 +71,6 @@ def _best_student(students: Sequence[PerplexityModel], window: int) -> Perplexit
         for model in students
         if (value := model.perplexity.get(window)) is not None and math.isfinite(value)
     ]
-    return min(measured, key=lambda pair: pair[0])[1] if measured else None
+    if len(measured) < 2:  # nothing to compare it with
+        return None
+    return min(measured, key=lambda pair: pair[0])[1]

@@ -18,7 +18,7 @@ _RUN_POINTS = 500
 _ALL_POINTS = 30_000  # logged steps of all runs together, so that many runs leave the page small
 _FEWEST_POINTS = 100
 _TOTAL = "loss/total"
-_LOG = {"type": "log", "dtick": "D2", "tickformat": "~g"}
+_LOG = {"type": "log", "tickformat": "~g"}
 
 
 def curves_panel(context: PageContext) -> Panel | None:
@@ -30,7 +30,7 @@ def curves_panel(context: PageContext) -> Panel | None:
     shown = readable[:_SELECTED] or [runs[0][0]]
     points = max(_FEWEST_POINTS, min(_RUN_POINTS, _ALL_POINTS // len(runs)))
     curves = [
-        {"name": plain(formatting.text(run.name)), "run": place}
+        {"name": plain(context.labels[place]), "run": place}
         | curve_data(run.metrics, max_points=points)
         for place, run in runs
     ]
@@ -42,7 +42,10 @@ def curves_panel(context: PageContext) -> Panel | None:
         "mark": vertical(0),
         "note": annotation(Axis(""), 0, ""),
     }
-    listed = [(place, formatting.text(run.name), place in shown) for place, run in runs]
+    listed = [
+        (place, context.labels[place], formatting.text(run.name), place in shown)
+        for place, run in runs
+    ]
     every = max(curve["every"] for curve in curves)
     values = {"listed": listed, "data": data, "every": every}
     return Panel("curves", "Training curves", values, script="curves.js")

@@ -20,7 +20,7 @@ def figures_panel(name: str, title: str) -> Callable[[PageContext], Panel | None
     def build(context: PageContext) -> Panel | None:
         if not context.runs:
             return None
-        return Panel(name, title, {"blocks": _blocks(name, context)}, template="figures")
+        return Panel(name, title, {"blocks": figure_blocks(name, context)}, template="figures")
 
     return build
 
@@ -28,11 +28,11 @@ def figures_panel(name: str, title: str) -> Callable[[PageContext], Panel | None
 def performance_panel(context: PageContext) -> Panel | None:
     """Kernel and step performance, measured by the repository's benchmarks."""
     results = [(result, _about(result), _table(result)) for result in context.results]
-    values = {"blocks": _blocks("performance", context), "results": results}
+    values = {"blocks": figure_blocks("performance", context), "results": results}
     return Panel("performance", "Kernel and step performance", values, template="performance")
 
 
-def _blocks(panel: str, context: PageContext) -> list[tuple[Figure, dict[str, Any]]]:
+def figure_blocks(panel: str, context: PageContext) -> list[tuple[Figure, dict[str, Any]]]:
     """Figures for the page's script: a drawn chart for each choice, and the runs behind it."""
     blocks = []
     for figure in FIGURES:

@@ -1,13 +1,15 @@
-"""The panels at the top: the first commands, methods compared, the newest result."""
+"""The panels at the top: the first commands, the answer, all scores, the newest result."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from src.report import formatting
+from src.report.figures.answer import matrices
 from src.report.groups import headline_window
 from src.report.headline import headline, missing_suites
 from src.report.panels import PageContext, Panel
+from src.report.panels.figures import figure_blocks
 from src.report.runs_table import run_facts
 from src.results import PerplexityModel, PerplexityResults, PerplexityScore
 
@@ -19,17 +21,32 @@ def start_panel(context: PageContext) -> Panel | None:
     return None if context.runs else Panel("start", "No runs yet")
 
 
+def answer_panel(context: PageContext) -> Panel | None:
+    """Which method at which budget: matrices by metric, beside a chart; None without runs."""
+    if not context.runs:
+        return None
+    found = [matrix for matrix, _ in matrices(context.groups)]
+    ((figure, data),) = figure_blocks("answer", context)
+    values = {
+        "matrices": found,
+        "figure": figure,
+        "data": data,
+        "missing": missing_suites(context.groups),
+        "unfinished": sum(run.state != "finished" for run in context.runs),
+    }
+    return Panel("answer", "Which method, at which budget?", values, script="answer.js")
+
+
 def headline_panel(context: PageContext) -> Panel | None:
     """The table of methods at their budgets; None without runs."""
     if not context.runs:
         return None
     values = {
         "table": headline(context.groups),
-        "missing": missing_suites(context.groups),
         "all_shown": len(context.groups) <= _ALL_SHOWN,
         "unfinished": sum(run.state != "finished" for run in context.runs),
     }
-    return Panel("headline", "Methods compared", values, script="headline.js")
+    return Panel("headline", "All scores", values, script="headline.js")
 
 
 def newest_panel(context: PageContext) -> Panel | None:
@@ -44,6 +61,7 @@ def newest_panel(context: PageContext) -> Panel | None:
             values = {
                 "run": index,
                 "row": run_facts(run, window),
+                "label": context.labels[index],
                 "cards": _cards(report, window),
                 "window": window,
                 "dataset": formatting.text(report.dataset.name),

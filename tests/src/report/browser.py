@@ -86,19 +86,30 @@ class Page:
             raise BrowserError(json.dumps(answer["exceptionDetails"])[:2000])
         return answer["result"].get("value")
 
-    async def see_everything(self) -> None:
-        """Scroll to every visible chart and wait until it is drawn, or has said why it is not."""
+    async def see(self, *tabs: str) -> None:
+        """Scroll to every chart and wait until it is drawn, or says why it is not.
+
+        `tabs` are the tabs to open, none: all of them. The first one stays open.
+        """
         await self.run(
+            f"const wanted = {json.dumps(tabs)};"
             """
             const wait = (ms) => new Promise((done) => setTimeout(done, ms));
             const charts = [...document.querySelectorAll(".chart")];
-            for (const chart of charts.filter((one) => one.checkVisibility())) {
-              chart.scrollIntoView({behavior: "instant", block: "center"});
-              for (let asked = 0; asked < 100; asked += 1) {
-                if (chart.matches(".empty") || chart.querySelector(".main-svg")) break;
-                await wait(30);
+            const isWanted = (tab) => wanted.length === 0 || wanted.includes(tab.dataset.tab);
+            const tabs = [...document.querySelectorAll("[data-tab]")].filter(isWanted);
+            for (const tab of tabs) {
+              tab.click();
+              await wait(50);
+              for (const chart of charts.filter((one) => one.checkVisibility())) {
+                chart.scrollIntoView({behavior: "instant", block: "center"});
+                for (let asked = 0; asked < 100; asked += 1) {
+                  if (chart.matches(".empty") || chart.querySelector(".main-svg")) break;
+                  await wait(30);
+                }
               }
             }
+            tabs[0]?.click();
             scrollTo({top: 0, behavior: "instant"});
             await wait(300);
             """

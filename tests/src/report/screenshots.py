@@ -27,7 +27,7 @@ async def _shoot(page: Path, target: Path) -> None:
     async with browser() as tab:
         await tab.size(1280, 900)
         await tab.open(page.as_uri())
-        await tab.see_everything()
+        await tab.see()
         await tab.screenshot(
             target / "dashboard_methods.png", clip={"x": 0, "y": 0, "width": 1280, "height": 1000}
         )
@@ -39,7 +39,7 @@ async def _shoot(page: Path, target: Path) -> None:
         await tab.size(1280, 900)
         await tab.scheme("dark")
         await tab.open(page.as_uri())
-        await tab.see_everything()
+        await tab.see()
         top = await tab.run(f"{_TOP} return box('#curves').top + scrollY;")
         end = await tab.run(f"{_TOP} return box('#layers').bottom + scrollY;")
         clip = {"x": 0, "y": top, "width": 1280, "height": end - top + 20}
@@ -52,7 +52,7 @@ async def _shoot(page: Path, target: Path) -> None:
     async with browser() as tab:
         await tab.size(390, 844, phone=True)
         await tab.open(page.as_uri())
-        await tab.see_everything()
+        await tab.see()
         top = await tab.run(f"{_TOP} return box('#budget').top + scrollY;")
         clip = {"x": 0, "y": top, "width": 390, "height": 1300}
         await tab.screenshot(target / "dashboard_phone.png", clip=clip)

@@ -66,8 +66,8 @@ class Job:
 # By method: gap closed at many tokens, and tokens at which half of it is reached.
 LAW = {
     "linearard": (0.97, 0.25 * MIB),
-    "longred_c": (0.93, 9 * MIB),
-    "longred_u": (0.90, 12 * MIB),
+    "longred_cream": (0.93, 9 * MIB),
+    "longred_uniform": (0.90, 12 * MIB),
     "cpt_long": (0.76, 20 * MIB),
     "cpt_mix": (0.84, 15 * MIB),
     "logit_kd": (0.88, 4 * MIB),
@@ -97,7 +97,7 @@ def jobs() -> Iterator[Job]:
         for seed in range(3):
             yield Job(sweep="qkv_weights", weights=weights, seed=seed)
     for tokens in BUDGETS:
-        for method in ("linearard", "longred_c", "cpt_long"):
+        for method in ("linearard", "longred_cream", "cpt_long"):
             for seed in range(2):
                 experiment = f"{method}_32k"
                 yield Job(method, experiment, sweep="token_budget", tokens=tokens, seed=seed)
@@ -266,6 +266,7 @@ def _config(job: Job) -> dict[str, Any]:
             "name": job.model,
             "family": "llama",
             "native_window": job.native_window,
+            "random_weights": job.model == "tiny",
             "shape": {"layers": LAYERS, "hidden": 4096, "heads": 32, "kv_heads": 32},
             "source": {"type": "hub", "repo": "somebody/model"},
         },
@@ -285,6 +286,7 @@ def _config(job: Job) -> dict[str, Any]:
         "tracking": {"mode": "offline", "project": "linearard-lab", "entity": None, "group": None},
         "launch": {"by": "local", "nproc": 2, "nodes": 1},
         "checkpoint": {"every_steps": 50, "keep": 2},
+        "tags": ["synthetic"],
         "seed": job.seed,
         "run_dir": None,
     }

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -56,8 +58,10 @@ class Window:
         size: tuple[int, int] = (1280, 1600),
         phone: bool = False,
         scheme: str = "light",
+        tabs: tuple[str, ...] = (),
+        choices: str = "",
     ) -> Any:
-        """What `look` finds on the page."""
+        """What `look` finds on the page; `tabs` as in `Page.see`, `choices` end the address."""
         tab = self._tab
 
         async def run() -> Any:
@@ -66,8 +70,9 @@ class Window:
             tab.requests.clear()
             await tab.size(*size, phone=phone)
             await tab.scheme(scheme)
-            await tab.open(page.as_uri())
-            await tab.see_everything()
+            await tab.open(page.as_uri() + choices)
+            if not choices:
+                await tab.see(*tabs)
             found = await look(tab)
             assert tab.console == []
             # Pictures that Plotly makes in the page itself are no requests.
@@ -141,7 +146,7 @@ def two_hundred(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PANELS = [
-    *("headline", "newest", "budget", "ablations", "long", "curves", "layers", "comparison"),
+    *("answer", "newest", "headline", "settings", "long", "curves", "layers", "comparison"),
     *("performance", "runs"),
 ]
 CHARTS = {*(figure.name for figure in FIGURES), "total", "parts", "lr", "grad_norm"}
@@ -162,17 +167,31 @@ def test_every_panel_of_two_hundred_runs_renders(
     window: Window, two_hundred: Path, device: str, scheme: str
 ) -> None:
     phone = device == "phone"
-    size = (390, 844) if phone else (1440, 1000)
+    size = (390, 844) if phone else (1440, 900)
 
     async def look(tab: Page) -> dict[str, Any]:
         await tab.whole(ARTIFACTS / f"{device}-{scheme}.png")
         return await tab.run(
             """
             const all = (selector) => [...document.querySelectorAll(selector)];
+            const card = all(".best-card").find((one) => one.textContent.startsWith("4.25M"));
+            const best = {
+              text: [...card.children].map((part) => part.textContent),
+              bottom: card.getBoundingClientRect().bottom,
+            };
+            const wide = [];
+            for (const tab of all("[data-tab]")) {
+              tab.click();
+              const tables = all("main table").filter((table) => table.checkVisibility());
+              for (const table of tables) {
+                if (table.getBoundingClientRect().right > innerWidth) wide.push(tab.textContent);
+              }
+            }
             const drawn = (chart) => chart.querySelector(".main-svg") && !chart.matches(".empty");
             const charts = all("[data-chart], [data-curve]").filter(drawn);
             return {
-              panels: all("main > section").map((section) => section.id),
+              best, wide,
+              panels: all("main section").map((section) => section.id),
               drawn: charts.map((chart) => chart.dataset.chart ?? chart.dataset.curve),
               marks: document.querySelectorAll("#headline-table td[data-mark]").length,
               injected: typeof window.injected,
@@ -186,6 +205,12 @@ def test_every_panel_of_two_hundred_runs_renders(
         )
 
     seen = window.visit(two_hundred, look, size=size, phone=phone, scheme=scheme)
+    # The answer is in the first screen.
+    title, answer, near = seen["best"]["text"]
+    assert (title, near) == ("4.25M tokens", "≈ LinearARD, ABF x8")
+    assert answer.startswith("LinearARD, YaRN x8")
+    assert seen["best"]["bottom"] < size[1]
+    assert seen["wide"] == []
     assert seen["panels"] == PANELS
     assert set(seen["drawn"]) == CHARTS
     assert seen["marks"] > 100
@@ -199,7 +224,7 @@ def test_every_panel_of_two_hundred_runs_renders(
 @pytest.mark.slow
 def test_the_filters_apply_to_all_panels(window: Window, two_hundred: Path) -> None:
     script = """
-      const wait = () => new Promise((done) => setTimeout(done, 400));
+      const wait = () => new Promise((done) => setTimeout(done, 300));
       const choose = async (key, value) => {
         const select = document.querySelector(`[data-filter="${key}"]`);
         select.value = value;
@@ -211,20 +236,23 @@ def test_the_filters_apply_to_all_panels(window: Window, two_hundred: Path) -> N
       const visible = (selector) => all(selector).filter((element) => !element.hidden);
       const shown = "#headline-table tbody:not([hidden])";
       const texts = (selector) => all(selector).map((element) => element.textContent.trim());
+      const matrix = ".matrix:not([hidden]) tr.method:not([hidden])";
       const state = () => ({
         count: document.getElementById("filter-count").value,
         blocks: texts(`${shown} .family`),
         methods: [...new Set(texts(`${shown} .method:not([hidden]) th button`))],
+        matrix: all(matrix).map((row) => row.dataset.name),
+        best: texts("#best .best-card strong"),
         lines: (plot("budget").data ?? []).map((trace) => `${trace.name} ${trace.x.length}`),
-        empty: all("[data-chart].empty").map((chart) => chart.dataset.chart),
         listed: visible("#run-list tbody tr").length,
         evaluations: visible("#comparison details").length,
         curves: visible(".picker label").length,
+        address: location.hash,
       });
       const seen = {all: state()};
       await choose("sweep", "token_budget");
       seen.sweep = state();
-      await choose("experiment", "cpt_long_32k");
+      await choose("method", "Long-CPT");
       seen.both = state();
       document.getElementById("filters").reset();
       await wait();
@@ -232,24 +260,124 @@ def test_the_filters_apply_to_all_panels(window: Window, two_hundred: Path) -> N
       seen.model = state();
       document.getElementById("filters").reset();
       await wait();
+      await choose("scaling", "YaRN x8");
+      seen.scaling = state();
+      document.getElementById("filters").reset();
+      await wait();
       seen.again = state();
       return seen;
     """
-    seen = window.see(two_hundred, script)
+    seen = window.see(two_hundred, script, tabs=("answer",))
     assert seen["all"]["count"] == "200 runs"
-    assert seen["all"]["empty"] == []
-    assert seen["all"]["lines"][0] == "linearard 7"
+    assert seen["all"]["lines"][0] == "LinearARD, linear x8 7"
+    assert seen["all"]["best"][3] == "LinearARD, YaRN x8"
     assert seen["again"] == seen["all"]
     sweep = seen["sweep"]
     assert sweep["count"] == "42 of 200 runs"
     assert (sweep["listed"], sweep["evaluations"], sweep["curves"]) == (42, 42, 42)
-    assert sweep["methods"] == ["linearard", "longred_c", "cpt_long"]
-    assert sweep["lines"] == ["linearard 7", "longred_c 7", "cpt_long 7"]
-    assert sweep["empty"] == []
-    assert seen["both"]["lines"] == ["cpt_long 7"]
+    assert sweep["methods"] == ["LinearARD", "LongReD-C", "Long-CPT"]
+    linear = [f"{method}, linear x8" for method in sweep["methods"]]
+    assert sweep["matrix"] == linear
+    assert sweep["best"] == ["LinearARD, linear x8"] * 7
+    assert sweep["lines"] == [f"{name} 7" for name in linear]
+    assert sweep["address"] == "#sweep=token_budget"
+    assert seen["both"]["lines"] == ["Long-CPT, linear x8 7"]
     assert seen["both"]["count"] == "14 of 200 runs"
+    assert seen["both"]["best"] == []  # alone, nothing is the best
+    assert seen["both"]["address"] == "#sweep=token_budget&method=Long-CPT"
     assert seen["model"]["blocks"] == ["smollm2_135m, linear x4 limit=200"]
     assert len(seen["model"]["lines"]) == 6
+    assert seen["scaling"]["matrix"] == ["LinearARD, YaRN x8", "Long-CPT, YaRN x8"]
+
+
+@pytest.mark.slow
+def test_an_address_brings_back_every_choice(window: Window, two_hundred: Path) -> None:
+    """Filters, tab, metric, sorted column, search, ticked variants and the open run."""
+    metric = quote('["llama2_7b to 32K","RULER at 16,384"]')
+    choices = f"#sweep=token_budget&show-budget={metric}&sort=4.25M:up&variants=true&theme=dark"
+
+    async def look(tab: Page) -> dict[str, Any]:
+        script = """
+          const shown = document.querySelector(".matrix:not([hidden])");
+          return {
+            metric: shown.querySelector("caption").textContent.trim(),
+            rows: [...shown.querySelectorAll(".method:not([hidden])")]
+              .map((row) => row.dataset.name),
+            sorted: shown.querySelector("[aria-sort=ascending]").textContent,
+            count: document.getElementById("filter-count").value,
+            variants: document.getElementById("variants").checked,
+            theme: document.documentElement.dataset.theme,
+            tab: document.querySelector(".rail [aria-current]").textContent,
+            drawer: document.querySelector("#drawer[open] .lead strong")?.textContent ?? null,
+          };
+        """
+        seen = {"first": await tab.run(script)}
+        await tab.run(
+            """
+            document.querySelector('[data-tab="runs"]').click();
+            document.querySelector("#run-list tr:not([hidden]) button.open").click();
+            """
+        )
+        seen["opened"] = await tab.run("return location.hash")
+        await tab.run('document.getElementById("drawer").close(); history.back();')
+        await asyncio.sleep(0.3)
+        seen["back"] = await tab.run(script)
+        await tab.run(f"location.hash = {json.dumps(seen['opened'])}")
+        await asyncio.sleep(0.3)
+        seen["again"] = await tab.run(script)
+        return seen
+
+    seen = window.visit(two_hundred, look, choices=choices)
+    first = seen["first"]
+    assert first["metric"].split(" (%)")[0] == "RULER at 16,384"
+    assert first["rows"][-1] == "LinearARD, linear x8"  # the best comes last, sorted upwards
+    assert first["sorted"] == "4.25M"
+    assert (first["count"], first["variants"]) == ("42 of 200 runs", True)
+    assert (first["theme"], first["tab"], first["drawer"]) == ("dark", "Answer", None)
+    assert "tab=runs" in seen["opened"]
+    assert "run=" in seen["opened"]
+    assert seen["back"] == first
+    assert seen["again"]["tab"] == "Runs"
+    assert seen["again"]["drawer"]
+
+
+@pytest.mark.slow
+def test_columns_sort(window: Window, two_hundred: Path) -> None:
+    script = """
+      const click = (table, title) => {
+        const heads = [...document.querySelectorAll(`${table} .sort`)];
+        heads.find((head) => head.textContent === title).click();
+      };
+      const column = (table, title) => {
+        const heads = [...document.querySelectorAll(`${table} thead th`)];
+        const at = heads.findIndex((head) => head.dataset.title === title);
+        const shown = `${table} tbody:not([hidden]) tr:not([hidden])`;
+        const rows = [...document.querySelectorAll(shown)].filter((row) => row.cells.length > at);
+        return rows.map((row) => row.cells[at].textContent.trim());
+      };
+      const seen = {};
+      for (const [table, title] of [["#headline-table", "tokens"], ["#run-list", "duration"]]) {
+        const written = column(table, title);
+        click(table, title);
+        const down = column(table, title);
+        click(table, title);
+        const up = column(table, title);
+        click(table, title);
+        seen[title] = {written, down, up, again: column(table, title)};
+      }
+      return seen;
+    """
+    seen = window.see(two_hundred, script, tabs=("scores",))
+    tokens = seen["tokens"]
+    assert tokens["again"] == tokens["written"]
+    assert tokens["down"][:2] == ["–", "–"]  # native and scaled stay at the top
+    assert tokens["down"][2:8] == ["256M"] * 6
+    assert tokens["up"][2:5] == ["0.5M"] * 3
+    durations = seen["duration"]
+    assert durations["again"] == durations["written"]
+    assert durations["down"][0] == "3 h 33 min"
+    assert durations["down"][-5:] == ["–"] * 5  # unknown ones are last either way
+    assert durations["up"][-5:] == ["–"] * 5
 
 
 @pytest.mark.slow
@@ -259,7 +387,7 @@ def test_the_marks_are_those_of_the_exported_table(window: Window, two_hundred: 
       const figure = (cell) => [Number(cell.dataset.value), cell.dataset.mark];
       return [...rows].map((row) => [...row.querySelectorAll("td[data-value]")].map(figure));
     """
-    shown = window.see(two_hundred, script)
+    shown = window.see(two_hundred, script, tabs=("scores",))
     outputs = two_hundred.parents[1]
     section = headline(group_runs(read_runs(outputs))).sections[0]
     rows = [
@@ -289,6 +417,7 @@ def test_a_number_and_a_point_open_config_and_command(window: Window, two_hundre
               files: all(".files a").map((link) => link.getAttribute("href")),
               runs: all(".drawer-runs button").map((button) => button.textContent),
             });
+            document.querySelector('[data-tab="scores"]').click();
             const row = document.querySelector("#headline-table .method:not([hidden])");
             row.querySelector("td[data-value] button").click();
             const seen = {number: state()};
@@ -298,6 +427,7 @@ def test_a_number_and_a_point_open_config_and_command(window: Window, two_hundre
             document.querySelector("#run-list button.open").click();
             seen.corrupt = {text: dialog.textContent, open: dialog.open};
             dialog.close();
+            document.querySelector('[data-tab="answer"]').click();
             const chart = document.querySelector('[data-chart="budget"]');
             chart.scrollIntoView({behavior: "instant", block: "center"});
             const box = chart.querySelector(".points path").getBoundingClientRect();
@@ -316,7 +446,7 @@ def test_a_number_and_a_point_open_config_and_command(window: Window, two_hundre
         await tab.screenshot(ARTIFACTS / "drawer.png")
         return seen
 
-    seen = window.visit(two_hundred, look, size=(1440, 1000))
+    seen = window.visit(two_hundred, look, size=(1440, 1000), tabs=("answer",))
     number = seen["number"]
     assert number["open"]
     assert number["command"].startswith("python -m src.train +experiment=linearard_32k")
@@ -346,11 +476,11 @@ def test_figures_can_be_saved(window: Window, two_hundred: Path, tmp_path: Path)
                 await asyncio.sleep(0.1)
         return {name: (tmp_path / name).read_bytes() for name in names}
 
-    saved = window.visit(two_hundred, look)
+    saved = window.visit(two_hundred, look, tabs=("settings", "training"))
     lines = saved["weights.csv"].decode().splitlines()
     assert lines[0] == 'series,aligned,"Recovery, short suite (%)",low,high,note'
     assert len(lines) == 9
-    assert lines[1].startswith('"linearard, 4.25M",Q,')
+    assert lines[1].startswith('"LinearARD, 4.25M",Q,')
     data = ReportData(runs=tuple(read_runs(two_hundred.parents[1])))
     for name in ("layers", "drift"):
         (figure,) = [figure for figure in FIGURES if figure.name == name]
@@ -402,7 +532,8 @@ def test_the_curves_follow_their_controls(window: Window, page: Path) -> None:
       seen.push(state("total").axis);
       return seen;
     """
-    both, one, parts, smoothed, rate, values, axis = window.see(page, script)
+    found = window.see(page, script, tabs=("training",))
+    both, one, parts, smoothed, rate, values, axis = found
     assert both == {"lines": 2, "axis": "log", "stages": [5120]}
     assert one == {"lines": 1, "axis": "log", "stages": [5120]}
     assert parts["lines"] == 3
@@ -433,7 +564,7 @@ def test_the_filter_and_the_theme(window: Window, page: Path) -> None:
         before, after: [background(), grid()], label: document.getElementById("theme").textContent,
       };
     """
-    seen = window.see(page, script)
+    seen = window.see(page, script, tabs=("training",))
     assert (seen["shown"], seen["count"]) == (1, "1 of 3")
     assert seen["before"] == ["rgb(255, 255, 255)", "rgb(226, 229, 234)"]
     assert seen["after"] == ["rgb(20, 22, 26)", "rgb(44, 48, 56)"]

@@ -30,7 +30,8 @@ def test_of_alternatives_the_first_at_each_x_is_drawn() -> None:
         (4_456_448, "4.25M"),
         (268_435_456, "256M"),
         (524_288, "0.5M"),
-        (24_576, "24.6k"),
+        (24_576, "24K"),
+        (25_000, "25k"),
         (5_000_000, "5M"),
     ],
 )
@@ -43,9 +44,20 @@ def test_short_numbers(value: float, shown: str) -> None:
     assert short_number(value) == shown
 
 
-def test_ticks_are_powers_of_ten() -> None:
-    assert token_ticks([500_000, 3e7])[0] == (1e5, "100k")
+def test_ticks_are_the_budgets_that_have_room() -> None:
+    assert token_ticks([2**22, 2**14]) == ((2**14, "16K"), (2**22, "4M"))
     assert token_ticks([]) == ()
+    crowded = token_ticks([float(2**power) for power in range(14, 31)])
+    assert len(crowded) <= 10
+    assert crowded[-1] == (2**30, "1024M")
+
+
+@pytest.mark.parametrize("values", [(5.2, 5.6), (100, 101), (2.3, 2.9), (3e-4, 4e-4), (7.0, 7.0)])
+def test_a_logarithmic_axis_has_ticks_within_a_narrow_span(values: tuple[float, float]) -> None:
+    low, high = values
+    ticks = [at for at, _ in log_ticks(values)]
+    assert sum(low <= at <= high for at in ticks) >= 2 or low == high
+    assert min(ticks) <= low <= high <= max(ticks)
 
 
 def test_a_method_keeps_its_colour_whichever_others_there_are() -> None:

@@ -10,11 +10,9 @@ import pytest
 from src.report.groups import (
     RECOVERY,
     Group,
-    flat,
     group_runs,
     headline_window,
     ruler,
-    weights_label,
 )
 from src.report.runs import read_runs
 from tests.src.report import synthetic
@@ -114,25 +112,6 @@ def test_the_runs_own_model_is_taken_and_not_one_beside_it(outputs: Path) -> Non
     file.write_text(json.dumps(content))
     (group,) = group_runs(read_runs(outputs))
     assert group.estimates[ruler(4096).key].value != pytest.approx(91.0)
-
-
-def test_flat_settings() -> None:
-    assert flat({"a": {"b": {"c": 1}, "d": []}, "e": {}}) == {"a.b.c": 1, "a.d": [], "e": {}}
-
-
-@pytest.mark.parametrize(
-    ("weights", "label"),
-    [
-        ({"qq": 1.0, "kk": 1.0, "vv": 1.0}, "Q+K+V"),
-        ({"qq": 2, "kk": 1, "vv": 0}, "2Q+K"),
-        ({"qk": 1.0, "vv": 0.5}, "0.5V+QKᵀ"),
-        ({}, None),
-    ],
-)
-def test_weights_label(weights: dict[str, float], label: str | None) -> None:
-    term = {"type": "relation", "weights": weights}
-    assert weights_label(flat({"objective": {"terms": {"relation": term}}})) == label
-    assert weights_label({"objective.terms.lm.type": "language_modeling"}) is None
 
 
 @pytest.mark.parametrize(

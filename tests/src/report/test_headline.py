@@ -29,12 +29,12 @@ def test_methods_are_compared_within_a_model_and_scaling(outputs: Path) -> None:
     ]
     titles = [column.title for column in table.columns]
     assert titles[:5] == ["method", "tokens", "seeds", "short average", "recovery"]
-    assert titles[-2:] == ["RULER 32K", "GPU-hours"]
+    assert titles[-3:] == ["perplexity of pg19, 4K", "perplexity of pg19, 32K", "GPU-hours"]
     native, scaled, *rows = table.sections[0].rows
     assert [row.cells[0].text for row in (native, scaled)] == ["native", "scaled"]
     assert [[cell.text for cell in row.cells[:3]] for row in rows] == [
-        ["linearard", "4.25M", "2"],
-        ["cpt_long", "4.25M", "2"],
+        ["LinearARD", "4.25M", "2"],
+        ["Long-CPT", "4.25M", "2"],
     ]
     recovery = [row.cells[4] for row in rows]
     assert [cell.mark for cell in recovery] == [Mark.BEST, Mark.WORSE]

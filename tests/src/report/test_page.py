@@ -93,7 +93,7 @@ def test_it_writes_one_file_and_returns_it(
     assert [path.name for path in target.parent.iterdir()] == ["page.html"]
     page = Page(target.read_text("utf-8"))
     ids = page.attributes("id")
-    panels = "headline newest budget ablations long curves layers comparison performance runs"
+    panels = "answer newest headline settings long curves layers comparison performance runs"
     assert [name for name in ids if name in panels.split()] == panels.split()
     assert len(ids) == len(set(ids))
 
@@ -113,7 +113,12 @@ def test_the_page_shows_the_figures(
     assert "1 run · written 2025-11-22 10:51 UTC" in page.text
     for shown in ("33.5", "132.9", "38.1", "95.4%", "smollm2_135m", "24,576", "4 min 13 s"):
         assert shown in page.text
-    assert "python -m src.train +experiment=quickstart" in page.text
+    (command,) = [run["command"] for text in page.data for run in _runs(json.loads(text))]
+    assert command == "python -m src.train +experiment=quickstart"
+
+
+def _runs(data: Any) -> list[dict[str, Any]]:
+    return data.get("runs", []) if isinstance(data, dict) and "template" in data else []
 
 
 def test_damaged_and_unfinished_runs_are_listed(outputs: Path, make_run: MakeRun) -> None:

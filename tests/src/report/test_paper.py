@@ -47,7 +47,7 @@ def test_the_table_in_markdown_and_latex(exported: Path) -> None:
     assert "<" not in markdown
     latex = (exported / "headline.tex").read_text("utf-8")
     assert latex.count(r"\begin{tabular}") == latex.count(r"\end{tabular}")
-    assert r"longred\_c & 256M & 3 &" in latex
+    assert "LongReD-C & 256M & 3 &" in latex
     assert r"\textbf{" in latex
     body = "\n".join(line for line in latex.splitlines() if not line.startswith("%"))
     assert not re.search(r"(?<!\\)[_%#~^<>]", body.replace("$^\\top$", ""))

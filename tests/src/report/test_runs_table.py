@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.console import Console
 
-from src.report.groups import gap_closed
+from src.report.groups import ReportData, gap_closed
 from src.report.runs import read_runs
 from src.report.runs_table import page_data, run_facts, run_files, run_notes, runs_table
 from src.report.tables import terminal
@@ -56,7 +56,7 @@ def test_a_run_has_its_command_config_and_files(
 ) -> None:
     sweep = {"name": "seeds", "job": 3, "hash": "x"}
     folder = make_run(evaluation=evaluation, sweep=sweep, world_size=2)
-    data = page_data(read_runs(outputs), str, None)
+    data = page_data(ReportData(runs=tuple(read_runs(outputs))), str)
     (run,) = data["runs"]
     assert run["command"] == "python -m src.train +experiment=quickstart"
     lines = [data["lines"][index] for index in run["config"]]
@@ -73,7 +73,7 @@ def test_a_run_has_its_command_config_and_files(
 def test_lines_that_configs_share_are_stored_once(outputs: Path, make_run: MakeRun) -> None:
     make_run("a")
     make_run("b")
-    data = page_data(read_runs(outputs), str, None)
+    data = page_data(ReportData(runs=tuple(read_runs(outputs))), str)
     assert len(data["lines"]) == len(set(data["lines"]))
     assert data["runs"][0]["config"] == data["runs"][1]["config"]
 
@@ -81,7 +81,7 @@ def test_lines_that_configs_share_are_stored_once(outputs: Path, make_run: MakeR
 def test_a_run_without_a_record_passes_no_filter(outputs: Path, make_run: MakeRun) -> None:
     folder = make_run()
     (folder / "run.json").write_text("{")
-    (run,) = page_data(read_runs(outputs), str, None)["runs"]
+    (run,) = page_data(ReportData(runs=tuple(read_runs(outputs))), str)["runs"]
     assert (run["experiment"], run["model"], run["sweep"]) == ("", "", "")
     assert "corrupt: run.json" in run["note"]
 

@@ -379,5 +379,5 @@ def test_a_score_reaches_the_page_as_lm_eval_gave_it(
     assert runs[0].short.final.role == "final"
     table = headline(group_runs(runs))
     place = [column.title for column in table.columns].index("short average")
-    (cell,) = {row.cells[place].text for row in table.rows if row.cells[0].text == "linearard"}
+    (cell,) = {row.cells[place].text for row in table.rows if row.cells[0].text == "LinearARD"}
     assert cell == f"{100 * by_lm_eval:.1f}"

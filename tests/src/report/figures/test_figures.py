@@ -32,12 +32,15 @@ def first(name: str, data: ReportData) -> Chart:
 
 def test_recovery_against_tokens_has_a_line_a_method(data: ReportData) -> None:
     labels, chart = choices("budget", data)[0]
-    assert labels == ("llama2_7b, linear x8", "Recovery, short suite")
+    assert labels == ("llama2_7b to 32K", "Recovery, short suite")
     assert isinstance(chart, Chart)
     assert chart.x.log
     assert [at for at, _ in chart.marks] == [4_456_448, 268_435_456]
     assert [one.name for one in chart.series] == [
-        *("linearard", "longred_c", "longred_u", "cpt_long", "cpt_mix", "logit_kd")
+        *("LinearARD, linear x8", "LinearARD, ABF x8", "LinearARD, YaRN x8"),
+        *("LongReD-C, linear x8", "LongReD-U, linear x8"),
+        *("Long-CPT, linear x8", "Long-CPT, ABF x8", "Long-CPT, YaRN x8"),
+        *("Mix-CPT, linear x8", "Logit KD, linear x8"),
     ]
     line = chart.series[0].drawn
     assert [point.x for point in line] == sorted({point.x for point in line})
@@ -56,17 +59,17 @@ def test_scaling_has_a_line_a_method_and_kind(data: ReportData) -> None:
     chart = first("scaling", data)
     assert [text for _, text in chart.x.ticks] == ["2x", "4x", "8x", "16x"]
     assert [one.name for one in chart.series][:3] == [
-        *("linearard, linear", "linearard, abf", "linearard, yarn")
+        *("LinearARD, linear", "LinearARD, ABF", "LinearARD, YaRN")
     ]
     assert len({one.dash for one in chart.series}) == 3
 
 
 def test_ruler_stands_beside_its_baselines(data: ReportData) -> None:
     chart = first("ruler", data)
-    assert [one.name for one in chart.series][-2:] == ["native", "scaled"]
-    budgets = [
-        labels[1] for labels, _ in choices("ruler", data) if labels[0] == "llama2_7b, linear x8"
+    assert [one.name for one in chart.series][-4:] == [
+        *("native model", "linear x8, untrained", "ABF x8, untrained", "YaRN x8, untrained")
     ]
+    budgets = [labels[1] for labels, _ in choices("ruler", data) if labels[0] == "llama2_7b to 32K"]
     assert budgets[0] == "each method at its most tokens"
     assert "all at 4.25M tokens" in budgets
 
@@ -79,7 +82,7 @@ def test_needles_and_layers_are_maps(data: ReportData) -> None:
     layers = choices("layers", data)[0][1]
     assert isinstance(layers, Heatmap)
     assert len(layers.rows) == 32
-    assert len(layers.columns) <= 48
+    assert len(layers.columns) <= 24
     drift = first("drift", data)
     assert [one.name for one in drift.series][:3] == ["scaled, qq", "scaled, kk", "scaled, vv"]
 

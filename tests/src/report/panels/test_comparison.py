@@ -103,7 +103,7 @@ def test_the_best_student_is_marked_by_window(evaluation: dict[str, Any]) -> Non
 def test_missing_and_broken_values_are_never_the_best(evaluation: dict[str, Any]) -> None:
     evaluation["models"][2]["perplexity"] = {"128": float("nan"), "512": 39.5}
     evaluation["models"][3]["perplexity"] = {"128": None, "512": float("inf")}
-    assert best_cells(perplexity_results(evaluation)) == {("after ard", "512")}
+    assert best_cells(perplexity_results(evaluation)) == set()  # nothing is left to compare with
 
 
 def test_without_a_student_nothing_is_best(evaluation: dict[str, Any]) -> None:

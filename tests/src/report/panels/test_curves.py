@@ -26,10 +26,10 @@ def test_the_newest_whole_runs_are_ticked(outputs: Path, make_run: MakeRun) -> N
     panel = curves_panel(context(outputs))
     assert panel is not None
     assert panel.values["listed"] == [
-        (1, "run-4", False),
-        (2, "run-3", True),
-        (3, "run-2", True),
-        (4, "run-1", False),
+        (1, "run-4", "run-4", False),
+        (2, "linear, run-3", "run-3", True),
+        (3, "linear, run-2", "run-2", True),
+        (4, "linear, run-1", "run-1", False),
     ]
 
 

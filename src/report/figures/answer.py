@@ -1,0 +1,205 @@
+"""Which method at which budget: one matrix for each metric, and the same figures against tokens.
+
+Rows are methods with their scalings, columns are budgets. A block holds what can be compared: one
+model and one target length. Scalings of a block are compared, but for metrics
+relative to the scaled model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from src.report import formatting
+from src.report.charts import (
+    DASHES,
+    GRAY,
+    Axis,
+    Chart,
+    Dash,
+    Point,
+    Series,
+    method_slots,
+    short_length,
+    token_ticks,
+)
+from src.report.figures.base import line
+from src.report.groups import Group, Metric, grouped, metrics_of
+from src.report.noise import Estimate, Mark, marks, standing
+
+PAPERS_BUDGETS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
+_NATIVE, _UNTRAINED = "native model", ", untrained"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A group's figure in a cell."""
+
+    group: Group
+    estimate: Estimate
+    peers: str  # entries with the same text are compared with each other
+    place: int  # among its peers
+    standings: str
+    """How it stands to each of its peers: the first letter of a `Mark`, by their places."""
+    mark: Mark = Mark.ABSENT  # among those that are shown when all runs are
+
+
+@dataclass(frozen=True)
+class MatrixRow:
+    """A method with a scaling; at each budget its groups, the usual settings first."""
+
+    method: str
+    scaling: str
+    cells: tuple[tuple[Entry, ...], ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Figures of one metric in one block."""
+
+    block: str
+    metric: Metric
+    budgets: tuple[int, ...]  # tokens, one for each column
+    rows: tuple[MatrixRow, ...]
+    baselines: tuple[tuple[str, Estimate], ...]
+    """The native model and the scaled ones, untrained."""
+    scaling: str  # of all rows; empty where they differ
+    random: bool  # whether the model's weights are random
+
+
+def matrices(groups: Sequence[Group]) -> Iterator[tuple[Matrix, Chart]]:
+    """A matrix and its chart for each block and metric, the most informative first."""
+    slots = method_slots([group.method for group in groups])
+    for name, members in blocks(groups):
+        for metric, kin in _measured(members):
+            ordered = sorted(
+                kin, key=lambda g: (slots[g.method], scaling_order(g), g.tokens, g.rank)
+            )
+            yield _matrix(name, metric, ordered), _chart(metric, ordered, slots)
+
+
+def blocks(groups: Iterable[Group]) -> list[tuple[str, list[Group]]]:
+    """Groups of one model and target length, with a name: most methods come first."""
+    kin = grouped((group for group in groups if group.tokens), _block_name)
+
+    def few(name: str) -> tuple[int, int, str]:
+        return (-len({group.method for group in kin[name]}), -len(kin[name]), name)
+
+    return [(name, kin[name]) for name in sorted(kin, key=few)]
+
+
+def _block_name(group: Group) -> str:
+    """`llama2_7b to 32K`."""
+    target = f" to {short_length(group.target)}" if group.target else ""
+    return formatting.text(group.model_name + target)
+
+
+def _measured(members: Sequence[Group]) -> list[tuple[Metric, list[Group]]]:
+    """The groups that have a metric, by metric and limit; what most of them have comes first.
+
+    Of random weights perplexity comes first: scaling hardly changes them, so there is nothing to
+    recover.
+    """
+    found = []
+    for metric in metrics_of(members):
+        having = [group for group in members if metric.key in group.estimates]
+        for limit, kin in grouped(having, lambda group, of=metric: group.limit_of(of)).items():
+            label = metric.label if limit is None else f"{metric.label}, limit={limit}"
+            found.append((replace(metric, label=label), kin))
+    is_random = any(group.random for group in members)
+    return sorted(found, key=lambda pair: (is_random and bool(pair[0].unit), -len(pair[1])))
+
+
+def scaling_order(group: Group) -> tuple[bool, str, float]:
+    """Sorts groups: linear interpolation first, then by name and factor."""
+    return (group.rope != "linear", group.rope, group.factor or 0.0)
+
+
+def scaling_dashes(groups: Iterable[Group]) -> dict[str, Dash]:
+    """A dash for each scaling."""
+    scalings = dict.fromkeys(group.scaling for group in sorted(groups, key=scaling_order))
+    return {scaling: DASHES[place % len(DASHES)] for place, scaling in enumerate(scalings)}
+
+
+def line_name(group: Group, dashes: Mapping[str, Dash]) -> str:
+    """The method, with its scaling where there are several."""
+    return group.method_name + (f", {group.scaling}" if len(dashes) > 1 else "")
+
+
+def _matrix(block: str, metric: Metric, kin: Sequence[Group]) -> Matrix:
+    budgets = tuple(sorted({group.tokens for group in kin}))
+    entries = _entries(metric, kin)
+    rows = []
+    for members in grouped(kin, lambda g: (g.method, g.scaling)).values():
+        at = grouped(members, lambda group: group.tokens)
+        cells = tuple(tuple(entries[id(g)] for g in at.get(tokens, ())) for tokens in budgets)
+        rows.append(MatrixRow(members[0].method_name, members[0].scaling, cells))
+    scalings = {group.scaling for group in kin}
+    return Matrix(
+        block,
+        metric,
+        budgets,
+        tuple(rows),
+        tuple(_baselines(metric, kin)),
+        scaling=next(iter(scalings)) if len(scalings) == 1 else "",
+        random=any(group.random for group in kin),
+    )
+
+
+def _entries(metric: Metric, kin: Sequence[Group]) -> dict[int, Entry]:
+    """By the group's identity in memory; marks are among the first at each method and scaling."""
+    made: dict[int, Entry] = {}
+
+    def peers_of(group: Group) -> str:
+        return f"{group.tokens} {group.scaling}" if metric.of_scaling else f"{group.tokens}"
+
+    for peers, members in grouped(kin, peers_of).items():
+        values = [group.estimates[metric.key] for group in members]
+        firsts = {id(one[0]) for one in grouped(members, lambda g: (g.method, g.scaling)).values()}
+        shown = [
+            value if id(group) in firsts else None
+            for group, value in zip(members, values, strict=True)
+        ]
+        best = marks(shown, higher_is_better=not metric.lower_is_better)
+        for place, (group, value) in enumerate(zip(members, values, strict=True)):
+            standings = "".join(standing(value, other).value[0] for other in values)
+            made[id(group)] = Entry(group, value, peers, place, standings, best[place])
+    return made
+
+
+def _baselines(metric: Metric, kin: Sequence[Group]) -> Iterator[tuple[str, Estimate]]:
+    """Each untrained model, from the first group that it was evaluated with."""
+    found: dict[str, Estimate] = {}
+    for role in ("native", "scaled"):
+        for group in kin:
+            name = _NATIVE if role == "native" else group.scaling + _UNTRAINED
+            if estimate := group.baselines.get(role, {}).get(metric.key):
+                found.setdefault(name, estimate)
+    yield from found.items()
+
+
+def _chart(metric: Metric, kin: Sequence[Group], slots: Mapping[str, int]) -> Chart:
+    dashes = scaling_dashes(kin)
+    series = [
+        line(
+            line_name(members[0], dashes),
+            members,
+            metric,
+            lambda group: group.tokens,
+            slots[members[0].method],
+            dashes[members[0].scaling],
+        )
+        for members in grouped(kin, lambda group: (group.method, group.scaling)).values()
+    ]
+    budgets = sorted({group.tokens for group in kin})
+    ends = dict.fromkeys((float(budgets[0]), float(budgets[-1])))
+    for name, estimate in _baselines(metric, kin):
+        points = tuple(Point(at, estimate.value, note=name) for at in ends)
+        series.append(Series(name, points, GRAY, _baseline_dash(name, dashes)))
+    marked = tuple(mark for mark in PAPERS_BUDGETS if budgets[0] <= mark[0] <= budgets[-1])
+    x = Axis("training tokens", log=True, ticks=token_ticks(budgets))
+    return Chart(metric.label, x, Axis(metric.title), tuple(series), marked)
+
+
+def _baseline_dash(name: str, dashes: Mapping[str, Dash]) -> Dash:
+    return "dot" if name == _NATIVE else dashes[name.removesuffix(_UNTRAINED)]

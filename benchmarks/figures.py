@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import long_suite, methods
+from benchmarks import long_suite
 from src.report.charts import DASHES, GRAY, LIGHT_GRAY, Axis, Chart, Point, Series, token_ticks
 from src.report.figures.windows import perplexity_chart
 from src.report.groups import grouped
@@ -28,7 +28,6 @@ from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-METHODS = ROOT / "docs" / "methods.md"
 LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (7.6, 4.2)  # inches
@@ -332,10 +331,7 @@ def draw(picture: Picture, target: Path) -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Documents with tables that come from result files, and those tables."""
     named = load(NAMED_RUN)
-    measured = {
-        METHODS: ("methods", {"methods": methods.table, "search": methods.search_table}),
-        LONG: ("long_suite", {"long_suite": long_suite.table}),
-    }
+    measured = {LONG: ("long_suite", {"long_suite": long_suite.table})}
     return {
         path: {table: make(load(name)) for table, make in tables.items()}
         for path, (name, tables) in measured.items()

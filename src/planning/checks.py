@@ -8,6 +8,7 @@ from src.models.adapters import QKV, LoraParameters, QkvParameters
 from src.models.facts import ModelFacts
 from src.models.families import PLAIN_LAYER_FAMILIES
 from src.models.hf_config import scaled_config
+from src.models.merging import MergeConfig
 from src.models.rope import NativeRope
 from src.planning.devices import uses_cuda
 from src.settings.config import LaunchConfig, RunConfig
@@ -67,8 +68,9 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
             scaled_config(config.model, config.rope)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for stage in config.recipe.stages:
+    for stage in config.recipe.training:
         _check_streams(config, stage, facts)
+    _check_merges(config, facts)
 
 
 def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
@@ -85,7 +87,7 @@ def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_s
 def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
     window = config.model.native_window
     objectives = config.objectives(stage)
-    for name, stream in config.recipe.stages[stage].streams.items():
+    for name, stream in config.recipe.training[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
         _check_terms(config, stream, facts)
         try:
@@ -121,6 +123,15 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
             raise ConfigError(f"objective.terms.{name}.{error}") from error
 
 
+def _check_merges(config: RunConfig, facts: ModelFacts) -> None:
+    for name, stage in config.recipe.stages.items():
+        if isinstance(stage, MergeConfig):
+            try:
+                stage.shares(facts.layers)
+            except ValueError as error:
+                raise ConfigError(f"recipe.stages.{name}.{error}") from error
+
+
 def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
     teacher, family = config.engine.teacher, config.model.family
     families = ", ".join(PLAIN_LAYER_FAMILIES)
@@ -136,7 +147,7 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
             f"engine.teacher.share_base: true is offered for families {families}, not {family!r}; "
             "use false"
         )
-    for index, (name, stage) in enumerate(config.recipe.stages.items()):
+    for index, (name, stage) in enumerate(config.recipe.training.items()):
         if not any(o.needs(facts).teacher for o in config.objectives(name).values()):
             continue
         if not isinstance(stage.parameters, LoraParameters):
@@ -180,7 +191,7 @@ def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world
             f"rope.type: {config.rope.type} depends on the length of the sequence, which "
             f"no rank sees with {setting}; use another scaling, or engine.sequence_parallel=1"
         )
-    for stage in config.recipe.stages:
+    for stage in config.recipe.training:
         _check_shared_streams(config, stage, facts)
 
 
@@ -194,7 +205,7 @@ def _check_shared_streams(config: RunConfig, stage: str, facts: ModelFacts) -> N
     parts = config.engine.sequence_parallel
     setting = f"engine.sequence_parallel={parts}"
     windows = [window for window in facts.windows if window is not None]
-    for name, stream in config.recipe.stages[stage].streams.items():
+    for name, stream in config.recipe.training[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
         if stream.length % parts:
             raise ConfigError(
@@ -224,7 +235,7 @@ def checked_schedule(config: RunConfig, name: str) -> StageSchedule:
         ConfigError: its settings do not fit each other, or ranks that share blocks cannot share
             the last one.
     """
-    stage, parts = config.recipe.stages[name], config.engine.sequence_parallel
+    stage, parts = config.recipe.training[name], config.engine.sequence_parallel
     try:
         schedule = StageSchedule(stage)
     except ValueError as error:
@@ -252,7 +263,7 @@ def check_projections(
     Raises:
         ConfigError: with the projections that the model has.
     """
-    parameters, model = config.recipe.stages[stage].parameters, config.model
+    parameters, model = config.recipe.training[stage].parameters, config.model
     path, allowed = f"recipe.stages.{stage}.parameters", ", ".join(projections)
     if isinstance(parameters, QkvParameters):
         if missing := [p for p in QKV if p not in projections]:

@@ -177,7 +177,7 @@ def _settled_plan(
         engine=config.engine,
         stages=tuple(
             _stage_plan(config, name, shape, facts, world_size, device)
-            for name in config.recipe.stages
+            for name in config.recipe.training
         ),
     )
 
@@ -196,7 +196,7 @@ def _stage_plan(
     world_size: int,
     device: DeviceFacts,
 ) -> StagePlan:
-    stage = config.recipe.stages[name]
+    stage = config.recipe.training[name]
     schedule = checked_schedule(config, name)
     trains_all = isinstance(stage.parameters, FullParameters)
     projections = {} if trains_all else projection_sizes(config.model, shape)

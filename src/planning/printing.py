@@ -10,6 +10,7 @@ from rich.table import Table
 
 from src.models.config import native_rope
 from src.models.hf_config import native_config, planned_facts, resolved_shape
+from src.models.merging import MergeConfig
 from src.models.own import judged_window
 from src.models.sources import label_of
 from src.planning.advice import misfit, typed
@@ -106,6 +107,9 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
     steps = " + ".join(f"{stage.steps:,}" for stage in plan.stages)
     total = f" = {plan.tokens:,}" if len(plan.stages) > 1 else ""
     yield f"tokens: {tokens}{total} in {steps} optimizer steps"
+    for name, stage in config.recipe.stages.items():
+        if isinstance(stage, MergeConfig):
+            yield f"{name} merges with the native model: {stage}; it reads no tokens"
     if config.budget is not None:
         yield f"budget: {config.budget} = {plan.tokens:,} tokens over all stages"
     for stage in plan.stages:
@@ -154,7 +158,7 @@ def _unscaled(config: RunConfig) -> Iterator[str]:
     """Distillation streams on which student and teacher have the same RoPE: they teach nothing."""
     rope = native_rope(config.model, resolved_shape(config.model))
     facts = planned_facts(config.model)
-    for name, stage in config.recipe.stages.items():
+    for name, stage in config.recipe.training.items():
         for stream_name, objective in config.objectives(name).items():
             stream = stage.streams[stream_name]
             # Skipped positions differ from the teacher's under any scaling.

@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from src.data.config import DataConfig
 from src.evals.halves import Split
@@ -19,6 +19,7 @@ from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
 from src.models.config import ModelConfig, PositiveFloat, PositiveInt
+from src.models.merging import MergeConfig
 from src.models.rope import RopeScaling
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
@@ -48,12 +49,38 @@ else:
     Parts = Literal["auto"] | PositiveInt
 
 
+def _kind(stage: object) -> str:
+    """The class of a stage, by what it holds; pydantic's messages then name the right keys."""
+    merges = isinstance(stage, MergeConfig) or (isinstance(stage, dict) and "merge" in stage)
+    return MergeConfig.__name__ if merges else StageConfig.__name__
+
+
+AnyStage = Annotated[
+    Annotated[StageConfig, Tag(StageConfig.__name__)]
+    | Annotated[MergeConfig, Tag(MergeConfig.__name__)],
+    Discriminator(_kind),
+]
+
+
 @dataclass(frozen=True)
 class RecipeConfig:
-    """A method: stages in order."""
+    """A method: stages in order. A stage trains, or merges with the native model."""
 
     name: str
-    stages: Annotated[dict[str, StageConfig], Field(min_length=1)]
+    stages: Annotated[dict[str, AnyStage], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.stages))
+        if isinstance(self.stages[first], MergeConfig):
+            raise ValueError(
+                f"stages.{first} merges the model of the stage before it, and is the first: put a "
+                "stage that trains before it"
+            )
+
+    @property
+    def training(self) -> dict[str, StageConfig]:
+        """The stages that train."""
+        return {n: stage for n, stage in self.stages.items() if isinstance(stage, StageConfig)}
 
 
 @dataclass(frozen=True)
@@ -362,7 +389,9 @@ class RunConfig:
             )
         if self.sweep_resume:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
-        stages = budget.applied(self.recipe.stages, self.budget)
+        trained = budget.applied(self.recipe.training, self.budget)
+        # In the recipe's order.
+        stages = {name: trained.get(name, stage) for name, stage in self.recipe.stages.items()}
         object.__setattr__(self, "recipe", replace(self.recipe, stages=stages))
         # Checked here, so that a target below the native window is refused with the other mistakes.
         self.rope.resolved_factor(self.model.native_window)
@@ -374,7 +403,7 @@ class RunConfig:
             ConfigError: a stream names one that is not configured.
         """
         objectives: dict[str, Objective] = {}
-        for name, stream in self.recipe.stages[stage].streams.items():
+        for name, stream in self.recipe.training[stage].streams.items():
             try:
                 objectives[name] = self.objective.of(stream)
             except ConfigError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from src.manifest import seal_folder
 from src.models.adapters import AnyParameters, load_trained, make_trainable, merged
 from src.models.exporting.legacy import add_legacy_keys
 from src.models.exporting.whole import check_whole
-from src.models.hf_config import scaled_config, served_length
+from src.models.hf_config import native_config, scaled_config, served_length
 from src.models.loading import load_model, load_tokenizer
+from src.models.merging import MergeConfig, merge_into
 from src.run_folder import sync_folder
 
 if TYPE_CHECKING:
@@ -63,6 +65,35 @@ def export(
     trainable = make_trainable(network, parameters, seed=seed)
     load_trained(trainable, trained)
     write_model(target, merged(trainable), model=model, scaling=scaling, dtype=dtype, card=card)
+
+
+def merge(
+    target: Path,
+    weights: Path,
+    asked: MergeConfig,
+    *,
+    model: ModelConfig,
+    scaling: RopeScaling,
+    dtype: torch.dtype,
+    card: str,
+) -> None:
+    """Write the merge of an earlier export with the native model; rank 0 only.
+
+    Both models are in memory, in float32, so that merging rounds once.
+
+    Args:
+        target: the folder to write.
+        weights: the export to merge with the native model.
+        asked: the shares of both.
+        model, scaling, dtype, card: as for `export`.
+
+    Raises:
+        ExportError: as `export`.
+    """
+    load = partial(load_model, model, dtype=torch.float32)
+    network = load(scaled_config(model, scaling), weights=weights)
+    merge_into(network, load(native_config(model)), asked)
+    write_model(target, network, model=model, scaling=scaling, dtype=dtype, card=card)
 
 
 def write_model(

@@ -21,6 +21,7 @@ from src.data.documents import DataError
 from src.data.preparation import prepare_corpus
 from src.evals import running
 from src.models.loading import load_tokenizer
+from src.models.merging import MergeConfig
 from src.objectives.base import Objective
 from src.planning import plan
 from src.planning.devices import device_of, dtype_of, uses_cuda
@@ -29,7 +30,7 @@ from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, stage
 from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
-from src.training.export import export
+from src.training.export import export, merge
 from src.training.launch import World
 from src.training.loop import StepRecord
 from src.training.schedule import StageSchedule
@@ -71,7 +72,7 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
             stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
             for stream, settings in stage.streams.items()
         }
-        for name, stage in config.recipe.stages.items()
+        for name, stage in config.recipe.training.items()
     }
     return Data(corpus, blocks)
 
@@ -170,7 +171,7 @@ class _Run:
         self.tracker = tracker
         self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
-        self.schedules = {n: StageSchedule(s) for n, s in config.recipe.stages.items()}
+        self.schedules = {n: StageSchedule(s) for n, s in config.recipe.training.items()}
         self.seconds_before = float(folder.record()["seconds"])
         self.began = time.perf_counter()
 
@@ -190,6 +191,10 @@ class _Run:
             )
         for index in range(first, len(self.names)):
             here = resumed if index == first else None
+            asked = self.config.recipe.stages[self.names[index]]
+            if isinstance(asked, MergeConfig):
+                self._merge_stage(index, asked)
+                continue
             self._train_stage(index, data, start if index == first else 0, here)
 
     def _resumed(self) -> Checkpoint | None:
@@ -249,15 +254,35 @@ class _Run:
             self._record_stage(name, seconds | peak)
         distributed.barrier()
 
+    def _merge_stage(self, index: int, asked: MergeConfig) -> None:
+        config, name = self.config, self.names[index]
+        began = time.perf_counter()
+        if self.world.is_main:
+            merge(
+                self._target(index),
+                self.folder.export(self.names[index - 1]),
+                asked,
+                model=config.model,
+                scaling=config.rope,
+                dtype=dtype_of(config.engine.dtype),
+                card=_model_card(config, self.folder, name),
+            )
+            self._record_stage(name, {"seconds": time.perf_counter() - began})
+        distributed.barrier()
+
+    def _target(self, index: int) -> Path:
+        """The folder that a stage's model is exported to."""
+        last = index == len(self.names) - 1
+        return self.folder.export(None if last else self.names[index])
+
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
         config, name = self.config, self.names[index]
-        last = index == len(self.names) - 1
         export(
-            self.folder.export(None if last else name),
+            self._target(index),
             trained,
             model=config.model,
             scaling=config.rope,
-            parameters=config.recipe.stages[name].parameters,
+            parameters=config.recipe.training[name].parameters,
             weights=weights,
             dtype=dtype_of(config.engine.dtype),
             seed=config.seed,
@@ -321,21 +346,27 @@ class _Run:
         return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
 
     def _steps_before(self, name: str) -> int:
-        return sum(self.schedules[n].steps for n in self.names[: self.names.index(name)])
+        return sum(self.schedules[n].steps for n in self._trained_before(name))
 
     def _tokens_before(self, name: str) -> int:
-        earlier = self.names[: self.names.index(name)]
-        return sum(self.config.recipe.stages[n].tokens for n in earlier)
+        training = self.config.recipe.training
+        return sum(training[n].tokens for n in self._trained_before(name))
+
+    def _trained_before(self, name: str) -> list[str]:
+        """The stages before this one that train."""
+        return [n for n in self.names[: self.names.index(name)] if n in self.schedules]
 
     def _flops(self, name: str, tokens: int) -> float:
         """Planned floating-point operations up to this many tokens of a stage."""
-        earlier = [self.plan.stage(n) for n in self.names[: self.names.index(name)]]
+        earlier = [self.plan.stage(n) for n in self._trained_before(name)]
         here = self.plan.stage(name)
         return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
 
     def _record_stage(self, name: str, measured: Mapping[str, float]) -> None:
         """Record a finished stage. `seconds` counts from its first step to its export."""
-        tokens, steps = self.config.recipe.stages[name].tokens, self.schedules[name].steps
+        tokens = steps = 0
+        if (trained := self.config.recipe.training.get(name)) is not None:
+            tokens, steps = trained.tokens, self.schedules[name].steps
         stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
         entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
         entry |= {key: round(value, 3) for key, value in measured.items()}
@@ -348,7 +379,7 @@ def _model_card(config: RunConfig, folder: RunFolder, stage: str) -> str:
     record = folder.record()
     stages = list(config.recipe.stages)
     done = stages[: stages.index(stage) + 1]
-    tokens = sum(config.recipe.stages[s].tokens for s in done)
+    tokens = sum(s.tokens for n, s in config.recipe.training.items() if n in done)
     lines = [
         f"# {config.model.name}, context {config.rope.target_length:,}",
         "",

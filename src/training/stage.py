@@ -49,7 +49,7 @@ def build_engines(
         weights: the folder that the stage begins with; None for the model's source.
         random_on: the device on which random weights are drawn, the CPU by default.
     """
-    stage = config.recipe.stages[name]
+    stage = config.recipe.training[name]
     native = native_config(config.model)
     facts = facts_of(native)
     load = partial(
@@ -104,7 +104,7 @@ def stage_run(
     """
     return StageRun(
         name=planned.name,
-        stage=config.recipe.stages[planned.name],
+        stage=config.recipe.training[planned.name],
         blocks=blocks,
         engines=engines,
         world=world,

@@ -7,14 +7,20 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
+from torch import Tensor
 
+from src.models.config import ModelConfig
+from src.models.hf_config import native_config
+from src.models.loading import load_model
 from src.run_folder import RunFolder, whole_checkpoints
-from src.training import stage
+from src.training import stage, start
 from src.training.engines import Engines
 from src.training.run import FrozenTeacherError
 from tests import fakes
@@ -84,6 +90,68 @@ def test_a_stage_begins_with_what_the_one_before_it_exported(
     assert isinstance(second.teacher, fakes.FakeTeacher)
     # Blocks of 64 tokens one at a time; language modelling wants no teacher.
     assert (first.teacher.passes, second.teacher.passes) == (16, 0)
+
+
+MERGE = "+merge@recipe.stages.merge=linear"
+
+
+def weights_of(folder: Path) -> dict[str, Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def is_half(merged: Path, trained: Path, model: ModelConfig) -> bool:
+    """Whether an export is the mean of another one and of the native model."""
+    native = load_model(model, native_config(model), dtype=torch.float32).state_dict()
+    ours, theirs = weights_of(merged), weights_of(trained)
+    assert any(not ours[name].equal(native[name]) for name in ours)
+    return all(ours[n].allclose((theirs[n] + native[n]) / 2, atol=1e-7) for n in ours)
+
+
+def test_a_last_stage_that_merges(
+    train_fake: Train, whole: Path, compose_run: Callable[..., Any]
+) -> None:
+    folder = train_fake(MERGE)
+    assert weights_of(folder / "export-cpt").keys() == weights_of(whole / "export").keys()
+    assert is_half(folder / "export", folder / "export-cpt", compose_run("model=tiny").model)
+    assert losses(folder) == losses(whole)
+    record = RunFolder(folder).record()
+    assert (record["state"], record["step"], record["tokens"]) == ("finished", 6, 1536)
+    stages = [(s["name"], s["tokens"], s["steps"]) for s in record["stages"]]
+    assert stages[-1] == ("merge", 0, 0)
+
+
+def test_a_stage_begins_with_the_merged_weights(
+    compose_run: Callable[..., Any],
+    tiny_overrides: list[str],
+    fake_engines: list[Engines],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A merge between two stages, stopped and gone on with at the second one's first step."""
+    settings = compose_run(*tiny_overrides, MERGE, f"run_dir={tmp_path / 'run'}")
+    stages = settings.recipe.stages
+    ordered = {name: stages[name] for name in ("ard", "merge", "cpt")}
+    settings = replace(settings, recipe=replace(settings.recipe, stages=ordered))
+    began: list[Path | None] = []
+    build = stage.build_engines
+
+    def noted(*given: Any, weights: Path | None = None, **more: Any) -> Engines:
+        began.append(weights)
+        if len(began) == 2:
+            raise KeyboardInterrupt
+        return build(*given, weights=weights, **more)
+
+    monkeypatch.setattr(stage, "build_engines", noted)
+    with pytest.raises(KeyboardInterrupt):
+        start.train(settings, None)
+    folder = tmp_path / "run"
+    assert is_half(folder / "export-merge", folder / "export-ard", settings.model)
+    start.resume(folder, None)
+    # The newest checkpoint is the first stage's last: its export and the merge are made again.
+    assert began == [None, folder / "export-merge", None, folder / "export-merge"]
+    record = RunFolder(folder).record()
+    assert (record["state"], record["step"], record["tokens"]) == ("finished", 6, 1536)
+    assert [s["name"] for s in record["stages"]] == ["ard", "merge", "cpt"]
 
 
 @pytest.mark.parametrize("stopped_at", [1, 3, 4, 5])

@@ -19,10 +19,11 @@ MODELS = sorted(p.stem for p in (CONF / "model").glob("*.yaml") if p.stem not in
 OPTIONS = sorted(
     f"{p.parent.name}={p.stem}"
     for p in CONF.glob("*/*.yaml")
-    if p.parent.name not in ("experiment", "model", "objective", "parameters")
+    if p.parent.name not in ("experiment", "merge", "model", "objective", "parameters")
 )
 PARAMETERS = sorted(p.stem for p in (CONF / "parameters").glob("*.yaml"))
 OPTIONS += [f"parameters@recipe.stages.cpt.parameters={kind}" for kind in PARAMETERS]
+OPTIONS += [f"+merge@recipe.stages.merge={p.stem}" for p in sorted((CONF / "merge").glob("*.yaml"))]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -38,7 +39,7 @@ def test_every_experiment_plans_for_every_model(
     run = compose_run(f"+experiment={experiment}", f"model={model}")
     assert run.experiment == experiment
     made = plan.make(run, world_size=1)
-    assert made.tokens == sum(stage.tokens for stage in run.recipe.stages.values())
+    assert made.tokens == sum(stage.tokens for stage in run.recipe.training.values())
 
 
 @pytest.mark.parametrize("option", OPTIONS)

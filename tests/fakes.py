@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -78,12 +79,13 @@ class FakeStudent:
         loss.backward()
 
     def step(self, lr: float) -> float:
-        """Gradient descent."""
+        """Gradient descent, where the gradient is finite."""
         gradients = [p.grad for p in self.trained.values() if p.grad is not None]
         norm = float(nn.utils.get_total_norm(gradients))
         with torch.no_grad():
             for parameter in self.trained.values():
-                parameter -= lr * 1e-3 * parameter.grad
+                if math.isfinite(norm) and parameter.grad is not None:
+                    parameter -= lr * 1e-3 * parameter.grad
                 parameter.grad = None
         return norm
 

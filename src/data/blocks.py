@@ -53,6 +53,10 @@ class Blocks:
         document, start = self._locate(index)
         return self._documents[document][1][start : start + self.length].astype(np.int64)
 
+    def document(self, index: int) -> str:
+        """The name of the document that block `index` was cut from."""
+        return self._documents[self._locate(index)[0]][0]
+
     def __iter__(self) -> Iterator[np.ndarray]:
         """The first epoch."""
         return (self[index] for index in range(len(self)))

@@ -111,13 +111,18 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW (Loshchilov and Hutter, 1711.05101) and clipping of the global gradient norm."""
+    """AdamW (Loshchilov and Hutter, 1711.05101) and clipping of the global gradient norm.
+
+    Attributes:
+        max_skipped: steps in a row that may be skipped because a number of them is not finite.
+    """
 
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
     eps: PositiveFloat
     weight_decay: NonNegative
     clip_norm: PositiveFloat
+    max_skipped: PositiveInt = 3
 
 
 @dataclass(frozen=True)

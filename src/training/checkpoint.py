@@ -12,11 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import torch
 import yaml
 from torch import distributed
 
@@ -37,7 +38,7 @@ from src.run_folder import (
     write_whole,
 )
 from src.training.launch import LaunchError
-from src.training.tensor_files import SavedState, total_bytes, write
+from src.training.tensor_files import Part, SavedState, total_bytes, write
 
 if TYPE_CHECKING:
     from src.training.engines import StudentEngine
@@ -89,6 +90,7 @@ def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep:
     """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it.
 
     Raises:
+        FloatingPointError: a weight or a moment is not finite. Nothing is written.
         SaveError: there is too little space, or a rank could not write. The partial folder is
             removed.
     """
@@ -96,6 +98,7 @@ def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep:
     partial = target.with_name(f"{target.name}.partial")
     rank = distributed.get_rank()
     parts = student.state()
+    _refuse_not_finite(folder, parts, position)
     sizes = _on_all(folder, lambda: total_bytes(parts))
 
     def begin() -> None:
@@ -115,6 +118,23 @@ def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep:
     finally:
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
+
+
+def _refuse_not_finite(folder: RunFolder, parts: Sequence[Part], position: Position) -> None:
+    """All parts are looked at on the device, which the host asks once."""
+    bad: list[str] = []
+    if parts:
+        device = parts[0].values.device
+        wrong = torch.stack([~part.values.isfinite().all().to(device) for part in parts]).tolist()
+        bad = [f"{p.kind} of {p.name}" for p, is_bad in zip(parts, wrong, strict=True) if is_bad]
+    names = sorted({name for of_rank in _on_all(folder, lambda: bad) for name in of_rank})
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise FloatingPointError(
+            f"stage {position.stage}, step {position.step}: {names[0]}{more} is not finite after "
+            "the last update, and nothing was saved: lower the stage's lr and start anew, or go on "
+            f"from the checkpoint before with resume={folder.path}"
+        )
 
 
 def _nothing() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from src.training.positions import positions
 from src.training.profiling import around_nothing
 from src.training.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
 from src.training.sequence import Place, next_tokens
+from src.training.watch import Watch
 
 if TYPE_CHECKING:
     from src.data.blocks import Blocks
@@ -37,12 +38,37 @@ class StepRecord:
     Attributes:
         step: steps done in the stage, this one included.
         tokens: tokens read in the stage, this step's included.
-        metrics: losses (`loss/...`), `lr`, `grad_norm` (before clipping), `tokens_per_second`.
+        metrics: losses (`loss/...`), `lr`, `grad_norm` (before clipping), `tokens_per_second`,
+            and `skipped` or `spike` where the step was one (src/training/watch.py).
+        documents: that were read, for such a step only.
     """
 
     step: int
     tokens: int
     metrics: dict[str, Any]
+    documents: tuple[str, ...] = ()
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a number was not finite, so that the weights are as they were."""
+        return "skipped" in self.metrics
+
+
+@dataclass(frozen=True)
+class Read:
+    """A block that was read.
+
+    Attributes:
+        stream: of the stage.
+        block: its number in the stream.
+        document: that it was cut from.
+        tokens: the first so many of the block.
+    """
+
+    stream: str
+    block: int
+    document: str
+    tokens: int
 
 
 @dataclass(frozen=True)
@@ -60,6 +86,8 @@ class StageRun:
         seed: the run's.
         window: number of positions that streams may skip in, the target length.
         sequence_parallel: number of ranks that share each block.
+        max_skipped: steps in a row that may be skipped.
+        watch: judges the numbers of each step.
     """
 
     name: str
@@ -72,6 +100,8 @@ class StageRun:
     seed: int
     window: int
     sequence_parallel: int = 1
+    max_skipped: int = 3
+    watch: Watch = field(default_factory=Watch)
 
     @cached_property
     def schedule(self) -> StageSchedule:
@@ -102,14 +132,20 @@ class StageRun:
             around: entered around each step, counted from 0 (src/training/profiling.py).
 
         Raises:
-            FloatingPointError: the loss or the gradient norm is not finite.
+            FloatingPointError: the loss or the gradient norm of `max_skipped` steps in a row was
+                not finite. The weights are those from before these steps.
         """
         total = self.schedule.steps
+        in_a_row = 0
         with meter(self.name, total, done=start, quiet=not self.world.is_main) as progress:
 
             def finish(pending: _Pending) -> None:
+                nonlocal in_a_row
                 record = self._record(pending)
                 after_step(record)
+                in_a_row = in_a_row + 1 if record.skipped else 0
+                if in_a_row == self.max_skipped:
+                    raise FloatingPointError(self._failure(record, in_a_row))
                 progress.advance(note=f"loss {record.metrics['loss/total']:.4g}")
 
             waiting: _Pending | None = None
@@ -153,13 +189,39 @@ class StageRun:
         losses, grad_norm = pending.sums.means(), float(pending.grad_norm)
         seconds = pending.clock.seconds()
         tokens = self.schedule.tokens_at(step)
-        if not np.isfinite(losses["loss/total"]) or not np.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"stage {self.name}, step {step + 1}: loss {losses['loss/total']}, gradient norm "
-                f"{grad_norm}: lower the stage's lr, or train in float32"
-            )
         rates = {"lr": pending.lr, "grad_norm": grad_norm, "tokens_per_second": tokens / seconds}
-        return StepRecord(step + 1, self.schedule.tokens_before(step + 1), losses | rates)
+        metrics = losses | rates
+        flags = self.watch.flags(metrics)
+        documents = (
+            tuple(dict.fromkeys(read.document for read in self.reads(step))) if flags else ()
+        )
+        return StepRecord(
+            step + 1, self.schedule.tokens_before(step + 1), metrics | flags, documents
+        )
+
+    def _failure(self, record: StepRecord, in_a_row: int) -> str:
+        return (
+            f"stage {self.name}, step {record.step}: {in_a_row} steps in a row gave no finite "
+            f"numbers (loss {record.metrics['loss/total']}, gradient norm "
+            f"{record.metrics['grad_norm']}) and were skipped: lower the stage's lr, or train in "
+            "float32"
+        )
+
+    def reads(self, step: int) -> list[Read]:
+        """What all ranks together read at a step, counted from 0."""
+        readers = self.place.readers
+        pieces = [
+            piece
+            for reader in range(readers)
+            for micro in self.schedule.micro_steps(
+                step, rank=reader, world_size=readers, micro_batch=self.micro_batch
+            )
+            for piece in micro.pieces
+        ]
+        return [
+            Read(p.stream, p.block, self.blocks[p.stream].document(p.block), p.tokens)
+            for p in pieces
+        ]
 
     def _micro_step(
         self, step: int, micro: MicroStep, batch: Batch, sums: _Sums, *, last: bool
@@ -173,8 +235,11 @@ class StageRun:
         # DeepSpeed takes the mean of gradients over ranks, and shares add up to one over the
         # readers: hence the factor. Ranks that share blocks each have a loss whose mean over them
         # is the blocks' loss.
-        engines.student.backward(loss * (stream.weight * share * self.place.readers), last=last)
         sums.add("loss/total", loss.detach() * stream.weight, share)
+        scaled = loss * (stream.weight * share * self.place.readers)
+        # A loss that is not finite makes all gradients of its step so, also where its own are not.
+        # Engines skip such a step. Otherwise the factor is exactly 1.
+        engines.student.backward(scaled * sums.one_if_finite() if last else scaled, last=last)
         for name, value in metrics.items():
             sums.add(self._metric_name(micro.stream, name), value, share)
 
@@ -282,6 +347,10 @@ class _Sums:
         """Add a micro-step's value with its share of the step's tokens."""
         self._values[name] = self._values.get(name, 0.0) + value.float() * share
         self._shares[name] = self._shares.get(name, 0.0) + share
+
+    def one_if_finite(self) -> Tensor:
+        """1, or NaN if a loss of this rank so far is not finite; computed on the device."""
+        return 1 + 0 * self._values["loss/total"]
 
     def reduce(self, *, distribute: bool) -> None:
         """Start to add up over all ranks."""

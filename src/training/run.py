@@ -32,8 +32,10 @@ from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
 from src.training.export import export, merge
 from src.training.launch import World
-from src.training.loop import StepRecord
+from src.training.loop import StageRun, StepRecord
+from src.training.replay import keep_batch
 from src.training.schedule import StageSchedule
+from src.training.watch import Watch
 
 
 class FrozenTeacherError(RuntimeError):
@@ -225,9 +227,11 @@ class _Run:
             with resumed.state() as saved:
                 engines.student.load(saved)
         training = time.perf_counter()
-        stage.stage_run(config, planned, engines, data.blocks[name], self.world).train(
+        watch = Watch(line for line in self.folder.metrics() if line["stage"] == name)
+        loop = stage.stage_run(config, planned, engines, data.blocks[name], self.world, watch)
+        loop.train(
             start,
-            lambda record: self._after_step(name, engines.student, record),
+            lambda record: self._after_step(loop, engines.student, record),
             lambda step: self._saves_after(name, step),
             self._around(name, start),
         )
@@ -325,12 +329,14 @@ class _Run:
             self.folder.update(attention_drift=record | {name: drift})
         return drift
 
-    def _after_step(self, name: str, student: StudentEngine, record: StepRecord) -> None:
+    def _after_step(self, loop: StageRun, student: StudentEngine, record: StepRecord) -> None:
+        name = loop.name
         step = self._steps_before(name) + record.step
         tokens = self._tokens_before(name) + record.tokens
         seconds = self.seconds_before + time.perf_counter() - self.began
         if self.world.is_main:
             entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
+            self._flag(loop, entry, record)
             self.folder.log(entry | record.metrics)
             counters = {"tokens": tokens, "flops": self._flops(name, record.tokens)}
             self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
@@ -339,6 +345,19 @@ class _Run:
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
             if self.world.is_main:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+
+    def _flag(self, loop: StageRun, entry: dict[str, Any], record: StepRecord) -> None:
+        """Say that a step was skipped or is a spike; keep what a skipped one has read."""
+        if not record.documents:
+            return
+        entry["documents"] = list(record.documents)
+        numbers = {key: record.metrics[key] for key in ("loss/total", "grad_norm")}
+        what = "skipped, as a number is not finite" if record.skipped else "a spike"
+        said = f"stage {loop.name}, step {record.step}: {what} ({numbers}); documents: "
+        print(said + ", ".join(record.documents), file=sys.stderr)
+        if record.skipped:
+            kept = keep_batch(self.folder.path / "replay", loop, record.step - 1)
+            print(f"its blocks are kept in {kept}", file=sys.stderr)
 
     def _saves_after(self, name: str, step: int) -> bool:
         """Whether a checkpoint is written after this step of the stage, counted from 1."""

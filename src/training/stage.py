@@ -26,6 +26,7 @@ from src.training.engine.zero import sharding
 from src.training.engines import Engines
 from src.training.launch import World
 from src.training.loop import StageRun
+from src.training.watch import Watch
 
 
 def build_engines(
@@ -92,6 +93,7 @@ def stage_run(
     engines: Engines,
     blocks: Mapping[str, Blocks],
     world: World,
+    watch: Watch | None = None,
 ) -> StageRun:
     """The loop of a stage.
 
@@ -101,6 +103,7 @@ def stage_run(
         engines: of the stage.
         blocks: by stream.
         world: this rank and the number of ranks.
+        watch: of the stage's steps; one that knows no earlier steps by default.
     """
     return StageRun(
         name=planned.name,
@@ -113,6 +116,8 @@ def stage_run(
         seed=config.seed,
         window=config.rope.target_length,
         sequence_parallel=config.engine.sequence_parallel,
+        max_skipped=config.optim.max_skipped,
+        watch=watch or Watch(),
     )
 
 

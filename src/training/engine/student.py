@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Objective
@@ -85,6 +87,11 @@ class Student:
             optimizer=adamw,
             config=_config(network, config, optim, accumulation, device),
         )
+        if config.dtype == "float32" and settings.zero_stage in (1, 2):
+            # DeepSpeed itself looks only at gradients in narrower formats.
+            self._engine.optimizer.check_grad_overflow = True
+        self._adamw = adamw
+        self._once: list[RemovableHandle] = []  # hooks of the next update only
         self._state = OptimizerState(self.network, self._engine, adamw)
         self._full_gradients = settings.zero_stage == 0 and dtype_of(config.dtype) == torch.float32
 
@@ -117,20 +124,38 @@ class Student:
     def step(self, lr: float) -> Tensor | float:
         """Clip the gradients, update the weights and clear the gradients.
 
+        If a gradient of any rank is not finite, weights and moments stay as they are.
+
         Returns:
-            the global gradient norm before clipping.
+            the global gradient norm before clipping; not finite if the update was skipped.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = lr
         norm = None
         if self._full_gradients:
-            # Without ZeRO and in float32, DeepSpeed clips but does not report the norm.
+            # Without ZeRO and in float32, DeepSpeed clips but does not report the norm, and does
+            # not look for values that are not finite.
             grads = [p.grad for p in self.network.parameters() if p.grad is not None]
             norm = torch.nn.utils.get_total_norm(grads)
+            self._skip_unless_finite(norm)
         self._engine.step()
+        while self._once:
+            self._once.pop().remove()
         if self._clipping is not None:
             return self._clipping.norm
+        if getattr(self._engine.optimizer, "overflow", False):
+            return math.inf  # DeepSpeed has skipped the update
         return self._engine.get_global_grad_norm() if norm is None else norm
+
+    def _skip_unless_finite(self, norm: Tensor) -> None:
+        """Let the next update leave the weights as they are if the norm is not finite."""
+        if norm.device.type == "cuda":
+            # Fused AdamW skips the update by itself, so the host need not wait for the norm.
+            self._adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        elif not norm.isfinite():
+            # DeepSpeed clips first, which it cannot do without gradients.
+            hook = self._adamw.register_step_pre_hook(_without_gradients)
+            self._once.append(hook)
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Unsharded trained parameters by name, on rank 0's CPU; empty on other ranks.
@@ -169,7 +194,7 @@ class Student:
     def close(self) -> None:
         """Free the engine."""
         self._engine.destroy()
-        del self._engine, self._optimizer, self._state
+        del self._engine, self._optimizer, self._adamw, self._state
         zero.release_memory()
 
 
@@ -212,6 +237,12 @@ def _config(
     if settings.offload_optimizer:
         ds_config["zero_optimization"]["offload_optimizer"] = {"device": "cpu"}
     return ds_config
+
+
+def _without_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+    """AdamW leaves parameters without a gradient, and their moments, as they are."""
+    del args, kwargs
+    optimizer.zero_grad(set_to_none=True)
 
 
 def _adamw(

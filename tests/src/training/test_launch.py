@@ -365,7 +365,7 @@ def test_a_fault_on_ranks_is_recorded_and_shown(
     fault = ["recipe.stages.ard.lr=1e30", "launch.nproc=2"]
     failed = run_here("src.train", *tiny_overrides, *fault, f"run_dir={folder}")
     assert failed.returncode == 1
-    assert "FloatingPointError: stage ard, step 2" in failed.stderr
+    assert "FloatingPointError: stage ard, step 4" in failed.stderr
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "failed"
     assert "FloatingPointError" in record["error"]
@@ -373,7 +373,7 @@ def test_a_fault_on_ranks_is_recorded_and_shown(
 
 def test_a_fault_in_a_run_is_recorded(train_tiny: Callable[..., Path], tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    with pytest.raises(FloatingPointError, match="stage ard, step 2"):
+    with pytest.raises(FloatingPointError, match="stage ard, step 4: 3 steps in a row"):
         train_tiny("recipe.stages.ard.lr=1e30", f"run_dir={folder}")
     record = json.loads((folder / "run.json").read_text())
     assert record["state"] == "failed"

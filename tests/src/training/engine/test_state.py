@@ -24,7 +24,7 @@ ZERO = {stage: (f"engine.student.zero_stage={stage}",) for stage in range(4)}
 
 @pytest.mark.parametrize("stage", ZERO)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@by_default(lambda stage, dtype: (stage, dtype) in ((3, "float32"), (2, "bfloat16")))
+@by_default(lambda stage, dtype: (stage, dtype) == (2, "bfloat16"))
 def test_a_run_goes_on_with_the_same_bits(
     train_tiny: Train, run_here: RunHere, tmp_path: Path, stage: int, dtype: str
 ) -> None:

@@ -139,7 +139,7 @@ class Pool:
         model, folder = self.grid.models[job.model], RunFolder(self.work / job.run)
         scaling = self.grid.scalings[job.scaling]
         if job.phase == "untrained":
-            if scores.evaluated(folder.evals, "native"):
+            if scores.evaluated(folder.evals, "native", "validation"):
                 return None
             asked = [*model.settings, *scaling, "eval=validation", *model.validation]
             return ["-m", "src.evaluate", *asked, f"out={folder.evals}"]
@@ -154,12 +154,7 @@ class Pool:
                 *(f"budget={job.budget}", f"seed={job.seed}", f"run_dir={folder.path}"),
                 *("eval=validation", *model.validation),
             ]
-        if job.phase != "final":
-            return None
-        if not _validation(folder).is_dir():
-            # The test would overwrite what the run was chosen by.
-            folder.evals.rename(_validation(folder))
-        if scores.evaluated(folder.evals, "final"):
+        if job.phase != "final" or scores.evaluated(folder.evals, "final", "test"):
             return None
         return ["-m", "src.evaluate", f"run={folder.path}", "stages=last", "eval=test", *model.test]
 
@@ -209,22 +204,24 @@ def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]
     """The row of a job that has ended, and the items of its tests by name of their file."""
     row: dict[str, Any] = {**job.about, "validation": None}
     if job.phase == "untrained":
-        row |= {"native": scores.evaluated(folder.evals, "native")}
-        return row | {"validation": scores.evaluated(folder.evals, "scaled")}, {}
+        row |= {"native": scores.evaluated(folder.evals, "native", "validation")}
+        return row | {"validation": scores.evaluated(folder.evals, "scaled", "validation")}, {}
     record = folder.record()
     row |= {key: record[key] for key in ("tokens", "seconds", "stages", "error")}
     row["config_hash"] = identity(strict.load_plain(RunConfig, folder.config()))
     if record["state"] != "finished":
         return row, {}
+    row["validation"] = scores.evaluated(folder.evals, "final", "validation")
     if job.phase != "final":
-        return row | {"validation": scores.evaluated(folder.evals, "final")}, {}
-    row["validation"] = scores.evaluated(_validation(folder), "final")
+        return row, {}
     roles: dict[str, Role] = {
         f"{job.model}-native": "native",
         f"{job.model}-{job.scaling}-untrained": "scaled",
         job.name: "final",
     }
-    row["test"] = {name: scores.evaluated(folder.evals, role) for name, role in roles.items()}
+    row["test"] = {
+        name: scores.evaluated(folder.evals, role, "test") for name, role in roles.items()
+    }
     return row, {name: scores.items(folder.evals, role) for name, role in roles.items()}
 
 
@@ -241,10 +238,6 @@ def started(command: list[str], log: Path, sharing: int) -> subprocess.Popen[byt
             env=os.environ | ({GPU_SHARE: repr(1 / sharing)} if sharing > 1 else {}),
             preexec_fn=process.Binding(os.getpid(), None),
         )
-
-
-def _validation(folder: RunFolder) -> Path:
-    return folder.path / "validation"
 
 
 def _trained(folder: RunFolder) -> bool:

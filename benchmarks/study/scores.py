@@ -6,20 +6,22 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from src import results
 from src.results import Role, RulerResults, ShortResults, SuiteResults, TaskModel
 
 Row = Mapping[str, Any]
+Split = Literal["validation", "test"]
 
 
-def evaluated(folder: Path, role: Role) -> dict[str, Any] | None:
+def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
     """Values of the model of a role: short tasks, and RULER's mean by length.
 
     Args:
-        folder: with short.json and ruler.json.
+        folder: with the results of both suites.
         role: `native`, `scaled` or `final`.
+        split: the half of the items.
 
     Returns:
         `short` by task, `ruler` by length in tokens as text; None where an evaluation is missing.
@@ -28,7 +30,8 @@ def evaluated(folder: Path, role: Role) -> dict[str, Any] | None:
         ResultsError: a file cannot be read.
         ValueError: something was not evaluated.
     """
-    short, ruler = results.read(folder, ShortResults), results.read(folder, RulerResults)
+    short = results.read(folder, ShortResults, split=split)
+    ruler = results.read(folder, RulerResults, split=split)
     if short is None or ruler is None:
         return None
     for record in (short, ruler):
@@ -46,19 +49,19 @@ def _of(record: SuiteResults[TaskModel], role: Role) -> TaskModel:
 
 
 def items(folder: Path, role: Role) -> dict[str, list[float]]:
-    """Scores of every item by task, of tasks whose items count equally and more is better."""
+    """Scores of every test item by task, of tasks whose items count equally, more being better."""
     found: dict[str, list[float]] = {}
-    short = results.read(folder, ShortResults)
-    ruler = results.read(folder, RulerResults)
+    short = results.read(folder, ShortResults, split="test")
+    ruler = results.read(folder, RulerResults, split="test")
     assert short is not None
     assert ruler is not None
     name = _of(short, role).name
     better = {task for task, r in _of(short, role).results.items() if r.higher_is_better}
-    for line in _lines(folder / "short.items.jsonl"):
+    for line in _lines(folder / "short.test.items.jsonl"):
         if line["model"] == name and line["task"] in better:
             found[line["task"]] = line["score"]
     name = _of(ruler, role).name
-    for line in _lines(folder / "ruler.items.jsonl"):
+    for line in _lines(folder / "ruler.test.items.jsonl"):
         if line["model"] == name:
             found.setdefault(line["task"], []).append(line["score"])
     return found

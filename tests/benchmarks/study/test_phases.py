@@ -158,7 +158,9 @@ def test_every_run_of_the_grids_composes(
         plain = compose_plain(*settings, "eval=validation", *model.validation)
         assert plain["rope"]["type"] == "yarn"
     compose_plain("run=R", "eval=test", *model.test, name="evaluate")
-    assert yaml.safe_load((ROOT / "conf/eval/validation.yaml").read_text())["ruler"]["seed"] != 0
+    for split in ("validation", "test"):
+        suites = yaml.safe_load((ROOT / f"conf/eval/{split}.yaml").read_text())
+        assert [suites[suite]["split"] for suite in ("short", "ruler")] == [split, split]
 
 
 def test_the_number_is_the_mean_of_both_parts() -> None:

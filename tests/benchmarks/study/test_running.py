@@ -15,6 +15,7 @@ from benchmarks.study.__main__ import main
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
 from benchmarks.study.running import Pool, Results
+from benchmarks.study.scores import Split
 from src.results import Mean, Role, RulerResults, ShortResults, TaskModel, TaskResult
 from src.run_folder import RunFolder, write_json
 from tests.conftest import ROOT
@@ -35,7 +36,7 @@ class Ended:
     pid = 0
 
 
-def write_results(folder: Path, roles: dict[Role, float]) -> None:
+def write_results(folder: Path, split: Split, roles: dict[Role, float]) -> None:
     """Results of models that answer this share of 20 items."""
     folder.mkdir(parents=True, exist_ok=True)
 
@@ -48,16 +49,18 @@ def write_results(folder: Path, roles: dict[Role, float]) -> None:
         )
 
     ruler = [f"ruler_niah_single_1_{length}" for length in LENGTHS]
-    short = ShortResults(models=tuple(model(r, v, ["lambada"]) for r, v in roles.items()))
-    long = RulerResults(models=tuple(model(r, v, ruler) for r, v in roles.items()))
-    write_json(folder / "short.json", short.plain())
-    write_json(folder / "ruler.json", long.plain())
+    short = ShortResults(
+        split=split, models=tuple(model(r, v, ["lambada"]) for r, v in roles.items())
+    )
+    long = RulerResults(split=split, models=tuple(model(r, v, ruler) for r, v in roles.items()))
+    write_json(folder / f"short.{split}.json", short.plain())
+    write_json(folder / f"ruler.{split}.json", long.plain())
     right = {role: [float(i < 20 * value) for i in range(20)] for role, value in roles.items()}
-    with (folder / "short.items.jsonl").open("w") as lines:
+    with (folder / f"short.{split}.items.jsonl").open("w") as lines:
         for role in roles:
             line = {"model": f"the {role}", "task": "lambada", "score": right[role]}
             lines.write(json.dumps(line) + "\n")
-    with (folder / "ruler.items.jsonl").open("w") as lines:
+    with (folder / f"ruler.{split}.items.jsonl").open("w") as lines:
         for role in roles:
             for task in ruler:
                 for score in right[role]:
@@ -81,8 +84,9 @@ class Play:
         if command[1] == "src.evaluate":
             folder = RunFolder(Path(given["run"])).evals if "run" in given else Path(given["out"])
             trained: dict[Role, float] = {"final": 0.7} if "run" in given else {}
+            split: Split = "test" if "eval=test" in command else "validation"
             floor = 0.2 if "rope=linear" in command else 0.6
-            write_results(folder, {"native": 0.8, "scaled": floor, **trained})
+            write_results(folder, split, {"native": 0.8, "scaled": floor, **trained})
             return Ended(self.code)
         run = RunFolder.create(
             Path(given["run_dir"]),
@@ -93,7 +97,7 @@ class Play:
         if self.diverges:
             run.end("failed", "FloatingPointError: loss is nan")
             return Ended(1)
-        write_results(run.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+        write_results(run.evals, "validation", {"native": 0.8, "scaled": 0.6, "final": 0.7})
         run.export().mkdir()
         run.end("finished")
         return Ended(self.code)
@@ -186,12 +190,11 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert pool.command(job) == ["-m", "src.train", f"resume={folder.path}"]
     folder.end("finished")
     folder.export().mkdir()
-    write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+    write_results(folder.evals, "validation", {"native": 0.8, "scaled": 0.6, "final": 0.7})
     tested = pool.command(job)
     assert tested is not None
     assert tested[1:4] == ["src.evaluate", f"run={folder.path}", "stages=last"]
-    assert (folder.path / "validation" / "short.json").is_file(), "the test is kept apart"
-    write_results(folder.evals, {"native": 0.8, "scaled": 0.6, "final": 0.7})
+    write_results(folder.evals, "test", {"native": 0.8, "scaled": 0.6, "final": 0.7})
     assert pool.command(job) is None
     folder.export().rmdir()
     assert pool.command(job) == typed, "a model that is gone is trained again"

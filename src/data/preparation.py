@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
@@ -64,17 +66,30 @@ def prepare_corpus(
     """
     shelf = (cache or cache_dir()) / "tokens"
     shelf.mkdir(parents=True, exist_ok=True)
-    if key is not None and (shelf / key[:32]).exists():
-        return load_corpus(config.name, shelf / key[:32])
+    if key is not None and (known := _opened(config.name, shelf / key[:32])) is not None:
+        return known
     survey = _Survey(config)
     key = _key(config, survey, tokenizer_identity(tokenizer))
     folder = shelf / key[:32]
     with FileLock(shelf / f"{folder.name}.lock"):
-        if not folder.exists():
+        corpus = _opened(config.name, folder)
+        if corpus is None:
+            shutil.rmtree(folder, ignore_errors=True)
             _build(config, survey, key, tokenizer, folder)
-    corpus = load_corpus(config.name, folder)
+            corpus = load_corpus(config.name, folder)
     refuse_overlap(corpus, config.max_held_out_overlap)
     return corpus
+
+
+def _opened(name: str, folder: Path) -> Corpus | None:
+    """The cached corpus; None if it is not there, or damaged, which is said."""
+    if not folder.exists():
+        return None
+    try:
+        return load_corpus(name, folder)
+    except DataError as error:
+        print(f"{error}; its texts are tokenized again", file=sys.stderr)
+        return None
 
 
 class _Survey:

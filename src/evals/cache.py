@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import sys
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class ResultCache:
         try:
             entry = json.loads(gzip.decompress(path.read_bytes()))
             return entry["value"] if entry["key"] == _plain(key) else None
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError):
-            # A damaged entry does not count: it is computed and written again.
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+            # gzip's checksum covers every byte of the entry.
+            print(f"{path} is damaged ({error}): it is computed again", file=sys.stderr)
             return None
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:

@@ -173,6 +173,27 @@ class TestCache:
         assert second.fingerprint(64) == first.fingerprint(64)
         assert isinstance(second.tokens.base, np.memmap)
 
+    @pytest.mark.parametrize("known", [False, True], ids=["asked", "with its key"])
+    def test_damaged_tokens_are_made_again_and_it_is_said(
+        self,
+        write_texts: Write,
+        tokenizer: PreTrainedTokenizerFast,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
+        known: bool,
+    ) -> None:
+        config = DataConfig("test", {"texts": write_texts({"a": prose(1), "b": prose(2)})})
+        made = prepare_corpus(config, tokenizer, cache=tmp_path)
+        tokens = made.tokens.tolist()
+        (file,) = (tmp_path / "tokens").glob("*/tokens.npy")
+        content = file.read_bytes()
+        file.unlink()  # the mapped file of `made` stays
+        file.write_bytes(content[:128] + bytes(len(content) - 128))
+        key = made.key if known else None
+        again = prepare_corpus(config, tokenizer, cache=tmp_path, key=key)
+        assert again.tokens.tolist() == tokens
+        assert "tokens.npy is damaged: SHA-256" in capsys.readouterr().err
+
     def test_texts_are_not_read_where_the_key_is_known(
         self,
         write_texts: Write,

@@ -24,6 +24,10 @@ class QKV(Protocol):
     def k_bgtd(self) -> Tensor: ...
     @property
     def v_bgtd(self) -> Tensor: ...
+    @property
+    def segment_ids_bt(self) -> Tensor | None:
+        """Which document each token of whole blocks belongs to; None if each block is of one."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,16 +69,37 @@ class Needs:
         return replace(self, head=False).stops_at
 
 
+class Segments(NamedTuple):
+    """The documents of packed blocks. None of them sees another one's tokens.
+
+    Attributes:
+        ids_bt: number of each token's segment, ascending from 0, of whole blocks [b, t * parts],
+            int32.
+        positions_bt: the place of each token in its segment, [b, t], int64.
+        starts_n: where each segment of all blocks begins in their row of b * t * parts tokens,
+            ascending, int32. Its size is fixed; places that are left over hold the row's length.
+    """
+
+    ids_bt: Tensor
+    positions_bt: Tensor
+    starts_n: Tensor
+
+
 class Batch(NamedTuple):
     """Token blocks of equal length without padding, or this rank's part of them.
 
     Attributes:
         input_ids_bt: [b, t], int64.
-        position_ids_bt: the student's positions, [b, t], int64, strictly increasing; None for
-            contiguous positions, which the teacher always has.
+        position_ids_bt: the student's positions, [b, t], int64, strictly increasing within each
+            document; None for contiguous positions, which the teacher always has.
         parts: number of ranks that share each block's tokens, t each (src/training/sequence.py).
         first: index in its block of this part's first token.
-        next_ids_bt: if parts > 1, the token after each one, [b, t], int64; -100 where none follows.
+        next_ids_bt: the token after each one, [b, t], int64; -100 where none follows in the same
+            document, or where it is not to be learnt. None if it follows from `input_ids_bt`.
+        segments: the documents of packed blocks; None if each block is of one document.
+        predicted: what a sum over the tokens of `next_ids_bt` is divided by, a scalar: the step's
+            mean number of such tokens for as many blocks, or parts of blocks, as these. So the
+            loss of a step is the mean over its predicted tokens. None if every block has as many.
     """
 
     input_ids_bt: Tensor
@@ -82,10 +107,14 @@ class Batch(NamedTuple):
     parts: int = 1
     first: int = 0
     next_ids_bt: Tensor | None = None
+    segments: Segments | None = None
+    predicted: Tensor | None = None
 
     @property
     def contiguous_bt(self) -> Tensor | None:
-        """Contiguous positions, [b, t], for a model that sees a part of each block; else None."""
+        """Contiguous positions, [b, t], in each document; None for 0, 1, 2, ... in whole blocks."""
+        if self.segments is not None:
+            return self.segments.positions_bt
         if self.parts == 1:
             return None
         import torch
@@ -179,6 +208,15 @@ class Objective(ABC):
         gets the hidden states of this rank's part of the tokens. A mean over heads or tokens needs
         no change: ranks have equal shares, so the mean of their losses is the loss. By default the
         objective is refused.
+        """
+        return f"type={self.type}"
+
+    def needs_whole_documents(self) -> str | None:
+        """The setting that rules out packed blocks, such as `last_tokens=512`.
+
+        None if the objective keeps the documents of a block apart (`Batch.segments`): `layer`
+        compares rows within `segment_ids_bt`, and a next token is one of `Batch.next_ids_bt`. By
+        default the objective gets blocks of one document each.
         """
         return f"type={self.type}"
 

@@ -33,10 +33,13 @@ class LanguageModeling(Objective):
     def needs_whole_blocks(self) -> None:
         """No setting: a part comes with the token after each of its tokens."""
 
+    def needs_whole_documents(self) -> None:
+        """No setting: packed blocks come with the token after each of their tokens."""
+
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over the b * (t - 1) predicted tokens.
+        """Mean over the b * (t - 1) predicted tokens; in packed blocks, over `Batch.predicted`.
 
         On a part of the blocks, it is the part's sum divided by an equal share of the predicted
         tokens, so that the mean over the parts is the loss of the blocks.
@@ -69,7 +72,10 @@ class LanguageModeling(Objective):
             inputs_1nh = hidden_bth.reshape(1, b * t, -1)
             targets_1n = batch.next_ids_bt.reshape(1, -1)
         total = summed_by_chunks(summed, (inputs_1nh, targets_1n), chunk=self.chunk)
-        loss = total / (b * (t * batch.parts - 1) / batch.parts)
+        if batch.predicted is None:
+            loss = total / (b * (t * batch.parts - 1) / batch.parts)
+        else:
+            loss = total / batch.predicted
         return loss, {"language_modeling": loss.detach()}
 
 

@@ -61,6 +61,10 @@ class LogitDistillation(Objective):
         """`last_tokens`: the end of a block is on one rank."""
         return None if self.last_tokens is None else f"last_tokens={self.last_tokens}"
 
+    def needs_whole_documents(self) -> str | None:
+        """`last_tokens`: the end of a packed block may be a document's beginning."""
+        return self.needs_whole_blocks()
+
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:

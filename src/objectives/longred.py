@@ -108,6 +108,9 @@ class LongRed(Objective):
     def needs_whole_blocks(self) -> None:
         """No setting: the loss is a mean over tokens."""
 
+    def needs_whole_documents(self) -> None:
+        """No setting: the models keep documents apart."""
+
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts
     ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -60,6 +60,7 @@ class _Scaled(NamedTuple):
     q_bhtd: Tensor
     k_bgtd: Tensor
     v_bgtd: Tensor
+    segment_ids_bt: Tensor | None
 
 
 @dataclass(frozen=True)
@@ -206,6 +207,10 @@ class Relation(Objective):
             return f"relation_heads={self.relation_heads}"
         return f"weights.av={self.weights.av}" if self.weights.av else None
 
+    def needs_whole_documents(self) -> str | None:
+        """`teacher_chunk`, since the teacher's chunks do not keep documents apart."""
+        return None if self.teacher_chunk is None else f"teacher_chunk={self.teacher_chunk}"
+
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
@@ -217,6 +222,7 @@ class Relation(Objective):
         assert teacher is not None
         window, scale = self._window(facts.windows[layer]), facts.scale
         student = self._compared(student)
+        segments = student.segment_ids_bt
         losses: list[Tensor] = []
         each: list[Tensor] = []
         if names := [n for n in self._terms() if n not in ("qk", "av")]:
@@ -229,6 +235,7 @@ class Relation(Objective):
                 scale=head_scale,
                 teacher_scale=head_scale,
                 window=window,
+                segment_ids=segments,
                 temperature=self.temperature,
                 backend=self.backend,
             )
@@ -243,13 +250,14 @@ class Relation(Objective):
                 scale=scale,
                 teacher_scale=scale,
                 window=window,
+                segment_ids=segments,
                 temperature=self.temperature,
                 backend=self.backend,
             )
             losses.append(self.weights.qk * rows)
             each.append(rows.detach()[None])
         if self.weights.av:
-            error = _output_error(student, teacher, window, scale)
+            error = _output_error(student, teacher, window, scale, segments)
             losses.append(self.weights.av * error)
             each.append(error.detach()[None])
         return LayerRelations(sum(losses[1:], start=losses[0]), torch.cat(each))
@@ -287,7 +295,9 @@ class Relation(Objective):
         if self.student_factor == 1.0:
             return student
         root = math.sqrt(self.student_factor)
-        return _Scaled(root * student.q_bhtd, root * student.k_bgtd, student.v_bgtd)
+        return _Scaled(
+            root * student.q_bhtd, root * student.k_bgtd, student.v_bgtd, student.segment_ids_bt
+        )
 
     def _terms(self) -> list[str]:
         return [n for n in ("qq", "kk", "vv", "qk", "av") if getattr(self.weights, n) > 0]
@@ -311,32 +321,47 @@ class Relation(Objective):
         return [split_relation_heads(x, self.relation_heads) for x in chosen]
 
 
-def _output_error(student: QKV, teacher: QKV, window: int | None, scale: float | None) -> Tensor:
+def _output_error(
+    student: QKV,
+    teacher: QKV,
+    window: int | None,
+    scale: float | None,
+    segment_ids_bt: Tensor | None,
+) -> Tensor:
     """Mean square of A V's difference over the mean square of the teacher's A V, a scalar."""
     import torch
 
     with torch.no_grad():
-        aim_bhtd = _attention_output(teacher, window, scale)
-    made_bhtd = _attention_output(student, window, scale)
+        aim_bhtd = _attention_output(teacher, window, scale, segment_ids_bt)
+    made_bhtd = _attention_output(student, window, scale, segment_ids_bt)
     wide = torch.promote_types(made_bhtd.dtype, torch.float32)
     difference_bhtd = made_bhtd.to(wide) - aim_bhtd.to(wide)
     return difference_bhtd.square().mean() / aim_bhtd.to(wide).square().mean()
 
 
-def _attention_output(qkv: QKV, window: int | None, scale: float | None) -> Tensor:
+def _attention_output(
+    qkv: QKV, window: int | None, scale: float | None, segment_ids_bt: Tensor | None
+) -> Tensor:
     """A V of causal attention, [b, h, t, d]."""
     import torch
     from torch.nn import functional
 
     q_bhtd, k_bgtd, v_bgtd = qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd
     tokens = q_bhtd.shape[2]
-    if window is None or window >= tokens:
+    window = None if window is None or window >= tokens else window
+    if window is None and segment_ids_bt is None:
         return functional.scaled_dot_product_attention(
             q_bhtd, k_bgtd, v_bgtd, is_causal=True, scale=scale, enable_gqa=True
         )
     index_t = torch.arange(tokens, device=q_bhtd.device)
     back_tt = index_t[:, None] - index_t
-    seen_tt = (back_tt >= 0) & (back_tt < window)
+    seen_tt = back_tt >= 0
+    if window is not None:
+        seen_tt = seen_tt & (back_tt < window)
+    if segment_ids_bt is not None:
+        # [b, 1, t, t]
+        same_b1tt = segment_ids_bt[:, None, :, None] == segment_ids_bt[:, None, None, :]
+        seen_tt = seen_tt & same_b1tt
     return functional.scaled_dot_product_attention(
         q_bhtd, k_bgtd, v_bgtd, attn_mask=seen_tt, scale=scale, enable_gqa=True
     )

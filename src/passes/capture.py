@@ -20,7 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from src.passes.layer_pass import CaptureError, LayerPass, LayerQKV, active_pass, visit_layer
+from src.passes.layer_pass import (
+    CaptureError,
+    LayerPass,
+    LayerQKV,
+    PackedQKV,
+    active_pass,
+    visit_layer,
+)
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 
@@ -54,9 +61,9 @@ class QKVCapture:
         with self._pass.running():
             yield
 
-    def _record(self, layer: int, qkv: LayerQKV, *, again: bool) -> None:
+    def _record(self, layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
         if not again:
-            self._recorded[layer] = qkv
+            self._recorded[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
 
     def take(self) -> dict[int, LayerQKV]:
         """Hand over the tensors by layer, and keep no reference to them."""
@@ -79,13 +86,17 @@ def _capturing(implementation: str) -> Attention:
     def attention(
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        if active_pass() is not None:
+        running = active_pass()
+        if running is not None:
             layer = module.layer_idx
             if not isinstance(layer, int):
                 raise CaptureError(f"{type(module).__name__} has no integer layer_idx: {layer!r}")
             if visit_layer(layer, LayerQKV(query, key, value)):
                 return query.transpose(1, 2), None
         ordinary = _ordinary_attention(implementation, module)
+        if running is not None and running.packed is not None:
+            fast = implementation == "sdpa"
+            return running.packed.run(ordinary, module, (query, key, value), kwargs, fast=fast)
         return ordinary(module, query, key, value, *args, **kwargs)
 
     return attention
@@ -111,12 +122,17 @@ def attention_name(implementation: str) -> str:
     name = f"captured_{implementation}"
     AttentionInterface.register(name, _capturing(implementation))
     mask = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
-    AttentionMaskInterface.register(name, _masking(mask) if implementation == "sdpa" else mask)
+    AttentionMaskInterface.register(name, _masking(mask, causal_alone=implementation == "sdpa"))
     return name
 
 
-def _masking(ordinary: Callable[..., Tensor | None]) -> Callable[..., Tensor | None]:
-    """SDPA's mask function, without a mask where causality is enough.
+def _masking(
+    ordinary: Callable[..., Tensor | None], *, causal_alone: bool = True
+) -> Callable[..., Tensor | None]:
+    """A mask function that makes no mask which attention does not need.
+
+    Attention makes a mask of its own for packed blocks (src/passes/packed.py). SDPA is causal
+    without a mask (`causal_alone`), which is enough for rows of one text.
 
     transformers looks at the positions to find out that a row is one text. The host waits for that,
     and while a CUDA graph is recorded it cannot look and makes a mask of all tokens by all tokens.
@@ -126,8 +142,10 @@ def _masking(ordinary: Callable[..., Tensor | None]) -> Callable[..., Tensor | N
         *args: Any, kv_length: int, local_size: int | None = None, **kwargs: Any
     ) -> Tensor | None:
         active = active_pass()
-        if active is not None and active.unpadded and (local_size or kv_length) >= kv_length:
-            return None
+        if active is not None:
+            one_text = active.unpadded and (local_size or kv_length) >= kv_length
+            if active.packed is not None or (causal_alone and one_text):
+                return None
         return ordinary(*args, kv_length=kv_length, local_size=local_size, **kwargs)
 
     return mask

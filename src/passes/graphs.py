@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from src.objectives.base import Batch
 
@@ -64,7 +65,7 @@ class MicroStepGraphs:
         Raises:
             GraphError: the micro-step does something that CUDA graphs cannot record.
         """
-        key = (stream, *(None if x is None else x.shape for x in _inputs(batch)))
+        key = (stream, *(x.shape for x in _inputs(batch)))
         recorded = self._recorded.get(key)
         if recorded is None:
             self._seen[key] = self._seen.get(key, 0) + 1
@@ -72,18 +73,12 @@ class MicroStepGraphs:
                 return compute(batch)
             recorded = self._recorded[key] = self._record(batch, compute)
         for read, given in zip(_inputs(recorded.batch), _inputs(batch), strict=True):
-            if read is not None and given is not None:
-                read.copy_(given)
+            read.copy_(given)
         loss: Any = _Replay.apply(recorded, *self._parameters)
         return loss, recorded.metrics
 
     def _record(self, batch: Batch, compute: Compute) -> _Recorded:
-        read = batch._replace(
-            input_ids_bt=batch.input_ids_bt.clone(),
-            position_ids_bt=None
-            if batch.position_ids_bt is None
-            else batch.position_ids_bt.clone(),
-        )
+        read: Batch = tree_map_only(Tensor, Tensor.clone, batch)
         # DeepSpeed keeps the parameters' gradient accumulators alive, and these belong to the
         # stream that they were made on. Aliases of the parameters get accumulators of their own.
         aliases = [p.detach().requires_grad_() for p in self._parameters]
@@ -107,8 +102,9 @@ class MicroStepGraphs:
         return _Recorded(graph, read, loss.detach(), metrics, gradients)
 
 
-def _inputs(batch: Batch) -> tuple[Tensor | None, Tensor | None]:
-    return batch.input_ids_bt, batch.position_ids_bt
+def _inputs(batch: Batch) -> list[Tensor]:
+    """The tensors of a batch, in order; which of them a stream's batches have does not change."""
+    return [x for x in tree_leaves(batch) if isinstance(x, Tensor)]
 
 
 class _Computing(nn.Module):

@@ -17,6 +17,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from src.objectives.base import Segments
+from src.passes.packed import PackedAttention
+
 
 class CaptureError(RuntimeError):
     """A layer's tensors were captured twice or not at all."""
@@ -32,6 +35,20 @@ class LayerQKV(NamedTuple):
     k_bgtd: Tensor
     v_bgtd: Tensor
 
+    @property
+    def segment_ids_bt(self) -> Tensor | None:
+        """None: each row is one text."""
+        return None
+
+
+class PackedQKV(NamedTuple):
+    """Attention inputs of one layer in packed rows, and the segment of each token [b, t]."""
+
+    q_bhtd: Tensor
+    k_bgtd: Tensor
+    v_bgtd: Tensor
+    segment_ids_bt: Tensor | None
+
 
 class LayerInput(NamedTuple):
     """What a layer is called with: hidden states [b, t, hidden], and its other arguments."""
@@ -43,7 +60,7 @@ class LayerInput(NamedTuple):
 class Visit(Protocol):
     """What is done at a wanted layer; `again` where checkpointing runs it for the backward pass."""
 
-    def __call__(self, layer: int, qkv: LayerQKV, *, again: bool) -> None: ...
+    def __call__(self, layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None: ...
 
 
 class _Active(NamedTuple):
@@ -67,6 +84,7 @@ class LayerPass:
             last hidden states. None for a pass that runs to the end.
         unpadded: whether each row is one text without padding, so that causality is all the masking
             that attention needs.
+        segments: the documents of packed rows; None if each row is one text.
     """
 
     def __init__(
@@ -77,8 +95,10 @@ class LayerPass:
         input_layers: Iterable[int] = (),
         stops_at: int | None = None,
         unpadded: bool = False,
+        segments: Segments | None = None,
     ) -> None:
         self.unpadded = unpadded
+        self.packed = None if segments is None else PackedAttention(segments)
         self._layers = frozenset(layers)
         self._visit = visit
         self._visited: set[int] = set()
@@ -146,9 +166,10 @@ class LayerPass:
             if layer in self._visited:
                 raise CaptureError(f"layer {layer} was captured twice in one forward pass")
             self._visited.add(layer)
+        seen = qkv if self.packed is None else PackedQKV(*qkv, self.packed.segments.ids_bt)
         # `visit` may run a layer of the teacher, which is not part of this pass.
         with _activated(None):
-            self._visit(layer, qkv, again=again)
+            self._visit(layer, seen, again=again)
 
 
 @contextmanager

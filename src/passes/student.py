@@ -11,7 +11,7 @@ from src.models.adapters import causal_model
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.passes.graphs import MicroStepGraphs
-from src.passes.layer_pass import LayerPass, LayerQKV, run_decoder
+from src.passes.layer_pass import LayerPass, LayerQKV, PackedQKV, run_decoder
 from src.passes.teacher import TeacherPass
 
 # Runs a teacher with weights of its own on a batch.
@@ -96,7 +96,7 @@ class StudentModule(nn.Module):
         model = causal_model(self.network)
         values: dict[int, Any] = {}
 
-        def visit(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+        def visit(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
             value = objective.layer(
                 layer, teacher.qkv[layer]() if teacher else None, qkv, self.facts
             )
@@ -113,6 +113,7 @@ class StudentModule(nn.Module):
             input_layers=needs.hidden_layers,
             stops_at=stops_at,
             unpadded=True,
+            segments=batch.segments,
         )
         with layer_pass.running():
             hidden_bth = run_decoder(model.get_decoder(), batch.input_ids_bt, positions_bt)

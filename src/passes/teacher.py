@@ -20,7 +20,7 @@ from src.models.families import FAMILIES
 from src.objectives.base import Batch, Needs, Outputs
 from src.passes.capture import QKVCapture
 from src.passes.chunks import Chunks
-from src.passes.layer_pass import LayerInput, LayerPass, LayerQKV, run_decoder
+from src.passes.layer_pass import LayerInput, LayerPass, LayerQKV, PackedQKV, run_decoder
 from src.passes.skipping import known_parts, left_out
 
 if TYPE_CHECKING:
@@ -67,9 +67,9 @@ class TeacherPass:
         chunks = Chunks(batch.input_ids_bt.shape[1], needs.teacher_chunk)
         stored: dict[int, LayerQKV] = {}
 
-        def store(layer: int, qkv: LayerQKV, *, again: bool) -> None:
+        def store(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
             del again  # the teacher is not checkpointed
-            stored[layer] = qkv
+            stored[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
 
         by_input = self._keep == "layer_inputs"
         layer_pass = LayerPass(
@@ -78,6 +78,7 @@ class TeacherPass:
             input_layers={*needs.hidden_layers, *(layers if by_input else ())},
             stops_at=needs.teacher_stops_at,
             unpadded=True,
+            segments=batch.segments,
         )
         with torch.no_grad(), self._as_teacher(), layer_pass.running():
             hidden_bth = run_decoder(

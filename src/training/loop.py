@@ -19,14 +19,13 @@ from torch import Tensor, distributed
 
 from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
-from src.training.positions import positions
+from src.training.batches import AnyBlocks, Batches
 from src.training.profiling import around_nothing
-from src.training.schedule import MicroStep, Piece, StageConfig, StageSchedule, learning_rate
-from src.training.sequence import Place, next_tokens
+from src.training.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
+from src.training.sequence import Place
 from src.training.watch import Watch
 
 if TYPE_CHECKING:
-    from src.data.blocks import Blocks
     from src.training.engines import Engines
     from src.training.launch import World
 
@@ -92,7 +91,7 @@ class StageRun:
 
     name: str
     stage: StageConfig
-    blocks: Mapping[str, Blocks]
+    blocks: Mapping[str, AnyBlocks]
     engines: Engines
     world: World
     device: torch.device
@@ -112,6 +111,18 @@ class StageRun:
     def place(self) -> Place:
         """Which blocks this rank reads, and which part of them it runs."""
         return Place.of(self.world.rank, self.world.size, self.sequence_parallel)
+
+    @cached_property
+    def _batches(self) -> Batches:
+        return Batches(
+            self.name,
+            self.schedule,
+            self.blocks,
+            self.place,
+            self.device,
+            self.seed,
+            self.window,
+        )
 
     def train(
         self,
@@ -172,10 +183,11 @@ class StageRun:
                 micro_batch=self.micro_batch,
             )
         )
-        batch = self._batch(micro_steps[0])
+        batch = self._batches.of(micro_steps[0], step)
         for number, micro in enumerate(micro_steps, start=1):
             # The next blocks are copied to the device while this one is computed.
-            ahead = None if number == len(micro_steps) else self._batch(micro_steps[number])
+            following = micro_steps[number : number + 1]
+            ahead = self._batches.of(following[0], step) if following else None
             self._micro_step(step, micro, batch, sums, last=ahead is None)
             batch = ahead or batch
         lr = learning_rate(self.stage, step, self.schedule.steps)
@@ -263,37 +275,6 @@ class StageRun:
         if self.engines.objectives[stream].parts:
             term, _, name = name.partition("/")
         return f"loss/{self._prefixes[stream, term]}{name}"
-
-    def _batch(self, micro: MicroStep) -> Batch:
-        # A rank without a block runs another rank's at weight 0, as collectives need every rank.
-        pieces = micro.pieces or (micro.stand_in,)
-        rows_bt = np.stack([self.blocks[p.stream][p.block][: p.tokens] for p in pieces])
-        positions_bt = None
-        if self.stage.streams[micro.stream].positions != "contiguous":
-            positions_bt = self._on_device(np.stack([self._positions(p) for p in pieces]))
-        if self.place.parts == 1:
-            return Batch(self._on_device(rows_bt), positions_bt)
-        return Batch(
-            self._on_device(rows_bt),
-            positions_bt,
-            parts=self.place.parts,
-            first=self.place.first(rows_bt.shape[1]),
-            next_ids_bt=self._on_device(next_tokens(rows_bt)),
-        )
-
-    def _positions(self, piece: Piece) -> np.ndarray:
-        stream = self.stage.streams[piece.stream]
-        key = f"{self.seed}/{self.name}/{piece.stream}/{piece.block}"
-        # A block that is cut short gets the first of the whole block's positions.
-        return positions(stream.positions, stream.length, self.window, key)[: piece.tokens]
-
-    def _on_device(self, rows_bt: np.ndarray) -> Tensor:
-        """This rank's part of whole blocks, on the device."""
-        stacked = torch.from_numpy(np.ascontiguousarray(self.place.cut(rows_bt)))
-        if self.device.type == "cuda":
-            # Copies from pinned memory run in parallel with the computation.
-            stacked = stacked.pin_memory()
-        return stacked.to(self.device, non_blocking=True)
 
 
 class _Clock:

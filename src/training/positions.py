@@ -30,7 +30,8 @@ import numpy as np
 Positions = Literal["contiguous", "cream", "cream_reference", "uniform", "pose"]
 
 _DEVIATION = 5.0
-_SHORTEST = 3
+# Fewer tokens than this leave no run to shift.
+SHORTEST = 3
 
 
 def check(kind: Positions, length: int, window: int) -> None:
@@ -41,9 +42,9 @@ def check(kind: Positions, length: int, window: int) -> None:
     """
     if length > window:
         raise ValueError(f"blocks of {length} tokens do not fit into a window of {window}")
-    if kind != "contiguous" and length < _SHORTEST:
+    if kind != "contiguous" and length < SHORTEST:
         raise ValueError(
-            f"positions={kind} needs blocks of {_SHORTEST} tokens or more, not {length}"
+            f"positions={kind} needs blocks of {SHORTEST} tokens or more, not {length}"
         )
 
 

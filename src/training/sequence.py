@@ -10,11 +10,12 @@ Shapes: b batch, t tokens of a whole block, c tokens of a part.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-# Stands in `next_tokens` where no token follows.
+# Stands in `next_tokens` where no token follows, or none that is to be learnt.
 NOTHING = -100
 
 
@@ -50,8 +51,48 @@ class Place:
         return rows_bt[:, first : first + tokens // self.parts]
 
 
-def next_tokens(rows_bt: np.ndarray) -> np.ndarray:
-    """The token after each token, [b, t]; NOTHING after the last."""
+def next_tokens(
+    rows_bt: np.ndarray, ids_bt: np.ndarray | None = None, learnt_bt: np.ndarray | None = None
+) -> np.ndarray:
+    """The token after each token, [b, t]; NOTHING after the last of a block or a segment.
+
+    Args:
+        rows_bt: tokens.
+        ids_bt: number of each token's segment; None if a row is one segment.
+        learnt_bt: which tokens are to be learnt; None for all.
+    """
     following_bt = np.full_like(rows_bt, NOTHING)
     following_bt[:, :-1] = rows_bt[:, 1:]
+    if ids_bt is not None:
+        following_bt[:, :-1][ids_bt[:, 1:] != ids_bt[:, :-1]] = NOTHING
+    if learnt_bt is not None:
+        following_bt[:, :-1][~learnt_bt[:, 1:]] = NOTHING
     return following_bt
+
+
+def cut_segments(segments: Sequence[int], tokens: int) -> list[int]:
+    """Tokens of each segment in the first `tokens` tokens of a block."""
+    left, kept = tokens, []
+    for size in segments:
+        if left <= 0:
+            break
+        kept.append(min(size, left))
+        left -= size
+    return kept
+
+
+def segment_ids(segments: Sequence[int]) -> np.ndarray:
+    """Number of each token's segment: int32 [t]."""
+    return np.repeat(np.arange(len(segments), dtype=np.int32), segments)
+
+
+def segment_starts(rows: Sequence[Sequence[int]], size: int) -> np.ndarray:
+    """Where each segment of all rows begins in the row of all their tokens: int32 [size + 1].
+
+    Places that are left over hold the number of all tokens, so the last one always does.
+    """
+    ends = np.cumsum([tokens for segments in rows for tokens in segments])
+    starts = np.full(size + 1, ends[-1], dtype=np.int32)
+    starts[0] = 0
+    starts[1 : len(ends) + 1] = ends
+    return starts

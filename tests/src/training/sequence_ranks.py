@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, distributed
 
+from src.data.blocks import Blocks as PackedBlocks
 from src.models.adapters import FullParameters, causal_model
 from src.models.shapes import facts_of
 from src.objectives.base import Batch, Objective
@@ -30,10 +31,12 @@ from src.planning import plan
 from src.settings import strict
 from src.settings.config import RunConfig
 from src.training import launch, stage
+from src.training.batches import Batches
 from src.training.engine.ulysses import spread_attention
 from src.training.engine.zero import load_deepspeed
 from src.training.launch import World
 from src.training.loop import StepRecord
+from src.training.schedule import StageConfig, StageSchedule, StreamConfig
 from src.training.sequence import Place, next_tokens
 from tests.src.passes import test_passes as networks
 
@@ -110,7 +113,7 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
     for network in (student, taught):
         ends = {needs.stops_at, needs.teacher_stops_at}
         prepare_decoder(causal_model(network).get_decoder(), ends)
-    batch = _batch(place, skipping=case["skipping"])
+    batch = _batch(place, skipping=case["skipping"], packed=case["packed"])
     head = taught.get_output_embeddings() if needs.teacher_head else None
     teacher = TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
     module = StudentModule(student, {"it": objective}, facts)
@@ -129,7 +132,7 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
         save_file(found, f"{out}-{case['name']}.safetensors")
 
 
-def _batch(place: Place, *, skipping: bool) -> Batch:
+def _batch(place: Place, *, skipping: bool, packed: bool) -> Batch:
     rows_bt = np.random.default_rng(5).integers(0, 97, (2, TOKENS))
     skipped_t = np.concatenate([np.arange(9), np.arange(40, 50), np.arange(91, 96)])
     positions_bt = np.stack([skipped_t, skipped_t]) if skipping else None
@@ -137,11 +140,35 @@ def _batch(place: Place, *, skipping: bool) -> Batch:
     def part(whole_bt: np.ndarray) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(place.cut(whole_bt)))
 
+    if packed:
+        return _packed(rows_bt, place)
     positions = None if positions_bt is None else part(positions_bt)
     if place.parts == 1:
         return Batch(part(rows_bt), positions)
     following = part(next_tokens(rows_bt))
     return Batch(part(rows_bt), positions, place.parts, place.first(TOKENS), following)
+
+
+def _packed(rows_bt: np.ndarray, place: Place) -> Batch:
+    """The same rows as blocks of documents whose borders are not those of the parts."""
+    sizes = [5, 9, 3, 20, 11]
+    ends = np.cumsum(sizes)
+    texts = rows_bt.reshape(-1)
+    documents = [
+        (f"d{n}", texts[end - size : end])
+        for n, (size, end) in enumerate(zip(sizes, ends, strict=True))
+    ]
+    packed = PackedBlocks(documents, TOKENS, seed=0, stream="it", packing=True)
+    tokens = 2 * TOKENS
+    streams = {"it": StreamConfig("it", TOKENS)}
+    schedule = StageSchedule(
+        StageConfig(tokens, tokens, 1.0, 0, 1.0, FullParameters("full"), streams)
+    )
+    batches = Batches(
+        "stage", schedule, {"it": packed}, place, torch.device("cpu"), seed=0, window=TOKENS
+    )
+    (micro,) = schedule.micro_steps(0, rank=0, world_size=1, micro_batch=2)
+    return batches.of(micro, 0)
 
 
 def main(folder: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_mean_of_parts_next_token_losses_is_the_blocks(parts: int, chunk: in
 
 def _case(name: str, **settings: Any) -> dict[str, Any]:
     usual = {"family": "llama", "objective": "relation", "lora": True, "checkpointing": False}
-    usual |= {"keep": "qkv", "skipping": False}
+    usual |= {"keep": "qkv", "skipping": False, "packed": False}
     return {"name": name, **usual, **settings}
 
 
@@ -120,6 +120,10 @@ PASSES = [
     _case("logits", objective="logits"),
     _case("language", objective="language", lora=False),
     _case("language-checkpointed", objective="language", checkpointing=True, skipping=True),
+    _case("relation-packed", packed=True, checkpointing=True),
+    _case("longred-packed", packed=True, objective="longred", lora=False),
+    _case("logits-packed", packed=True, objective="logits"),
+    _case("language-packed", packed=True, objective="language", lora=False),
 ]
 
 
@@ -136,7 +140,7 @@ def test_float64_losses_and_gradients_are_those_of_whole_blocks(
     assert found.keys() == one.keys()
     assert one["loss"] > 1e-4
     # Cross-entropy and cosines are in float32.
-    wide = name in ("relation", "checkpointed", "reference", "qwen3")
+    wide = name in ("relation", "checkpointed", "reference", "qwen3", "relation-packed")
     for key, expected in one.items():
         atol = (1e-11 if wide else 1e-6) * float(expected.abs().max())
         torch.testing.assert_close(found[key], expected, rtol=1e-9 if wide else 1e-5, atol=atol)

@@ -1,0 +1,91 @@
+"""Blocks of several sources, each source with its share of the tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from src.data.blocks import Blocks
+
+# 2**64 divided by the golden ratio: its multiples, modulo 2**64, are spread evenly.
+_STRIDE = 0x9E3779B97F4A7C15
+_CHUNK = 2**16
+
+
+class MixedBlocks:
+    """Blocks of several sources in fixed proportions, with the interface of `Blocks`.
+
+    Which source block i comes from is a function of i alone: the fractional part of i times the
+    golden ratio falls into one of the sources' intervals. So every stretch of blocks has the
+    sources' shares to within a few blocks, and a run resumes at any index. Each source begins its
+    own next epoch when its blocks are used up.
+
+    Args:
+        parts: blocks by source, of one length.
+        weights: of each source, above 0; shares are in proportion to them.
+    """
+
+    def __init__(self, parts: Mapping[str, Blocks], weights: Mapping[str, float]) -> None:
+        self.parts = dict(parts)
+        self.length = next(iter(parts.values())).length
+        weight = np.array([weights[name] for name in self.parts], dtype=np.float64)
+        self.shares = dict(zip(self.parts, (weight / weight.sum()).tolist(), strict=True))
+        self._list = list(self.parts.values())
+        # Upper ends of the sources' intervals; the last one is open.
+        ends = np.cumsum(weight / weight.sum())[:-1] * 2.0**64
+        self._bounds = ends.astype(np.uint64)
+        # Of each block up to a multiple of the chunk: its source, and its number there.
+        self._source = np.empty(0, dtype=np.int64)
+        self._number = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        """Block `index`: int64 [length]."""
+        blocks, number = self._locate(index)
+        return blocks[number]
+
+    @property
+    def marked(self) -> bool:
+        """Whether blocks have several segments, or tokens that a loss does not count."""
+        return any(blocks.marked for blocks in self._list)
+
+    def segments(self, index: int) -> list[int]:
+        """Tokens of each segment of a block; a segment is of one document."""
+        blocks, number = self._locate(index)
+        return blocks.segments(number)
+
+    def learnt(self, index: int) -> np.ndarray | None:
+        """Which tokens of a block a next-token loss counts, bool [length]; None for all."""
+        blocks, number = self._locate(index)
+        return blocks.learnt(number)
+
+    @property
+    def most_segments(self) -> int:
+        """The largest number of segments of a block."""
+        return max(blocks.most_segments for blocks in self._list)
+
+    def counts(self, blocks: int) -> dict[str, int]:
+        """How many of the first blocks come from each source."""
+        self._extend(blocks)
+        counted = np.bincount(self._source[:blocks], minlength=len(self._list))
+        return dict(zip(self.parts, counted.tolist(), strict=True))
+
+    def _locate(self, index: int) -> tuple[Blocks, int]:
+        if index < 0:
+            raise IndexError(f"block index must not be negative, not {index}")
+        self._extend(index + 1)
+        return self._list[self._source[index]], int(self._number[index])
+
+    def _extend(self, blocks: int) -> None:
+        """Make the tables long enough for the first blocks."""
+        if blocks <= len(self._source):
+            return
+        size = -(-blocks // _CHUNK) * _CHUNK
+        # From 1, since 0 always falls into the first interval.
+        with np.errstate(over="ignore"):
+            draws = np.arange(1, size + 1, dtype=np.uint64) * np.uint64(_STRIDE)
+        self._source = np.searchsorted(self._bounds, draws, side="right")
+        self._number = np.empty(size, dtype=np.int64)
+        for source in range(len(self._list)):
+            here = self._source == source
+            self._number[here] = np.arange(np.count_nonzero(here))

@@ -9,14 +9,21 @@ import math
 import operator
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import hydra
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.models import own
 from src.models.config import ModelError
 from src.settings.strict import ConfigError, T, load_plain
+
+_CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def _block(limit: int, tokens: int) -> int:
@@ -68,6 +75,28 @@ def completed(overrides: Sequence[str]) -> list[str]:
             "one of them out (model.source={type: folder, path: DIR} gives a listed model's place)"
         )
     return list(overrides) if chosen else [f"model={group}", *overrides]
+
+
+def compose(cls: type[T], command: str, overrides: Sequence[str]) -> T:
+    """Settings as a command composes them from what is typed behind it.
+
+    Args:
+        cls: the dataclass of the command's settings.
+        command: the name of its file in `conf/`: `train`, `evaluate`.
+        overrides: as typed, such as `+experiment=quickstart` or `seed=7`.
+
+    Raises:
+        ConfigError: anything refused.
+    """
+    # Hydra keeps what it has composed in the process; a caller's is given back.
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        with initialize_config_dir(version_base="1.3", config_dir=str(_CONF), job_name=command):
+            return load(cls, hydra.compose(command, overrides=completed(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise ConfigError(str(error).partition("Config search path:")[0].strip()) from error
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:

@@ -44,26 +44,27 @@ from src.training.launch import World
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(settings: RunConfig, world: World | None) -> Path:
+def train(settings: RunConfig, world: World | None, command: str | None = None) -> Path:
     """Prepare and run; returns the run folder.
 
     Args:
         settings: the accepted config.
         world: this process's rank where a launcher started it, None otherwise.
+        command: what starts the same run again; without it, this process's command line.
 
     Raises:
         ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a
             run folder is made.
     """
     if world is None:
-        new = _prepare(settings, settings.launch.nproc)
+        new = _prepare(settings, settings.launch.nproc, command)
         with _held(new.path):
             _run_here(new.settings, new.create())
         return new.path
     with launch.joined(world, cuda=uses_cuda(settings.engine.device)), ExitStack() as held:
         path = None
         if world.is_main:
-            new = _prepare(settings, world.size)
+            new = _prepare(settings, world.size, command)
             held.enter_context(_held(new.path))
             path = new.create().path
         path = _agree(path)
@@ -191,7 +192,7 @@ class _NewRun:
         return RunFolder.create(self.path, config=_plain(self.settings), record=self.record)
 
 
-def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
+def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewRun:
     """Check everything that can be checked without loading a model."""
     path = Path(settings.run_dir or Path("outputs") / settings.experiment / new_run_id())
     check_unused(path)
@@ -208,7 +209,7 @@ def _prepare(settings: RunConfig, world_size: int) -> _NewRun:
         "model": settings.model.name,
         "seed": settings.seed,
         "sweep": asdict(settings.sweep) if settings.sweep else None,
-        "command": command_line(sys.argv),
+        "command": command or command_line(sys.argv),
         "device": device_name(),
         "world_size": world_size,
         "versions": versions(),

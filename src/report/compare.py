@@ -49,10 +49,10 @@ def find_run(runs: Sequence[Run], wanted: str) -> Run:
 
 
 def compare_tables(first: Run, second: Run) -> list[RichTable | Text]:
-    """Differences of the configs and all figures, as renderables."""
+    """All figures, and then the differences of the configs, as renderables."""
     config = _config_table(first, second)
     settings = Text(config) if isinstance(config, str) else terminal(config)
-    return [settings, terminal(_figures_table(first, second))]
+    return [terminal(_figures_table(first, second)), settings]
 
 
 def _names(run: Run) -> set[str]:

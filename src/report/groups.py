@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from src.report import formatting, labels, noise
 from src.report.files import Result
@@ -70,6 +70,15 @@ def perplexity(window: int, text: str) -> Metric:
     return Metric(f"perplexity@{window}@{text}", label, unit="", lower_is_better=True)
 
 
+class Asked(NamedTuple):
+    """The items of a suite that models were asked."""
+
+    limit: int | None
+    split: str | None
+    seed: int | None
+    tasks: tuple[str, ...]
+
+
 @dataclass(frozen=True)
 class Group:
     """Finished runs that differ only in their seed."""
@@ -88,8 +97,10 @@ class Group:
     hours: float | None  # device-hours of a run, mean over seeds
     device: str
     limit: int | None  # items of each task that were scored, at most; None: all
-    limits: Mapping[str, int | None]  # the same for each suite
+    split: str | None  # the half of the items that was scored; None: both
+    asked: Mapping[str, Asked]  # by suite
     estimates: Mapping[str, Estimate]
+    each: tuple[Mapping[str, Estimate], ...]  # the same of each member
     baselines: Mapping[str, Mapping[str, Estimate]]
     """Figures of the native and the merely scaled model, by name."""
     needles: Mapping[tuple[int, float], float]
@@ -135,12 +146,9 @@ class Group:
         """Model and scaling, as labels."""
         return (self.model_name, self.scaling)
 
-    def limit_of(self, metric: Metric) -> int | None:
-        """Items of each task that the metric is of, at most; None: all."""
-        suites = {"perplexity": (), "perplexity_gap": (), "ruler": ("ruler",)}
-        suites[LONG.key] = ("ruler", "papers")
-        wanted = suites.get(metric.key.partition("@")[0], ("short",))
-        return next((limit for suite in wanted if (limit := self.limits.get(suite))), None)
+    def asked_of(self, metric: Metric) -> tuple[Asked, ...]:
+        """What was asked for the metric; figures of different questions are not compared."""
+        return _asked_of(metric.key, self.asked)
 
     @property
     def weights(self) -> str | None:
@@ -251,7 +259,7 @@ def _group(
     newest = runs[chosen[0]]
     assert newest.record is not None
     record, settings = newest.record, newest.settings
-    measured = [_measure(runs[i], window) for i in chosen]
+    each = [_measure(runs[i], window) for i in chosen]
     hours = [h for i in chosen if (h := device_hours(runs[i])) is not None]
     suites = [suite for suite in newest.task_suites if suite]
     return Group(
@@ -269,8 +277,10 @@ def _group(
         hours=statistics.fmean(hours) if hours else None,
         device=record.device or "",
         limit=next((suite.limit for suite in suites if suite.limit is not None), None),
-        limits={suite.suite: suite.limit for suite in suites},
-        estimates=_merged(measured),
+        split=next((suite.split for suite in suites if suite.split is not None), None),
+        asked=_merged_asked([_asked(runs[i]) for i in chosen]),
+        estimates=_merged([(one, _asked(runs[i])) for i, one in zip(chosen, each, strict=True)]),
+        each=tuple(each),
         baselines={name: _baseline(newest, name, window) for name in ("native", "scaled")},
         needles=_needles([runs[i] for i in chosen]),
     )
@@ -283,10 +293,43 @@ def device_hours(run: Run) -> float | None:
     return run.seconds * run.record.world_size / 3600
 
 
-def _merged(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Estimate]:
-    keys = dict.fromkeys(key for one in measured for key in one)
-    merged = {key: noise.over_seeds([one[key] for one in measured if key in one]) for key in keys}
-    return {key: estimate for key, estimate in merged.items() if estimate is not None}
+def _asked(run: Run) -> dict[str, Asked]:
+    """What each suite of tasks asked the run's last model."""
+    return {
+        suite.suite: Asked(
+            suite.limit,
+            suite.split,
+            suite.seed,
+            tuple(sorted(suite.final.results)) if suite.final else (),
+        )
+        for suite in run.task_suites
+        if suite
+    }
+
+
+def _asked_of(key: str, asked: Mapping[str, Asked]) -> tuple[Asked, ...]:
+    suites = {"perplexity": (), PERPLEXITY_GAP.key: (), "ruler": ("ruler",)}
+    suites[LONG.key] = ("ruler", "papers")
+    wanted = suites.get(key.partition("@")[0], ("short",))
+    return tuple(asked[suite] for suite in wanted if suite in asked)
+
+
+def _merged_asked(asked: Sequence[Mapping[str, Asked]]) -> dict[str, Asked]:
+    """By suite, of the newest run that has it."""
+    return {suite: one for found in reversed(asked) for suite, one in found.items()}
+
+
+def _merged(measured: Sequence[tuple[Figures, Mapping[str, Asked]]]) -> Figures:
+    """Means over seeds, newest first. A seed that was asked something else is left out."""
+    merged: Figures = {}
+    for key in dict.fromkeys(key for figures, _ in measured for key in figures):
+        having = [
+            (figures[key], _asked_of(key, asked)) for figures, asked in measured if key in figures
+        ]
+        same = [estimate for estimate, asked in having if asked == having[0][1]]
+        if estimate := noise.over_seeds(same):
+            merged[key] = estimate
+    return merged
 
 
 def _baseline(run: Run, role: Literal["native", "scaled"], window: int | None) -> Figures:

@@ -32,9 +32,11 @@ def headline(compared: Sequence[Group]) -> Table:
         Column("GPU-hours"),
     )
     sections = [
-        _section(look, limit, [group for group in kin if group.limit == limit], scores)
+        _section(look, *items, [g for g in kin if (g.limit, g.split) == items], scores)
         for look, kin in by_look(compared)
-        for limit in sorted({group.limit for group in kin}, key=lambda limit: limit or 0)
+        for items in sorted(
+            {(g.limit, g.split) for g in kin}, key=lambda i: (i[0] or 0, i[1] or "")
+        )
     ]
     return Table(columns, tuple(sections))
 
@@ -75,14 +77,19 @@ def _scores(compared: Sequence[Group]) -> dict[Metric, Column]:
 
 
 def _section(
-    look: str, limit: int | None, members: Sequence[Group], scores: Iterable[Metric]
+    look: str,
+    limit: int | None,
+    half: str | None,
+    members: Sequence[Group],
+    scores: Iterable[Metric],
 ) -> Section:
     slots = method_slots([group.method for group in members])
     ordered = sorted(members, key=lambda g: (slots[g.method], g.tokens, g.rank))
     columns = [_cells(ordered, metric) for metric in scores]
     rows = [_baseline(name, members, scores) for name in ("native", "scaled")]
     rows += [_row(group, cells) for group, *cells in zip(ordered, *columns, strict=True)]
-    labels = (("model and scaling", look), ("limit", "" if limit is None else str(limit)))
+    restricted = (("limit", "" if limit is None else str(limit)), ("half", half or ""))
+    labels = (("model and scaling", look), *restricted)
     return Section(tuple(row for row in rows if row), labels)
 
 

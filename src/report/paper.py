@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 from src.report.charts import Chart, FileFormat, Heatmap
 from src.report.figures import FIGURES
-from src.report.figures.base import Figure
+from src.report.figures.base import Choice, Figure
 from src.report.groups import ReportData
 from src.report.headline import CAPTION, headline
 from src.report.runs import ReportError
@@ -24,28 +25,39 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     Figures by metric are written for every metric, on the model that most methods are compared on.
     Figures by run are written for the newest run without faults.
 
+    Only what the runs hold is written.
+
     Raises:
-        ReportError: the folder cannot be written.
+        ReportError: the runs hold nothing, or the folder cannot be written.
     """
     # Imported here: nothing else needs it, and it loads slowly.
     from src.report.to_matplotlib import pictures
 
     drawn: list[FileFormat] = [kind for kind in formats if kind != "csv"]
-    table = headline(data.groups)
-    # Usual rows in Markdown and LaTeX, all rows in CSV.
-    contents = {
-        "headline.md": f"{markdown(table)}\n{CAPTION}\n".encode(),
-        "headline.tex": f"{latex(table)}\n% {CAPTION.replace('**', '')}\n".encode(),
-        "headline.csv": to_csv(table).encode(),
-    }
-    for figure in FIGURES:
-        for label, chart in _chosen(figure, data):
+    contents: dict[str, bytes] = {}
+    if data.groups:
+        table = headline(data.groups)
+        # Usual rows in Markdown and LaTeX, all rows in CSV.
+        contents = {
+            "headline.md": f"{markdown(table)}\n{CAPTION}\n".encode(),
+            "headline.tex": f"{latex(table)}\n% {CAPTION.replace('**', '')}\n".encode(),
+            "headline.csv": to_csv(table).encode(),
+        }
+    # Benchmarks belong to no run; benchmarks.figures draws them.
+    drawn_figures = [one.drawn(data) for one in FIGURES if one.panel != "performance"]
+    for figure, choices in chain.from_iterable(drawn_figures):
+        for label, chart in _chosen(figure, choices):
             slug = re.sub("[^a-z0-9.]+", "-", label.lower()).strip("-")
             name = figure.name if figure.of_one_run else f"{figure.name}-{slug}"
             files = pictures(chart, f"{figure.title}: {label}", drawn) if drawn else {}
             contents |= {f"{name}.{kind}": content for kind, content in files.items()}
             if "csv" in formats:
                 contents[f"{name}.csv"] = chart.csv().encode()
+    if not contents:
+        raise ReportError(
+            f"export=paper: the {len(data.runs)} chosen runs hold nothing to write, neither scores "
+            "nor losses by layer; choose others with only.*, or evaluate them"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in contents.items():
@@ -55,10 +67,10 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     return [folder / name for name in contents]
 
 
-def _chosen(figure: Figure, data: ReportData) -> Iterator[tuple[str, Chart | Heatmap]]:
+def _chosen(figure: Figure, choices: Iterable[Choice]) -> Iterator[tuple[str, Chart | Heatmap]]:
     """The figure's charts for a paper, each with its last label."""
     first = None
-    for labels, chart in figure.choices(data):
+    for labels, chart in choices:
         first = labels[0] if first is None else first
         if len(figure.chosen_by) > 1 and labels[0] != first:
             return

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from src import results
 from src.report.files import (
@@ -32,10 +33,12 @@ from src.results import (
     ResultsError,
     RulerResults,
     ShortResults,
+    SuiteResults,
     TaskResults,
 )
 
 _Content = TypeVar("_Content")
+_Results = TypeVar("_Results", bound=SuiteResults[Any])
 
 # A folder with one of these is a run; metrics without a record belong to a run that lost it.
 _MARKS = ("run.json", "metrics.jsonl")
@@ -134,6 +137,15 @@ def read_run(folder: Path, outputs: Path) -> Run:
     config = attempt(lambda: read_config(folder / "config.yaml")) or ConfigFile()
     metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record)) or Metrics()
     evals = folder / "evals"
+
+    def suite(kind: type[_Results]) -> _Results | None:
+        """Of all items where there is that, else of the half to report, else to choose by."""
+        for split in (None, "test", "validation"):
+            read = partial(results.read, evals, kind, read_regular, split=split)
+            if found := attempt(read):
+                return found
+        return None
+
     return Run(
         folder=folder,
         name=_display_name(folder, outputs),
@@ -141,12 +153,12 @@ def read_run(folder: Path, outputs: Path) -> Run:
         metrics=metrics,
         modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
         config=config,
-        perplexity=attempt(lambda: results.read(evals, PerplexityResults, read_regular)),
-        short=attempt(lambda: results.read(evals, ShortResults, read_regular)),
-        ruler=attempt(lambda: results.read(evals, RulerResults, read_regular)),
-        papers=attempt(lambda: results.read(evals, PapersResults, read_regular)),
-        needle_depth=attempt(lambda: results.read(evals, NeedleDepthResults, read_regular)),
-        drift=attempt(lambda: results.read(evals, DriftResults, read_regular)),
+        perplexity=suite(PerplexityResults),
+        short=suite(ShortResults),
+        ruler=suite(RulerResults),
+        papers=suite(PapersResults),
+        needle_depth=suite(NeedleDepthResults),
+        drift=suite(DriftResults),
         # Last, when everything has been read.
         problems=(*problems, *metrics.problems),
     )

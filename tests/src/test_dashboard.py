@@ -16,6 +16,7 @@ from src import dashboard
 from src.report.runs import ReportError
 from src.settings import loading
 from src.settings.strict import ConfigError
+from tests.src.report import synthetic
 
 ROOT = Path(__file__).parents[2]
 RunHere = Callable[..., subprocess.CompletedProcess]
@@ -137,7 +138,8 @@ def test_two_runs_are_typed_with_a_comma(typed: str, meant: tuple[str, str]) -> 
 
 
 def test_files_for_a_paper_are_written(outputs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    dashboard.show(composed(f"outputs={outputs}", "export=paper", "export_formats=[svg]"))
+    synthetic.write_run(outputs / "done", synthetic.Job(), 0)
+    dashboard.show(composed(f"outputs={outputs}", "export=paper", "export_formats=[csv]"))
     folder = outputs / "dashboard" / "paper"
     assert (folder / "headline.tex").is_file()
     assert capsys.readouterr().out.startswith(f"{folder}: ")

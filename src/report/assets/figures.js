@@ -4,7 +4,7 @@
 
 const figures = (() => {
   const FREE_ROWS = 3; // of the legend, that a chart has room for
-  const LEGEND_ROW = 19; // pixels
+  const [LEGEND_ROW, LETTER] = [19, 6.6]; // pixels
   const all = [];
 
   /** A trace with the points that are shown; of alternatives at one x the first. */
@@ -85,7 +85,9 @@ const figures = (() => {
 
     /** The chart, after the element was made high enough for its legend. */
     sized(chart) {
-      const rows = Math.ceil(chart.data.length / (this.element.offsetWidth < 420 ? 1 : 2));
+      const longest = Math.max(0, ...chart.data.map((trace) => trace.name?.length ?? 0));
+      const columns = Math.max(1, Math.floor(this.element.offsetWidth / (LETTER * longest + 60)));
+      const rows = Math.ceil(chart.data.length / columns);
       this.element.style.height = rows > FREE_ROWS ? `calc(var(--chart) + ${LEGEND_ROW * (rows - FREE_ROWS)}px)` : "";
       return chart;
     }

@@ -24,7 +24,7 @@ from src.report.charts import (
     token_ticks,
 )
 from src.report.figures.base import line
-from src.report.groups import Group, Metric, grouped, metrics_of
+from src.report.groups import Asked, Group, Metric, grouped, metrics_of
 from src.report.noise import Estimate, Mark, marks, standing
 
 PAPERS_BUDGETS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
@@ -95,7 +95,7 @@ def _block_name(group: Group) -> str:
 
 
 def _measured(members: Sequence[Group]) -> list[tuple[Metric, list[Group]]]:
-    """The groups that have a metric, by metric and limit; what most of them have comes first.
+    """The groups that have a metric, by metric and items; what most of them have comes first.
 
     Of random weights perplexity comes first: scaling hardly changes them, so there is nothing to
     recover.
@@ -103,11 +103,28 @@ def _measured(members: Sequence[Group]) -> list[tuple[Metric, list[Group]]]:
     found = []
     for metric in metrics_of(members):
         having = [group for group in members if metric.key in group.estimates]
-        for limit, kin in grouped(having, lambda group, of=metric: group.limit_of(of)).items():
-            label = metric.label if limit is None else f"{metric.label}, limit={limit}"
+        asked = grouped(having, lambda group, of=metric: group.asked_of(of))
+        for one, kin in asked.items():
+            label = ", ".join([metric.label, *_asked_parts(one, list(asked))])
             found.append((replace(metric, label=label), kin))
     is_random = any(group.random for group in members)
     return sorted(found, key=lambda pair: (is_random and bool(pair[0].unit), -len(pair[1])))
+
+
+def _asked_parts(one: tuple[Asked, ...], others: Sequence[tuple[Asked, ...]]) -> list[str]:
+    """Which items a metric is of: what restricts them, and what tells them from others."""
+    parts: dict[str, None] = {}
+    for place, asked in enumerate(one):
+        rivals = [other[place] for other in others if place < len(other)]
+        if asked.split is not None:
+            parts[f"{asked.split} half"] = None
+        if asked.limit is not None:
+            parts[f"limit={asked.limit}"] = None
+        if len({rival.tasks for rival in rivals}) > 1:
+            parts[f"{len(asked.tasks)} tasks"] = None
+        if len({rival.seed for rival in rivals}) > 1:
+            parts[f"samples {asked.seed}"] = None
+    return list(parts)
 
 
 def scaling_order(group: Group) -> tuple[bool, str, float]:

@@ -6,8 +6,9 @@ module. Page and paper then show it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from src.report import formatting
@@ -36,6 +37,30 @@ class Figure:
     command: str  # what to type then
     of_one_run: bool = False  # each chart shows other runs: a paper gets the first one
     tall: bool = False
+    each: bool = False  # the first choice is not made: there is a figure for each of its labels
+
+    def drawn(self, data: ReportData) -> list[tuple[Figure, list[Choice]]]:
+        """The figures of the data with their charts; one without charts where there is nothing."""
+        choices = list(self.choices(data))
+        if not self.each or not choices:
+            return [(self, choices)]
+        by_first = grouped(choices, lambda choice: choice[0][0])
+        return [
+            (
+                replace(
+                    self,
+                    name=f"{self.name}-{_slug(first)}",
+                    title=f"{self.title} {first}",
+                    chosen_by=self.chosen_by[1:],
+                ),
+                [(labels[1:], chart) for labels, chart in kin],
+            )
+            for first, kin in by_first.items()
+        ]
+
+
+def _slug(text: str) -> str:
+    return re.sub("[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:

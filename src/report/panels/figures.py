@@ -36,13 +36,13 @@ def figure_blocks(panel: str, context: PageContext) -> list[tuple[Figure, dict[s
     """Figures for the page's script: a drawn chart for each choice, and the runs behind it."""
     blocks = []
     for figure in FIGURES:
-        if figure.panel == panel:
+        for drawn, charts in figure.drawn(context) if figure.panel == panel else ():
             choices = [
                 {"labels": labels, "runs": chart.runs, **to_plotly(chart)}
-                for labels, chart in figure.choices(context)
+                for labels, chart in charts
             ]
-            data = {"name": figure.name, "title": figure.title, "choices": choices}
-            blocks.append((figure, data))
+            data = {"name": drawn.name, "title": drawn.title, "choices": choices}
+            blocks.append((drawn, data))
     return blocks
 
 

@@ -27,6 +27,7 @@ def test_configs_and_figures_stand_side_by_side(outputs: Path) -> None:
     synthetic.write_run(outputs / "a" / "one", Job(), 1)
     synthetic.write_run(outputs / "b" / "two", Job(method="cpt_long", lr=1e-3), 2)
     text = printed(outputs, "a/one", "two")
+    assert text.index("Figures") < text.index("Config")
     assert re.search(r"recipe\.name +linearard +cpt_long", text)
     assert re.search(r"recipe\.stages\.cpt\.lr +2e-05 +0\.001", text)
     assert re.search(r"objective\.terms\.relation\.type +relation +\(not set\)", text)

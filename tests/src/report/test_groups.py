@@ -124,3 +124,18 @@ def test_headline_window(
 ) -> None:
     report = perplexity_results({**evaluation, "headline": headline})
     assert headline_window(report, wanted) == window
+
+
+def test_figures_of_other_items_are_not_averaged(outputs: Path) -> None:
+    """Seed 0 was asked the half to report, seed 1 the half to choose settings by."""
+    groups_of(outputs, Job(seed=0), Job(seed=1))
+    for run, split in (("run-0", "test"), ("run-1", "validation")):
+        file = outputs / run / "evals" / "short.json"
+        content = json.loads(file.read_text()) | {"split": split}
+        file.with_name(f"short.{split}.json").write_text(json.dumps(content))
+        file.unlink()
+    runs = read_runs(outputs)
+    assert [run.short and run.short.split for run in runs] == ["validation", "test"]
+    (group,) = group_runs(runs)
+    assert group.estimates[RECOVERY.key].seeds == 1  # the newest run's
+    assert group.estimates[ruler(4096).key].seeds == 2

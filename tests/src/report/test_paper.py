@@ -33,7 +33,7 @@ def test_every_figure_is_there(exported: Path) -> None:
     assert {path.stem for path in exported.glob("*.csv")} >= {
         *("budget-recovery-short-suite", "weights-recovery-short-suite", "needles", "layers"),
         *("scaling-recovery-short-suite", "ruler-all-at-4.25m-tokens", "drift"),
-        "kernel-fwd-bwd-time-over-sdpa",
+        *("setting-ard.lr-recovery-short-suite", "setting-seed-recovery-short-suite"),
     }
 
 
@@ -74,15 +74,25 @@ def test_a_figure_is_written_in_every_format(outputs: Path) -> None:
     }
 
 
-def test_without_runs_there_is_an_empty_table(outputs: Path) -> None:
+def test_only_what_the_runs_hold_is_written(outputs: Path) -> None:
+    """Neither a table without rows nor figures of benchmarks, which belong to no run."""
+    synthetic.write_run(outputs / "run", synthetic.Job(state="failed"), 0)
+    results = tuple(read_results(ROOT / "benchmarks" / "results"))
+    data = ReportData(runs=tuple(read_runs(outputs)), results=results)
     target = outputs / "paper"
-    paper.export(EMPTY, target, formats=("svg",))
-    assert sorted(path.name for path in target.iterdir()) == [
-        *("headline.csv", "headline.md", "headline.tex")
-    ]
+    paper.export(data, target, formats=("csv",))
+    assert [path.name for path in target.iterdir()] == ["layers.csv"]
+
+
+def test_runs_that_hold_nothing_are_refused(outputs: Path) -> None:
+    with pytest.raises(ReportError, match="the 0 chosen runs hold nothing to write"):
+        paper.export(EMPTY, outputs / "paper", formats=("svg",))
+    assert not (outputs / "paper").exists()
 
 
 def test_a_folder_that_cannot_be_written_is_refused(outputs: Path) -> None:
     (outputs / "file").write_text("")
+    synthetic.write_run(outputs / "run", synthetic.Job(), 0)
+    data = ReportData(runs=tuple(read_runs(outputs)))
     with pytest.raises(ReportError, match=r"export_path=.*cannot be written"):
-        paper.export(EMPTY, outputs / "file" / "x", formats=("svg",))
+        paper.export(data, outputs / "file" / "x", formats=("csv",))

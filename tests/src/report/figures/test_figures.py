@@ -55,6 +55,23 @@ def test_the_ablation_of_weights_varies_nothing_else(data: ReportData) -> None:
     assert len(series.drawn) == 8
 
 
+def test_every_swept_setting_has_a_figure(data: ReportData) -> None:
+    (figure,) = [figure for figure in FIGURES if figure.name == "setting"]
+    drawn = {one.title: charts for one, charts in figure.drawn(data)}
+    assert list(drawn) == ["What changes with ard.lr", "What changes with seed"]
+    labels, rates = drawn["What changes with ard.lr"][0]
+    assert labels == ("llama2_7b to 32K", "Recovery, short suite")
+    assert isinstance(rates, Chart)
+    assert rates.x.log
+    assert [text for _, text in rates.x.ticks] == ["1e-05", "2e-05", "0.0001", "0.0002", "0.001"]
+    (line,) = rates.series
+    assert [point.x for point in line.drawn] == [1e-5, 2e-5, 1e-4, 2e-4, 1e-3]
+    _, seeds = drawn["What changes with seed"][0]
+    assert isinstance(seeds, Chart)
+    assert seeds.x.categories == ("0", "1", "2", "3", "4")
+    assert all(len(point.runs) == 1 for one in seeds.series for point in one.points)
+
+
 def test_scaling_has_a_line_a_method_and_kind(data: ReportData) -> None:
     chart = first("scaling", data)
     assert [text for _, text in chart.x.ticks] == ["2x", "4x", "8x", "16x"]

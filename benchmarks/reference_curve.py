@@ -37,7 +37,7 @@ from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import device_name, versions, write_json
 from src.settings import loading
 from src.settings.config import RunConfig
-from src.training import launch, run
+from src.training import launch, texts
 from src.training import stage as stages
 from src.training.launch import World
 
@@ -201,6 +201,7 @@ def composed(given: argparse.Namespace) -> RunConfig:
         "eval=none",
         "tracking=none",
         "~recipe.stages.cpt",
+        "data.packing=false",
         "objective.terms.relation.normalization=reference",
         f"{stage}.parameters.dropout=0.0",
         f"{stage}.streams.{STREAM}.length={given.length}",
@@ -230,8 +231,8 @@ def main() -> None:
     device = device_of(settings.engine.device)
     kl = reference_kl(given.reference, device)
     with launch.joined(world, cuda=uses_cuda(settings.engine.device)):
-        texts = run.prepare_data(settings).blocks[STAGE][STREAM]
-        blocks = [torch.from_numpy(texts[i])[None] for i in range(given.steps * ACCUMULATION)]
+        source = texts.prepare_data(settings).blocks[STAGE][STREAM]
+        blocks = [torch.from_numpy(source[i])[None] for i in range(given.steps * ACCUMULATION)]
         result: dict[str, Any] = {
             "device": device_name(),
             "versions": versions(),

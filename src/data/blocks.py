@@ -79,6 +79,7 @@ class Blocks:
         self._long = np.flatnonzero(whole)
         self._ends = np.cumsum(whole[self._long])
         self._whole = int(self._ends[-1]) if len(self._ends) else 0
+        self._longest_first = wanted is not None
         self._pack(whole * length, packing=packing, wanted=wanted)
         self._epoch, self._order = 0, self._permutation(0)
 
@@ -104,12 +105,24 @@ class Blocks:
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.int64)
 
     def document(self, index: int) -> str:
-        """The name of the document that block `index` was cut from."""
-        return self._documents[self._locate(index)[0]][0]
+        """Name of the document that a block is cut from; of a packed block, all names."""
+        spans = self._spans_at(index)
+        return ", ".join(dict.fromkeys(self._documents[span.document][0] for span in spans))
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The first epoch."""
         return (self[index] for index in range(len(self)))
+
+    @property
+    def packed(self) -> int:
+        """Blocks of an epoch that are made of pieces of documents."""
+        return self._packed
+
+    @property
+    def recipe(self) -> str:
+        """What makes these blocks others than whole ones of the same documents; else empty."""
+        order = ", the longest pieces first" if self._longest_first else ""
+        return f"{self._packed} packed{order}" if self._packed else ""
 
     @property
     def marked(self) -> bool:

@@ -77,6 +77,14 @@ class DataConfig:
     Training documents are read in the order of the sources, up to the one that reaches
     `max_tokens`. A held-out document is refused if more than `max_held_out_overlap` of its
     64-token windows occur in the training documents.
+
+    `paths` are files, folders and globs that `data=files` hands on to its source.
+
+    With `packing`, blocks are filled with several documents, which do not see each other
+    (src/data/blocks.py). `auto` packs where documents are shorter than a block, or where whole
+    blocks would leave out more than a twentieth of the text. Blocks longer than the native window
+    are made of the longest documents, and packed only if these are too few. `false` leaves out
+    short documents and the ends of long ones.
     """
 
     name: str
@@ -85,6 +93,8 @@ class DataConfig:
     held_out_sources: dict[str, Source] = field(default_factory=dict)
     max_tokens: PositiveCount | None = None
     max_held_out_overlap: Annotated[float, Field(ge=0, le=1)] = 0.02
+    packing: Literal["auto"] | bool = "auto"
+    paths: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -18,6 +18,7 @@ from src.data.overlap import Overlap, find_overlaps
 from src.manifest import DamageError, seal_folder, verify
 
 Split = Literal["train", "held_out"]
+TrainingBlocks = Blocks
 INDEX_FILE = "index.json"
 TOKENS_FILE = "tokens.npy"
 
@@ -49,17 +50,37 @@ class Corpus:
     def train_tokens(self) -> int:
         return sum(info.tokens for info in self.documents if info.split == "train")
 
-    def fingerprint(self, length: int) -> str:
-        """SHA-256 of texts, splits, tokenizer and block length."""
-        return hashlib.sha256(f"{self.key}/{length}".encode()).hexdigest()
+    def fingerprint(self, length: int, recipe: str = "") -> str:
+        """SHA-256 of texts, splits, tokenizer, block length, and how blocks are made of texts."""
+        made = f"/{recipe}" if recipe else ""
+        return hashlib.sha256(f"{self.key}/{length}{made}".encode()).hexdigest()
 
-    def blocks(self, length: int, *, seed: int, stream: str = "main") -> Blocks:
+    def blocks(
+        self,
+        length: int,
+        *,
+        seed: int,
+        stream: str = "main",
+        packing: bool | None = False,
+        wanted: int | None = None,
+    ) -> TrainingBlocks:
         """Training blocks of `length` tokens; see `Blocks`.
 
+        Args:
+            length: tokens of a block.
+            seed: of the blocks' order.
+            stream: whose blocks they are.
+            packing: whether documents shorter than a block are packed. None packs if there are any,
+                or if whole blocks would leave out more than a twentieth of the text.
+            wanted: as in `Blocks`.
+
         Raises:
-            DataError: no training document is that long.
+            DataError: the training documents do not fill a block.
         """
-        return Blocks(self.arrays("train"), length, seed=seed, stream=stream)
+        documents = self.arrays("train")
+        if packing is None:
+            packing = _needs_packing([len(tokens) for _, tokens in documents], length)
+        return Blocks(documents, length, seed=seed, stream=stream, packing=packing, wanted=wanted)
 
     def held_out_documents(self) -> list[tuple[str, np.ndarray]]:
         """Names and ids (int64 [tokens]) of the held-out documents, in order."""
@@ -76,6 +97,16 @@ class Corpus:
     @cached_property
     def _ends(self) -> list[int]:
         return np.cumsum([info.tokens for info in self.documents]).tolist()
+
+
+# With whole blocks only, the end of each document is left out. Up to this share of the text it is.
+_LEFT_OUT = 0.05
+
+
+def _needs_packing(sizes: Sequence[int], length: int) -> bool:
+    """Whether blocks of whole documents would leave out short ones, or much of the others."""
+    left_out = sum(size % length for size in sizes)
+    return min(sizes) < length or left_out > _LEFT_OUT * sum(sizes)
 
 
 def save_corpus(

@@ -44,6 +44,11 @@ class MixedBlocks:
         blocks, number = self._locate(index)
         return blocks[number]
 
+    def document(self, index: int) -> str:
+        """Names of the documents that a block is cut from."""
+        blocks, number = self._locate(index)
+        return blocks.document(number)
+
     @property
     def marked(self) -> bool:
         """Whether blocks have several segments, or tokens that a loss does not count."""

@@ -119,6 +119,11 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
             objective = config.objective.terms[name]
             objective.needs(facts)
             objective.check(stream.length, cuda=cuda)
+            if config.data.packing is True and (whole := objective.needs_whole_documents()):
+                raise ValueError(
+                    f"{whole}: it needs blocks of one document each, and data.packing=true makes "
+                    "others; use data.packing=auto, which leaves its streams unpacked"
+                )
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}.{error}") from error
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
+from src.data.usage import TextUse
 from src.models.config import native_rope
 from src.models.hf_config import native_config, planned_facts, resolved_shape
 from src.models.merging import MergeConfig
@@ -76,6 +77,30 @@ def _chosen(plan: Plan, config: RunConfig) -> str:
         "sequence_parallel": (asked.sequence_parallel, settled.sequence_parallel),
     }
     return typed({key: after for key, (before, after) in pairs.items() if before != after})
+
+
+def show_texts(use: TextUse, console: Console) -> None:
+    """Print how much of the training text of each length each stream uses."""
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
+    held_out = f" and {use.held_out:,} held out" if use.held_out else ""
+    title = f"Texts: {use.documents:,} training documents{held_out}, {use.tokens:,} tokens"
+    table = Table(title=title, title_justify="left")
+    table.add_column("tokens of a document")
+    for heading in ("documents", "tokens", *(f"used by {s.name}" for s in use.streams)):
+        table.add_column(heading, justify="right")
+    for row in use.classes:
+        used = (f"{row.used[s.name]:,}" for s in use.streams)
+        table.add_row(row.label, f"{row.documents:,}", f"{row.tokens:,}", *used)
+    console.print(table)
+    for stream in use.streams:
+        packed = f", {stream.packed:,} of them of several documents" if stream.packed else ""
+        share, epochs = stream.tokens / use.tokens, stream.read / stream.blocks
+        console.print(
+            f"{stream.name}: an epoch has {stream.blocks:,} blocks of {stream.length:,} tokens"
+            f"{packed}, and uses {share:.1%} of the text; the stage reads {stream.read:,} blocks, "
+            f"{epochs:.3g} epochs"
+        )
 
 
 def _stages(plan: Plan) -> Table:

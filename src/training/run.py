@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,9 @@ import torch
 from torch import Tensor, distributed
 
 from src import tracking
-from src.data.blocks import Blocks
-from src.data.corpus import Corpus
+from src.data.corpus import TrainingBlocks
 from src.data.documents import DataError
-from src.data.preparation import prepare_corpus
 from src.evals import running
-from src.models.loading import load_tokenizer
 from src.models.merging import MergeConfig
 from src.objectives.base import Objective
 from src.planning import plan
@@ -35,48 +32,12 @@ from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.replay import keep_batch
 from src.training.schedule import StageSchedule
+from src.training.texts import Data, prepare_data
 from src.training.watch import Watch
 
 
 class FrozenTeacherError(RuntimeError):
     """The teacher's weights changed during training."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """The corpus and each stage's blocks by stream."""
-
-    corpus: Corpus
-    blocks: Mapping[str, Mapping[str, Blocks]]
-
-    def fingerprints(self) -> dict[str, str]:
-        """Fingerprint of each stream: sources, tokenizer and length."""
-        return {
-            f"{stage}/{stream}": self.corpus.fingerprint(blocks.length)
-            for stage, streams in self.blocks.items()
-            for stream, blocks in streams.items()
-        }
-
-
-def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
-    """Read and tokenize the text, and cut it into every stream's blocks.
-
-    Args:
-        config: the run's.
-        key: of its corpus, if it has just been prepared.
-
-    Raises:
-        DataError: text that is missing, unreadable, too short, or held out and trained on at once.
-    """
-    corpus = prepare_corpus(config.data, load_tokenizer(config.model), key=key)
-    blocks = {
-        name: {
-            stream: corpus.blocks(settings.length, seed=config.seed, stream=f"{name}/{stream}")
-            for stream, settings in stage.streams.items()
-        }
-        for name, stage in config.recipe.training.items()
-    }
-    return Data(corpus, blocks)
 
 
 def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
@@ -311,7 +272,7 @@ class _Run:
         drift = self._drift(name, data.blocks[name][asking[0]], weights)
         return {stream: o.with_drift(drift) for stream, o in objectives.items()}
 
-    def _drift(self, name: str, blocks: Blocks, weights: Path | None) -> list[float]:
+    def _drift(self, name: str, blocks: TrainingBlocks, weights: Path | None) -> list[float]:
         """The stage's attention drift, the same on every rank and after a resume.
 
         It is measured once and recorded, so that a run that resumes, maybe on another GPU, chooses

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import distributed
 
-from src.data.blocks import Blocks
+from src.data.corpus import TrainingBlocks
 from src.models.adapters import make_trainable
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model
@@ -91,7 +91,7 @@ def stage_run(
     config: RunConfig,
     planned: StagePlan,
     engines: Engines,
-    blocks: Mapping[str, Blocks],
+    blocks: Mapping[str, TrainingBlocks],
     world: World,
     watch: Watch | None = None,
 ) -> StageRun:
@@ -125,7 +125,7 @@ def stage_run(
 _CALIBRATION_TOKENS = 4096
 
 
-def measured_drift(config: RunConfig, blocks: Blocks, weights: Path | None) -> list[float]:
+def measured_drift(config: RunConfig, blocks: TrainingBlocks, weights: Path | None) -> list[float]:
     """KL of each layer's attention rows between native and scaled model, the same on every rank.
 
     Args:

@@ -22,7 +22,7 @@ from src.planning import plan
 from src.planning.advice import check_fits
 from src.planning.checks import check_launch
 from src.planning.devices import gpus, uses_cuda
-from src.planning.printing import show
+from src.planning.printing import show, show_texts
 from src.run_folder import (
     LOCK,
     RunFolder,
@@ -37,7 +37,7 @@ from src.run_folder import (
 from src.settings import strict
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
-from src.training import checkpoint, launch, run
+from src.training import checkpoint, launch, run, texts
 from src.training.checkpoint import Checkpoint
 from src.training.launch import World
 
@@ -112,7 +112,8 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
             if data.fingerprints() != folder.record()["data_fingerprint"]:
                 raise ConfigError(
                     f"data: the texts or the tokenizer are no longer those that {run_dir} began "
-                    "with: restore them, or start a new run"
+                    "with: restore them, or start a new run (a run of a version that did not pack "
+                    "blocks goes on with `packing: false` under `data` in its config.yaml)"
                 )
             folder.update(
                 state="running",
@@ -202,6 +203,7 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
     # A run that resumes, maybe elsewhere, keeps the engines that its checkpoints are of.
     accepted = replace(settings, run_dir=str(path), resume=None, engine=made.engine)
     data = _preflight(accepted)
+    show_texts(data.use, Console(stderr=True))
     record: dict[str, Any] = {
         "run_id": _run_id(settings, path),
         "experiment": settings.experiment,
@@ -215,6 +217,7 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
         "versions": versions(),
         "corpus": data.corpus.key,
         "data_fingerprint": data.fingerprints(),
+        "texts": data.use.record(),
         **git_state(ROOT),
     }
     return _NewRun(path, accepted, record)
@@ -233,7 +236,7 @@ def _run_id(settings: RunConfig, path: Path) -> str:
     return new_run_id() if settings.run_dir else path.name
 
 
-def _preflight(settings: RunConfig) -> run.Data:
+def _preflight(settings: RunConfig) -> texts.Data:
     """Fetch or find the model and the text; refuse too little text."""
     if settings.engine.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError(
@@ -253,7 +256,7 @@ def _preflight(settings: RunConfig) -> run.Data:
     if settings.engine.compile and not uses_cuda(settings.engine.device):
         _check_compiler("engine.compile: torch compiles the layers", "compile=false")
     check_available(settings.model)
-    data = run.prepare_data(settings)
+    data = texts.prepare_data(settings)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))
     return data

@@ -117,3 +117,81 @@ def test_wrong_arguments_are_refused() -> None:
     blocks = make([5], 1)
     with pytest.raises(IndexError, match="not be negative, not -1"):
         blocks[-1]
+
+
+def packed(
+    sizes: list[int], length: int, seed: int = 0, wanted: int | None = None, **more: object
+) -> Blocks:
+    texts = documents_of_sizes(sizes)
+    return Blocks(texts, length, seed=seed, stream="main", packing=True, wanted=wanted, **more)  # type: ignore[arg-type]
+
+
+any_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda s: sum(s) >= 9)
+
+
+@settings(deadline=None)
+@given(any_sizes, lengths, seeds)
+def test_an_epoch_of_packed_blocks_holds_every_token(
+    sizes: list[int], length: int, seed: int
+) -> None:
+    """Each once, but for those that fill the last block up."""
+    blocks = packed(sizes, length, seed)
+    tokens = np.concatenate([blocks[i] for i in range(len(blocks))])
+    assert set(tokens.tolist()) == set(range(sum(sizes)))
+    assert len(tokens) - sum(sizes) < length
+    assert blocks.used().tolist() == sizes
+
+
+@settings(deadline=None)
+@given(any_sizes, lengths, seeds, st.integers(0, 60))
+def test_a_segment_is_of_one_document(sizes: list[int], length: int, seed: int, index: int) -> None:
+    blocks = packed(sizes, length, seed)
+    block, segments = blocks[index], blocks.segments(index)
+    assert block.shape == (length,)
+    assert sum(segments) == length
+    assert 1 <= len(segments) <= blocks.most_segments
+    ends = np.cumsum(sizes)
+    for part in np.split(block, np.cumsum(segments)[:-1]):
+        assert part.tolist() == list(range(part[0], part[0] + len(part)))
+        assert len(set(np.searchsorted(ends, part, side="right"))) == 1
+
+
+@settings(deadline=None)
+@given(any_sizes, lengths)
+def test_the_most_segments_are_those_of_some_block(sizes: list[int], length: int) -> None:
+    blocks = packed(sizes, length)
+    counts = [len(blocks.segments(i)) for i in range(len(blocks))]
+    assert blocks.most_segments == max(counts)
+
+
+def test_whole_blocks_are_the_same_with_packing_where_nothing_is_left() -> None:
+    whole, filled = make([8, 4, 12], 4, seed=3), packed([8, 4, 12], 4, seed=3)
+    assert not filled.marked
+    assert [b.tolist() for b in filled] == [b.tolist() for b in whole]
+
+
+def test_long_blocks_take_the_longest_pieces_and_no_more_than_wanted() -> None:
+    sizes = [3, 9, 1, 6, 2, 12]
+    assert not packed(sizes, 8, wanted=2).marked
+    blocks = packed(sizes, 8, wanted=4)
+    assert len(blocks) == 4
+    assert blocks.packed == 2
+    # Two whole blocks; then pieces of 6, 4, 3 and 2 tokens, and 1 of the rest.
+    assert blocks.used().tolist() == [3, 9, 0, 6, 2, 12]
+    assert packed(sizes, 8, wanted=100).used().tolist() == sizes
+
+
+def test_text_that_fills_no_block_is_refused() -> None:
+    with pytest.raises(DataError, match=r"together have 8 tokens, fewer than a block of 9"):
+        packed([3, 5], 9)
+
+
+def test_tokens_that_are_not_learnt_come_with_their_block() -> None:
+    sizes = [3, 9, 4]
+    learnt = [tokens % 2 == 0 for _, tokens in documents_of_sizes(sizes)]
+    blocks = packed(sizes, 8, learnt=learnt)
+    assert blocks.marked
+    for i in range(len(blocks)):
+        marks = blocks.learnt(i)
+        assert marks is not None
+        assert marks.tolist() == (blocks[i] % 2 == 0).tolist()

@@ -1,0 +1,114 @@
+"""How much of a corpus the blocks of each stream use."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from src.data.corpus import Corpus, TrainingBlocks
+
+# Where classes of documents by length begin, in tokens.
+_BOUNDS = (0, 64, 256, 1024, 4096, 16_384, 65_536, 262_144)
+
+
+@dataclass(frozen=True)
+class StreamUse:
+    """What a stream reads.
+
+    Attributes:
+        name: STAGE/STREAM.
+        length: tokens of a block.
+        blocks: of an epoch.
+        packed: of these, blocks of several documents.
+        read: blocks that the stage reads.
+        tokens_by_document: tokens of each training document that an epoch reads, int64.
+    """
+
+    name: str
+    length: int
+    blocks: int
+    packed: int
+    read: int
+    tokens_by_document: np.ndarray
+
+    @classmethod
+    def of(cls, name: str, blocks: TrainingBlocks, read: int) -> StreamUse:
+        """The use of a stream that reads so many of these blocks."""
+        return cls(name, blocks.length, len(blocks), blocks.packed, read, blocks.used())
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the text that an epoch reads."""
+        return int(self.tokens_by_document.sum())
+
+
+@dataclass(frozen=True)
+class LengthClass:
+    """Training documents of `least` tokens or more, below the next class.
+
+    `used` are their tokens that an epoch of each stream reads.
+    """
+
+    least: int
+    documents: int
+    tokens: int
+    used: dict[str, int]
+
+    @property
+    def label(self) -> str:
+        """Such as `256 to 1,023`."""
+        following = [bound for bound in _BOUNDS if bound > self.least]
+        return f"{self.least:,} to {following[0] - 1:,}" if following else f"{self.least:,} or more"
+
+
+@dataclass(frozen=True)
+class TextUse:
+    """How much of the training documents of each length each stream uses."""
+
+    documents: int
+    tokens: int
+    held_out: int
+    streams: tuple[StreamUse, ...]
+    classes: tuple[LengthClass, ...]
+
+    @classmethod
+    def of(cls, corpus: Corpus, streams: Sequence[StreamUse]) -> TextUse:
+        """The use of a corpus."""
+        sizes = np.array([info.tokens for info in corpus.documents if info.split == "train"])
+        place = np.searchsorted(_BOUNDS, sizes, side="right") - 1
+        classes = tuple(
+            LengthClass(
+                least,
+                int((place == i).sum()),
+                int(sizes[place == i].sum()),
+                {s.name: int(s.tokens_by_document[place == i].sum()) for s in streams},
+            )
+            for i, least in enumerate(_BOUNDS)
+            if (place == i).any()
+        )
+        held_out = len(corpus.documents) - len(sizes)
+        return cls(len(sizes), int(sizes.sum()), held_out, tuple(streams), classes)
+
+    def record(self) -> dict[str, Any]:
+        """For run.json."""
+        streams = {
+            s.name: {
+                "length": s.length,
+                "blocks": s.blocks,
+                "packed_blocks": s.packed,
+                "blocks_read": s.read,
+                "used_tokens": s.tokens,
+            }
+            for s in self.streams
+        }
+        return {
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "held_out_documents": self.held_out,
+            "streams": streams,
+            "by_length": [asdict(c) for c in self.classes],
+        }

@@ -1,0 +1,68 @@
+"""The texts of a run: its corpus, each stream's blocks, and how much of the text they use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from src.data.corpus import Corpus, TrainingBlocks
+from src.data.preparation import prepare_corpus
+from src.data.usage import StreamUse, TextUse
+from src.models.loading import load_tokenizer
+from src.settings.config import RunConfig
+from src.training.schedule import StageSchedule, StreamConfig
+
+
+@dataclass(frozen=True)
+class Data:
+    """The corpus and each stage's blocks by stream."""
+
+    corpus: Corpus
+    blocks: Mapping[str, Mapping[str, TrainingBlocks]]
+    use: TextUse
+
+    def fingerprints(self) -> dict[str, str]:
+        """Fingerprint of each stream: sources, tokenizer, length, and how its blocks are made."""
+        return {
+            f"{stage}/{stream}": self.corpus.fingerprint(blocks.length, blocks.recipe)
+            for stage, streams in self.blocks.items()
+            for stream, blocks in streams.items()
+        }
+
+
+def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
+    """Read and tokenize the text, and cut it into every stream's blocks.
+
+    Args:
+        config: the run's.
+        key: of its corpus, if it has just been prepared.
+
+    Raises:
+        DataError: text that is missing, unreadable, too short, or held out and trained on at once.
+    """
+    corpus = prepare_corpus(config.data, load_tokenizer(config.model), key=key)
+    blocks: dict[str, dict[str, TrainingBlocks]] = {}
+    uses: list[StreamUse] = []
+    for name, stage in config.recipe.training.items():
+        read = StageSchedule(stage).blocks_read()
+        blocks[name] = {}
+        for stream, settings in stage.streams.items():
+            made = corpus.blocks(
+                settings.length,
+                seed=config.seed,
+                stream=f"{name}/{stream}",
+                packing=_packing(config, settings),
+                # Long blocks are there for text that is long itself.
+                wanted=read[stream] if settings.length > config.model.native_window else None,
+            )
+            blocks[name][stream] = made
+            uses.append(StreamUse.of(f"{name}/{stream}", made, read[stream]))
+    return Data(corpus, blocks, TextUse.of(corpus, uses))
+
+
+def _packing(config: RunConfig, stream: StreamConfig) -> bool | None:
+    """Whether a stream's blocks are packed; None where the texts decide."""
+    terms = (config.objective.terms[name] for name in stream.terms)
+    if any(term.needs_whole_documents() is not None for term in terms):
+        return False
+    return None if config.data.packing == "auto" else config.data.packing

@@ -2,6 +2,7 @@
 # make test         the tests
 # make check        lint, format, types
 # make study        every method on every scaling (a GPU, hours); QUICK=1: a tiny model, minutes of a CPU
+# make docs         the documentation as a site, .artifacts/site/index.html
 # make setup        only the environment
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ WORKERS ?= 2
 JOBS ?= 3
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart study test check format clean
+.PHONY: setup quickstart study test check docs format clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +42,14 @@ check: setup
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pyright
+
+# Links that lead nowhere are errors.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet
+
+$(VENV)/.docs: $(VENV)/.installed
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	@touch $@
 
 format: setup
 	$(RUN) -m ruff check --fix .

@@ -255,7 +255,15 @@ class ShortResults(TaskResults):
     """`evals/short.json`."""
 
     suite: ClassVar[str] = "short"
+    title: ClassVar[str] = "Short suite"
     source: str | None = None
+
+
+class LongTasksResults(ShortResults):
+    """`evals/long_tasks.json`: lm-eval's own tasks on long text."""
+
+    suite: ClassVar[str] = "long_tasks"
+    title: ClassVar[str] = "LongBench v2 and BABILong"
 
 
 class RulerResults(TaskResults):

@@ -5,7 +5,8 @@ lm-eval builds the requests, filters the answers and scores them. This module ru
 - texts are tokenized together, and a batch holds a number of tokens, not of texts;
 - equal inputs run once: the letters of a multiple choice differ only in the scored token;
 - logits are computed only for the scored tokens;
-- a text that is longer than the model's window is refused, not cut.
+- a text that is longer than the model's window is refused, or loses its middle if that is asked
+  for.
 
 Shape suffixes: b inputs, t tokens, h hidden size, n scored tokens.
 """
@@ -71,6 +72,7 @@ class TokenBudgetLM(_HFLM):
         batch_tokens: int,
         generation_tokens: int | Literal["auto"],
         name: str,
+        cut_middle: bool = False,
         rank: int = 0,
         size: int = 1,
     ) -> None:
@@ -84,6 +86,7 @@ class TokenBudgetLM(_HFLM):
             generation_tokens: tokens of a batch that is generated, prompts and answers; `auto`
                 fills a GPU's memory.
             name: for the progress line.
+            cut_middle: leave out the middle of contexts that are longer than the window.
             rank: of this process among those that share the work.
             size: number of processes that share the work.
 
@@ -98,6 +101,7 @@ class TokenBudgetLM(_HFLM):
         self._batch_tokens = batch_tokens
         self._generation_tokens: int | Literal["auto"] = generation_tokens
         self.label = name
+        self._cut: int | None = 0 if cut_middle else None
         self._split = SplitModel.of(network)
         self._check_head(network)
 
@@ -140,6 +144,9 @@ class TokenBudgetLM(_HFLM):
         """Log-likelihood of each continuation, in nats, and whether it is the greedy one."""
         del disable_tqdm
         pairs = self._encode_pairs([cast("tuple[str, str]", r.args) for r in requests])
+        rooms = [self._window - len(answer) for _, answer in pairs]
+        contexts = self._within([context for context, _ in pairs], rooms)
+        pairs = [(context, answer) for context, (_, answer) in zip(contexts, pairs, strict=True)]
         self._refuse_too_long([len(context) + len(answer) for context, answer in pairs])
         with meter(self.label, len(pairs), quiet=self.rank > 0) as progress:
             scores = self._score(pairs, progress)
@@ -186,6 +193,33 @@ class TokenBudgetLM(_HFLM):
             for i, tokens in zip(chosen, ids, strict=True):
                 token_ids[i] = tokens
         return token_ids
+
+    def _within(self, contexts: list[list[int]], rooms: Sequence[int]) -> list[list[int]]:
+        """Contexts, without their middle where they are longer than their room."""
+        if self._cut is None:
+            return contexts
+        # The choices of a question share its context.
+        self._cut += len({tuple(c) for c, n in zip(contexts, rooms, strict=True) if len(c) > n})
+        return [
+            context
+            if len(context) <= room
+            else context[: room - room // 2] + context[-(room // 2) :]
+            for context, room in zip(contexts, rooms, strict=True)
+        ]
+
+    def take_cut(self) -> int | None:
+        """How many texts have been cut since the last call, over all processes.
+
+        None if cutting was not asked for.
+        """
+        if self._cut is None:
+            return None
+        own, self._cut = self._cut, 0
+        if self.world_size == 1:
+            return own
+        every: list[Any] = [0] * self.world_size
+        distributed.all_gather_object(every, own)
+        return sum(every)
 
     def _refuse_too_long(self, lengths: Sequence[int]) -> None:
         longest = self._largest(max(lengths, default=0))
@@ -274,6 +308,7 @@ class TokenBudgetLM(_HFLM):
         prompts = [self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked]
         settings = [normalize_gen_kwargs(kwargs, self.max_gen_toks) for _, kwargs in asked]
         longest = [p.get("max_gen_toks", self.max_gen_toks) for p in settings]
+        prompts = self._within(prompts, [self._window - n for n in longest])
         self._refuse_too_long([len(p) + n for p, n in zip(prompts, longest, strict=True)])
         answers = [""] * len(asked)
         groups: dict[str, list[int]] = {}

@@ -102,6 +102,7 @@ def _measure(
             batch_tokens=questions.batch_tokens,
             generation_tokens=questions.generation_tokens,
             name=candidate.name,
+            cut_middle=questions.cut_middle,
             rank=evaluation.rank,
             size=evaluation.size,
         )
@@ -141,7 +142,7 @@ def _key(
         generates=task.definition.generates,
         task=task.definition.name,
         version=str(task.definition.config["metadata"]["version"]),
-        content=task.digest,
+        content=f"{task.digest} cut" if questions.cut_middle else task.digest,
         lm_eval=metadata.version("lm_eval"),
         limit=questions.limit,
     )
@@ -189,6 +190,7 @@ def run_task(
         bootstrap_iters=0,
         log_samples=True,
     )
+    cut = lm.take_cut()
     if evaluated is None:
         return None
     figures = cast("dict[str, Any]", evaluated)
@@ -205,7 +207,10 @@ def run_task(
         figures["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
             samples, answers.gold
         )
-    return answers, _results(figures, tasks)
+    results = _results(figures, tasks)
+    if cut is not None:
+        results[next(iter(tasks))]["texts_cut"] = cut
+    return answers, results
 
 
 def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:

@@ -41,6 +41,8 @@ class Questions:
         folder: that folder.
         limit: items of each task, and of each subject of a task that has subjects.
         split: the half of each task's items that is asked; `all` for both.
+        cut_middle: leave out the middle of a text that is longer than the model's window, as
+            LongBench v2's own code does. Otherwise such a text is refused.
         batch_tokens: tokens of a forward pass.
         generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
             GPU's memory.
@@ -57,6 +59,7 @@ class Questions:
     execute_code: bool = False
     allow_unsandboxed: bool = False
     split: Split = "all"
+    cut_middle: bool = False
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):
@@ -165,6 +168,10 @@ def _prepare(name: str, questions: Questions) -> Prepared:
         task = replace(task, sandbox=_sandbox(questions))
     if questions.source == "hub" and task.hub is not None:
         return Prepared(task, None, questions.split)
+    if task.documents is None:
+        raise EvaluationError(
+            f"source={questions.source}: only the hub has the items of {name!r}; give source=hub"
+        )
     if questions.source == "folder":
         assert questions.folder is not None
         documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")

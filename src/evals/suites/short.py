@@ -17,7 +17,7 @@ from src.evals.preparing import Questions, prepare
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
 from src.evals.sandbox import SandboxError
 from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
-from src.evals.tasks import definitions
+from src.evals.tasks import LONG_TASKS, definitions
 from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskModel, TaskResult
 
 UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
@@ -38,6 +38,7 @@ class ShortSuite(Questions):
     name: ClassVar[str] = "short"
     needs_run: ClassVar[bool] = False
     record: ClassVar[type[SuiteResults[Any]]] = ShortResults
+    results: ClassVar[type[ShortResults]] = ShortResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """Unknown tasks, documents that cannot be fetched, and code without a sandbox."""
@@ -60,7 +61,7 @@ class ShortSuite(Questions):
         if not measured.answers:
             lines = [f"{what}: {why}" for what, why in measured.failures.items()]
             raise EvaluationError("\n".join(lines))
-        record = ShortResults(
+        record = self.results(
             limit=self.limit,
             split=named(self.split),
             failures=measured.failures,
@@ -88,7 +89,7 @@ class ShortSuite(Questions):
                 higher_is_better=task.higher_is_better,
                 chance=task.chance,
             )
-            for name, task in definitions().items()
+            for name, task in (definitions() | LONG_TASKS).items()
             if name in self.tasks
         ]
         candidates = {c.name: c for c in evaluation.candidates if c.name in measured.answers}
@@ -119,14 +120,14 @@ class ShortSuite(Questions):
         """Values, category averages and scores; names of limited figures say so."""
         figures: dict[str, float] = {}
         for model in record.models:
-            start = f"eval/{model.name}/{record.marked('short', '@limit')}"
+            start = f"eval/{model.name}/{record.marked(record.suite, '@limit')}"
             figures |= {f"{start}/{task}": r.value for task, r in model.results.items()}
             figures |= {f"{start}/category/{c}": m.value for c, m in model.categories.items()}
             for key in ("average", "full_average"):
                 if mean := getattr(model, key):
                     figures[f"{start}/{key}"] = mean.value
         for model in record.students:
-            start = f"eval/{model.name}/{record.marked('short', '@limit')}"
+            start = f"eval/{model.name}/{record.marked(record.suite, '@limit')}"
             for key in ("average", "full_average"):
                 for name in ("recovery", "recovery_vs_best", "gap_closed"):
                     score = getattr(model.scores, key)
@@ -149,8 +150,8 @@ def _values(record: ShortResults) -> ResultTable:
     rows.append(("average, discriminating", None, *(_value(model.average) for model in models)))
     rows.append(("average, all", None, *(_value(model.full_average) for model in models)))
     return ResultTable(
-        name=record.marked("short", "_limit_"),
-        title=record.marked("Short suite", ", a quick look: items of each task, at most ")
+        name=record.marked(record.suite, "_limit_"),
+        title=record.marked(record.title, ", a quick look: items of each task, at most ")
         + " (value ± standard error)",
         columns=("task", "items", *(model.name for model in models)),
         rows=tuple(rows),
@@ -176,8 +177,8 @@ def _scores(record: ShortResults, model: TaskModel) -> ResultTable:
     }
     columns = ("task", "recovery", "of the best other run", "gap closed", "differs from scaled", "")
     return ResultTable(
-        name=record.marked(f"short_scores/{model.name}", "_limit_"),
-        title=record.marked(f"Short suite, {model.name}", ", a quick look: items a task ")
+        name=record.marked(f"{record.suite}_scores/{model.name}", "_limit_"),
+        title=record.marked(f"{record.title}, {model.name}", ", a quick look: items a task ")
         + " [95% interval]",
         columns=columns,
         rows=tuple(

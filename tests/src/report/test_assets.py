@@ -149,7 +149,8 @@ PANELS = [
     *("answer", "newest", "headline", "settings", "long", "curves", "layers", "comparison"),
     *("performance", "runs"),
 ]
-CHARTS = {*(figure.name for figure in FIGURES), "total", "parts", "lr", "grad_norm"}
+CHARTS = {figure.name for figure in FIGURES if not figure.each}
+CHARTS |= {"setting-ard.lr", "setting-seed", "total", "parts", "lr", "grad_norm"}
 
 
 @pytest.mark.slow

@@ -23,6 +23,7 @@ from pydantic import ConfigDict, Field
 from rich.console import Console
 
 from src import command, tracking
+from src.assets.cache import UserPath
 from src.models.config import PositiveInt
 from src.report import paper
 from src.report.compare import compare_tables, find_run
@@ -53,15 +54,15 @@ class OnlyConfig:
 class DashboardConfig:
     """`python -m src.dashboard`: where the runs are, and what to write."""
 
-    outputs: Annotated[str, Field(min_length=1)]
-    target_path: Annotated[str, Field(min_length=1)]
+    outputs: Annotated[UserPath, Field(min_length=1)]
+    target_path: Annotated[UserPath, Field(min_length=1)]
     view: Literal["page", "table"]
     window: PositiveInt | None = None
-    benchmarks: str = "benchmarks/results"
+    benchmarks: UserPath = "benchmarks/results"
     only: OnlyConfig = OnlyConfig()
-    compare: Annotated[tuple[str, ...], Field(min_length=2, max_length=2)] | None = None
+    compare: Annotated[tuple[UserPath, ...], Field(min_length=2, max_length=2)] | None = None
     export: Literal["paper"] | None = None
-    export_path: Annotated[str, Field(min_length=1)] = "outputs/dashboard/paper"
+    export_path: Annotated[UserPath, Field(min_length=1)] = "outputs/dashboard/paper"
     export_formats: Annotated[tuple[paper.Format, ...], Field(min_length=1)] = _FORMATS
     serve: bool = False
     port: Annotated[int, Field(ge=0, le=65535)] = 0

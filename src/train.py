@@ -49,7 +49,7 @@ def _resume(composed: DictConfig, world: launch.World | None) -> None:
     chosen = loading.load(RunConfig, composed).launch if ranks else None
     from src.training import start
 
-    start.resume(Path(composed.resume), world, chosen)
+    start.resume(Path(os.path.expanduser(composed.resume)), world, chosen)
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")

@@ -5,8 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Annotated
 
 import platformdirs
+from pydantic import AfterValidator
+
+# A path as a user types it; a leading ~ becomes the home folder.
+UserPath = Annotated[str, AfterValidator(os.path.expanduser)]
 
 APPLICATION = "linearard-lab"
 CACHE_VARIABLE = "LINEARARD_CACHE"

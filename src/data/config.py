@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from src.assets.cache import UserPath
 from src.data.documents import DataError
 
 PackagedName = Literal["sotu", "kjv", "moby_dick", "austen", "treasury_of_david", "matthew_henry"]
@@ -36,7 +37,7 @@ class TextFiles:
     """
 
     type: Literal["files"]
-    paths: tuple[str, ...]
+    paths: tuple[UserPath, ...]
     text_field: str = "text"
 
     def __post_init__(self) -> None:
@@ -57,7 +58,7 @@ class HubDataset:
     """
 
     type: Literal["hub"]
-    path: str
+    path: UserPath
     split: str = "train"
     config: str | None = None
     text_field: str = "text"
@@ -94,7 +95,7 @@ class DataConfig:
     max_tokens: PositiveCount | None = None
     max_held_out_overlap: Annotated[float, Field(ge=0, le=1)] = 0.02
     packing: Literal["auto"] | bool = "auto"
-    paths: tuple[str, ...] = ()
+    paths: tuple[UserPath, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.sources:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,52 +20,103 @@ Rows = Iterator[tuple[str, str]]  # (suffix of the document's name, text)
 def read_files(source: TextFiles) -> Iterator[Document]:
     """Yield the documents of all paths, files in sorted order within a folder or a glob.
 
+    A file is read by the path that leads to it, also if that is a link: its name and its kind are
+    those of the link. A file that several paths lead to is read once. Hidden files and folders are
+    skipped, unless a path names them.
+
     Raises:
         DataError: a path is missing, a glob or a folder has no file, a kind of file is unknown,
-            or a file's content cannot be used.
+            something is not a regular file, or a file's name or content cannot be used.
     """
     files = _expand(source.paths)
     for path, name in zip(files, _names(files), strict=True):
-        for suffix, text in _READERS[path.suffix.lower()](path, source.text_field):
-            yield Document(name + suffix, text)
+        try:
+            for suffix, text in _READERS[path.suffix.lower()](path, source.text_field):
+                yield Document(name + suffix, text)
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror or error}") from error
 
 
 def _expand(paths: tuple[str, ...]) -> list[Path]:
     """Files in the order of the settings, each once."""
-    files: dict[Path, None] = {}
+    files: dict[Path, Path] = {}
     for entry in paths:
         for path in _matches(entry):
-            if path.suffix.lower() not in _READERS:
-                raise DataError(
-                    f"cannot read {path}: its kind {path.suffix!r} is unknown; allowed: "
-                    f"{', '.join(sorted(_READERS))}"
-                )
-            files[path.resolve()] = None
-    return list(files)
+            _check(path)
+            files.setdefault(path.resolve(), path)
+    return list(files.values())
+
+
+def _check(path: Path) -> None:
+    """Refuse what is no regular file of a known kind with a name in UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        shown = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise DataError(f"cannot read {shown}: its name is not UTF-8; rename it") from None
+    if not path.exists():
+        raise DataError(f"cannot read {path}: it is a link to nothing; leave it out")
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        raise DataError(
+            f"cannot read {path}: it is {_kind(mode)}, not a regular file; leave it out"
+        )
+    if path.suffix.lower() not in _READERS:
+        raise DataError(
+            f"cannot read {path}: its kind {path.suffix!r} is unknown; allowed: "
+            f"{', '.join(sorted(_READERS))}"
+        )
+
+
+def _kind(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder"
+    if stat.S_ISFIFO(mode):
+        return "a FIFO"
+    return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _matches(entry: str) -> list[Path]:
-    path = Path(entry).expanduser()
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        files = sorted(f for f in path.rglob("*") if f.suffix.lower() in _READERS and f.is_file())
-        if not files:
-            raise DataError(f"folder {entry!r} holds no {', '.join(sorted(_READERS))} file")
-        return files
+    path = Path(os.path.expanduser(entry))
+    try:
+        if path.is_dir():
+            files = sorted(f for f in _walk(path) if f.suffix.lower() in _READERS)
+            if not files:
+                raise DataError(f"folder {entry!r} holds no {', '.join(sorted(_READERS))} file")
+            return files
+        if os.path.lexists(path):
+            return [path]
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if glob.has_magic(entry):
-        files = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [file for file in files if file.is_file()]
+        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        files = [file for file in found if not file.is_dir()]
         if not files:
             raise DataError(f"paths entry {entry!r} matches no file (below {Path.cwd()})")
         return files
     raise DataError(f"paths entry {entry!r} does not exist (below {Path.cwd()})")
 
 
+def _walk(folder: Path) -> Iterator[Path]:
+    """What a folder and its subfolders hold, without what is hidden. Links are followed once."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    seen: set[str] = set()
+    for here, subfolders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(here)
+        subfolders[:] = [] if real in seen else [n for n in subfolders if not n.startswith(".")]
+        if real not in seen:
+            yield from (Path(here, name) for name in names if not name.startswith("."))
+        seen.add(real)
+
+
 def _names(files: list[Path]) -> list[str]:
     """Paths below the common folder, without suffix unless two would then be equal."""
-    common = Path(os.path.commonpath([file.parent for file in files]))
-    relative = [file.relative_to(common) for file in files]
+    absolute = [Path(os.path.abspath(file)) for file in files]
+    common = Path(os.path.commonpath([file.parent for file in absolute]))
+    relative = [file.relative_to(common) for file in absolute]
     stems = [path.with_suffix("").as_posix() for path in relative]
     uses = Counter(stems)
     return [
@@ -73,11 +125,16 @@ def _names(files: list[Path]) -> list[str]:
     ]
 
 
-def decode(content: bytes, path: Path, start: int = 0) -> str:
+def decode(content: bytes, path: Path | str, start: int = 0) -> str:
     """UTF-8 text without a byte order mark and with plain line ends.
 
+    Args:
+        content: of a file or a part of it.
+        path: of the file, or the place in it, for messages.
+        start: the content's position in the file.
+
     Raises:
-        DataError: undecodable bytes; `start` is the content's position in the file.
+        DataError: undecodable bytes, or NUL bytes.
     """
     try:
         text = content.decode("utf-8")
@@ -87,6 +144,12 @@ def decode(content: bytes, path: Path, start: int = 0) -> str:
             f"{path} is not UTF-8: byte {content[error.start]:#04x} at position {position}; "
             f"convert the file, for example with `iconv -t utf-8`"
         ) from error
+    if (nul := content.find(0)) >= 0:
+        # ASCII in UTF-16 is valid UTF-8: a NUL before or after each letter.
+        raise DataError(
+            f"{path} is not text in UTF-8: NUL byte at position {start + nul}; if it is UTF-16, "
+            "convert it with `iconv -f utf-16le -t utf-8` (or utf-16be), else leave it out"
+        )
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
@@ -98,7 +161,7 @@ def _read_jsonl(path: Path, text_field: str) -> Rows:
     position, row = 0, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = decode(line, path, position)
+            text = decode(line, f"{path}, line {number},", position)
             position += len(line)
             if text.strip():
                 where = f"{path}, line {number}"
@@ -111,6 +174,11 @@ def _parse(line: str, where: str) -> dict[str, Any]:
         value = json.loads(line)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: malformed JSON: {error.msg} (column {error.colno})") from error
+    except RecursionError:
+        raise DataError(f"{where}: JSON is nested too deeply; leave the row out") from None
+    except ValueError as error:
+        # Python does not convert integers of thousands of digits.
+        raise DataError(f"{where}: a number is too long ({error}); write it as text") from None
     if not isinstance(value, dict):
         raise DataError(f"{where}: a JSON object is needed, not {type(value).__name__}")
     return value
@@ -151,11 +219,20 @@ def _read_parquet(path: Path, text_field: str) -> Rows:
                 )
             row = 0
             for batch in file.iter_batches(batch_size=64, columns=[text_field]):
-                for record in batch.to_pylist():
-                    yield f"/{row}", text_of(record, text_field, f"{path}, row {row}")
+                for value in batch.column(0):
+                    where = f"{path}, row {row}"
+                    record = {text_field: _of_arrow(value, where)}
+                    yield f"/{row}", text_of(record, text_field, where)
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _of_arrow(value: Any, where: str) -> Any:
+    try:
+        return value.as_py()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{where} is not UTF-8 ({error.reason}); write the file again") from error
 
 
 _READERS: dict[str, Callable[[Path, str], Rows]] = {

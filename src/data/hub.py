@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ def hub_identity(source: HubDataset) -> str:
 
     For a local folder it covers the files' bytes. For the hub it is the revision of the settings.
     """
-    folder = Path(source.path)
+    folder = Path(os.path.expanduser(source.path))
     if not folder.is_dir():
         return f"revision {source.revision}"
     return f"content {content_digest(folder)}"
@@ -43,7 +44,7 @@ def _rows(source: HubDataset) -> Iterator[dict[str, Any]]:
 
     try:
         yield from load_dataset(
-            source.path,
+            os.path.expanduser(source.path),
             name=source.config,
             split=source.split,
             revision=source.revision,

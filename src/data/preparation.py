@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 from filelock import FileLock
 
-from src.assets.cache import cache_dir
+from src.assets.cache import CACHE_VARIABLE, cache_dir
 from src.data.config import DataConfig, HubDataset, Source
 from src.data.corpus import (
     Corpus,
@@ -65,20 +66,41 @@ def prepare_corpus(
             training text is left, or a held-out document occurs in training.
     """
     shelf = (cache or cache_dir()) / "tokens"
-    shelf.mkdir(parents=True, exist_ok=True)
     if key is not None and (known := _opened(config.name, shelf / key[:32])) is not None:
         return known
     survey = _Survey(config)
     key = _key(config, survey, tokenizer_identity(tokenizer))
     folder = shelf / key[:32]
-    with FileLock(shelf / f"{folder.name}.lock"):
-        corpus = _opened(config.name, folder)
-        if corpus is None:
-            shutil.rmtree(folder, ignore_errors=True)
-            _build(config, survey, key, tokenizer, folder)
-            corpus = load_corpus(config.name, folder)
+    # A cache that holds the corpus may be read-only.
+    corpus = _opened(config.name, folder) or _made(config, survey, key, tokenizer, folder)
     refuse_overlap(corpus, config.max_held_out_overlap)
     return corpus
+
+
+def _made(
+    config: DataConfig,
+    survey: _Survey,
+    key: str,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+) -> Corpus:
+    """Tokenize into `folder`, unless another process has done so meanwhile."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.parent / f"{folder.name}.lock"):
+            corpus = _opened(config.name, folder)
+            if corpus is None:
+                shutil.rmtree(folder, ignore_errors=True)
+                _build(config, survey, key, tokenizer, folder)
+                corpus = load_corpus(config.name, folder)
+            return corpus
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        raise DataError(
+            f"the tokens of corpus {config.name!r} cannot be written to {folder.parent}: "
+            f"{error.strerror}; make that folder writable, or let {CACHE_VARIABLE} name another"
+        ) from error
 
 
 def _opened(name: str, folder: Path) -> Corpus | None:

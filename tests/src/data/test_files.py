@@ -87,6 +87,15 @@ def test_rows_of_parquet_are_documents(tmp_path: Path) -> None:
         ("x.jsonl", b'{"body": "a"}\n', r"line 1: no field 'text'; there are: body"),
         ("x.jsonl", b'{"text": 3}\n', r"line 1: field 'text' is int, not text"),
         ("x.jsonl", b'{"text": "a\\ud800"}\n', r"half of a surrogate pair at character 1"),
+        (
+            "x.txt",
+            "no mark".encode("utf-16-le"),
+            r"x\.txt is not .*: NUL byte at position 1.*iconv",
+        ),
+        ("x.md", bytes(64), r"x\.md is not text in UTF-8: NUL byte at position 0"),
+        ("x.jsonl", b'{"text": "a"}\n\0\0\n', r"x\.jsonl, line 2, is not text .* position 14"),
+        ("x.jsonl", b'{"text": "a"}\n' + b"[" * 90_000, r"line 2: JSON is nested too deeply"),
+        ("x.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}", r"line 1: a number is too long"),
         ("x.parquet", b"PAR1 no", r"x\.parquet is not a readable parquet file"),
         ("x.csv", b"a,b", r"its kind '\.csv' is unknown; allowed: \.jsonl, \.md, \.parquet, \.txt"),
     ],
@@ -113,4 +122,86 @@ def test_paths_that_give_nothing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"entry '.*\*\.txt' matches no file"):
         read(tmp_path / "*.txt")
     with pytest.raises(DataError, match=r"holds no \.jsonl, \.md, \.parquet, \.txt file"):
+        read(tmp_path)
+
+
+def test_parquet_with_text_that_is_not_utf_8_names_the_row(tmp_path: Path) -> None:
+    import pyarrow
+
+    raw = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary())
+    text = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
+    write_parquet(tmp_path / "x.parquet", {"text": text})  # type: ignore[dict-item]
+    with pytest.raises(DataError, match=r"x\.parquet, row 1 is not UTF-8"):
+        read(tmp_path)
+
+
+def test_a_link_is_read_by_its_own_name_and_kind(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / "blob").write_text("linked")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "book.txt").symlink_to(tmp_path / "store" / "blob")
+    (tmp_path / "texts" / "own.txt").write_text("own")
+    assert read(tmp_path / "texts") == {"book": "linked", "own": "own"}
+    assert read(tmp_path / "texts" / "book.txt") == {"book": "linked"}
+    (tmp_path / "texts" / "twice.txt").symlink_to(tmp_path / "texts" / "own.txt")
+    assert list(read(tmp_path / "texts")) == ["book", "own"]
+
+
+def test_linked_folders_are_read_once(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "x.txt").write_text("x")
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "shared").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "round").symlink_to(tmp_path / "elsewhere")
+    assert read(tmp_path / "texts") == {"x": "x"}
+
+
+def test_the_home_folder_is_meant_by_a_tilde(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "x.txt").write_text("x")
+    assert read("~/x.txt") == read("~/*.txt") == read("~") == {"x": "x"}
+    with pytest.raises(DataError, match=r"'~nobody-here/x' does not exist"):
+        read("~nobody-here/x")
+
+
+def test_hidden_files_are_skipped_unless_named(tmp_path: Path) -> None:
+    for name in ("seen.txt", ".hidden.txt", ".git/x.txt", ".ipynb_checkpoints/y.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    assert list(read(tmp_path)) == list(read(tmp_path / "**/*.txt")) == ["seen"]
+    assert list(read(tmp_path / ".hidden.txt")) == [".hidden"]
+
+
+def test_what_is_no_file_with_a_name_is_refused(tmp_path: Path) -> None:
+    import os
+
+    (tmp_path / "pipe").mkdir()
+    os.mkfifo(tmp_path / "pipe" / "x.txt")
+    for path in (tmp_path / "pipe", tmp_path / "pipe/x.txt", tmp_path / "pipe/*"):
+        with pytest.raises(DataError, match=r"cannot read .*x\.txt: it is a FIFO, not a regular"):
+            read(path)
+    with pytest.raises(DataError, match="cannot read /dev/null: it is a device"):
+        read("/dev/null")
+    (tmp_path / "broken.txt").symlink_to(tmp_path / "nosuch")
+    for path in (tmp_path / "broken.txt", tmp_path / "b*"):
+        with pytest.raises(DataError, match=r"broken\.txt: it is a link to nothing"):
+            read(path)
+    (tmp_path / "bytes").mkdir()
+    (tmp_path / "bytes" / os.fsdecode(b"caf\xe9.txt")).write_text("x")
+    with pytest.raises(DataError, match=r"caf\\xe9\.txt: its name is not UTF-8; rename it"):
+        read(tmp_path / "bytes")
+
+
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.txt").write_text("x")
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    with pytest.raises(DataError, match=r"cannot read .*x\.txt: Permission denied"):
         read(tmp_path)

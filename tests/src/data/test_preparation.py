@@ -348,3 +348,36 @@ class TestAddresses:
                 use=word_tokenizer,
                 held_out=("sotu/1945-Roosevelt-2",),
             )
+
+
+class TestReadOnlyCache:
+    """What needs no writing works; what needs it is one message."""
+
+    def test_a_corpus_that_it_holds_is_loaded(
+        self,
+        prepare: Prepare,
+        write_texts: Write,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        source = write_texts({"a": "some text", "b": "other text"})
+        made = prepare(source)
+        _refuse_writing(monkeypatch)
+        assert prepare(source).key == made.key
+
+    def test_a_new_corpus_is_refused(
+        self,
+        prepare: Prepare,
+        write_texts: Write,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        _refuse_writing(monkeypatch)
+        with pytest.raises(DataError, match=r"cannot be written to .*: Read-only.*LINEARARD_CACHE"):
+            prepare(write_texts({"a": "some text"}))
+
+
+def _refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("src.data.preparation.FileLock", refuse)

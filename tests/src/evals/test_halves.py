@@ -97,7 +97,10 @@ def test_a_task_of_validation_items_alone_is_halved_too() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["all", "short", "inheritance", "ruler", "needle_depth", "papers", "positions", "perplexity"],
+    [
+        *("all", "short", "inheritance", "ruler", "needle_depth", "papers", "positions"),
+        *("perplexity", "longppl", "long_tasks"),
+    ],
 )
 @by_default(lambda name: name == "all")
 def test_one_key_chooses_the_half_of_every_suite(

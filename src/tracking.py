@@ -1,4 +1,4 @@
-"""Weights & Biases, the only importer of wandb.
+"""Weights & Biases and TensorBoard; the only importer of wandb.
 
 Each job starts one tracker and closes it, however the job ends. `metrics.jsonl` and `run.json` are
 written by other modules, with any tracker.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,20 +24,22 @@ SEPARATOR = "/"
 LONGEST_VALUE = 4096
 # The x-axes of curves; the first is W&B's default.
 X_AXES = ("tokens", "flops", "seconds")
+_OF_A_STEP = ("lr", "grad_norm", "tokens_per_second")
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Settings of Weights & Biases.
+    """Settings of the tracker.
 
     Attributes:
-        mode: `offline` writes into the run folder for a later `wandb sync`; `online` needs a login.
+        mode: `offline` writes W&B's files into the run folder for a later `wandb sync`; `online`
+            needs a login; `tensorboard` writes TensorBoard's files into the run folder.
         project, entity: where the runs go; without an entity, that of the login.
         group: group of the run; without one, the sweep's name.
         artifact: `export` makes an artifact of the final model.
     """
 
-    mode: Literal["disabled", "offline", "online"]
+    mode: Literal["disabled", "offline", "online", "tensorboard"]
     project: str
     entity: str | None = None
     group: str | None = None
@@ -75,13 +78,7 @@ class WandbTracker(Tracker):
         self._config, self._run, self._run_dir = config, run, run_dir
 
     def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
-        flat: dict[str, Any] = {}
-        for key, value in metrics.items():
-            if isinstance(value, list):
-                flat |= {f"{key}/{i}": element for i, element in enumerate(value)}
-            else:
-                flat[key] = value
-        self._run.log(flat, step=step)
+        self._run.log(tracked(metrics), step=step)
 
     def summarize(self, values: Mapping[str, Any]) -> None:
         self._run.summary.update(dict(values))
@@ -111,6 +108,77 @@ class WandbTracker(Tracker):
             print(sync_hint(str(self._run_dir)))
 
 
+class TensorBoardTracker(Tracker):
+    """Event files in the run folder's `tensorboard/`; a resumed job adds a file.
+
+    Args:
+        run_dir: the run folder.
+        settings: the run's, shown as a text.
+    """
+
+    def __init__(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
+        from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]
+
+        self._writer = SummaryWriter(logdir=str(run_dir / "tensorboard"))
+        listed = (f"    {key}: {value}" for key, value in flattened(settings).items())
+        self._writer.add_text("settings", "\n".join(listed))
+        self._step = 0
+
+    def log(self, metrics: Mapping[str, Any], *, step: int) -> None:
+        self._step = step
+        for key, value in tracked(metrics).items():
+            if value is not None:
+                self._writer.add_scalar(key, value, step)
+
+    def summarize(self, values: Mapping[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, (int, float)):
+                self._writer.add_scalar(key, value, self._step)
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        text = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
+        self._writer.add_text(name, text, self._step)
+
+    def finish(self, *, succeeded: bool) -> None:
+        del succeeded
+        self._writer.close()
+
+
+def tracked(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics by the names that trackers show: training below `train/`, layers below `layers/`.
+
+    `loss/total` becomes `train/loss`, `loss/relation/qq` `train/loss/relation/qq`, and `lr`
+    `train/lr`. A list becomes one number for each layer: `loss/relation/by_layer` gives
+    `layers/relation/0` and so on. Other names, those of x-axes and of evaluations, stay.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if isinstance(value, list):
+            name = key.removeprefix("loss/").removesuffix("/by_layer")
+            flat |= {f"layers/{name}/{i}": element for i, element in enumerate(value)}
+        elif key == "loss/total":
+            flat["train/loss"] = value
+        elif key.startswith("loss/") or key in _OF_A_STEP:
+            flat[f"train/{key}"] = value
+        else:
+            flat[key] = value
+    return flat
+
+
+def check(config: TrackingConfig) -> None:
+    """Refuse a tracker whose package is not installed.
+
+    Raises:
+        TrackingError: with the remedy.
+    """
+    if config.mode == "tensorboard" and find_spec("tensorboardX") is None:
+        raise TrackingError(
+            "tracking.mode: tensorboard needs the package tensorboardX, which is not installed; "
+            "type make setup, or use tracking=wandb_offline or tracking=none"
+        )
+
+
 def start(
     config: TrackingConfig,
     *,
@@ -124,6 +192,8 @@ def start(
     """The tracker of the config."""
     if config.mode == "disabled":
         return Tracker()
+    if config.mode == "tensorboard":
+        return TensorBoardTracker(run_dir, settings)
     import wandb
 
     run = wandb.init(
@@ -264,6 +334,8 @@ def _curves() -> Iterator[Any]:
     import wandb_workspaces.reports.v2.interface as wr
 
     for axis in X_AXES:
-        yield wr.LinePlot(title=f"loss by {axis}", x=axis, y=["loss/total"], smoothing_factor=0.6)
-    yield wr.LinePlot(title="relations by tokens", x=X_AXES[0], metric_regex="loss/relation/[qkv].")
-    yield wr.LinePlot(title="gradient norm", x=X_AXES[0], y=["grad_norm"], log_y=True)
+        yield wr.LinePlot(title=f"loss by {axis}", x=axis, y=["train/loss"], smoothing_factor=0.6)
+    yield wr.LinePlot(
+        title="relations by tokens", x=X_AXES[0], metric_regex="train/loss/relation/[qkv]."
+    )
+    yield wr.LinePlot(title="gradient norm", x=X_AXES[0], y=["train/grad_norm"], log_y=True)

@@ -70,7 +70,7 @@ class Evaluated:
         for name, record in self.records.items():
             for table in SUITES[name].tables(record):
                 tracker.log_table(table.name, table.columns, table.rows)
-            tracker.summarize(SUITES[name].summary(record))
+            tracker.summarize(_tracked(SUITES[name].summary(record), record))
 
     def check(self) -> None:
         """Raise an error if anything failed.
@@ -85,6 +85,20 @@ class Evaluated:
         ]
         if lines:
             raise EvaluationError("\n".join(lines))
+
+
+def _tracked(summary: Mapping[str, float], record: SuiteResults[Any]) -> dict[str, float]:
+    """A summary by names that do not change with the recipe and have no blanks.
+
+    The last stage's model is `eval/final/SUITE/TASK`, others have their names.
+    """
+    final = f"eval/{record.final.name}/" if record.final else None
+    return {
+        (
+            f"eval/final/{key.removeprefix(final)}" if final and key.startswith(final) else key
+        ).replace(" ", "_"): value
+        for key, value in summary.items()
+    }
 
 
 def _print(shown: ResultTable, console: Console) -> None:

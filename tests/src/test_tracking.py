@@ -84,7 +84,8 @@ def run_dir(private_wandb: None, tmp_path_factory: pytest.TempPathFactory) -> Pa
     tracker = start(OFFLINE, folder)
     for step in (1, 2, 5):
         metrics = {"tokens": 256 * step, "flops": 1e9 * step, "loss/total": 2.0 / step}
-        tracker.log(metrics | {"loss/by_layer": [step + 0.25, step + 0.75]}, step=step)
+        layers = {"loss/relation/by_layer": [step + 0.25, step + 0.75], "lr": 0.1 * step}
+        tracker.log(metrics | layers, step=step)
     tracker.log_table("perplexity", ["model", "ppl 64"], [["native", 8.5], ["scaled", None]])
     tracker.summarize({"eval/gap_closed/64": 0.9, "eval/recovery/64": 97.5})
     tracker.log_figures({"plots/a": go.Figure(go.Scatter(x=[1, 2], y=[3, 4]))})
@@ -122,10 +123,11 @@ def test_history_has_the_steps_and_lists_as_scalars(run_dir: Path) -> None:
     assert [entry["_step"] for entry in history] == [1, 2, 5]
     assert [entry["flops"] for entry in history] == [1e9, 2e9, 5e9]
     assert [entry["tokens"] for entry in history] == [256, 512, 1280]
-    assert [entry["loss/total"] for entry in history] == [2.0, 1.0, 0.4]
-    assert [entry["loss/by_layer/0"] for entry in history] == [1.25, 2.25, 5.25]
-    assert [entry["loss/by_layer/1"] for entry in history] == [1.75, 2.75, 5.75]
-    assert not any("loss/by_layer" in entry for entry in history)
+    assert [entry["train/loss"] for entry in history] == [2.0, 1.0, 0.4]
+    assert [entry["train/lr"] for entry in history] == [0.1, 0.2, 0.5]
+    assert [entry["layers/relation/0"] for entry in history] == [1.25, 2.25, 5.25]
+    assert [entry["layers/relation/1"] for entry in history] == [1.75, 2.75, 5.75]
+    assert not any("by_layer" in key or key.startswith("loss") for e in history for key in e)
 
 
 def test_curves_are_drawn_over_tokens_or_work(run_dir: Path) -> None:
@@ -139,7 +141,7 @@ def test_summary_and_last_values_are_kept(summary: dict[str, Any]) -> None:
     found = summary["summary"]
     assert found["eval/gap_closed/64"] == 0.9
     assert found["eval/recovery/64"] == 97.5
-    assert found["loss/total"] == 0.4
+    assert found["train/loss"] == 0.4
 
 
 def test_the_table_is_written(run_dir: Path, summary: dict[str, Any]) -> None:
@@ -217,7 +219,7 @@ def test_a_workspace_and_a_report_are_built_offline() -> None:
     view = tracking.workspace("a-project", "a-team", scores)
     assert [section.name for section in view.sections] == ["Scores", "Training"]
     text = json.dumps(view._to_model().model_dump(mode="json"))
-    assert all(name in text for name in [*scores, "loss/total", "flops", "tokens"])
+    assert all(name in text for name in [*scores, "train/loss", "flops", "tokens"])
     written = tracking.report("a-project", "a-team", scores)
     bars, curves = [block for block in written.blocks if hasattr(block, "panels")]
     assert [panel.metrics for panel in bars.panels] == [[score] for score in scores]
@@ -314,3 +316,47 @@ def test_disabled_imports_no_wandb(tmp_path: Path) -> None:
         [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_names_of_a_step() -> None:
+    metrics = {"tokens": 1, "loss/total": 2.0, "loss/relation/qq": 3.0, "lr": 4.0, "eval/x": 5.0}
+    assert tracking.tracked(metrics | {"loss/drift": [6.0]}) == {
+        "tokens": 1,
+        "train/loss": 2.0,
+        "train/loss/relation/qq": 3.0,
+        "train/lr": 4.0,
+        "eval/x": 5.0,
+        "layers/drift/0": 6.0,
+    }
+
+
+TENSORBOARD = replace(OFFLINE, mode="tensorboard")
+
+
+def test_tensorboard_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "find_spec", lambda name: None)
+    with pytest.raises(tracking.TrackingError, match=r"tracking\.mode: tensorboard .* make setup"):
+        tracking.check(TENSORBOARD)
+    tracking.check(OFFLINE)
+
+
+def test_tensorboard_reads_what_was_logged(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    from tensorboardX.proto.event_pb2 import Event
+
+    tracker = start(TENSORBOARD, tmp_path)
+    tracker.log({"tokens": 5, "loss/total": 2.0, "loss/by_layer": [1.0, None]}, step=1)
+    tracker.summarize({"eval/final/perplexity/512": 7.5, "name": "ignored"})
+    tracker.log_table("perplexity", ["model"], [["native"]])
+    tracker.finish(succeeded=True)
+    (file,) = (tmp_path / "tensorboard").iterdir()
+    data, found = file.read_bytes(), {}
+    while data:  # records: length (8 bytes), its checksum (4), the event, its checksum (4)
+        length = int.from_bytes(data[:8], "little")
+        event = Event.FromString(data[12 : 12 + length])
+        found |= {v.tag: (event.step, v.simple_value) for v in event.summary.value}
+        data = data[16 + length :]
+    assert found["train/loss"] == (1, 2.0)
+    assert found["eval/final/perplexity/512"] == (1, 7.5)
+    assert not any("layers" in tag and tag.endswith("/1") for tag in found)
+    assert any(tag.startswith("perplexity") for tag in found)

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.assets.pins import AssetError
 from src.settings import strict
 from src.training.launch import LaunchError
+from src.training.signals import Stopped
 
 USAGE_ERROR = 2
 FAILURE = 1
@@ -36,6 +37,8 @@ def job(work: Callable[[_Settings], None]) -> Callable[[_Settings], None]:
             _exit(str(error), USAGE_ERROR)
         except LaunchError as error:
             _exit(str(error), FAILURE)
+        except Stopped as stopped:
+            _exit(str(stopped), stopped.code)
         except KeyboardInterrupt:
             _exit("interrupted", INTERRUPTED)
 

@@ -19,6 +19,9 @@ from typing import Any
 import yaml
 
 SCHEMA = 1
+# Space that is given up when the disk is full, so that the end of the run can be recorded.
+RESERVE = ".reserve"
+_RESERVED_BYTES = 2**18
 # Locked by the process that runs the folder.
 LOCK = ".lock"
 # The key of a JSON file's own SHA-256.
@@ -214,9 +217,22 @@ class RunFolder:
         """Change entries of run.json."""
         write_sealed(self.record_file, self.record() | {"updated_at": _now()} | values)
 
+    def reserve(self) -> None:
+        """Take the space that the record needs if the disk is full later."""
+        write_whole(self.path / RESERVE, os.urandom(_RESERVED_BYTES))
+
     def end(self, state: str, error: str | None = None) -> None:
-        """Record how the run ended: finished, failed or interrupted."""
-        self.update(state=state, error=error, finished_at=_now())
+        """Record how the run ended: finished, failed or interrupted.
+
+        The reserved space is given up first, so a full disk does not prevent it; and a write that
+        fails is tried once more.
+        """
+        (self.path / RESERVE).unlink(missing_ok=True)
+        ending = {"state": state, "error": error, "finished_at": _now()}
+        try:
+            self.update(**ending)
+        except OSError:
+            self.update(**ending)
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl; a value that is not finite is written as null."""

@@ -104,10 +104,9 @@ class Blocks:
         parts = [self._documents[d][1][start : start + n] for d, start, n in self._spans_at(index)]
         return (parts[0] if len(parts) == 1 else np.concatenate(parts)).astype(np.int64)
 
-    def document(self, index: int) -> str:
-        """Name of the document that a block is cut from; of a packed block, all names."""
-        spans = self._spans_at(index)
-        return ", ".join(dict.fromkeys(self._documents[span.document][0] for span in spans))
+    def documents(self, index: int) -> list[str]:
+        """The names of the documents in block `index`."""
+        return [self._documents[d][0] for d, _, _ in self._spans_at(index)]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """The first epoch."""

@@ -44,15 +44,15 @@ class MixedBlocks:
         blocks, number = self._locate(index)
         return blocks[number]
 
-    def document(self, index: int) -> str:
-        """Names of the documents that a block is cut from."""
-        blocks, number = self._locate(index)
-        return blocks.document(number)
-
     @property
     def marked(self) -> bool:
         """Whether blocks have several segments, or tokens that a loss does not count."""
         return any(blocks.marked for blocks in self._list)
+
+    def documents(self, index: int) -> list[str]:
+        """The names of the documents in block `index`."""
+        blocks, number = self._locate(index)
+        return blocks.documents(number)
 
     def segments(self, index: int) -> list[int]:
         """Tokens of each segment of a block; a segment is of one document."""

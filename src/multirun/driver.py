@@ -19,7 +19,8 @@ from src.multirun.process import Share
 from src.planning import plan
 from src.planning.advice import check_fits
 from src.settings.strict import ConfigError
-from src.training.launch import stoppable, world_from_environment
+from src.training.launch import world_from_environment
+from src.training.signals import stoppable
 
 # An exit code is a byte, and shells use those from 126 on.
 MOST_FAILED = 100

@@ -267,13 +267,20 @@ class LaunchConfig:
         by: `local` if this program starts ranks on this machine, else the launcher that started it.
         nproc: ranks on each machine.
         nodes: machines; more than one needs a launcher.
+        max_restarts: how often ranks that failed are started again, from the newest checkpoint.
     """
 
     by: Literal["local", "torchrun", "deepspeed", "slurm"] = "local"
     nproc: PositiveInt = 1
     nodes: PositiveInt = 1
+    max_restarts: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
+        if self.by != "local" and self.max_restarts:
+            raise ValueError(
+                f"max_restarts={self.max_restarts} is for launch=local: leave it out, and let the "
+                "launcher restart its ranks (torchrun has --max-restarts)"
+            )
         if self.by == "local" and self.nodes > 1:
             raise ValueError(
                 f"nodes={self.nodes} needs a launcher: use launch=torchrun, launch=deepspeed or "

@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from src.planning.devices import gpu_share
+from src.training.signals import PARENT_VARIABLE, Stopped, deferred, received, stoppable
 
 if TYPE_CHECKING:
     import torch
 
-PARENT_VARIABLE = "LINEARARD_LAUNCH_PARENT"
+# Polls, of a tenth of a second, after which a rank that stands still is given up.
+STOPPED_POLLS = 300
 
 
 class LaunchError(RuntimeError):
@@ -152,10 +153,13 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
     """Run `python ARGUMENTS` for each rank on this machine, and wait for all.
 
     Rank 0 writes to this process's terminal, the others to `logs/rank-N.log`. When a rank fails,
-    the others are stopped. All ranks end when this process ends, in whatever way.
+    or has been stopped (SIGSTOP) for 30 s, the others are stopped. A signal to this process is
+    passed on to the ranks, which save and end. All ranks end when this process ends, in whatever
+    way.
 
     Raises:
         LaunchError: a rank failed; with its traceback.
+        Stopped: a signal has ended them.
     """
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
@@ -182,24 +186,58 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
             with (logs / f"rank-{rank}.log").open("wb") as log:
                 output = None if rank == 0 else log
                 ranks.append(
+                    # In a session of its own: a terminal's Ctrl-C reaches it through this process.
                     subprocess.Popen(
-                        [sys.executable, *arguments], env=environment, stdout=output, stderr=output
+                        [sys.executable, *arguments],
+                        env=environment,
+                        stdout=output,
+                        stderr=output,
+                        start_new_session=True,
                     )
                 )
-        _wait(ranks, logs)
+        with deferred() as asked:
+            _wait(ranks, logs, asked)
     finally:
         stop(ranks)
 
 
-def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path) -> None:
+def _wait(ranks: Sequence[subprocess.Popen[bytes]], logs: Path, asked: Callable[[], int]) -> None:
+    still = [0] * len(ranks)
+    passed_on = 0
     while True:
+        if (number := asked()) and not passed_on:
+            passed_on = number
+            for process in ranks:
+                process.send_signal(number)
         codes = [process.poll() for process in ranks]
+        if passed_on and codes[0] == 128 + passed_on:
+            return  # what the others do without rank 0 is of no use
         failed = [rank for rank, code in enumerate(codes) if code not in (None, 0)]
-        if failed:
+        if failed and not passed_on:
             raise LaunchError(_failure(failed, codes, logs))
-        if all(code == 0 for code in codes):
+        if None not in codes:
+            if passed_on and codes[0] != 0:
+                raise LaunchError(_failure(failed, codes, logs))
             return
+        for rank, process in enumerate(ranks):
+            # Counted in polls, not in time: if all are stopped and go on together, none has failed.
+            still[rank] = still[rank] + 1 if _is_stopped(process.pid) else 0
+            if still[rank] >= STOPPED_POLLS:
+                process.kill()  # it would not hear that it is to end
+                raise LaunchError(
+                    f"rank-{rank} has been stopped (SIGSTOP) for {STOPPED_POLLS / 10:.0f} s; the "
+                    "other ranks cannot go on without it"
+                )
         time.sleep(0.1)
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a child process is stopped, where the system says so."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] in ("T", "t")
 
 
 def _failure(failed: Sequence[int], codes: Sequence[int | None], logs: Path) -> str:
@@ -233,29 +271,19 @@ def stop(processes: Sequence[subprocess.Popen[bytes]], *, grace: float = 10.0) -
             process.wait()
 
 
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside the block, SIGTERM acts as Ctrl-C does, so that the run's record is written."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        del number, frame
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
 def run_rank(work: Callable[[World], None], logs: Path) -> None:
     """Run one spawned rank. It ends with its parent, and writes a traceback if it fails."""
     _die_with_parent(int(os.environ[PARENT_VARIABLE]))
     world = world_from_environment(os.environ)
     assert world is not None
     try:
-        work(world)
+        with stoppable():
+            work(world)
+    except Stopped as stopped:
+        sys.exit(stopped.code)
     except Exception:
+        if number := received():
+            sys.exit(128 + number)
         trace = logs / f"rank-{world.rank}.traceback"
         trace.write_text(traceback.format_exc(), encoding="utf-8")
         raise

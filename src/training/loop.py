@@ -6,10 +6,11 @@ share of the step's tokens, clips and updates. The logged loss is the mean over 
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from src.training.batches import AnyBlocks, Batches
 from src.training.profiling import around_nothing
 from src.training.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
 from src.training.sequence import Place
+from src.training.signals import Stopped
 from src.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -40,12 +42,14 @@ class StepRecord:
         metrics: losses (`loss/...`), `lr`, `grad_norm` (before clipping), `tokens_per_second`,
             and `skipped` or `spike` where the step was one (src/training/watch.py).
         documents: that were read, for such a step only.
+        stops: whether the run ends after this step because of a signal, and is to be saved.
     """
 
     step: int
     tokens: int
     metrics: dict[str, Any]
     documents: tuple[str, ...] = ()
+    stops: bool = False
 
     @property
     def skipped(self) -> bool:
@@ -60,13 +64,13 @@ class Read:
     Attributes:
         stream: of the stage.
         block: its number in the stream.
-        document: that it was cut from.
+        documents: that it was cut from.
         tokens: the first so many of the block.
     """
 
     stream: str
     block: int
-    document: str
+    documents: tuple[str, ...]
     tokens: int
 
 
@@ -130,6 +134,7 @@ class StageRun:
         after_step: Callable[[StepRecord], None],
         saves_after: Callable[[int], bool] = lambda step: False,
         around: Callable[[int], AbstractContextManager[None]] = around_nothing,
+        asked: Callable[[], int] = lambda: 0,
     ) -> None:
         """Train from step `start` to the stage's end, calling `after_step` on every rank.
 
@@ -141,18 +146,21 @@ class StageRun:
             after_step: gets the record of each step, in order.
             saves_after: whether `after_step` saves the run at this step, counted from 1.
             around: entered around each step, counted from 0 (src/training/profiling.py).
+            asked: the number of the signal that this rank got, or 0. All ranks then end after the
+                same step, the one that is under way or the next.
 
         Raises:
             FloatingPointError: the loss or the gradient norm of `max_skipped` steps in a row was
                 not finite. The weights are those from before these steps.
+            Stopped: a rank got a signal.
         """
         total = self.schedule.steps
         in_a_row = 0
         with meter(self.name, total, done=start, quiet=not self.world.is_main) as progress:
 
-            def finish(pending: _Pending) -> None:
+            def finish(pending: _Pending, *, stops: bool = False) -> None:
                 nonlocal in_a_row
-                record = self._record(pending)
+                record = replace(self._record(pending), stops=stops)
                 after_step(record)
                 in_a_row = in_a_row + 1 if record.skipped else 0
                 if in_a_row == self.max_skipped:
@@ -162,15 +170,20 @@ class StageRun:
             waiting: _Pending | None = None
             for step in range(start, total):
                 with around(step):
-                    pending = self._step(step)
+                    pending = self._step(step, asked)
                 if waiting is not None:
                     finish(waiting)
+                # Ranks agree through the numbers of the step before, which all have just read.
+                together = waiting is not None and waiting.sums.asked
+                stops = bool(asked()) if self.world.size == 1 else together
                 waiting = pending
-                if step + 1 == total or saves_after(step + 1):
-                    finish(waiting)
+                if step + 1 == total or saves_after(step + 1) or stops:
+                    finish(waiting, stops=stops)
                     waiting = None
+                if stops:
+                    raise Stopped(asked() or signal.SIGTERM)
 
-    def _step(self, step: int) -> _Pending:
+    def _step(self, step: int, asked: Callable[[], int]) -> _Pending:
         clock = _Clock(self.device)
         # Dropout depends only on the seed, stage, step and rank, so a resumed run draws the same.
         torch.manual_seed(_mixed_seed(self.seed, self.name, step, self.world.rank))
@@ -192,7 +205,7 @@ class StageRun:
             batch = ahead or batch
         lr = learning_rate(self.stage, step, self.schedule.steps)
         grad_norm = self.engines.student.step(lr)
-        sums.reduce(distribute=self.world.size > 1)
+        sums.reduce(distribute=self.world.size > 1, asked=asked() != 0)
         clock.stop()
         return _Pending(step, lr, grad_norm, sums, clock)
 
@@ -205,7 +218,9 @@ class StageRun:
         metrics = losses | rates
         flags = self.watch.flags(metrics)
         documents = (
-            tuple(dict.fromkeys(read.document for read in self.reads(step))) if flags else ()
+            tuple(dict.fromkeys(name for read in self.reads(step) for name in read.documents))
+            if flags
+            else ()
         )
         return StepRecord(
             step + 1, self.schedule.tokens_before(step + 1), metrics | flags, documents
@@ -231,7 +246,7 @@ class StageRun:
             for piece in micro.pieces
         ]
         return [
-            Read(p.stream, p.block, self.blocks[p.stream].document(p.block), p.tokens)
+            Read(p.stream, p.block, tuple(self.blocks[p.stream].documents(p.block)), p.tokens)
             for p in pieces
         ]
 
@@ -323,6 +338,7 @@ class _Sums:
         self._values: dict[str, Tensor] = {}
         self._shares: dict[str, float] = {}
         self._flat: Tensor | None = None
+        self.asked = False  # whether a rank was asked to end, once `means` has been read
 
     def add(self, name: str, value: Tensor, share: float) -> None:
         """Add a micro-step's value with its share of the step's tokens."""
@@ -333,10 +349,10 @@ class _Sums:
         """1, or NaN if a loss of this rank so far is not finite; computed on the device."""
         return 1 + 0 * self._values["loss/total"]
 
-    def reduce(self, *, distribute: bool) -> None:
-        """Start to add up over all ranks."""
+    def reduce(self, *, distribute: bool, asked: bool = False) -> None:
+        """Start to add up over all ranks, and with it how many were asked to end."""
         values = list(self._values.values())
-        shares = torch.tensor(list(self._shares.values()))
+        shares = torch.tensor([*self._shares.values(), float(asked)])
         device = values[0].device
         if device.type == "cuda":
             shares = shares.pin_memory().to(device, non_blocking=True)
@@ -352,7 +368,8 @@ class _Sums:
         """
         values = list(self._values.values())
         assert self._flat is not None
-        numbers = self._flat.tolist()
+        *numbers, asked = self._flat.tolist()
+        self.asked = asked > 0
         means: dict[str, Any] = {}
         start = 0
         for (name, value), share in zip(

@@ -24,7 +24,7 @@ from src.planning import plan
 from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
-from src.training import checkpoint, launch, profiling, stage
+from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
 from src.training.export import export, merge
@@ -32,6 +32,7 @@ from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.replay import keep_batch
 from src.training.schedule import StageSchedule
+from src.training.signals import Stopped
 from src.training.texts import Data, prepare_data
 from src.training.watch import Watch
 
@@ -49,9 +50,11 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
     tracker = tracking.Tracker()
     succeeded = False
     try:
+        if world.is_main:
+            folder.reserve()
         if config.deterministic:
             be_deterministic()
-        with launch.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
+        with signals.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
             run = _Run(config, folder, world, tracker)
@@ -69,11 +72,15 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         succeeded = True
         if world.is_main:
             folder.end("finished")
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if world.is_main:
-            folder.end("interrupted", f"stopped; go on with resume={folder.path}")
+            folder.end("interrupted", f"{stopped}; go on with resume={folder.path}")
         raise
     except BaseException as error:
+        if number := signals.received():
+            if world.is_main:
+                folder.end("interrupted", f"stopped; go on with resume={folder.path}")
+            raise Stopped(number) from error
         if world.is_main:
             folder.end("failed", f"{type(error).__name__}: {error}")
         raise
@@ -190,12 +197,14 @@ class _Run:
         training = time.perf_counter()
         watch = Watch(line for line in self.folder.metrics() if line["stage"] == name)
         loop = stage.stage_run(config, planned, engines, data.blocks[name], self.world, watch)
-        loop.train(
-            start,
-            lambda record: self._after_step(loop, engines.student, record),
-            lambda step: self._saves_after(name, step),
-            self._around(name, start),
-        )
+        with signals.deferred() as asked:
+            loop.train(
+                start,
+                lambda record: self._after_step(loop, engines.student, record),
+                lambda step: self._saves_after(name, step),
+                self._around(name, start),
+                asked,
+            )
         peak = {"peak_gib": torch.cuda.max_memory_allocated() / 2**30} if cuda else {}
         trained = engines.student.trained_parameters()
         if sha256 is not None:
@@ -301,7 +310,7 @@ class _Run:
             self.folder.log(entry | record.metrics)
             counters = {"tokens": tokens, "flops": self._flops(name, record.tokens)}
             self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
-        if self._saves_after(name, record.step):
+        if record.stops or self._saves_after(name, record.step):
             position = Position(step, name, record.step, tokens, self.world.size)
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
             if self.world.is_main:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -33,6 +35,7 @@ from src.run_folder import (
     git_state,
     new_run_id,
     versions,
+    whole_checkpoints,
 )
 from src.settings import strict
 from src.settings.config import LaunchConfig, RunConfig
@@ -40,6 +43,8 @@ from src.settings.strict import ConfigError
 from src.training import checkpoint, launch, run, texts
 from src.training.checkpoint import Checkpoint
 from src.training.launch import World
+from src.training.signals import Stopped, stoppable
+from src.training.witness import witnessed
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -56,6 +61,11 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
         ConfigError, DataError, ModelError, RunFolderError, AssetError: a user's mistake, before a
             run folder is made.
     """
+    if _is_requeued(settings):
+        # Slurm runs the same command again, which goes on with what it has begun.
+        path = Path(settings.run_dir or "")
+        resume(path, world)
+        return path
     if world is None:
         new = _prepare(settings, settings.launch.nproc, command)
         with _held(new.path):
@@ -74,6 +84,21 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
         if world.is_main:
             print(f"run folder: {path}")
     return path
+
+
+def _is_requeued(settings: RunConfig) -> bool:
+    """Whether this is a Slurm job that was put back into the queue, with a run to go on with."""
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return (
+        again
+        and settings.run_dir is not None
+        and bool(whole_checkpoints(RunFolder(Path(settings.run_dir))))
+    )
+
+
+def _requeue() -> None:
+    """Put this Slurm job back into the queue: its time is up, as SIGUSR1 has said."""
+    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
 
 
 def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None) -> None:
@@ -151,15 +176,24 @@ def _held(path: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         raise RunFolderError(f"{path} is being run by another process") from None
-    try:
-        yield
-    finally:
-        lock.release()
+    with witnessed(path):
+        try:
+            yield
+        except Stopped as stopped:
+            if stopped.number == signal.SIGUSR1:
+                _requeue()
+            raise Stopped(stopped.number, f"; go on with resume={path}") from stopped
+        except Exception:
+            if whole_checkpoints(RunFolder(path)):
+                print(f"the run failed; go on with resume={path}", file=sys.stderr)
+            raise
+        finally:
+            lock.release()
 
 
 def _run_here(settings: RunConfig, folder: RunFolder) -> None:
     """Run on this machine: in this process, or in ranks of its own."""
-    if settings.launch.nproc == 1:
+    if settings.launch.nproc == 1 and settings.launch.max_restarts == 0:
         run.execute(settings, folder, World())
     else:
         _run_ranks(settings, folder)
@@ -167,18 +201,28 @@ def _run_here(settings: RunConfig, folder: RunFolder) -> None:
 
 
 def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
-    try:
-        with launch.stoppable():
-            program = ["-m", "src.training.rank", str(folder.path)]
-            launch.spawn(program, nproc=settings.launch.nproc, logs=folder.logs)
-    except launch.LaunchError as error:
-        # Rank 0 may have been stopped before it could record why.
-        reason = str(error).splitlines()[-1]
-        folder.end("failed", reason)
-        raise
-    except KeyboardInterrupt:
-        folder.end("interrupted", f"stopped; go on with resume={folder.path}")
-        raise
+    """Start ranks, and start them again from the newest checkpoint as often as is allowed."""
+    most = settings.launch.max_restarts
+    for restarts in range(most + 1):
+        try:
+            with stoppable():
+                program = ["-m", "src.training.rank", str(folder.path)]
+                launch.spawn(program, nproc=settings.launch.nproc, logs=folder.logs)
+            return
+        except launch.LaunchError as error:
+            # Rank 0 may have been stopped before it could record why.
+            reason = str(error).splitlines()[-1]
+            folder.end("failed", reason)
+            if restarts == most:
+                raise
+            said = [f"{reason}: restart {restarts + 1} of {most}"]
+            chosen, skipped = checkpoint.verified(folder)
+            for line in (*said, *skipped, _going_on(folder, chosen, settings.launch.nproc)):
+                print(line, file=sys.stderr)
+            folder.update(state="running", error=None, finished_at=None, restarts=restarts + 1)
+        except KeyboardInterrupt as stopped:
+            folder.end("interrupted", f"{stopped}; go on with resume={folder.path}")
+            raise
 
 
 @dataclass(frozen=True)

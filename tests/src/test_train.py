@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -389,7 +390,13 @@ def test_kill_and_resume_gives_the_same_bits(
     dropout = "recipe.stages.ard.parameters.dropout=0.1"
     process = start_command("-m", "src.train", *tiny_overrides, dropout, f"run_dir={folder}")
     kill_when(process, lambda: (folder / "checkpoints" / "step-2").is_dir(), signal.SIGKILL)
-    assert RunFolder(folder).record()["state"] == "running"
+    deadline = time.monotonic() + 60
+    while RunFolder(folder).record()["state"] == "running":
+        assert time.monotonic() < deadline, "the witness has said nothing"
+        time.sleep(0.1)
+    record = RunFolder(folder).record()
+    assert record["state"] == "interrupted"
+    assert f"go on with resume={folder}" in record["error"]
     resumed = run_here("src.train", f"resume={folder}")
     assert resumed.returncode == 0, resumed.stderr
     assert losses(folder) == losses(baseline)

@@ -199,7 +199,7 @@ def test_stopped_ranks_go_on_under_torchrun_and_have_the_losses_of_one(
     )
     # A step beyond the checkpoint.
     kill_when(process, lambda: len(logged(folder.path)) > 3, signal.SIGTERM)
-    assert process.returncode == 130
+    assert process.returncode == 143
     assert folder.record()["state"] == "interrupted"
     before = logged(folder.path)
     for node in nodes_of_torchrun(start_command, 1, f"resume={folder.path}"):

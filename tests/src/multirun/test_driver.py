@@ -210,7 +210,7 @@ def test_a_sweep_that_is_stopped_stops_its_jobs(
     )
     kill_when(sweep, lambda: bool(list(tmp_path.glob("s/*/metrics.jsonl"))), signal.SIGTERM)
     done = ended(sweep)
-    assert done.returncode == 130, done.stderr
+    assert done.returncode == 143, done.stderr
     assert "stopped; go on with" in done.stderr
     assert "sweep_resume=true" in done.stderr
     (record,) = tmp_path.glob("s/*/run.json")

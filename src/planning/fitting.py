@@ -12,7 +12,8 @@ from itertools import product
 from typing import Any, Protocol, TypeVar
 
 from src.planning.devices import DeviceFacts
-from src.settings.config import EngineConfig, RunConfig
+from src.settings.config import RunConfig
+from src.settings.engine import EngineConfig
 from src.settings.strict import ConfigError
 
 # Planned times of blocks that ranks share were up to 27% below the measured ones (docs/scale.md),

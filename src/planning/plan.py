@@ -20,7 +20,8 @@ from src.planning.checks import check, check_engine, check_projections, checked_
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
-from src.settings.config import EngineConfig, RunConfig
+from src.settings.config import RunConfig
+from src.settings.engine import EngineConfig
 
 if TYPE_CHECKING:
     from src.passes.teacher import Keep

@@ -299,7 +299,7 @@ def _preflight(settings: RunConfig) -> texts.Data:
         )
     if settings.engine.compile and not uses_cuda(settings.engine.device):
         _check_compiler("engine.compile: torch compiles the layers", "compile=false")
-    # Before anything imports DeepSpeed, which otherwise looks for a device and prints what it found.
+    # Before anything imports DeepSpeed: it would look for a device and print what it has found.
     device = "cuda" if uses_cuda(settings.engine.device) else "cpu"
     os.environ.setdefault("DS_ACCELERATOR", device)
     tracking.check(settings.tracking)

@@ -14,7 +14,7 @@ from src.models.facts import ModelFacts
 from src.objectives.base import Needs
 from src.passes.preparation import prepare_decoder
 from src.passes.teacher import Head
-from src.settings.config import EngineConfig
+from src.settings.engine import EngineConfig
 from src.training.engine.ulysses import spread_attention
 from src.training.engine.zero import gathered
 

@@ -26,7 +26,8 @@ from src.training.tensor_files import Part, SavedState
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from src.settings.config import EngineConfig, OptimConfig
+    from src.settings.config import OptimConfig
+    from src.settings.engine import EngineConfig
 
 
 class Student:

@@ -16,7 +16,7 @@ from src.training.engine import zero
 from src.training.engine.preparation import prepare, teacher_head
 
 if TYPE_CHECKING:
-    from src.settings.config import EngineConfig
+    from src.settings.engine import EngineConfig
 
 
 class Teacher:

@@ -19,7 +19,7 @@ from src.planning.devices import device_of, dtype_of
 
 if TYPE_CHECKING:
     from src.models.assembly import Sharding
-    from src.settings.config import EngineConfig, StudentEngineConfig, TeacherEngineConfig
+    from src.settings.engine import EngineConfig, StudentEngineConfig, TeacherEngineConfig
 
 
 def load_deepspeed(device: torch.device) -> Any:

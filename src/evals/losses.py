@@ -5,12 +5,14 @@ Shapes: b rows, t tokens, h hidden size, n scored tokens, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from src.models.adapters import output_head
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -24,14 +26,12 @@ class SplitModel:
     """A causal language model as decoder and head: logits are computed only where needed."""
 
     decoder: torch.nn.Module
-    head: torch.nn.Module
+    head: Callable[[Tensor], Tensor]
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> SplitModel:
         """Split a model."""
-        head = model.get_output_embeddings()
-        assert head is not None, "a causal language model has an output head"
-        return cls(model.get_decoder(), head)
+        return cls(model.get_decoder(), output_head(model))
 
     def hidden(self, ids_bt: Tensor) -> Tensor:
         """Hidden states before the head, [b, t, h]."""

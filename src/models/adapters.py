@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -55,12 +55,37 @@ class FullParameters:
 AnyParameters = LoraParameters | QkvParameters | FullParameters
 Parameters = Annotated[AnyParameters, Field(discriminator="type")]
 
-# The modules that QkvParameters train.
+# The modules that QkvParameters train: these three, or the one that computes all of them.
 QKV = ("q_proj", "k_proj", "v_proj")
+FUSED_QKV = "qkv_proj"
 
 
 class ParametersError(ValueError):
     """Parameters that the model does not have."""
+
+
+def in_fused(parameters: AnyParameters, fused: Mapping[str, str]) -> AnyParameters:
+    """Parameters by the names of the linear layers that the model's family has.
+
+    Args:
+        parameters: by LLaMA's names or by the family's own.
+        fused: linear layers that compute several of LLaMA's, by the names of these.
+
+    Raises:
+        ParametersError: some but not all of those that one layer computes are named.
+    """
+    if not isinstance(parameters, LoraParameters) or not fused:
+        return parameters
+    named = parameters.projections
+    for whole in dict.fromkeys(fused[name] for name in named if name in fused):
+        parts = [name for name, layer in fused.items() if layer == whole]
+        if missing := [part for part in parts if part not in named]:
+            raise ParametersError(
+                f"projections={list(named)}: this model computes {', '.join(parts)} in one layer, "
+                f"{whole}: name {', '.join(missing)} too, or none of them"
+            )
+    chosen = dict.fromkeys(fused.get(name, name) for name in named)
+    return replace(parameters, projections=tuple(chosen))
 
 
 def make_trainable(
@@ -89,7 +114,7 @@ def make_trainable(
     if isinstance(parameters, QkvParameters):
         network.requires_grad_(False)
         for name, module in network.named_modules():
-            if name.rpartition(".")[2] in QKV:
+            if name.rpartition(".")[2] in (*QKV, FUSED_QKV):
                 module.requires_grad_(True)
         return network
 
@@ -120,7 +145,7 @@ def _check_projections(
 ) -> None:
     names = {name.rpartition(".")[2] for name, _ in network.named_modules()}
     adapters = isinstance(parameters, LoraParameters)
-    wanted = parameters.projections if adapters else QKV
+    wanted = parameters.projections if adapters else (QKV, (FUSED_QKV,))[FUSED_QKV in names]
     if missing := [name for name in wanted if name not in names]:
         setting = "parameters.projections has" if adapters else "parameters.type=qkv trains"
         raise ParametersError(
@@ -134,6 +159,16 @@ def causal_model(network: nn.Module) -> PreTrainedModel:
     from peft import PeftModel
 
     return network.get_base_model() if isinstance(network, PeftModel) else network  # type: ignore[return-value]
+
+
+def output_head(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:
+    """What maps a model's last hidden states to its logits.
+
+    It is the output embedding. Granite also divides what that gives by `logits_scaling`.
+    """
+    head: Any = model.get_output_embeddings()
+    scaling = getattr(model.config, "logits_scaling", None) or 1.0
+    return head if scaling == 1.0 else lambda hidden: head(hidden) / scaling
 
 
 def load_trained(network: nn.Module, trained: Mapping[str, Tensor]) -> None:

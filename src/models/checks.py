@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
 from src.models.families import FAMILIES, family_of
+from src.models.rope import NATIVE_TYPES, scaling_of
 from src.models.shapes import FULL, SLIDING, attention_windows, facts_of, shape_of
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ _BEYOND_PRODUCTS = {
     "attn_logit_softcapping": None,
     "final_logit_softcapping": None,
     "use_bidirectional_attention": False,
-    "logits_scaling": 1.0,
     "logit_scale": 1.0,
 }
 
@@ -118,16 +118,13 @@ def check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
             "a file to src/models/families that says which of them is scaled"
         )
     for one in by_layer.values() if by_layer else [parameters]:
-        if one.get("rope_type") != "default":
+        try:
+            scaling_of(one, config.max_position_embeddings)
+        except (ValueError, KeyError, TypeError) as error:
             raise ModelError(
-                f"model {model.name} has native rope_parameters {parameters}: only models whose "
-                "native RoPE is of type 'default' can be scaled"
-            )
-        if one.get("partial_rotary_factor", 1.0) != 1.0:
-            raise ModelError(
-                f"model {model.name} has native rope_parameters {parameters}: only models that "
-                "rotate whole heads can be scaled (partial_rotary_factor 1)"
-            )
+                f"model {model.name} has a RoPE that cannot be scaled ({error}); its "
+                f"rope_parameters are {parameters}; known types are {', '.join(NATIVE_TYPES)}"
+            ) from error
 
 
 def check_shape(model: ModelConfig, config: PretrainedConfig, place: str) -> None:
@@ -147,7 +144,9 @@ def _same(read: ModelShape, stated: ModelShape) -> bool:
     """Equal up to float32 rounding: GGUF files store norm_eps and rope_theta as float32."""
     pairs = zip(astuple(read), astuple(stated), strict=True)
     return all(
-        a == b or (None not in (a, b) and math.isclose(a, b, rel_tol=1e-6)) for a, b in pairs
+        a == b
+        or (isinstance(a, float) and isinstance(b, float) and math.isclose(a, b, rel_tol=1e-6))
+        for a, b in pairs
     )
 
 

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from src.models.facts import ModelFacts
 from src.models.families import FAMILIES, Family, family_of
-from src.models.rope import NativeRope
+from src.models.rope import NativeRope, RopeScaling
 
 PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -61,8 +61,14 @@ class ModelShape:
         sliding_rope_theta: base frequency of sliding layers; null if they share `rope_theta`.
         query_scalar: attention scores are divided by its square root; null means head_dim.
         norms: norms in a layer, each of the hidden size.
-        qk_norm: whether queries and keys have a norm of their own, of the head size.
+        qk_norm: whether queries and keys have a norm of their own: of the head size, or (`wide`)
+            over all heads together.
         qkv_bias: whether q, k and v projections have a bias.
+        rotary_dim: dimensions of a head that RoPE turns, the first ones; null means all.
+        rope_scaling: the scaling that the model's own RoPE has; null for unscaled RoPE.
+        original_window: the window before that scaling.
+        attention_scale: the factor on attention scores, in place of `query_scalar` (Granite).
+        logits_scale: the factor on logits (Granite).
     """
 
     layers: PositiveInt
@@ -78,8 +84,13 @@ class ModelShape:
     sliding_rope_theta: PositiveFloat | None = None
     query_scalar: PositiveInt | None = None
     norms: PositiveInt = 2
-    qk_norm: bool = False
+    qk_norm: bool | Literal["wide"] = False
     qkv_bias: bool = False
+    rotary_dim: PositiveInt | None = None
+    rope_scaling: RopeScaling | None = None
+    original_window: PositiveInt | None = None
+    attention_scale: PositiveFloat | None = None
+    logits_scale: PositiveFloat = 1.0
 
     @property
     def qkv_parameters(self) -> int:
@@ -95,7 +106,9 @@ class ModelShape:
     @property
     def layer_parameters(self) -> int:
         """Weights of one layer: attention, gated MLP and norms."""
-        norms = self.norms * self.hidden + (2 * self.head_dim if self.qk_norm else 0)
+        wide = self.head_dim * (self.heads + self.kv_heads)
+        norms = self.norms * self.hidden
+        norms += wide if self.qk_norm == "wide" else 2 * self.head_dim * self.qk_norm
         return self.attention_parameters + 3 * self.hidden * self.intermediate + norms
 
     @property
@@ -121,7 +134,7 @@ class ModelShape:
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
-            scale=None if self.query_scalar is None else self.query_scalar**-0.5,
+            scale=self.attention_scale or (self.query_scalar and self.query_scalar**-0.5),
         )
 
 
@@ -213,5 +226,13 @@ def stated_windows(model: ModelConfig) -> tuple[int | None, ...]:
 
 def native_rope(model: ModelConfig, shape: ModelShape) -> NativeRope:
     """The facts of the model that a scaling needs."""
-    by_layer_type = family_of(model.family).rope_by_layer_type
-    return NativeRope(shape.head_dim, shape.rope_theta, model.native_window, by_layer_type)
+    family = family_of(model.family)
+    return NativeRope(
+        shape.rotary_dim or shape.head_dim,
+        shape.rope_theta,
+        model.native_window,
+        family.rope_by_layer_type,
+        shape.rope_scaling,
+        shape.original_window,
+        family.tables_only,
+    )

@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 
+# Keys of `rope_parameters` that belong to a scaling.
+_OF_SCALINGS = {"rope_type", "type", "factor", "original_max_position_embeddings"}
+_OF_SCALINGS |= {"attention_factor", "attn_factor", "beta_fast", "beta_slow", "truncate"}
+_OF_SCALINGS |= {"mscale", "mscale_all_dim", "short_factor", "long_factor"}
+_OF_SCALINGS |= {"short_mscale", "long_mscale", "low_freq_factor", "high_freq_factor"}
+
+
 def native_config(model: ModelConfig) -> PretrainedConfig:
     """The model's own transformers config, with native RoPE.
 
@@ -53,7 +60,7 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
         # Activations of order one at any width; the usual 0.02 leaves a narrow model's attention
         # uniform, with nothing to distil.
         "initializer_range": shape.hidden**-0.5,
-        "rope_parameters": {"rope_type": "default", "rope_theta": shape.rope_theta},
+        "rope_parameters": _rope_from_shape(model, shape),
         # The byte tokenizer's end of text. The config classes' defaults exceed a small vocabulary.
         "bos_token_id": None,
         "eos_token_id": 256,
@@ -74,7 +81,20 @@ def _config_from_shape(model: ModelConfig) -> PretrainedConfig:
         }
     if shape.query_scalar is not None:
         sizes["query_pre_attn_scalar"] = shape.query_scalar
+    if shape.attention_scale is not None:
+        sizes["attention_multiplier"] = shape.attention_scale
+    if shape.logits_scale != 1.0:
+        sizes["logits_scaling"] = 1 / shape.logits_scale
     return AutoConfig.for_model(family.model_type, **sizes)
+
+
+def _rope_from_shape(model: ModelConfig, shape: ModelShape) -> dict[str, Any]:
+    parameters: dict[str, Any] = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    if shape.rope_scaling is not None:
+        parameters = shape.rope_scaling.rope_parameters(native_rope(model, shape).unscaled())
+    if shape.rotary_dim is not None:
+        parameters["partial_rotary_factor"] = shape.rotary_dim / shape.head_dim
+    return parameters
 
 
 def resolved_shape(model: ModelConfig) -> ModelShape:
@@ -106,12 +126,15 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     config = native_config(model)
     rope = native_rope(model, shape_of(config))
     native = config.rope_parameters
-    parameters = scaling.rope_parameters(rope)
+    parameters = scaling.exported(rope)
     if rope.by_layer_type:
-        config.rope_parameters = {**native, FULL: {**native[FULL], **parameters}}
+        config.rope_parameters = {**native, FULL: {**_unscaled(native[FULL]), **parameters}}
     else:
-        config.rope_parameters = {**native, **parameters}
-    config.max_position_embeddings = scaling.max_position_embeddings(rope)
+        config.rope_parameters = {**_unscaled(native), **parameters}
+    base = scaling.base(rope)
+    # A scaled RoPE that is scaled further is a table, for the whole target.
+    longest = scaling.max_position_embeddings(base)
+    config.max_position_embeddings = longest if base.scaling is None else scaling.target_length
     if hasattr(config, original := "original_max_position_embeddings"):
         # Phi-3 also states it outside, which would override the scaling's value when loaded.
         config.original_max_position_embeddings = parameters.get(original, model.native_window)
@@ -123,6 +146,11 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
             f"of type {config.model_type!r} ({error.__cause__}); use another scaling or model"
         ) from error
     return config
+
+
+def _unscaled(parameters: dict[str, Any]) -> dict[str, Any]:
+    """What a RoPE has besides a scaling."""
+    return {key: value for key, value in parameters.items() if key not in _OF_SCALINGS}
 
 
 def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[int, int]]:
@@ -144,6 +172,8 @@ def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[i
         "gate_proj": (shape.hidden, shape.intermediate),
         "up_proj": (shape.hidden, shape.intermediate),
         "down_proj": (shape.intermediate, shape.hidden),
+        "qkv_proj": (shape.hidden, queries + 2 * keys),
+        "gate_up_proj": (shape.hidden, 2 * shape.intermediate),
     }
     return {name: sizes[name] for name in family_of(model.family).projections}
 
@@ -169,4 +199,5 @@ def served_length(model: ModelConfig, scaling: RopeScaling) -> int | None:
     """
     if family_of(model.family).length_is_scaled:
         return None
-    return scaling.multiplied_length(native_rope(model, resolved_shape(model)))
+    base = scaling.base(native_rope(model, resolved_shape(model)))
+    return scaling.multiplied_length(base) if base.scaling is None else None

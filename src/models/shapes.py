@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src.models.config import ModelError, ModelShape
 from src.models.facts import ModelFacts
 from src.models.families import FAMILIES, family_of
+from src.models.rope import scaling_of
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -33,7 +34,9 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
     heads = config.num_attention_heads
     listed = [each for each in FAMILIES.values() if each.model_type == config.model_type]
     family = listed[0] if listed else family_of(config.model_type)
-    full, sliding = _thetas(config)
+    full, sliding = _by_kind(config)
+    own = scaling_of(full, config.max_position_embeddings)
+    turned = full.get("partial_rotary_factor", 1.0)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     scalar = getattr(config, "query_pre_attn_scalar", None)
     return ModelShape(
@@ -44,27 +47,32 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         kv_heads=getattr(config, "num_key_value_heads", None) or heads,
         head_dim=head_dim,
         vocabulary=config.vocab_size,
-        rope_theta=full,
+        rope_theta=float(full["rope_theta"]),
         tied_embeddings=bool(config.tie_word_embeddings),
         norm_eps=next(
             (value for name in _NORM_EPS if (value := getattr(config, name, None)) is not None),
             # Some have it in their code (OLMo: PyTorch's own, which is this one's default too).
             ModelShape.norm_eps,
         ),
-        sliding_rope_theta=sliding,
+        sliding_rope_theta=None if sliding is None else float(sliding["rope_theta"]),
         query_scalar=None if scalar in (None, head_dim) else int(scalar),
         norms=family.norms,
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
+        rotary_dim=None if turned == 1.0 else int(head_dim * turned),
+        rope_scaling=None if own is None else own[0],
+        original_window=None if own is None else own[1],
+        attention_scale=getattr(config, "attention_multiplier", None),
+        logits_scale=1 / (getattr(config, "logits_scaling", None) or 1.0),
     )
 
 
-def _thetas(config: PretrainedConfig) -> tuple[float, float | None]:
-    """Base frequencies of full-attention layers, and of sliding ones that have their own."""
+def _by_kind(config: PretrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """RoPE parameters of full-attention layers, and of sliding ones that have their own."""
     parameters = config.rope_parameters
     if FULL in parameters:
-        return float(parameters[FULL]["rope_theta"]), float(parameters[SLIDING]["rope_theta"])
-    return float(parameters["rope_theta"]), None
+        return parameters[FULL], parameters[SLIDING]
+    return parameters, None
 
 
 def facts_of(config: PretrainedConfig) -> ModelFacts:

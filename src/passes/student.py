@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from src.models.adapters import causal_model
+from src.models.adapters import causal_model, output_head
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
 from src.passes.graphs import MicroStepGraphs
@@ -121,7 +121,7 @@ class StudentModule(nn.Module):
         outputs = Outputs(
             hidden_bth if stops_at is None else None,
             layers=dict(values),
-            head=model.get_output_embeddings(),
+            head=output_head(model),
             hidden_layers_bth={layer: inputs[layer].hidden_bth for layer in needs.hidden_layers},
         )
         # Checkpointed layers refer to `visit`, and its values refer to the layers.

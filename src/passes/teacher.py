@@ -111,7 +111,7 @@ class TeacherPass:
         """Compute a layer's q, k, v from its input, by its own norm, projections and RoPE."""
         assert self._parts is not None
         layer = self._decoder.layers[index]
-        norm = layer.get_submodule(self._parts.norm)
+        norm = layer.get_submodule(self._parts.norm) if self._parts.norm else _unchanged
         attention = layer.get_submodule(self._parts.attention)
         output = attention.get_submodule(self._parts.output)
 
@@ -127,6 +127,10 @@ class TeacherPass:
             return capture.take()[index]
 
         return compute
+
+
+def _unchanged(hidden_bth: Tensor) -> Tensor:
+    return hidden_bth
 
 
 def _kept(qkv: LayerQKV) -> Callable[[], LayerQKV]:

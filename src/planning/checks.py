@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from src.models.adapters import QKV, LoraParameters, QkvParameters
+from src.models.adapters import FUSED_QKV, QKV, LoraParameters, QkvParameters
 from src.models.facts import ModelFacts
 from src.models.families import PLAIN_LAYER_FAMILIES
 from src.models.hf_config import scaled_config
@@ -62,7 +62,7 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
     """
     try:
         # A table of factors may have another length than the model's heads ask for.
-        config.rope.rope_parameters(rope)
+        config.rope.exported(rope)
         if config.model.shape is None:
             # A model without a stated shape has files to ask; listed models have been tried.
             scaled_config(config.model, config.rope)
@@ -190,8 +190,8 @@ def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world
             f"model.attention: {config.model.attention} needs a mask of all tokens by all tokens, "
             f"which {setting} does not have; use sdpa"
         )
-    kind = config.rope.rope_parameters(rope)["rope_type"]
-    if kind in ("dynamic", "longrope"):
+    kind = config.rope.exported(rope)["rope_type"]
+    if kind in ("dynamic", "longrope") or rope.changes_at() is not None:
         raise ConfigError(
             f"rope.type: {config.rope.type} depends on the length of the sequence, which "
             f"no rank sees with {setting}; use another scaling, or engine.sequence_parallel=1"
@@ -271,7 +271,8 @@ def check_projections(
     parameters, model = config.recipe.training[stage].parameters, config.model
     path, allowed = f"recipe.stages.{stage}.parameters", ", ".join(projections)
     if isinstance(parameters, QkvParameters):
-        if missing := [p for p in QKV if p not in projections]:
+        missing = [p for p in QKV if p not in projections]
+        if missing and FUSED_QKV not in projections:
             raise ConfigError(
                 f"{path}.type: qkv trains {', '.join(missing)}, which {model.name} lacks; use "
                 f"lora, with projections among {allowed}, or full"

@@ -152,6 +152,13 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
         yield _window(config)
     if plan.offloaded:
         yield f"offloading takes about {gib(plan.offloaded)} GiB of the machines' memory"
+    rope = native_rope(config.model, resolved_shape(config.model))
+    if rope.scaling is not None:
+        yield (
+            f"the model's own RoPE is {rope.scaling.type}, from {rope.original_window:,} tokens; "
+            f"rope.on_scaled={config.rope.on_scaled}: {config.rope.type} scaling "
+            + ("scales it further" if config.rope.on_scaled == "compose" else "takes its place")
+        )
     for note in _unscaled(config):
         yield f"[yellow]{note}[/yellow]"
     for stage in plan.stages:

@@ -19,7 +19,9 @@ from src.evals.halves import Split
 from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
+from src.models.adapters import ParametersError, in_fused
 from src.models.config import ModelConfig, PositiveFloat, PositiveInt
+from src.models.families import family_of
 from src.models.merging import MergeConfig
 from src.models.rope import RopeScaling
 from src.objectives import OBJECTIVES
@@ -261,12 +263,23 @@ class RunConfig:
             )
         if self.sweep_resume:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
-        trained = budget.applied(self.recipe.training, self.budget)
+        trained = budget.applied(self._training(), self.budget)
         # In the recipe's order.
         stages = {name: trained.get(name, stage) for name, stage in self.recipe.stages.items()}
         object.__setattr__(self, "recipe", replace(self.recipe, stages=stages))
         # Checked here, so that a target below the native window is refused with the other mistakes.
         self.rope.resolved_factor(self.model.native_window)
+
+    def _training(self) -> dict[str, StageConfig]:
+        """The recipe's training stages, with projections by the names that the model's family has."""
+        fused = family_of(self.model.family).fused
+        stages: dict[str, StageConfig] = {}
+        for name, stage in self.recipe.training.items():
+            try:
+                stages[name] = replace(stage, parameters=in_fused(stage.parameters, fused))
+            except ParametersError as error:
+                raise ConfigError(f"recipe.stages.{name}.parameters.{error}") from error
+        return stages
 
     def objectives(self, stage: str) -> dict[str, Objective]:
         """A stage's objectives by stream.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -12,12 +12,13 @@ class LayerParts:
     """Modules of a decoder layer: its q, k, v come from `attention(norm(input))`.
 
     Attributes:
-        norm, attention: by their names in the layer.
+        norm, attention: by their names in the layer; no norm where attention reads the layer's
+            input as it is.
         after: those that run after the attention, in order.
         output: the attention's projection back to the hidden size, by its name in it.
     """
 
-    norm: str
+    norm: str | None
     attention: str
     after: tuple[str, ...]
     output: str = "o_proj"
@@ -29,7 +30,7 @@ SERIAL = LayerParts("input_layernorm", "self_attn", ("post_attention_layernorm",
 
 def parts_of(parts: LayerParts) -> set[str]:
     """All modules of a layer."""
-    return {parts.norm, parts.attention, *parts.after}
+    return {parts.attention, *parts.after} | ({parts.norm} if parts.norm else set())
 
 
 # Linear layers of a decoder layer, by the names of LLaMA's code.
@@ -47,11 +48,15 @@ class Family:
             layers can be run.
         projections: linear layers of a decoder layer, which adapters can be put on.
         norms: of a layer, each of the hidden size.
-        qk_norm: whether queries and keys have a norm of their own, of the head size.
+        fused: linear layers that compute several of LLaMA's, by the names of these.
+        qk_norm: whether queries and keys have a norm of their own: of the head size, or (`wide`)
+            over all heads together.
         qkv_bias: whether q, k and v projections have a bias.
         layer_types: whether the config lists each layer's kind (full or sliding attention).
         rope_by_layer_type: whether each kind has a RoPE of its own. Full-attention layers are
             scaled; sliding ones never look beyond their window, so they stay as they are.
+        tables_only: whether its class in transformers reads no scaling but `longrope`, whose tables
+            can hold any factors.
         length_is_scaled: whether vLLM takes `max_position_embeddings` as it is; for other families
             it multiplies by the scaling's factor.
         random_config: entries of a config for random weights, besides sizes.
@@ -64,10 +69,12 @@ class Family:
     parts: LayerParts | None = SERIAL
     projections: tuple[str, ...] = PROJECTIONS
     norms: int = 2
-    qk_norm: bool = False
+    fused: Mapping[str, str] = field(default_factory=dict)
+    qk_norm: bool | Literal["wide"] = False
     qkv_bias: bool = False
     layer_types: bool = False
     rope_by_layer_type: bool = False
+    tables_only: bool = False
     length_is_scaled: bool = False
     random_config: Mapping[str, Any] = field(default_factory=dict)
     llama_operators: bool = True

@@ -18,8 +18,11 @@ from pydantic import Field
 from src.models.rope.abf import BaseFrequencyScaling
 from src.models.rope.base import NativeRope, Scaling
 from src.models.rope.linear import LinearScaling
+from src.models.rope.native import NATIVE_TYPES, scaling_of
 
-_MODULES = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+_MODULES = sorted(
+    m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "native")
+)
 
 # Every scaling's class, in the order of their files' names.
 SCALINGS: tuple[type[Scaling], ...] = tuple(
@@ -33,10 +36,12 @@ else:
     RopeScaling = Annotated[functools.reduce(operator.or_, SCALINGS), Field(discriminator="type")]
 
 __all__ = [
+    "NATIVE_TYPES",
     "SCALINGS",
     "BaseFrequencyScaling",
     "LinearScaling",
     "NativeRope",
     "RopeScaling",
     "Scaling",
+    "scaling_of",
 ]

@@ -24,8 +24,7 @@ class BaseFrequencyScaling(Scaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """The frequencies of the larger base."""
-        del length
-        return native.inverse_frequencies(self.theta)
+        return native.inverse_frequencies(self.theta, length)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """Unscaled RoPE of the larger base.

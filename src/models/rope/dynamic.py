@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -26,7 +26,23 @@ class DynamicScaling(FactorScaling):
         tokens = max(length or self.target_length, native.window)
         factor = self.resolved_factor(native.window)
         grown = factor * tokens / native.window - (factor - 1)
-        return native.inverse_frequencies(stretched_theta(native, grown))
+        return native.inverse_frequencies(stretched_theta(native, grown), length)
+
+    def exported(self, native: NativeRope) -> dict[str, Any]:
+        """`dynamic`, which transformers applies to unscaled RoPE only.
+
+        Raises:
+            ValueError: the model's own RoPE is scaled.
+        """
+        base = self.base(native)
+        if base.scaling is not None or base.tables_only:
+            kind = base.scaling.type if base.scaling else "stated as tables"
+            raise ValueError(
+                f"rope.type=dynamic: the model's own RoPE is {kind}, and a config cannot state a "
+                "scaling of it that grows with the sequence: use another scaling, or "
+                "rope.on_scaled=replace where the model's class takes it"
+            )
+        return super().exported(native)
 
     def max_position_embeddings(self, native: NativeRope) -> int:
         """The native window: transformers measures the sequence's length against it."""

@@ -19,8 +19,7 @@ class LinearScaling(FactorScaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """The native frequencies divided by the factor."""
-        del length
-        return native.inverse_frequencies() / self.resolved_factor(native.window)
+        return native.inverse_frequencies(length=length) / self.resolved_factor(native.window)
 
     def multiplied_length(self, native: NativeRope) -> int:
         """The smallest length whose product with the factor, rounded down, reaches the target."""

@@ -33,8 +33,7 @@ class Llama3Scaling(FactorScaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """A blend of native frequencies and of those divided by the factor."""
-        del length
-        frequencies = native.inverse_frequencies()
+        frequencies = native.inverse_frequencies(length=length)
         turns = native.window * frequencies / (2 * math.pi)
         span = self.high_freq_factor - self.low_freq_factor
         kept = np.clip((turns - self.low_freq_factor) / span, 0, 1)

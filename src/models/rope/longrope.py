@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from src.models.rope.base import FactorScaling, NativeRope, Positive, checked_table
+from src.models.rope.base import (
+    FactorScaling,
+    NativeRope,
+    Positive,
+    checked_table,
+    longrope_attention,
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,12 @@ class LongRopeScaling(FactorScaling):
         """The native frequencies divided by the table for the sequence's length."""
         short, long = self._tables(native)
         beyond = (length or self.target_length) > native.window
-        return native.inverse_frequencies() / (long if beyond else short)
+        table = long if beyond else short
+        return native.inverse_frequencies(length=length) / table
+
+    def changes_at(self, native: NativeRope) -> int:
+        """The native window."""
+        return native.window
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
         """As given, or as the paper has it."""
@@ -70,11 +80,6 @@ class LongRopeScaling(FactorScaling):
         if self.long_factors is not None:
             long = checked_table("long_factors", self.long_factors, native)
         return short, long
-
-
-def longrope_attention(factor: float, window: int) -> float:
-    """The paper's factor on queries, and on keys, by the window's growth and native length."""
-    return math.sqrt(1 + math.log(factor) / math.log(window)) if factor > 1 else 1.0
 
 
 SCALING = LongRopeScaling

@@ -23,8 +23,7 @@ class NtkScaling(FactorScaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """The frequencies of the larger base."""
-        del length
-        return native.inverse_frequencies(self._theta(native))
+        return native.inverse_frequencies(self._theta(native), length)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """Unscaled RoPE of the larger base: transformers has no type for it and needs none."""

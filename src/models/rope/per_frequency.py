@@ -8,7 +8,13 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from src.models.rope.base import NativeRope, Positive, Scaling, checked_table
+from src.models.rope.base import (
+    NativeRope,
+    Positive,
+    Scaling,
+    checked_table,
+    longrope_tables,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +30,8 @@ class PerFrequencyScaling(Scaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """Native ones divided by the table."""
-        del length
-        return native.inverse_frequencies() / checked_table("factors", self.factors, native)
+        factors = checked_table("factors", self.factors, native)
+        return native.inverse_frequencies(length=length) / factors
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """`longrope` with the same table at every length and an attention factor of 1.
@@ -34,15 +40,8 @@ class PerFrequencyScaling(Scaling):
         factor out from max_position_embeddings / original_max_position_embeddings.
         """
         table = checked_table("factors", self.factors, native).tolist()
-        return {
-            "rope_type": "longrope",
-            "factor": 1.0,
-            "rope_theta": native.theta,
-            "original_max_position_embeddings": self.target_length,
-            "short_factor": table,
-            "long_factor": list(table),
-            "attention_factor": 1.0,
-        }
+        target = self.target_length
+        return longrope_tables(native.theta, target, target, table, list(table), 1.0)
 
 
 SCALING = PerFrequencyScaling

@@ -45,12 +45,13 @@ class YarnScaling(FactorScaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         """A blend of native frequencies and of those divided by the factor."""
-        del length
         low, high = self._bounds(native)
         pairs = np.arange(native.head_dim // 2, dtype=np.float64)
         interpolated = np.clip((pairs - low) / (high - low), 0, 1)
         factor = self.resolved_factor(native.window)
-        return native.inverse_frequencies() * (1 - interpolated + interpolated / factor)
+        return native.inverse_frequencies(length=length) * (
+            1 - interpolated + interpolated / factor
+        )
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
         """As given, or as the paper's equation 22 has it."""
@@ -90,13 +91,7 @@ class YarnScaling(FactorScaling):
 
     def _bounds(self, native: NativeRope) -> tuple[float, float]:
         """The pairs, as fractions, between which frequencies are blended."""
-
-        def pair(turns: float) -> float:
-            """The pair that turns so often within the native window."""
-            wavelengths = math.log(native.window / (turns * 2 * math.pi))
-            return native.head_dim * wavelengths / (2 * math.log(native.theta))
-
-        low, high = pair(self.beta_fast), pair(self.beta_slow)
+        low, high = native.pair_of(self.beta_fast), native.pair_of(self.beta_slow)
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, native.head_dim - 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.models.adapters import causal_model
+from src.models.adapters import causal_model, output_head
 from src.models.facts import ModelFacts
 from src.objectives.base import Needs
 from src.passes.preparation import prepare_decoder
@@ -82,12 +82,14 @@ def teacher_head(
     """
     if not any(each.teacher_head for each in needs):
         return None
-    head: Any = causal_model(network).get_output_embeddings()
+    model = causal_model(network)
     if not sharded:
-        return head
+        return output_head(model)
+    head: Any = model.get_output_embeddings()
     weight = _copy(head.weight, device)
     bias = None if head.bias is None else _copy(head.bias, device)
-    return lambda hidden: functional.linear(hidden, weight, bias)
+    scaling = getattr(model.config, "logits_scaling", None) or 1.0
+    return lambda hidden: functional.linear(hidden, weight, bias) / scaling
 
 
 def _copy(parameter: nn.Parameter, device: torch.device) -> Tensor:

@@ -141,9 +141,9 @@ def test_qkv_are_trained_whole_and_nothing_else(frozen: bool) -> None:
 def test_qkv_of_a_model_without_them_is_refused() -> None:
     model = network()
     for layer in model.model.layers:
-        layer.self_attn.qkv_proj = layer.self_attn.q_proj
+        layer.self_attn.query_proj = layer.self_attn.q_proj
         del layer.self_attn.q_proj
-    with pytest.raises(ParametersError, match=r"type=qkv trains \['q_proj'\], which .* qkv_proj"):
+    with pytest.raises(ParametersError, match=r"type=qkv trains \['q_proj'\], which .* query_proj"):
         make_trainable(model, QkvParameters("qkv"), seed=1)
 
 

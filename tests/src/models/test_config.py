@@ -23,7 +23,7 @@ from tests.src.models.examples import (
     ("change", "message"),
     [
         ({"shape": None}, "random_weights=true needs a shape"),
-        ({"family": "phi3"}, "families gemma3, llama, mistral, qwen2, qwen3, not 'phi3'"),
+        ({"family": "gpt2"}, "families gemma3, granite, .*, smollm3, not 'gpt2'"),
         ({"full_attention_every": 2}, "full_attention_every needs a sliding_window"),
         ({"family": "qwen2"}, "shape.qkv_bias=False, but qwen2 models have True"),
         ({"family": "qwen3"}, "shape.qk_norm=False, but qwen3 models have True"),

@@ -118,36 +118,53 @@ def test_what_a_scaling_does_not_set_of_a_models_rope_is_kept(
     assert again.rope_parameters == scaled.rope_parameters
 
 
-def test_a_scaling_that_a_models_class_does_not_take_is_refused_with_the_plan(
+def test_a_scaling_that_a_models_class_does_not_take_is_written_as_a_table(
+    tmp_path: Path, compose_run: ComposeRun
+) -> None:
+    model = saved_as(tmp_path, compose_run, "phi3", "phi3")
+    scaling = compose_run("rope=yarn").rope
+    scaled = scaled_config(model, scaling)
+    assert scaled.rope_parameters["rope_type"] == "longrope"
+    network = AutoModelForCausalLM.from_config(scaled)
+    native = NativeRope(8, 10_000.0, 8192)
+    np.testing.assert_allclose(rotations(network), scaling.inverse_frequencies(native), rtol=1e-6)
+    factor = network.get_decoder().rotary_emb.attention_scaling
+    assert factor == pytest.approx(scaling.resolved_attention_factor(native))
+
+
+def test_a_scaling_that_no_table_holds_is_refused_with_the_plan(
     tmp_path: Path, compose_run: ComposeRun
 ) -> None:
     saved_as(tmp_path, compose_run, "phi3", "phi3")
     run = compose_run(
-        *("+experiment=linearard_32k", "model=folder", f"model.source.path={tmp_path}"),
-        *("model.family=phi3", "model.native_window=4096", "engine=cpu", "rope=yarn"),
+        *("+experiment=linearard_32k", f"model.path={tmp_path}"),
+        *("model.native_window=4096", "engine=cpu", "rope=dynamic"),
     )
-    with pytest.raises(ConfigError, match=r"rope\.type=yarn: .*'phi3'.*'longrope'.*use another"):
+    with pytest.raises(ConfigError, match=r"rope\.type=dynamic: .* use another"):
         plan.make(run, world_size=1)
 
 
-@pytest.mark.parametrize(
-    ("parameters", "message"),
-    [
-        (
-            "lora",
-            r"ard\.parameters\.projections: \['q_proj', .*allowed: o_proj, qkv_proj, gate_up_proj",
-        ),
-        ("qkv", r"ard\.parameters\.type: qkv trains q_proj, k_proj, v_proj, which .* lacks; use"),
-    ],
-)
-def test_projections_that_a_model_lacks_are_refused_before_it_is_loaded(
-    tmp_path: Path, compose_run: ComposeRun, parameters: str, message: str
+@pytest.mark.parametrize("parameters", ["lora", "qkv"])
+def test_projections_are_those_of_a_fused_layer(
+    tmp_path: Path, compose_run: ComposeRun, parameters: str
 ) -> None:
     saved_as(tmp_path, compose_run, "phi3", "phi3")
-    run = compose_run(
-        *("+experiment=linearard_32k", "model=folder", f"model.source.path={tmp_path}"),
-        *("model.family=phi3", "model.native_window=4096", "engine=cpu", "rope=longrope"),
-        f"parameters@recipe.stages.ard.parameters={parameters}",
-    )
-    with pytest.raises(ConfigError, match=message):
+    typed = [f"model.path={tmp_path}", "+experiment=linearard_32k", "engine=cpu"]
+    typed.append(f"parameters@recipe.stages.ard.parameters={parameters}")
+    run = compose_run(*typed)
+    trained = run.recipe.stages["ard"].parameters
+    assert getattr(trained, "projections", ("qkv_proj",)) == ("qkv_proj",)
+    assert plan.make(run, world_size=1).stages[0].trainable_parameters > 0
+    if parameters == "lora":
+        part = "recipe.stages.ard.parameters.projections=[q_proj,k_proj]"
+        with pytest.raises(ConfigError, match=r"one layer, qkv_proj: name v_proj too"):
+            compose_run(*typed, part)
+
+
+def test_projections_that_a_model_lacks_are_refused_before_it_is_loaded(
+    tmp_path: Path, compose_run: ComposeRun
+) -> None:
+    saved_as(tmp_path, compose_run, "gpt_neox", "gpt_neox")
+    run = compose_run(f"model.path={tmp_path}", "+experiment=linearard_32k", "engine=cpu")
+    with pytest.raises(ConfigError, match=r"\['q_proj', .* unknown; allowed: query_key_value"):
         plan.make(run, world_size=1)

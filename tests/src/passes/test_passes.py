@@ -20,6 +20,7 @@ from src.models.adapters import (
     FullParameters,
     LoraParameters,
     causal_model,
+    in_fused,
     make_trainable,
 )
 from src.models.facts import ModelFacts
@@ -52,6 +53,11 @@ def config(family: str, *, factor: float | None) -> PretrainedConfig:
     if factor:
         rope = {"rope_type": "linear", "factor": factor, "rope_theta": 10000.0}
     extra: dict[str, Any] = {"sliding_window": 5} if family == "mistral" else {}
+    if family == "phi3" and factor:
+        # Its class takes tables only.
+        table = dict.fromkeys(("short_factor", "long_factor"), [factor] * 4)
+        rope |= {"rope_type": "longrope", "original_max_position_embeddings": 4096, **table}
+        rope |= {"attention_factor": 1.0}
     if family == "gemma3":
         kinds = ["sliding_attention", "full_attention", "sliding_attention"]
         sliding = {"rope_type": "default", "rope_theta": 100.0}
@@ -111,7 +117,8 @@ def trained_network(
     dtype: torch.dtype = torch.float64,
 ) -> torch.nn.Module:
     """A scaled student whose adapters, if it has any, already do something."""
-    student = make_trainable(network(family, factor=4.0, dtype=dtype), parameters, seed=1)
+    fitting = in_fused(parameters, FAMILIES[family].fused)
+    student = make_trainable(network(family, factor=4.0, dtype=dtype), fitting, seed=1)
     noise = torch.Generator().manual_seed(3)
     for name, parameter in student.named_parameters():
         if "lora_B" in name:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from src.models.adapters import QKV
 from src.models.families import FAMILIES, Family
 from src.models.families.base import parts_of
 from src.models.hf_config import native_config
@@ -40,8 +41,12 @@ def check_family(compose_run: Callable[..., Any]) -> Callable[[Family, str], Any
             linear = {n.rpartition(".")[2] for n, m in modules.items() if hasattr(m, "in_features")}
             assert linear == set(family.projections)
             assert sum("layernorm" in n for n in modules) == family.norms
-            assert hasattr(attention, "q_norm") == family.qk_norm == hasattr(attention, "k_norm")
-            for projection in ("q_proj", "k_proj", "v_proj"):
+            for norm, heads in (("q_norm", facts.heads), ("k_norm", facts.kv_heads)):
+                assert hasattr(attention, norm) == bool(family.qk_norm)
+                if family.qk_norm:
+                    width = facts.head_dim * (heads if family.qk_norm == "wide" else 1)
+                    assert getattr(attention, norm).weight.shape == (width,)
+            for projection in {family.fused.get(p, p) for p in QKV}:
                 assert (getattr(attention, projection).bias is not None) == family.qkv_bias
             assert attention.scaling == pytest.approx(facts.scale or facts.head_dim**-0.5)
         return network

@@ -1,0 +1,12 @@
+"""Phi-3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from src.models.families.phi3 import FAMILY
+
+
+def test_facts(check_family: Callable[..., Any]) -> None:
+    check_family(FAMILY, "tiny_phi3")

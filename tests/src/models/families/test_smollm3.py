@@ -1,0 +1,12 @@
+"""SmolLM3."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from src.models.families.smollm3 import FAMILY
+
+
+def test_facts(check_family: Callable[..., Any]) -> None:
+    check_family(FAMILY, "tiny_smollm3")

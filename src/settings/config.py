@@ -271,7 +271,7 @@ class RunConfig:
         self.rope.resolved_factor(self.model.native_window)
 
     def _training(self) -> dict[str, StageConfig]:
-        """The recipe's training stages, with projections by the names that the model's family has."""
+        """The training stages, with projections by the names that the model's family has."""
         fused = family_of(self.model.family).fused
         stages: dict[str, StageConfig] = {}
         for name, stage in self.recipe.training.items():

@@ -95,7 +95,7 @@ SHARED = "engine.teacher.share_base=true"
             ["recipe.stages.cpt.streams.long.objective=relation", *LORA_CPT],
             r"engine\.teacher\.share_base: true, but recipe\.stages\.cpt starts from what",
         ),
-        (["model.family=gemma"], r"engine\.teacher\.share_base: .* qwen3, not 'gemma'"),
+        (["model.family=gemma"], r"engine\.teacher\.share_base: .* qwen3, .*, not 'gemma'"),
         (["engine.teacher.zero_stage=3"], r"engine\.teacher: share_base=true has no engine"),
         (["engine.teacher.offload_parameters=true"], r"offload_parameters=true needs zero_stage 3"),
     ],

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
+from src.models.families import family_of_type
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
@@ -110,6 +112,8 @@ def make_trainable(
     if isinstance(parameters, FullParameters):
         return network.requires_grad_(True)
 
+    parameters = in_fused(parameters, family_of_type(network.config.model_type).fused)
+    assert not isinstance(parameters, FullParameters)
     _check_projections(network, parameters)
     if isinstance(parameters, QkvParameters):
         network.requires_grad_(False)

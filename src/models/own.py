@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from src.models.config import FolderWeights, HubWeights, ModelError
-from src.models.families import FAMILIES
+from src.models.families import family_of_type
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -51,7 +51,7 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
         config = read_config(FolderWeights("folder", str(place)))
     else:
         config = read_config(HubWeights("hub", str(place), source.get("revision")))
-    settings["family"] = settings["family"] or family_name(config)
+    settings["family"] = settings["family"] or family_of_type(config.model_type).name
     settings["native_window"] = settings["native_window"] or judged_window(config)[0]
     known = suggested_tuning(config)
     settings["tuning"] = known | {k: v for k, v in tuning.items() if v is not None}
@@ -66,12 +66,6 @@ def named(place: str) -> str:
         # The hub's cache: models--ORG--NAME/snapshots/COMMIT.
         parts = [*parts[:-2], parts[-3].rpartition("--")[2]]
     return re.sub(r"[^\w.-]+", "_", parts[-1] if parts else "").strip("._") or "model"
-
-
-def family_name(config: PretrainedConfig) -> str:
-    """The listed family of a config, or its `model_type`."""
-    listed = [name for name, f in FAMILIES.items() if f.model_type == config.model_type]
-    return listed[0] if listed else config.model_type
 
 
 def judged_window(config: PretrainedConfig) -> tuple[int, str]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.models.config import ModelError, ModelShape
 from src.models.facts import ModelFacts
-from src.models.families import FAMILIES, family_of
+from src.models.families import family_of_type
 from src.models.rope import scaling_of
 
 if TYPE_CHECKING:
@@ -32,8 +32,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
             "its sizes are not known: give a model whose config has them"
         )
     heads = config.num_attention_heads
-    listed = [each for each in FAMILIES.values() if each.model_type == config.model_type]
-    family = listed[0] if listed else family_of(config.model_type)
+    family = family_of_type(config.model_type)
     full, sliding = _by_kind(config)
     own = scaling_of(full, config.max_position_embeddings)
     turned = full.get("partial_rotary_factor", 1.0)

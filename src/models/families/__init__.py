@@ -29,10 +29,24 @@ def family_of(name: str) -> Family:
     return FAMILIES.get(name) or unlisted
 
 
+def family_of_type(model_type: str) -> Family:
+    """The listed family of a config's `model_type`, or the defaults under its name."""
+    listed = [each for each in FAMILIES.values() if each.model_type == model_type]
+    return listed[0] if listed else family_of(model_type)
+
+
 def layer_parts(children: set[str]) -> LayerParts | None:
     """The layout that consists of just these modules; None if no listed family has it."""
     layouts = [family.parts for family in FAMILIES.values() if family.parts]
     return next((parts for parts in layouts if parts_of(parts) == children), None)
 
 
-__all__ = ["FAMILIES", "PLAIN_LAYER_FAMILIES", "Family", "LayerParts", "family_of", "layer_parts"]
+__all__ = [
+    "FAMILIES",
+    "PLAIN_LAYER_FAMILIES",
+    "Family",
+    "LayerParts",
+    "family_of",
+    "family_of_type",
+    "layer_parts",
+]

@@ -12,6 +12,8 @@ from src.data.documents import DataError
 
 PackagedName = Literal["sotu", "kjv", "moby_dick", "austen", "treasury_of_david", "matthew_henry"]
 PositiveCount = Annotated[int, Field(gt=0)]
+# Share of a source in the blocks of each stream, in proportion to the other sources' weights.
+Weight = Annotated[float, Field(gt=0)] | None
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class PackagedText:
     type: Literal["package"]
     name: PackagedName
     documents: tuple[str, ...] = ("*",)
+    weight: Weight = None
 
 
 @dataclass(frozen=True)
@@ -34,11 +37,18 @@ class TextFiles:
     A .txt or .md file is one document. Its name is its path below the files' common folder, without
     the suffix. A row of a .jsonl or .parquet file is one document, `<that name>/<row>`, with its
     text in `text_field`.
+
+    With `messages_field`, a row is a chat: that field holds a list of messages with `role` and
+    `content`, which the tokenizer's chat template turns into text. With `answers_only`, next-token
+    losses count only the tokens of the assistant's messages.
     """
 
     type: Literal["files"]
     paths: tuple[UserPath, ...]
     text_field: str = "text"
+    weight: Weight = None
+    messages_field: str | None = None
+    answers_only: bool = False
 
     def __post_init__(self) -> None:
         if not self.paths:
@@ -46,6 +56,7 @@ class TextFiles:
                 "paths is empty; give files, folders or globs, for example "
                 "data.sources.files.paths=[my_texts,more/*.jsonl]"
             )
+        _check_answers(self)
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,7 @@ class HubDataset:
     Documents are named `<path>/<split>/<row>`, followed by `-<title>` if rows have a
     `short_book_title`. Only as many texts are read as needed. Without `revision` the corpus is the
     hub's newest version at the time when its tokens are cached; give a commit to pin it.
+    `messages_field` and `answers_only` are as in `TextFiles`.
     """
 
     type: Literal["hub"]
@@ -64,6 +76,20 @@ class HubDataset:
     text_field: str = "text"
     revision: str | None = None
     max_documents: PositiveCount | None = None
+    weight: Weight = None
+    messages_field: str | None = None
+    answers_only: bool = False
+
+    def __post_init__(self) -> None:
+        _check_answers(self)
+
+
+def _check_answers(source: TextFiles | HubDataset) -> None:
+    if source.answers_only and source.messages_field is None:
+        raise DataError(
+            "answers_only=true is for chats: give messages_field, the field that holds a row's "
+            "list of messages"
+        )
 
 
 Source = Annotated[PackagedText | TextFiles | HubDataset, Field(discriminator="type")]
@@ -78,6 +104,9 @@ class DataConfig:
     Training documents are read in the order of the sources, up to the one that reaches
     `max_tokens`. A held-out document is refused if more than `max_held_out_overlap` of its
     64-token windows occur in the training documents.
+
+    Sources may have weights: each stream's blocks then come from the sources in these proportions
+    (src/data/mixing.py), and each source gives its share of `max_tokens`.
 
     `paths` are files, folders and globs that `data=files` hands on to its source.
 
@@ -100,8 +129,25 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.sources:
             raise DataError("sources is empty; give at least one source of training texts")
+        without = [name for name, source in self.sources.items() if source.weight is None]
+        if without and len(without) < len(self.sources):
+            raise DataError(
+                f"sources.{without[0]}.weight is null, and other sources have weights: give a "
+                "weight to every source, or to none"
+            )
+        weighted = [n for n, source in self.held_out_sources.items() if source.weight is not None]
+        if weighted:
+            raise DataError(
+                f"held_out_sources.{weighted[0]}.weight is for training texts; leave it out"
+            )
         twice = sorted(self.sources.keys() & self.held_out_sources.keys())
         if twice:
             raise DataError(
                 f"sources and held_out_sources share the names {', '.join(twice)}; rename one side"
             )
+
+    @property
+    def weights(self) -> dict[str, float] | None:
+        """Weight of each source; None if sources have none."""
+        given = {n: s.weight for n, s in self.sources.items() if s.weight is not None}
+        return given or None

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,15 @@ import numpy as np
 
 from src.data.blocks import Blocks
 from src.data.documents import DataError
+from src.data.mixing import MixedBlocks
 from src.data.overlap import Overlap, find_overlaps
 from src.manifest import DamageError, seal_folder, verify
 
 Split = Literal["train", "held_out"]
-TrainingBlocks = Blocks
+TrainingBlocks = Blocks | MixedBlocks
 INDEX_FILE = "index.json"
 TOKENS_FILE = "tokens.npy"
+LEARNT_FILE = "learnt.npy"
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,9 @@ class DocumentInfo:
 class Corpus:
     """Tokenized documents, memory-mapped. `tokens` holds them one after the other, in order.
 
-    `overlaps` says how much text held-out documents share with training documents.
+    `overlaps` says how much text held-out documents share with training documents. `sources` says
+    how many documents came from each source, in order. `learnt` says which tokens are to be learnt,
+    bool, where that is not all of them.
     """
 
     name: str
@@ -45,6 +50,8 @@ class Corpus:
     documents: tuple[DocumentInfo, ...]
     overlaps: dict[str, Overlap]
     tokens: np.ndarray
+    sources: dict[str, int] = field(default_factory=dict)
+    learnt: np.ndarray | None = None
 
     @property
     def train_tokens(self) -> int:
@@ -63,6 +70,7 @@ class Corpus:
         stream: str = "main",
         packing: bool | None = False,
         wanted: int | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> TrainingBlocks:
         """Training blocks of `length` tokens; see `Blocks`.
 
@@ -73,14 +81,47 @@ class Corpus:
             packing: whether documents shorter than a block are packed. None packs if there are any,
                 or if whole blocks would leave out more than a twentieth of the text.
             wanted: as in `Blocks`.
+            weights: of the sources, whose blocks are then mixed; see `MixedBlocks`.
 
         Raises:
-            DataError: the training documents do not fill a block.
+            DataError: the training documents, or those of a source, do not fill a block.
         """
-        documents = self.arrays("train")
-        if packing is None:
-            packing = _needs_packing([len(tokens) for _, tokens in documents], length)
-        return Blocks(documents, length, seed=seed, stream=stream, packing=packing, wanted=wanted)
+
+        def made(places: Sequence[int], name: str, wanted: int | None) -> Blocks:
+            documents = [(self.documents[i].name, self._of(self.tokens, i)) for i in places]
+            learnt = self.learnt
+            packs = packing
+            if packs is None:
+                packs = _needs_packing([len(tokens) for _, tokens in documents], length)
+            return Blocks(
+                documents,
+                length,
+                seed=seed,
+                stream=name,
+                packing=packs,
+                wanted=wanted,
+                learnt=None if learnt is None else [self._of(learnt, i) for i in places],
+            )
+
+        if weights is None:
+            return made(self._places("train"), stream, wanted)
+        parts: dict[str, Blocks] = {}
+        by_source = self._by_source()
+        for name in weights:
+            if name not in by_source:
+                raise DataError(
+                    f"sources.{name}.weight={weights[name]}: it has no document to train on; hold "
+                    "fewer of them out, or leave the source out"
+                )
+            places = by_source[name]
+            share = weights[name] / sum(weights.values())
+            # A stretch of blocks has a few more or fewer of a source than its share.
+            most = None if wanted is None else math.ceil(wanted * share) + 2
+            try:
+                parts[name] = made(places, f"{stream}/{name}", most)
+            except DataError as error:
+                raise DataError(f"source {name!r}: {error}") from error
+        return MixedBlocks(parts, weights)
 
     def held_out_documents(self) -> list[tuple[str, np.ndarray]]:
         """Names and ids (int64 [tokens]) of the held-out documents, in order."""
@@ -88,11 +129,26 @@ class Corpus:
 
     def arrays(self, split: Split) -> list[tuple[str, np.ndarray]]:
         """Names and ids of a split's documents, in order; ids are views of the mapped file."""
-        return [
-            (info.name, self.tokens[end - info.tokens : end])
-            for info, end in zip(self.documents, self._ends, strict=True)
-            if info.split == split
-        ]
+        return [(self.documents[i].name, self._of(self.tokens, i)) for i in self._places(split)]
+
+    def _places(self, split: Split) -> list[int]:
+        return [i for i, info in enumerate(self.documents) if info.split == split]
+
+    def _of(self, values: np.ndarray, place: int) -> np.ndarray:
+        """A document's part of an array with a value for each token."""
+        end = self._ends[place]
+        return values[end - self.documents[place].tokens : end]
+
+    def _by_source(self) -> dict[str, list[int]]:
+        """Places of the training documents of each source that has some."""
+        found: dict[str, list[int]] = {}
+        first = 0
+        for name, count in self.sources.items():
+            places = range(first, first + count)
+            if training := [i for i in places if self.documents[i].split == "train"]:
+                found[name] = training
+            first += count
+        return found
 
     @cached_property
     def _ends(self) -> list[int]:
@@ -110,16 +166,38 @@ def _needs_packing(sizes: Sequence[int], length: int) -> bool:
 
 
 def save_corpus(
-    folder: Path, key: str, documents: Sequence[DocumentInfo], tokens: np.ndarray
+    folder: Path,
+    key: str,
+    documents: Sequence[DocumentInfo],
+    tokens: np.ndarray,
+    *,
+    sources: Mapping[str, int] | None = None,
+    learnt: Sequence[np.ndarray | None] = (),
 ) -> None:
-    """Write tokens [sum of the documents' tokens], index, overlaps and manifest into `folder`."""
+    """Write tokens [sum of the documents' tokens], index, overlaps and manifest into `folder`.
+
+    Args:
+        folder: that is there already.
+        key: of the corpus.
+        documents: in order.
+        tokens: of all documents.
+        sources: as in `Corpus`.
+        learnt: for each document, which tokens are to be learnt; None for all.
+    """
     corpus = Corpus("", key, tuple(documents), {}, np.asarray(tokens))
     overlaps = find_overlaps(dict(corpus.arrays("held_out")), corpus.arrays("train"))
     index = {
         "key": key,
         "documents": [astuple(info) for info in documents],
         "overlaps": {name: astuple(overlap) for name, overlap in overlaps.items()},
+        "sources": dict(sources or {}),
     }
+    if any(part is not None and not part.all() for part in learnt):
+        parts = [
+            np.ones(info.tokens, dtype=bool) if part is None else part
+            for info, part in zip(documents, learnt, strict=True)
+        ]
+        np.save(folder / LEARNT_FILE, np.concatenate(parts), allow_pickle=False)
     np.save(folder / TOKENS_FILE, tokens, allow_pickle=False)
     (folder / INDEX_FILE).write_text(json.dumps(index), encoding="utf-8")
     seal_folder(folder)
@@ -141,8 +219,20 @@ def load_corpus(name: str, folder: Path) -> Corpus:
     tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
     documents = tuple(DocumentInfo(*entry) for entry in index["documents"])
     overlaps = {name: Overlap(*entry) for name, entry in index["overlaps"].items()}
+    learnt = None
+    if (folder / LEARNT_FILE).exists():
+        learnt = np.load(folder / LEARNT_FILE, mmap_mode="r", allow_pickle=False)
     # A plain view of the mapped file: slices of a memmap object are slow to make.
-    return Corpus(name, index["key"], documents, overlaps, np.asarray(tokens))
+    return Corpus(
+        name,
+        index["key"],
+        documents,
+        overlaps,
+        np.asarray(tokens),
+        # Caches from before sources had weights do not say it.
+        sources=index.get("sources", {}),
+        learnt=None if learnt is None else np.asarray(learnt),
+    )
 
 
 def refuse_overlap(corpus: Corpus, limit: float) -> None:

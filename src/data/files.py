@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from src.data.config import TextFiles
+from src.data.config import HubDataset, TextFiles
 from src.data.documents import DataError, Document
 
 Rows = Iterator[tuple[str, str]]  # (suffix of the document's name, text)
@@ -31,7 +31,7 @@ def read_files(source: TextFiles) -> Iterator[Document]:
     files = _expand(source.paths)
     for path, name in zip(files, _names(files), strict=True):
         try:
-            for suffix, text in _READERS[path.suffix.lower()](path, source.text_field):
+            for suffix, text in _READERS[path.suffix.lower()](path, source):
                 yield Document(name + suffix, text)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
@@ -153,11 +153,16 @@ def decode(content: bytes, path: Path | str, start: int = 0) -> str:
     return text.removeprefix("\ufeff").replace("\r\n", "\n")
 
 
-def _read_text(path: Path, text_field: str) -> Rows:
+def _read_text(path: Path, source: TextFiles) -> Rows:
+    if source.messages_field is not None:
+        raise DataError(
+            f"{path} has no rows with messages (messages_field={source.messages_field}); give "
+            ".jsonl or .parquet files"
+        )
     yield "", decode(path.read_bytes(), path)
 
 
-def _read_jsonl(path: Path, text_field: str) -> Rows:
+def _read_jsonl(path: Path, source: TextFiles) -> Rows:
     position, row = 0, 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
@@ -165,7 +170,7 @@ def _read_jsonl(path: Path, text_field: str) -> Rows:
             position += len(line)
             if text.strip():
                 where = f"{path}, line {number}"
-                yield f"/{row}", text_of(_parse(text, where), text_field, where)
+                yield f"/{row}", content_of(_parse(text, where), source, where)
                 row += 1
 
 
@@ -205,24 +210,57 @@ def text_of(record: dict[str, Any], text_field: str, where: str) -> str:
     return text
 
 
-def _read_parquet(path: Path, text_field: str) -> Rows:
+def content_of(record: dict[str, Any], source: TextFiles | HubDataset, where: str) -> str:
+    """A record's text; of a chat its messages as JSON, which `tokenize_chats` reads again."""
+    if source.messages_field is None:
+        return text_of(record, source.text_field, where)
+    if source.messages_field not in record:
+        raise DataError(
+            f"{where}: no field {source.messages_field!r}; there are: {', '.join(record)} (set "
+            "messages_field)"
+        )
+    messages = record[source.messages_field]
+    if messages is None or messages == []:
+        return ""
+    if not isinstance(messages, list):
+        raise DataError(
+            f"{where}: field {source.messages_field!r} is {type(messages).__name__}, not a list of "
+            "messages"
+        )
+    for number, message in enumerate(messages):
+        keys = message if isinstance(message, dict) else {}
+        if not all(isinstance(keys.get(key), str) for key in ("role", "content")):
+            raise DataError(
+                f"{where}: message {number} of field {source.messages_field!r} needs role and "
+                "content, both texts"
+            )
+    kept = [{"role": m["role"], "content": m["content"]} for m in messages]
+    return text_of({"text": json.dumps(kept, ensure_ascii=False)}, "text", where)
+
+
+def _setting(source: TextFiles | HubDataset) -> str:
+    return "text_field" if source.messages_field is None else "messages_field"
+
+
+def _read_parquet(path: Path, source: TextFiles) -> Rows:
     import pyarrow
     import pyarrow.parquet
 
+    field = source.messages_field or source.text_field
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
-            if text_field not in columns:
+            if field not in columns:
                 raise DataError(
-                    f"{path}: no column {text_field!r}; there are: {', '.join(columns)} "
-                    "(set text_field)"
+                    f"{path}: no column {field!r}; there are: {', '.join(columns)} "
+                    f"(set {_setting(source)})"
                 )
             row = 0
-            for batch in file.iter_batches(batch_size=64, columns=[text_field]):
+            for batch in file.iter_batches(batch_size=64, columns=[field]):
                 for value in batch.column(0):
                     where = f"{path}, row {row}"
-                    record = {text_field: _of_arrow(value, where)}
-                    yield f"/{row}", text_of(record, text_field, where)
+                    record = {field: _of_arrow(value, where)}
+                    yield f"/{row}", content_of(record, source, where)
                     row += 1
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
@@ -235,7 +273,7 @@ def _of_arrow(value: Any, where: str) -> Any:
         raise DataError(f"{where} is not UTF-8 ({error.reason}); write the file again") from error
 
 
-_READERS: dict[str, Callable[[Path, str], Rows]] = {
+_READERS: dict[str, Callable[[Path, TextFiles], Rows]] = {
     ".txt": _read_text,
     ".md": _read_text,
     ".jsonl": _read_jsonl,

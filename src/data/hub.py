@@ -11,7 +11,7 @@ from typing import Any
 from src.assets.cache import content_digest
 from src.data.config import HubDataset
 from src.data.documents import DataError, Document
-from src.data.files import text_of
+from src.data.files import content_of
 
 TITLE_FIELD = "short_book_title"
 
@@ -23,7 +23,7 @@ def read_hub(source: HubDataset) -> Iterator[Document]:
         DataError: the data set, its config, split or field is not there, or cannot be reached.
     """
     for index, row in enumerate(islice(_rows(source), source.max_documents)):
-        text = text_of(row, source.text_field, f"data set {source.path!r}, row {index}")
+        text = content_of(row, source, f"data set {source.path!r}, row {index}")
         title = f"-{row[TITLE_FIELD]}" if row.get(TITLE_FIELD) else ""
         yield Document(f"{source.path}/{source.split}/{index}{title}", text)
 

@@ -44,6 +44,25 @@ class MixedBlocks:
         blocks, number = self._locate(index)
         return blocks[number]
 
+    def __len__(self) -> int:
+        """Blocks of one epoch of every source."""
+        return sum(len(blocks) for blocks in self._list)
+
+    @property
+    def packed(self) -> int:
+        """Of these, blocks that are made of pieces of documents."""
+        return sum(blocks.packed for blocks in self._list)
+
+    @property
+    def recipe(self) -> str:
+        """How these blocks are made of documents."""
+        parts = zip(self.shares.items(), self._list, strict=True)
+        return "; ".join(f"{name} {share!r}: {b.recipe}" for (name, share), b in parts)
+
+    def used(self) -> np.ndarray:
+        """Tokens of each document that an epoch of its source reads, int64 [documents]."""
+        return np.concatenate([blocks.used() for blocks in self._list])
+
     @property
     def marked(self) -> bool:
         """Whether blocks have several segments, or tokens that a loss does not count."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 from filelock import FileLock
 
 from src.assets.cache import CACHE_VARIABLE, cache_dir
-from src.data.config import DataConfig, HubDataset, Source
+from src.data.config import DataConfig, HubDataset, PackagedText, Source
 from src.data.corpus import (
     Corpus,
     DocumentInfo,
@@ -31,7 +32,13 @@ from src.data.documents import DataError, Document
 from src.data.hub import hub_identity
 from src.data.patterns import matches_any, refuse_idle_patterns
 from src.data.reading import read_source
-from src.data.tokenization import token_dtype, tokenize, tokenizer_identity
+from src.data.tokenization import (
+    chat_template,
+    token_dtype,
+    tokenize,
+    tokenize_chats,
+    tokenizer_identity,
+)
 from src.progress import meter
 
 if TYPE_CHECKING:
@@ -69,7 +76,7 @@ def prepare_corpus(
     if key is not None and (known := _opened(config.name, shelf / key[:32])) is not None:
         return known
     survey = _Survey(config)
-    key = _key(config, survey, tokenizer_identity(tokenizer))
+    key = _key(config, survey, tokenizer)
     folder = shelf / key[:32]
     # A cache that holds the corpus may be read-only.
     corpus = _opened(config.name, folder) or _made(config, survey, key, tokenizer, folder)
@@ -125,7 +132,7 @@ class _Survey:
         for label, source, split in _sources(config):
             if isinstance(source, HubDataset):
                 self.complete = False
-                self.entries.append([asdict(source), hub_identity(source), split, config.held_out])
+                self.entries.append([_facts(source), hub_identity(source), split, config.held_out])
             else:
                 self._read(label, source, split, config.held_out)
         if self.complete:
@@ -158,8 +165,30 @@ def _text_hash(document: Document) -> str:
     return hashlib.sha256(document.text.encode()).hexdigest()
 
 
-def _key(config: DataConfig, survey: _Survey, tokenizer: str) -> str:
-    parts = [FORMAT, tokenizer, config.max_tokens, survey.entries]
+def _facts(source: HubDataset) -> dict[str, Any]:
+    """What decides a data set's texts. What is not set leaves the keys of older caches as they are.
+
+    A source's weight decides how much of it is read, not what it holds.
+    """
+    facts = asdict(source)
+    for name in ("weight", "messages_field", "answers_only"):
+        if name == "weight" or not facts[name]:
+            del facts[name]
+    return facts
+
+
+def _key(config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase) -> str:
+    parts = [FORMAT, tokenizer_identity(tokenizer), config.max_tokens, survey.entries]
+    if config.weights is not None:
+        # Without a limit all of every source is read, whatever its weight.
+        parts.append(["sources", config.weights if config.max_tokens else list(config.weights)])
+    chats = {
+        name: source.answers_only
+        for name, source, _ in _sources(config)
+        if not isinstance(source, PackagedText) and source.messages_field is not None
+    }
+    if chats:
+        parts.append(["chats", chats, chat_template(tokenizer)])
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
@@ -187,7 +216,8 @@ def _build(
         staging = Path(temporary) / "corpus"
         staging.mkdir()
         raw = Path(temporary) / "tokens.raw"
-        infos = _tokenize_into(raw, config, survey, tokenizer)
+        writer = _tokenize_into(raw, config, survey, tokenizer)
+        infos = writer.infos
         _check_names([info.name for info in infos], config)
         if not any(info.split == "train" for info in infos):
             raise DataError(
@@ -195,34 +225,68 @@ def _build(
                 f"all are held out (held_out {list(config.held_out)})"
             )
         tokens = np.memmap(raw, dtype=token_dtype(tokenizer), mode="r")
-        save_corpus(staging, key, infos, tokens)
+        save_corpus(staging, key, infos, tokens, sources=writer.sources, learnt=writer.learnt)
         os.replace(staging, folder)
 
 
 def _tokenize_into(
     path: Path, config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
-) -> list[DocumentInfo]:
-    """Write all ids to one file without a header; returns the documents in it."""
+) -> _Writer:
+    """Write all ids to one file without a header; returns what has been written."""
     # Counted in tokens if there is a limit, else in characters if their number is known.
     total = config.max_tokens or (survey.characters if survey.complete else None)
     with path.open("wb") as file, meter(f"tokenizing corpus {config.name}", total) as shown:
         writer = _Writer(file, config.max_tokens)
-        for _, source, split in _sources(config):
+        for label, source, split in _sources(config):
+            writer.begin(label, _limit(config, label))
             documents = writer.wanted(source, split, config.held_out)
-            for document, ids in tokenize(documents, tokenizer):
-                writer.add(document, ids, _split(document.name, split, config.held_out))
+            for document, ids, learnt in _tokenized(source, documents, tokenizer):
+                writer.add(document, ids, _split(document.name, split, config.held_out), learnt)
                 shown.advance(len(ids) if config.max_tokens else len(document.text))
-    return writer.infos
+    return writer
+
+
+def _tokenized(
+    source: Source, documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
+    """Documents with their ids and, of chats, which ids are to be learnt."""
+    if isinstance(source, PackagedText) or source.messages_field is None:
+        yield from ((document, ids, None) for document, ids in tokenize(documents, tokenizer))
+    else:
+        yield from tokenize_chats(documents, tokenizer, answers_only=source.answers_only)
+
+
+def _limit(config: DataConfig, label: str) -> int | None:
+    """Training tokens at which a source with a weight is left; None if it has none."""
+    if config.weights is None or config.max_tokens is None or label not in config.weights:
+        return None
+    share = config.weights[label] / sum(config.weights.values())
+    return max(1, math.ceil(config.max_tokens * share))
 
 
 class _Writer:
-    """Appends ids to a file and keeps count of training tokens against the limit."""
+    """Appends ids to a file and keeps count of training tokens against the limit.
+
+    Attributes:
+        infos: documents that have been written.
+        sources: how many of them came from each source, in order.
+        learnt: which tokens are to be learnt, by document; None for all of a document.
+    """
 
     def __init__(self, file: IO[bytes], limit: int | None) -> None:
         self.file = file
         self.limit = limit
         self.train_tokens = 0
         self.infos: list[DocumentInfo] = []
+        self.sources: dict[str, int] = {}
+        self.learnt: list[np.ndarray | None] = []
+
+    def begin(self, label: str, limit: int | None) -> None:
+        """Go on with a source, which may have a limit of its own."""
+        self.sources[label] = 0
+        self._label = label
+        if limit is not None:
+            self.limit, self.train_tokens = limit, 0
 
     @property
     def full(self) -> bool:
@@ -236,10 +300,15 @@ class _Writer:
             elif isinstance(source, HubDataset):
                 return  # the data set may be endless
 
-    def add(self, document: Document, ids: np.ndarray, split: Split) -> None:
+    def add(
+        self, document: Document, ids: np.ndarray, split: Split, learnt: np.ndarray | None = None
+    ) -> None:
+        """Write a document, unless it is beyond the limit."""
         if split == "train":
             if self.full:
                 return  # it was in the batch of the document that reached the limit
             self.train_tokens += len(ids)
         ids.tofile(self.file)
         self.infos.append(DocumentInfo(document.name, len(ids), _text_hash(document), split))
+        self.sources[self._label] += 1
+        self.learnt.append(learnt)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -36,6 +36,91 @@ def tokenize(
         )
         for document, ids in zip(batch, encoded["input_ids"], strict=True):
             yield document, np.asarray(ids, dtype=dtype)
+
+
+def tokenize_chats(
+    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
+) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
+    """Yield each chat with its ids, and which of them are to be learnt, bool [tokens].
+
+    The tokenizer's chat template makes the text, special tokens included. An answer is what the
+    template adds after the prompt for it: the assistant's message and what ends it.
+
+    Args:
+        documents: whose text is a list of messages in JSON.
+        tokenizer: with a chat template.
+        answers_only: whether only answers are to be learnt; else all tokens are.
+
+    Raises:
+        DataError: the tokenizer has no template, the template refuses a chat, or answers cannot be
+            told apart from the rest.
+    """
+    dtype = token_dtype(tokenizer)
+    for document in documents:
+        messages = json.loads(document.text)
+        text = _rendered(document, messages, tokenizer)
+        encoded = tokenizer(
+            text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        ids = np.asarray(encoded["input_ids"], dtype=dtype)
+        learnt = np.ones(len(ids), dtype=bool)
+        if answers_only:
+            offsets = np.asarray(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+            learnt[:] = False
+            for start, end in _answers(document, messages, text, tokenizer):
+                learnt |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end)
+            learnt &= offsets[:, 1] > offsets[:, 0]
+        yield document, ids, learnt
+
+
+def _answers(
+    document: Document, messages: list[Any], text: str, tokenizer: PreTrainedTokenizerBase
+) -> Iterator[tuple[int, int]]:
+    """Where the assistant's messages are in a chat's text."""
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = _rendered(document, messages[:number], tokenizer, prompt=True) if number else ""
+        until = _rendered(document, messages[: number + 1], tokenizer)
+        if not (until.startswith(before) and text.startswith(until)):
+            raise DataError(
+                f"{document.name}: the chat template writes a chat's beginning otherwise if it "
+                f"goes on, so message {number} cannot be found in the text; use "
+                "answers_only=false, or another template"
+            )
+        yield len(before), len(until)
+
+
+def _rendered(
+    document: Document,
+    messages: list[Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt: bool = False,
+) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except TemplateError as error:
+        raise DataError(f"{document.name}: the chat template refuses it: {error}") from error
+    assert isinstance(text, str)
+    return text
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """The tokenizer's chat template.
+
+    Raises:
+        DataError: it has none, or several.
+    """
+    template = tokenizer.chat_template
+    if not isinstance(template, str):
+        raise DataError(
+            "messages_field: the model's tokenizer has no chat template (or several); use a model "
+            "with one, or write chats as text and give text_field"
+        )
+    return template
 
 
 def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:

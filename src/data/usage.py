@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from src.data.mixing import MixedBlocks
+
 if TYPE_CHECKING:
     from src.data.corpus import Corpus, TrainingBlocks
 
 # Where classes of documents by length begin, in tokens.
 _BOUNDS = (0, 64, 256, 1024, 4096, 16_384, 65_536, 262_144)
+
+
+@dataclass(frozen=True)
+class SourceUse:
+    """A source of a mixture: its share, blocks of its epoch, and blocks that the stage reads."""
+
+    name: str
+    share: float
+    blocks: int
+    read: int
 
 
 @dataclass(frozen=True)
@@ -26,6 +38,7 @@ class StreamUse:
         packed: of these, blocks of several documents.
         read: blocks that the stage reads.
         tokens_by_document: tokens of each training document that an epoch reads, int64.
+        sources: the parts of a mixture.
     """
 
     name: str
@@ -34,11 +47,19 @@ class StreamUse:
     packed: int
     read: int
     tokens_by_document: np.ndarray
+    sources: tuple[SourceUse, ...] = ()
 
     @classmethod
     def of(cls, name: str, blocks: TrainingBlocks, read: int) -> StreamUse:
         """The use of a stream that reads so many of these blocks."""
-        return cls(name, blocks.length, len(blocks), blocks.packed, read, blocks.used())
+        sources: tuple[SourceUse, ...] = ()
+        if isinstance(blocks, MixedBlocks):
+            counts = blocks.counts(read)
+            sources = tuple(
+                SourceUse(source, blocks.shares[source], len(part), counts[source])
+                for source, part in blocks.parts.items()
+            )
+        return cls(name, blocks.length, len(blocks), blocks.packed, read, blocks.used(), sources)
 
     @property
     def tokens(self) -> int:
@@ -102,6 +123,7 @@ class TextUse:
                 "packed_blocks": s.packed,
                 "blocks_read": s.read,
                 "used_tokens": s.tokens,
+                "sources": [asdict(source) for source in s.sources],
             }
             for s in self.streams
         }

@@ -119,6 +119,13 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
             objective = config.objective.terms[name]
             objective.needs(facts)
             objective.check(stream.length, cuda=cuda)
+            answers = any(getattr(s, "answers_only", False) for s in config.data.sources.values())
+            if answers and objective.needs(facts).head and objective.needs_whole_documents():
+                raise ValueError(
+                    f"type={objective.type}: its loss counts all tokens, and answers_only=true of "
+                    "a source asks for those of answers; use language_modeling, or "
+                    "answers_only=false"
+                )
             if config.data.packing is True and (whole := objective.needs_whole_documents()):
                 raise ValueError(
                     f"{whole}: it needs blocks of one document each, and data.packing=true makes "

@@ -101,6 +101,11 @@ def show_texts(use: TextUse, console: Console) -> None:
             f"{packed}, and uses {share:.1%} of the text; the stage reads {stream.read:,} blocks, "
             f"{epochs:.3g} epochs"
         )
+        for source in stream.sources:
+            console.print(
+                f"  {source.share:.1%} from {source.name}: {source.read:,} blocks, "
+                f"{source.read / source.blocks:.3g} of its epochs"
+            )
 
 
 def _stages(plan: Plan) -> Table:

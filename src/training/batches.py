@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from src.data.blocks import Blocks
-from src.data.mixing import MixedBlocks
+from src.data.corpus import TrainingBlocks
 from src.objectives.base import Batch, Segments
 from src.training import positions
 from src.training.schedule import MicroStep, Piece, StageSchedule
@@ -23,9 +22,6 @@ from src.training.sequence import (
     segment_ids,
     segment_starts,
 )
-
-# Blocks of a stream. Tests give tokens by number alone.
-AnyBlocks = Blocks | MixedBlocks
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class Batches:
 
     name: str
     schedule: StageSchedule
-    blocks: Mapping[str, AnyBlocks]
+    blocks: Mapping[str, TrainingBlocks]
     place: Place
     device: torch.device
     seed: int
@@ -56,7 +52,7 @@ class Batches:
         pieces = micro.pieces or (micro.stand_in,)
         blocks = self.blocks[micro.stream]
         rows_bt = np.stack([blocks[p.block][: p.tokens] for p in pieces])
-        if isinstance(blocks, AnyBlocks) and blocks.marked:
+        if isinstance(blocks, TrainingBlocks) and blocks.marked:
             return self._marked(blocks, pieces, rows_bt, step)
         positions_bt = None
         if self._skips(micro.stream):
@@ -73,7 +69,7 @@ class Batches:
         )
 
     def _marked(
-        self, blocks: AnyBlocks, pieces: Sequence[Piece], rows_bt: np.ndarray, step: int
+        self, blocks: TrainingBlocks, pieces: Sequence[Piece], rows_bt: np.ndarray, step: int
     ) -> Batch:
         """A batch of blocks with several documents, or with tokens that are not learnt."""
         stream, tokens = pieces[0].stream, rows_bt.shape[1]
@@ -158,7 +154,7 @@ class Batches:
         return stacked.to(self.device, non_blocking=True)
 
 
-def _learnt(blocks: AnyBlocks, pieces: Sequence[Piece]) -> np.ndarray | None:
+def _learnt(blocks: TrainingBlocks, pieces: Sequence[Piece]) -> np.ndarray | None:
     """Which tokens are to be learnt, bool [b, t]; None for all."""
     rows = [blocks.learnt(piece.block) for piece in pieces]
     kept = [row[: p.tokens] for row, p in zip(rows, pieces, strict=True) if row is not None]

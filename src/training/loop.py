@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 
 from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
-from src.training.batches import AnyBlocks, Batches
+from src.training.batches import Batches
 from src.training.profiling import around_nothing
 from src.training.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
 from src.training.sequence import Place
@@ -28,6 +28,7 @@ from src.training.signals import Stopped
 from src.training.watch import Watch
 
 if TYPE_CHECKING:
+    from src.data.corpus import TrainingBlocks
     from src.training.engines import Engines
     from src.training.launch import World
 
@@ -95,7 +96,7 @@ class StageRun:
 
     name: str
     stage: StageConfig
-    blocks: Mapping[str, AnyBlocks]
+    blocks: Mapping[str, TrainingBlocks]
     engines: Engines
     world: World
     device: torch.device

@@ -52,6 +52,7 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
                 seed=config.seed,
                 stream=f"{name}/{stream}",
                 packing=_packing(config, settings),
+                weights=config.data.weights,
                 # Long blocks are there for text that is long itself.
                 wanted=read[stream] if settings.length > config.model.native_window else None,
             )

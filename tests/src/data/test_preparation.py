@@ -253,7 +253,7 @@ class TestCache:
     ) -> None:
         source = write_texts({"a": prose(0)})
 
-        def interrupt(*_: object) -> None:
+        def interrupt(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:

@@ -27,7 +27,7 @@ from src.passes.teacher import TeacherModule
 from src.training.batches import Batches
 from src.training.positions import Positions
 from src.training.schedule import StageConfig, StageSchedule, StreamConfig
-from src.training.sequence import Place
+from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default
 from tests.src.passes import test_passes as networks
 
@@ -206,3 +206,36 @@ def test_a_sum_of_objectives_keeps_documents_apart() -> None:
     batches = stage_batches(blocks, tokens=LENGTH * len(blocks))
     found = step_loss(made, batches, ranks=1, micro_batch=3)
     same(found, alone(made, batches, "sum"), made[0], "sum")
+
+
+@pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "whole"])
+def test_only_tokens_that_are_to_be_learnt_count(
+    ranks: int, micro_batch: int, packing: bool
+) -> None:
+    """The loss is their mean over the step, however unevenly blocks have them."""
+    texts = documents()
+    draw = np.random.default_rng(1)
+    learnt = [
+        draw.random(len(tokens)) < share
+        for (_, tokens), share in zip(texts, np.linspace(0, 1, len(texts)), strict=True)
+    ]
+    blocks = Blocks(texts, LENGTH, seed=1, stream="it", packing=packing, learnt=learnt)
+    made = module("llama", OBJECTIVES["language"])
+    batches = stage_batches(blocks, tokens=LENGTH * len(blocks))
+    found = step_loss(made, batches, ranks=ranks, micro_batch=micro_batch)
+    total, counted = torch.zeros((), dtype=torch.float64), 0
+    for piece in batches.schedule.pieces(0):
+        block, marks = blocks[piece.block], blocks.learnt(piece.block)
+        assert marks is not None
+        start = 0
+        for size in blocks.segments(piece.block):
+            inside = slice(start, start + size)
+            start += size
+            following = next_tokens(block[None, inside], None, marks[None, inside])
+            ids_bt, next_bt = (torch.from_numpy(x) for x in (block[None, inside], following))
+            if size > 1:
+                counted += int((following != NOTHING).sum())
+                one = Batch(ids_bt, next_ids_bt=next_bt, predicted=torch.ones(()))
+                total = total + made[0](one, "it", None)[0]
+    same(found, total / counted, made[0], "language")

@@ -46,6 +46,7 @@ def _doubled(shortest: int, longest: int, tokens: int) -> list[int]:
 # Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
 # every second of N layers, counted back from the last one.
 OmegaConf.register_new_resolver("times", operator.mul, replace=True)
+OmegaConf.register_new_resolver("plus", operator.add, replace=True)
 OmegaConf.register_new_resolver("larger", max, replace=True)
 OmegaConf.register_new_resolver("block", _block, replace=True)
 OmegaConf.register_new_resolver("target", _target, replace=True)

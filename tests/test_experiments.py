@@ -62,7 +62,13 @@ SHORTER = {
         "recipe.stages.cpt.tokens=2048",
         *first_stage("restore"),
     ],
-    "restore_gentle": [*SHORT, *first_stage("ard"), "budget=3072", "recipe.stages.cpt.tokens=2048"],
+    "restore_gentle": [
+        *SHORT,
+        *first_stage("ard"),
+        *CPT,
+        "budget=3072",
+        "recipe.stages.cpt.tokens=2048",
+    ],
     "restore_longce": [*SHORT, "budget=2048", "objective.terms.longce.short_context=256"],
     "restore_mix": ONE_OF_EACH,
     "restore_replay": [

@@ -38,13 +38,13 @@ Rows = dict[str, list[Mapping[str, Any]]]
 
 @dataclass(frozen=True)
 class Bars:
-    """A bar for each row; its label is the height unless it is given."""
+    """A bar for each row, with a label above it."""
 
     name: str
     slot: int
     rows: Sequence[Mapping[str, Any]]
     heights: Sequence[float]
-    labels: Sequence[float] = ()
+    labels: Sequence[str]
 
 
 def load(name: str) -> dict[str, Any]:
@@ -231,47 +231,70 @@ def kernel_pictures(result: Mapping[str, Any]) -> dict[str, Picture]:
 
 
 def _time_beside_attention(rows: Rows, device: str) -> Picture:
-    """In units of the faster attention."""
+    """As multiples of the faster attention's time; labels are milliseconds."""
     measured = rows["fwd_bwd_time_over_sdpa"]
 
     def bars_of(name: str, slot: int, key: str) -> Bars:
         times = [row[key] for row in measured]
         heights = [row[key] / row["milliseconds"] * row["value"] for row in measured]
-        return Bars(name, slot, measured, heights, times)
+        return Bars(name, slot, measured, heights, [f"{_short(time)} ms" for time in times])
 
     bars = [
-        bars_of("relation_kl", 0, "milliseconds"),
-        bars_of("attention, cuDNN", GRAY, "cudnn_milliseconds"),
-        bars_of("attention, flash", LIGHT_GRAY, "flash_milliseconds"),
+        bars_of("relation KL", 0, "milliseconds"),
+        bars_of("attention by cuDNN", GRAY, "cudnn_milliseconds"),
+        bars_of("attention by flash", LIGHT_GRAY, "flash_milliseconds"),
     ]
-    return _by_shape("time (labels: ms)", bars), f"Forward and backward, {device}"
+    chart = _by_shape("time, as a multiple of cuDNN's attention", bars)
+    return chart, f"Relation KL beside attention, forward and backward, {device}"
 
 
 def _fractions_of_floor(rows: Rows, device: str) -> Picture:
     forward, backward = rows["fwd_fraction_of_floor"], rows["bwd_fraction_of_floor"]
+
+    def bars_of(name: str, slot: int, measured: Sequence[Mapping[str, Any]]) -> Bars:
+        shares = [row["value"] for row in measured]
+        return Bars(name, slot, measured, shares, [f"{share:.0%}" for share in shares])
+
     bars = [
-        Bars("forward, 2 units", 0, forward, [row["value"] for row in forward]),
-        Bars("backward, 4 units", GRAY, backward, [row["value"] for row in backward]),
+        bars_of("forward, 2 causal products", 0, forward),
+        bars_of("backward, 4 causal products", GRAY, backward),
     ]
-    return _by_shape("fraction", bars), f"Of the rate of a large matrix product, {device}"
+    chart = _by_shape("share of a large matrix product's rate", bars)
+    return chart, f"Relation KL beside one large matrix product, {device}"
 
 
 def _memory_by_tokens(rows: Rows, device: str) -> Picture:
     measured = rows["extra_bytes_per_token"]
-    points = tuple(Point(row["T"], row["value"]) for row in measured)
-    x = Axis("tokens", log=True, ticks=token_ticks([p.x for p in points]))
-    chart = Chart("Memory", x, Axis("bytes a token", from_zero=True), (Series("memory", points),))
-    return chart, f"Memory beyond inputs, one head of {measured[0]['D']}, {device}"
+    names = {"extra_bytes_per_token": "relation KL", "dense_bytes_per_token": "dense torch"}
+    series = tuple(
+        Series(
+            name,
+            tuple(
+                Point(row["T"], row["value"] / 1024, label=f"{_short(row['value'] / 1024)} KB")
+                for row in rows[key]
+            ),
+            slot,
+        )
+        for slot, (key, name) in zip((0, GRAY), names.items(), strict=True)
+        if key in rows
+    )
+    x = Axis("tokens", log=True, ticks=token_ticks([row["T"] for row in measured]))
+    # Dense torch needs memory by the square of the tokens, a thousand times ours.
+    y = Axis("kilobytes a token", log=len(series) > 1, from_zero=len(series) == 1)
+    title = f"Memory beyond the inputs, one head of {measured[0]['D']}, {device}"
+    return Chart("Memory", x, y, series), title
 
 
 def _time_beside_dense(rows: Rows, device: str) -> Picture:
-    chart = _beside_dense(rows["chunked_speedup_over_dense"], "milliseconds", 1, "milliseconds")
-    return chart, f"Forward and backward, {device}"
+    measured = rows["chunked_speedup_over_dense"]
+    chart = _beside_dense(measured, "milliseconds", 1, "time (milliseconds)")
+    return chart, f"Relation KL beside dense torch, forward and backward, {device}"
 
 
 def _memory_beside_dense(rows: Rows, device: str) -> Picture:
-    chart = _beside_dense(rows["chunked_memory_over_dense"], "bytes", 1e6, "MB")
-    return chart, f"Memory beyond inputs, {device}"
+    measured = rows["chunked_memory_over_dense"]
+    chart = _beside_dense(measured, "bytes", 1e6, "memory (megabytes)")
+    return chart, f"Memory beyond the inputs, {device}"
 
 
 def _beside_dense(
@@ -279,8 +302,8 @@ def _beside_dense(
 ) -> Chart:
     ours, dense = ([row[column] / unit for row in measured] for column in (key, f"dense_{key}"))
     bars = [
-        Bars("relation_kl, chunked", 0, measured, ours),
-        Bars("dense torch", GRAY, measured, dense),
+        Bars("relation KL, in chunks", 0, measured, ours, list(map(_short, ours))),
+        Bars("dense torch", GRAY, measured, dense, list(map(_short, dense))),
     ]
     return _by_shape(title, bars)
 
@@ -290,10 +313,9 @@ def _by_shape(title: str, bars: Sequence[Bars]) -> Chart:
     shapes = tuple(dict.fromkeys(_shape(row) for one in bars for row in one.rows))
     series = []
     for one in bars:
-        labelled = zip(one.rows, one.heights, one.labels or one.heights, strict=True)
         points = tuple(
-            Point(shapes.index(_shape(row)), height, label=_short(label))
-            for row, height, label in labelled
+            Point(shapes.index(_shape(row)), height, label=label)
+            for row, height, label in zip(one.rows, one.heights, one.labels, strict=True)
         )
         series.append(Series(one.name, points, one.slot, mode="bars"))
     return Chart(title, Axis("", categories=shapes), Axis(title), tuple(series))

@@ -227,6 +227,7 @@ class Bench:
             ),
             (("set_time_over_single",), self._set),
             (("extra_bytes_per_token", "max_tokens"), self._memory),
+            (("dense_bytes_per_token",), self._dense_memory),
             (("dense_time_over_ours",), self._over_dense),
             (("masked_time_over_causal",), self._masked),
             (("first_call_seconds",), self._first_call),
@@ -344,25 +345,24 @@ class Bench:
                 run()
             except torch.OutOfMemoryError:
                 break
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            before = torch.cuda.memory_allocated()
-            began = time.perf_counter()
-            run()
-            torch.cuda.synchronize()
-            most, seconds = tokens, time.perf_counter() - began
-            extra = torch.cuda.max_memory_allocated() - before
+            extra, seconds = _extra_bytes(run)
+            most = tokens
             yield _row("extra_bytes_per_token", extra / tokens, "bytes", shape)
         yield _row("max_tokens", most, "tokens", (1, 1, most, 128), seconds=seconds)
 
+    def _dense_memory(self) -> Iterator[Row]:
+        """The same of dense torch, at the lengths that fit."""
+        for tokens in MEMORY_TOKENS:
+            shape = (1, 1, tokens, 128)
+            try:
+                extra, _ = _extra_bytes(_dense_run(*self._pair(shape)))
+            except torch.OutOfMemoryError:
+                return
+            yield _row("dense_bytes_per_token", extra / tokens, "bytes", shape)
+
     def _over_dense(self) -> Iterator[Row]:
         student, teacher = self._pair(PAPER)
-
-        def dense() -> object:
-            rows = _dense_rows(student.float(), teacher.float())
-            return torch.autograd.grad(rows.mean(), student)
-
-        theirs = self.milliseconds(dense, captured=False)
+        theirs = self.milliseconds(_dense_run(student, teacher), captured=False)
         ours = self.milliseconds(self._ours(student, teacher))
         yield _row("dense_time_over_ours", theirs / ours, "ratio", PAPER, dense_milliseconds=theirs)
 
@@ -506,6 +506,27 @@ def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
     spent = time.perf_counter() - start
     torch.cuda.synchronize()
     return spent / repetitions * 1e3
+
+
+def _extra_bytes(run: Run) -> tuple[int, float]:
+    """Peak memory of a run beyond what was allocated before it, and its seconds."""
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    began = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before, time.perf_counter() - began
+
+
+def _dense_run(student: Tensor, teacher: Tensor) -> Run:
+    """Forward and backward as torch does it from the definition, in float32."""
+
+    def run() -> object:
+        rows = _dense_rows(student.float(), teacher.float())
+        return torch.autograd.grad(rows.mean(), student)
+
+    return run
 
 
 def _dense_rows(student: Tensor, teacher: Tensor) -> Tensor:

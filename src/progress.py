@@ -10,8 +10,9 @@ from contextlib import contextmanager, nullcontext
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-# The shortest time between two lines in a log file, in seconds.
+# The shortest time between two lines in a log file, and before the first one, in seconds.
 LINE_INTERVAL = 15.0
+FIRST_LINE = 5.0
 
 
 class Meter:
@@ -23,7 +24,7 @@ class Meter:
         self._done = done
         self._started_at_unit = done
         self._started = time.monotonic()
-        self._last_line = self._started
+        self._last_line = self._started - max(0.0, LINE_INTERVAL - FIRST_LINE)
         self._quiet = quiet
         self._bar: Progress | None = None
         if not quiet and sys.stderr.isatty():

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from src.evals.preparing import Prepared, Questions, gold_of, prepare
+from src.evals.preparing import Prepared, Questions, gold_of, prepare, too_long
 from src.evals.restoration import Answers
 from src.evals.sandbox import NAMES
 from src.evals.scoring import cache_key, made
@@ -54,8 +54,16 @@ class Measured:
 
 
 def measure(evaluation: Evaluation, questions: Questions) -> Measured:
-    """Every candidate on every task; complete on rank 0 only."""
+    """Every candidate on every task, cheap tasks first; complete on rank 0 only."""
+    if _only_random(evaluation):
+        # Their tokens are bytes, so that long prompts exceed any window. What they score means
+        # nothing anyway; what counts is that every task runs.
+        questions = replace(questions, cut_middle=True)
+        if evaluation.is_main:
+            print("random weights: texts longer than the window lose their middle", flush=True)
     prepared, failures = prepare(questions)
+    failures |= too_long(prepared, evaluation)
+    prepared = [task for task in prepared if task.definition.name not in failures]
     if evaluation.is_main:
         for task in prepared:
             if place := task.definition.sandbox:
@@ -73,6 +81,11 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
         except EvaluationError as error:
             failures[candidate.name] = str(error)
     return measured
+
+
+def _only_random(evaluation: Evaluation) -> bool:
+    """Whether no model has weights that mean anything."""
+    return all(candidate.model.random_weights for candidate in evaluation.candidates)
 
 
 def _measure(
@@ -107,6 +120,7 @@ def _measure(
             size=evaluation.size,
         )
         waiting = [task for task in prepared if task.definition.name in missing]
+        waiting.sort(key=lambda task: task.cost(questions.limit))
         for position, task in enumerate(waiting, start=1):
             name = task.definition.name
             lm.label = f"{name}, {candidate.name} ({position} of {len(waiting)})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,7 +19,7 @@ from src.assets.cache import UserPath
 from src.evals import packaged, sandbox
 from src.evals.halves import Split, half_of_task
 from src.evals.sandbox import Kind, SandboxError
-from src.evals.suite import EvaluationError
+from src.evals.suite import Evaluation, EvaluationError
 from src.evals.tasks import TaskDefinition, definition
 
 if TYPE_CHECKING:
@@ -119,6 +120,19 @@ class Prepared:
                 f"the documents do not fit the task: {type(error).__name__}: {error}"
             ) from error
 
+    @property
+    def answer_tokens(self) -> int:
+        """The most tokens that a model writes for an item; 0 if it writes none."""
+        settings = self.definition.config.get("generation_kwargs") or {}
+        return int(settings.get("max_gen_toks", 0))
+
+    def cost(self, limit: int | None) -> tuple[bool, int]:
+        """Sorts tasks by what they cost: those that only read first, then by characters read."""
+        examples = int(self.definition.config.get("num_fewshot") or 0)
+        documents = list(islice(self.documents or (), limit))
+        read = sum(len(str(document)) for document in documents)
+        return (self.definition.generates, read * (1 + examples))
+
     def checked(self, limit: int | None) -> dict[str, Task]:
         """lm-eval's tasks by name; their first `limit` items will be asked.
 
@@ -156,6 +170,17 @@ def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
         except EvaluationError as error:
             failures[name] = str(error)
     return prepared, failures
+
+
+def too_long(prepared: Sequence[Prepared], evaluation: Evaluation) -> dict[str, str]:
+    """Errors, by task, of answers that leave no room for a prompt in a model's window."""
+    window = min((candidate.window for candidate in evaluation.candidates), default=math.inf)
+    return {
+        task.definition.name: f"{task.definition.name!r} writes up to {task.answer_tokens} tokens, "
+        f"and a model reads and writes no more than {window} at once: leave the task out"
+        for task in prepared
+        if task.answer_tokens >= window
+    }
 
 
 def _prepare(name: str, questions: Questions) -> Prepared:

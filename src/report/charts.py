@@ -112,7 +112,7 @@ class Chart:
     @property
     def bar_width(self) -> float:
         """In units of x."""
-        return 0.64 / max(1, len(self.series))
+        return min(0.64, 0.84 / max(1, len(self.series)))
 
     def shift(self, place: int) -> float:
         """The offset in x of the series at `place`, so that no series hides another."""

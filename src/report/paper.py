@@ -34,6 +34,7 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     from src.report.to_matplotlib import pictures
 
     drawn: list[FileFormat] = [kind for kind in formats if kind != "csv"]
+    stamp = "synthetic" if any(run.is_synthetic for run in data.runs) else ""
     contents: dict[str, bytes] = {}
     if data.groups:
         table = headline(data.groups)
@@ -49,7 +50,8 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
         for label, chart in _chosen(figure, choices):
             slug = re.sub("[^a-z0-9.]+", "-", label.lower()).strip("-")
             name = figure.name if figure.of_one_run else f"{figure.name}-{slug}"
-            files = pictures(chart, f"{figure.title}: {label}", drawn) if drawn else {}
+            title = f"{figure.title}: {label}"
+            files = pictures(chart, title, drawn, stamp=stamp) if drawn else {}
             contents |= {f"{name}.{kind}": content for kind, content in files.items()}
             if "csv" in formats:
                 contents[f"{name}.csv"] = chart.csv().encode()

@@ -88,10 +88,10 @@ class Run:
         return self.record.sweep.name if self.record and self.record.sweep else ""
 
     @property
-    def tags(self) -> tuple[str, ...]:
-        """The tags in the run's config."""
+    def is_synthetic(self) -> bool:
+        """Whether the run's config has the tag `synthetic`: its figures are made up."""
         tags = self.config.values.get("tags")
-        return tuple(map(str, tags)) if isinstance(tags, list) else ()
+        return isinstance(tags, list) and "synthetic" in tags
 
     @property
     def settings(self) -> RunSettings:

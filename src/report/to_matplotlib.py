@@ -68,8 +68,12 @@ def pictures(
     title: str,
     formats: Sequence[FileFormat],
     size: tuple[float, float] = SIZE,
+    stamp: str = "",
 ) -> dict[FileFormat, bytes]:
-    """The contents of one file for each format; the same chart gives the same bytes."""
+    """The contents of one file for each format; the same chart gives the same bytes.
+
+    `stamp` is written across the picture, such as that its data are made up.
+    """
     with matplotlib.rc_context(_STYLE):
         figure = Figure(size, layout="constrained")
         axes = figure.add_subplot(title=title)
@@ -77,6 +81,17 @@ def pictures(
             _heatmap(chart, figure, axes)
         else:
             _chart(chart, figure, axes)
+        if stamp:
+            axes.text(
+                *(0.5, 0.5, stamp),
+                transform=axes.transAxes,
+                ha="center",
+                va="center",
+                rotation=18,
+                fontsize=30,
+                color=MUTED,
+                alpha=0.3,
+            )
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for all formats
         return {kind: _written(figure, kind) for kind in formats}
@@ -85,7 +100,9 @@ def pictures(
 def _written(figure: Figure, kind: FileFormat) -> bytes:
     buffer = io.BytesIO()
     no_date = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}[kind]
-    figure.savefig(buffer, format=kind, dpi=PIXELS, metadata=no_date)
+    figure.savefig(
+        buffer, format=kind, dpi=PIXELS, metadata=no_date, bbox_inches="tight", pad_inches=0.06
+    )
     return buffer.getvalue()
 
 
@@ -139,9 +156,22 @@ def _series(chart: Chart, series: Series, shift: float, axes: Axes) -> None:
         )
     for p, at in zip(series.drawn, x, strict=True):
         if p.label:
-            place = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
-            axes.annotate(p.label, (at, p.y), **place, fontsize=7.5)
+            # On paper's colour, so that no line of the grid strikes it through.
+            ground = {"boxstyle": "square,pad=0.1", "fc": PAPER, "ec": "none"}
+            # A label beside dots lies below them, so that it hides none.
+            place = _beside(at, max(x)) if series.mode == "dots" else _ABOVE
+            axes.annotate(p.label, (at, p.y), **place, bbox=ground, fontsize=7.5)
             axes.margins(0.1)
+
+
+_ABOVE: dict[str, Any] = {"xytext": (0, 5), "textcoords": "offset points", "ha": "center"}
+
+
+def _beside(at: float, last: float) -> dict[str, Any]:
+    """At the left of a point, and of one that lies far at the left at its right."""
+    is_right = at < 0.2 * last
+    ends = {"xytext": (7 if is_right else -7, 0), "ha": "left" if is_right else "right"}
+    return {**ends, "textcoords": "offset points", "va": "center", "zorder": 1.8}
 
 
 def _axis(source: Axis, values: Sequence[float], axes: Axes, which: Literal["x", "y"]) -> None:

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from src.evals.halves import named
 from src.evals.measuring import Measured, measure
-from src.evals.preparing import Questions, prepare
+from src.evals.preparing import Questions, prepare, too_long
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
 from src.evals.sandbox import SandboxError
 from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
@@ -41,12 +41,12 @@ class ShortSuite(Questions):
     results: ClassVar[type[ShortResults]] = ShortResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Unknown tasks, documents that cannot be fetched, and code without a sandbox."""
-        del evaluation
+        """Unknown tasks, documents that cannot be fetched, code without a sandbox, long answers."""
         try:
-            _, failures = prepare(self)
+            prepared, failures = prepare(self)
         except SandboxError as error:
             return [f"eval.{self.name}.{error}"]
+        failures |= too_long(prepared, evaluation)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> Outcome:

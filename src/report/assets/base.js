@@ -37,6 +37,14 @@ const charts = (() => {
     };
   }
 
+  /** The layout, with a word across charts of runs that were made up. */
+  function stamped(layout) {
+    if (!document.body.matches(".synthetic")) return layout;
+    const place = { xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, textangle: -18 };
+    const word = { ...place, text: "synthetic", opacity: 0.22, font: { size: 34 } };
+    return { ...layout, annotations: [...(layout.annotations ?? []), word] };
+  }
+
   /** Draw a chart, or when it is in a hidden tab have it drawn as soon as it comes into view. */
   function draw(element) {
     if (!element.checkVisibility()) {
@@ -53,7 +61,7 @@ const charts = (() => {
       return;
     }
     if (!element.querySelector(".plot-container")) element.textContent = "";
-    Plotly.react(element, data, { ...layout, template: themed() }, CONFIG);
+    Plotly.react(element, data, { ...stamped(layout), template: themed() }, CONFIG);
     element.removeAllListeners("plotly_click");
     element.on("plotly_click", ({ points: [point] }) => {
       const opened = point.customdata ?? runs ?? [];
@@ -79,6 +87,7 @@ const charts = (() => {
       else if (drawn.has(element)) draw(element);
     },
     json,
+    stamped,
     template,
   };
 })();

@@ -170,9 +170,37 @@ def test_nothing_is_evaluated_twice_and_what_is_done_is_kept(
     assert len(asked) > 1 + 6
 
 
-def test_what_fails_is_named_and_the_rest_is_kept(
-    evaluation: Evaluation, run: RunConfig, tmp_path: Path
+def test_random_weights_run_every_task_cheap_ones_first(
+    evaluation: Evaluation, run: RunConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Their tokens are bytes: a text that is longer than the window loses its middle."""
+    narrow = Candidate("narrow", "native", replace(run.model, native_window=450))
+    record = record_of(
+        suite("squad", "lambada", "boolq"), replace(evaluation, candidates=(narrow,))
+    )
+    assert record.failures == {}
+    written = capsys.readouterr()
+    assert "random weights: texts longer than the window lose their middle" in written.out
+    labels = [line.split(",")[0] for line in written.err.splitlines() if ", narrow (" in line]
+    assert labels == ["lambada", "boolq", "squad"]  # squad writes its answers
+
+
+def test_answers_that_fill_the_window_are_refused_at_the_start(
+    evaluation: Evaluation, run: RunConfig
+) -> None:
+    narrow = Candidate("narrow", "native", replace(run.model, native_window=256))
+    asked = replace(evaluation, candidates=(narrow,))
+    (problem,) = suite("gsm8k", "piqa").problems(asked)
+    assert problem.startswith("eval.short.tasks: 'gsm8k' writes up to 256 tokens")
+    record = record_of(suite("gsm8k", "piqa"), asked)
+    assert set(record.failures) == {"gsm8k"}
+
+
+def test_what_fails_is_named_and_the_rest_is_kept(
+    evaluation: Evaluation, run: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As for models whose scores mean something: no text is cut.
+    monkeypatch.setattr(measuring, "_only_random", lambda _: False)
     folder = Path(shutil.copytree(FIXTURES, tmp_path / "own"))
     (folder / "sciq.jsonl").unlink()
     (folder / "boolq.jsonl").write_text('{"question": "cut o', encoding="utf-8")

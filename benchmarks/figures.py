@@ -409,6 +409,7 @@ def main() -> None:
         NAMED_RUN: perplexity_picture(load(NAMED_RUN)),
         "step": step_picture(load("step")),
         **kernel_pictures(load("kernel")),
+        "kernel_memory_cpu": kernel_pictures(load("kernel_cpu"))["kernel_memory"],
     }.items():
         draw(figure, IMAGES / f"{name}.png")
     if (RESULTS / "reference_curve.json").is_file():

@@ -57,6 +57,11 @@ class Corpus:
     def train_tokens(self) -> int:
         return sum(info.tokens for info in self.documents if info.split == "train")
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id that occurs; -1 without any token."""
+        return int(self.tokens.max()) if len(self.tokens) else -1
+
     def fingerprint(self, length: int, recipe: str = "") -> str:
         """SHA-256 of texts, splits, tokenizer, block length, and how blocks are made of texts."""
         made = f"/{recipe}" if recipe else ""

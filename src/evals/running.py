@@ -29,7 +29,7 @@ from src.evals.suite import (
 )
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
-from src.models.sources import check_available
+from src.models.sources import check_available, identity
 from src.planning.devices import gpus, uses_cuda
 from src.results import SuiteResults
 from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
@@ -245,7 +245,7 @@ def _target(settings: EvaluateConfig) -> Path:
     if settings.run is not None:
         return Path(settings.run)
     assert settings.model is not None
-    return Path(settings.out) if settings.out else BY_NAME / settings.model.name
+    return Path(settings.out) if settings.out else BY_NAME / identity(settings.model)
 
 
 def _work(settings: EvaluateConfig, world: World) -> Evaluated:

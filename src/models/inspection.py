@@ -187,7 +187,7 @@ def held_weights(folder: Path, label: str) -> dict[str, Held]:
     from safetensors import SafetensorError, safe_open
 
     held: dict[str, Held] = {}
-    for file in _weight_files(folder, label):
+    for file in weight_files(folder, label):
         try:
             with safe_open(file, framework="pt") as opened:
                 for name in opened.keys():  # noqa: SIM118  # not a mapping
@@ -209,8 +209,12 @@ def held_weights(folder: Path, label: str) -> dict[str, Held]:
     return held
 
 
-def _weight_files(folder: Path, label: str) -> list[Path]:
-    """The files that transformers reads the weights from."""
+def weight_files(folder: Path, label: str) -> list[Path]:
+    """The files that transformers reads the weights from, in the order of their names.
+
+    Raises:
+        ModelError: there are none, or some are missing.
+    """
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (index := folder / _INDEX).is_file():

@@ -17,6 +17,7 @@ from src.models.byte_tokenizer import byte_tokenizer
 from src.models.checks import check_weights
 from src.models.config import ModelConfig, ModelError
 from src.models.families import FAMILIES
+from src.models.hf_config import resolved_shape
 from src.models.shapes import FULL, SLIDING
 from src.models.sources import local_folder, location, reported
 
@@ -156,6 +157,28 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
     place, options = location(model.source)
     with reported(model.source):
         return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+
+
+def check_ids(model: ModelConfig, largest: int) -> None:
+    """Refuse texts whose token ids the model's embedding does not have.
+
+    A tokenizer may be larger than the embedding: what counts are the ids that occur.
+
+    Args:
+        model: the run's.
+        largest: token id in its texts.
+
+    Raises:
+        ModelError: the id is beyond the embedding.
+    """
+    if largest < (rows := resolved_shape(model).vocabulary):
+        return
+    token = load_tokenizer(model).convert_ids_to_tokens(largest)
+    raise ModelError(
+        f"data: token id {largest} ({token!r}) occurs in the texts, and model {model.name} has "
+        f"embeddings for ids up to {rows - 1}: give the tokenizer that belongs to the model, or "
+        "resize its embeddings (resize_token_embeddings) and save it"
+    )
 
 
 def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.assets.cache import content_digest
 from src.models import inspection
 from src.models.config import (
     FolderWeights,
@@ -110,6 +113,28 @@ def reported(source: WeightSource | None) -> Iterator[None]:
                 "log in with `hf auth login`; or use model.path=DIR with a local copy"
             ) from error
         raise ModelError(f"{label_of(source)} cannot be loaded: {reason[:300]}") from error
+
+
+def identity(model: ModelConfig) -> str:
+    """A name that two models never share: in runs' records, tables and comparisons.
+
+    That of a model in a folder or on the hub ends on 8 digits of the hash of its weights.
+
+    Raises:
+        ModelError: as `local_folder`.
+    """
+    if model.random_weights or isinstance(model.source, PackagedWeights):
+        return model.name
+    folder = local_folder(model.source)
+    files = inspection.weight_files(folder, label_of(model.source))
+    # The hub's cache names a file by its hash already.
+    digests = [
+        real.name
+        if re.fullmatch("[0-9a-f]{64}", (real := file.resolve()).name)
+        else content_digest(file)
+        for file in files
+    ]
+    return f"{model.name}@{hashlib.sha256(' '.join(digests).encode()).hexdigest()[:8]}"
 
 
 def check_available(model: ModelConfig) -> None:

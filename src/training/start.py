@@ -19,7 +19,8 @@ from torch import distributed
 
 from src import tracking
 from src.evals import running
-from src.models.sources import check_available
+from src.models.loading import check_ids
+from src.models.sources import check_available, identity
 from src.planning import plan
 from src.planning.advice import check_fits
 from src.planning.checks import check_launch
@@ -252,7 +253,7 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
         "run_id": _run_id(settings, path),
         "experiment": settings.experiment,
         "method": settings.recipe.name,
-        "model": settings.model.name,
+        "model": identity(settings.model),
         "seed": settings.seed,
         "sweep": asdict(settings.sweep) if settings.sweep else None,
         "command": command or command_line(sys.argv),
@@ -305,6 +306,7 @@ def _preflight(settings: RunConfig) -> texts.Data:
     tracking.check(settings.tracking)
     check_available(settings.model)
     data = texts.prepare_data(settings)
+    check_ids(settings.model, data.corpus.largest_id)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))
     return data

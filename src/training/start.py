@@ -48,6 +48,8 @@ from src.training.signals import Stopped, stoppable
 from src.training.witness import witnessed
 
 ROOT = Path(__file__).resolve().parents[2]
+# Seconds to wait for a folder that another process holds.
+_PATIENCE = 2.0
 
 
 def train(settings: RunConfig, world: World | None, command: str | None = None) -> Path:
@@ -117,7 +119,8 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
         CheckpointError: the checkpoints are of other settings, or of an earlier version.
         ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
-    restored = checkpoint.restore_records(RunFolder(run_dir))
+    main = world is None or world.is_main
+    restored = checkpoint.restore_records(RunFolder(run_dir)) if main else []
     folder = RunFolder.open(run_dir)
     settings = strict.load_plain(RunConfig, folder.config())
     if ranks is not None:
@@ -129,7 +132,7 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
         check_launch(settings.launch, world.size if world else None, dry_run=False)
     size = world.size if world else settings.launch.nproc
     with ExitStack() as held:
-        if world is None or world.is_main:
+        if main:
             held.enter_context(_held(run_dir))
             chosen, skipped = checkpoint.verified(folder)
             for said in (*restored, *skipped, _going_on(folder, chosen, size)):
@@ -174,7 +177,8 @@ def _held(path: Path) -> Iterator[None]:
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
     try:
-        lock.acquire(timeout=0)
+        # The witness of a killed process holds it for a moment.
+        lock.acquire(timeout=_PATIENCE)
     except Timeout:
         raise RunFolderError(f"{path} is being run by another process") from None
     with witnessed(path):

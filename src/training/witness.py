@@ -20,17 +20,19 @@ ROOT = Path(__file__).resolve().parents[2]
 # Reads until the run's process has closed the pipe, and loads nothing before there is work to do.
 _WAIT = """
 import json, os, sys
-sys.stdin.buffer.read()
+said = sys.stdin.buffer.read()
 try:
     over = json.load(open(sys.argv[1])).get("state") != "running"
 except (OSError, ValueError):
     over = True  # resume= restores it
 if not over:
     os.chdir(sys.argv[2])
-    os.execv(sys.executable, [sys.executable, "-m", "src.training.witness", sys.argv[3]])
+    os.execv(sys.executable, [sys.executable, "-m", "src.training.witness", sys.argv[3], said])
 """
 # Seconds that a killed process may need to release its folder.
-_PATIENCE = 30.0
+_PATIENCE = 5.0
+# Bytes of an error that are handed on: what a pipe takes at once.
+_MOST = 4000
 
 
 @contextmanager
@@ -44,28 +46,37 @@ def witnessed(folder: Path) -> Iterator[None]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,  # a terminal's signals are not for it
     )
+    assert process.stdin is not None
     try:
         yield
+    except Exception as error:
+        # For a run that could not write its end itself.
+        process.stdin.write(f"{type(error).__name__}: {error}"[:_MOST].encode())
+        raise
     finally:
-        assert process.stdin is not None
         process.stdin.close()
         process.wait()
 
 
-def main(path: Path) -> None:
-    """Write the end of a run whose process has ended without a word."""
+def main(path: Path, said: str) -> None:
+    """Write the end of a run whose process has not written it.
+
+    Args:
+        path: the run's folder.
+        said: what the process has failed with; empty if it has ended without a word.
+    """
     try:
         with FileLock(path / LOCK).acquire(timeout=_PATIENCE):
             folder = RunFolder(path)
             if folder.record()["state"] == "running":
-                folder.end(
-                    "interrupted",
-                    "its process ended without a word: it was killed, perhaps for want of memory; "
-                    f"go on with resume={path}",
+                killed = (
+                    "its process ended without a word: it was killed, perhaps for want of memory"
                 )
+                state = "failed" if said else "interrupted"
+                folder.end(state, f"{said or killed}; go on with resume={path}")
     except (Timeout, RunFolderError):
         return  # somebody goes on with the run already, or resume= has to restore the record
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from src.models.adapters import causal_model, output_head
 from src.models.facts import ModelFacts
@@ -14,6 +16,8 @@ from src.passes.graphs import MicroStepGraphs
 from src.passes.layer_pass import LayerPass, LayerQKV, PackedQKV, run_decoder
 from src.passes.teacher import TeacherPass
 
+# Tokens whose logits are made at a time.
+_CHUNK = 1024
 # Runs a teacher with weights of its own on a batch.
 Teach = Callable[[Batch, Needs], Outputs]
 
@@ -54,21 +58,39 @@ class StudentModule(nn.Module):
         self._graphs = MicroStepGraphs(network) if graphs else None
 
     def forward(
-        self, batch: Batch, stream: str, teach: Teach | None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+        self, batch: Batch, stream: str | None, teach: Teach | None
+    ) -> tuple[Tensor, dict[str, Tensor] | Tensor]:
         """The loss of a stream's objective on a batch, and its metrics.
+
+        An engine runs a module by this function only, so it also gives `predictions`.
 
         Args:
             batch: of the stream.
-            stream: its name.
+            stream: its name; None for the batch's `predictions`.
             teach: runs a teacher with weights of its own; None if it shares the student's, or if no
                 objective has a teacher.
         """
+
+        if stream is None:
+            return self.predictions(batch.input_ids_bt)
 
         def compute(given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
             return self._compute(given, stream, teach)
 
         return compute(batch) if self._graphs is None else self._graphs.run(stream, batch, compute)
+
+    def predictions(self, ids_bt: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of next tokens (nats) and whether each is the most likely one, [b, t - 1] both."""
+        model = causal_model(self.network)
+        head: Any = model.get_output_embeddings()
+        hidden_bth = run_decoder(model.get_decoder(), ids_bt, None)[:, :-1]
+        losses, right = [], []
+        parts = zip(hidden_bth.split(_CHUNK, 1), ids_bt[:, 1:].split(_CHUNK, 1), strict=True)
+        for part_bth, next_bt in parts:
+            logits_btv = head(part_bth).float()
+            losses.append(cross_entropy(logits_btv.transpose(1, 2), next_bt, reduction="none"))
+            right.append(logits_btv.argmax(-1) == next_bt)
+        return torch.cat(losses, 1), torch.cat(right, 1)
 
     def _compute(
         self, batch: Batch, stream: str, teach: Teach | None

@@ -80,6 +80,7 @@ def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_s
         ConfigError: with the key, what is allowed and the remedy.
     """
     _check_teacher(config, facts)
+    _check_looks(config)
     if config.engine.sequence_parallel > 1:
         _check_sharing(config, facts, rope, world_size)
 
@@ -174,6 +175,15 @@ def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
                 f"engine.teacher.share_base: true, but recipe.stages.{name} starts from what the "
                 "stage before it has trained, which is not the teacher; use false"
             )
+
+
+def _check_looks(config: RunConfig) -> None:
+    every, parts = config.eval.every_steps, config.engine.sequence_parallel
+    if every is not None and parts > 1:
+        raise ConfigError(
+            f"eval.every_steps: {every} needs whole blocks on a rank, and engine.sequence_parallel="
+            f"{parts} spreads them; set eval.every_steps=null, or engine.sequence_parallel=1"
+        )
 
 
 def _check_sharing(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:

@@ -164,9 +164,14 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class ChosenSuites:
-    """The suites to run. A suite that is null does not run; `long` stands for several suites."""
+    """The suites to run. A suite that is null does not run; `long` stands for several suites.
+
+    `every_steps` asks a training run for the perplexity of held-out text and for a few needles at
+    every so many optimizer steps (src/training/interim.py); null for none.
+    """
 
     long: LongConfig | None = None
+    every_steps: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         for suite in self.long.suites() if self.long else ():

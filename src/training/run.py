@@ -28,6 +28,7 @@ from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
 from src.training.export import export, merge
+from src.training.interim import Interim
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.replay import keep_batch
@@ -194,14 +195,17 @@ class _Run:
         if resumed is not None:
             with resumed.state() as saved:
                 engines.student.load(saved)
+        interim = None
+        if config.eval.every_steps:
+            interim = Interim.of(config, name, data.corpus, device_of(config.engine.device))
         training = time.perf_counter()
         watch = Watch(line for line in self.folder.metrics() if line["stage"] == name)
         loop = stage.stage_run(config, planned, engines, data.blocks[name], self.world, watch)
         with signals.deferred() as asked:
             loop.train(
                 start,
-                lambda record: self._after_step(loop, engines.student, record),
-                lambda step: self._saves_after(name, step),
+                lambda record: self._after_step(loop, engines.student, record, interim),
+                lambda step: self._saves_after(name, step) or self._looks_after(name, step),
                 self._around(name, start),
                 asked,
             )
@@ -299,8 +303,16 @@ class _Run:
             self.folder.update(attention_drift=record | {name: drift})
         return drift
 
-    def _after_step(self, loop: StageRun, student: StudentEngine, record: StepRecord) -> None:
+    def _after_step(
+        self,
+        loop: StageRun,
+        student: StudentEngine,
+        record: StepRecord,
+        interim: Interim | None,
+    ) -> None:
         name = loop.name
+        if interim is not None and self._looks_after(name, record.step):
+            record = replace(record, metrics=record.metrics | interim.figures(student))
         step = self._steps_before(name) + record.step
         tokens = self._tokens_before(name) + record.tokens
         seconds = self.seconds_before + time.perf_counter() - self.began
@@ -333,6 +345,11 @@ class _Run:
         """Whether a checkpoint is written after this step of the stage, counted from 1."""
         every = self.config.checkpoint.every_steps
         return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
+
+    def _looks_after(self, name: str, step: int) -> bool:
+        """Whether the student is scored after this step of the stage, counted from 1."""
+        every = self.config.eval.every_steps
+        return every is not None and (self._steps_before(name) + step) % every == 0
 
     def _steps_before(self, name: str) -> int:
         return sum(self.schedules[n].steps for n in self._trained_before(name))

@@ -41,7 +41,7 @@ from src.run_folder import (
 from src.settings import strict
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
-from src.training import checkpoint, launch, run, texts
+from src.training import checkpoint, interim, launch, run, texts
 from src.training.checkpoint import Checkpoint
 from src.training.launch import World
 from src.training.signals import Stopped, stoppable
@@ -311,6 +311,7 @@ def _preflight(settings: RunConfig) -> texts.Data:
     check_available(settings.model)
     data = texts.prepare_data(settings)
     check_ids(settings.model, data.corpus.largest_id)
+    interim.check(settings, data.corpus)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))
     return data

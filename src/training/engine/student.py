@@ -113,6 +113,17 @@ class Student:
         """
         return self._engine(batch, stream, teach)
 
+    def predictions(self, ids_bt: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of next tokens (nats) and whether each is the most likely one, [b, t - 1].
+
+        Without dropout and gradients. A collective call: every rank gives the same tokens.
+        """
+        self._engine.eval()
+        with torch.no_grad():
+            losses_bt, right_bt = self._engine(Batch(ids_bt), None, None)
+        self._engine.train()
+        return losses_bt, right_bt
+
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a micro-step's gradient; `last` marks the final micro-step before `step`.
 

@@ -23,6 +23,13 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "huggingface-hub==0.36.2",
         "tokenizers==0.22.2",
     ),
+    "llama.cpp": (
+        # The library of the second is driven by the bindings of the first, made one day earlier.
+        "llama-cpp-py-sync==0.11548",
+        "xllamacpp==2026.10.11549",
+        "cffi==2.0.0",
+        "pycparser==2.23",
+    ),
 }
 _HERE = Path(__file__).parent
 
@@ -33,7 +40,7 @@ def environment(packages: Sequence[str]) -> Path:
     Raises:
         CalledProcessError: they cannot be installed.
     """
-    target = cache_dir() / "readers" / "+".join(packages).replace("==", "-")
+    target = cache_dir() / "readers" / "+".join(packages).replace("==", "-")[:100]
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.is_dir():

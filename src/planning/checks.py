@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from src.models.adapters import FUSED_QKV, QKV, LoraParameters, QkvParameters
+from src.models.exporting.gguf import check_gguf
 from src.models.facts import ModelFacts
-from src.models.families import PLAIN_LAYER_FAMILIES
-from src.models.hf_config import scaled_config
+from src.models.families import PLAIN_LAYER_FAMILIES, family_of
+from src.models.hf_config import resolved_shape, scaled_config
 from src.models.merging import MergeConfig
 from src.models.rope import NativeRope
 from src.planning.devices import uses_cuda
@@ -71,6 +72,8 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
     for stage in config.recipe.training:
         _check_streams(config, stage, facts)
     _check_merges(config, facts)
+    if config.export.gguf:
+        _check_gguf(config)
 
 
 def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
@@ -134,6 +137,14 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
                 )
         except ValueError as error:
             raise ConfigError(f"objective.terms.{name}.{error}") from error
+
+
+def _check_gguf(config: RunConfig) -> None:
+    model_type = family_of(config.model.family).model_type
+    try:
+        check_gguf(config.model, resolved_shape(config.model), model_type, config.rope)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_merges(config: RunConfig, facts: ModelFacts) -> None:

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from dataclasses import dataclass, make_dataclass, replace
+from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Discriminator, Field, Tag
+from pydantic import ConfigDict, Field
 
 from src.assets.cache import UserPath
 from src.data.config import DataConfig
@@ -21,8 +21,8 @@ from src.evals.suite import Suite
 from src.evals.suites import SUITES
 from src.models.adapters import ParametersError, in_fused
 from src.models.config import ModelConfig, PositiveFloat, PositiveInt
+from src.models.exporting.config import ExportConfig
 from src.models.families import family_of
-from src.models.merging import MergeConfig
 from src.models.rope import RopeScaling
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
@@ -30,6 +30,7 @@ from src.objectives.weighted_sum import WeightedSum
 from src.settings import budget
 from src.settings.budget import Budget
 from src.settings.engine import EngineConfig
+from src.settings.recipe import RecipeConfig
 from src.settings.strict import ConfigError
 from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
@@ -42,40 +43,6 @@ else:
     AnyObjective = Annotated[
         functools.reduce(operator.or_, OBJECTIVES), Field(discriminator="type")
     ]
-
-
-def _kind(stage: object) -> str:
-    """The class of a stage, by what it holds; pydantic's messages then name the right keys."""
-    merges = isinstance(stage, MergeConfig) or (isinstance(stage, dict) and "merge" in stage)
-    return MergeConfig.__name__ if merges else StageConfig.__name__
-
-
-AnyStage = Annotated[
-    Annotated[StageConfig, Tag(StageConfig.__name__)]
-    | Annotated[MergeConfig, Tag(MergeConfig.__name__)],
-    Discriminator(_kind),
-]
-
-
-@dataclass(frozen=True)
-class RecipeConfig:
-    """A method: stages in order. A stage trains, or merges with the native model."""
-
-    name: str
-    stages: Annotated[dict[str, AnyStage], Field(min_length=1)]
-
-    def __post_init__(self) -> None:
-        first = next(iter(self.stages))
-        if isinstance(self.stages[first], MergeConfig):
-            raise ValueError(
-                f"stages.{first} merges the model of the stage before it, and is the first: put a "
-                "stage that trains before it"
-            )
-
-    @property
-    def training(self) -> dict[str, StageConfig]:
-        """The stages that train."""
-        return {n: stage for n, stage in self.stages.items() if isinstance(stage, StageConfig)}
 
 
 @dataclass(frozen=True)
@@ -245,6 +212,7 @@ class RunConfig:
     tracking: TrackingConfig
     launch: LaunchConfig
     checkpoint: CheckpointConfig
+    export: ExportConfig = field(default_factory=ExportConfig)
     budget: Budget | None = None
     tags: tuple[str, ...] = ()
     run_dir: UserPath | None = None

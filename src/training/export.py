@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -14,9 +15,12 @@ from torch import Tensor
 
 from src.manifest import seal_folder
 from src.models.adapters import AnyParameters, load_trained, make_trainable, merged
+from src.models.exporting.config import CARD
+from src.models.exporting.gguf import QUANTIZATIONS, gguf_name, write_gguf
+from src.models.exporting.gguf_vocabulary import vocabulary_of
 from src.models.exporting.legacy import add_legacy_keys
 from src.models.exporting.whole import check_whole
-from src.models.hf_config import native_config, scaled_config, served_length
+from src.models.hf_config import native_config, resolved_shape, scaled_config, served_length
 from src.models.loading import load_model, load_tokenizer
 from src.models.merging import MergeConfig, merge_into
 from src.run_folder import sync_folder
@@ -24,7 +28,7 @@ from src.run_folder import sync_folder
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from src.models.config import ModelConfig
+    from src.models.config import ModelConfig, ModelShape
     from src.models.rope import RopeScaling
 
 
@@ -39,6 +43,7 @@ def export(
     dtype: torch.dtype,
     seed: int,
     card: str,
+    gguf: bool = False,
 ) -> None:
     """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 only.
 
@@ -56,6 +61,7 @@ def export(
         dtype: of the stored weights.
         seed: the run's seed.
         card: text of the model card.
+        gguf: whether the folder gets GGUF files too.
 
     Raises:
         ExportError: the written folder is not a whole model; it is removed.
@@ -64,7 +70,9 @@ def export(
     network = load_model(model, config, dtype=torch.float32, weights=weights)
     trainable = make_trainable(network, parameters, seed=seed)
     load_trained(trainable, trained)
-    write_model(target, merged(trainable), model=model, scaling=scaling, dtype=dtype, card=card)
+    write_model(
+        target, merged(trainable), model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf
+    )
 
 
 def merge(
@@ -76,6 +84,7 @@ def merge(
     scaling: RopeScaling,
     dtype: torch.dtype,
     card: str,
+    gguf: bool = False,
 ) -> None:
     """Write the merge of an earlier export with the native model; rank 0 only.
 
@@ -85,7 +94,7 @@ def merge(
         target: the folder to write.
         weights: the export to merge with the native model.
         asked: the shares of both.
-        model, scaling, dtype, card: as for `export`.
+        model, scaling, dtype, card, gguf: as for `export`.
 
     Raises:
         ExportError: as `export`.
@@ -93,7 +102,7 @@ def merge(
     load = partial(load_model, model, dtype=torch.float32)
     network = load(scaled_config(model, scaling), weights=weights)
     merge_into(network, load(native_config(model)), asked)
-    write_model(target, network, model=model, scaling=scaling, dtype=dtype, card=card)
+    write_model(target, network, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf)
 
 
 def write_model(
@@ -104,6 +113,7 @@ def write_model(
     scaling: RopeScaling,
     dtype: torch.dtype,
     card: str,
+    gguf: bool = False,
 ) -> None:
     """Store a model with its tokenizer and card, and check that the folder is a whole model.
 
@@ -118,9 +128,29 @@ def write_model(
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         add_legacy_keys(partial)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+        (partial / CARD).write_text(card, encoding="utf-8")
         check_whole(partial)
+        for quantization in QUANTIZATIONS if gguf else ():
+            write_gguf(
+                partial,
+                partial / gguf_name(model, quantization),
+                model=model,
+                shape=resolved_shape(model),
+                scaling=scaling,
+                quantization=quantization,
+            )
         seal_folder(partial)
+
+
+def check_tokenizer(model: ModelConfig, shape: ModelShape) -> None:
+    """Refuse a model whose tokenizer a GGUF file cannot hold.
+
+    Raises:
+        ModelError: it cannot, with the reason.
+    """
+    with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
+        load_tokenizer(model).save_pretrained(folder)
+        vocabulary_of(Path(folder), shape.vocabulary)
 
 
 @contextmanager

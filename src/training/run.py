@@ -18,6 +18,7 @@ from src import tracking
 from src.data.corpus import TrainingBlocks
 from src.data.documents import DataError
 from src.evals import running
+from src.evals.suites import SUITES
 from src.models.merging import MergeConfig
 from src.objectives.base import Objective
 from src.planning import plan
@@ -25,12 +26,14 @@ from src.planning.devices import device_of, dtype_of, uses_cuda
 from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, signals, stage
+from src.training.card import add_scores, model_card
 from src.training.checkpoint import Checkpoint, Position
 from src.training.engines import StudentEngine
 from src.training.export import export, merge
 from src.training.interim import Interim
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
+from src.training.publishing import push
 from src.training.replay import keep_batch
 from src.training.schedule import StageSchedule
 from src.training.signals import Stopped
@@ -68,8 +71,11 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
                     results.report(tracker)
                 _hand_over(config, run.plan, folder, tracker)
                 if results is not None:
+                    _score_card(config, folder, results)
                     # This raises if a suite failed, so the results are handed over before.
                     results.check()
+                if config.export.push is not None:
+                    print(f"pushed to {push(folder.export(), config.export)}")
         succeeded = True
         if world.is_main:
             folder.end("finished")
@@ -112,6 +118,13 @@ def _hand_over(
     tracker.summarize({"total/flops": flops})
     tracker.log_figures(run_figures(folder.path))
     tracker.log_model(folder.export(), name=f"{config.experiment}-{record['run_id']}")
+
+
+def _score_card(config: RunConfig, folder: RunFolder, results: running.Evaluated) -> None:
+    """Write the scores of a finished run into the card of its export."""
+    tables = [t for name, record in results.records.items() for t in SUITES[name].tables(record)]
+    last = list(config.recipe.stages)[-1]
+    add_scores(folder.export(), config, folder.record(), last, tables)
 
 
 def _start_tracker(config: RunConfig, folder: RunFolder) -> tracking.Tracker:
@@ -243,7 +256,8 @@ class _Run:
                 model=config.model,
                 scaling=config.rope,
                 dtype=dtype_of(config.engine.dtype),
-                card=_model_card(config, self.folder, name),
+                card=model_card(config, self.folder.record(), name),
+                gguf=self._makes_gguf(index),
             )
             self._record_stage(name, {"seconds": time.perf_counter() - began})
         distributed.barrier()
@@ -252,6 +266,9 @@ class _Run:
         """The folder that a stage's model is exported to."""
         last = index == len(self.names) - 1
         return self.folder.export(None if last else self.names[index])
+
+    def _makes_gguf(self, index: int) -> bool:
+        return self.config.export.gguf and index == len(self.names) - 1
 
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
         config, name = self.config, self.names[index]
@@ -264,7 +281,8 @@ class _Run:
             weights=weights,
             dtype=dtype_of(config.engine.dtype),
             seed=config.seed,
-            card=_model_card(config, self.folder, name),
+            card=model_card(config, self.folder.record(), name),
+            gguf=self._makes_gguf(index),
         )
 
     def _around(self, name: str, start: int) -> Callable[[int], AbstractContextManager[None]]:
@@ -379,31 +397,3 @@ class _Run:
         self.folder.update(stages=[*stages, entry])
         figures = {"tokens": tokens, **measured}
         self.tracker.summarize({f"stage/{name}/{key}": v for key, v in figures.items()})
-
-
-def _model_card(config: RunConfig, folder: RunFolder, stage: str) -> str:
-    record = folder.record()
-    stages = list(config.recipe.stages)
-    done = stages[: stages.index(stage) + 1]
-    tokens = sum(s.tokens for n, s in config.recipe.training.items() if n in done)
-    lines = [
-        f"# {config.model.name}, context {config.rope.target_length:,}",
-        "",
-        f"{config.model.name} with its context window extended from "
-        f"{config.model.native_window:,} to {config.rope.target_length:,} tokens by "
-        f"{config.rope.type} RoPE scaling, trained with {config.recipe.name} "
-        f"(stages: {', '.join(done)}; {tokens:,} tokens of {config.data.name}).",
-        "",
-        "| | |",
-        "|---|---|",
-        f"| experiment | {config.experiment} |",
-        f"| run | {record['run_id']} |",
-        f"| seed | {config.seed} |",
-        f"| code commit | {record['git_commit']} |",
-        f"| command | `{record['command']}` |",
-        "",
-        "The scaling is in `config.json`; adapters are merged. Load it with "
-        "`AutoModelForCausalLM.from_pretrained`.",
-        "",
-    ]
-    return "\n".join(lines)

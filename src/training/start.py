@@ -19,6 +19,7 @@ from torch import distributed
 
 from src import tracking
 from src.evals import running
+from src.models.hf_config import resolved_shape
 from src.models.loading import check_ids
 from src.models.sources import check_available, identity
 from src.planning import plan
@@ -43,7 +44,9 @@ from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import checkpoint, interim, launch, run, texts
 from src.training.checkpoint import Checkpoint
+from src.training.export import check_tokenizer
 from src.training.launch import World
+from src.training.publishing import check_push
 from src.training.signals import Stopped, stoppable
 from src.training.witness import witnessed
 
@@ -308,7 +311,10 @@ def _preflight(settings: RunConfig) -> texts.Data:
     device = "cuda" if uses_cuda(settings.engine.device) else "cpu"
     os.environ.setdefault("DS_ACCELERATOR", device)
     tracking.check(settings.tracking)
+    check_push(settings.export)
     check_available(settings.model)
+    if settings.export.gguf:
+        check_tokenizer(settings.model, resolved_shape(settings.model))
     data = texts.prepare_data(settings)
     check_ids(settings.model, data.corpus.largest_id)
     interim.check(settings, data.corpus)

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from src.manifest import verify
 from src.models.config import ModelConfig
 from src.models.hf_config import native_config
 from src.models.loading import load_model
@@ -110,10 +111,13 @@ def is_half(merged: Path, trained: Path, model: ModelConfig) -> bool:
 def test_a_last_stage_that_merges(
     train_fake: Train, whole: Path, compose_run: Callable[..., Any]
 ) -> None:
-    folder = train_fake(MERGE)
+    folder = train_fake(MERGE, "export.gguf=true")
     assert weights_of(folder / "export-cpt").keys() == weights_of(whole / "export").keys()
     assert is_half(folder / "export", folder / "export-cpt", compose_run("model=tiny").model)
     assert losses(folder) == losses(whole)
+    made = sorted(str(file.relative_to(folder)) for file in folder.rglob("*.gguf"))
+    assert made == ["export/tiny-F16.gguf", "export/tiny-Q8_0.gguf"]
+    verify(folder / "export")
     record = RunFolder(folder).record()
     assert (record["state"], record["step"], record["tokens"]) == ("finished", 6, 1536)
     stages = [(s["name"], s["tokens"], s["steps"]) for s in record["stages"]]

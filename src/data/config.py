@@ -101,6 +101,8 @@ class DataConfig:
 
     `held_out` are shell patterns of document names (`sotu/1945-*`). These documents are kept out
     of training and used for evaluation. All documents of `held_out_sources` are for evaluation.
+    If both are empty, documents are held out by the hash of their text, up to `held_out_share` of
+    all characters (not of hub sources, whose texts are not read before they are tokenized).
     Training documents are read in the order of the sources, up to the one that reaches
     `max_tokens`. A held-out document is refused if more than `max_held_out_overlap` of its
     64-token windows occur in the training documents.
@@ -121,6 +123,7 @@ class DataConfig:
     sources: dict[str, Source]
     held_out: tuple[str, ...] = ()
     held_out_sources: dict[str, Source] = field(default_factory=dict)
+    held_out_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
     max_tokens: PositiveCount | None = None
     max_held_out_overlap: Annotated[float, Field(ge=0, le=1)] = 0.02
     packing: Literal["auto"] | bool = "auto"
@@ -145,6 +148,11 @@ class DataConfig:
             raise DataError(
                 f"sources and held_out_sources share the names {', '.join(twice)}; rename one side"
             )
+
+    @property
+    def chooses_held_out(self) -> bool:
+        """Whether held-out documents are chosen by `held_out_share`."""
+        return self.held_out_share > 0 and not self.held_out and not self.held_out_sources
 
     @property
     def weights(self) -> dict[str, float] | None:

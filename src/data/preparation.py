@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
 import math
@@ -127,6 +128,7 @@ class _Survey:
     def __init__(self, config: DataConfig) -> None:
         self.entries: list[Any] = []
         self.names: list[str] = []
+        self.sizes: list[int] = []
         self.characters = 0
         self.complete = True
         for label, source, split in _sources(config):
@@ -135,18 +137,37 @@ class _Survey:
                 self.entries.append([_facts(source), hub_identity(source), split, config.held_out])
             else:
                 self._read(label, source, split, config.held_out)
+        self.held_out = config.held_out
         if self.complete:
             _check_names(self.names, config)
+            if config.chooses_held_out:
+                self._hold_out(config.held_out_share)
+
+    def _hold_out(self, share: float) -> None:
+        """Hold documents out in the order of their texts' hashes, while they fit into a share."""
+        room = int(share * self.characters)
+        chosen: list[str] = []
+        for entry, size in sorted(zip(self.entries, self.sizes, strict=True), key=_by_hash):
+            if size <= room:
+                room -= size
+                chosen.append(entry[0])
+                entry[2] = "held_out"
+        self.held_out = tuple(glob.escape(name) for name in chosen)
 
     def _read(self, label: str, source: Source, split: Split, patterns: Sequence[str]) -> None:
         before = len(self.names)
         for document in read_source(source):
             self.names.append(document.name)
+            self.sizes.append(len(document.text))
             self.characters += len(document.text)
             split_here = _split(document.name, split, patterns)
             self.entries.append([document.name, _text_hash(document), split_here])
         if len(self.names) == before:
             raise DataError(f"source {label!r} holds no text: all its documents are empty")
+
+
+def _by_hash(of: tuple[list[str], int]) -> str:
+    return of[0][1]
 
 
 def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
@@ -239,9 +260,9 @@ def _tokenize_into(
         writer = _Writer(file, config.max_tokens)
         for label, source, split in _sources(config):
             writer.begin(label, _limit(config, label))
-            documents = writer.wanted(source, split, config.held_out)
+            documents = writer.wanted(source, split, survey.held_out)
             for document, ids, learnt in _tokenized(source, documents, tokenizer):
-                writer.add(document, ids, _split(document.name, split, config.held_out), learnt)
+                writer.add(document, ids, _split(document.name, split, survey.held_out), learnt)
                 shown.advance(len(ids) if config.max_tokens else len(document.text))
     return writer
 

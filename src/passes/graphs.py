@@ -47,9 +47,12 @@ class MicroStepGraphs:
 
     Args:
         module: has all trained parameters.
+        packed: whether micro-steps of packed blocks are recorded too. They can be recorded in
+            principle, as their tensors have fixed shapes, but that has not been tried on a GPU yet.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, *, packed: bool = False) -> None:
+        self._packed = packed
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._module = module
         self._names, self._parameters = tuple(trained), tuple(trained.values())
@@ -65,6 +68,8 @@ class MicroStepGraphs:
         Raises:
             GraphError: the micro-step does something that CUDA graphs cannot record.
         """
+        if batch.segments is not None and not self._packed:
+            return compute(batch)
         key = (stream, *(x.shape for x in _inputs(batch)))
         recorded = self._recorded.get(key)
         if recorded is None:

@@ -34,6 +34,7 @@ class StudentModule(nn.Module):
         facts: of the network.
         shared: the pass of a teacher that shares the student's weights, if there is one.
         graphs: whether micro-steps are recorded and replayed as CUDA graphs.
+        packed_graphs: whether those of packed blocks are, too.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class StudentModule(nn.Module):
         shared: TeacherPass | None = None,
         *,
         graphs: bool = False,
+        packed_graphs: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
@@ -55,7 +57,7 @@ class StudentModule(nn.Module):
         # weight in every micro-step: without one in a step's first micro-step, ZeRO-3 keeps the
         # gradient of the step before; without one in the last, offload loses the sum so far.
         self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
-        self._graphs = MicroStepGraphs(network) if graphs else None
+        self._graphs = MicroStepGraphs(network, packed=packed_graphs) if graphs else None
 
     def forward(
         self, batch: Batch, stream: str | None, teach: Teach | None

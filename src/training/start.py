@@ -256,6 +256,12 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
     accepted = replace(settings, run_dir=str(path), resume=None, engine=made.engine)
     data = _preflight(accepted)
     show_texts(data.use, Console(stderr=True))
+    recorded = any(stage.graphs for stage in made.stages) and settings.engine.cuda_graphs == "auto"
+    if recorded and any(stream.packed for stream in data.use.streams):
+        print(
+            "packed blocks run without CUDA graphs; engine.cuda_graphs=true records them too",
+            file=sys.stderr,
+        )
     record: dict[str, Any] = {
         "run_id": _run_id(settings, path),
         "experiment": settings.experiment,

@@ -9,8 +9,9 @@ predicted token, in nats.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
@@ -78,7 +79,7 @@ class PerplexitySuite:
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """No held-out document is long enough."""
         try:
-            self._segments(evaluation)
+            self._fitted(evaluation)._segments(evaluation)
         except EvaluationError as error:
             return [str(error)]
         return []
@@ -91,6 +92,28 @@ class PerplexitySuite:
         """
         if not evaluation.is_main:
             return Outcome(None)
+        fitted = self._fitted(evaluation)
+        if left_out := sorted(set(self.windows) - set(fitted.windows)):
+            print(
+                f"eval.perplexity.windows: {left_out} are longer than every document that "
+                "data.held_out_share has held out, and are left out",
+                file=sys.stderr,
+            )
+        return fitted._run(evaluation)
+
+    def _fitted(self, evaluation: Evaluation) -> PerplexitySuite:
+        """The suite without windows that no document has, if nobody chose the documents."""
+        if not evaluation.data.chooses_held_out:
+            return self
+        documents = half_of_texts(evaluation.corpus.held_out_documents(), self.split)
+        longest = max((len(ids) for _, ids in documents), default=0)
+        windows = tuple(window for window in self.windows if window <= longest)
+        if not windows:
+            return self
+        headline = self.headline if self.headline in windows else max(windows)
+        return replace(self, windows=windows, headline=headline)
+
+    def _run(self, evaluation: Evaluation) -> Outcome:
         segments_nt, dataset = self._segments(evaluation)
         models, failures = records_of(
             evaluation.candidates, lambda each: self._model(evaluation, each, segments_nt, dataset)

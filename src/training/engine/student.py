@@ -83,7 +83,14 @@ class Student:
         if _clips_on_device(config, device):
             self._clipping = DeviceClipping(adamw, optim.clip_norm)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=StudentModule(network, objectives, facts, shared, graphs=graphs),
+            model=StudentModule(
+                network,
+                objectives,
+                facts,
+                shared,
+                graphs=graphs,
+                packed_graphs=config.cuda_graphs is True,
+            ),
             model_parameters=trained,
             optimizer=adamw,
             config=_config(network, config, optim, accumulation, device),

@@ -381,3 +381,25 @@ def _refuse_writing(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr("src.data.preparation.FileLock", refuse)
+
+
+class TestHeldOutShare:
+    """Documents that nobody named are held out by hash, up to a share of the text."""
+
+    def test_a_share_of_the_text_is_held_out(self, prepare: Prepare, write_texts: Write) -> None:
+        source = write_texts({f"t{i} [{i}]": f"{i} " * (20 + i) for i in range(60)})
+        corpus = prepare(source, held_out_share=0.05)
+        held = sum(info.tokens for info in corpus.documents if info.split == "held_out")
+        assert 0.03 < held / len(corpus.tokens) <= 0.051
+        assert prepare(source, held_out_share=0.05).key == corpus.key
+        assert splits(prepare(source))["t0 [0]"] == "train"
+
+    def test_patterns_come_first(self, prepare: Prepare, write_texts: Write) -> None:
+        source = write_texts({"a": "one text", "b": "and another"})
+        assert splits(prepare(source, held_out=("b",), held_out_share=0.9)) == {
+            "a": "train",
+            "b": "held_out",
+        }
+
+    def test_a_single_document_is_trained_on(self, prepare: Prepare, write_texts: Write) -> None:
+        assert splits(prepare(write_texts({"a": "a text"}), held_out_share=0.01)) == {"a": "train"}

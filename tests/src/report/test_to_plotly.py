@@ -71,7 +71,7 @@ def test_bars_stand_or_lie_side_by_side(horizontal: bool) -> None:
     along, across = ("y", "x") if horizontal else ("x", "y")
     first, second = drawn["data"]
     assert first[across] == [5, 7]
-    assert [round(b - a, 6) for a, b in zip(first[along], second[along], strict=True)] == [0.32] * 2
+    assert [round(b - a, 6) for a, b in zip(first[along], second[along], strict=True)] == [0.42] * 2
     assert drawn["layout"][f"{along}axis"]["ticktext"] == ["p", "q"]
     (level,) = drawn["layout"]["shapes"]
     assert level[f"{across}0"] == level[f"{across}1"] == 1.0

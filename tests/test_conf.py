@@ -48,6 +48,10 @@ def test_every_option_passes_the_boundary(
 ) -> None:
     needed = {
         "data=files": ["data.sources.files.paths=[text]"],
+        "rope=own": [
+            "rope.target_length=32768",
+            "rope.parameters={rope_type: default, rope_theta: 10000.0}",
+        ],
         "rope=per_frequency": ["rope.factors=[1.0,1.0,2.0,4.0]"],
     }
     compose_run("model=tiny", option, *needed.get(option, []))

@@ -346,7 +346,7 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
 def _source_candidates(run: RunConfig) -> tuple[Candidate, ...]:
     return (
         Candidate("native", "native", run.model),
-        Candidate("scaled", "scaled", run.model, run.rope),
+        Candidate("scaled", "scaled", run.model, run.rope, run.student.folder),
     )
 
 

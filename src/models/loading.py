@@ -13,13 +13,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from src.models import inspection
 from src.models.byte_tokenizer import byte_tokenizer
 from src.models.checks import check_weights
 from src.models.config import ModelConfig, ModelError
 from src.models.families import FAMILIES
-from src.models.hf_config import resolved_shape
+from src.models.hf_config import native_config, resolved_shape
 from src.models.shapes import FULL, SLIDING
-from src.models.sources import local_folder, location, reported
+from src.models.sources import local_folder, location, read_config, reported
+from src.models.student import StudentConfig, differences
 
 if TYPE_CHECKING:
     import torch
@@ -179,6 +181,33 @@ def check_ids(model: ModelConfig, largest: int) -> None:
         f"embeddings for ids up to {rows - 1}: give the tokenizer that belongs to the model, or "
         "resize its embeddings (resize_token_embeddings) and save it"
     )
+
+
+def check_student(model: ModelConfig, student: StudentConfig) -> None:
+    """Refuse a student's checkpoint that is not of the teacher's kind, with what differs.
+
+    Raises:
+        ModelError: sizes, the tokenizer or the type differ, or the folder is not a whole model.
+    """
+    folder = student.folder
+    if folder is None:
+        return
+    label = f"student.weights={student.weights}"
+    inspection.check_folder(folder, label)
+    theirs = read_config(student.source)
+    differing = differences(native_config(model), theirs)
+    mine = ModelConfig(
+        "student", model.family, model.native_window, model.tuning, source=student.source
+    )
+    tokenizers = {load_tokenizer(each).backend_tokenizer.to_str() for each in (model, mine)}
+    if len(tokenizers) > 1:
+        differing.append("the tokenizer")
+    if differing:
+        raise ModelError(
+            f"{label} differs from its teacher, {model.name}, in {'; '.join(differing)}: give a "
+            "checkpoint that was made from that model"
+        )
+    inspection.check_weights(folder, theirs, label)
 
 
 def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:

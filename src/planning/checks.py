@@ -158,6 +158,11 @@ def _check_merges(config: RunConfig, facts: ModelFacts) -> None:
 
 def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
     teacher, family = config.engine.teacher, config.model.family
+    if teacher.share_base and config.student.weights is not None:
+        raise ConfigError(
+            f"engine.teacher.share_base: true, but student.weights={config.student.weights} are "
+            "not the teacher's weights; use false"
+        )
     families = ", ".join(PLAIN_LAYER_FAMILIES)
     if teacher.keep == "layer_inputs" and family not in PLAIN_LAYER_FAMILIES:
         raise ConfigError(

@@ -24,6 +24,7 @@ from src.models.config import ModelConfig, PositiveFloat, PositiveInt
 from src.models.exporting.config import ExportConfig
 from src.models.families import family_of
 from src.models.rope import RopeScaling
+from src.models.student import StudentConfig
 from src.objectives import OBJECTIVES
 from src.objectives.base import Objective
 from src.objectives.weighted_sum import WeightedSum
@@ -213,6 +214,7 @@ class RunConfig:
     launch: LaunchConfig
     checkpoint: CheckpointConfig
     export: ExportConfig = field(default_factory=ExportConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
     budget: Budget | None = None
     tags: tuple[str, ...] = ()
     run_dir: UserPath | None = None

@@ -21,6 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.models import own
 from src.models.config import ModelError
+from src.models.student import own_rope
 from src.settings.strict import ConfigError, T, load_plain
 
 _CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -63,6 +64,8 @@ def completed(overrides: Sequence[str]) -> list[str]:
         ConfigError: both are given, or another model is chosen too.
     """
     keys = [line.partition("=")[0].lstrip("+") for line in overrides]
+    if "student.weights" in keys and "rope" not in keys:
+        overrides = ["rope=own", *overrides]
     named = [key for key in ("model.path", "model.repo") if key in keys]
     if not named:
         return list(overrides)
@@ -137,6 +140,21 @@ def _complete(config: DictConfig) -> None:
     Raises:
         ConfigError: the model is not there, or its config cannot be read.
     """
+    weights = OmegaConf.select(config, "student.weights")
+    rope = config.get("rope")
+    own_kind = rope is not None and rope.get("type") == "own"
+    if own_kind and weights is None and rope.get("parameters") is None:
+        raise ConfigError(
+            "rope=own is the RoPE of the student's own checkpoint: give student.weights=DIR, or "
+            "another scaling"
+        )
+    if own_kind and weights is not None:
+        OmegaConf.set_struct(config, value=False)
+        try:
+            for key, value in own_rope(str(weights)).items():
+                rope[key] = rope[key] if rope[key] is not None else value
+        except ModelError as error:
+            raise ConfigError(str(error)) from error
     model = config.get("model")
     if not isinstance(model, DictConfig) or ("path" not in model and "repo" not in model):
         return

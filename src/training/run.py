@@ -195,7 +195,7 @@ class _Run:
 
     def _train_stage(self, index: int, data: Data, start: int, resumed: Checkpoint | None) -> None:
         config, name = self.config, self.names[index]
-        weights = self.folder.export(self.names[index - 1]) if index else None
+        weights = self.folder.export(self.names[index - 1]) if index else config.student.folder
         building = time.perf_counter()
         cuda = uses_cuda(config.engine.device)
         if cuda:

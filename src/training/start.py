@@ -20,7 +20,7 @@ from torch import distributed
 from src import tracking
 from src.evals import running
 from src.models.hf_config import resolved_shape
-from src.models.loading import check_ids
+from src.models.loading import check_ids, check_student
 from src.models.sources import check_available, identity
 from src.planning import plan
 from src.planning.advice import check_fits
@@ -321,6 +321,7 @@ def _preflight(settings: RunConfig) -> texts.Data:
     check_available(settings.model)
     if settings.export.gguf:
         check_tokenizer(settings.model, resolved_shape(settings.model))
+    check_student(settings.model, settings.student)
     data = texts.prepare_data(settings)
     check_ids(settings.model, data.corpus.largest_id)
     interim.check(settings, data.corpus)

@@ -17,6 +17,7 @@ from src.models.rope import NATIVE_TYPES, SCALINGS, NativeRope, Scaling, scaling
 from src.models.rope.dynamic import DynamicScaling
 from src.models.rope.linear import LinearScaling
 from src.models.rope.longrope import LongRopeScaling
+from src.models.rope.own import OwnScaling
 from src.models.rope.yarn import YarnScaling
 from src.models.shapes import shape_of
 from tests.src.models.examples import ComposeRun, at, saved_as
@@ -100,7 +101,7 @@ def scalings(**more: Any) -> list[Scaling]:
     return [
         cls(name, 4 * WINDOW, **FIELDS.get(name, {}), **more)
         for name, cls in named.items()
-        if cls is not DynamicScaling
+        if cls not in (DynamicScaling, OwnScaling)
     ]
 
 

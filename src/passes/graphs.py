@@ -8,7 +8,7 @@ hands over the recorded gradients, so DeepSpeed accumulates and reduces them as 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -45,17 +45,25 @@ class MicroStepGraphs:
 
     Dropout draws new masks in each replay: CUDA graphs read the generator's seed and offset anew.
 
+    All graphs share one pool of memory, as large as the largest micro-step needs. A micro-step that
+    runs without a graph needs as much again. So nothing is recorded until every stream has warmed
+    up, and graphs are dropped before a shape runs that was not seen before, such as a stage's last
+    and shorter block.
+
     Args:
         module: has all trained parameters.
+        streams: the names of the stage's streams.
         packed: whether micro-steps of packed blocks are recorded too. They can be recorded in
             principle, as their tensors have fixed shapes, but that has not been tried on a GPU yet.
+            A packed stream that is not recorded keeps the stage's others from being recorded.
     """
 
-    def __init__(self, module: nn.Module, *, packed: bool = False) -> None:
+    def __init__(self, module: nn.Module, streams: Iterable[str], *, packed: bool = False) -> None:
         self._packed = packed
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._module = module
         self._names, self._parameters = tuple(trained), tuple(trained.values())
+        self._streams = frozenset(streams)
         self._recorded: dict[Any, _Recorded] = {}
         self._seen: dict[Any, int] = {}
         self._pool: Any = None
@@ -74,13 +82,26 @@ class MicroStepGraphs:
         recorded = self._recorded.get(key)
         if recorded is None:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= WARM_UP:
+            if self._seen[key] <= WARM_UP or not self._all_warm():
+                self._drop()
                 return compute(batch)
             recorded = self._recorded[key] = self._record(batch, compute)
         for read, given in zip(_inputs(recorded.batch), _inputs(batch), strict=True):
             read.copy_(given)
         loss: Any = _Replay.apply(recorded, *self._parameters)
         return loss, recorded.metrics
+
+    def _all_warm(self) -> bool:
+        warm = {stream for (stream, *_), times in self._seen.items() if times >= WARM_UP}
+        return warm >= self._streams
+
+    def _drop(self) -> None:
+        """Give the graphs' memory back."""
+        if self._recorded:
+            torch.cuda.synchronize()
+            self._recorded.clear()
+            self._pool = None
+            torch.cuda.empty_cache()
 
     def _record(self, batch: Batch, compute: Compute) -> _Recorded:
         read: Batch = tree_map_only(Tensor, Tensor.clone, batch)
@@ -97,6 +118,8 @@ class MicroStepGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss, metrics = functional_call(computing, named, (read,))
                 gradients = torch.autograd.grad(loss, aliases, allow_unused=True)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise GraphError(
                 f"engine.cuda_graphs: this micro-step cannot be recorded ({error}); set "

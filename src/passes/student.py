@@ -57,7 +57,9 @@ class StudentModule(nn.Module):
         # weight in every micro-step: without one in a step's first micro-step, ZeRO-3 keeps the
         # gradient of the step before; without one in the last, offload loses the sum so far.
         self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
-        self._graphs = MicroStepGraphs(network, packed=packed_graphs) if graphs else None
+        self._graphs = (
+            MicroStepGraphs(network, objectives, packed=packed_graphs) if graphs else None
+        )
 
     def forward(
         self, batch: Batch, stream: str | None, teach: Teach | None

@@ -196,6 +196,10 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
         parts["activations"] = layers * n * (shape.hidden * width + rows) + layer + temporary
     else:
         parts["activations"] = layers * (layer + n * rows) + temporary
+    if masked := masked_layers(setting, name):
+        # SDPA keeps each layer's mask for the backward pass, in the width of the scores.
+        masks = (1 if setting.checkpointing else masked) * width + 1
+        parts["attention masks"] = float(masks) * stream.length**2
     if wants.teacher and wants.qkv_layers:
         qkv = setting.queries + 2 * setting.keys * setting.copies
         kept = shape.hidden if setting.keep == "layer_inputs" else qkv
@@ -213,6 +217,12 @@ def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> d
         parts["logits"] = tensors * 4 * min(n, 2048) * shape.vocabulary
     parts["workspace"] = _WORKSPACE
     return parts
+
+
+def masked_layers(setting: Setting, name: str) -> int:
+    """Layers whose window is shorter than a stream's blocks, so that attention needs a mask."""
+    length = setting.stage.streams[name].length
+    return sum(window is not None and window < length for window in setting.facts.windows)
 
 
 def _kept_of_layer(setting: Setting, wants: Needs) -> float:

@@ -116,7 +116,7 @@ def test_replays_give_the_losses_and_gradients_of_plain_micro_steps(
 ) -> None:
     torch.manual_seed(0)
     module = Tied().to("cuda" if CUDA else "cpu")
-    recorder = MicroStepGraphs(module)
+    recorder = MicroStepGraphs(module, ["it"])
     for batch in batches(WARM_UP + 4, skipping=skipping):
         expected, _ = compute(module)(batch)
         module.zero_grad()
@@ -135,7 +135,7 @@ def test_replays_give_the_losses_and_gradients_of_plain_micro_steps(
 
 def test_each_stream_and_shape_has_a_graph_of_its_own(retraced: list[int]) -> None:
     module = Tied().to("cuda" if CUDA else "cpu")
-    recorder = MicroStepGraphs(module)
+    recorder = MicroStepGraphs(module, "ab")
     for _ in range(WARM_UP + 2):
         for stream, shape, scale in (("a", (2, 5), 1.0), ("b", (2, 5), 3.0), ("a", (1, 7), 1.0)):
             (batch,) = batches(1, shape)
@@ -144,9 +144,50 @@ def test_each_stream_and_shape_has_a_graph_of_its_own(retraced: list[int]) -> No
     assert CUDA or len(retraced) == 3
 
 
+def test_graphs_and_micro_steps_without_one_do_not_hold_memory_together(
+    retraced: list[int],
+) -> None:
+    module = Tied().to("cuda" if CUDA else "cpu")
+    recorder = MicroStepGraphs(module, ["a", "b"])
+    (long,), (short,) = batches(1), batches(1, (1, 3))
+
+    def run(stream: str, batch: Batch) -> None:
+        loss, _ = recorder.run(stream, batch, compute(module))
+        torch.testing.assert_close(loss, compute(module)(batch)[0])
+
+    for _ in range(WARM_UP + 3):
+        run("a", long)
+    assert not recorder._recorded, "b has not warmed up"
+    for _ in range(WARM_UP):
+        run("b", long)
+    run("a", long)
+    run("b", long)
+    assert len(recorder._recorded) == 2
+    run("b", short)
+    assert not recorder._recorded, "a shape that was not seen before"
+    run("a", long)
+    assert len(recorder._recorded) == 1
+
+
+def test_memory_that_is_short_is_said_as_it_is(
+    retraced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = MicroStepGraphs(Tied().to("cuda" if CUDA else "cpu"), ["it"])
+
+    def full(*_: object, **__: object) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(graphs, "functional_call", full)
+    (batch,) = batches(1)
+    for _ in range(WARM_UP):
+        recorder.run("it", batch, compute(recorder._module))
+    with pytest.raises(torch.OutOfMemoryError):
+        recorder.run("it", batch, compute(recorder._module))
+
+
 def test_weights_that_change_are_read_anew(retraced: list[int]) -> None:
     module = Tied().to("cuda" if CUDA else "cpu")
-    recorder = MicroStepGraphs(module)
+    recorder = MicroStepGraphs(module, ["it"])
     (batch,) = batches(1)
     for _ in range(WARM_UP + 1):
         before, _ = recorder.run("it", batch, compute(module))
@@ -161,7 +202,7 @@ def test_what_cannot_be_recorded_names_the_setting(
     retraced: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = Tied().to("cuda" if CUDA else "cpu")
-    recorder = MicroStepGraphs(module)
+    recorder = MicroStepGraphs(module, ["it"])
     calls: list[int] = []
 
     def failing(batch: Batch) -> Any:
@@ -185,7 +226,7 @@ def test_dropout_draws_new_masks_that_the_seed_fixes() -> None:
             return nn.functional.dropout(super().forward(ids_bt), 0.5)
 
     module = Dropped().cuda()
-    recorder = graphs.MicroStepGraphs(module)
+    recorder = graphs.MicroStepGraphs(module, ["it"])
     (batch,) = batches(1)
 
     def loss(seed: int) -> float:

@@ -13,6 +13,7 @@ from src.models.config import ModelShape
 from src.models.facts import ModelFacts
 from src.models.hf_config import native_config, projection_sizes
 from src.models.loading import load_model
+from src.models.shapes import facts_of
 from src.planning import cost, duration
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.devices import ACCELERATORS
@@ -110,6 +111,30 @@ def test_memory_of_activations_is_linear_in_tokens(compose_run: Callable[..., Ru
     for part in ("activations", "teacher's layers", "relation kernel"):
         assert long[part] == pytest.approx(4 * short[part])
     assert long["optimizer"] == short["optimizer"]
+
+
+def test_layers_with_a_shorter_window_keep_their_masks(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    """A mask of t x t numbers for each sliding layer; one of them if layers are checkpointed."""
+
+    def masks(length: int, *, again: bool) -> float:
+        run = compose_run(
+            *("+experiment=cpt_long_32k", "model=tiny_gemma3", "engine=zero1"),
+            f"recipe.stages.cpt.streams.long.length={length}",
+            f"recipe.stages.cpt.tokens_per_step={length}",
+        )
+        made = setting(run, "cpt", checkpointing=again)
+        windows.extend(facts_of(native_config(run.model)).windows)
+        made = replace(made, facts=facts_of(native_config(run.model)))
+        return cost.memory(made).get("attention masks", 0.0)
+
+    windows: list[int | None] = []
+    kept = masks(8192, again=False)
+    layers = [window for window in windows if window is not None]
+    assert kept == (len(layers) * 2 + 1) * 8192**2
+    assert masks(8192, again=True) == (2 + 1) * 8192**2
+    assert masks(layers[0], again=False) == 0
 
 
 @pytest.mark.parametrize(("dtype", "width"), [("float32", 8), ("bfloat16", 12)])

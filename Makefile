@@ -10,7 +10,7 @@ VENV ?= .venv
 # Test files run at a time.
 WORKERS ?= 2
 # Runs of the study that share a GPU.
-JOBS ?= 3
+JOBS ?= 2
 RUN := $(VENV)/bin/python
 
 .PHONY: setup quickstart study test check docs format clean

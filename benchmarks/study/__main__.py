@@ -9,11 +9,12 @@ from pathlib import Path
 
 import benchmarks.study
 from benchmarks.short_suite import commit_of
-from benchmarks.study import phases
+from benchmarks.study import phases, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
 
 HERE = Path(__file__).resolve().parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
 RESULTS = ROOT / "benchmarks" / "results" / "study"
 
 
@@ -31,6 +32,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="runs at a time on the GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
+    made.add_argument("--docs", action="store_true", help="put the tables into the documents")
     made.add_argument("--plan", action="store_true", help="print what can be run next")
     made.add_argument("--commit", help="commit of the code, where there is no repository")
     return made
@@ -49,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given.out or (ROOT / "outputs" / name / "results" if given.quick else RESULTS),
         commit_of(given.commit),
     )
+    if given.docs:
+        regions = tables.regions(grid, results.rows, results.folder)
+        for document in DOCUMENTS:
+            document.write_text(tables.fill(document, regions), encoding="utf-8")
+        return
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))

@@ -25,10 +25,12 @@ class Model:
 
     Attributes:
         settings: of `src.train` and `src.evaluate`.
+        native_window: in tokens.
         validation, test: settings of the two evaluations.
     """
 
     settings: Settings
+    native_window: int
     validation: Settings = ()
     test: Settings = ()
 

@@ -151,12 +151,20 @@ class Pool:
                 *("-m", "src.train", *self.grid.methods[job.method].settings),
                 *(*model.settings, *scaling, *self.grid.settings),
                 *(f"{key}={value:g}" for key, value in job.params.items()),
-                *(f"budget={job.budget}", f"seed={job.seed}", f"run_dir={folder.path}"),
-                *("eval=validation", *model.validation),
+                *(
+                    f"budget={job.budget}",
+                    f"seed={job.seed}",
+                    f"run_dir={folder.path}",
+                    "eval=none",
+                ),
             ]
+        # The model of the last stage alone: a run would evaluate those of all its stages.
+        asked = [f"run={folder.path}", "stages=last"]
+        if not scores.evaluated(folder.evals, "final", "validation"):
+            return ["-m", "src.evaluate", *asked, "eval=validation", *model.validation]
         if job.phase != "final" or scores.evaluated(folder.evals, "final", "test"):
             return None
-        return ["-m", "src.evaluate", f"run={folder.path}", "stages=last", "eval=test", *model.test]
+        return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
 
     @staticmethod
     def _lost(job: Job, folder: RunFolder) -> bool:
@@ -188,6 +196,8 @@ class Pool:
     def _finished(self, job: Job, seconds: float) -> None:
         folder = RunFolder(self.work / job.run)
         row, items = row_of(job, folder)
+        # Runs that share a GPU take longer than one alone.
+        row["at_once"] = self._jobs
         self.results.add(row, items)
         # The best of the whole runs are tested later; a model can be trained again from its row.
         kept = {folder.export()} if job.phase == "whole" else set()

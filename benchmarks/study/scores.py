@@ -86,11 +86,15 @@ def choice(rows: Iterable[Row], row: Row, floor: str) -> float | None:
     """
     if row["validation"] is None:
         return None
+    defined = [part for part in parts_of(rows, row, floor) if part is not None]
+    return fmean(defined) if defined else 0.0
+
+
+def parts_of(rows: Iterable[Row], row: Row, floor: str) -> tuple[float | None, float | None]:
+    """The short and the RULER part of a row's number; None for a part that is not defined."""
     known = {r["scaling"]: r for r in rows if (r["phase"], r["model"]) == _untrained(row)}
     native, floored = known[floor]["native"], known[floor]["validation"]
-    parts = (short_part(row["validation"], native, floored), ruler_part(row["validation"], native))
-    defined = [part for part in parts if part is not None]
-    return fmean(defined) if defined else 0.0
+    return short_part(row["validation"], native, floored), ruler_part(row["validation"], native)
 
 
 def _untrained(row: Row) -> tuple[str, str]:

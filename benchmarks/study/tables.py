@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
-from benchmarks.study.scores import Row, choice
+from benchmarks.study.scores import Row, choice, parts_of
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
@@ -160,8 +160,8 @@ def _values(values: Mapping[str, Any], tasks: Any, lengths: Any) -> str:
 
 def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """Every searched setting with its number, and the whole runs'."""
-    yield "| method | scaling | settings | budget | number | seconds | GiB |"
-    yield "|---|---|---|--:|--:|--:|--:|"
+    yield "| method | scaling | settings | budget | short | RULER | number | seconds | GiB |"
+    yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
     for row in rows:
         if row["model"] != model or row["phase"] not in ("search", "whole"):
             continue
@@ -169,13 +169,31 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
             f"{key.removeprefix('recipe.stages.')} {value:g}"
             for key, value in row["params"].items()
         )
-        number = choice(rows, row, grid.floor)
         peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
+        shown = "diverged | | "
+        if (number := choice(rows, row, grid.floor)) is not None:
+            parts = (f"{part:.3f}" for part in parts_of(rows, row, grid.floor))
+            shown = f"{' | '.join(parts)} | {number:.3f}"
         yield (
             f"| {grid.methods[row['method']].label} | {row['scaling']} | {settings} "
-            f"| {row['budget']} | {'diverged' if number is None else f'{number:.3f}'} "
-            f"| {row['seconds']:.0f} | {peak:.1f} |"
+            f"| {row['budget']} | {shown} | {row['seconds']:.0f} | {peak:.1f} |"
         )
+
+
+def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str]]:
+    """The regions of documents, by name."""
+    made: dict[str, list[str]] = {}
+    for model, about in grid.models.items():
+        phases = {row["phase"] for row in rows if row["model"] == model}
+        if "untrained" in phases:
+            made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
+        if "search" in phases:
+            made[f"{model} search"] = list(search_table(grid, model, rows))
+        if "final" in phases:
+            compared = Comparison(grid, model, rows, folder)
+            made[f"{model} comparison"] = list(compared.table())
+            made[f"{model} goals"] = list(compared.goals(about.native_window))
+    return made
 
 
 def _final_name(row: Row) -> str:

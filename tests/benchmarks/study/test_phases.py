@@ -34,7 +34,7 @@ def grid(**more: Any) -> Grid:
         "seeds": [0, 1],
         "scalings_kept": 1,
         "floor": "linear",
-        "models": {"m": {"settings": []}},
+        "models": {"m": {"settings": [], "native_window": 8192}},
         "scalings": {"linear": ["rope=linear"], "yarn": ["rope=yarn"]},
         "methods": {"a": method(1e-4, 3e-4), "b": method(1e-4, 3e-4, scalings=["linear"])},
     }

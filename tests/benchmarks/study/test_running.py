@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.study import running, tables
-from benchmarks.study.__main__ import main
+from benchmarks.study.__main__ import DOCUMENTS, RESULTS, main
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
 from benchmarks.study.running import Pool, Results
@@ -97,7 +97,6 @@ class Play:
         if self.diverges:
             run.end("failed", "FloatingPointError: loss is nan")
             return Ended(1)
-        write_results(run.evals, "validation", {"native": 0.8, "scaled": 0.6, "final": 0.7})
         run.export().mkdir()
         run.end("finished")
         return Ended(self.code)
@@ -190,6 +189,9 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert pool.command(job) == ["-m", "src.train", f"resume={folder.path}"]
     folder.end("finished")
     folder.export().mkdir()
+    chosen = pool.command(job)
+    assert chosen is not None
+    assert "eval=validation" in chosen
     write_results(folder.evals, "validation", {"native": 0.8, "scaled": 0.6, "final": 0.7})
     tested = pool.command(job)
     assert tested is not None
@@ -227,6 +229,17 @@ def test_regions_of_a_document(tmp_path: Path) -> None:
     assert (
         text == "a\n<!-- study: x -->\n| new |\n<!-- end -->\nb\n<!-- study: y -->\n<!-- end -->\n"
     )
+
+
+def test_the_documents_hold_the_tables_of_the_results() -> None:
+    results = Results(RESULTS, None)
+    made = tables.regions(Grid.load(GRID.with_name("grid.yaml")), results.rows, RESULTS)
+    assert made
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        assert tables.fill(document, made) == text, "python -m benchmarks.study --docs"
+    pages = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
+    assert all(f"<!-- study: {name} -->" in pages for name in made)
 
 
 def test_the_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ from src.data.corpus import TrainingBlocks
 from src.data.documents import DataError
 from src.evals import running
 from src.evals.suites import SUITES
+from src.models.exporting.whole import ExportError
 from src.models.merging import MergeConfig
 from src.objectives.base import Objective
 from src.planning import plan
@@ -272,18 +273,22 @@ class _Run:
 
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
         config, name = self.config, self.names[index]
-        export(
-            self._target(index),
-            trained,
-            model=config.model,
-            scaling=config.rope,
-            parameters=config.recipe.training[name].parameters,
-            weights=weights,
-            dtype=dtype_of(config.engine.dtype),
-            seed=config.seed,
-            card=model_card(config, self.folder.record(), name),
-            gguf=self._makes_gguf(index),
-        )
+        try:
+            export(
+                self._target(index),
+                trained,
+                model=config.model,
+                scaling=config.rope,
+                parameters=config.recipe.training[name].parameters,
+                weights=weights,
+                dtype=dtype_of(config.engine.dtype),
+                seed=config.seed,
+                card=model_card(config, self.folder.record(), name),
+                gguf=self._makes_gguf(index),
+            )
+        except ExportError as error:
+            step = self.schedules[name].steps
+            raise ExportError(f"stage {name}, step {step}: {error}") from error
 
     def _around(self, name: str, start: int) -> Callable[[int], AbstractContextManager[None]]:
         """What a stage's steps run in: a profile of a few of them, on rank 0, if asked for."""

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
-from benchmarks.study.scores import Row, choice, parts_of
+from benchmarks.study.scores import Row, best, choice, parts_of
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
@@ -152,6 +152,28 @@ def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str
         yield f"| {row['scaling']} | {_values(row['validation'], tasks, lengths)} | {number:.3f} |"
 
 
+def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """The validation of the native model, untrained scalings, and each method's best run so far."""
+    untrained = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
+    tasks, lengths = untrained[0]["validation"]["short"], untrained[0]["validation"]["ruler"]
+    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    yield f"| scaling | trained with | tokens | {' | '.join(heads)} |"
+    yield "|---|---|--:|" + "--:|" * len(heads)
+    yield f"| native | - | 0 | {_values(untrained[0]['native'], tasks, lengths)} |"
+    top = best(rows, untrained, grid.floor)
+    shown = [r for r in untrained if r is top or r["scaling"] == grid.floor]
+    for method in grid.methods:
+        trained = [r for r in rows if (r["model"], r["method"]) == (model, method)]
+        for phase in ("whole", "search"):
+            if of_phase := [r for r in trained if r["phase"] == phase]:
+                shown += [row for row in [best(rows, of_phase, grid.floor)] if row is not None]
+                break
+    for row in shown:
+        label = "-" if row["method"] == "untrained" else grid.methods[row["method"]].label
+        values = _values(row["validation"], tasks, lengths)
+        yield f"| {row['scaling']} | {label} | {row.get('tokens', 0):,} | {values} |"
+
+
 def _values(values: Mapping[str, Any], tasks: Any, lengths: Any) -> str:
     cells = [values["short"].get(task) for task in tasks]
     cells += [values["ruler"].get(length) for length in lengths]
@@ -188,6 +210,7 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
         if "untrained" in phases:
             made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
         if "search" in phases:
+            made[f"{model} first"] = list(first_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if "final" in phases:
             compared = Comparison(grid, model, rows, folder)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from src.assets.pins import AssetError
 from src.settings import strict
+from src.settings.strict import ConfigError
 from src.training.launch import LaunchError
 from src.training.signals import Stopped
 
@@ -45,7 +50,7 @@ def job(work: Callable[[_Settings], None]) -> Callable[[_Settings], None]:
     return guarded
 
 
-def run(app: Callable[[], None], boundary: type) -> None:
+def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True) -> None:
     """Run a Hydra app and exit.
 
     Hydra's own handler is bypassed: it hides tracebacks, and for an unknown key it does not list
@@ -54,14 +59,19 @@ def run(app: Callable[[], None], boundary: type) -> None:
     Args:
         app: the decorated Hydra function.
         boundary: the config dataclass, for naming allowed keys.
+        takes_overrides: whether the command's arguments are Hydra's.
     """
     # The deepspeed launcher adds this option; the environment holds the same number.
     sys.argv = [a for a in sys.argv if not a.startswith("--local_rank")]
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
+        if takes_overrides:
+            check_arguments(sys.argv[1:], boundary)
         app()
     except (HydraException, OmegaConfBaseException) as error:
         _exit(explain_hydra(error, boundary), USAGE_ERROR)
+    except ConfigError as error:
+        _exit(str(error), USAGE_ERROR)
 
 
 def _is_users(error: Exception) -> bool:
@@ -77,14 +87,104 @@ def _exit(message: str, code: int) -> None:
     sys.exit(code)
 
 
+def check_arguments(arguments: Sequence[str], boundary: type) -> None:
+    """Refuse what Hydra could not read, in words that say what to type.
+
+    Args:
+        arguments: of the command.
+        boundary: the config dataclass, for naming allowed keys.
+
+    Raises:
+        ConfigError: an argument is no option of Hydra's and no override.
+    """
+    names = [argument.partition("=")[0] for argument in arguments if argument.startswith("-")]
+    if unknown := [name for name in names if name not in (*_OPTIONS, *_OPTIONS_WITH_WORDS)]:
+        key = unknown[0].lstrip("-")
+        sign = "+" if key in ("experiment", "sweeps") else ""
+        raise ConfigError(
+            f"{unknown[0]}: no such option; settings are written without dashes: {sign}{key}=VALUE "
+            "(--help lists them)"
+        )
+    words = any(name in _OPTIONS_WITH_WORDS for name in names)
+    for argument in arguments:
+        if not argument.startswith("-") and not (words and "=" not in argument):
+            _check_override(argument, boundary)
+
+
+# Hydra's own options; those of the second line may have a word after them.
+_OPTIONS = ("-h", "--help", "--hydra-help", "--version", "-c", "--cfg", "--resolve", "-r", "--run")
+_OPTIONS += ("-m", "--multirun", "-sc", "--shell-completion", "--experimental-rerun")
+_OPTIONS_WITH_WORDS = ("-p", "--package", "-cp", "--config-path", "-cn", "--config-name", "-c")
+_OPTIONS_WITH_WORDS += ("-cd", "--config-dir", "-i", "--info", "--cfg", "--experimental-rerun")
+_CONF = Path(__file__).resolve().parents[1] / "conf"
+
+
+def _check_override(argument: str, boundary: type) -> None:
+    key, equal, value = argument.partition("=")
+    name = key.lstrip("+~")
+    if not equal and not key.startswith("~"):
+        allowed = strict.keys_at(boundary, [])
+        hint = "" if not name or name in allowed else f"; {strict.unknown_key(name, allowed)}"
+        raise ConfigError(f"{argument!r}: no value is given; write {name or 'KEY'}=VALUE{hint}")
+    if not name.strip():
+        raise ConfigError(f"{argument!r}: no key is given; write KEY=VALUE")
+    try:
+        parsed = OverridesParser.create().parse_override(argument)
+        chosen = None if key.startswith("~") or parsed.is_sweep_override() else parsed.value()
+    except (HydraException, ValueError) as error:
+        quoted = shlex.quote(key + '="' + value.replace('"', '\\"') + '"')
+        raise ConfigError(
+            f"{argument!r}: the value cannot be read; {_HYDRAS_SIGNS} are Hydra's own signs there: "
+            f"quote the value, {quoted}"
+        ) from error
+    group = _CONF / name.partition("@")[0]
+    names = [chosen] if isinstance(chosen, str) else chosen
+    is_names = isinstance(names, list) and all(isinstance(n, str) and "$" not in n for n in names)
+    if equal and group.is_dir() and not parsed.is_sweep_override() and not is_names:
+        allowed = sorted(path.stem for path in group.glob("*.yaml"))
+        raise ConfigError(f"{argument}: no such choice; allowed: {', '.join(allowed)}")
+
+
+_HYDRAS_SIGNS = "= , : ( ) [ ] { } $ ' and \""
+
+
 def explain_hydra(error: Exception, boundary: type) -> str:
-    """The message of a refusal by Hydra or OmegaConf, with the allowed keys."""
-    message = str(error)
-    refused = re.search(r"Could not override '([^']+)'", message)
-    if not refused:
-        return message.partition("Config search path:")[0].strip()
-    parent, _, key = refused.group(1).lstrip("+").rpartition(".")
-    allowed = strict.keys_at(boundary, parent.split(".") if parent else [])
-    if not allowed or key in allowed:
-        return message.strip()
-    return f"{refused.group(1)}: {strict.unknown_key(key, allowed)}"
+    """The message of a refusal by Hydra or OmegaConf: key, value, what is allowed, remedy."""
+    message = str(error).partition("Config search path:")[0].strip()
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        asked = error.missing_cfg_file.split("/")
+        depth = max(n for n in range(len(asked)) if _CONF.joinpath(*asked[:n]).is_dir())
+        group, name = "/".join(asked[:depth]), "/".join(asked[depth:])
+        near = difflib.get_close_matches(name, error.options or (), n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        return f"{group}={name}: no such choice; {hint}allowed: {', '.join(error.options or ())}"
+    if found := re.search(r"Could not override '([^']+)'", message):
+        return _unknown(found.group(1).lstrip("+"), message, boundary)
+    if found := re.search(r"Multiple values for (\S+?)\. ", message):
+        key = found.group(1)
+        return f"{key}: it is chosen twice; write {key}=NAME in place of +{key}=NAME, or only one"
+    if found := re.search(r"Could not delete (?:from config\. )?'([^']*)'", message):
+        return f"~{found.group(1)}: there is nothing of this name to leave out"
+    if found := re.search(r"(?:argument|parameters) '(.+?)'(?: requires|$)", message, re.M):
+        return (
+            f"{found.group(1)}: several values make a sweep: add -m for one; a list is written "
+            "KEY=[A,B], and a text with commas in quotes"
+        )
+    lines = [line.strip() for line in message.splitlines() if "https://" not in line]
+    return " ".join(line for line in lines if line)
+
+
+def _unknown(path: str, message: str, boundary: type) -> str:
+    """What is wrong with a key that Hydra cannot override."""
+    if path in ("experiment", "sweeps"):
+        return f"{path}: write +{path}=NAME, with a plus"
+    if near := re.search(r"Did you mean to override (\S+)\?", message):
+        return f"{path}: the chosen settings have no such key; did you mean {near.group(1)}?"
+    if (_CONF / path.partition("@")[0]).is_dir():
+        return f"{path}: a group that is chosen elsewhere; write {path}@KEY=NAME with its place"
+    parts = path.split(".")
+    for depth, part in enumerate(parts):
+        allowed = strict.keys_at(boundary, parts[:depth])
+        if allowed and part not in allowed:
+            return f"{path}: {strict.unknown_key(part, allowed)}"
+    return f"{path}: the chosen settings have no such key; a new one is written +{path}=VALUE"

@@ -38,7 +38,7 @@ def _sweep(argv: list[str]) -> None:
 
 def main() -> None:
     """Entry point."""
-    command.run(lambda: _sweep(sys.argv[1:]), RunConfig)
+    command.run(lambda: _sweep(sys.argv[1:]), RunConfig, takes_overrides=False)
 
 
 if __name__ == "__main__":

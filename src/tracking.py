@@ -6,11 +6,15 @@ written by other modules, with any tracker.
 
 from __future__ import annotations
 
+import netrc
+import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -44,6 +48,59 @@ class TrackingConfig:
     entity: str | None = None
     group: str | None = None
     artifact: Literal["none", "export"] = "none"
+
+    def __post_init__(self) -> None:
+        if self.mode == "disabled":
+            return
+        for key, name in (("project", self.project), ("entity", self.entity)):
+            if name is not None and not _NAME.fullmatch(name):
+                raise ValueError(
+                    f"{key}={name[:80]!r}: W&B takes 1 to 128 characters, without {_FORBIDDEN}; "
+                    "give another name"
+                )
+        if self.group is not None and not 0 < len(self.group) <= 128:
+            raise ValueError(f"group={self.group[:80]!r}: W&B takes 1 to 128 characters")
+
+
+_FORBIDDEN = "/ \\ # ? % : and control characters"
+_NAME = re.compile(r"[^/\\#?%:\x00-\x1f\x7f]{1,128}")
+
+
+def check_tags(config: TrackingConfig, tags: Sequence[str]) -> None:
+    """Refuse what W&B would refuse when the run has begun.
+
+    Raises:
+        ValueError: a tag that is too long, or empty.
+    """
+    if config.mode == "disabled":
+        return
+    for tag in tags:
+        if not 0 < len(tag) <= 64:
+            raise ValueError(f"tags: {tag[:80]!r}: W&B takes 1 to 64 characters; shorten it")
+
+
+def check_login(config: TrackingConfig) -> None:
+    """Refuse to track online without a login.
+
+    Raises:
+        TrackingError: there is neither a key in the environment nor one in the user's netrc file.
+    """
+    if config.mode != "online" or any(os.environ.get(name) for name in _LOGINS):
+        return
+    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    try:
+        known = netrc.netrc(file).authenticators(urlsplit(server).hostname or server)
+    except (OSError, netrc.NetrcParseError):
+        known = None
+    if known is None:
+        raise TrackingError(
+            f"tracking.mode: online needs a login to {server}: type `wandb login`, set "
+            "WANDB_API_KEY, or use tracking=wandb_offline"
+        )
+
+
+_LOGINS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
 
 
 class Tracker:

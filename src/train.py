@@ -63,6 +63,7 @@ def _app(composed: DictConfig) -> None:
         raise ConfigError(f"+sweeps={name} is many runs: add -m")
     settings = loading.load(RunConfig, composed)
     checks.check_launch(settings.launch, world.size if world else None, dry_run=settings.dry_run)
+    checks.check_machine(settings)
     _check_sweep(settings)
     if settings.dry_run:
         size = world.size if world else settings.launch.ranks

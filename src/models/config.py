@@ -20,6 +20,18 @@ PositiveInt = Annotated[int, Field(gt=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 
 
+# Of the tokenizer that models with random weights use (src/models/byte_tokenizer.py).
+BYTE_TOKENS = 257
+# The most tokens of a window and of a run, and the most of any size of a model: what no machine
+# can hold is a mistake, and arithmetic on it takes for ever.
+MOST_LENGTH, MOST_TOKENS, MOST_SIZE, MOST_LAYERS = 2**30, 10**15, 2**24, 10_000
+Length = Annotated[int, Field(gt=0, le=MOST_LENGTH)]
+Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
+Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
+# Learning rates: below the least, nothing would change.
+Rate = Annotated[float, Field(ge=1e-12)]
+
+
 class ModelError(ValueError):
     """A model that differs from its config, or whose files cannot be fetched or read."""
 
@@ -71,13 +83,13 @@ class ModelShape:
         logits_scale: the factor on logits (Granite).
     """
 
-    layers: PositiveInt
-    hidden: PositiveInt
-    intermediate: PositiveInt
-    heads: PositiveInt
-    kv_heads: PositiveInt
-    head_dim: PositiveInt
-    vocabulary: PositiveInt
+    layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)]
+    hidden: Size
+    intermediate: Size
+    heads: Size
+    kv_heads: Size
+    head_dim: Size
+    vocabulary: Size
     rope_theta: PositiveFloat
     tied_embeddings: bool = False
     norm_eps: PositiveFloat = 1e-5
@@ -142,9 +154,9 @@ class ModelShape:
 class Tuning:
     """Values that work well on this model. Recipes read them, and may override each."""
 
-    distill_lr: PositiveFloat
-    cpt_lr: PositiveFloat
-    lora_rank: PositiveInt
+    distill_lr: Rate
+    cpt_lr: Rate
+    lora_rank: Size
     lora_alpha: PositiveFloat
 
 
@@ -163,7 +175,7 @@ class ModelConfig:
 
     name: str
     family: str
-    native_window: PositiveInt
+    native_window: Length
     tuning: Tuning
     sliding_window: PositiveInt | None = None
     full_attention_every: PositiveInt | None = None
@@ -176,6 +188,11 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.random_weights and self.shape is None:
             raise ValueError("random_weights=true needs a shape: give model.shape")
+        if self.random_weights and self.shape and self.shape.vocabulary < BYTE_TOKENS:
+            raise ValueError(
+                f"shape.vocabulary={self.shape.vocabulary} is below the {BYTE_TOKENS} of the "
+                f"byte tokenizer that random weights use; give at least {BYTE_TOKENS}"
+            )
         if self.random_weights and self.family not in FAMILIES:
             raise ValueError(
                 f"random_weights=true is offered for families {', '.join(FAMILIES)}, "

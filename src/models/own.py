@@ -35,24 +35,26 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
         ModelError: the place is missing, or has no config that transformers reads.
     """
     settings = {key: value for key, value in model.items() if key not in ("path", "repo")}
-    source = dict(settings["source"])
+    source, tuning = settings.get("source"), settings.get("tuning") or {}
+    if not isinstance(source, Mapping) or not isinstance(tuning, Mapping):
+        return settings  # refused with its key by src/settings/strict.py
     place = source.get("path") or source.get("repo")
     if place is None:
-        key = "path=DIR" if source["type"] == "folder" else "repo=ORG/NAME"
+        key = "path=DIR" if source.get("type") == "folder" else "repo=ORG/NAME"
         raise ModelError(f"model.{key} is missing: say where the model is")
     settings["name"] = settings.get("name") or named(str(place))
-    tuning = dict(settings.get("tuning") or {})
-    if None not in (settings["family"], settings["native_window"], *tuning.values()):
+    facts = (settings.get("family"), settings.get("native_window"))
+    if None not in (*facts, *tuning.values()):
         return settings
     # Loads transformers, which takes seconds.
     from src.models.sources import read_config
 
-    if source["type"] == "folder":
+    if source.get("type") == "folder":
         config = read_config(FolderWeights("folder", str(place)))
     else:
         config = read_config(HubWeights("hub", str(place), source.get("revision")))
-    settings["family"] = settings["family"] or family_of_type(config.model_type).name
-    settings["native_window"] = settings["native_window"] or judged_window(config)[0]
+    settings["family"] = facts[0] or family_of_type(config.model_type).name
+    settings["native_window"] = facts[1] or judged_window(config)[0]
     known = suggested_tuning(config)
     settings["tuning"] = known | {k: v for k, v in tuning.items() if v is not None}
     return settings

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 
 from src.models.adapters import FUSED_QKV, QKV, LoraParameters, QkvParameters
 from src.models.exporting.gguf import check_gguf
@@ -11,9 +13,13 @@ from src.models.families import PLAIN_LAYER_FAMILIES, family_of
 from src.models.hf_config import resolved_shape, scaled_config
 from src.models.merging import MergeConfig
 from src.models.rope import NativeRope
-from src.planning.devices import uses_cuda
+from src.models.rope.base import FactorScaling
+from src.planning.cost import Setting
+from src.planning.decisions import why_no_graphs
+from src.planning.devices import DeviceFacts, gpus, uses_cuda
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
+from src.tracking import check_login
 from src.training import positions
 from src.training.schedule import StageSchedule, StreamConfig
 
@@ -55,6 +61,42 @@ def check_launch(asked: LaunchConfig, started: int | None, *, dry_run: bool) -> 
         )
 
 
+def check_machine(config: RunConfig) -> None:
+    """Refuse a run that this machine cannot begin: devices, the run's folder, a login.
+
+    Raises:
+        ConfigError, TrackingError: with the key, what is allowed and the remedy.
+    """
+    _check_folder(config)
+    check_login(config.tracking)
+    if config.plan_for != "this_machine":
+        return
+    if config.engine.device == "cuda" and not uses_cuda("cuda"):
+        raise ConfigError(
+            "engine.device: cuda is asked for, but the driver shows no GPU; use cpu or auto"
+        )
+    if uses_cuda(config.engine.device) and config.launch.nproc > len(gpus()):
+        raise ConfigError(
+            f"launch.nproc: {config.launch.nproc} ranks need as many GPUs, and this machine has "
+            f"{len(gpus())}"
+        )
+
+
+def _check_folder(config: RunConfig) -> None:
+    path = Path(config.run_dir or Path("outputs") / config.experiment)
+    setting = f"run_dir={config.run_dir}" if config.run_dir is not None else str(path)
+    if not config.run_dir and config.run_dir is not None:
+        raise ConfigError("run_dir: an empty name; name a folder, or leave it out")
+    try:
+        there = next(p for p in (path, *path.parents) if p.exists())
+        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ConfigError(f"{setting}: no folder can have this name ({error})") from error
+    if not writable:
+        why = "may not be written" if there.is_dir() else "is no folder"
+        raise ConfigError(f"{setting}: it cannot be made, because {there} {why}; name another")
+
+
 def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
     """Refuse a run whose settings do not go together, whatever its engines.
 
@@ -69,6 +111,7 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
             scaled_config(config.model, config.rope)
     except ValueError as error:
         raise ConfigError(str(error)) from error
+    _check_factor(config)
     for stage in config.recipe.training:
         _check_streams(config, stage, facts)
     _check_merges(config, facts)
@@ -82,10 +125,23 @@ def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_s
     Raises:
         ConfigError: with the key, what is allowed and the remedy.
     """
+    for stage in config.recipe.training:
+        _check_schedule(config, stage)
     _check_teacher(config, facts)
     _check_looks(config)
     if config.engine.sequence_parallel > 1:
         _check_sharing(config, facts, rope, world_size)
+
+
+def _check_factor(config: RunConfig) -> None:
+    """Refuse a factor that does not extend the native window to the target."""
+    window, target = config.model.native_window, config.rope.target_length
+    given = config.rope.factor if isinstance(config.rope, FactorScaling) else None
+    if given is not None and given * window < target * (1 - 1e-6):
+        raise ConfigError(
+            f"rope.factor: {given:g} extends {window} tokens to {given * window:.0f}, below "
+            f"rope.target_length={target}; give at least {target / window:g}, or leave it out"
+        )
 
 
 def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
@@ -114,6 +170,54 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
             positions.check(stream.positions, stream.length, config.rope.target_length)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
+
+
+# Warm-ups of recipes; a run of fewer steps is a quick look.
+_SHORT_WARMUP = 100
+
+
+def _check_schedule(config: RunConfig, name: str) -> None:
+    """Refuse a stage that never reaches its learning rate, or one of its streams."""
+    stage, schedule = config.recipe.training[name], checked_schedule(config, name)
+    path = f"recipe.stages.{name}"
+    if stage.warmup_steps > max(schedule.steps, _SHORT_WARMUP):
+        raise ConfigError(
+            f"{path}.warmup_steps: {stage.warmup_steps} is more than the stage's {schedule.steps} "
+            f"steps; give at most {schedule.steps}"
+        )
+    unread = [stream for stream, tokens in schedule.tokens_read().items() if tokens == 0]
+    if unread:
+        turn = sum(s.slot_tokens * s.share for s in stage.streams.values())
+        raise ConfigError(
+            f"{path}.tokens={stage.tokens} leaves none for {' and '.join(unread)}: one turn of the "
+            f"mixture is {turn} tokens; give the stage as many, or a larger budget"
+        )
+
+
+def check_kernels(setting: Setting, device: DeviceFacts) -> None:
+    """Refuse kernels that the settings ask for by name and that cannot run.
+
+    Args:
+        setting: of a stage, with everything decided that was `auto`.
+        device: of each rank.
+
+    Raises:
+        ConfigError: with what stands against them.
+    """
+    engine, family = setting.config.engine, family_of(setting.config.model.family)
+    remedy = "use auto or false"
+    if engine.cuda_graphs is True:
+        against = "this is a CPU" if device.is_cpu else None
+        if against is None and not engine.compile:  # compiled layers can be recorded on request
+            against = why_no_graphs(setting)
+        if against:
+            raise ConfigError(f"engine.cuda_graphs: true, but {against}; {remedy}")
+    if engine.fused_kernels is True:
+        against = "this is a CPU" if device.is_cpu else None
+        if not family.llama_operators:
+            against = f"models of family {family.name} have other formulas than LLaMA's"
+        if against:
+            raise ConfigError(f"engine.fused_kernels: true, but {against}; {remedy}")
 
 
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:

@@ -16,7 +16,13 @@ from src.models.config import ModelShape, native_rope
 from src.models.facts import ModelFacts
 from src.models.hf_config import planned_facts, projection_sizes, resolved_shape
 from src.planning import cost, duration, fitting
-from src.planning.checks import check, check_engine, check_projections, checked_schedule
+from src.planning.checks import (
+    check,
+    check_engine,
+    check_kernels,
+    check_projections,
+    checked_schedule,
+)
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
@@ -204,6 +210,7 @@ def _stage_plan(
     check_projections(config, name, projections)
     adapters = adapter_parameters(stage.parameters, projections, shape.layers)
     setting = decide(Setting(config, stage, shape, facts, adapters, world_size), device)
+    check_kernels(setting, device)
     micro_batch, readers = setting.micro_batch, setting.readers
     accumulation = schedule.accumulation(world_size=readers, micro_batch=micro_batch)
     return StagePlan(

@@ -15,6 +15,7 @@ from typing import Annotated
 
 from pydantic import PlainValidator
 
+from src.models.config import MOST_TOKENS
 from src.training.schedule import StageConfig, StageSchedule
 
 # Tokens as a number, or in units of 2**20 as in papers: 4.25M = 4,456,448, 256M = 2**28. Any type
@@ -35,10 +36,10 @@ def tokens_of(budget: Budget) -> int:
         tokens = Fraction(budget)
     elif isinstance(budget, str) and (units := re.fullmatch(r"(\d+(?:\.\d+)?)M", budget)):
         tokens = Fraction(units[1]) * _UNIT
-    if tokens <= 0 or tokens.denominator != 1:
+    if not 0 < tokens <= MOST_TOKENS or tokens.denominator != 1:
         raise ValueError(
-            f"budget={budget!r}: give tokens as a whole number above 0 (4456448), or in units of "
-            "2**20 that make one (4.25M, 256M)"
+            f"budget={str(budget)[:80]!r}: give tokens as a whole number above 0 and up to "
+            f"{MOST_TOKENS:.0e} (4456448), or in units of 2**20 that make one (4.25M, 256M)"
         )
     return int(tokens)
 

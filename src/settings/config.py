@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
+from src import tracking as trackers
 from src.assets.cache import UserPath
 from src.data.config import DataConfig
 from src.evals.halves import Split
@@ -20,7 +21,7 @@ from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
 from src.models.adapters import ParametersError, in_fused
-from src.models.config import ModelConfig, PositiveFloat, PositiveInt
+from src.models.config import ModelConfig, PositiveInt
 from src.models.exporting.config import ExportConfig
 from src.models.families import family_of
 from src.models.rope import RopeScaling
@@ -31,7 +32,7 @@ from src.objectives.weighted_sum import WeightedSum
 from src.settings import budget
 from src.settings.budget import Budget
 from src.settings.engine import EngineConfig
-from src.settings.recipe import RecipeConfig
+from src.settings.recipe import Name, RecipeConfig
 from src.settings.strict import ConfigError
 from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
@@ -82,9 +83,9 @@ class OptimConfig:
 
     beta1: Annotated[float, Field(ge=0, lt=1)]
     beta2: Annotated[float, Field(ge=0, lt=1)]
-    eps: PositiveFloat
-    weight_decay: NonNegative
-    clip_norm: PositiveFloat
+    eps: Annotated[float, Field(ge=1e-30, le=1)]
+    weight_decay: Annotated[float, Field(ge=0, le=100)]
+    clip_norm: Annotated[float, Field(ge=1e-9, le=1e9)]
     max_skipped: PositiveInt = 3
 
 
@@ -100,8 +101,8 @@ class LaunchConfig:
     """
 
     by: Literal["local", "torchrun", "deepspeed", "slurm"] = "local"
-    nproc: PositiveInt = 1
-    nodes: PositiveInt = 1
+    nproc: Annotated[int, Field(gt=0, le=4096)] = 1
+    nodes: Annotated[int, Field(gt=0, le=100_000)] = 1
     max_restarts: Annotated[int, Field(ge=0)] = 0
 
     def __post_init__(self) -> None:
@@ -200,7 +201,7 @@ class RunConfig:
             same losses.
     """
 
-    experiment: str
+    experiment: Name
     seed: Annotated[int, Field(ge=0, lt=2**31)]
     model: ModelConfig
     rope: RopeScaling
@@ -238,6 +239,7 @@ class RunConfig:
             )
         if self.sweep_resume:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")
+        trackers.check_tags(self.tracking, self.tags)
         trained = budget.applied(self._training(), self.budget)
         # In the recipe's order.
         stages = {name: trained.get(name, stage) for name, stage in self.recipe.stages.items()}

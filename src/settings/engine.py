@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BeforeValidator
 
 from src.models.config import PositiveInt
+from src.settings.strict import no_boolean
 
 if TYPE_CHECKING:
     # Whatever runs sees settled engines: the plan replaces `auto` (src/planning/fitting.py).
@@ -14,8 +17,8 @@ if TYPE_CHECKING:
     Choice = bool
     Parts = int
 else:
-    StudentStage = Literal["auto", 0, 1, 2, 3]
-    TeacherStage = Literal["auto", 0, 3]
+    StudentStage = Annotated[Literal["auto", 0, 1, 2, 3], BeforeValidator(no_boolean)]
+    TeacherStage = Annotated[Literal["auto", 0, 3], BeforeValidator(no_boolean)]
     Choice = Literal["auto"] | bool
     Parts = Literal["auto"] | PositiveInt
 

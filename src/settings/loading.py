@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.models import own
-from src.models.config import ModelError
+from src.models.config import MOST_LAYERS, ModelError
 from src.models.student import own_rope
 from src.settings.strict import ConfigError, T, load_plain
 
@@ -53,7 +53,10 @@ OmegaConf.register_new_resolver("block", _block, replace=True)
 OmegaConf.register_new_resolver("target", _target, replace=True)
 OmegaConf.register_new_resolver("doubled", _doubled, replace=True)
 OmegaConf.register_new_resolver(
-    "every", lambda step, count: list(range((count - 1) % step, count, step)), replace=True
+    "every",
+    # A model of more layers is refused, but later than this list would have been made.
+    lambda step, count: list(range((count - 1) % step, min(count, MOST_LAYERS), step)),
+    replace=True,
 )
 
 

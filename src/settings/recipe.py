@@ -10,6 +10,9 @@ from pydantic import Discriminator, Field, Tag
 from src.models.merging import MergeConfig
 from src.training.schedule import StageConfig
 
+# Names become parts of the names of folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]
+
 
 def _kind(stage: object) -> str:
     """The class of a stage, by what it holds; pydantic's messages then name the right keys."""
@@ -28,8 +31,8 @@ AnyStage = Annotated[
 class RecipeConfig:
     """A method: stages in order. A stage trains, or merges with the native model."""
 
-    name: str
-    stages: Annotated[dict[str, AnyStage], Field(min_length=1)]
+    name: Name
+    stages: Annotated[dict[Name, AnyStage], Field(min_length=1)]
 
     def __post_init__(self) -> None:
         first = next(iter(self.stages))

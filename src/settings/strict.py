@@ -30,6 +30,8 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
     Raises:
         ConfigError: anything refused; one line for each fault.
     """
+    if (huge := _too_large(plain)) is not None:
+        raise ConfigError(f"{huge}: a number of this size; give one between -2**63 and 2**63")
     adapter = _adapter(cls)
     try:
         # Strict validation of JSON takes a list for a tuple, and is as strict as ever otherwise.
@@ -44,6 +46,30 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
             if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
         ]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def _too_large(value: Any, path: str = "") -> str | None:
+    """The path of an integer that arithmetic in floating point could not hold; None without one."""
+    if isinstance(value, int):
+        return path if abs(value) > 2**63 else None
+    inner: Any = ()
+    if isinstance(value, Mapping):
+        inner = value.items()
+    elif isinstance(value, (list, tuple)):
+        inner = enumerate(value)
+    found = (_too_large(item, f"{path}.{key}" if path else str(key)) for key, item in inner)
+    return next((path for path in found if path is not None), None)
+
+
+def no_boolean(value: Any) -> Any:
+    """For a `Literal` with integers, which Python's `True` and `1.0` equal.
+
+    Raises:
+        ValueError: the value is one of these.
+    """
+    if isinstance(value, (bool, float)):
+        raise ValueError(f"a whole number is expected, not {value!r}")
+    return value
 
 
 @functools.cache

@@ -17,11 +17,15 @@ from typing import Annotated, NamedTuple
 from pydantic import Field
 
 from src.models.adapters import Parameters
-from src.models.config import PositiveFloat, PositiveInt
+from src.models.config import MOST_LENGTH, PositiveFloat, PositiveInt, Rate, Tokens
 from src.training.positions import Positions
 
 # A block of a single token predicts nothing and has nothing to attend to.
-BlockLength = Annotated[int, Field(gt=1)]
+BlockLength = Annotated[int, Field(gt=1, le=MOST_LENGTH)]
+# A step's blocks are listed one by one.
+MOST_BLOCKS = 2**17
+Share = Annotated[int, Field(gt=0, le=10_000)]
+LossWeight = Annotated[float, Field(ge=1e-9, le=1e9)]
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,8 @@ class StreamConfig:
     objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
     length: BlockLength
     batch_size: PositiveInt | None = None
-    share: PositiveInt = 1
-    weight: PositiveFloat = 1.0
+    share: Share = 1
+    weight: LossWeight = 1.0
     positions: Positions = "contiguous"
 
     @property
@@ -91,9 +95,9 @@ class StageConfig:
             fill a slot.
     """
 
-    tokens: PositiveInt
-    tokens_per_step: PositiveInt | None
-    lr: PositiveFloat
+    tokens: Tokens
+    tokens_per_step: Tokens | None
+    lr: Rate
     warmup_steps: Annotated[int, Field(ge=0)]
     final_lr_fraction: Annotated[float, Field(ge=0, le=1)]
     parameters: Parameters
@@ -110,6 +114,13 @@ class StageConfig:
             if not self.step_sizes:
                 raise ValueError("tokens_per_step is null and step_sizes is empty: give one")
             return
+        shortest = min(s.length for s in self.streams.values())
+        most = max(self.tokens_per_step, max(s.slot_tokens for s in self.streams.values()))
+        if most // shortest > MOST_BLOCKS:
+            raise ValueError(
+                f"tokens_per_step={self.tokens_per_step}: a step of {most // shortest:,} blocks of "
+                f"{shortest} tokens; give at most {MOST_BLOCKS:,} blocks"
+            )
         slots = [s.slot_tokens for s in self.streams.values()]
         turn = sum(s.slot_tokens * s.share for s in self.streams.values())
         equal = len(set(slots)) == 1
@@ -288,9 +299,10 @@ class StageSchedule:
     def blocks_read(self) -> dict[str, int]:
         """Number of blocks that the stage reads of each stream; the last may be cut short."""
         read = dict.fromkeys(self.stage.streams, 0)
-        for slot in range(self._first_slot(self.steps - 1)):
-            name = self._pattern[slot % len(self._pattern)]
-            read[name] += self.stage.streams[name].blocks
+        turns, rest = divmod(self._first_slot(self.steps - 1), len(self._pattern))
+        for name, stream in self.stage.streams.items():
+            slots = turns * stream.share + self._pattern[:rest].count(name)
+            read[name] += slots * stream.blocks
         for piece in self.pieces(self.steps - 1):
             read[piece.stream] += 1
         return read

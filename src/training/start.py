@@ -24,8 +24,8 @@ from src.models.loading import check_ids, check_student
 from src.models.sources import check_available, identity
 from src.planning import plan
 from src.planning.advice import check_fits
-from src.planning.checks import check_launch
-from src.planning.devices import gpus, uses_cuda
+from src.planning.checks import check_launch, check_machine
+from src.planning.devices import uses_cuda
 from src.planning.printing import show, show_texts
 from src.run_folder import (
     LOCK,
@@ -296,15 +296,7 @@ def _run_id(settings: RunConfig, path: Path) -> str:
 
 def _preflight(settings: RunConfig) -> texts.Data:
     """Fetch or find the model and the text; refuse too little text."""
-    if settings.engine.device == "cuda" and not uses_cuda("cuda"):
-        raise ConfigError(
-            "engine.device: cuda is asked for, but the driver shows no GPU; use cpu or auto"
-        )
-    if uses_cuda(settings.engine.device) and settings.launch.nproc > len(gpus()):
-        raise ConfigError(
-            f"launch.nproc: {settings.launch.nproc} ranks need as many GPUs, and this machine has "
-            f"{len(gpus())}"
-        )
+    check_machine(settings)
     if settings.engine.student.offload_optimizer:
         _check_compiler(
             "engine.student.offload_optimizer: DeepSpeed compiles its AdamW for CPUs",

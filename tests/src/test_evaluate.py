@@ -194,7 +194,9 @@ def test_a_model_by_name_is_evaluated_with_a_scaling_too(
         ),
         pytest.param(["run=R", "out=x"], "out=x is for model=NAME: results of run=R", id="out"),
         pytest.param(
-            ["model=tiny", "eval=perplexty"], "Could not find 'eval/perplexty'", id="typo"
+            ["model=tiny", "eval=perplexty"],
+            "eval=perplexty: no such choice; did you mean 'perplexity'",
+            id="typo",
         ),
     ],
 )

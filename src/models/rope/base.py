@@ -100,7 +100,7 @@ class Scaling:
     """
 
     type: str
-    target_length: Annotated[int, Field(gt=0)]
+    target_length: Annotated[int, Field(gt=0, le=2**30)]
     on_scaled: Literal["compose", "replace"] = field(default="compose", kw_only=True)
 
     def resolved_factor(self, native_window: int) -> float:
@@ -222,7 +222,7 @@ class Scaling:
 class FactorScaling(Scaling):
     """A scaling by a factor, which follows from the target unless it is set."""
 
-    factor: Annotated[float, Field(ge=1)] | None = None
+    factor: Annotated[float, Field(ge=1, le=2**20)] | None = None
 
     def resolved_factor(self, native_window: int) -> float:
         """The factor in the settings, or else target_length / native_window.

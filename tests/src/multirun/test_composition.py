@@ -77,7 +77,7 @@ def test_a_refused_job_is_named_and_the_others_stay() -> None:
     refusals = [job.refusal for job in sweep.jobs]
     assert refusals[0] is None
     assert "nonsense" in (refusals[1] or "")
-    assert "recipe.stages.ard.lr: input should be greater than 0" in (refusals[2] or "")
+    assert "recipe.stages.ard.lr: input should be greater than" in (refusals[2] or "")
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from src.planning import plan
+from src.planning.checks import check_machine
+from src.planning.devices import ACCELERATORS
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 
@@ -141,3 +144,76 @@ def test_blocks_beyond_the_native_window_when_allowed(
         "objective.allow_beyond_native=true",
     )
     assert plan.make(run, world_size=1).stages[0].steps == 144
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["engine.cuda_graphs=true"], r"engine\.cuda_graphs: true, but this is a CPU"),
+        (["engine.fused_kernels=true"], r"engine\.fused_kernels: true, but this is a CPU"),
+        (["+rope.factor=2"], r"rope\.factor: 2 extends 4096 tokens to 8192, .*at least 8"),
+        (["recipe.stages.ard.warmup_steps=145"], r"warmup_steps: 145 .* 144 steps; give at most"),
+        (["engine.student.zero_stage=true"], r"zero_stage: a whole number is expected, not True"),
+        (["recipe.stages.ard.lr=1e-300"], r"lr: input should be greater than or equal to"),
+        (["rope.target_length=100000000000000"], r"rope\.target_length: .* less than or equal"),
+        (["budget=1000000000000000000"], r"budget='1000000000000000000': give tokens"),
+        (["model=tiny", "model.shape.vocabulary=100"], r"vocabulary=100 is below the 257 of"),
+        (["tracking=wandb_offline", "tags=['']"], r"tags: '': W&B takes 1 to 64 characters"),
+        (["tracking=wandb_offline", "tracking.project='a/b'"], r"project='a/b': W&B takes 1 to"),
+        (["experiment='../x'"], r"experiment: string should match pattern"),
+    ],
+)
+def test_what_a_plan_can_know_is_refused_at_once(
+    compose_run: Callable[..., RunConfig], overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        plan.make(compose_run(BASE, "engine=cpu", *overrides), world_size=1)
+
+
+def test_kernels_that_a_gpu_cannot_run_are_refused(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run(BASE, "engine.cuda_graphs=true", "engine.student.gradient_checkpointing=true")
+    with pytest.raises(ConfigError, match=r"cuda_graphs: true, but layers are checkpointed"):
+        plan.make(run, world_size=1, device=ACCELERATORS["h200"])
+    gemma = compose_run(BASE, "model=tiny_gemma3", "engine.fused_kernels=true")
+    with pytest.raises(ConfigError, match=r"fused_kernels: true, but models of family gemma3"):
+        plan.make(gemma, world_size=1, device=ACCELERATORS["h200"])
+
+
+def test_a_stream_without_tokens_is_refused(compose_run: Callable[..., RunConfig]) -> None:
+    run = compose_run("+experiment=longred_c_32k", "model=tiny", "budget=32768")
+    with pytest.raises(ConfigError, match=r"recipe\.stages\.mix\.tokens=32768 leaves none for"):
+        plan.make(run, world_size=1)
+
+
+def test_tokens_beyond_counting_are_planned_by_arithmetic(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    made = plan.make(compose_run(BASE, "budget=1000000000000"), world_size=1)
+    assert made.tokens == 10**12
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["run_dir=/dev/null/x"],
+            "run_dir=/dev/null/x: it cannot be made, because /dev/null is no",
+        ),
+        (["run_dir=''"], "run_dir: an empty name"),
+        (["tracking=wandb_online"], "tracking.mode: online needs a login"),
+        (["engine.device=cuda"], "engine.device: cuda is asked for, but the driver shows no GPU"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_in_dry_runs_too(
+    compose_run: Callable[..., RunConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    overrides: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr("src.planning.checks.uses_cuda", lambda name: False)
+    for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=message):
+        check_machine(compose_run(BASE, "dry_run=true", *overrides))

@@ -622,7 +622,7 @@ def test_more_ranks_than_gpus_are_refused(
 ) -> None:
     one = (DeviceFacts("a GPU", 2**40),)
     monkeypatch.setattr("src.planning.devices.gpus", lambda: one)
-    monkeypatch.setattr("src.training.start.gpus", lambda: one)
+    monkeypatch.setattr("src.planning.checks.gpus", lambda: one)
     with pytest.raises(ConfigError, match=r"launch\.nproc: 2 ranks .* has 1"):
         start._preflight(compose_run("model=tiny", "launch.nproc=2"))
 

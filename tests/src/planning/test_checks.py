@@ -160,7 +160,7 @@ def test_blocks_beyond_the_native_window_when_allowed(
         (["model=tiny", "model.shape.vocabulary=100"], r"vocabulary=100 is below the 257 of"),
         (["tracking=wandb_offline", "tags=['']"], r"tags: '': W&B takes 1 to 64 characters"),
         (["tracking=wandb_offline", "tracking.project='a/b'"], r"project='a/b': W&B takes 1 to"),
-        (["experiment='../x'"], r"experiment: string should match pattern"),
+        (["recipe.name='../x'"], r"recipe\.name: string should match pattern"),
     ],
 )
 def test_what_a_plan_can_know_is_refused_at_once(

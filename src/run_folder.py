@@ -96,10 +96,13 @@ def _seal(plain: Mapping[str, Any]) -> str:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically: it has its old content or its new one, even after a crash."""
+    """Write a file atomically: it has its old content or its new one, even after a crash.
+
+    Only its owner may read it: records hold commands, which may hold secrets.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with partial.open("wb") as file:
+        with open(partial, "wb", opener=_private) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -107,6 +110,10 @@ def write_whole(path: Path, content: bytes) -> None:
         sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
 
 
 def sync_folder(folder: Path) -> None:
@@ -164,6 +171,7 @@ class RunFolder:
         start |= {"updated_at": start["started_at"], "finished_at": None, "seconds": 0.0}
         write_sealed(folder.record_file, {**start, "tokens": 0, "step": 0, "stages": [], **record})
         # Written second: a start that is cut off in between still counts as one that starts anew.
+        folder.config_file.touch(0o600)
         folder.config_file.write_text(
             yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
         )

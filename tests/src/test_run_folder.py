@@ -313,3 +313,10 @@ def test_a_package_that_is_missing_is_said_to_be(monkeypatch: pytest.MonkeyPatch
 def test_the_command_can_be_typed_again() -> None:
     argv = [os.fspath(Path("/x/src/train.py")), "+experiment=quickstart", "tags=[a b]"]
     assert command_line(argv) == "python -m src.train +experiment=quickstart 'tags=[a b]'"
+
+
+def test_only_the_owner_reads_what_holds_commands(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run", config={"a": 1}, record={"command": "c"})
+    folder.update(tokens=1)
+    modes = {f.name: f.stat().st_mode & 0o777 for f in (folder.record_file, folder.config_file)}
+    assert modes == {"run.json": 0o600, "config.yaml": 0o600}

@@ -215,7 +215,7 @@ FAULTS = (
         "tests/src/evals/suites/test_perplexity.py",
     ),
     Fault(
-        "src/results.py",
+        "src/results/__init__.py",
         'TRAINED: tuple[Role, ...] = ("stage", "final")',
         'TRAINED: tuple[Role, ...] = ("final",)',
         "tests/src/test_results.py",

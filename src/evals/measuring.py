@@ -208,13 +208,7 @@ def run_task(
     if evaluated is None:
         return None
     figures = cast("dict[str, Any]", evaluated)
-    samples = [
-        sample
-        for name in tasks
-        for sample in sorted(
-            _first_filter(figures["samples"][name], score), key=lambda s: s["doc_id"]
-        )
-    ]
+    samples = _samples(figures, tasks, score)
     task = next(iter(tasks.values()))
     answers = _answers(samples, score, task)
     if answers.gold is not None:
@@ -225,6 +219,19 @@ def run_task(
     if cut is not None:
         results[next(iter(tasks))]["texts_cut"] = cut
     return answers, results
+
+
+def _samples(
+    figures: Mapping[str, Any], tasks: Mapping[str, Task], score: str
+) -> list[dict[str, Any]]:
+    """All tasks' samples, each task's in the order of its documents."""
+    return [
+        sample
+        for name in tasks
+        for sample in sorted(
+            _first_filter(figures["samples"][name], score), key=lambda s: s["doc_id"]
+        )
+    ]
 
 
 def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:

@@ -5,18 +5,20 @@ a name, a role and the hash of its weights, followed by its figures. Scores are 
 docs/method.md: recovery is in percent of the native model, the gap closed is a share.
 
 A suite that the page does not show may define its record in its own file. Files of schema 1, which
-had no roles, are converted here and nowhere else.
+had no roles, are converted by `schema_1` and nowhere else.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
+
+from src.results import schema_1
 
 SCHEMA = 2
 # native and scaled: before training; stage: after an earlier stage of the run; final: after its
@@ -327,8 +329,6 @@ class DriftResults(SuiteResults[DriftModel]):
 
 
 _Results = TypeVar("_Results", bound=SuiteResults[Any])
-# Suites that schema 1 kept in one file, long.json.
-_FORMERLY_LONG = ("ruler", "papers", "needle_depth", "positions")
 
 
 def read(
@@ -350,7 +350,7 @@ def read(
         ResultsError: the file cannot be read, is damaged or of an unknown schema.
     """
     file = evals / f"{kind.suite}{'' if split is None else f'.{split}'}.json"
-    if split is None and kind.suite in _FORMERLY_LONG and not file.exists():
+    if split is None and kind.suite in schema_1.FORMERLY_LONG and not file.exists():
         file = evals / "long.json"
     try:
         content = open_file(file)
@@ -380,12 +380,16 @@ def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
     if schema not in (1, SCHEMA):
         allowed = f"allowed: 1, {SCHEMA}"
         raise ResultsError(f"schema={schema!r} is unknown; {allowed}; {_again(kind.suite)}")
-    held = ("long", kind.suite) if schema == 1 and kind.suite in _FORMERLY_LONG else (kind.suite,)
+    held = (
+        ("long", kind.suite)
+        if schema == 1 and kind.suite in schema_1.FORMERLY_LONG
+        else (kind.suite,)
+    )
     if plain.get("suite") not in held:
         raise ResultsError(f"suite={plain.get('suite')!r}; allowed: {kind.suite}")
     try:
         if schema == 1:
-            plain = _from_schema_1(plain, kind.suite)
+            plain = schema_1.converted(plain, kind.suite)
         return None if plain is None else kind.model_validate(plain)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
@@ -411,63 +415,5 @@ def long_average(*parts: TaskModel | None) -> Mean | None:
 
 
 def _again(suite: str) -> str:
-    suite = "long" if suite in _FORMERLY_LONG else suite
+    suite = "long" if suite in schema_1.FORMERLY_LONG else suite
     return f"evaluate again with python -m src.evaluate run=RUN_DIR eval={suite}"
-
-
-def _from_schema_1(plain: Mapping[str, Any], suite: str) -> dict[str, Any] | None:
-    """Content of schema 1 as schema 2: models get roles, scores move to their models."""
-    roles = _roles([model["name"] for model in plain["models"]])
-    by_model = plain.get("scores_by_model") or {}
-    if suite == "perplexity":
-        # The oldest files have the last model's scores alone.
-        last = [name for name, role in roles.items() if role == "final"]
-        by_model = {name: plain.get("scores") for name in last} | by_model
-    kept = {k: v for k, v in plain.items() if k not in ("scores", "scores_by_model", "models")}
-    models = [
-        model | {"role": roles[model["name"]]} | _scores(by_model, model["name"])
-        for model in plain["models"]
-    ]
-    if plain.get("suite") == "long":
-        models = list(_part_of_long(plain, models, suite))
-        if not models:
-            return None
-    return kept | {"models": models}
-
-
-def _scores(by_model: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {"scores": by_model[name]} if by_model.get(name) else {}
-
-
-def _roles(names: Sequence[str]) -> dict[str, Role]:
-    """Roles by names as schema 1 gave them."""
-    known: dict[str, Role] = {"native": "native", "scaled": "scaled"}
-    trained = [name for name in names if name.startswith("after ") or name == "restored"]
-    roles: dict[str, Role] = {name: known.get(name, "comparison") for name in names}
-    roles |= {name: "retrieval" for name in names if name.endswith(" + BM25")}
-    roles |= dict.fromkeys(trained, "stage")
-    # Where no name says so, the last model is the run's own.
-    own = trained or [name for name in names if roles[name] == "comparison"]
-    return {name: "final" if name in own[-1:] else role for name, role in roles.items()}
-
-
-def _part_of_long(
-    plain: Mapping[str, Any], models: Sequence[Mapping[str, Any]], suite: str
-) -> Iterator[dict[str, Any]]:
-    """The models of one of the suites that long.json held."""
-    for model in models:
-        identity = {k: model[k] for k in ("name", "role", "weights", "window") if k in model}
-        results = model.get("results", {})
-        if suite == "needle_depth" and (cells := plain.get("needle_depth", {}).get(model["name"])):
-            yield identity | {"cells": cells}
-        if suite == "positions" and model.get("text"):
-            yield identity | model["text"]
-        if suite == "papers" and "qasper_yesno" in results:
-            yield identity | {"results": {"qasper_yesno": results["qasper_yesno"]}}
-        if suite == "ruler":
-            by_length = {
-                length: {"value": mean["value"], "stderr": mean["stderr"]}
-                for length, mean in model.get("ruler_by_length", {}).items()
-            }
-            ruler = {task: r for task, r in results.items() if task != "qasper_yesno"}
-            yield {**model, "results": ruler, "by_length": by_length}

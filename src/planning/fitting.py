@@ -42,7 +42,7 @@ _Plan = TypeVar("_Plan", bound=Planned)
 def is_open(engine: EngineConfig) -> bool:
     """Whether a setting of the engines is `auto`, so that several engines are possible."""
     student, teacher = engine.student, engine.teacher
-    chosen = (student.zero_stage, student.offload_optimizer, teacher.zero_stage)
+    chosen = (student.zero_stage, student.offload_optimizer, teacher.zero_stage, engine.dtype)
     return "auto" in (*chosen, teacher.share_base, engine.sequence_parallel)
 
 
@@ -61,6 +61,8 @@ def engines(
         device: of each rank.
     """
     engine, several = config.engine, world_size > 1
+    if engine.dtype == "auto":
+        engine = replace(engine, dtype="float32" if device.is_cpu else "bfloat16")
     near = config.launch.nproc if config.launch.nproc > 1 else _MOST_PARTS
     parts = [n for n in (1, 2, 4, _MOST_PARTS) if world_size % n == 0 and n <= near]
     stages = [3] if engine.student.offload_parameters else [1, 2, 3] if several else [1]

@@ -36,7 +36,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     console.print(
         f"[bold]{config.experiment}[/bold]: {plan.method} on {plan.model}, "
         f"{config.rope.type} RoPE scaling {plan.native_window:,} -> {plan.target_length:,} tokens "
-        f"(factor {plan.factor:g}), {config.engine.dtype}, seed {config.seed}"
+        f"(factor {plan.factor:g}), {plan.engine.dtype}, seed {config.seed}"
     )
     console.print(_stages(plan))
     if chosen:
@@ -67,6 +67,7 @@ def _chosen(plan: Plan, config: RunConfig) -> str:
         return ""
     asked, settled = config.engine, plan.engine
     pairs = {
+        "dtype": (asked.dtype, settled.dtype),
         "student.zero_stage": (asked.student.zero_stage, settled.student.zero_stage),
         "student.offload_optimizer": (
             asked.student.offload_optimizer,

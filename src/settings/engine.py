@@ -98,6 +98,8 @@ class EngineConfig:
     """Device, number format and both engines.
 
     Attributes:
+        dtype: number format of weights and activations; `auto` is bfloat16 on a GPU and float32 on
+            a CPU, where bfloat16 is slow.
         compile: let torch.compile fuse the element-wise work of each decoder layer. Compiling takes
             a minute when a stage starts.
         sequence_parallel: ranks that share each block. Each rank runs a part of the block's tokens.
@@ -112,7 +114,7 @@ class EngineConfig:
     """
 
     device: Literal["auto", "cpu", "cuda"]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["auto", "float32", "bfloat16"]
     student: StudentEngineConfig
     teacher: TeacherEngineConfig
     compile: bool = False

@@ -145,17 +145,17 @@ def _complete(config: DictConfig) -> None:
     """
     weights = OmegaConf.select(config, "student.weights")
     rope = config.get("rope")
-    own_kind = rope is not None and rope.get("type") == "own"
-    if own_kind and weights is None and rope.get("parameters") is None:
+    stated = rope if rope is not None and rope.get("type") == "own" else None
+    if stated is not None and weights is None and stated.get("parameters") is None:
         raise ConfigError(
             "rope=own is the RoPE of the student's own checkpoint: give student.weights=DIR, or "
             "another scaling"
         )
-    if own_kind and weights is not None:
+    if stated is not None and weights is not None:
         OmegaConf.set_struct(config, value=False)
         try:
             for key, value in own_rope(str(weights)).items():
-                rope[key] = rope[key] if rope[key] is not None else value
+                stated[key] = stated[key] if stated[key] is not None else value
         except ModelError as error:
             raise ConfigError(str(error)) from error
     model = config.get("model")

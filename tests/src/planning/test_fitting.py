@@ -9,7 +9,7 @@ import pytest
 
 from src.planning import fitting, plan
 from src.planning.advice import check_fits
-from src.planning.devices import ACCELERATORS, DeviceFacts
+from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.planning.plan import Plan
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -53,6 +53,16 @@ def test_it_shards_and_offloads_no_more_than_it_must(
     engine = planned(compose_run(BASE), ranks, ACCELERATORS[device]).engine
     student = engine.student
     assert chosen == (student.zero_stage, student.offload_optimizer, engine.sequence_parallel)
+
+
+def test_a_cpu_computes_in_float32_and_a_gpu_in_bfloat16(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    run = compose_run(BASE, "model=tiny")
+    assert planned(run, 1, device_facts("cpu")).engine.dtype == "float32"
+    assert planned(run, 1, H200).engine.dtype == "bfloat16"
+    named = compose_run(BASE, "model=tiny", "engine.dtype=bfloat16")
+    assert planned(named, 1, device_facts("cpu")).engine.dtype == "bfloat16"
 
 
 def test_what_is_named_stays(compose_run: Callable[..., RunConfig]) -> None:

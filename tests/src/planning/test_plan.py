@@ -110,7 +110,10 @@ SHARED = "engine.teacher.share_base=true"
         (["engine.compile=true", "engine.student.zero_stage=3"], "compile=true needs whole weigh"),
         (["engine.compile=true", "engine.teacher.zero_stage=3"], "compile=true needs whole weigh"),
         (
-            ["engine.student.zero_stage=0", "engine.student.accumulate_in=float32"],
+            [
+                *("engine.dtype=bfloat16", "engine.student.zero_stage=0"),
+                "engine.student.accumulate_in=float32",
+            ],
             "student.accumulate_in=float32 needs zero_stage 1, 2 or 3 in bfloat16",
         ),
         (
@@ -130,7 +133,7 @@ def test_engines_that_contradict_themselves_are_refused(
 
 def test_one_copy_of_the_weights_saves_the_teachers(compose_run: Callable[..., RunConfig]) -> None:
     two, one = (
-        plan.make(compose_run(BASE, *more), world_size=1).stages[0].memory
+        plan.make(compose_run(BASE, "engine.dtype=bfloat16", *more), world_size=1).stages[0].memory
         for more in ([], [SHARED])
     )
     assert two["teacher weights"] == 2 * 6_738_415_616

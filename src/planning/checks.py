@@ -125,12 +125,12 @@ def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_s
     Raises:
         ConfigError: with the key, what is allowed and the remedy.
     """
+    if config.engine.sequence_parallel > 1:
+        _check_sharing(config, facts, rope, world_size)
     for stage in config.recipe.training:
         _check_schedule(config, stage)
     _check_teacher(config, facts)
     _check_looks(config)
-    if config.engine.sequence_parallel > 1:
-        _check_sharing(config, facts, rope, world_size)
 
 
 def _check_factor(config: RunConfig) -> None:

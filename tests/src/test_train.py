@@ -437,7 +437,7 @@ def test_resume_on_other_texts_is_refused(baseline: Path, prose: Path, tmp_path:
     first.write_text(first.read_text() + " one more word")
     with pytest.raises(ConfigError, match=r"data: the texts .* no longer those that .*/run began"):
         start.resume(folder, None)
-    assert json.loads((folder / "run.json").read_text())["state"] == "running"
+    assert json.loads((folder / "run.json").read_text())["state"] == "failed"
 
 
 def test_resume_without_a_checkpoint_starts_over_and_says_so(
@@ -513,6 +513,7 @@ def test_checkpoints_of_other_settings_are_refused(baseline: Path, tmp_path: Pat
             [
                 "recipe.stages.ard.streams.short.length=8192",
                 "recipe.stages.ard.tokens_per_step=8192",
+                "data.packing=false",
             ],
             "longest",
             id="too-short-text",

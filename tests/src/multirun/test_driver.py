@@ -106,7 +106,7 @@ def test_one_job_of_three_fails_and_is_named(three_jobs: ThreeJobs, texts: list[
         assert one["config"]["sweep/hash"] == record["sweep"]["hash"]
         assert one["config"]["recipe/stages/ard/lr"] == 1e-3
         assert one["summary"]["total/tokens"] == record["tokens"] == 256
-        assert one["summary"]["loss/total"] == run.metrics.series["loss/total"][-1]
+        assert one["summary"]["train/loss"] == run.metrics.series["loss/total"][-1]
         assert one["summary"]["plots/relation_by_layer"]["_type"] == "plotly-file"
     assert f"wandb sync {folder}/*/wandb/offline-run-*" in done.stderr
 

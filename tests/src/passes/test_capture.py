@@ -30,6 +30,9 @@ from src.passes.capture import QKVCapture, attention_name
 from src.passes.layer_pass import CaptureError, LayerPass, LayerQKV
 from tests.src.passes.recomputed import attention_output
 
+# Gate and up together: some families compute them in one layer.
+QKV_AND_MLP = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
+
 
 def network(
     implementation: str = "captured_sdpa", *, kv_heads: int = 2, family: str = "llama", **extra
@@ -134,7 +137,7 @@ def of_family(
     facts = facts_of(config)
     if not lora:
         return network, facts
-    parameters = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj", "up_proj"))
+    parameters = LoraParameters("lora", 4, 8.0, 0.0, QKV_AND_MLP)
     adapted = make_trainable(network, parameters, seed=1)
     for parameter_name, parameter in adapted.named_parameters():
         if "lora_B" in parameter_name:

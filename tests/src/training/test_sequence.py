@@ -413,6 +413,7 @@ def test_a_block_too_long_for_a_rank_is_to_be_shared(
 ) -> None:
     run = compose_run(
         "+experiment=linearard_32k",
+        "engine=zero1",
         "~recipe.stages.cpt",
         "rope.target_length=131072",
         "objective.allow_beyond_native=true",

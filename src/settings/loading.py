@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import operator
+import os
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,10 @@ from src.models.student import own_rope
 from src.settings.strict import ConfigError, T, load_plain
 
 _CONF = Path(__file__).resolve().parents[2] / "conf"
+
+
+# Of a file's name, by Linux and macOS.
+_LONGEST_NAME = 255
 
 
 def _block(limit: int, tokens: int) -> int:
@@ -122,6 +127,7 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: a mandatory value is missing, or an interpolation does not resolve.
     """
     created = OmegaConf.create(config)  # type: ignore[arg-type]  # a DictConfig is accepted too
+    _check_names(OmegaConf.to_container(created))
     try:
         _complete(created)
         plain = OmegaConf.to_container(
@@ -135,6 +141,27 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         raise ConfigError(f"{key}: {reason}; give it a value") from error
     assert isinstance(plain, dict)
     return typing.cast("dict[str, Any]", plain)
+
+
+def _check_names(value: Any, path: str = "") -> None:
+    """Refuse names that no file can have: to ask whether such a file is there fails already.
+
+    Raises:
+        ConfigError: a part of a text between slashes is longer.
+    """
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            _check_names(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            _check_names(inner, f"{path}[{number}]")
+    elif isinstance(value, str) and "${" not in value:
+        longest = max(value.split("/"), key=len)
+        if len(os.fsencode(longest)) > _LONGEST_NAME:
+            raise ConfigError(
+                f"{path}: {longest[:40]}... has {len(longest)} characters; a name has at most "
+                f"{_LONGEST_NAME} bytes between slashes: give a shorter one"
+            )
 
 
 def _complete(config: DictConfig) -> None:

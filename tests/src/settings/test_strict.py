@@ -29,6 +29,10 @@ def test_lists_become_tuples_and_numbers_keep_their_types(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        (
+            f"run_dir=runs/{'x' * 300}",
+            r"run_dir: x{40}\.\.\. has 300 characters; a name has at most",
+        ),
         ("+optim.lr=1", "optim.lr: unknown key 'lr'; allowed: beta1, beta2"),
         (
             "+recipe.stages.ard.tokns=1",

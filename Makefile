@@ -3,6 +3,7 @@
 # make check        lint, format, types
 # make study        every method on every scaling (a GPU, hours); QUICK=1: a tiny model, minutes of a CPU
 # make docs         the documentation as a site, .artifacts/site/index.html
+# make audit        known faults of the pinned packages; once a week
 # make setup        only the environment
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ WORKERS ?= 2
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart study test check docs format clean
+.PHONY: setup quickstart study test check docs audit format clean
 
 setup: $(VENV)/.installed
 
@@ -50,6 +51,12 @@ docs: $(VENV)/.docs
 $(VENV)/.docs: $(VENV)/.installed
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	@touch $@
+
+# In an environment of its own: it is no part of the project's.
+audit:
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.9.0
+	$(VENV)-audit/bin/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
 
 format: setup
 	$(RUN) -m ruff check --fix .

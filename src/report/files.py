@@ -217,7 +217,7 @@ def read_config(path: Path) -> ConfigFile:
     content = read_bytes(path, _MOST_CONFIG_BYTES)
     try:
         _check_size(content)
-        values = yaml.load(content, Loader=_YAML_LOADER)
+        values = yaml.load(content, Loader=_YAML_LOADER)  # noqa: S506  # a safe one
         settings = RunSettings.model_validate(values)
         return ConfigFile(content.decode("utf-8", "replace"), values, settings)
     except ValidationError as error:

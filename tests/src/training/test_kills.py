@@ -20,7 +20,7 @@ from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import start
 from src.training.launch import World
-from tests.conftest import by_default, losses
+from tests.conftest import losses
 from tests.src.training.test_launch import free_port
 
 KILLS = {1: 30, 2: 20}
@@ -82,15 +82,11 @@ class Ranks:
         self.end(pids)
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "kills"), [*KILLS.items(), (2, 1)])
-@by_default(lambda size, kills: (size, kills) == (2, 1))
+@pytest.mark.parametrize("size", KILLS)
 def test_killed_runs_go_on_to_the_same_bits(
-    compose_run: Callable[..., RunConfig],
-    tiny_overrides: list[str],
-    tmp_path: Path,
-    size: int,
-    kills: int,
+    compose_run: Callable[..., RunConfig], tiny_overrides: list[str], tmp_path: Path, size: int
 ) -> None:
     launch = ["launch=torchrun", f"launch.nproc={size}", "engine.student.zero_stage=2"]
     more = [] if size == 1 else launch
@@ -104,7 +100,7 @@ def test_killed_runs_go_on_to_the_same_bits(
     assert ranks.end(ranks.begin(tmp_path / "whole", log)) == [0] * size, log.read_text()[-3000:]
     whole = tmp_path / "whole"
     draw, stopped_in = random.Random(20), []
-    for number in range(kills):
+    for number in range(KILLS[size]):
         folder = tmp_path / f"run-{number}"
         pids = ranks.begin(folder, log)
         await_any(folder / draw.choice(MOMENTS), folder / "export")

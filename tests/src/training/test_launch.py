@@ -18,7 +18,7 @@ from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import launch, start
 from src.training.launch import LaunchError, World, world_from_environment
-from tests.conftest import ended, losses
+from tests.conftest import ended, kill_when, losses
 
 Start = Callable[..., subprocess.Popen[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -185,22 +185,32 @@ def one(train_tiny: Callable[..., Path]) -> Path:
 
 @pytest.mark.integration
 @pytest.mark.slow
-def test_ranks_of_torchrun_on_two_nodes_have_the_losses_of_one(
+def test_stopped_ranks_go_on_under_torchrun_and_have_the_losses_of_one(
     one: Path, tiny_overrides: list[str], tmp_path: Path, start_command: Start
 ) -> None:
-    """Each node, on the loopback interface, has a torchrun of its own.
+    """Two ranks that the command starts, and then two nodes on the loopback interface.
 
-    Runs of several ranks that are killed and go on: test_kills.py.
+    Each node has a torchrun of its own.
     """
     folder = RunFolder(tmp_path / "run")
-    asked = [*tiny_overrides, DEEP, *ZERO_3, CHECKPOINTED, f"run_dir={folder.path}"]
-    for node in nodes_of_torchrun(start_command, 1, *asked):
+    ranks = ["launch.nproc=2", *ZERO_3, CHECKPOINTED, "checkpoint.every_steps=3"]
+    process = start_command(
+        "-m", "src.train", *tiny_overrides, DEEP, *ranks, f"run_dir={folder.path}"
+    )
+    # A step beyond the checkpoint.
+    kill_when(process, lambda: len(logged(folder.path)) > 3, signal.SIGTERM)
+    assert process.returncode == 143
+    assert folder.record()["state"] == "interrupted"
+    before = logged(folder.path)
+    for node in nodes_of_torchrun(start_command, 1, f"resume={folder.path}"):
         done = ended(node)
         assert done.returncode == 0, done.stderr
+    assert losses(folder.path)[: len(before)] == before, "the same bits"
     assert losses(folder.path) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     norms = [losses(run, "grad_norm") for run in (folder.path, one)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert (folder.path / "export" / "config.json").is_file()
+    assert (folder.logs / "rank-1.log").is_file()
     assert list(tmp_path.iterdir()) == [folder.path], "one folder a run"
 
 

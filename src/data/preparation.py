@@ -71,7 +71,7 @@ def prepare_corpus(
     Raises:
         AssetError: a package cannot be fetched.
         DataError: a text cannot be read, a pattern matches nothing, two names are equal, no
-            training text is left, or a held-out document occurs in training.
+            training text is left, or a held-out document that was named occurs in training.
     """
     shelf = (cache or cache_dir()) / "tokens"
     if key is not None and (known := _opened(config.name, shelf / key[:32])) is not None:
@@ -81,7 +81,18 @@ def prepare_corpus(
     folder = shelf / key[:32]
     # A cache that holds the corpus may be read-only.
     corpus = _opened(config.name, folder) or _made(config, survey, key, tokenizer, folder)
-    refuse_overlap(corpus, config.max_held_out_overlap)
+    try:
+        refuse_overlap(corpus, config.max_held_out_overlap)
+    except DataError as error:
+        if not config.chooses_held_out:
+            raise
+        # Nobody named these documents, so this is no reason not to train.
+        print(
+            f"data.held_out_share={config.held_out_share:g} has chosen documents that training "
+            f"knows: {error}. Perplexity of held-out text will be too good; name documents of your "
+            "own with data.held_out",
+            file=sys.stderr,
+        )
     return corpus
 
 

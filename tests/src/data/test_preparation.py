@@ -394,6 +394,15 @@ class TestHeldOutShare:
         assert prepare(source, held_out_share=0.05).key == corpus.key
         assert splits(prepare(source))["t0 [0]"] == "train"
 
+    def test_what_was_chosen_and_is_known_to_training_is_said(
+        self, prepare: Prepare, write_texts: Write, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        source = write_texts({f"t{i}": prose(i // 2) for i in range(8)})
+        prepare(source, held_out_share=0.2)
+        said = capsys.readouterr().err
+        assert "data.held_out_share=0.2 has chosen documents that training knows" in said
+        assert "name documents of your own with data.held_out" in said
+
     def test_patterns_come_first(self, prepare: Prepare, write_texts: Write) -> None:
         source = write_texts({"a": "one text", "b": "and another"})
         assert splits(prepare(source, held_out=("b",), held_out_share=0.9)) == {

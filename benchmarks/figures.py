@@ -145,14 +145,14 @@ def step_table(result: Mapping[str, Any]) -> str:
     return _markdown(columns, rows)
 
 
-def with_tables(text: str, tables: Mapping[str, str]) -> str:
-    """The text with every `<!-- table: NAME -->` ... `<!-- end -->` filled anew.
+def with_tables(text: str, tables: Mapping[str, str], mark: str = "table") -> str:
+    """The text with every `<!-- MARK: NAME -->` ... `<!-- end -->` filled anew.
 
     Raises:
         ValueError: a table that has no place, or several.
     """
     for name, table in tables.items():
-        pattern = rf"(<!-- table: {re.escape(name)} -->\n).*?(<!-- end -->)"
+        pattern = rf"(<!-- {mark}: {re.escape(name)} -->\n).*?(<!-- end -->)"
         text, count = re.subn(pattern, rf"\g<1>{table}\n\g<2>", text, flags=re.DOTALL)
         if count != 1:
             raise ValueError(f"the document has {count} places for table {name!r}, not 1")

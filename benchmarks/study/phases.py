@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 
 from benchmarks.study.grid import Grid, Job, Method, Params
-from benchmarks.study.scores import Row, best, choice
+from benchmarks.study.scores import Row, best, choice, untrained
 
 
 def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
@@ -22,9 +22,9 @@ def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
 
 
 def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
-    untrained = [Job("untrained", model, scaling) for scaling in grid.scalings]
-    yield from untrained
-    if not all(_row(rows, job) for job in untrained):
+    scaled = [Job("untrained", model, scaling) for scaling in grid.scalings]
+    yield from scaled
+    if not all(_row(rows, job) for job in scaled):
         return
     cells = list(_cells(grid, model, rows))
     for scaling, method in cells:
@@ -39,7 +39,7 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
 
 def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:
     """The scalings that all methods are tried on: the best untrained ones, best first."""
-    known = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
+    known = untrained(rows, model)
     ranked = sorted(known, key=lambda row: choice(rows, row, grid.floor) or -math.inf)
     return [row["scaling"] for row in reversed(ranked)][: grid.scalings_kept]
 

@@ -118,7 +118,7 @@ class Pool:
                 return
 
     def _native_known(self, model: str) -> bool:
-        return any((r["phase"], r["model"]) == ("untrained", model) for r in self.results.rows)
+        return bool(scores.untrained(self.results.rows, model))
 
     def _begin(self, job: Job) -> None:
         command = self.command(job)

@@ -92,13 +92,9 @@ def choice(rows: Iterable[Row], row: Row, floor: str) -> float | None:
 
 def parts_of(rows: Iterable[Row], row: Row, floor: str) -> tuple[float | None, float | None]:
     """The short and the RULER part of a row's number; None for a part that is not defined."""
-    known = {r["scaling"]: r for r in rows if (r["phase"], r["model"]) == _untrained(row)}
+    known = {known["scaling"]: known for known in untrained(rows, row["model"])}
     native, floored = known[floor]["native"], known[floor]["validation"]
     return short_part(row["validation"], native, floored), ruler_part(row["validation"], native)
-
-
-def _untrained(row: Row) -> tuple[str, str]:
-    return "untrained", row["model"]
 
 
 def short_part(student: Row, native: Row, floor: Row) -> float | None:
@@ -117,6 +113,11 @@ def ruler_part(student: Row, native: Row) -> float | None:
     values = [(v, native["ruler"].get(length, longest)) for length, v in student["ruler"].items()]
     shares = [value / reference for value, reference in values if reference > 0]
     return fmean(shares) if shares else None
+
+
+def untrained(rows: Iterable[Row], model: str) -> list[Row]:
+    """The rows of a model's scalings without training."""
+    return [row for row in rows if (row["phase"], row["model"]) == ("untrained", model)]
 
 
 def best(rows: Sequence[Row], among: Iterable[Row], floor: str) -> Row | None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
-from benchmarks.study.scores import Row, best, choice, parts_of
+from benchmarks.study.scores import Row, best, choice, parts_of, untrained
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
@@ -141,7 +141,7 @@ class Comparison:
 
 def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """The validation of the native model and of every scaling without training."""
-    known = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
+    known = untrained(rows, model)
     tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
     heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
     yield f"| scaling | {' | '.join(heads)} | number |"
@@ -154,14 +154,14 @@ def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str
 
 def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """The validation of the native model, untrained scalings, and each method's best run so far."""
-    untrained = [r for r in rows if (r["phase"], r["model"]) == ("untrained", model)]
-    tasks, lengths = untrained[0]["validation"]["short"], untrained[0]["validation"]["ruler"]
+    known = untrained(rows, model)
+    tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
     heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
     yield f"| scaling | trained with | tokens | {' | '.join(heads)} |"
     yield "|---|---|--:|" + "--:|" * len(heads)
-    yield f"| native | - | 0 | {_values(untrained[0]['native'], tasks, lengths)} |"
-    top = best(rows, untrained, grid.floor)
-    shown = [r for r in untrained if r is top or r["scaling"] == grid.floor]
+    yield f"| native | - | 0 | {_values(known[0]['native'], tasks, lengths)} |"
+    top = best(rows, known, grid.floor)
+    shown = [r for r in known if r is top or r["scaling"] == grid.floor]
     for method in grid.methods:
         trained = [r for r in rows if (r["model"], r["method"]) == (model, method)]
         for phase in ("whole", "search"):
@@ -229,9 +229,9 @@ def _items(folder: Path, name: str) -> Items:
 
 def fill(document: Path, regions: Mapping[str, Sequence[str]]) -> str:
     """A document's text with its marked regions replaced; those that it lacks are left out."""
+    # Drawing is not needed to run the study.
+    from benchmarks.figures import with_tables
+
     text = document.read_text(encoding="utf-8")
-    for name, lines in regions.items():
-        pattern = re.compile(rf"(<!-- study: {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
-        region = "\n".join(lines) + "\n"
-        text = pattern.sub(lambda m, region=region: m[1] + region + m[2], text)
-    return text
+    there = {n: "\n".join(lines) for n, lines in regions.items() if f"<!-- study: {n} -->" in text}
+    return with_tables(text, there, mark="study")

@@ -142,6 +142,13 @@ class Outputs:
     head: Callable[[Tensor], Tensor] | None = None
     hidden_layers_bth: Mapping[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def last(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """The last hidden states and the head, of a pass that was asked for both."""
+        assert self.hidden_bth is not None
+        assert self.head is not None
+        return self.hidden_bth, self.head
+
 
 class Objective(ABC):
     """A training signal. Subclasses must define `needs` and `loss`.

@@ -55,9 +55,7 @@ class LanguageModeling(Objective):
         b, t = batch.input_ids_bt.shape
         if t * batch.parts < 2:
             raise ValueError(f"language modelling needs blocks of two tokens or more, got {t}")
-        head, hidden_bth = student.head, student.hidden_bth
-        assert head is not None
-        assert hidden_bth is not None
+        hidden_bth, head = student.last
 
         def summed(part_1ch: Tensor, targets_1c: Tensor) -> Tensor:
             logits_cv = head(part_1ch).flatten(0, 1).float()

@@ -75,11 +75,7 @@ class LogitDistillation(Objective):
 
         del batch, facts
         assert teacher is not None
-        assert student.hidden_bth is not None
-        assert teacher.hidden_bth is not None
-        ours, theirs = student.head, teacher.head
-        assert ours is not None
-        assert theirs is not None
+        (student_bth, ours), (teacher_bth, theirs) = student.last, teacher.last
 
         def summed(student_1ch: Tensor, teacher_1ch: Tensor) -> Tensor:
             with torch.no_grad():
@@ -89,8 +85,7 @@ class LogitDistillation(Objective):
 
         # The compared tokens of all blocks in a row, [1, n, hidden].
         kept = slice(-self.last_tokens if self.last_tokens else None, None)
-        both = (student.hidden_bth, teacher.hidden_bth)
-        inputs = tuple(x[:, kept].flatten(0, 1)[None] for x in both)
+        inputs = tuple(x[:, kept].flatten(0, 1)[None] for x in (student_bth, teacher_bth))
         total = summed_by_chunks(summed, inputs, chunk=self.chunk)
         loss = total / inputs[0].shape[1]
         return loss, {"logit_distillation": loss.detach()}

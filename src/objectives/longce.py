@@ -82,11 +82,7 @@ class LongCE(Objective):
 
         del facts
         assert teacher is not None
-        assert student.hidden_bth is not None
-        assert teacher.hidden_bth is not None
-        ours, theirs = student.head, teacher.head
-        assert ours is not None
-        assert theirs is not None
+        (student_bth, ours), (teacher_bth, theirs) = student.last, teacher.last
 
         def losses(logits_1cv: Tensor, targets_1c: Tensor) -> Tensor:
             wide = torch.promote_types(logits_1cv.dtype, torch.float32)
@@ -102,7 +98,7 @@ class LongCE(Objective):
             return torch.stack([(weight_c * long_c).sum(), long_c.detach().sum(), weight_c.sum()])
 
         n = batch.input_ids_bt[:, 1:].numel()
-        hidden = (x[:, :-1].reshape(1, n, -1) for x in (student.hidden_bth, teacher.hidden_bth))
+        hidden = (x[:, :-1].reshape(1, n, -1) for x in (student_bth, teacher_bth))
         targets_1n = batch.input_ids_bt[:, 1:].reshape(1, n)
         loss, plain, weight = summed_by_chunks(summed, (*hidden, targets_1n), chunk=self.chunk).div(
             n

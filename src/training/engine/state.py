@@ -107,7 +107,7 @@ class OptimizerState:
             yield from self._shards_of_zero_3(wrapped)
         elif self._zero_stage:
             for name, parameter in self._named.items():
-                held: Any = parameter._hp_mapping  # type: ignore[attr-defined]
+                held: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # DeepSpeed sets it
                 if held is not None:  # else other ranks hold all of it
                     place = held.hp_fragment_address
                     holder = wrapped.single_partition_of_fp32_groups[held.param_group_index]
@@ -128,7 +128,7 @@ class OptimizerState:
             group, offset, length = wrapped.grad_position[wrapped.get_param_id(parameter)]
             start = rank * length
             # The last ranks' shards end in padding, or hold nothing else.
-            real = min(length, parameter.ds_numel - start)  # type: ignore[attr-defined]
+            real = min(length, parameter.ds_numel - start)  # type: ignore[attr-defined]  # DeepSpeed's
             if real > 0:
                 holder = wrapped.fp32_partitioned_groups_flat[group]
                 yield _Shard(name, start, holder, offset, real)

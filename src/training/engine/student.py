@@ -170,7 +170,7 @@ class Student:
         """Let the next update leave the weights as they are if the norm is not finite."""
         if norm.device.type == "cuda":
             # Fused AdamW skips the update by itself, so the host need not wait for the norm.
-            self._adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self._adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read if set
         elif not norm.isfinite():
             # DeepSpeed clips first, which it cannot do without gradients.
             hook = self._adamw.register_step_pre_hook(_without_gradients)

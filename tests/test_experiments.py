@@ -62,6 +62,13 @@ SHORTER = {
         "recipe.stages.cpt.tokens=2048",
         *first_stage("restore"),
     ],
+    "restore_copy": [
+        *SHORT,
+        "budget=3072",
+        "recipe.stages.mix.streams.short.length=128",
+        "recipe.stages.mix.streams.skip.length=128",
+        "recipe.stages.mix.streams.skip.repeats.longest=64",
+    ],
     "restore_gentle": [
         *SHORT,
         *first_stage("ard"),
@@ -78,6 +85,13 @@ SHORTER = {
         "recipe.stages.mix.streams.short.length=128",
     ],
     "restore_window": [*SHORT, "budget=2048"],
+    "restore_short": [
+        *SHORT,
+        "budget=1024",
+        "recipe.stages.mix.streams.short.length=128",
+        "recipe.stages.mix.streams.skip.length=128",
+        "recipe.stages.mix.streams.skip.repeats.longest=64",
+    ],
     "restore_skip": [*ONE_OF_EACH, "recipe.stages.mix.streams.skip.length=128"],
     "quickstart": [*SHORT, *first_stage("ard")],
 }

@@ -21,6 +21,7 @@ from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.tracking import check_login
 from src.training import positions
+from src.training.repeats import Repeats
 from src.training.schedule import StageSchedule, StreamConfig
 
 # The command to type on every machine, or once if the launcher reaches the others.
@@ -170,6 +171,20 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
             positions.check(stream.positions, stream.length, config.rope.target_length)
         except ValueError as error:
             raise ConfigError(f"{path}: {error}") from error
+        if stream.repeats is not None:
+            _check_repeats(config, stream.repeats, stream.length, f"{path}.repeats")
+
+
+def _check_repeats(config: RunConfig, repeats: Repeats, length: int, path: str) -> None:
+    if any(getattr(source, "answers_only", False) for source in config.data.sources.values()):
+        raise ConfigError(
+            f"{path}: repeats move text between questions and answers, and answers_only=true of a "
+            "source tells them apart; use repeats=null, or answers_only=false"
+        )
+    try:
+        repeats.check(length)
+    except ValueError as error:
+        raise ConfigError(f"{path}.{error}") from error
 
 
 # Warm-ups of recipes; a run of fewer steps is a quick look.

@@ -13,6 +13,7 @@ from torch import Tensor
 from src.data.corpus import TrainingBlocks
 from src.objectives.base import Batch, Segments
 from src.training import positions
+from src.training.repeats import repeated
 from src.training.schedule import MicroStep, Piece, StageSchedule
 from src.training.sequence import (
     NOTHING,
@@ -51,7 +52,7 @@ class Batches:
         # A rank without a block runs another rank's at weight 0, as collectives need every rank.
         pieces = micro.pieces or (micro.stand_in,)
         blocks = self.blocks[micro.stream]
-        rows_bt = np.stack([blocks[p.block][: p.tokens] for p in pieces])
+        rows_bt = np.stack([self.tokens(piece) for piece in pieces])
         if isinstance(blocks, TrainingBlocks) and blocks.marked:
             return self._marked(blocks, pieces, rows_bt, step)
         positions_bt = None
@@ -67,6 +68,33 @@ class Batches:
             first=self.place.first(rows_bt.shape[1]),
             next_ids_bt=self._part(next_tokens(rows_bt)),
         )
+
+    def tokens(self, piece: Piece) -> np.ndarray:
+        """What is read of a block, with the stream's repeats, int64 [t]."""
+        tokens_t = self.blocks[piece.stream][piece.block]
+        repeats = self.schedule.stage.streams[piece.stream].repeats
+        if repeats is not None:
+            ends = np.cumsum(self._segments(piece))[:-1]
+            key = f"{self._key(piece)}/repeats"
+            # Documents of a packed block see nothing of each other.
+            tokens_t = np.concatenate(
+                [
+                    repeated(document_t, repeats, f"{key}/{n}")
+                    for n, document_t in enumerate(np.split(tokens_t, ends))
+                ]
+            )
+        # A block that is cut short has the first of the whole block's repeats.
+        return tokens_t[: piece.tokens]
+
+    def _segments(self, piece: Piece) -> list[int]:
+        """Tokens of each document of a whole block."""
+        blocks = self.blocks[piece.stream]
+        if isinstance(blocks, TrainingBlocks) and blocks.marked:
+            return blocks.segments(piece.block)
+        return [self.schedule.stage.streams[piece.stream].length]
+
+    def _key(self, piece: Piece) -> str:
+        return f"{self.seed}/{self.name}/{piece.stream}/{piece.block}"
 
     def _marked(
         self, blocks: TrainingBlocks, pieces: Sequence[Piece], rows_bt: np.ndarray, step: int
@@ -130,7 +158,7 @@ class Batches:
         kind = self.schedule.stage.streams[pieces[0].stream].positions
         rows: list[np.ndarray] = []
         for piece, sizes in zip(pieces, segments, strict=True):
-            key = f"{self.seed}/{self.name}/{piece.stream}/{piece.block}"
+            key = self._key(piece)
             keys = [key] if len(sizes) == 1 else [f"{key}/{n}" for n in range(len(sizes))]
             parts = [
                 positions.positions(kind, size, self.window, own)

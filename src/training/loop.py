@@ -118,7 +118,8 @@ class StageRun:
         return Place.of(self.world.rank, self.world.size, self.sequence_parallel)
 
     @cached_property
-    def _batches(self) -> Batches:
+    def batches(self) -> Batches:
+        """What this rank reads, as tensors."""
         return Batches(
             self.name,
             self.schedule,
@@ -197,11 +198,11 @@ class StageRun:
                 micro_batch=self.micro_batch,
             )
         )
-        batch = self._batches.of(micro_steps[0], step)
+        batch = self.batches.of(micro_steps[0], step)
         for number, micro in enumerate(micro_steps, start=1):
             # The next blocks are copied to the device while this one is computed.
             following = micro_steps[number : number + 1]
-            ahead = self._batches.of(following[0], step) if following else None
+            ahead = self.batches.of(following[0], step) if following else None
             self._micro_step(step, micro, batch, sums, last=ahead is None)
             batch = ahead or batch
         lr = learning_rate(self.stage, step, self.schedule.steps)

@@ -1,8 +1,7 @@
 """Positions of a block's tokens: contiguous, or with skips inside a longer window.
 
 A short block whose positions skip shows a model distances that only long blocks have. Positions are
-a pure function of the block's key, so that a resumed run and every rank see the same. No library's
-random stream is used.
+a pure function of the block's key, so that a resumed run and every rank see the same.
 
 With n tokens of a block, L positions of the window and f = L / n:
 
@@ -20,12 +19,13 @@ With n tokens of a block, L positions of the window and f = L / n:
 
 from __future__ import annotations
 
-import hashlib
 import math
 from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
+
+from src.training.draws import Draw
 
 Positions = Literal["contiguous", "cream", "cream_reference", "uniform", "pose"]
 
@@ -63,7 +63,7 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
     check(kind, length, window)
     if kind == "contiguous" or length == window:
         return np.arange(length, dtype=np.int64)
-    draw = _Draw(key)
+    draw = Draw(key)
     if kind == "pose":
         first = draw.integer(1, length - 1)
         skip = draw.integer(0, window - length)
@@ -100,24 +100,3 @@ def _spread(kind: Positions, factor: float, unit: float) -> int:
     mass = gauss.cdf(high) - gauss.cdf(low)
     value = gauss.inv_cdf(gauss.cdf(low) + unit * mass)
     return min(math.floor(value + 0.5), math.floor(high))
-
-
-class _Draw:
-    """Numbers from SHA-256 of a key and a counter: the same on every platform and version."""
-
-    def __init__(self, key: str) -> None:
-        self._key = key
-        self._count = 0
-
-    def unit(self) -> float:
-        """A number in (0, 1) with 53 bits."""
-        return ((self._bits() >> 11) + 0.5) / 2**53
-
-    def integer(self, low: int, high: int) -> int:
-        """From low to high, both included, with a bias below 2**-64 * (high - low)."""
-        return low + self._bits() * (high - low + 1) // 2**64
-
-    def _bits(self) -> int:
-        digest = hashlib.sha256(f"{self._key}/{self._count}".encode()).digest()
-        self._count += 1
-        return int.from_bytes(digest[:8], "little")

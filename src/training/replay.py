@@ -7,6 +7,7 @@ from pathlib import Path
 
 from src.run_folder import write_json
 from src.training.loop import StageRun
+from src.training.schedule import Piece
 
 
 def keep_batch(folder: Path, run: StageRun, step: int) -> Path:
@@ -21,7 +22,8 @@ def keep_batch(folder: Path, run: StageRun, step: int) -> Path:
     """
     folder.mkdir(exist_ok=True)
     blocks = [
-        asdict(read) | {"ids": run.blocks[read.stream][read.block][: read.tokens].tolist()}
+        asdict(read)
+        | {"ids": run.batches.tokens(Piece(read.stream, read.block, read.tokens)).tolist()}
         for read in run.reads(step)
     ]
     file = folder / f"{run.name}.json"

@@ -19,6 +19,7 @@ from pydantic import Field
 from src.models.adapters import Parameters
 from src.models.config import MOST_LENGTH, PositiveFloat, PositiveInt, Rate, Tokens
 from src.training.positions import Positions
+from src.training.repeats import Repeats
 
 # A block of a single token predicts nothing and has nothing to attend to.
 BlockLength = Annotated[int, Field(gt=1, le=MOST_LENGTH)]
@@ -41,6 +42,7 @@ class StreamConfig:
         weight: factor on the loss.
         positions: of the student's tokens, up to the target length (src/training/positions.py).
             The teacher's positions are contiguous.
+        repeats: passages that occur in a block again (src/training/repeats.py); null for none.
     """
 
     objective: str | Annotated[dict[str, PositiveFloat], Field(min_length=1)]
@@ -49,6 +51,7 @@ class StreamConfig:
     share: Share = 1
     weight: LossWeight = 1.0
     positions: Positions = "contiguous"
+    repeats: Repeats | None = None
 
     @property
     def terms(self) -> dict[str, float]:

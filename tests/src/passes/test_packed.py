@@ -26,6 +26,7 @@ from src.passes.student import StudentModule
 from src.passes.teacher import TeacherModule
 from src.training.batches import Batches
 from src.training.positions import Positions
+from src.training.repeats import Repeats
 from src.training.schedule import StageConfig, StageSchedule, StreamConfig
 from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default
@@ -65,8 +66,14 @@ def module(
     return StudentModule(student, {"it": objective}, facts), TeacherModule(taught, "qkv", head)
 
 
-def stage_batches(blocks: Blocks, *, tokens: int, positions: Positions = "contiguous") -> Batches:
-    stream = StreamConfig("it", LENGTH, positions=positions)
+def stage_batches(
+    blocks: Blocks,
+    *,
+    tokens: int,
+    positions: Positions = "contiguous",
+    repeats: Repeats | None = None,
+) -> Batches:
+    stream = StreamConfig("it", LENGTH, positions=positions, repeats=repeats)
     per_step = -(-tokens // LENGTH) * LENGTH
     stage = StageConfig(tokens, per_step, 1.0, 0, 1.0, FullParameters("full"), {"it": stream})
     schedule = StageSchedule(stage)
@@ -175,6 +182,30 @@ def test_no_gradient_crosses_a_border(attention: str, checkpointing: bool) -> No
         expected[inside] = True
         assert torch.equal(moved_t, expected)
         start += size
+
+
+def test_repeats_stay_within_a_document_and_end_where_a_block_is_cut() -> None:
+    sizes = np.cumsum(SIZES)
+    starts = [0, *sizes[:-1]]
+    # Every token says which document it is of, and where it stands there.
+    texts = [(f"d{n}", np.arange(a, b)) for n, (a, b) in enumerate(zip(starts, sizes, strict=True))]
+    blocks = Blocks(texts, LENGTH, seed=1, stream="it", packing=True)
+    repeats = Repeats(0.5, 2, 3)
+    batches = stage_batches(blocks, tokens=LENGTH * len(blocks) - 5, repeats=repeats)
+    changed = 0
+    for piece in batches.schedule.pieces(0):
+        original_t = blocks[piece.block][: piece.tokens]
+        made_t = batches.tokens(piece)
+        assert len(made_t) == piece.tokens
+        assert (made_t <= original_t).all()
+        whole_t = batches.tokens(piece._replace(tokens=LENGTH))
+        assert np.array_equal(whole_t[: piece.tokens], made_t)
+        changed += int((made_t != original_t).sum())
+        documents_of = [np.searchsorted(sizes, t, side="right") for t in (original_t, made_t)]
+        assert np.array_equal(*documents_of)
+    assert changed > LENGTH
+    micro = next(batches.schedule.micro_steps(0, rank=0, world_size=1, micro_batch=1))
+    assert batches.of(micro, 0).input_ids_bt.tolist() == [batches.tokens(micro.pieces[0]).tolist()]
 
 
 @pytest.mark.parametrize("positions", ["cream", "uniform", "pose"])

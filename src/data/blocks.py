@@ -29,7 +29,8 @@ class Blocks:
     piece again. Without packing these tokens are not read. `segments` tells where one document ends
     and the next one begins.
 
-    `len(blocks)` is the number of blocks in an epoch. `blocks[i]` exists for every i >= 0: each
+    `len(blocks)` is the number of blocks in an epoch. `packable` is the number of packed blocks
+    that the documents give, wanted or not. `blocks[i]` exists for every i >= 0: each
     epoch has its own order of all blocks, fixed by (seed, stream, epoch). Accesses leave no state,
     so a run that resumes at i, or a rank that reads a share of the blocks, sees the same blocks as
     an uninterrupted single process.
@@ -41,7 +42,8 @@ class Blocks:
         stream: a name; streams of different names have different orders.
         packing: whether pieces shorter than a block are packed.
         wanted: how many blocks will be read. If given, pieces are packed from the longest on, and
-            only into as many blocks as whole ones do not provide. None packs all of them.
+            only into as many blocks as whole ones do not provide; the shortest ones may then be
+            `available` and not read. None packs all of them.
         learnt: for each document, which tokens a next-token loss counts, bool [tokens]; None if it
             counts all.
 
@@ -92,7 +94,7 @@ class Blocks:
         self._pieces, self._starts = pieces, cut[pieces]
         self._piece_ends = np.cumsum(rest[pieces])
         total = int(self._piece_ends[-1]) if len(pieces) else 0
-        self._packed = -(-total // self.length)
+        self._packed = self.packable = -(-total // self.length)
         if wanted is not None:
             self._packed = min(self._packed, max(0, wanted - self._whole))
 
@@ -114,7 +116,7 @@ class Blocks:
 
     @property
     def packed(self) -> int:
-        """Blocks of an epoch that are made of pieces of documents."""
+        """Blocks that are wanted and made of pieces of documents."""
         return self._packed
 
     @property
@@ -150,13 +152,34 @@ class Blocks:
         final = len(self._spans(self._whole + self._packed - 1))
         return max(int((last - first).max()) + 1, final)
 
+    @property
+    def available(self) -> int:
+        """Blocks that the documents give, whether they are wanted or not."""
+        return self._whole + self.packable
+
     def used(self) -> np.ndarray:
-        """Tokens of each document that an epoch reads, int64 [documents]."""
+        """Tokens of each document that are in the available blocks, int64 [documents]."""
         used = self._sizes // self.length * self.length
-        sizes = np.diff(self._piece_ends, prepend=0)
-        room = self._packed * self.length - (self._piece_ends - sizes)
-        used[self._pieces] += np.clip(room, 0, sizes)
+        used[self._pieces] += np.diff(self._piece_ends, prepend=0)
         return used
+
+    def read(self, blocks: int) -> np.ndarray:
+        """Tokens of each document that are in the first `blocks` blocks, int64 [documents].
+
+        A token that is read twice counts once; those that fill the last packed block up do not.
+        """
+        if blocks >= self.available:
+            return self.used()
+        numbers = self._permutation(0)[:blocks]
+        read = np.zeros_like(self._sizes)
+        whole = np.searchsorted(self._ends, numbers[numbers < self._whole], side="right")
+        np.add.at(read, self._long[whole], self.length)
+        for number in numbers[numbers >= self._whole].tolist():
+            left = int(self._piece_ends[-1]) - (number - self._whole) * self.length
+            for document, _, tokens in self._spans(number):
+                read[document] += min(tokens, left)
+                left = max(0, left - tokens)
+        return np.minimum(read, self.used())
 
     def _spans_at(self, index: int) -> list[Span]:
         if index < 0:

@@ -59,9 +59,24 @@ class MixedBlocks:
         parts = zip(self.shares.items(), self._list, strict=True)
         return "; ".join(f"{name} {share!r}: {b.recipe}" for (name, share), b in parts)
 
+    @property
+    def packable(self) -> int:
+        """Packed blocks that the documents of all sources give."""
+        return sum(blocks.packable for blocks in self._list)
+
+    @property
+    def available(self) -> int:
+        """Blocks that the documents of all sources give."""
+        return sum(blocks.available for blocks in self._list)
+
     def used(self) -> np.ndarray:
-        """Tokens of each document that an epoch of its source reads, int64 [documents]."""
+        """Tokens of each document that are in the available blocks, int64 [documents]."""
         return np.concatenate([blocks.used() for blocks in self._list])
+
+    def read(self, blocks: int) -> np.ndarray:
+        """Tokens of each document that are in the first `blocks` blocks, int64 [documents]."""
+        counts = self.counts(blocks)
+        return np.concatenate([part.read(counts[name]) for name, part in self.parts.items()])
 
     @property
     def marked(self) -> bool:

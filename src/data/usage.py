@@ -34,10 +34,12 @@ class StreamUse:
     Attributes:
         name: STAGE/STREAM.
         length: tokens of a block.
-        blocks: of an epoch.
-        packed: of these, blocks of several documents.
+        blocks: of an epoch, which uses as much of the text as whole and packed blocks can.
+        packed: of these, blocks that are made of pieces of documents.
         read: blocks that the stage reads.
-        tokens_by_document: tokens of each training document that an epoch reads, int64.
+        longest_first: whether the stage reads less than an epoch, and long documents first.
+        tokens_by_document: tokens of each training document in an epoch, int64.
+        read_by_document: of these, tokens that the stage reads, int64.
         sources: the parts of a mixture.
     """
 
@@ -46,7 +48,9 @@ class StreamUse:
     blocks: int
     packed: int
     read: int
+    longest_first: bool
     tokens_by_document: np.ndarray
+    read_by_document: np.ndarray
     sources: tuple[SourceUse, ...] = ()
 
     @classmethod
@@ -56,28 +60,44 @@ class StreamUse:
         if isinstance(blocks, MixedBlocks):
             counts = blocks.counts(read)
             sources = tuple(
-                SourceUse(source, blocks.shares[source], len(part), counts[source])
+                SourceUse(source, blocks.shares[source], part.available, counts[source])
                 for source, part in blocks.parts.items()
             )
-        return cls(name, blocks.length, len(blocks), blocks.packed, read, blocks.used(), sources)
+        return cls(
+            name,
+            blocks.length,
+            blocks.available,
+            blocks.packable,
+            read,
+            len(blocks) < blocks.available,
+            blocks.used(),
+            blocks.read(read),
+            sources,
+        )
 
     @property
     def tokens(self) -> int:
-        """Tokens of the text that an epoch reads."""
+        """Tokens of the text in an epoch."""
         return int(self.tokens_by_document.sum())
+
+    @property
+    def tokens_read(self) -> int:
+        """Of these, tokens that the stage reads."""
+        return int(self.read_by_document.sum())
 
 
 @dataclass(frozen=True)
 class LengthClass:
     """Training documents of `least` tokens or more, below the next class.
 
-    `used` are their tokens that an epoch of each stream reads.
+    `used` are their tokens in an epoch of each stream, `read` those that its stage reads.
     """
 
     least: int
     documents: int
     tokens: int
     used: dict[str, int]
+    read: dict[str, int]
 
     @property
     def label(self) -> str:
@@ -107,6 +127,7 @@ class TextUse:
                 int((place == i).sum()),
                 int(sizes[place == i].sum()),
                 {s.name: int(s.tokens_by_document[place == i].sum()) for s in streams},
+                {s.name: int(s.read_by_document[place == i].sum()) for s in streams},
             )
             for i, least in enumerate(_BOUNDS)
             if (place == i).any()
@@ -123,6 +144,7 @@ class TextUse:
                 "packed_blocks": s.packed,
                 "blocks_read": s.read,
                 "used_tokens": s.tokens,
+                "read_tokens": s.tokens_read,
                 "sources": [asdict(source) for source in s.sources],
             }
             for s in self.streams

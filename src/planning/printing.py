@@ -8,7 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
-from src.data.usage import TextUse
+from src.data.usage import StreamUse, TextUse
 from src.models.config import native_rope
 from src.models.hf_config import native_config, planned_facts, resolved_shape
 from src.models.merging import MergeConfig
@@ -88,25 +88,43 @@ def show_texts(use: TextUse, console: Console) -> None:
     title = f"Texts: {use.documents:,} training documents{held_out}, {use.tokens:,} tokens"
     table = Table(title=title, title_justify="left")
     table.add_column("tokens of a document")
-    for heading in ("documents", "tokens", *(f"used by {s.name}" for s in use.streams)):
-        table.add_column(heading, justify="right")
+    columns = ["documents", "tokens"]
+    for stream in use.streams:
+        columns.append(f"used by {stream.name}")
+        if stream.longest_first:
+            columns.append("of these, read")
+    for column in columns:
+        table.add_column(column, justify="right")
     for row in use.classes:
-        used = (f"{row.used[s.name]:,}" for s in use.streams)
-        table.add_row(row.label, f"{row.documents:,}", f"{row.tokens:,}", *used)
+        counts = [row.documents, row.tokens]
+        for stream in use.streams:
+            counts.append(row.used[stream.name])
+            if stream.longest_first:
+                counts.append(row.read[stream.name])
+        table.add_row(row.label, *(f"{count:,}" for count in counts))
     console.print(table)
     for stream in use.streams:
-        packed = f", {stream.packed:,} of them of several documents" if stream.packed else ""
-        share, epochs = stream.tokens / use.tokens, stream.read / stream.blocks
-        console.print(
-            f"{stream.name}: an epoch has {stream.blocks:,} blocks of {stream.length:,} tokens"
-            f"{packed}, and uses {share:.1%} of the text; the stage reads {stream.read:,} blocks, "
-            f"{epochs:.3g} epochs"
-        )
+        console.print(_stream_use(stream, use.tokens))
         for source in stream.sources:
             console.print(
                 f"  {source.share:.1%} from {source.name}: {source.read:,} blocks, "
                 f"{source.read / source.blocks:.3g} of its epochs"
             )
+
+
+def _stream_use(stream: StreamUse, tokens: int) -> str:
+    """How much of the text, and of its epoch, a stream reads."""
+    packed = f", {stream.packed:,} of them of several documents" if stream.packed else ""
+    epochs = f"{stream.read:,} blocks, {stream.read / stream.blocks:.3g} epochs"
+    order = (
+        f", those of the longest documents: {stream.tokens_read / tokens:.1%} of the text. "
+        "More tokens (budget=, recipe.stages.*.tokens) read more of it"
+    )
+    return (
+        f"{stream.name}: an epoch has {stream.blocks:,} blocks of {stream.length:,} tokens"
+        f"{packed}, and uses {stream.tokens / tokens:.1%} of the text; the stage reads {epochs}"
+        f"{order if stream.longest_first else ''}"
+    )
 
 
 def _stages(plan: Plan) -> Table:

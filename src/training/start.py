@@ -257,7 +257,7 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
     data = _preflight(accepted)
     show_texts(data.use, Console(stderr=True))
     recorded = any(stage.graphs for stage in made.stages) and settings.engine.cuda_graphs == "auto"
-    if recorded and any(stream.packed for stream in data.use.streams):
+    if recorded and any(b.packed for streams in data.blocks.values() for b in streams.values()):
         print(
             "packed blocks run without CUDA graphs; engine.cuda_graphs=true records them too",
             file=sys.stderr,

@@ -177,8 +177,26 @@ def test_long_blocks_take_the_longest_pieces_and_no_more_than_wanted() -> None:
     assert len(blocks) == 4
     assert blocks.packed == 2
     # Two whole blocks; then pieces of 6, 4, 3 and 2 tokens, and 1 of the rest.
-    assert blocks.used().tolist() == [3, 9, 0, 6, 2, 12]
-    assert packed(sizes, 8, wanted=100).used().tolist() == sizes
+    assert blocks.read(4).tolist() == [3, 9, 0, 6, 2, 12]
+    assert packed(sizes, 8, wanted=100).read(100).tolist() == sizes
+
+
+@settings(deadline=None, max_examples=50)
+@given(any_sizes, lengths, seeds, st.none() | st.integers(1, 60), st.integers(0, 60))
+def test_the_tokens_that_are_read_are_counted(
+    sizes: list[int], length: int, seed: int, wanted: int | None, number: int
+) -> None:
+    """Whatever is wanted, the same text is available."""
+    blocks = packed(sizes, length, seed, wanted)
+    assert blocks.used().tolist() == sizes
+    assert blocks.available == len(packed(sizes, length, seed))
+    number = min(number, len(blocks))
+    read = {int(token) for i in range(number) for token in blocks[i]}
+    ends = np.cumsum(sizes)
+    counted = [sum(end - n <= t < end for t in read) for n, end in zip(sizes, ends, strict=True)]
+    repeated = np.array(counted) - blocks.read(number)
+    assert (repeated >= 0).all()
+    assert repeated.sum() < (length if sum(n % length for n in sizes) % length else 1)
 
 
 def test_text_that_fills_no_block_is_refused() -> None:

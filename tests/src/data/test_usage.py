@@ -27,11 +27,32 @@ def corpus(sizes: list[int]) -> Corpus:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_short_files_are_used_whole(seed: int) -> None:
-    """The issue's corpus: 200 documents of 50 to 3000 tokens, and a window of 1024."""
+    """200 documents of 50 to 3000 tokens, a window of 1024, and a target of 8192."""
     draw = random.Random(seed)
     texts = corpus([draw.randint(*PIECES) for _ in range(200)])
-    blocks = texts.blocks(1024, seed=0, packing=None)
-    assert StreamUse.of("ard/short", blocks, 10).tokens == texts.train_tokens
+    short = StreamUse.of("ard/short", texts.blocks(1024, seed=0, packing=None), 2304)
+    long = texts.blocks(8192, seed=0, packing=None, wanted=256)
+    for use in (short, StreamUse.of("cpt/long", long, 256)):
+        assert use.tokens == use.tokens_read == texts.train_tokens
+        assert not use.longest_first
+
+
+def test_a_stage_that_reads_less_than_the_text_says_which_part() -> None:
+    """Long blocks prefer long documents, so a small budget leaves out the short ones."""
+    texts = corpus([100] * 50 + [3000] * 30)
+    blocks = texts.blocks(8192, seed=0, packing=None, wanted=5)
+    use = TextUse.of(texts, [StreamUse.of("cpt/long", blocks, 5)])
+    [stream] = use.streams
+    assert (stream.blocks, stream.read) == (12, 5)
+    assert (stream.tokens, stream.tokens_read) == (95_000, 5 * 8192)
+    assert [(c.label, c.used["cpt/long"], c.read["cpt/long"]) for c in use.classes] == [
+        ("64 to 255", 5000, 0),
+        ("1,024 to 4,095", 90_000, 5 * 8192),
+    ]
+    printed = _printed(use)
+    assert "of these, read" in printed
+    assert "uses 100.0% of the text; the stage reads 5 blocks, 0.417 epochs, those of" in printed
+    assert "longest documents: 43.1% of the text" in printed
 
 
 def test_documents_of_each_length_are_counted() -> None:
@@ -46,12 +67,17 @@ def test_documents_of_each_length_are_counted() -> None:
     ]
     assert [c.used["ard/short"] for c in use.classes] == [0, 0, 4096, 73 * 4096]
     assert use.record()["streams"]["ard/short"]["used_tokens"] == 74 * 4096
+    printed = _printed(use)
+    assert "of these, read" not in printed
+    assert "5 training documents and 1 held out, 305,137 tokens" in printed
+    assert "74 blocks of 4,096 tokens, and uses 99.3% of the text; the stage reads 74" in printed
+
+
+def _printed(use: TextUse) -> str:
     shown = Console(file=io.StringIO(), width=140)
     show_texts(use, shown)
     assert isinstance(shown.file, io.StringIO)
-    printed = shown.file.getvalue()
-    assert "5 training documents and 1 held out, 305,137 tokens" in printed
-    assert "74 blocks of 4,096 tokens, and uses 99.3% of the text; the stage reads 74" in printed
+    return " ".join(shown.file.getvalue().split())
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,7 @@ def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
     """
     filters: dict[str, Callable[[Run], str | None]] = {
         "experiment": lambda run: run.record and run.record.experiment,
-        "model": lambda run: run.record and run.record.model,
+        "model": lambda run: run.record and (run.short_model or run.model),
         "sweep": lambda run: run.sweep,
     }
     matching = list(runs)

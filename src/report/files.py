@@ -111,11 +111,29 @@ class ModelSettings(Record):
     random_weights: bool = False
 
 
+class StageSettings(Record):
+    """A stage in a run's config."""
+
+    merge: str | None = None
+
+
+class RecipeSettings(Record):
+    """The recipe in a run's config."""
+
+    stages: dict[str, StageSettings] = {}
+
+
 class RunSettings(Record):
     """The part of `config.yaml` that the report understands."""
 
     rope: RopeSettings = RopeSettings()
     model: ModelSettings = ModelSettings()
+    recipe: RecipeSettings = RecipeSettings()
+
+    @property
+    def merges(self) -> bool:
+        """Whether a stage merges the trained weights with the native ones."""
+        return any(stage.merge for stage in self.recipe.stages.values())
 
     @property
     def factor(self) -> float | None:

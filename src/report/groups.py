@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from src.report import formatting, labels, noise
 from src.report.files import Result
-from src.report.names import method_name, model_name, scaling_name
+from src.report.names import method_name, scaling_name
 from src.report.noise import Estimate
 from src.report.runs import Run
 from src.results import (
@@ -87,7 +87,8 @@ class Group:
     identity: str  # the settings that decide what is trained, as canonical JSON
     settings: Mapping[str, Any]  # the same, flat: `a.b.c` -> value
     sweep: str
-    model: str
+    model: str  # its identity
+    model_name: str
     method: str
     rope: str
     target: int | None
@@ -130,11 +131,6 @@ class Group:
     def scaling(self) -> str:
         """The scaling and its factor, `YaRN x4`."""
         return scaling_name(self.rope, self.factor)
-
-    @property
-    def model_name(self) -> str:
-        """The model, marked where its weights are random."""
-        return model_name(self.model, is_random=self.random)
 
     @property
     def place(self) -> tuple[str, str, float | None, str, int]:
@@ -267,8 +263,9 @@ def _group(
         identity=identity,
         settings=labels.flat(json.loads(identity)),
         sweep=sweep,
-        model=record.model or settings.model.name or "",
-        method=record.method or "",
+        model=newest.model,
+        model_name=newest.model_name,
+        method=newest.method,
         rope=settings.rope.type or "",
         target=settings.rope.target_length,
         factor=settings.factor,

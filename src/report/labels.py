@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from src.report import formatting
 from src.report.charts import binary_tokens
-from src.report.names import method_name, model_name, scaling_name
+from src.report.names import method_name, scaling_name
 from src.report.runs import Run
 
 # Settings that do not change what is trained, by their first key.
@@ -148,11 +148,8 @@ _FACTS = ("method", "model", "scaling", "tokens", "seed")
 def _facts(run: Run) -> dict[str, str]:
     record, settings = run.record, run.settings
     return {
-        "method": method_name((record and record.method) or run.name),
-        "model": model_name(
-            (record and record.model) or settings.model.name or "",
-            is_random=settings.model.random_weights,
-        ),
+        "method": method_name(run.method or run.name),
+        "model": run.model_name,
         "scaling": scaling_name(settings.rope.type or "", settings.factor),
         "tokens": binary_tokens(run.tokens) if run.tokens else "",
         "seed": "" if record is None or record.seed is None else str(record.seed),

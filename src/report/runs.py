@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from src.report.files import (
     read_regular,
 )
 from src.report.metrics import Metrics, read_metrics
+from src.report.names import MERGED, model_name, short_models
 from src.results import (
     DriftResults,
     NeedleDepthResults,
@@ -71,6 +72,25 @@ class Run:
     papers: PapersResults | None = None
     needle_depth: NeedleDepthResults | None = None
     drift: DriftResults | None = None
+    short_model: str | None = None
+    """The model's name among the runs that were read with this one; None: its identity."""
+
+    @property
+    def model(self) -> str:
+        """The model's identity, which no other model shares; empty if it is unknown."""
+        return (self.record and self.record.model) or self.settings.model.name or ""
+
+    @property
+    def model_name(self) -> str:
+        """The model as it is shown: marked where its weights are random."""
+        is_random = self.settings.model.random_weights
+        return model_name(self.short_model or self.model, is_random=is_random)
+
+    @property
+    def method(self) -> str:
+        """The recipe, and whether a stage merged weights; empty if it is unknown."""
+        method = (self.record and self.record.method) or ""
+        return method + (MERGED if method and self.settings.merges else "")
 
     @property
     def task_suites(self) -> tuple[TaskResults | None, ...]:
@@ -185,7 +205,9 @@ def read_runs(
     folders = (tree or FolderTree()).runs(outputs, refusals.append)
     runs = [read(folder, outputs) for folder in folders]
     runs += [_refused(error, outputs) for error in refusals]
-    return sorted(runs, key=lambda run: (run.started_at, run.name), reverse=True)
+    names = short_models({run.model for run in runs})
+    named = [replace(run, short_model=names[run.model]) for run in runs]
+    return sorted(named, key=lambda run: (run.started_at, run.name), reverse=True)
 
 
 def count_corrupt(runs: Sequence[Run]) -> int:

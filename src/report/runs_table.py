@@ -12,7 +12,7 @@ from src.report import formatting
 from src.report.files import RunSettings, is_regular
 from src.report.formatting import DASH
 from src.report.groups import ReportData, gap_closed
-from src.report.names import method_name, model_name, scaling_name
+from src.report.names import method_name, scaling_name
 from src.report.runs import Run
 from src.report.tables import Cell, Column, Section, Table, row
 from src.report.to_plotly import TEMPLATE
@@ -52,8 +52,8 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
         "state": run.state,
         "experiment": recorded("experiment"),
         "sweep": formatting.text(run.sweep if job is None else f"{run.sweep}, job {job}"),
-        "method": formatting.text(method_name(record.method)) if record and record.method else DASH,
-        "model": _model(run),
+        "method": formatting.text(method_name(run.method)) if run.method else DASH,
+        "model": formatting.text(run.model_name) if record and record.model else DASH,
         "scaling": _scaling(run.settings),
         "tokens": formatting.integer(run.tokens),
         "seed": recorded("seed"),
@@ -87,11 +87,6 @@ def run_notes(runs: Iterable[Run]) -> list[Text]:
     """A line for every incomplete or faulty run: its name and why."""
     facts = [run_facts(run) for run in runs]
     return [Text(f"{one['run']}: {one['note']}") for one in facts if one["note"]]
-
-
-def _model(run: Run) -> str:
-    name = run.record.model if run.record else None
-    return formatting.text(name and model_name(name, is_random=run.settings.model.random_weights))
 
 
 def _scaling(settings: RunSettings) -> str:

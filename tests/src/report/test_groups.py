@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from src.report.groups import (
     RECOVERY,
@@ -73,6 +74,27 @@ def test_the_usual_settings_stand_for_a_method_whatever_the_result(outputs: Path
 def test_weights_name_a_variant(outputs: Path) -> None:
     found = groups_of(outputs, Job(), Job(sweep="a"), Job(weights=(2.0, 0.0, 1.0)))
     assert sorted(group.variant for group in found) == ["", "", "2Q+V"]
+
+
+def test_a_merged_run_is_of_a_method_of_its_own(outputs: Path) -> None:
+    groups_of(outputs, Job("cpt_long"), Job("cpt_long", seed=1))
+    config = outputs / "run-1" / "config.yaml"
+    values = yaml.safe_load(config.read_text())
+    values["recipe"]["stages"]["merge"] = {"merge": "linear", "weight": 0.5}
+    config.write_text(yaml.safe_dump(values))
+    found = group_runs(read_runs(outputs))
+    assert [(group.method_name, group.is_main) for group in found] == [
+        ("Long-CPT", True),
+        ("Long-CPT, merged", True),
+    ]
+
+
+def test_models_of_one_name_stay_apart_and_are_told_by_their_weights(outputs: Path) -> None:
+    found = groups_of(outputs, Job(model="own@1a2b3c4d"), Job(seed=1, model="own@1a2b3c4d"))
+    assert [(group.model_name, group.seeds) for group in found] == [("own", 2)]
+    synthetic.write_run(outputs / "other", Job(model="own@00000000"), 9)
+    names = [(group.model_name, group.seeds) for group in group_runs(read_runs(outputs))]
+    assert names == [("own (weights 00000000)", 1), ("own (weights 1a2b3c4d)", 2)]
 
 
 def test_what_follows_the_target_is_no_variant(outputs: Path) -> None:

@@ -20,6 +20,8 @@ METHODS = {
     "restore_gentle": "LinearARD, gentle",
     "restore_window": "CPT with relations",
     "restore_longce": "LongCE",
+    "restore_copy": "Restore-Copy",
+    "restore_short": "Restore-Short",
 }
 """By the recipe's name, in the order of their colours."""
 

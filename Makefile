@@ -10,7 +10,7 @@ PYTHON ?= python3
 VENV ?= .venv
 # Test files run at a time.
 WORKERS ?= 2
-# Runs of the study that share a GPU.
+# Runs of the study that share each GPU.
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 

@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--out", type=Path, help="folder of the results")
     made.add_argument("--work", type=Path, help="folder of the runs")
     made.add_argument("--methods", help="only these, separated by commas")
-    made.add_argument("--jobs", type=int, default=1, help="runs at a time on the GPU")
+    made.add_argument("--jobs", type=int, default=1, help="runs at a time on each GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
     made.add_argument("--docs", action="store_true", help="put the tables into the documents")

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from benchmarks.study import phases, scores
 from benchmarks.study.grid import Grid, Job
 from src.multirun import process
 from src.multirun.composition import identity
-from src.planning.devices import GPU_SHARE
+from src.multirun.process import Share
+from src.planning.devices import GPU_SHARE, gpus
 from src.results import Role
 from src.run_folder import RunFolder, device_name, versions, whole_checkpoints, write_json
 from src.settings import strict
@@ -59,16 +60,17 @@ class Results:
 
 @dataclass
 class Running:
-    """A job and its process."""
+    """A job and its process, on its part of the machine."""
 
     job: Job
     process: Any
     command: list[str]
     began: float
+    part: Share
 
 
 class Pool:
-    """Runs what is ready, `jobs` at a time on one GPU, until nothing is or the time is over."""
+    """Runs what is ready, `jobs` at a time on each GPU, until nothing is or the time is over."""
 
     def __init__(
         self,
@@ -77,18 +79,19 @@ class Pool:
         work: Path,
         *,
         jobs: int = 1,
-        start: Callable[[list[str], Path, int], Any] | None = None,
+        start: Callable[[list[str], Path, Share], Any] | None = None,
     ) -> None:
         """Args:
         grid: what is run.
         results: what is known.
         work: folder of the runs.
-        jobs: at a time.
-        start: starts a command, with its log and how many share the GPU.
+        jobs: at a time on a GPU; without GPUs, on this machine.
+        start: starts a command, with its log and its part of the machine.
         """
         self.grid, self.results, self.work, self._jobs = grid, results, work, jobs
         self._start = start or started
         self._running: list[Running] = []
+        self._free = parts(jobs, [device.name for device in gpus()])
         self.failed: dict[str, str] = {}
 
     def run(self, time_limit: float | None = None) -> None:
@@ -96,7 +99,7 @@ class Pool:
         began = time.monotonic()
         try:
             while (waiting := list(self._ready())) or self._running:
-                for job in waiting[: self._jobs - len(self._running)]:
+                for job in waiting[: len(self._free)]:
                     self._begin(job)
                 time.sleep(0.2)
                 for ran in [ran for ran in self._running if ran.process.poll() is not None]:
@@ -111,25 +114,33 @@ class Pool:
         busy = {ran.job.name for ran in self._running} | self.failed.keys()
         for job in phases.ready(self.grid, self.results.rows):
             # The native model is evaluated once, not by several processes at a time.
-            first = job.phase == "untrained" and not self._native_known(job.model)
-            if job.name not in busy and not (first and self._running):
+            first = job.phase == "untrained" and not scores.untrained(self.results.rows, job.model)
+            if job.name not in busy and not (first and self._running) and not self._awaits(job):
                 yield job
             if first:
                 return
 
-    def _native_known(self, model: str) -> bool:
-        return bool(scores.untrained(self.results.rows, model))
+    def _awaits(self, job: Job) -> bool:
+        """Whether another job is testing the untrained models that this one's test needs too."""
+        testing = [ran.job.about for ran in self._running if _tests(ran.command)]
+        tested = [row for row in self.results.rows if row.get("test")]
+        # The native model is the same for all scalings.
+        return any(
+            _shares_one(testing, job, keys) and not _shares_one(tested, job, keys)
+            for keys in (("model",), ("model", "scaling"))
+        ) and _tests(self.command(job))
 
     def _begin(self, job: Job) -> None:
         command = self.command(job)
         if command is None:  # a call before this one ended between the run and its row
             self._finished(job, 0.0)
-            return
-        self._running.append(self._started(job, command, time.monotonic()))
+        elif not self._awaits(job):  # it may have begun to wait for one that has just begun
+            self._run(job, command, time.monotonic(), self._free.pop(0))
 
-    def _started(self, job: Job, command: list[str], began: float) -> Running:
+    def _run(self, job: Job, command: list[str], began: float, part: Share) -> None:
         print(f"$ {shlex.join(['python', *command])}", flush=True)
-        return Running(job, self._start(command, self._log(job), self._jobs), command, began)
+        started = self._start(command, self._log(job), part)
+        self._running.append(Running(job, started, command, began, part))
 
     def command(self, job: Job) -> list[str] | None:
         """A job's next command, by what its folder holds; None when it is done.
@@ -180,18 +191,19 @@ class Pool:
     def _ended(self, ran: Running) -> None:
         self._running.remove(ran)
         code, folder = ran.process.returncode, RunFolder(self.work / ran.job.run)
+        command = None if code else self.command(ran.job)
         if _diverged(folder):
             self._finished(ran.job, time.monotonic() - ran.began)
-            return
-        command = None if code else self.command(ran.job)
-        if code or command == ran.command:
+        elif code or command == ran.command:
             why = f"exit code {code}" if code else "it left no results"
             self.failed[ran.job.name] = f"{ran.job.name}: {why}; see {self._log(ran.job)}"
             print(self.failed[ran.job.name], flush=True)
-        elif command is not None:
-            self._running.append(self._started(ran.job, command, ran.began))
-        else:
+        elif command is None:
             self._finished(ran.job, time.monotonic() - ran.began)
+        elif not self._awaits(ran.job):
+            self._run(ran.job, command, ran.began, ran.part)
+            return
+        self._free.append(ran.part)
 
     def _finished(self, job: Job, seconds: float) -> None:
         folder = RunFolder(self.work / job.run)
@@ -235,8 +247,8 @@ def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]
     return row, {name: scores.items(folder.evals, role) for name, role in roles.items()}
 
 
-def started(command: list[str], log: Path, sharing: int) -> subprocess.Popen[bytes]:
-    """Start a command of the project, with its part of the GPU's memory."""
+def started(command: list[str], log: Path, part: Share) -> subprocess.Popen[bytes]:
+    """Start a command of the project on its part of the machine."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -245,9 +257,42 @@ def started(command: list[str], log: Path, sharing: int) -> subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=os.environ | ({GPU_SHARE: repr(1 / sharing)} if sharing > 1 else {}),
-            preexec_fn=process.Binding(os.getpid(), None),
+            env=os.environ | dict(part.environment),
+            preexec_fn=process.Binding(os.getpid(), part.cores),
         )
+
+
+def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
+    """The parts of this machine that run a job each: of a GPU's memory, and of the cores.
+
+    Neighbours are on different GPUs. Threads of two processes on the same cores would wait for each
+    other, so each has its own.
+
+    Args:
+        jobs: at a time on a GPU; without GPUs, on this machine.
+        devices: names of the GPUs.
+    """
+    number = jobs * max(1, len(devices))
+    cores = sorted(os.sched_getaffinity(0))
+    each = max(1, len(cores) // number)
+    made: list[Share] = []
+    for i in range(number):
+        own = {"OMP_NUM_THREADS": str(each)}
+        if devices:
+            own["CUDA_VISIBLE_DEVICES"] = str(i % len(devices))
+        if devices and jobs > 1:
+            own[GPU_SHARE] = repr(1 / jobs)
+        bound = frozenset(cores[i * each : (i + 1) * each]) if len(cores) >= number else None
+        made.append(Share(own, bound))
+    return made
+
+
+def _shares_one(rows: Iterable[Mapping[str, Any]], job: Job, keys: Sequence[str]) -> bool:
+    return any(all(row[key] == job.about[key] for key in keys) for row in rows)
+
+
+def _tests(command: Sequence[str] | None) -> bool:
+    return command is not None and "eval=test" in command
 
 
 def _trained(folder: RunFolder) -> bool:

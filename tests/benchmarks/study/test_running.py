@@ -16,6 +16,7 @@ from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
 from benchmarks.study.running import Pool, Results
 from benchmarks.study.scores import Split
+from src.multirun.process import Share
 from src.results import Mean, Role, RulerResults, ShortResults, TaskModel, TaskResult
 from src.run_folder import RunFolder, write_json
 from tests.conftest import ROOT
@@ -77,8 +78,8 @@ class Play:
         self.diverges = False
         self.code = 0
 
-    def __call__(self, command: list[str], log: Path, sharing: int) -> Ended:
-        del log, sharing
+    def __call__(self, command: list[str], log: Path, part: Share) -> Ended:
+        del log, part
         self.commands.append(command)
         given = dict(word.split("=", 1) for word in command[2:] if "=" in word)
         if command[1] == "src.evaluate":
@@ -200,6 +201,58 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert pool.command(job) is None
     folder.export().rmdir()
     assert pool.command(job) == typed, "a model that is gone is trained again"
+
+
+def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    one, two, three, four = running.parts(2, ["H200", "H200"])
+    assert [part.environment["CUDA_VISIBLE_DEVICES"] for part in (one, two, three, four)] == [
+        *("0", "1", "0", "1")
+    ]
+    assert {part.environment["LINEARARD_GPU_SHARE"] for part in (one, two)} == {"0.5"}
+    assert one.environment["OMP_NUM_THREADS"] == "2"
+    assert [part.cores for part in (one, four)] == [{0, 1}, {6, 7}]
+    [whole] = running.parts(1, [])
+    assert whole.environment == {"OMP_NUM_THREADS": "8"}
+    assert running.parts(9, [])[0].cores is None, "more jobs than cores"
+
+
+class Waiting(Ended):
+    """A process that goes on until it is told to end."""
+
+    over = False
+
+    def poll(self) -> int | None:  # type: ignore[override]
+        return 0 if self.over else None
+
+
+def test_untrained_models_are_tested_once(
+    play: Play, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Runs that wait for another's test train meanwhile, and are tested when it has ended."""
+    tests: list[Waiting] = []
+
+    def start(command: list[str], log: Path, part: Share) -> Ended:
+        ended = play(command, log, part)
+        if "eval=test" not in command:
+            return ended
+        assert all(test.over for test in tests) or len(tests) > 1
+        tests.append(Waiting())
+        return tests[-1]
+
+    results = Results(tmp_path / "results", None)
+    pool = Pool(Grid.load(GRID), results, tmp_path / "work", jobs=2, start=start)
+    turns = iter(range(10_000))
+
+    def sleep(_: float) -> None:
+        if next(turns) % 50 == 49:
+            for test in tests:
+                test.over = True
+
+    monkeypatch.setattr("time.sleep", sleep)
+    pool.run()
+    assert len(tests) == 2
+    assert [row["phase"] for row in results.rows].count("final") == 2
 
 
 def test_intervals_are_paired_and_know_seeds() -> None:

@@ -2,12 +2,18 @@
 
 RULER grows its haystacks in steps until the first sample is full. Here each sample is filled
 separately, so that all samples have the length that they are reported under.
+
+A search tokenizes a prompt a dozen times. Most tokenizers split a text at blanks first, so that its
+tokens are the sum of those of its words, and a word is tokenized once. Searches therefore go by
+that sum. The finished prompt is tokenized: if the sum was wrong, the sample is made again by a
+search that tokenizes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from src.evals.ruler.sample import Match, RulerError, Sample
@@ -28,12 +34,14 @@ class Ruler:
         tokenizer: of the model that will read the prompts.
         length: target for prompt and tokens to generate together.
         max_new_tokens: tokens to generate.
+        exact: whether a search tokenizes whole prompts, and not their words.
     """
 
     task: str
     tokenizer: PreTrainedTokenizerBase
     length: int
     max_new_tokens: int
+    exact: bool = True
 
     @property
     def budget(self) -> int:
@@ -43,6 +51,10 @@ class Ruler:
     def measure(self, text: str) -> int:
         """Tokens of a prompt as the model reads it, special tokens included."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+    def tokens(self, text: str) -> int:
+        """What a search takes for the tokens of a prompt."""
+        return self.measure(text) if self.exact else _words_of(self.tokenizer).tokens(text)
 
     def check(self, tokens: int) -> None:
         """Refuse a sample that is too long, or too short.
@@ -70,11 +82,14 @@ class Ruler:
         """A sample of head, context and tail, measured and checked.
 
         Raises:
-            RulerError: as `check`.
+            RulerError: as `check`; or the search went by a wrong number of tokens.
         """
         head, context, tail = parts
-        tokens = self.measure(head + context + tail)
+        text = head + context + tail
+        tokens = self.measure(text)
         self.check(tokens)
+        if not self.exact and self.tokens(text) != tokens:
+            raise RulerError(f"{self.task}: the tokens of its words are not those of the text")
         return Sample(
             task=self.task,
             length=self.length,
@@ -89,6 +104,53 @@ class Ruler:
             max_new_tokens=self.max_new_tokens,
             depth=depth,
         )
+
+
+def fitted(make: Callable[[Ruler], Sample], ruler: Ruler) -> Sample:
+    """What `make` returns by searches over words or, where these are wrong, over whole prompts.
+
+    Args:
+        make: makes the same sample whenever it is called.
+        ruler: measures prompts.
+
+    Raises:
+        RulerError: as `make` does with an exact ruler.
+    """
+    try:
+        return make(replace(ruler, exact=False))
+    except RulerError:
+        return make(replace(ruler, exact=True))
+
+
+class _Words:
+    """Tokens of a text as the sum over its words, each with the blank before it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        # Any letter does, since no word is tokenized together with the one before it.
+        (self._letter,) = self._count(["a"])
+        self._first: dict[str, int] = {}
+        self._further: dict[str, int] = {}
+
+    def tokens(self, text: str) -> int:
+        first, *further = text.split(" ")
+        try:
+            return self._first[first] + sum(map(self._further.__getitem__, further))
+        except KeyError:
+            self._first[first], *_ = self._count([first])
+            new = list(set(further) - self._further.keys())
+            counts = self._count([f"a {word}" for word in new]) if new else []
+            self._further |= zip(new, (n - self._letter for n in counts), strict=True)
+            return self._first[first] + sum(map(self._further.__getitem__, further))
+
+    def _count(self, texts: list[str]) -> list[int]:
+        return [len(ids) for ids in self._tokenizer(texts, verbose=False)["input_ids"]]
+
+
+@lru_cache(maxsize=1)
+def _words_of(tokenizer: PreTrainedTokenizerBase) -> _Words:
+    """The words of the latest tokenizer, for all samples that a process makes."""
+    return _Words(tokenizer)
 
 
 def most(
@@ -110,7 +172,7 @@ def most(
     head, tail = around
 
     def measure(n: int) -> int:
-        return ruler.measure(head + build(n) + tail)
+        return ruler.tokens(head + build(n) + tail)
 
     floor_tokens = measure(least)
     if floor_tokens > ruler.budget:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,9 +39,11 @@ from src.run_folder import write_whole
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# One core makes prompts of so many tokens in about a minute; starting a process takes seconds.
+# One core makes prompts of so many tokens in ten seconds or more; starting a process takes some.
 WORTH_PROCESSES = 2_000_000
 MOST_WORKERS = 16
+# Tokens of the prompts that a process makes at a time: all processes end at about the same time.
+PART_TOKENS = 200_000
 
 
 @dataclass
@@ -83,16 +85,22 @@ class SampleStore:
             RulerError: they cannot be made at that length.
         """
         return self._get(
-            self.file(task, length),
-            number,
-            lambda: samples_of(
-                task,
-                length,
-                number,
-                seed=self.seed,
-                tokenizer=self.tokenizer,
-                material=self.material(ALL_TASKS[task].uses),
-            ),
+            self.file(task, length), number, lambda: self.make(task, length, range(number))
+        )
+
+    def make(self, task: str, length: int, numbers: range) -> Iterator[Sample]:
+        """Samples of a task with these numbers, made anew.
+
+        Raises:
+            RulerError: they cannot be made at that length.
+        """
+        return samples_of(
+            task,
+            length,
+            numbers,
+            seed=self.seed,
+            tokenizer=self.tokenizer,
+            material=self.material(ALL_TASKS[task].uses),
         )
 
     def depths(self, length: int, depths: Sequence[float], number: int) -> list[Sample]:
@@ -119,27 +127,37 @@ class SampleStore:
 
         Samples that cannot be made are left out; `samples` says why.
         """
-        missing = [(task, length) for task, length in wanted if not self._made(task, length)]
+        missing = [pair for pair in wanted if not self._made(*pair, number)]
         tokens = sum(length * number for _, length in missing)
         workers = min(len(missing), os.cpu_count() or 1, MOST_WORKERS)
         if workers < 2 or tokens < WORTH_PROCESSES:
             return
+        # The longest first, so that none of them is left for the end.
+        missing.sort(key=lambda pair: -pair[1])
         with (
-            ProcessPoolExecutor(workers, get_context("spawn")) as pool,
-            meter("making RULER samples, tasks and lengths", len(missing)) as progress,
+            ProcessPoolExecutor(
+                workers, get_context("spawn"), initializer=_begin, initargs=(self,)
+            ) as pool,
+            meter("making RULER samples", len(missing) * number) as progress,
         ):
-            # The longest first, so that none of them is left for the end.
-            missing.sort(key=lambda pair: -pair[1])
-            made = [pool.submit(self.samples, task, length, number) for task, length in missing]
-            for future in as_completed(made):
+            parts = [
+                [
+                    pool.submit(_part, task, length, start, min(start + size, number))
+                    for start in range(0, number, size)
+                ]
+                for task, length in missing
+                for size in [max(1, PART_TOKENS // length)]
+            ]
+            for (task, length), futures in zip(missing, parts, strict=True):
                 with suppress(RulerError):
-                    future.result()
-                progress.advance()
+                    self._get(self.file(task, length), number, partial(_joined, futures))
+                progress.advance(number)
 
-    def _made(self, task: str, length: int) -> bool:
+    def _made(self, task: str, length: int, number: int) -> bool:
         """Whether a task's samples exist, or cannot be made because their material is missing."""
         try:
-            return self.file(task, length).is_file()
+            file = self.file(task, length)
+            return file.is_file() and len(_lines(file)) >= number
         except (RulerError, AssetError, DataError, EvaluationError):
             return True
 
@@ -201,3 +219,21 @@ def _lines(path: Path) -> list[str]:
         raise RulerError(
             f"{path} holds no RULER samples ({error}): delete the file, it is made again"
         ) from error
+
+
+_worker: SampleStore
+
+
+def _begin(store: SampleStore) -> None:
+    """Give a process of the pool its store, whose material and words it keeps."""
+    global _worker
+    _worker = store
+
+
+def _part(task: str, length: int, start: int, stop: int) -> list[Sample]:
+    return list(_worker.make(task, length, range(start, stop)))
+
+
+def _joined(parts: Iterable[Future[list[Sample]]]) -> Iterator[Sample]:
+    for part in parts:
+        yield from part.result()

@@ -6,10 +6,11 @@ Source: Hsieh et al., RULER (arXiv 2404.06654), NVIDIA/RULER scripts/synthetic.y
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
-from src.evals.ruler.fitting import Ruler
+from src.evals.ruler.fitting import Ruler, fitted
 from src.evals.ruler.material import Material
 from src.evals.ruler.niah import Niah
 from src.evals.ruler.questions import QuestionAnswering
@@ -65,16 +66,15 @@ def check_names(names: Sequence[str]) -> None:
 def samples_of(
     name: str,
     length: int,
-    number: int,
+    numbers: Iterable[int],
     *,
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     material: Material,
 ) -> Iterator[Sample]:
-    """The first `number` samples of a task at a length.
+    """The samples of a task at a length that have these numbers.
 
-    Each sample has its own random stream, so the first samples are the same however many are made,
-    in any order.
+    Each sample has its own random stream, so it is the same however many are made, in any order.
 
     Raises:
         RulerError: no such task, or the length does not suit it.
@@ -82,9 +82,13 @@ def samples_of(
     check_names([name])
     task = ALL_TASKS[name]
     ruler = Ruler(name, tokenizer, length, task.max_new_tokens)
-    for index in range(number):
-        draw = stream("ruler", seed, name, length, index)
-        yield task.sample(index, draw, ruler, material)
+    for index in numbers:
+
+        def make(ruler: Ruler, index: int = index) -> Sample:
+            draw = stream("ruler", seed, name, length, index)
+            return task.sample(index, draw, ruler, material)
+
+        yield fitted(make, ruler)
 
 
 def depth_samples(
@@ -106,7 +110,10 @@ def depth_samples(
     task = DEPTH
     assert isinstance(task, Niah)
     ruler = Ruler(DEPTH_TASK, tokenizer, length, task.max_new_tokens)
-    for depth in depths:
-        for index in range(number):
+    for depth, index in product(depths, range(number)):
+
+        def make(ruler: Ruler, index: int = index, depth: float = depth) -> Sample:
             draw = stream("ruler", seed, DEPTH_TASK, length, index)
-            yield task.sample(index, draw, ruler, material, depth=depth)
+            return task.sample(index, draw, ruler, material, depth=depth)
+
+        yield fitted(make, ruler)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar
 
@@ -71,8 +71,8 @@ class VariableTracking:
             return HEAD + "\n".join(_hidden(lines, chains, places)) + tail
 
         lines = EXAMPLE_LINES
-        if ruler.measure(text(lines)) <= EXAMPLE_TOKENS:
-            small = Ruler(ruler.task, ruler.tokenizer, EXAMPLE_TOKENS, 0)
+        if ruler.tokens(text(lines)) <= EXAMPLE_TOKENS:
+            small = replace(ruler, length=EXAMPLE_TOKENS, max_new_tokens=0)
             lines = most(text, small, least=lines, limit=EXAMPLE_TOKENS)
         return f"{text(lines)} {' '.join(variables)}\n\n"
 

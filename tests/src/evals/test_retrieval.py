@@ -43,7 +43,9 @@ def test_the_chunk_with_the_words_of_the_question_comes_first() -> None:
 def test_needles_are_found_in_a_quarter_of_the_window(
     name: str, byte_tokenizer: Any, material: Material
 ) -> None:
-    for sample in samples_of(name, 4096, 3, seed=1, tokenizer=byte_tokenizer, material=material):
+    for sample in samples_of(
+        name, 4096, range(3), seed=1, tokenizer=byte_tokenizer, material=material
+    ):
         short = shortened(byte_tokenizer, sample, 1024, CONFIG)
         assert len(byte_tokenizer(short.prompt)["input_ids"]) == short.prompt_tokens
         assert short.tokens <= 1024
@@ -61,7 +63,7 @@ def test_needles_are_found_in_a_quarter_of_the_window(
 
 def test_a_prompt_that_fits_stays_as_it_is(byte_tokenizer: Any, material: Material) -> None:
     (sample,) = samples_of(
-        "niah_single_2", 2048, 1, seed=1, tokenizer=byte_tokenizer, material=material
+        "niah_single_2", 2048, range(1), seed=1, tokenizer=byte_tokenizer, material=material
     )
     assert shortened(byte_tokenizer, sample, 2048, CONFIG) == sample
     assert shortened(byte_tokenizer, sample, 1024, CONFIG) != sample

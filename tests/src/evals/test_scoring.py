@@ -93,7 +93,7 @@ def test_processes_share_the_items_in_turn(
     from torch import distributed
 
     tokenizer = evaluation.tokenizer
-    samples = samples_of("fwe", 1024, 2, seed=0, tokenizer=tokenizer, material=material)
+    samples = samples_of("fwe", 1024, range(2), seed=0, tokenizer=tokenizer, material=material)
     asked = probe("ruler_fwe_1024", list(samples), "auto")
     reader = Reader(evaluation.candidates[1])
     given: list[tuple[list[Any], str | None]] = []

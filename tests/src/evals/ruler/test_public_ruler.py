@@ -185,7 +185,9 @@ def test_a_prompt_is_what_the_public_generator_makes_of_its_parts(
 ) -> None:
     # Bytes are tokens here: the lists of words differ below and from a length of 4096 on.
     for length in (4000, 12_000) if name == "cwe" else (4000,):
-        made = samples_of(name, length, 2, seed=1, tokenizer=byte_tokenizer, material=material)
+        made = samples_of(
+            name, length, range(2), seed=1, tokenizer=byte_tokenizer, material=material
+        )
         for sample in made:
             check(name, sample.prompt, list(sample.outputs), length)
             assert sample.max_new_tokens == TOKENS[name.partition("_")[0]]
@@ -194,7 +196,7 @@ def test_a_prompt_is_what_the_public_generator_makes_of_its_parts(
 @pytest.mark.parametrize("change", ["Some ", " are", "magic", " afterwards"])
 def test_another_wording_is_noticed(change: str, byte_tokenizer: Any, material: Material) -> None:
     (sample,) = samples_of(
-        "niah_multivalue", 4000, 1, seed=1, tokenizer=byte_tokenizer, material=material
+        "niah_multivalue", 4000, range(1), seed=1, tokenizer=byte_tokenizer, material=material
     )
     check("niah_multivalue", sample.prompt, list(sample.outputs), 4000)
     changed = sample.prompt.replace(change, change.upper() + " ", 1)

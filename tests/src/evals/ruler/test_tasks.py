@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from src.evals.ruler import tasks
 from src.evals.ruler.matching import score
 from src.evals.ruler.material import Material, QuestionSet
 from src.evals.ruler.sample import RulerError, dump, parse
@@ -39,8 +40,51 @@ def made(name: str, length: int, tokenizer: Any, material: Material, **changes: 
     settings = {"seed": 7, "number": 3} | changes
     number = settings.pop("number")
     return list(
-        samples_of(name, length, number, tokenizer=tokenizer, material=material, **settings)
+        samples_of(name, length, range(number), tokenizer=tokenizer, material=material, **settings)
     )
+
+
+class Blocks:
+    """A token for every three letters, across words: no sum over words is right."""
+
+    def __call__(self, texts: Any, **_: Any) -> dict[str, Any]:
+        whole = [
+            [0] * (-(-len(text) // 3) + 1)
+            for text in ([texts] if isinstance(texts, str) else texts)
+        ]
+        return {"input_ids": whole[0] if isinstance(texts, str) else whole}
+
+
+@pytest.mark.parametrize("kind", ["bytes", "pieces", "blocks"])
+@pytest.mark.parametrize("name", TASKS)
+def test_samples_are_those_of_searches_that_tokenize_whole_prompts(
+    name: str,
+    kind: str,
+    byte_tokenizer: Any,
+    material: Material,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokenizer = {
+        "bytes": byte_tokenizer,
+        "pieces": spaced_tokenizer(beginning=True),
+        "blocks": Blocks(),
+    }[kind]
+    samples = made(name, 2048, tokenizer, material, number=1)
+    monkeypatch.setattr(tasks, "fitted", lambda make, ruler: make(ruler))
+    assert samples == made(name, 2048, tokenizer, material, number=1)
+
+
+def test_a_search_over_words_tokenizes_the_finished_prompt_alone(
+    byte_tokenizer: Any, material: Material
+) -> None:
+    read: list[int] = []
+
+    def counting(texts: Any, **options: Any) -> Any:
+        read.append(len(texts) if isinstance(texts, str) else max(map(len, texts)))
+        return byte_tokenizer(texts, **options)
+
+    made("niah_single_2", 2048, counting, material, number=5)
+    assert len([letters for letters in read if letters > 1000]) == 5
 
 
 def test_there_are_thirteen_tasks_with_the_papers_names() -> None:

@@ -167,6 +167,8 @@ def run_blocks(page: Path, **names: object) -> None:
     """Run a page's Python from its start to its end."""
     for block in BLOCKS:
         if block.page == page and block.language == "python":
+            if "from trl " in block.text:
+                pytest.importorskip("trl", reason="TRL is part of the extra dev")
             exec(compile("\n" * block.line + block.text, str(page), "exec"), names)
 
 

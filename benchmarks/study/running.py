@@ -91,7 +91,7 @@ class Pool:
         self.grid, self.results, self.work, self._jobs = grid, results, work, jobs
         self._start = start or started
         self._running: list[Running] = []
-        self._free = parts(jobs, [device.name for device in gpus()])
+        self._free = parts(jobs, visible_gpus())
         self.failed: dict[str, str] = {}
 
     def run(self, time_limit: float | None = None) -> None:
@@ -262,6 +262,13 @@ def started(command: list[str], log: Path, part: Share) -> subprocess.Popen[byte
         )
 
 
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = len(gpus())
+    return listed.split(",")[:number] if listed else [str(place) for place in range(number)]
+
+
 def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
     """The parts of this machine that run a job each: of a GPU's memory, and of the cores.
 
@@ -270,7 +277,7 @@ def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
 
     Args:
         jobs: at a time on a GPU; without GPUs, on this machine.
-        devices: names of the GPUs.
+        devices: the GPUs, as CUDA_VISIBLE_DEVICES names them.
     """
     number = jobs * max(1, len(devices))
     cores = sorted(os.sched_getaffinity(0))
@@ -279,7 +286,7 @@ def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
     for i in range(number):
         own = {"OMP_NUM_THREADS": str(each)}
         if devices:
-            own["CUDA_VISIBLE_DEVICES"] = str(i % len(devices))
+            own["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
         if devices and jobs > 1:
             own[GPU_SHARE] = repr(1 / jobs)
         bound = frozenset(cores[i * each : (i + 1) * each]) if len(cores) >= number else None

@@ -41,7 +41,7 @@ class PackagedWeights:
     """Weights inside a package of a package registry (src/assets)."""
 
     type: Literal["package"]
-    asset: Literal["smollm2_135m", "gemma3_270m"]
+    asset: Literal["smollm2_135m", "gemma3_270m", "qwen2_5_coder_0_5b"]
 
 
 @dataclass(frozen=True)

@@ -205,9 +205,9 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
 
 def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    one, two, three, four = running.parts(2, ["H200", "H200"])
+    one, two, three, four = running.parts(2, ["4", "7"])
     assert [part.environment["CUDA_VISIBLE_DEVICES"] for part in (one, two, three, four)] == [
-        *("0", "1", "0", "1")
+        *("4", "7", "4", "7")
     ]
     assert {part.environment["LINEARARD_GPU_SHARE"] for part in (one, two)} == {"0.5"}
     assert one.environment["OMP_NUM_THREADS"] == "2"
@@ -215,6 +215,11 @@ def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     [whole] = running.parts(1, [])
     assert whole.environment == {"OMP_NUM_THREADS": "8"}
     assert running.parts(9, [])[0].cores is None, "more jobs than cores"
+    monkeypatch.setattr(running, "gpus", lambda: ("H200", "H200"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert running.visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert running.visible_gpus() == ["3", "5"]
 
 
 class Waiting(Ended):

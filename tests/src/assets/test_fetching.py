@@ -287,8 +287,6 @@ def test_a_zstandard_package_is_read_through_dpkg(workshop: Workshop) -> None:
 def test_an_unknown_name_lists_the_known_ones() -> None:
     known = "gemma3_270m, qwen2_5_coder_0_5b, smollm2_135m, "
     with pytest.raises(AssetError, match=f"'nosuch'; there are: {known}"):
-        AssetError, match="'nosuch'; there are: gemma3_270m, qwen2_5_coder_0_5b, smollm2_135m, "
-    ):
         fetching.fetch("nosuch")
 
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
+from src import environment
 from src.assets.pins import AssetError
 from src.settings import strict
 from src.settings.strict import ConfigError
@@ -64,14 +65,15 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
     # The deepspeed launcher adds this option; the environment holds the same number.
     sys.argv = [a for a in sys.argv if not a.startswith("--local_rank")]
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        if takes_overrides:
-            check_arguments(sys.argv[1:], boundary)
-        app()
-    except (HydraException, OmegaConfBaseException) as error:
-        _exit(explain_hydra(error, boundary), USAGE_ERROR)
-    except ConfigError as error:
-        _exit(str(error), USAGE_ERROR)
+    with environment.redacting_output():
+        try:
+            if takes_overrides:
+                check_arguments(sys.argv[1:], boundary)
+            app()
+        except (HydraException, OmegaConfBaseException) as error:
+            _exit(explain_hydra(error, boundary), USAGE_ERROR)
+        except ConfigError as error:
+            _exit(str(error), USAGE_ERROR)
 
 
 def _is_users(error: Exception) -> bool:

@@ -18,6 +18,8 @@ from typing import Any
 
 import yaml
 
+from src import environment
+
 SCHEMA = 1
 # Space that is given up when the disk is full, so that the end of the run can be recorded.
 RESERVE = ".reserve"
@@ -169,11 +171,13 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         start = {"schema": SCHEMA, "state": "running", "error": None, "started_at": _now()}
         start |= {"updated_at": start["started_at"], "finished_at": None, "seconds": 0.0}
-        write_sealed(folder.record_file, {**start, "tokens": 0, "step": 0, "stages": [], **record})
+        start |= {"tokens": 0, "step": 0, "stages": []}
+        write_sealed(folder.record_file, start | environment.all_redacted(record))
         # Written second: a start that is cut off in between still counts as one that starts anew.
         folder.config_file.touch(0o600)
         folder.config_file.write_text(
-            yaml.safe_dump(dict(config), sort_keys=False), encoding="utf-8"
+            yaml.safe_dump(environment.all_redacted(dict(config)), sort_keys=False),
+            encoding="utf-8",
         )
         return folder
 
@@ -192,7 +196,18 @@ class RunFolder:
         return folder
 
     def config(self) -> dict[str, Any]:
-        """The resolved config of the run.
+        """The config of the run, with environment variables as they are now.
+
+        Raises:
+            RunFolderError: it cannot be read, or a variable that it refers to is not set.
+        """
+        try:
+            return environment.resolved(self.stored_config())
+        except environment.MissingVariableError as error:
+            raise RunFolderError(f"{self.config_file}: {error}") from error
+
+    def stored_config(self) -> dict[str, Any]:
+        """The config as it is stored: with references to environment variables.
 
         Raises:
             RunFolderError: it cannot be read.
@@ -223,7 +238,10 @@ class RunFolder:
 
     def update(self, **values: Any) -> None:
         """Change entries of run.json."""
-        write_sealed(self.record_file, self.record() | {"updated_at": _now()} | values)
+        write_sealed(
+            self.record_file,
+            self.record() | {"updated_at": _now()} | environment.all_redacted(values),
+        )
 
     def reserve(self) -> None:
         """Take the space that the record needs if the disk is full later."""
@@ -244,7 +262,7 @@ class RunFolder:
 
     def log(self, metrics: Mapping[str, Any]) -> None:
         """Append a line to metrics.jsonl; a value that is not finite is written as null."""
-        line = json.dumps(_finite(metrics), allow_nan=False)
+        line = json.dumps(environment.all_redacted(_finite(metrics)), allow_nan=False)
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 

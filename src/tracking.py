@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
+from src import environment
+
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
     from wandb import Run
@@ -143,7 +145,8 @@ class WandbTracker(Tracker):
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         import wandb
 
-        self._run.log({name: wandb.Table(columns=list(columns), data=[list(r) for r in rows])})
+        data = environment.all_redacted([list(row) for row in rows])
+        self._run.log({name: wandb.Table(columns=list(columns), data=data)})
 
     def log_figures(self, figures: Mapping[str, Figure]) -> None:
         import wandb
@@ -195,7 +198,7 @@ class TensorBoardTracker(Tracker):
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         lines = [columns, ["---"] * len(columns), *rows]
         text = "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
-        self._writer.add_text(name, text, self._step)
+        self._writer.add_text(name, environment.redacted(text), self._step)
 
     def finish(self, *, succeeded: bool) -> None:
         del succeeded
@@ -246,21 +249,28 @@ def start(
     tags: Sequence[str],
     settings: Mapping[str, Any],
 ) -> Tracker:
-    """The tracker of the config."""
+    """The tracker of the config.
+
+    It gets no values of environment variables, but for those in the project and the entity, which
+    are where the run goes.
+    """
+    settings = environment.all_redacted(settings)
     if config.mode == "disabled":
         return Tracker()
     if config.mode == "tensorboard":
         return TensorBoardTracker(run_dir, settings)
     import wandb
 
+    # Its metadata has the command.
+    (run_dir / "wandb").mkdir(mode=0o700, parents=True, exist_ok=True)
     run = wandb.init(
         project=config.project,
         entity=config.entity,
-        group=config.group,
+        group=config.group and environment.redacted(config.group),
         id=run_id,
-        name=name,
-        job_type=job_type,
-        tags=list(tags),
+        name=environment.redacted(name),
+        job_type=environment.redacted(job_type),
+        tags=environment.all_redacted(list(tags)),
         config=flattened(settings),
         dir=str(run_dir),
         mode=config.mode,

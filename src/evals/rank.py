@@ -8,12 +8,14 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from src import environment
 from src.evals import running
 
 
 def main(request: Path) -> None:
     """Join the other processes and do this one's part."""
-    running.rank(request)
+    with environment.redacting_output():
+        running.rank(request)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from src import environment
 from src.assets.cache import cache_dir
 from src.assets.pins import AssetError
 from src.data.documents import DataError
@@ -165,7 +166,7 @@ def problems(run: RunConfig) -> list[str]:
 def rank(request: Path) -> None:
     """One of the processes that share an evaluation; `request` is what `_in_ranks` wrote."""
     asked = json.loads(request.read_text(encoding="utf-8"))
-    settings = strict.load_plain(EvaluateConfig, asked["settings"])
+    settings = strict.load_plain(EvaluateConfig, environment.resolved(asked["settings"]))
 
     def work(world: World) -> None:
         with launch.joined(world, cuda=uses_cuda(settings.device)):
@@ -183,7 +184,8 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Evaluated:
     logs = _target(settings) / "logs" / "evaluation"
     with tempfile.TemporaryDirectory(prefix="evaluation-") as folder:
         request = Path(folder) / "request.json"
-        write_json(request, {"settings": asdict(settings), "logs": str(logs)})
+        asked = environment.all_redacted(asdict(settings))
+        write_json(request, {"settings": asked, "logs": str(logs)})
         launch.spawn(["-m", "src.evals.rank", str(request)], nproc=nproc, logs=logs)
         answer = json.loads(request.with_name("answer.json").read_text(encoding="utf-8"))
     records = {
@@ -295,10 +297,12 @@ def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str,
     if record.limit is not None and _is_whole(folder / f"{name}.json"):
         # A quick look must not overwrite complete results.
         name = record.marked(record.suite, ".limit_")
-    write_json(folder / f"{name}.json", record.plain())
+    write_json(folder / f"{name}.json", environment.all_redacted(record.plain()))
     lines = folder / f"{name}.items.jsonl"
     if items:
-        text = "".join(json.dumps(item, allow_nan=False) + "\n" for item in items)
+        text = "".join(
+            json.dumps(environment.all_redacted(item), allow_nan=False) + "\n" for item in items
+        )
         write_whole(lines, text.encode())
     else:
         lines.unlink(missing_ok=True)

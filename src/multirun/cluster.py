@@ -79,6 +79,8 @@ def run(
     executor.update_parameters(
         **{k if k in _COMMON else f"{kind}_{k}": v for k, v in settings.items()}
     )
+    # What it pickles there has the jobs' commands.
+    (folder / "submitit").mkdir(mode=0o700, exist_ok=True)
     parent = os.getpid() if kind == "local" else None
     with executor.batch():
         jobs = [executor.submit(ClusterJob(task, parent)) for task in tasks]

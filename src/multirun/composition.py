@@ -26,7 +26,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src import command
+from src import command, environment
 from src.planning.plan import Plan
 from src.settings import loading
 from src.settings.config import RunConfig
@@ -243,6 +243,9 @@ def _fixed(typed: Sequence[Override], key: str) -> str | None:
                 f"{key}={override.get_value_string()}: one value, the same for all jobs"
             )
         value = override.value()
+    if isinstance(value, str) and "${" in value:
+        # Hydra composes no config of a whole sweep, so this resolves only what needs none.
+        value = loading.to_plain({key: value})[key]
     return None if value is None else str(value)
 
 
@@ -338,7 +341,7 @@ def _resolved(line: str, composed: DictConfig) -> str:
         return line
     selected = OmegaConf.select(composed, key)
     plain = OmegaConf.to_container(selected) if OmegaConf.is_config(selected) else selected
-    return f"{key}={plain}"
+    return environment.redacted(f"{key}={plain}")
 
 
 def _launcher(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from rich.console import Console
 from rich.table import Table
 
+from src import environment
 from src.data.usage import StreamUse, TextUse
 from src.models.config import native_rope
 from src.models.hf_config import native_config, planned_facts, resolved_shape
@@ -34,15 +35,17 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     if not console.is_terminal:
         console.width = max(console.width, 110)
     console.print(
-        f"[bold]{config.experiment}[/bold]: {plan.method} on {plan.model}, "
-        f"{config.rope.type} RoPE scaling {plan.native_window:,} -> {plan.target_length:,} tokens "
-        f"(factor {plan.factor:g}), {plan.engine.dtype}, seed {config.seed}"
+        environment.redacted(
+            f"[bold]{config.experiment}[/bold]: {plan.method} on {plan.model}, {config.rope.type} "
+            f"RoPE scaling {plan.native_window:,} -> {plan.target_length:,} tokens "
+            f"(factor {plan.factor:g}), {plan.engine.dtype}, seed {config.seed}"
+        )
     )
     console.print(_stages(plan))
     if chosen:
         console.print(f"engine, chosen by the plan: {chosen}")
     for line in _notes(plan, config):
-        console.print(line)
+        console.print(environment.redacted(line))
     console.print(_memory(plan))
     if plan.seconds is None:
         listed = ", ".join(facts.name for facts in ACCELERATORS.values())

@@ -17,9 +17,11 @@ import hydra
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from omegaconf.resolvers import oc
 
+from src import environment
 from src.models import own
 from src.models.config import MOST_LAYERS, ModelError
 from src.models.student import own_rope
@@ -49,6 +51,20 @@ def _doubled(shortest: int, longest: int, tokens: int) -> list[int]:
     return [first << step for step in range((last // first).bit_length())]
 
 
+# Variables that were asked for since it was last cleared, with their values.
+_asked: dict[str, str] = {}
+
+
+def _variable(name: str, *default: Any) -> Any:
+    """The environment variable, which is kept out of all that is written."""
+    value = oc.env(name, *default)
+    if value is not None and os.environ.get(name) == value:
+        _asked[name] = value
+        environment.hide(value, environment.interpolation(name))
+    return value
+
+
+OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
 # Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
 # every second of N layers, counted back from the last one.
 OmegaConf.register_new_resolver("times", operator.mul, replace=True)
@@ -117,7 +133,11 @@ def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
     Raises:
         ConfigError: anything refused; one line for each fault.
     """
-    return load_plain(cls, to_plain(config))
+    try:
+        return load_plain(cls, to_plain(config))
+    except ConfigError as error:
+        message = environment.redacted(str(error))
+        raise ConfigError(message) from (error if message == str(error) else None)
 
 
 def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -129,6 +149,7 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     created = OmegaConf.create(config)  # type: ignore[arg-type]  # a DictConfig is accepted too
     _check_names(OmegaConf.to_container(created))
     try:
+        _hide_variables(created)
         _complete(created)
         plain = OmegaConf.to_container(
             created,
@@ -140,14 +161,52 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: {reason}; give it a value") from error
     assert isinstance(plain, dict)
+    _check_names(plain)
     return typing.cast("dict[str, Any]", plain)
+
+
+def _hide_variables(node: DictConfig | ListConfig, path: str = "") -> None:
+    """Let texts that variables are part of be written with their interpolations.
+
+    Raises:
+        ConfigError: a resolver makes something else of a variable's text, which cannot be hidden.
+    """
+    keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
+    for key in keys:
+        where = f"{path}.{key}" if path else str(key)
+        if not OmegaConf.is_interpolation(node, key):
+            if not OmegaConf.is_missing(node, key) and OmegaConf.is_config(node[key]):
+                _hide_variables(node[key], where)
+            continue
+        _asked.clear()
+        try:
+            value = node[key]
+        except OmegaConfBaseException:
+            continue  # it may need what the model's own config says; else it is refused later
+        if not _asked:
+            continue
+        asked = {text: environment.interpolation(name) for name, text in _asked.items()}
+        written = value
+        if isinstance(value, str):
+            for text in sorted(filter(None, asked), key=len, reverse=True):
+                written = written.replace(text, asked[text])
+            environment.hide(value, written)
+        direct = "oc.env" in str(OmegaConf.to_container(node)[key])  # type: ignore[index]
+        several = direct and not isinstance(value, (str, int, float, bool))
+        if several or (isinstance(value, str) and written == value):
+            raise ConfigError(
+                f"{where}: it is made of the environment variable {next(iter(_asked))} by a "
+                "resolver, so its text could not be kept out of what is written: refer to the "
+                f"variable itself, {next(iter(asked.values()))}, or type the value"
+            )
 
 
 def _check_names(value: Any, path: str = "") -> None:
     """Refuse names that no file can have: to ask whether such a file is there fails already.
 
     Raises:
-        ConfigError: a part of a text between slashes is longer.
+        ConfigError: a part of a text between slashes is longer, or a text looks like a reference to
+            the environment, which a resumed run would follow.
     """
     if isinstance(value, Mapping):
         for key, inner in value.items():
@@ -155,6 +214,8 @@ def _check_names(value: Any, path: str = "") -> None:
     elif isinstance(value, list):
         for number, inner in enumerate(value):
             _check_names(inner, f"{path}[{number}]")
+    elif isinstance(value, str) and "\\${oc.env:" in value:
+        raise ConfigError(f"{path}: {value!r}: write ${{oc.env:NAME}} without a backslash, or no $")
     elif isinstance(value, str) and "${" not in value:
         longest = max(value.split("/"), key=len)
         if len(os.fsencode(longest)) > _LONGEST_NAME:

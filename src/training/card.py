@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from src import environment
 from src.assets.pins import ASSETS
 from src.data.config import HubDataset, PackagedText
 from src.evals.suite import ResultTable
@@ -47,7 +48,7 @@ def model_card(
         _scores(tables),
         _usage(config),
     ]
-    return "\n\n".join(parts) + "\n"
+    return environment.redacted("\n\n".join(parts) + "\n")
 
 
 def add_scores(

@@ -21,6 +21,7 @@ import torch
 import yaml
 from torch import distributed
 
+from src import environment
 from src.manifest import (
     DamageError,
     FileDigest,
@@ -152,6 +153,7 @@ def _finish(
     records: dict[str, FileDigest] = {}
     for record in (folder.record_file, folder.config_file, folder.metrics_file):
         copied = partial / record.name
+        copied.touch(0o600)  # it may hold a command
         shutil.copyfile(record, copied)
         sync_file(copied)
         records[record.name] = digest_of(copied)
@@ -264,8 +266,10 @@ def _read(path: Path, content: Mapping[str, Any]) -> Checkpoint:
 def _refuse_others(folder: RunFolder, skipped: list[tuple[Path, DamageError]]) -> None:
     for path, error in skipped:
         if isinstance(error, OtherSettingsError):
+            names = sorted(environment.variables(folder.stored_config()))
+            set_again = f" set {', '.join(names)} as before," if names else ""
             raise CheckpointError(
-                f"config.yaml: {path} was written with other settings; put the copy "
+                f"config.yaml: {path} was written with other settings;{set_again} put the copy "
                 f"{path / folder.config_file.name} back, or start a new run with another run_dir"
             ) from error
         if (path / "position.json").is_file():

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from src import environment
 from src.planning.devices import gpu_share
 from src.training.signals import PARENT_VARIABLE, Stopped, deferred, received, stoppable
 
@@ -285,7 +286,7 @@ def run_rank(work: Callable[[World], None], logs: Path) -> None:
         if number := received():
             sys.exit(128 + number)
         trace = logs / f"rank-{world.rank}.traceback"
-        trace.write_text(traceback.format_exc(), encoding="utf-8")
+        trace.write_text(environment.redacted(traceback.format_exc()), encoding="utf-8")
         raise
 
 

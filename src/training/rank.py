@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from src import environment
 from src.run_folder import RunFolder
 from src.settings import strict
 from src.settings.config import RunConfig
@@ -18,7 +19,8 @@ def main(run_dir: Path) -> None:
     """Join the other ranks and do this one's part of the run."""
     folder = RunFolder.open(run_dir)
     settings = strict.load_plain(RunConfig, folder.config())
-    launch.run_rank(lambda world: run.execute(settings, folder, world), folder.logs)
+    with environment.redacting_output():
+        launch.run_rank(lambda world: run.execute(settings, folder, world), folder.logs)
 
 
 if __name__ == "__main__":

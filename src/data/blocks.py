@@ -219,7 +219,6 @@ class Blocks:
 def _too_short(documents: Sequence[tuple[str, np.ndarray]], length: int) -> str:
     name, longest = max(documents, key=lambda document: len(document[1]))
     return (
-        f"no training document is {length} tokens long, and data.packing=false keeps blocks within "
-        f"documents: the longest, {name!r}, has {len(longest)}; choose shorter blocks, "
-        "data.packing=auto, or data with longer documents"
+        f"no training document is {length} tokens long, and blocks are not packed: the longest, "
+        f"{name!r}, has {len(longest)}; choose shorter blocks, or data with longer documents"
     )

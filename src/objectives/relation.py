@@ -208,8 +208,10 @@ class Relation(Objective):
         return f"weights.av={self.weights.av}" if self.weights.av else None
 
     def needs_whole_documents(self) -> str | None:
-        """`teacher_chunk`, since the teacher's chunks do not keep documents apart."""
-        return None if self.teacher_chunk is None else f"teacher_chunk={self.teacher_chunk}"
+        """Chunks of the teacher, which cross borders; the error of A V, a ratio of two means."""
+        if self.teacher_chunk is not None:
+            return f"teacher_chunk={self.teacher_chunk}"
+        return f"weights.av={self.weights.av}" if self.weights.av else None
 
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts

@@ -1,8 +1,9 @@
 """Attention in packed blocks: every token sees earlier tokens of its own document only.
 
 On a GPU in half precision, each document is a sequence of its own for flash attention, so nothing
-is computed across borders. Elsewhere the ordinary attention gets a mask of all tokens by all
-tokens. Both work on tensors of fixed shapes, so they can be recorded as CUDA graphs.
+is computed across borders. Elsewhere on a GPU the ordinary attention gets a mask of all tokens by
+all tokens. Both work on tensors of fixed shapes, so they can be recorded as CUDA graphs. On a CPU
+one document follows another: documents of an eighth of a block need an eighth of the time.
 
 Shapes: b batch, h query heads, g key-value heads, t tokens of whole blocks, d head size.
 """
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from src.objectives.base import Segments
 
@@ -54,6 +57,8 @@ class PackedAttention:
             window = None
         if fast and _flash_takes(query):
             return self._flash(qkv, window, options.get("scaling")), None
+        if fast and not query.is_cuda:
+            return self._by_document(qkv, window, options.get("scaling")), None
         seen_b1tt = self._mask(window)
         if not fast:
             # Eager attention adds its mask to the scores.
@@ -62,15 +67,32 @@ class PackedAttention:
         options = {name: value for name, value in options.items() if name != "attention_mask"}
         return ordinary(module, *qkv, seen_b1tt, **options)
 
+    def _by_document(
+        self, qkv: tuple[Tensor, Tensor, Tensor], window: int | None, scale: float | None
+    ) -> Tensor:
+        """Attention over one document after another, [b, t, h, d]."""
+        b, h, t, d = qkv[0].shape
+        # torch has no fast attention with grouped heads on a CPU.
+        whole = [x.repeat_interleave(h // x.shape[1], dim=1) for x in qkv]
+        outputs: list[Tensor] = []
+        for start, end in pairwise([*self.segments.starts_n.tolist(), b * t]):
+            if start == end:
+                continue
+            row, first = divmod(start, t)
+            q, k, v = (x[row : row + 1, :, first : first + end - start] for x in whole)
+            sliding = window is not None and window < end - start
+            mask = _seen(end - start, window, q.device) if sliding else None
+            attended = functional.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=not sliding, scale=scale
+            )
+            outputs.append(attended[0])
+        return torch.cat(outputs, 1).view(h, b, t, d).permute(1, 2, 0, 3)
+
     def _mask(self, window: int | None) -> Tensor:
         """Which tokens each token sees, bool [b, 1, t, t]; made once for all layers."""
         if window not in self._masks:
             ids_bt = self.segments.ids_bt
-            index_t = torch.arange(ids_bt.shape[1], device=ids_bt.device)
-            back_tt = index_t[:, None] - index_t
-            seen_tt = back_tt >= 0
-            if window is not None:
-                seen_tt = seen_tt & (back_tt < window)
+            seen_tt = _seen(ids_bt.shape[1], window, ids_bt.device)
             same_b1tt = ids_bt[:, None, :, None] == ids_bt[:, None, None, :]
             self._masks[window] = same_b1tt & seen_tt
         return self._masks[window]
@@ -92,6 +114,13 @@ class PackedAttention:
             q, k, v, starts_n, starts_n, t, t, scale=scale, window_size=seen, **grouped
         )
         return attended.view(b, t, h, d)
+
+
+def _seen(tokens: int, window: int | None, device: torch.device) -> Tensor:
+    """Causal attention over one document, with a window or without, bool [t, t]."""
+    index_t = torch.arange(tokens, device=device)
+    back_tt = index_t[:, None] - index_t
+    return (back_tt >= 0) if window is None else (back_tt >= 0) & (back_tt < window)
 
 
 def _flash_takes(query: Tensor) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from src.data.corpus import Corpus, TrainingBlocks
+from src.data.documents import DataError
 from src.data.preparation import prepare_corpus
 from src.data.usage import StreamUse, TextUse
 from src.models.loading import load_tokenizer
@@ -47,23 +48,30 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
         read = StageSchedule(stage).blocks_read()
         blocks[name] = {}
         for stream, settings in stage.streams.items():
-            made = corpus.blocks(
-                settings.length,
-                seed=config.seed,
-                stream=f"{name}/{stream}",
-                packing=_packing(config, settings),
-                weights=config.data.weights,
-                # Long blocks are there for text that is long itself.
-                wanted=read[stream] if settings.length > config.model.native_window else None,
-            )
+            unpacked = _why_unpacked(config, settings)
+            try:
+                made = corpus.blocks(
+                    settings.length,
+                    seed=config.seed,
+                    stream=f"{name}/{stream}",
+                    packing=False if unpacked else config.data.packing is True or None,
+                    weights=config.data.weights,
+                    # Long blocks are there for text that is long itself.
+                    wanted=read[stream] if settings.length > config.model.native_window else None,
+                )
+            except DataError as error:
+                reason = f" ({unpacked})" if unpacked else ""
+                raise DataError(
+                    f"recipe.stages.{name}.streams.{stream}{reason}: {error}"
+                ) from error
             blocks[name][stream] = made
             uses.append(StreamUse.of(f"{name}/{stream}", made, read[stream]))
     return Data(corpus, blocks, TextUse.of(corpus, uses))
 
 
-def _packing(config: RunConfig, stream: StreamConfig) -> bool | None:
-    """Whether a stream's blocks are packed; None where the texts decide."""
-    terms = (config.objective.terms[name] for name in stream.terms)
-    if any(term.needs_whole_documents() is not None for term in terms):
-        return False
-    return None if config.data.packing == "auto" else config.data.packing
+def _why_unpacked(config: RunConfig, stream: StreamConfig) -> str | None:
+    """The setting that keeps a stream's blocks within documents; None if they may be packed."""
+    for name in stream.terms:
+        if (setting := config.objective.terms[name].needs_whole_documents()) is not None:
+            return f"objective.terms.{name}.{setting} needs whole documents"
+    return "data.packing=false" if config.data.packing is False else None

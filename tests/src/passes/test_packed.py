@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from src import objectives as registry
 from src.data.blocks import Blocks
 from src.models.adapters import FullParameters, causal_model
 from src.models.families import FAMILIES
@@ -17,6 +18,7 @@ from src.models.shapes import facts_of
 from src.objectives.base import Batch, Objective
 from src.objectives.language_modeling import LanguageModeling
 from src.objectives.logit_distillation import LogitDistillation
+from src.objectives.longce import LongCE
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation, RelationWeights
 from src.objectives.weighted_sum import WeightedSum
@@ -37,12 +39,16 @@ LENGTH = 12
 SIZES = [7, 3, 12, 11, 1, 26, 4, 9]
 OBJECTIVES: dict[str, Objective] = {
     "relation": Relation("relation", RelationWeights(1.0, 0.5, 2.0, 0.7)),
+    "reference": Relation("relation", RelationWeights(qk=1), normalization="reference"),
+    "relation-heads": Relation("relation", relation_heads=4, layers="last", temperature=2.0),
     "longred": LongRed("longred", (1, 3)),
+    "longred-last": LongRed("longred", "last"),
     "logits": LogitDistillation("logit_distillation", chunk=5),
     "language": LanguageModeling("language_modeling", chunk=5),
 }
 # Cross-entropy and cosines are in float32, and so are norms, whose rounding may flip.
 CLOSE = {"relation": {"rtol": 1e-5, "atol": 1e-9}, "": {"rtol": 1e-4, "atol": 1e-6}}
+CLOSE |= {"reference": CLOSE["relation"], "relation-heads": CLOSE["relation"]}
 
 
 def documents(sizes: Sequence[int] = SIZES) -> list[tuple[str, np.ndarray]]:
@@ -123,7 +129,12 @@ def same(found: Tensor, expected: Tensor, network: nn.Module, name: str) -> None
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", OBJECTIVES)
-@by_default(lambda family, name: family in ("llama", "mistral", "gemma3"))
+@by_default(
+    lambda family, name: (
+        family
+        in ("llama", "mistral", "gemma3")[: 1 if name in ("reference", "longred-last") else 3]
+    )
+)
 def test_losses_and_gradients_are_those_of_documents_alone(family: str, name: str) -> None:
     blocks = Blocks(documents(), LENGTH, seed=1, stream="it", packing=True)
     assert len(blocks) == 7
@@ -134,12 +145,30 @@ def test_losses_and_gradients_are_those_of_documents_alone(family: str, name: st
     same(found, alone(made, batches, name), made[0], name)
 
 
+def test_every_objective_is_here_or_refuses_packed_blocks() -> None:
+    """A new objective needs a line in `OBJECTIVES` above, and in those of test_sequence.py."""
+    refusing: list[Objective] = [
+        LongCE("longce"),
+        Relation("relation", RelationWeights(av=1.0)),
+        Relation("relation", teacher_chunk=8),
+        LogitDistillation("logit_distillation", last_tokens=4),
+    ]
+    assert all(objective.needs_whole_documents() for objective in refusing)
+    assert not any(objective.needs_whole_documents() for objective in OBJECTIVES.values())
+    known = {type(objective) for objective in (*refusing, *OBJECTIVES.values())}
+    assert known == set(registry.OBJECTIVES)
+
+
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 7), (2, 1), (2, 2)])
-@pytest.mark.parametrize("name", ["language", "relation"])
-def test_ranks_and_micro_batches_change_nothing(ranks: int, micro_batch: int, name: str) -> None:
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+@by_default(lambda ranks, family: family == ("llama" if ranks == 1 else "mistral"))
+def test_ranks_and_micro_batches_change_nothing(
+    ranks: int, micro_batch: int, name: str, family: str
+) -> None:
     """Blocks have other numbers of documents, so of predicted tokens; the last one is cut."""
     blocks = Blocks(documents(), LENGTH, seed=1, stream="it", packing=True)
-    made = module("llama", OBJECTIVES[name])
+    made = module(family, OBJECTIVES[name])
     batches = stage_batches(blocks, tokens=LENGTH * len(blocks) - 5)
     expected = step_loss(made, batches, ranks=1, micro_batch=1)
     found = step_loss(made, batches, ranks=ranks, micro_batch=micro_batch)

@@ -46,6 +46,7 @@ OBJECTIVES: dict[str, Objective] = {
     "relation": Relation("relation", ALL_WEIGHTS),
     "reference": Relation("relation", ALL_WEIGHTS, normalization="reference"),
     "longred": LongRed("longred", (1, 3)),
+    "longred-last": LongRed("longred", "last"),
     "logits": LogitDistillation("logit_distillation", chunk=5),
     "language": LanguageModeling("language_modeling", chunk=5),
 }
@@ -80,7 +81,8 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
     planned = plan.make(settings, world_size=world.size).stage(name)
     engines = stage.build_engines(settings, name, planned, objectives)
     # Random tokens replace a corpus's blocks.
-    blocks: Any = {stream: Blocks(x.length) for stream, x in streams.items()}
+    made = _packed_blocks if out.name.startswith("packed") else Blocks
+    blocks: Any = {stream: made(x.length) for stream, x in streams.items()}
     stage_run = stage.stage_run(settings, planned, engines, blocks, world)
     records: list[StepRecord] = []
     stage_run.train(0, records.append)
@@ -89,6 +91,14 @@ def trained(settings: RunConfig, world: World, out: Path) -> None:
         out.with_suffix(".json").write_text(json.dumps([r.metrics for r in records]))
         save_file(weights, out.with_suffix(".safetensors"))
     engines.close()
+
+
+def _packed_blocks(length: int) -> PackedBlocks:
+    """Documents of a third of a block to five thirds."""
+    draw = np.random.default_rng(length)
+    sizes = draw.integers(length // 3, length * 5 // 3, 40)
+    documents = [(f"d{n}", draw.integers(0, 256, size)) for n, size in enumerate(sizes)]
+    return PackedBlocks(documents, length, seed=0, stream="it", packing=True)
 
 
 def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:

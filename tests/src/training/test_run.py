@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -199,6 +200,46 @@ def test_a_stopped_run_resumes_to_the_same_bits(
     assert all(exported[0][name].equal(exported[1][name]) for name in exported[1])
     again = run_here("src.train", f"resume={folder}")
     assert (again.returncode, "nothing is left to do" in again.stdout) == (0, True)
+
+
+def test_a_run_on_packed_blocks_resumes_to_the_same_bits(
+    tiny_overrides: list[str], tmp_path: Path, run_here: RunHere, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real engines, with dropout. The run is stopped in each of its stages."""
+    draw = random.Random(0)
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for i in range(80):
+        text = "".join(draw.choices("abcdefgh ", k=draw.randint(5, 60)))
+        (texts / f"t{i}.txt").write_text(f"{i}{text}")
+    settings = [
+        *tiny_overrides,
+        f"data.sources.files.paths=[{texts}]",
+        "data.held_out=[t1*]",
+        "recipe.stages.ard.parameters.dropout=0.1",
+    ]
+    whole, folder = tmp_path / "whole", tmp_path / "run"
+    done = run_here("src.train", *settings, f"run_dir={whole}")
+    assert done.returncode == 0, done.stderr
+    streams = RunFolder(whole).record()["texts"]["streams"]
+    assert all(s["packed_blocks"] == s["blocks"] for s in streams.values())
+    log = RunFolder.log
+    for stop, command in ((3, [*settings, f"run_dir={folder}"]), (5, [f"resume={folder}"])):
+
+        def log_and_stop(self: RunFolder, entry: dict[str, Any], stop: int = stop) -> None:
+            log(self, entry)
+            if entry["step"] == stop:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(RunFolder, "log", log_and_stop)
+            assert run_here("src.train", *command).returncode == 143
+        assert RunFolder(folder).record()["state"] == "interrupted"
+    resumed = run_here("src.train", f"resume={folder}")
+    assert resumed.returncode == 0, resumed.stderr
+    assert losses(folder) == losses(whole)
+    mine, theirs = (weights_of(run / "export") for run in (folder, whole))
+    assert all(mine[name].equal(theirs[name]) for name in theirs)
 
 
 @pytest.mark.usefixtures("fake_engines")

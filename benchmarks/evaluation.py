@@ -57,11 +57,21 @@ DATA = DataConfig("moby_dick", {"moby_dick": PackagedText("package", "moby_dick"
 class PlainRows:
     """What `decoding.Rows` does, for models of full attention, without its means."""
 
-    def __init__(
-        self, model: Any, prompts: Sequence[list[int]], room: int, read_at_once: int
-    ) -> None:
-        del room, read_at_once
-        self._model, device = model, model.device
+    is_ahead, held = False, 0
+
+    def __init__(self, model: Any, size: tuple[int, int], room: int) -> None:
+        del size, room
+        self._model = model
+
+    def fits(self, rows: int, tokens: int, room: int) -> bool:
+        """Every batch has rows of its own."""
+        del rows, tokens, room
+        return False
+
+    def read(self, prompts: Sequence[list[int]], read_at_once: int) -> None:
+        """Read prompts and write the first token of each."""
+        del read_at_once
+        model, device = self._model, self._model.device
         longest = max(len(row) for row in prompts)
         self._lengths_b1 = torch.tensor([[len(row)] for row in prompts], device=device)
         ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in prompts], device=device)
@@ -76,6 +86,10 @@ class PlainRows:
         self._positions_bs = positions_bs.masked_fill(
             positions_bs >= self._lengths_b1, torch.iinfo(torch.long).max
         )
+
+    def written(self, tokens: int) -> Callable[[], list[list[int]]]:
+        """The first tokens of all answers."""
+        return self.written_bn[:, :tokens].tolist
 
     def step(self) -> None:
         """Write the next token of every row."""

@@ -2,12 +2,16 @@
 
 A token of a small model is hundreds of kernels of a few microseconds each: the host takes longer to
 launch them than the GPU to run them. Keys and values therefore lie in tensors of fixed size. On a
-GPU the launches of one token are recorded once, as a CUDA graph, and replayed for all others.
+GPU the launches of one token are recorded once, as a CUDA graph, and replayed for all others, and
+for all batches that have room in the same rows.
 
 Prompts are padded at the *end* while they are read. Under a causal mask no token sees the padding
 after it, so no mask is needed and attention uses its fast kernels. (A mask for padding at the front
-would have rows x tokens^2 entries.) Afterwards each row goes on at its own position, and its
-padding is masked as a key. Rotary positions equal those of a row alone.
+would have rows x tokens^2 entries.) Afterwards each row goes on at its own position, where its next
+key takes the place of padding. Rotary positions equal those of a row alone.
+
+On a GPU in half precision, flash attention is told how many keys each row has and reads no others:
+short and finished rows cost next to nothing. Elsewhere a mask hides the other keys.
 
 Shapes: b rows, t tokens, s slots for keys, n tokens of an answer, h heads, g heads that share keys,
 d head size.
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +31,8 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import Cache, DynamicLayer
 
 from src.evals.losses import SplitModel
-from src.models.shapes import attention_windows, frequency_class
+from src.evals.seconds import SECONDS
+from src.models.shapes import attention_sizes, attention_windows, frequency_class
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -44,37 +49,91 @@ def _grouped_attention(
     value: Tensor,
     attention_mask: Tensor,
     scaling: float | None = None,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one token, [b, 1, h, d]: heads that share keys are rows of one product.
 
     transformers repeats keys and values for each head where there is a mask.
+
+    Args:
+        module: not used.
+        query: [b, h, 1, d].
+        key: [b, g, s, d].
+        value: as keys.
+        attention_mask: added to scores; or, as integers, what `_key_counts` returns.
+        scaling: of scores.
+        sliding_window: keys that a token sees; masks hold it already.
     """
     del module
     rows, heads = query.shape[:2]
-    query_bhgd = query.reshape(rows, key.shape[1], -1, query.shape[-1])
-    mixed_bhgd = torch.nn.functional.scaled_dot_product_attention(
-        query_bhgd, key, value, attn_mask=attention_mask, scale=scaling
-    )
-    return mixed_bhgd.reshape(rows, 1, heads, -1), None
+    query_bghd = query.reshape(rows, key.shape[1], -1, query.shape[-1])
+    if attention_mask.dtype == torch.int32:
+        mixed = _flash_attention(query_bghd, key, value, attention_mask, scaling, sliding_window)
+    else:
+        mixed = torch.nn.functional.scaled_dot_product_attention(
+            query_bghd, key, value, attn_mask=attention_mask, scale=scaling
+        )
+    return mixed.reshape(rows, 1, heads, -1), None
 
 
 AttentionInterface.register(_GROUPED, _grouped_attention)
 
 
+def _key_counts(at_b1: Tensor, heads: int, slots: int) -> Tensor:
+    """What flash attention is told of its keys, int32 [3, b g + 1, 1, 1].
+
+    Keys of each row and head, and where its query and its keys begin. (It has the axes of a mask,
+    so that transformers hands it on as one.)
+    """
+    counts = (at_b1 + 1).expand(-1, heads).flatten()
+    starts = torch.arange(len(counts) + 1, device=at_b1.device)
+    padded = torch.cat([counts, counts[:1]])
+    return torch.stack([padded, starts, starts * slots]).to(torch.int32)[..., None, None]
+
+
+def _flash_attention(
+    query_bghd: Tensor,
+    key_bgsd: Tensor,
+    value_bgsd: Tensor,
+    counts: Tensor,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """Flash attention over sequences of unequal lengths: a sequence is a row's head of keys."""
+    slots, size = key_bgsd.shape[2:]
+    seen = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
+    # torch.nn.attention.varlen takes the number of keys in its newer versions only.
+    return torch.ops.aten._flash_attention_forward(
+        query_bghd.flatten(0, 1),
+        key_bgsd.reshape(-1, 1, size),
+        value_bgsd.reshape(-1, 1, size),
+        counts[1, :, 0, 0],
+        counts[2, :, 0, 0],
+        1,
+        slots,
+        0.0,
+        False,
+        False,
+        scale=scale,
+        seqused_k=counts[0, :-1, 0, 0],
+        **seen,
+    )[0]
+
+
 class _Slots(DynamicLayer):
-    """A layer's keys and values, [b, h, s, d]; each token fills the slot that `slot_1` names.
+    """A layer's keys and values, [b, h, s, d]; each token fills the slot of its position.
 
     Args:
         like: a layer with the same heads.
         size: b and s.
-        slot_1: the slot.
+        at_b1: the positions.
     """
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, like: DynamicLayer, size: tuple[int, int], slot_1: Tensor) -> None:
+    def __init__(self, like: DynamicLayer, size: tuple[int, int], at_b1: Tensor) -> None:
         super().__init__()
         rows, slots = size
         self.keys, self.values = (
@@ -82,75 +141,101 @@ class _Slots(DynamicLayer):
             for kept in (like.keys, like.values)
             if kept is not None
         )
-        self._slot_1 = slot_1
+        self.at_b1 = at_b1
         self.dtype, self.device = self.keys.dtype, self.keys.device
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Fill a slot; returns all of them."""
+        """Fill a slot of each row; returns all of them."""
         del args, kwargs
-        self.keys.index_copy_(2, self._slot_1, key_states)
-        self.values.index_copy_(2, self._slot_1, value_states)
+        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+            kept.scatter_(2, self.at_b1[:, None, :, None].expand_as(new), new)
         return self.keys, self.values
 
 
 class Rows:
-    """Prompts that have been read, and the tokens that follow them.
+    """Room for prompts and the tokens that follow them.
 
     Args:
         model: a causal language model in evaluation mode.
-        prompts: token ids, all of one `frequency_class`.
-        room: tokens of an answer.
-        read_at_once: rows of a forward pass over prompts.
+        size: rows, and the most tokens of prompt and answer.
+        room: the most tokens of an answer.
 
     Attributes:
         written_bn: the answers' tokens; columns beyond the present step are not set.
     """
 
-    def __init__(
-        self, model: PreTrainedModel, prompts: Sequence[list[int]], room: int, read_at_once: int
-    ) -> None:
+    def __init__(self, model: PreTrainedModel, size: tuple[int, int], room: int) -> None:
+        rows, tokens = size
         self._model = model
         self._device = next(model.parameters()).device
         self._windows = attention_windows(model.config)
         self._kinds = getattr(model.config, "layer_types", None)
+        self._by_counts = _flash_takes(model)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._records = _has_graphs(self._device)
         if self._records and frequency_class(model.config, sys.maxsize) != 0:
             self._launch_one_by_one("its RoPE is computed anew, on the host, as a text grows")
-        lengths_b = torch.tensor([len(row) for row in prompts], device=self._device)
-        longest = max(len(row) for row in prompts)
-        slots = -(-(longest + room) // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
-        self._slot_1 = torch.tensor([longest], device=self._device)
-        self._column_1 = torch.tensor([1], device=self._device)
-        self._at_b1 = lengths_b[:, None].clone()
-        # The position that each slot has in its row: padding has one that no query reaches.
-        positions_bs = torch.arange(slots, device=self._device).expand(len(prompts), -1)
-        padded_b1 = longest - lengths_b[:, None]
-        hidden_bs = (positions_bs >= lengths_b[:, None]) & (positions_bs < longest)
-        self._positions_bs = torch.where(
-            positions_bs < longest, positions_bs, positions_bs - padded_b1
-        ).masked_fill(hidden_bs, torch.iinfo(torch.long).max)
+        self._slots = -(-tokens // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
         self._layers: list[_Slots] = []
-        self._token_b1 = torch.cat(
-            [
-                self._read(prompts[start : start + read_at_once], start, (len(prompts), slots))
-                for start in range(0, len(prompts), read_at_once)
-            ]
+        # The token that each row reads next, its position, and whether the row goes on (1) or not.
+        self._token_b1, self._at_b1, self._goes_on_b1 = (
+            torch.zeros(rows, 1, dtype=torch.long, device=self._device) for _ in range(3)
         )
-        self._cache = Cache(layers=list(self._layers))
-        self.written_bn = self._token_b1.new_zeros(len(prompts), room)
-        self.written_bn[:, :1] = self._token_b1
+        self._column_1 = self._at_b1.new_ones(1)
+        self.written_bn = self._at_b1.new_zeros(rows, room)
 
     def __len__(self) -> int:
         return len(self.written_bn)
 
-    def _read(self, prompts: Sequence[list[int]], start: int, size: tuple[int, int]) -> Tensor:
+    @property
+    def is_ahead(self) -> bool:
+        """Whether `step` returns before its tokens are written."""
+        return self._device.type == "cuda"
+
+    @property
+    def held(self) -> int:
+        """Bytes of keys and values."""
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
+
+    def fits(self, rows: int, tokens: int, room: int) -> bool:
+        """Whether other prompts can take these rows without being slower for it.
+
+        A mask makes every row as slow as the longest there could be.
+        """
+        return self._by_counts and (
+            rows <= len(self) and tokens <= self._slots and room <= self.written_bn.shape[1]
+        )
+
+    def read(self, prompts: Sequence[list[int]], read_at_once: int) -> None:
+        """Read prompts in place of those before, and write the first token of each.
+
+        Args:
+            prompts: token ids, all of one `frequency_class`.
+            read_at_once: rows of a forward pass.
+        """
+        taken = len(prompts)
+        for held in (self._token_b1, self._at_b1, self._goes_on_b1):
+            held.zero_()
+        self._column_1.fill_(1)
+        self._at_b1[:taken, 0] = torch.tensor([len(row) for row in prompts], device=self._device)
+        self._goes_on_b1[:taken] = 1
+        for start in range(0, taken, read_at_once):
+            some = prompts[start : start + read_at_once]
+            self._token_b1[start : start + len(some)] = self._read(some, start)
+        self.written_bn[:, :1] = self._token_b1
+        if self._device.type == "cuda":
+            # So that the time of reading is not counted as that of writing.
+            torch.cuda.synchronize(self._device)
+
+    def _read(self, prompts: Sequence[list[int]], start: int) -> Tensor:
         """Read some prompts into the slots of the rows from `start`: their first tokens [b, 1]."""
         longest = max(len(row) for row in prompts)
-        ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in prompts])
+        ids_bt = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for ids_t, row in zip(ids_bt, prompts, strict=True):
+            ids_t[: len(row)] = torch.tensor(row)
         # Without a config the cache keeps all keys of every layer; the masks hold the windows.
         cache = DynamicCache()
         split = SplitModel.of(self._model)
@@ -159,7 +244,8 @@ class Rows:
         ).last_hidden_state
         layers: list[Any] = cache.layers
         if not self._layers:
-            self._layers = [_Slots(layer, size, self._slot_1) for layer in layers]
+            size = (len(self), self._slots)
+            self._layers = [_Slots(layer, size, self._at_b1) for layer in layers]
         for kept, layer in zip(self._layers, layers, strict=True):
             kept.keys[start : start + len(prompts), :, :longest] = layer.keys
             kept.values[start : start + len(prompts), :, :longest] = layer.values
@@ -176,13 +262,17 @@ class Rows:
             # The first token sets libraries up, which cannot be recorded.
             self._step()
             if self._records:
-                self._record()
+                with SECONDS.of("recording tokens"):
+                    self._record()
 
     def _record(self) -> None:
         graph = torch.cuda.CUDAGraph()
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
+        except torch.OutOfMemoryError:
+            # Not a step that cannot be recorded: launched one by one it needs as much.
+            raise
         except RuntimeError as error:
             self._launch_one_by_one(str(error))
         else:
@@ -200,56 +290,96 @@ class Rows:
         logits = self._model(
             input_ids=self._token_b1,
             position_ids=self._at_b1,
-            attention_mask=self._masks(),
-            past_key_values=self._cache,
+            attention_mask=self._seen(),
+            past_key_values=Cache(layers=list(self._layers)),
             use_cache=True,
         ).logits
         self._token_b1.copy_(logits[:, -1:].argmax(-1))
         self.written_bn.index_copy_(1, self._column_1, self._token_b1)
-        for counter in (self._at_b1, self._slot_1, self._column_1):
-            counter.add_(1)
+        self._at_b1.add_(self._goes_on_b1)
+        self._column_1.add_(1)
 
-    def _masks(self) -> Any:
-        """Added to the scores of each row's token, [b, 1, 1, s]; by kind of layer if needed.
+    def _seen(self) -> Any:
+        """Which keys each row's token sees: counts, or masks [b, 1, 1, s]; by kind if needed.
 
-        Slots that are still empty have later positions, so they are hidden too.
+        Slots that are still empty have later positions, so masks hide them too.
         """
+        alike = self._kinds is None or len(set(self._kinds)) == 1
+        if self._by_counts:
+            counts = _key_counts(self._at_b1, self._layers[0].keys.shape[1], self._slots)
+            return counts if alike else dict.fromkeys(self._kinds or (), counts)
+        positions_s = torch.arange(self._slots, device=self._device)
 
         def mask(window: int | None) -> Tensor:
-            seen_bs = self._positions_bs <= self._at_b1
+            seen_bs = positions_s <= self._at_b1
             if window is not None:
-                seen_bs = seen_bs & (self._at_b1 - self._positions_bs < window)
+                seen_bs = seen_bs & (self._at_b1 - positions_s < window)
             hidden = torch.zeros(seen_bs.shape, dtype=self._model.dtype, device=self._device)
             hidden.masked_fill_(~seen_bs, torch.finfo(self._model.dtype).min)
             return hidden[:, None, None, :]
 
-        if self._kinds is None or len(set(self._kinds)) == 1:
+        if alike:
             return mask(self._windows[0])
-        windows = dict(zip(self._kinds, self._windows, strict=True))
+        windows = dict(zip(self._kinds or (), self._windows, strict=True))
         return {kind: mask(window) for kind, window in windows.items()}
 
+    def written(self, tokens: int) -> Callable[[], list[list[int]]]:
+        """The first tokens of all answers as they are now; the call that is returned waits."""
+        now_bn = self.written_bn[:, :tokens]
+        if now_bn.device.type == "cpu":
+            return now_bn.clone().tolist
+        host_bn = torch.empty(now_bn.shape, dtype=now_bn.dtype, pin_memory=True)
+        host_bn.copy_(now_bn, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait() -> list[list[int]]:
+            copied.synchronize()
+            return host_bn.tolist()
+
+        return wait
+
     def keep(self, rows: Sequence[int]) -> bool:
-        """Drop all other rows; returns whether it did so.
+        """Finish all other rows; returns whether rows have new numbers, those in `rows`.
 
         A graph would have to be recorded anew, which pays only if at most half of the rows stay.
+        Where finished rows cost nothing they stay too.
         """
+        if self._by_counts:
+            goes_on_b = torch.zeros(len(self), dtype=torch.long)
+            goes_on_b[list(rows)] = 1
+            self._goes_on_b1.copy_(goes_on_b[:, None])
+            self._at_b1.mul_(self._goes_on_b1)
+            return False
         if len(rows) > (len(self) // 2 if self._graph is not None else len(self) - 1):
             return False
         chosen = torch.tensor(rows, device=self._device)
         self._graph = None
+        for name in ("_at_b1", "_token_b1", "_goes_on_b1", "written_bn"):
+            setattr(self, name, getattr(self, name)[chosen])
         for layer in self._layers:
             # In place: a second copy of all keys and values may not fit.
             for name in ("keys", "values"):
                 held = getattr(layer, name)
                 held[: len(rows)] = held[chosen]
                 setattr(layer, name, held[: len(rows)])
-        for name in ("_positions_bs", "_at_b1", "_token_b1", "written_bn"):
-            setattr(self, name, getattr(self, name)[chosen])
+            layer.at_b1 = self._at_b1
         return True
 
 
 def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
+
+
+def _flash_takes(model: PreTrainedModel) -> bool:
+    *_, size = attention_sizes(model.config)
+    return (
+        next(model.parameters()).is_cuda
+        and model.dtype in (torch.bfloat16, torch.float16)
+        and model.config._attn_implementation == "sdpa"
+        and not size % 8
+        and size <= 256
+    )
 
 
 @contextmanager

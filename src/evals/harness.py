@@ -35,6 +35,7 @@ from torch import Tensor, distributed
 
 from src.evals.generation import continued
 from src.evals.losses import SplitModel
+from src.evals.seconds import SECONDS
 from src.evals.suite import NOT_FINITE, EvaluationError
 from src.models.shapes import frequency_class
 from src.progress import Meter, meter
@@ -148,7 +149,10 @@ class TokenBudgetLM(_HFLM):
         contexts = self._within([context for context, _ in pairs], rooms)
         pairs = [(context, answer) for context, (_, answer) in zip(contexts, pairs, strict=True)]
         self._refuse_too_long([len(context) + len(answer) for context, answer in pairs])
-        with meter(self.label, len(pairs), quiet=self.rank > 0) as progress:
+        with (
+            meter(self.label, len(pairs), quiet=self.rank > 0) as progress,
+            SECONDS.of("reading texts"),
+        ):
             scores = self._score(pairs, progress)
         if self._largest(any(not math.isfinite(nats) for nats, _ in scores)):
             raise EvaluationError(NOT_FINITE)
@@ -179,6 +183,7 @@ class TokenBudgetLM(_HFLM):
                 encoded.append((text_ids[:cut], text_ids[cut:]))
         return encoded
 
+    @SECONDS.of("tokenizing texts")
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokens of texts. A text that begins with the start token gets no second one."""
         start = self.tokenizer.decode([self.prefix_token_id])

@@ -20,6 +20,7 @@ from src.evals.preparing import Prepared, Questions, gold_of, prepare, too_long
 from src.evals.restoration import Answers
 from src.evals.sandbox import NAMES
 from src.evals.scoring import cache_key, made
+from src.evals.seconds import SECONDS
 from src.evals.suite import Candidate, Evaluation, EvaluationError
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ def _measure(
             failed = name
             try:
                 if name not in checked:
-                    checked[name] = task.checked(questions.limit)
+                    with SECONDS.of("building tasks"):
+                        checked[name] = task.checked(questions.limit)
                 failed = f"{name}, {candidate.name}"
                 began = time.perf_counter()
                 found = run_task(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,6 +21,7 @@ from src.assets.cache import cache_dir
 from src.assets.pins import AssetError
 from src.data.documents import DataError
 from src.evals.cache import ResultCache
+from src.evals.seconds import SECONDS
 from src.evals.suite import (
     Candidate,
     Evaluation,
@@ -49,11 +50,12 @@ BY_NAME = Path("outputs") / "evals"
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Records by suite, failures by suite and task or model, and notes on omitted suites."""
+    """Records by suite, failures by suite and task or model, notes on omitted suites, seconds."""
 
     records: Mapping[str, SuiteResults[Any]]
     failures: Mapping[str, Mapping[str, str]]
     notes: Sequence[str] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
     def print(self, console: Console) -> None:
         """Print every suite's tables. Output that is not a terminal is wide enough for them."""
@@ -64,6 +66,8 @@ class Evaluated:
                 _print(table, console)
         for note in self.notes:
             console.print(note, highlight=False)
+        if self.seconds:
+            _print(_time_table(self.seconds), console)
 
     def report(self, tracker: Tracker) -> None:
         """Print, and give tables and figures to the tracker."""
@@ -100,6 +104,18 @@ def _tracked(summary: Mapping[str, float], record: SuiteResults[Any]) -> dict[st
         ).replace(" ", "_"): value
         for key, value in summary.items()
     }
+
+
+def _time_table(seconds: Mapping[str, float]) -> ResultTable:
+    """Seconds by part, the longest first."""
+    parts = sorted(seconds.items(), key=lambda item: -item[1])
+    return ResultTable(
+        name="seconds",
+        title="where the time went",
+        columns=("part", "seconds"),
+        rows=(*parts, ("all", sum(seconds.values()))),
+        formats=("", ".1f"),
+    )
 
 
 def _print(shown: ResultTable, console: Console) -> None:
@@ -174,7 +190,7 @@ def rank(request: Path) -> None:
             launch.leave(world)
         if world.is_main:
             records = {name: record.plain() for name, record in results.records.items()}
-            answer = {"records": records, "failures": results.failures, "notes": results.notes}
+            answer = asdict(replace(results, records=records))
             write_json(request.with_name("answer.json"), answer)
 
     launch.run_rank(work, Path(asked["logs"]))
@@ -191,7 +207,7 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Evaluated:
     records = {
         name: SUITES[name].record.model_validate(plain) for name, plain in answer["records"].items()
     }
-    return Evaluated(records, answer["failures"], answer["notes"])
+    return Evaluated(**answer | {"records": records})
 
 
 def _check(settings: EvaluateConfig) -> None:
@@ -258,9 +274,11 @@ def _work(settings: EvaluateConfig, world: World) -> Evaluated:
     records: dict[str, SuiteResults[Any]] = {}
     failures: dict[str, Mapping[str, str]] = {}
     suites, notes = _suited(settings)
+    SECONDS.parts.clear()
     for suite in suites:
         try:
-            outcome = suite.run(evaluation)
+            with SECONDS.of(f"{suite.name}: the rest"):
+                outcome = suite.run(evaluation)
         except (EvaluationError, DataError, AssetError) as error:
             failures[suite.name] = {"all": str(error)}
             continue
@@ -270,7 +288,7 @@ def _work(settings: EvaluateConfig, world: World) -> Evaluated:
         _write(folder, outcome.record, outcome.items)
         if outcome.record.failures:
             failures[suite.name] = outcome.record.failures
-    return Evaluated(records, failures, notes)
+    return Evaluated(records, failures, notes, dict(SECONDS.parts))
 
 
 def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:

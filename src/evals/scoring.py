@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
@@ -24,6 +25,8 @@ from src.results import Role
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from src.evals.generation import KeptRows
 
 Count = Annotated[int, Field(gt=0)]
 # Default lengths of long text, up to the largest window of a model.
@@ -135,6 +138,13 @@ class Session:
     network: PreTrainedModel
     evaluation: Evaluation
 
+    @cached_property
+    def rows(self) -> KeptRows:
+        """Rows for answers, which all probes share."""
+        from src.evals.generation import KeptRows
+
+        return KeptRows()
+
     def share(self, items: Sequence[Any]) -> list[Any]:
         """The items of this process: numbers rank, rank + size, ..."""
         return list(items[self.evaluation.rank :: self.evaluation.size])
@@ -241,7 +251,8 @@ def _values(
     if missing:
         with evaluation.loaded(reader.candidate) as network:
             session = Session(reader, network, evaluation)
-            for probe in missing:
+            # The rows for the longest prompts have room for all others.
+            for probe in sorted(missing, key=lambda probe: -(probe.length or 0)):
                 values, error = gathered(probe, session)
                 if error is not None:
                     failures[f"{reader.name}: {probe.name}"] = error

@@ -23,6 +23,7 @@ from src.assets.cache import content_digest
 from src.data.preparation import prepare_corpus
 from src.data.tokenization import tokenizer_identity
 from src.evals.cache import ResultCache
+from src.evals.seconds import SECONDS
 from src.models.config import ModelError
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model, load_tokenizer
@@ -137,6 +138,10 @@ class Candidate:
                 logits are not finite.
         """
         self._weight_files()
+        with SECONDS.of("loading models"):
+            return self._load(device, dtype, capture=capture)
+
+    def _load(self, device: str, dtype: str, *, capture: bool) -> PreTrainedModel:
         try:
             network = load_model(
                 self.model,

@@ -31,19 +31,18 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
             f"a model of type {config.model_type!r} has no {', '.join(missing)} in its config, so "
             "its sizes are not known: give a model whose config has them"
         )
-    heads = config.num_attention_heads
+    heads, kv_heads, head_dim = attention_sizes(config)
     family = family_of_type(config.model_type)
     full, sliding = _by_kind(config)
     own = scaling_of(full, config.max_position_embeddings)
     turned = full.get("partial_rotary_factor", 1.0)
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     scalar = getattr(config, "query_pre_attn_scalar", None)
     return ModelShape(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         intermediate=config.intermediate_size,
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        kv_heads=kv_heads,
         head_dim=head_dim,
         vocabulary=config.vocab_size,
         rope_theta=float(full["rope_theta"]),
@@ -63,6 +62,16 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         original_window=None if own is None else own[1],
         attention_scale=getattr(config, "attention_multiplier", None),
         logits_scale=1 / (getattr(config, "logits_scaling", None) or 1.0),
+    )
+
+
+def attention_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
+    """Heads of queries, heads of keys, and their size, whatever the model's RoPE."""
+    heads = config.num_attention_heads
+    return (
+        heads,
+        getattr(config, "num_key_value_heads", None) or heads,
+        getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
 
 

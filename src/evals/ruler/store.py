@@ -32,6 +32,7 @@ from src.evals.ruler.tasks import (
     depth_samples,
     samples_of,
 )
+from src.evals.seconds import SECONDS
 from src.evals.suite import EvaluationError
 from src.progress import meter
 from src.run_folder import write_whole
@@ -202,7 +203,8 @@ class SampleStore:
                 lines = _lines(path)
                 if len(lines) >= number:
                     return sample.parse(lines[:number], str(path))
-            made = list(make())
+            with SECONDS.of("making RULER samples"):
+                made = list(make())
             write_whole(path, sample.dump(made).encode())
         return made
 

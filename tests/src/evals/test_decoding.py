@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.evals import decoding
-from src.evals.generation import generate
+from src.evals.generation import KeptRows, generate
 
 PROMPTS = ["The lamp went out", "Nobody on the pier said a word before", "A", "Who would"]
 
@@ -52,7 +52,11 @@ class Recording(TorchDispatchMode):
             raise RuntimeError("operation not permitted when stream is capturing")
         kwargs = kwargs or {}
         if func._schema.is_mutable:
-            changed = [leaf for leaf in tree_leaves(args) if isinstance(leaf, torch.Tensor)]
+            changed = [
+                value
+                for argument, value in zip(func._schema.arguments, args, strict=False)
+                if argument.alias_info is not None and argument.alias_info.is_write
+            ]
             self.before += [(tensor, tensor.clone()) for tensor in changed]
         result = func(*args, **kwargs)
         self.graph.calls.append((func, args, kwargs, result))
@@ -135,3 +139,112 @@ def test_what_cannot_be_recorded_is_launched_and_said(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert generate(small_llama, byte_tokenizer, PROMPTS, [9] * 4, window=512) == launched
+
+
+def attended(
+    query_bghd: torch.Tensor,
+    key_bgsd: torch.Tensor,
+    value_bgsd: torch.Tensor,
+    counts: torch.Tensor,
+    scale: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """What flash attention makes of counts, sequence by sequence."""
+    query, key, value = (x.flatten(0, 1) for x in (query_bghd, key_bgsd, value_bgsd))
+    slots = key.shape[1]
+    number = counts.shape[1] - 1
+    assert counts[1].flatten().tolist() == list(range(number + 1))
+    assert counts[2].flatten().tolist() == [i * slots for i in range(number + 1)]
+    rows = []
+    for row, end in enumerate(counts[0, :-1].flatten().tolist()):
+        seen = slice(0 if window is None else max(0, end - window), end)
+        scores = query[row] @ key[row, seen].T * (scale or query.shape[-1] ** -0.5)
+        rows.append(scores.softmax(-1) @ value[row, seen])
+    return torch.stack(rows)
+
+
+@pytest.fixture
+def by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flash attention on a CPU, and a host that looks at what was written before."""
+    monkeypatch.setattr(decoding, "_flash_takes", lambda model: True)
+    monkeypatch.setattr(decoding, "_flash_attention", attended)
+    monkeypatch.setattr(decoding.Rows, "is_ahead", True)
+
+
+@pytest.mark.parametrize("family", ["small_llama", "small_mistral", "small_gemma"])
+def test_attention_by_counts_writes_what_a_mask_writes(
+    family: str, byte_tokenizer: Any, request: pytest.FixtureRequest, by_counts: None
+) -> None:
+    model = request.getfixturevalue(family)
+    kept = KeptRows()
+
+    def ask(prompts: list[str], room: int, end: int = 99) -> list[str]:
+        def enough(number: int, text: str) -> bool:
+            return number == 0 and len(text) >= end
+
+        rooms = [room] * len(prompts)
+        options = {"window": 512, "enough": enough}
+        return generate(model, byte_tokenizer, prompts, rooms, kept=kept, **options)
+
+    # The second batch is shorter and has idle rows.
+    asked = [(PROMPTS, 40, 8), (PROMPTS[1:3], 17, 99), (PROMPTS[:3], 40, 20)]
+    answers = [ask(*each) for each in asked]
+    rows = kept.rows
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(decoding, "_flash_takes", lambda model: False)
+        patched.setattr(decoding.Rows, "is_ahead", False)
+        kept = KeptRows()
+        assert [ask(*each) for each in asked] == answers
+    assert rows is not None
+    assert len(rows) == 4
+
+
+def test_rows_that_fit_are_used_again_with_what_was_recorded(
+    small_llama: Any, byte_tokenizer: Any, by_counts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptRows()
+    made: list[tuple[int, int]] = []
+    rows_of = decoding.Rows
+
+    def counted(model: Any, size: tuple[int, int], room: int) -> decoding.Rows:
+        made.append(size)
+        return rows_of(model, size, room)
+
+    monkeypatch.setattr(decoding, "Rows", counted)
+    for prompts, room in ((PROMPTS, 40), (PROMPTS[:2], 9), (PROMPTS, 30), (["x" * 90], 40)):
+        generate(small_llama, byte_tokenizer, prompts, [room] * len(prompts), window=512, kept=kept)
+    assert made == [(4, 77), (1, 130)]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention runs on a GPU")
+@pytest.mark.parametrize("window", [None, 24])
+def test_flash_attention_takes_counts(window: int | None) -> None:
+    query, key, value = (
+        torch.randn(5, 3, size, 64, device="cuda", dtype=torch.bfloat16) for size in (4, 256, 256)
+    )
+    at_b1 = torch.tensor([[0], [7], [100], [254], [255]], device="cuda")
+    counts = decoding._key_counts(at_b1, 3, 256)
+    got = decoding._flash_attention(query, key, value, counts, None, window)
+    wanted = attended(*(x.double() for x in (query, key, value)), counts, None, window)
+    torch.testing.assert_close(got.double(), wanted, atol=1e-2, rtol=1e-2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention runs on a GPU")
+def test_replayed_tokens_by_counts_are_those_of_a_mask(
+    small_llama: Any, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = small_llama.config.to_dict() | {"head_dim": 16, "dtype": "bfloat16"}
+    torch.manual_seed(2)
+    model = LlamaForCausalLM(LlamaConfig(**sizes)).to("cuda", torch.bfloat16).eval()
+    kept = KeptRows()
+    options = {"window": 512, "kept": kept}
+    twice = [generate(model, byte_tokenizer, PROMPTS, [24] * 4, **options) for _ in range(2)]
+    assert twice[0] == twice[1]
+    assert kept.rows is not None
+    assert kept.rows._graph is not None
+    monkeypatch.setattr(decoding, "_flash_takes", lambda model: False)
+    by_mask = generate(model, byte_tokenizer, PROMPTS, [24] * 4, window=512)
+    # Rounding may turn a token over, but not the first ones of all rows.
+    assert [text[:2] for text in by_mask] == [text[:2] for text in twice[0]]

@@ -1,9 +1,9 @@
 """The documents: links lead somewhere, commands are accepted, Python runs.
 
-Blocks of `python` are run. Commands are composed and planned, and docs/tutorial.md is also run in
-full by a thorough test. Blocks that need a GPU or a hub say so in a comment before them, `<!--
-needs: GPU -->`, and are checked too, as far as they are commands of this project. Diagrams and
-formulas are neither.
+Blocks of `python` are run. Commands, in blocks of `bash` and in indented ones, are composed and
+planned, and docs/tutorial.md is also run in full by a thorough test. Blocks that need a GPU or a
+hub say so in a comment before them, `<!-- needs: GPU -->`, and are checked too, as far as they are
+commands of this project. `mermaid` is a drawing and `text` a formula.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,7 +47,8 @@ class Block:
         """Commands of a shell, without what is written to other programs' input."""
         text = re.sub(r"<<'(\w+)'\n.*?\n\1$", "", self.text, flags=re.DOTALL | re.MULTILINE)
         joined = text.replace("\\\n", " ").splitlines()
-        parts = [part for line in joined for part in line.split(" && ")]
+        lines = [line for line in joined if not line.startswith("#")]
+        parts = [part for line in lines for part in line.split(" && ")]
         # Prose beside a command stands apart from it.
         return [re.split(r"\s{2,}(?!\S*=)", part.strip())[0] for part in parts if part.strip()]
 
@@ -90,7 +92,7 @@ OTHERS = ("mkdir", "cp", "rm", "pip", "wandb", "hf", "vllm", "srun", "torchrun",
 def test_every_block_is_run_or_marked() -> None:
     for block in BLOCKS:
         assert block.language in ("", "bash", "python", "mermaid", "text"), block
-        if block.language != "bash":
+        if block.language not in ("", "bash"):
             continue
         for command in block.commands:
             known = (block, command) in COMMANDS or ".venv/bin/python -" in command
@@ -163,8 +165,8 @@ def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run_blocks(page: Path, **names: object) -> None:
-    """Run a page's Python from its start to its end."""
+def run_blocks(page: Path, names: dict[str, Any]) -> None:
+    """Run a page's Python from its start to its end, with these names and into them."""
     for block in BLOCKS:
         if block.page == page and block.language == "python":
             if "from trl " in block.text:
@@ -183,7 +185,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["README.md", "docs/howto/trainer.md"])
 def test_the_loss_by_itself(name: str) -> None:
-    run_blocks(ROOT / name)
+    run_blocks(ROOT / name, {})
 
 
 def test_the_operators_readme() -> None:
@@ -193,11 +195,24 @@ def test_the_operators_readme() -> None:
     names = dict(zip(("q_s", "k_s", "v_s", "q_t", "k_t", "v_t"), sides, strict=True))
     real = torch.ones(1, 8, dtype=torch.bool)
     more = {"q_student": sides[0], "q_teacher": sides[3], "real": real}
-    run_blocks(ROOT / "kernels" / "relation_kl" / "README.md", **names, **more)
+    run_blocks(ROOT / "kernels" / "relation_kl" / "README.md", {**names, **more})
+
+
+def test_the_scaling_of_contributing() -> None:
+    import numpy as np
+
+    from src.models.rope import NativeRope
+
+    names: dict[str, Any] = {}
+    run_blocks(ROOT / "CONTRIBUTING.md", names)
+    scaling, native = names["SCALING"]("half", 32_768), NativeRope(64, 10_000.0, 4096)
+    divided = native.inverse_frequencies() / scaling.inverse_frequencies(native)
+    np.testing.assert_allclose(divided, [1.0] * 16 + [8.0] * 16)
+    assert scaling.rope_parameters(native)["rope_type"] == "longrope"
 
 
 def test_every_python_block_is_run() -> None:
-    run = {"README.md", "trainer.md"}
+    run = {"README.md", "trainer.md", "CONTRIBUTING.md"}
     assert {block.page.name for block in BLOCKS if block.language == "python"} <= run
 
 

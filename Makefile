@@ -2,7 +2,8 @@
 # make test         the tests
 # make check        lint, format, types
 # make study        every method on every scaling (a GPU, hours); QUICK=1: a tiny model, minutes of a CPU
-# make docs         the documentation as a site, .artifacts/site/index.html
+# make docs         the documentation as a site, .artifacts/site/index.html; its search needs a server:
+#                   python3 -m http.server --directory .artifacts/site
 # make audit        known faults of the pinned packages; once a week
 # make setup        only the environment
 

@@ -1,11 +1,13 @@
 """Makes the site's pages of files outside docs/, and of conf/; MkDocs calls these functions.
 
 Links that lead out of docs/ are followed: a page is rendered below `repo/`, any other file is
-copied there. README.md is the first page, and the notebook a page of its cells.
+copied there. README.md is the first page, and the notebook a page of its cells. Pages of whole
+packages have the docstrings of all their modules, and `reference/modules.md` lists every module.
 """
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import posixpath
@@ -19,6 +21,33 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = "docs/from_python.ipynb"
 CONFIGS = "reference/configs.md"
+MODULES = "reference/modules.md"
+PACKAGES = {
+    "reference/objectives.md": (
+        "Objectives",
+        "You want to know what an objective computes, or to write one. `objective=[NAME]` chooses "
+        "one; its fields are its settings.",
+        ("src/objectives",),
+    ),
+    "reference/scalings.md": (
+        "Scalings",
+        "You want a scaling's formula, or to write one. `rope=NAME` chooses one; its fields are "
+        "its settings.",
+        ("src/models/rope",),
+    ),
+    "reference/families.md": (
+        "Model families",
+        "You want to know what is assumed of a family, or to add one. The family follows from a "
+        "model's config.",
+        ("src/models/families",),
+    ),
+    "reference/suites.md": (
+        "Suites and results",
+        "You want to read results from a script, or to write a suite. `eval=NAME` chooses a suite.",
+        ("src/evals/suite.py", "src/evals/suites", "src/results"),
+    ),
+}
+"""By page: its title, what it is for, and its packages, all of whose modules it shows."""
 _LINK = re.compile(r"(\]\()([^)#\s]+)((?:#[^)\s]*)?\))")
 # Where the pages of the site come from, by their place in it.
 _sources: dict[str, str] = {}
@@ -49,7 +78,10 @@ def on_files(files: Files, config: Any) -> Files:
     _sources.update(pages)
     files.append(File.generated(config, "from_python.md", content=_notebook()))
     _sources["from_python.md"] = NOTEBOOK
-    files.append(File.generated(config, CONFIGS, content=_configs()))
+    made = {CONFIGS: _configs(), MODULES: _modules()}
+    made |= {page: _package(*of) for page, of in PACKAGES.items()}
+    for page, content in made.items():
+        files.append(File.generated(config, page, content=content))
     return files
 
 
@@ -101,6 +133,47 @@ def _notebook() -> str:
         text = "".join(cell["source"])
         parts.append(f"```python\n{text}\n```" if cell["cell_type"] == "code" else text)
     return "\n\n".join([*parts, "This page is the notebook `docs/from_python.ipynb`.", ""])
+
+
+def _python(*places: str) -> list[Path]:
+    """The modules of files and packages, without empty ones."""
+    roots = [ROOT / place for place in places]
+    files = [file for root in roots for file in ([root] if root.is_file() else root.rglob("*.py"))]
+    return sorted(file for file in files if ast.get_docstring(_tree(file)))
+
+
+def _tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def _dotted(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _package(title: str, purpose: str, places: tuple[str, ...]) -> str:
+    modules = [f"::: {_dotted(file)}" for file in _python(*places)]
+    return "\n\n".join([f"# {title}", purpose, *modules, ""])
+
+
+def _modules() -> str:
+    """Every module with the first sentence of its docstring."""
+    lines = [
+        "# Modules",
+        "",
+        "You look for the code that does something. [Architecture](../architecture.md) says how",
+        "the rooms fit together.",
+    ]
+    rooms: dict[Path, list[tuple[str, str]]] = {}
+    for file in _python("src", "kernels"):
+        said = (ast.get_docstring(_tree(file)) or "").split("\n\n")[0]
+        said = " ".join(said.split()).replace("|", "\\|").replace("<", "&lt;").replace("[", "\\[")
+        rooms.setdefault(file.parent, []).append((file.name, said))
+    for room, modules in sorted(rooms.items()):
+        about = [said for name, said in modules if name == "__init__.py"]
+        listed = [f"| {name} | {said} |" for name, said in modules if name != "__init__.py"]
+        lines += ["", f"## {room.relative_to(ROOT)}/", "", *about]
+        lines += ["", "| module | what it does |", "|---|---|", *listed] if listed else []
+    return "\n".join([*lines, ""])
 
 
 def _configs() -> str:

@@ -43,10 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser().parse_args(arguments)
     name = "quick" if given.quick else "study"
     grid = Grid.load(given.grid or HERE / ("quick.yaml" if given.quick else "grid.yaml"))
-    if given.methods:
-        grid = replace(
-            grid, methods={name: grid.methods[name] for name in given.methods.split(",")}
-        )
     results = Results(
         given.out or (ROOT / "outputs" / name / "results" if given.quick else RESULTS),
         commit_of(given.commit),
@@ -56,6 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for document in DOCUMENTS:
             document.write_text(tables.fill(document, regions), encoding="utf-8")
         return
+    if given.methods:
+        grid = replace(
+            grid, methods={name: grid.methods[name] for name in given.methods.split(",")}
+        )
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))

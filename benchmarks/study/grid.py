@@ -70,6 +70,7 @@ class Grid:
     Attributes:
         models, scalings, methods: by name; a scaling is a list of settings.
         floor: the scaling whose untrained model is the floor of the gap.
+        rival: the method that the others' differences are from.
         search_budget, budget: tokens, as `budget=` takes them.
         proposed: settings that Optuna proposes after the listed points.
         seeds: of the final runs; the search has the first.
@@ -81,6 +82,7 @@ class Grid:
     scalings: Mapping[str, Settings]
     methods: Mapping[str, Method]
     floor: str
+    rival: str
     search_budget: str
     budget: str
     proposed: Annotated[int, Field(ge=0)]

@@ -36,6 +36,10 @@ class Line:
     tokens: int = 0
     minutes: float = 0.0
 
+    def able(self, tasks: Sequence[str]) -> bool:
+        """Whether all of these tasks were asked; a native model reads no more than its window."""
+        return all(task in self.tested.seeds[0] for task in tasks)
+
 
 class Comparison:
     """What was tested of one model."""
@@ -105,27 +109,28 @@ class Comparison:
             cells = [str(mean(line.tested, self.short_tasks))]
             for length in self.lengths:
                 tasks = self.ruler_tasks(length)
-                able = all(task in line.tested.seeds[0] for task in tasks)
-                cells.append(str(mean(line.tested, tasks)) if able else "-")
+                cells.append(str(mean(line.tested, tasks)) if line.able(tasks) else "-")
             cost = [f"{line.tokens:,}", f"{line.minutes:.1f}"] if line.tokens else ["0", "-"]
             cells += [*cost, str(len(line.tested.seeds))]
             yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
 
-    def against(self, label: str, scaling: str) -> Iterator[str]:
-        """Every trained line minus one of them, in percentage points; * is more than noise."""
-        base = next(x for x in self.lines if (x.label, x.scaling) == (label, scaling))
+    def against(self, label: str) -> Iterator[str]:
+        """Every line minus a method's, in percentage points; bold is more than noise."""
+        base = next(line for line in self.lines if line.label == label)
         heads = [f"RULER {length // 1024}K" for length in self.lengths]
         yield f"| method | scaling | short average | {' | '.join(heads)} |"
         yield "|---|---|--:|" + "--:|" * len(heads)
-        for line in self.lines[1:]:
+        for line in self.lines:
             if line is base:
                 continue
-            values = [difference(line.tested, base.tested, self.short_tasks)]
-            values += [
-                difference(line.tested, base.tested, self.ruler_tasks(n)) for n in self.lengths
-            ]
-            cells = [f"{value}{'*' if value.certain else ''}" for value in values]
-            yield f"| {line.label} | {line.scaling} | {' | '.join(cells)} |"
+            cells: list[str] = []
+            for tasks in (self.short_tasks, *map(self.ruler_tasks, self.lengths)):
+                if not line.able(tasks):
+                    cells.append("-")
+                    continue
+                value = difference(line.tested, base.tested, tasks)
+                cells.append(f"**{value}**" if value.certain else str(value))
+            yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
 
     def goals(self, native_window: int) -> Iterator[str]:
         """Every line in percent of the native model: short, and RULER within the native window."""
@@ -215,6 +220,9 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
         if "final" in phases:
             compared = Comparison(grid, model, rows, folder)
             made[f"{model} comparison"] = list(compared.table())
+            if any(row["method"] == grid.rival for row in rows if row["phase"] == "final"):
+                rival = grid.methods[grid.rival].label
+                made[f"{model} differences"] = list(compared.against(rival))
             made[f"{model} goals"] = list(compared.goals(about.native_window))
     return made
 

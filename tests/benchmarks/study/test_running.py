@@ -148,8 +148,11 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert lines[-1].endswith("| 32,768 | 1.0 | 2 |")
     goals = list(comparison.goals(native_window=1024))
     assert goals[-1].startswith("| CPT-long | yarn | 87.5 [")
-    [untrained] = list(comparison.against("CPT-long", "yarn"))[2:]
+    native, untrained = list(comparison.against("CPT-long"))[2:]
+    assert native.startswith("| native | - | 10.0 [")
     assert untrained.startswith("| untrained | yarn | -10.0 [")
+    made = tables.regions(grid, again.rows, tmp_path / "results")
+    assert made["tiny differences"][2:] == [native, untrained]
     assert list(tables.untrained_table(grid, "tiny", again.rows))[-1].endswith("| 0.708 |")
     assert len(list(tables.search_table(grid, "tiny", again.rows))) == 2 + 3
 

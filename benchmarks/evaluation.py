@@ -5,14 +5,16 @@
     python -m benchmarks.evaluation --random-weights     without the model's files, texts, tokenizer
     python -m benchmarks.evaluation --quick              a smoke run: the tiny model
 
-Samples are made before the clock starts. With `--random-weights` there are none: prompts are random
+Samples are made before the clock starts; `sample_seconds` is what that took (next to nothing where
+the cache has them). With `--random-weights` there are none: prompts are random
 tokens, as long as the samples of each task, and every answer has all tokens that its task allows,
 which no real model takes longer than; nothing is tokenized.
 
 Rows: `ruler_seconds` by `model`, `T` (the longest length) and `case`. The case `replayed` is the
 evaluation as it is: keys and values of fixed size, tokens replayed from a CUDA graph. `plain` is a
 cache that grows, and tokens that are launched kernel by kernel. `equal_answers` is the share of
-answers that are the same in both.
+answers that are the same in both. `parts` of a row says where its seconds went. Rows are put into
+the result file as they come, each in place of an earlier one of its name, model, T and case.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ import yaml
 from torch import Tensor
 from transformers import DynamicCache
 
+from benchmarks.merging import merge
 from benchmarks.short_suite import commit_of
 from src.data.config import DataConfig, PackagedText
 from src.evals import decoding
@@ -39,13 +42,13 @@ from src.evals.cache import ResultCache
 from src.evals.generation import continued
 from src.evals.losses import SplitModel
 from src.evals.ruler.tasks import TASKS
+from src.evals.seconds import SECONDS
 from src.evals.suite import Candidate, Evaluation
 from src.evals.suites.ruler import RulerSuite
 from src.models.byte_tokenizer import byte_tokenizer
 from src.models.config import ModelConfig
 from src.planning.devices import uses_cuda
 from src.progress import meter
-from src.run_folder import device_name, versions, write_json
 from src.settings import strict
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,8 +176,8 @@ def of_random_tokens(
     return ask
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of all cases."""
+def measure(options: argparse.Namespace, command: str) -> None:
+    """Measure all cases, and write their rows as they come."""
     text = (ROOT / "conf" / "model" / f"{options.model}.yaml").read_text(encoding="utf-8")
     model = strict.load_plain(ModelConfig, yaml.safe_load(text))
     if options.random_weights:
@@ -187,12 +190,14 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
         dtype=options.dtype or ("bfloat16" if cuda else "float32"),
         cache=ResultCache(None),
     )
+    began = time.monotonic()
     if options.random_weights:
         ask = of_random_tokens(evaluation, options.lengths, options.samples)
     else:
         ask = of_samples(
             evaluation, RulerSuite(lengths=tuple(options.lengths), samples=options.samples)
         )
+    making = time.monotonic() - began
     about = {
         "model": options.model,
         "T": max(options.lengths),
@@ -203,21 +208,27 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     rows: list[dict[str, Any]] = []
     answers: dict[str, list[str]] = {}
+
+    def add(row: dict[str, Any]) -> None:
+        rows.append({**row, **about})
+        merge(options.out, rows, commit=commit_of(options.commit), command=command)
+        print(rows[-1], flush=True)
+
     for case in ("replayed", "plain")[: 2 if options.before else 1]:
         plain = patch.object(decoding, "Rows", PlainRows) if case == "plain" else nullcontext()
         with plain:
+            SECONDS.parts.clear()
             started = time.monotonic()
-            answers[case] = ask()
+            with SECONDS.of("the rest"):
+                answers[case] = ask()
             seconds = time.monotonic() - started
-        rows.append({"name": "ruler_seconds", "value": seconds, "unit": "s", "case": case, **about})
-        print(rows[-1], flush=True)
+        parts = {name: round(spent, 2) for name, spent in SECONDS.parts.items()}
+        row = {"name": "ruler_seconds", "value": seconds, "unit": "s", "case": case}
+        add({**row, "sample_seconds": round(making, 2), "parts": parts})
     if options.before:
         pairs = list(zip(answers["replayed"], answers["plain"], strict=True))
         share = sum(one == other for one, other in pairs) / len(pairs)
-        rows.append(
-            {"name": "equal_answers", "value": share, "unit": "share", "case": "both", **about}
-        )
-    return rows
+        add({"name": "equal_answers", "value": share, "unit": "share", "case": "both"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -240,18 +251,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.quick:
         options.model, options.samples, options.lengths = "tiny", 2, [256]
         options.random_weights = options.before = True
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     lengths = ",".join(map(str, options.lengths))
     flags = [f"--{n.replace('_', '-')}" for n in ("random_weights", "before") if vars(options)[n]]
     command = f"--model {options.model} --samples {options.samples} --lengths {lengths}"
-    result = {
-        "device": device_name(),
-        "versions": versions(),
-        "commit": commit_of(options.commit),
-        "command": " ".join(["python -m benchmarks.evaluation", command, *flags]),
-        "rows": measured(options),
-    }
-    write_json(options.out, result)
+    measure(options, " ".join(["python -m benchmarks.evaluation", command, *flags]))
     print(f"wrote {options.out}", flush=True)
 
 

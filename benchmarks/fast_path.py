@@ -1,16 +1,22 @@
 """The fast path of a training step against the plain one: losses, gradients and repeats.
 
     python -m benchmarks.fast_path                 SmolLM2-135M's shape, on one GPU
+    python -m benchmarks.fast_path --rows repeats  some rows: losses, gradients, repeats
     python -m benchmarks.fast_path --quick         a smoke run: the tiny model
 
 The plain path launches each kernel by itself. The fast path is what `auto` decides: blocks at once,
 CUDA graphs, fused kernels. Weights and tokens are random, and dropout is off.
 
-Rows: `loss_difference` (largest over the steps, of the fast path and of the plain one with four
-blocks together, which differs from one at a time by rounding alone), with the losses of each;
-`gradient_difference` (of all gradients of one step together, relative, by number format); `repeat`
-(whether two runs with `deterministic=true` gave the same losses) and `deterministic_cost` (its time
-over that without).
+Rows, put into the result file as they come, each in place of an earlier one of its name, model, T
+and case:
+
+- `loss_difference`: largest over the steps, of the fast path and of the plain one with four blocks
+  together, which differs from one at a time by rounding alone; with the losses of each
+- `gradient_difference`: of all gradients of one micro-step together, relative: fast against plain
+  in each number format, and both in bfloat16 against plain float32 with the same weights, which
+  says what bfloat16 itself costs
+- `repeat`: whether two runs with `deterministic=true` gave the same losses; `deterministic_cost`,
+  its time over that without; `tokens_per_second` of both
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import step
+from benchmarks.merging import merge
 from benchmarks.short_suite import commit_of
 from benchmarks.step import STAGE, STREAM, Case, RandomBlocks
 from src.models.hf_config import resolved_shape
@@ -35,13 +42,13 @@ from src.objectives.base import Batch
 from src.passes.graphs import WARM_UP
 from src.planning import plan
 from src.planning.devices import device_of, uses_cuda
-from src.run_folder import device_name, versions, write_json
 from src.training import launch, run, stage
 from src.training.engines import Engines
 from src.training.launch import World
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "fast_path.json"
+SCRIPT = "python -m benchmarks.fast_path"
 NO_DROPOUT = f"recipe.stages.{STAGE}.parameters.dropout=0.0"
 PLAIN = ("engine.cuda_graphs=false", "engine.fused_kernels=false", NO_DROPOUT)
 PATHS = {
@@ -81,18 +88,49 @@ def trained(overrides: Sequence[str], options: argparse.Namespace) -> tuple[list
     return [record.metrics["loss/total"] for record in records], seconds
 
 
-def gradients(overrides: Sequence[str], options: argparse.Namespace) -> Tensor:
-    """All gradients of one step's micro-step of whole blocks, on the CPU in float64."""
+def gradients(
+    overrides: Sequence[str], options: argparse.Namespace, weights: dict[str, Tensor]
+) -> Tensor:
+    """All gradients of a micro-step of whole blocks, on the CPU in float64.
+
+    Args:
+        overrides: settings.
+        options: of the command line.
+        weights: of both models; where there are none, they become those of these settings.
+    """
     settings, planned, built = engines_of(overrides, options, 1)
+    _share(built, weights)
     length = settings.recipe.stages[STAGE].streams[STREAM].length
     blocks = RandomBlocks(length, resolved_shape(settings.model).vocabulary)
     ids_bt = torch.stack([torch.from_numpy(blocks[i]) for i in range(planned.micro_batch)])
     batch = Batch(ids_bt.to(device_of(settings.engine.device)))
     # The third micro-step of a shape is replayed.
-    for _ in range(WARM_UP + 1):
-        made = _gradients(built, batch)
+    for _ in range(WARM_UP):
+        _gradients(built, batch)
+    made = _gradients(built, batch)
     built.close()
     return made
+
+
+def _share(built: Engines, weights: dict[str, Tensor]) -> None:
+    """Give engines these weights, or take theirs where there are none yet."""
+    engines: dict[str, Any] = {"student": built.student, "teacher": built.teacher}
+    held = {
+        f"{owner} {name}": weight
+        for owner, engine in engines.items()
+        if engine is not None
+        for name, weight in engine._engine.module.named_parameters()
+    }
+    with torch.no_grad():
+        if not weights:
+            torch.manual_seed(0)
+            for name, weight in held.items():
+                if "lora_B" in name:
+                    # At zero, as they begin, they hide the gradients of the other factor.
+                    weight.copy_(torch.randn(weight.shape) * 0.02)
+            weights |= {name: weight.detach().cpu().clone() for name, weight in held.items()}
+        for name, weight in held.items():
+            weight.copy_(weights[name])
 
 
 def _gradients(built: Engines, batch: Batch) -> Tensor:
@@ -105,39 +143,46 @@ def _gradients(built: Engines, batch: Batch) -> Tensor:
 
 
 def measured(options: argparse.Namespace) -> None:
-    """Measure all rows, and write them as they come."""
+    """Measure the rows that are asked for, and write them as they come."""
     rows: list[dict[str, Any]] = []
     about = {"model": options.model, "T": 64 if options.quick else 4096}
+    wanted = options.rows.split(",")
+    command = f"python -m benchmarks.fast_path --model {options.model} --rows {options.rows}"
 
     def add(name: str, value: float, unit: str, case: str, **more: Any) -> None:
         rows.append({"name": name, "value": value, "unit": unit, "case": case, **about, **more})
-        write(options, rows)
+        commit = commit_of(options.commit)
+        merge(options.out, rows, commit=commit, command=command, script=SCRIPT)
         print({key: value for key, value in rows[-1].items() if key != "losses"}, flush=True)
 
+    for part, measure in PARTS.items():
+        if part in wanted:
+            measure(options, add)
+
+
+def _add_losses(options: argparse.Namespace, add: Any) -> None:
     curves = {name: trained(overrides, options)[0] for name, overrides in PATHS.items()}
     for name, losses in curves.items():
         differences = [abs(a - b) for a, b in zip(losses, curves["plain"], strict=True)]
         add("loss_difference", max(differences), "nat", name, losses=losses)
-    together = "engine.student.micro_batch=4"
+
+
+def _add_gradients(options: argparse.Namespace, add: Any) -> None:
+    weights: dict[str, Tensor] = {}
+    made: dict[str, Tensor] = {}
+
+    def compare(case: str, one: str, other: str) -> None:
+        difference = (made[one] - made[other]).norm() / made[other].norm()
+        add("gradient_difference", float(difference), "relative", case)
+
     for dtype in ("bfloat16", "float32"):
-        kind = (f"engine.dtype={dtype}", together)
-        plain, fast = (gradients((*kind, *p), options) for p in (PLAIN, (NO_DROPOUT,)))
-        add("gradient_difference", float((fast - plain).norm() / plain.norm()), "relative", dtype)
-    _add_repeats(options, add)
-
-
-def write(options: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
-    """Write the rows that there are, so that they outlive what fails after them."""
-    result = {
-        "device": device_name(),
-        "versions": versions(),
-        "commit": commit_of(options.commit),
-        "command": f"python -m benchmarks.fast_path --model {options.model}",
-        "script": "python -m benchmarks.fast_path",
-        "rows": rows,
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
+        # Two blocks, so that float32 fits beside nothing else on a GPU of 80 GB.
+        kind = (f"engine.dtype={dtype}", "engine.student.micro_batch=2")
+        for path, overrides in (("plain", PLAIN), ("fast", (NO_DROPOUT,))):
+            made[f"{path} {dtype}"] = gradients((*kind, *overrides), options, weights)
+        compare(f"{dtype}, fast against plain", f"fast {dtype}", f"plain {dtype}")
+    for path in ("plain", "fast"):
+        compare(f"bfloat16 {path} against float32", f"{path} bfloat16", "plain float32")
 
 
 def _add_repeats(options: argparse.Namespace, add: Any) -> None:
@@ -146,6 +191,11 @@ def _add_repeats(options: argparse.Namespace, add: Any) -> None:
     add("repeat", float(runs[0]["losses"] == runs[1]["losses"]), "1 if equal", "deterministic=true")
     ratio = runs[0]["seconds"] / runs[2]["seconds"]
     add("deterministic_cost", ratio, "of the time without", "deterministic=true")
+    for case, made in (("deterministic=true", runs[0]), ("deterministic=false", runs[2])):
+        add("tokens_per_second", made["tokens"] / made["seconds"], "tokens/s", case)
+
+
+PARTS = {"losses": _add_losses, "gradients": _add_gradients, "repeats": _add_repeats}
 
 
 def _in_a_process(options: argparse.Namespace, *, deterministic: bool) -> dict[str, Any]:
@@ -164,16 +214,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2_135m", help="a model whose shape is known")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
+    parser.add_argument("--rows", default=",".join(PARTS), help="some of these, by commas")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     parser.add_argument("--one", choices=("deterministic", "free"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
+    if unknown := set(options.rows.split(",")) - set(PARTS):
+        parser.error(f"--rows={','.join(sorted(unknown))}: give some of {', '.join(PARTS)}")
     if options.one == "deterministic":
         run.be_deterministic()
     with launch.joined(World(), cuda=uses_cuda("auto")):
         if options.one:
             losses, seconds = trained((), options)
-            print(json.dumps({"losses": losses, "seconds": seconds}))
+            settings = step.composed(Case(()), options.model, quick=options.quick)
+            tokens = settings.recipe.training[STAGE].step_tokens
+            print(json.dumps({"losses": losses, "seconds": seconds, "tokens": tokens}))
             return
         measured(options)
     print(f"wrote {options.out}", flush=True)

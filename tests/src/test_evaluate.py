@@ -19,6 +19,9 @@ from src.results import PerplexityResults, ShortResults, TaskModel
 from src.settings import strict
 from src.settings.config import EvaluateConfig
 from src.settings.strict import ConfigError
+from src.training import launch
+from src.training.launch import World
+from tests.ranks import on_ranks
 
 FIXTURES = Path(__file__).resolve().parents[1] / "fixtures" / "short"
 SUITE = [
@@ -97,11 +100,24 @@ def test_the_short_suite_of_a_run_beside_another_run(
     assert "a quick look" in done.stdout
 
 
+def rank_of_evaluation(world: World, request: str) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        # As it would be in an interpreter that `launch.spawn` has started.
+        patch.setattr(launch, "run_rank", lambda work, logs: work(world))
+        running.rank(Path(request))
+
+
 @pytest.mark.integration
-@pytest.mark.slow
 def test_processes_share_the_work_and_find_the_same(
-    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
+    tmp_path: Path,
+    run_here: Callable[..., subprocess.CompletedProcess],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def spawn(program: list[str], *, nproc: int, logs: Path) -> None:
+        assert program[:2] == ["-m", "src.evals.rank"]
+        on_ranks(nproc, rank_of_evaluation, program[2])
+
+    monkeypatch.setattr(launch, "spawn", spawn)
     found = []
     for nproc in (1, 2):
         out = tmp_path / str(nproc)

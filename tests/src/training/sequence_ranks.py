@@ -1,15 +1,15 @@
 """What ranks of test_sequence.py run: the same training, and the same float64 passes, on any ranks.
 
-`python -m tests.src.training.sequence_ranks FOLDER` is a rank of `launch.spawn`. What is to be done
-stands in FOLDER/work.json, and rank 0 leaves results there.
+Rank 0 leaves results in a folder.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from src.passes.preparation import prepare_decoder
 from src.passes.student import StudentModule
 from src.passes.teacher import TeacherModule
 from src.planning import plan
-from src.settings import strict
 from src.settings.config import RunConfig
 from src.training import launch, stage
 from src.training.batches import Batches
@@ -52,16 +51,31 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def work(folder: Path, world: World) -> None:
-    """What FOLDER/work.json asks for, as one of the ranks."""
-    wanted = json.loads((folder / "work.json").read_text())
+@dataclass(frozen=True)
+class PassCase:
+    """A float64 pass of both models."""
+
+    family: str = "llama"
+    objective: str = "relation"
+    lora: bool = True
+    checkpointing: bool = False
+    keep: Literal["qkv", "layer_inputs"] = "qkv"
+    skipping: bool = False
+    packed: bool = False
+
+
+def work(
+    world: World,
+    folder: Path,
+    runs: Mapping[str, RunConfig],
+    passes: Sequence[tuple[str, PassCase, int]],
+) -> None:
+    """Train the runs, and make each pass over blocks that so many ranks share, as one rank."""
     with launch.joined(world, cuda=False):
-        for name, plain in wanted["trained"].items():
-            trained(strict.load_plain(RunConfig, plain), world, folder / name)
-        for parts in wanted["parts"]:
-            for case in wanted["passes"]:
-                passed(case, world, parts, folder / f"passes-{parts}")
-        launch.leave(world)
+        for name, settings in runs.items():
+            trained(settings, world, folder / name)
+        for name, case, parts in passes:
+            passed(case, world, parts, folder / f"passes-{parts}-{name}.safetensors")
 
 
 class Blocks:
@@ -101,19 +115,17 @@ def _packed_blocks(length: int) -> PackedBlocks:
     return PackedBlocks(documents, length, seed=0, stream="it", packing=True)
 
 
-def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
+def passed(case: PassCase, world: World, parts: int, out: Path) -> None:
     """A float64 pass of both models over blocks that `parts` ranks share: its loss and gradients.
 
-    Each group of ranks makes the same pass. Rank 0 leaves the means over all ranks as
-    `out`-CASE.safetensors, the loss under the name `loss`.
+    Each group of ranks makes the same pass. Rank 0 leaves the means over all ranks in
+    `out`, the loss under the name `loss`.
     """
-    facts = facts_of(networks.config(case["family"], factor=None))
-    objective = OBJECTIVES[case["objective"]]
-    parameters = networks.LORA if case["lora"] else FullParameters("full")
-    student = networks.trained_network(
-        case["family"], parameters, checkpointing=case["checkpointing"]
-    )
-    taught = networks.network(case["family"])
+    facts = facts_of(networks.config(case.family, factor=None))
+    objective = OBJECTIVES[case.objective]
+    parameters = networks.LORA if case.lora else FullParameters("full")
+    student = networks.trained_network(case.family, parameters, checkpointing=case.checkpointing)
+    taught = networks.network(case.family)
     place = Place.of(world.rank, world.size, parts)
     if parts > 1:
         load_deepspeed(torch.device("cpu"))
@@ -123,9 +135,9 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
     for network in (student, taught):
         ends = {needs.stops_at, needs.teacher_stops_at}
         prepare_decoder(causal_model(network).get_decoder(), ends)
-    batch = _batch(place, skipping=case["skipping"], packed=case["packed"])
+    batch = _batch(place, skipping=case.skipping, packed=case.packed)
     head = taught.get_output_embeddings() if needs.teacher_head else None
-    teacher = TeacherModule(taught, case["keep"], head)  # type: ignore[arg-type]
+    teacher = TeacherModule(taught, case.keep, head)
     module = StudentModule(student, {"it": objective}, facts)
     loss, _ = module(batch, "it", teacher)
     loss.backward()
@@ -139,7 +151,7 @@ def passed(case: dict[str, Any], world: World, parts: int, out: Path) -> None:
             distributed.all_reduce(value)
             value /= world.size
     if world.is_main:
-        save_file(found, f"{out}-{case['name']}.safetensors")
+        save_file(found, out)
 
 
 def _batch(place: Place, *, skipping: bool, packed: bool) -> Batch:
@@ -179,12 +191,3 @@ def _packed(rows_bt: np.ndarray, place: Place) -> Batch:
     )
     (micro,) = schedule.micro_steps(0, rank=0, world_size=1, micro_batch=2)
     return batches.of(micro, 0)
-
-
-def main(folder: Path) -> None:
-    """One rank; where it fails, it leaves a traceback."""
-    launch.run_rank(lambda world: work(folder, world), folder)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

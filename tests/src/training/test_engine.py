@@ -33,6 +33,7 @@ from src.training.engine import preparation, zero
 from src.training.launch import World
 from src.training.loop import StepRecord
 from tests.conftest import by_default
+from tests.ranks import on_ranks
 from tests.src.live_bytes import LiveBytes
 from tests.test_experiments import SHORTER
 
@@ -51,26 +52,10 @@ DIVIDED = ("engine.student.zero_stage=3", "engine.teacher.zero_stage=3")
 # Deep enough for the whole to be many times its largest weight.
 DEEP = (
     "model=tiny",
-    "model.shape.layers=16",
+    "model.shape.layers=8",
     "engine=cpu",
     *DIVIDED,
 )
-
-RANK = """
-import json
-from pathlib import Path
-from src.settings import strict
-from src.training import launch
-from src.settings.config import RunConfig
-from tests.src.training.test_engine import divided
-def work(world):
-    with launch.joined(world, cuda=False):
-        settings = strict.load_plain(RunConfig, json.loads(Path({settings!r}).read_text()))
-        found = divided(settings, Path({weights!r}))
-        Path({logs!r}, f"found-{{world.rank}}.json").write_text(json.dumps(found))
-        launch.leave(world)
-launch.run_rank(work, Path({logs!r}))
-"""
 
 
 def loaded(model: ModelConfig, parameters: AnyParameters, sharding: Sharding | None) -> nn.Module:
@@ -83,34 +68,32 @@ def bits(named: Iterable[tuple[str, Tensor]]) -> dict[str, int]:
     return {name: zlib.crc32(value.detach().numpy().tobytes()) for name, value in named}
 
 
-def divided(settings: RunConfig, weights: Path) -> dict[str, Any]:
-    """What a rank finds of models that are drawn and read: whole bits, its bytes, the peak."""
+def divided(world: World, settings: RunConfig, weights: Path, left: Path) -> None:
+    """What a rank holds of models that are drawn and read: whole bits, its bytes, the peak."""
     drawn = settings.model
     read = replace(drawn, random_weights=False, source=FolderWeights("folder", str(weights)))
-    found: dict[str, Any] = {}
-    for origin, model in (("drawn", drawn), ("read", read)):
-        for name, parameters in PARAMETERS.items():
-            with LiveBytes() as live:
-                sharding = zero.sharding(settings.engine, "student")
-                network = loaded(model, parameters, sharding)
-            whole: dict[str, int] = {}
-            for key, parameter in network.named_parameters():
-                with zero.gathered(parameter):
-                    whole |= bits([(key, parameter)])
-            found[f"{origin}-{name}"] = {
-                "bits": whole,
-                "held": zero.weight_bytes(network),
-                "peak": live.peak,
-            }
-    return found
+    held: dict[str, Any] = {}
+    with launch.joined(world, cuda=False):
+        for origin, model in (("drawn", drawn), ("read", read)):
+            for name, parameters in PARAMETERS.items():
+                with LiveBytes() as live:
+                    sharding = zero.sharding(settings.engine, "student")
+                    network = loaded(model, parameters, sharding)
+                whole: dict[str, int] = {}
+                for key, parameter in network.named_parameters():
+                    with zero.gathered(parameter):
+                        whole |= bits([(key, parameter)])
+                held[f"{origin}-{name}"] = {
+                    "bits": whole,
+                    "held": zero.weight_bytes(network),
+                    "peak": live.peak,
+                }
+        (left / f"held-{world.rank}.json").write_text(json.dumps(held))
 
 
 @pytest.mark.integration
-@pytest.mark.slow
 def test_two_ranks_hold_the_halves_of_a_whole_model(
-    compose_plain: Callable[..., dict],
-    compose_run: ComposeRun,
-    tmp_path: Path,
+    compose_run: ComposeRun, tmp_path: Path
 ) -> None:
     settings = compose_run("+experiment=quickstart", *DEEP)
     shape = settings.model.shape
@@ -118,15 +101,12 @@ def test_two_ranks_hold_the_halves_of_a_whole_model(
     whole = {name: loaded(settings.model, p, None) for name, p in PARAMETERS.items()}
     weights = tmp_path / "weights"
     whole["full"].save_pretrained(weights)  # type: ignore[operator]  # typed nn.Module
-    plain = tmp_path / "settings.json"
-    plain.write_text(json.dumps(compose_plain("+experiment=quickstart", *DEEP)))
-    program = RANK.format(settings=str(plain), weights=str(weights), logs=str(tmp_path))
-    launch.spawn(["-c", program], nproc=2, logs=tmp_path)
-    ranks = [json.loads((tmp_path / f"found-{rank}.json").read_text()) for rank in range(2)]
+    on_ranks(2, divided, settings, weights, tmp_path)
+    ranks = [json.loads((tmp_path / f"held-{rank}.json").read_text()) for rank in range(2)]
     largest = 4 * shape.embedding_parameters
-    for found in ranks:
-        assert len(found) == 2 * len(PARAMETERS)
-        for case, result in found.items():
+    for held in ranks:
+        assert len(held) == 2 * len(PARAMETERS)
+        for case, result in held.items():
             network = whole[case.partition("-")[2]]
             size = 4 * sum(p.numel() for p in network.parameters())
             assert result["bits"] == bits(network.named_parameters()), case

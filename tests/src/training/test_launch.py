@@ -18,7 +18,9 @@ from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import launch, start
 from src.training.launch import LaunchError, World, world_from_environment
-from tests.conftest import ended, kill_when, losses
+from src.training.signals import Stopped, stoppable
+from tests.conftest import ended, losses
+from tests.ranks import on_ranks
 
 Start = Callable[..., subprocess.Popen[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -97,9 +99,9 @@ def test_slurm_address_is_the_first_host_of_the_step(
 def test_ranks_talk_and_only_rank_0_reports(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    launch.spawn(rank_program(tmp_path, *TALK), nproc=3, logs=tmp_path)
-    assert capfd.readouterr().out.count("sum 6") == 1
-    assert "sum 6" in (tmp_path / "rank-2.log").read_text()
+    launch.spawn(rank_program(tmp_path, *TALK), nproc=2, logs=tmp_path)
+    assert capfd.readouterr().out.count("sum 3") == 1
+    assert "sum 3" in (tmp_path / "rank-1.log").read_text()
 
 
 @pytest.mark.integration
@@ -183,56 +185,71 @@ def one(train_tiny: Callable[..., Path]) -> Path:
     return train_tiny(DEEP)
 
 
-@pytest.mark.integration
-@pytest.mark.slow
-def test_stopped_ranks_go_on_under_torchrun_and_have_the_losses_of_one(
-    one: Path, tiny_overrides: list[str], tmp_path: Path, start_command: Start
-) -> None:
-    """Two ranks that the command starts, and then two nodes on the loopback interface.
+def rank_of_run(world: World, settings: RunConfig, stopped_at: int | None) -> None:
+    """A rank as a launcher starts it. All get SIGTERM after a step, as from a scheduler.
 
-    Each node has a torchrun of its own.
+    It leaves its exit code beside the run folder. A run that has begun goes on.
     """
+    log = RunFolder.log
+
+    def log_and_stop(self: RunFolder, entry: dict) -> None:
+        log(self, entry)
+        if entry["step"] == stopped_at:
+            for note in folder.path.parent.glob("pid-*"):
+                os.kill(int(note.read_text()), signal.SIGTERM)
+
+    folder = RunFolder(Path(settings.run_dir or ""))
+    (folder.path.parent / f"pid-{world.rank}").write_text(str(os.getpid()))
+    code = 0
+    with pytest.MonkeyPatch.context() as patch, launch.joined(world, cuda=False):
+        patch.setattr(RunFolder, "log", log_and_stop)
+        try:
+            with stoppable():
+                if (folder.path / "config.yaml").is_file():
+                    start.resume(folder.path, world)
+                else:
+                    start.train(settings, world)
+        except Stopped as stopped:
+            code = stopped.code
+    (folder.path.parent / f"code-{world.rank}").write_text(str(code))
+
+
+@pytest.mark.integration
+def test_stopped_ranks_go_on_and_have_the_losses_of_one(
+    one: Path, tiny_overrides: list[str], tmp_path: Path, compose_run: Callable[..., RunConfig]
+) -> None:
+    """Two ranks, as a launcher starts them."""
     folder = RunFolder(tmp_path / "run")
-    ranks = ["launch.nproc=2", *ZERO_3, CHECKPOINTED, "checkpoint.every_steps=3"]
-    process = start_command(
-        "-m", "src.train", *tiny_overrides, DEEP, *ranks, f"run_dir={folder.path}"
-    )
+    ranks = ["launch=torchrun", "launch.nproc=2", *ZERO_3, CHECKPOINTED, "checkpoint.every_steps=3"]
+    settings = compose_run(*tiny_overrides, DEEP, *ranks, f"run_dir={folder.path}")
     # A step beyond the checkpoint.
-    kill_when(process, lambda: len(logged(folder.path)) > 3, signal.SIGTERM)
-    assert process.returncode == 143
+    on_ranks(2, rank_of_run, settings, 4)
+    assert [(tmp_path / f"code-{rank}").read_text() for rank in range(2)] == ["143"] * 2
     assert folder.record()["state"] == "interrupted"
-    before = logged(folder.path)
-    for node in nodes_of_torchrun(start_command, 1, f"resume={folder.path}"):
-        done = ended(node)
-        assert done.returncode == 0, done.stderr
+    before = list(losses(folder.path))
+    on_ranks(2, rank_of_run, settings, None)
     assert losses(folder.path)[: len(before)] == before, "the same bits"
     assert losses(folder.path) == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
     norms = [losses(run, "grad_norm") for run in (folder.path, one)]
     assert norms[0] == pytest.approx(norms[1], rel=1e-4)
     assert (folder.path / "export" / "config.json").is_file()
-    assert (folder.logs / "rank-1.log").is_file()
-    assert list(tmp_path.iterdir()) == [folder.path], "one folder a run"
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [folder.path]
 
 
 def nodes_of_torchrun(
-    start_command: Start, nproc: int, *overrides: str
+    start_command: Start, nproc: int, *program: str
 ) -> list[subprocess.Popen[str]]:
-    """A torchrun on each of two nodes, with so many ranks."""
+    """A torchrun on each of two nodes, with so many ranks of `python -m PROGRAM`."""
     port = free_port()
     return [
         start_command(
             *("-m", "torch.distributed.run", "--nnodes=2", f"--nproc-per-node={nproc}"),
             *(f"--node-rank={node}", "--master-addr=127.0.0.1", f"--master-port={port}"),
-            *("-m", "src.train", *overrides, "--local_rank=0"),
+            *("-m", *program),
             env={"GLOO_SOCKET_IFNAME": "lo"},
         )
         for node in range(2)
     ]
-
-
-def logged(run: Path) -> list[float]:
-    """The losses of a run that may not have begun to train."""
-    return list(losses(run)) if (run / "metrics.jsonl").is_file() else []
 
 
 @pytest.mark.thorough
@@ -264,25 +281,11 @@ def free_port() -> int:
 def test_a_rank_that_a_launcher_starts_makes_a_run(
     tiny_overrides: list[str], compose_run: Callable[..., RunConfig], tmp_path: Path, one: Path
 ) -> None:
-    """It is the only one here; `test_stopped_ranks_go_on_under_torchrun_...` has two."""
+    """It is the only one here; `test_stopped_ranks_go_on_and_...` has two."""
     by_torchrun = ["launch=torchrun", f"run_dir={tmp_path / 'run'}"]
     path = start.train(compose_run(*tiny_overrides, DEEP, *by_torchrun), World())
     assert RunFolder(path).record()["state"] == "finished"
     assert losses(path) == losses(one)
-
-
-@pytest.mark.slow
-@pytest.mark.thorough
-def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
-    tiny_overrides: list[str], tmp_path: Path, one: Path, start_command: Start
-) -> None:
-    by_torchrun = ["launch=torchrun", "launch.nodes=2", "launch.nproc=2", *ZERO_3]
-    run = [*tiny_overrides, DEEP, *by_torchrun, f"run_dir={tmp_path / 'run'}"]
-    for node in nodes_of_torchrun(start_command, 2, *run):
-        done = ended(node)
-        assert done.returncode == 0, done.stderr
-    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
-    assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 # What two ranks of a launcher do: join each other, or a whole run.
@@ -302,6 +305,32 @@ def check_work(work: str, folder: Path) -> None:
     seen = json.loads((folder / "seen.json").read_text())
     assert seen["world"] == {"rank": 0, "local_rank": 0, "size": 2}
     assert seen["sum"] == 3
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("work", [BY_DEFAULT, THOROUGH])
+def test_torchruns_ranks_are_used_as_they_are(
+    tiny_overrides: list[str], tmp_path: Path, start_command: Start, work: str
+) -> None:
+    """Two nodes on the loopback interface, each with a torchrun and one rank of its own."""
+    for node in nodes_of_torchrun(start_command, 1, *work_of_ranks(work, tiny_overrides, tmp_path)):
+        done = ended(node)
+        assert done.returncode == 0, done.stderr
+    check_work(work, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_two_nodes_of_two_ranks_have_the_losses_of_one_process(
+    tiny_overrides: list[str], tmp_path: Path, one: Path, start_command: Start
+) -> None:
+    by_torchrun = ["launch=torchrun", "launch.nodes=2", "launch.nproc=2", *ZERO_3]
+    run = [*tiny_overrides, DEEP, *by_torchrun, f"run_dir={tmp_path / 'run'}"]
+    for node in nodes_of_torchrun(start_command, 2, "src.train", *run):
+        done = ended(node)
+        assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run") == pytest.approx(losses(one), rel=1e-5, abs=1e-8)
+    assert (tmp_path / "run" / "export" / "config.json").is_file()
 
 
 @pytest.mark.integration

@@ -7,9 +7,8 @@ import json
 import shutil
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -27,24 +26,13 @@ from src.planning.devices import ACCELERATORS
 from src.planning.printing import show
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
-from src.training import launch
 from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
-from tests.conftest import losses
+from tests.conftest import by_default, losses
+from tests.ranks import on_ranks
 from tests.src.passes.test_passes import LastHidden
 from tests.src.training import sequence_ranks
-
-
-def on_ranks(folder: Path, nproc: int, **work: Any) -> Path:
-    """Let `nproc` ranks do some work, one in this process; the folder with what they left."""
-    folder.mkdir()
-    (folder / "work.json").write_text(json.dumps({"passes": PASSES, **work}))
-    if nproc == 1:
-        sequence_ranks.work(folder, World())
-    else:
-        program = ["-m", "tests.src.training.sequence_ranks", str(folder)]
-        launch.spawn(program, nproc=nproc, logs=folder)
-    return folder
+from tests.src.training.sequence_ranks import PassCase
 
 
 def test_neighbouring_ranks_share_blocks() -> None:
@@ -104,41 +92,40 @@ def test_the_mean_of_parts_next_token_losses_is_the_blocks(parts: int, chunk: in
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-9)
 
 
-def _case(name: str, **settings: Any) -> dict[str, Any]:
-    usual = {"family": "llama", "objective": "relation", "lora": True, "checkpointing": False}
-    usual |= {"keep": "qkv", "skipping": False, "packed": False}
-    return {"name": name, **usual, **settings}
+PASSES = {
+    "relation": PassCase(),
+    "checkpointed": PassCase(checkpointing=True, keep="layer_inputs"),
+    "reference": PassCase(objective="reference", lora=False),
+    "qwen3": PassCase(family="qwen3", checkpointing=True),
+    "longred": PassCase(objective="longred", lora=False, skipping=True),
+    "longred-checkpointed": PassCase(objective="longred", checkpointing=True),
+    "logits": PassCase(objective="logits"),
+    "language": PassCase(objective="language", lora=False),
+    "language-checkpointed": PassCase(objective="language", checkpointing=True, skipping=True),
+    "relation-packed": PassCase(packed=True, checkpointing=True),
+    "longred-packed": PassCase(packed=True, objective="longred", lora=False),
+    "logits-packed": PassCase(packed=True, objective="logits"),
+    "language-packed": PassCase(packed=True, objective="language", lora=False),
+    "reference-packed": PassCase(packed=True, objective="reference", lora=False),
+    "longred-last-packed": PassCase(packed=True, objective="longred-last"),
+}
 
 
-PASSES = [
-    _case("relation"),
-    _case("checkpointed", checkpointing=True, keep="layer_inputs"),
-    _case("reference", objective="reference", lora=False),
-    _case("qwen3", family="qwen3", checkpointing=True),
-    _case("longred", objective="longred", lora=False, skipping=True),
-    _case("longred-checkpointed", objective="longred", checkpointing=True),
-    _case("logits", objective="logits"),
-    _case("language", objective="language", lora=False),
-    _case("language-checkpointed", objective="language", checkpointing=True, skipping=True),
-    _case("relation-packed", packed=True, checkpointing=True),
-    _case("longred-packed", packed=True, objective="longred", lora=False),
-    _case("logits-packed", packed=True, objective="logits"),
-    _case("language-packed", packed=True, objective="language", lora=False),
-    _case("reference-packed", packed=True, objective="reference", lora=False),
-    _case("longred-last-packed", packed=True, objective="longred-last"),
-]
+# In four parts, which are more than there are key-value heads, these alone are not thorough.
+IN_FOUR = {"relation", "qwen3", "longred-packed"}
 
 
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [2, 4], ids=lambda n: f"{n}-parts")
-@pytest.mark.parametrize("name", [case["name"] for case in PASSES])
+@pytest.mark.parametrize("name", PASSES)
+@by_default(lambda name, parts: parts == 2 or name in IN_FOUR)
 def test_float64_losses_and_gradients_are_those_of_whole_blocks(
-    found_on: dict[int, Path], name: str, parts: int
+    found_on: Path, name: str, parts: int
 ) -> None:
     """Four parts are twice as many as there are key-value heads."""
-    one = load_file(found_on[1] / f"passes-1-{name}.safetensors")
-    found = load_file(found_on[4] / f"passes-{parts}-{name}.safetensors")
+    one = load_file(found_on / f"passes-1-{name}.safetensors")
+    found = load_file(found_on / f"passes-{parts}-{name}.safetensors")
     assert found.keys() == one.keys()
     assert one["loss"] > 1e-4
     # Cross-entropy and cosines are in float32.
@@ -227,27 +214,27 @@ def found_on(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     compose_run: Callable[..., RunConfig],
-) -> dict[int, Path]:
-    """What one and four ranks found, each by one set of processes.
-
-    All of `PASSES`, and of two optimizer steps what the chosen tests ask for.
-    """
-    asked = [
-        (item.callspec.params["method"], item.callspec.params["name"])
-        for item in request.session.items
-        if isinstance(item, pytest.Function) and {"found_on", "method"} <= set(item.fixturenames)
-    ]
+) -> Path:
+    """What one and four ranks found, each by one set of processes, of what the tests ask for."""
+    alone: dict[str, RunConfig] = {}
+    trained: dict[str, RunConfig] = {}
+    passes: list[tuple[str, int]] = []
+    for item in request.session.items:
+        if isinstance(item, pytest.Function) and "found_on" in item.fixturenames:
+            asked = item.callspec.params
+            if "parts" in asked:
+                passes.append((asked["name"], asked["parts"]))
+            else:
+                method, name = asked["method"], asked["name"]
+                overrides = (*METHODS[method], *STEADY, *SHARED[name])
+                trained[f"{method}-{name}"] = compose_run(*overrides)
+                alone[method] = compose_run(*METHODS[method], *STEADY)
     folder = tmp_path_factory.mktemp("ranks")
-
-    def composed(method: str, *overrides: str) -> dict[str, Any]:
-        return json.loads(json.dumps(asdict(compose_run(*METHODS[method], *STEADY, *overrides))))
-
-    alone = {method: composed(method) for method in dict(asked)}
-    shared = {f"{method}-{name}": composed(method, *SHARED[name]) for method, name in asked}
-    return {
-        1: on_ranks(folder / "1", 1, parts=[1], trained=alone),
-        4: on_ranks(folder / "4", 4, parts=[2, 4], trained=shared),
-    }
+    once = sorted({name for name, _ in passes})
+    sequence_ranks.work(World(), folder, alone, [(name, PASSES[name], 1) for name in once])
+    shared = [(name, PASSES[name], parts) for name, parts in passes]
+    on_ranks(4, sequence_ranks.work, folder, trained, shared)
+    return folder
 
 
 def _same_training(one: Path, other: Path) -> None:
@@ -266,11 +253,9 @@ def _same_training(one: Path, other: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "name"), VARIANTS)
-def test_ranks_that_share_blocks_train_as_one(
-    found_on: dict[int, Path], method: str, name: str
-) -> None:
+def test_ranks_that_share_blocks_train_as_one(found_on: Path, method: str, name: str) -> None:
     """Of four ranks each two read blocks of their own, or all four share one."""
-    _same_training(found_on[1] / method, found_on[4] / f"{method}-{name}")
+    _same_training(found_on / method, found_on / f"{method}-{name}")
 
 
 @pytest.mark.thorough

@@ -71,13 +71,15 @@ class PlainRows:
         del rows, tokens, room
         return False
 
-    def read(self, prompts: Sequence[list[int]], read_at_once: int) -> None:
+    def read(self, prompts: Sequence[Sequence[int]], read_at_once: int) -> None:
         """Read prompts and write the first token of each."""
         del read_at_once
         model, device = self._model, self._model.device
         longest = max(len(row) for row in prompts)
         self._lengths_b1 = torch.tensor([[len(row)] for row in prompts], device=device)
-        ids_bt = torch.tensor([row + [0] * (longest - len(row)) for row in prompts], device=device)
+        ids_bt = torch.tensor(
+            [[*row, *[0] * (longest - len(row))] for row in prompts], device=device
+        )
         self._cache = DynamicCache()
         split = SplitModel.of(model)
         hidden_bth = split.decoder(

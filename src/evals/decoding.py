@@ -209,7 +209,7 @@ class Rows:
             rows <= len(self) and tokens <= self._slots and room <= self.written_bn.shape[1]
         )
 
-    def read(self, prompts: Sequence[list[int]], read_at_once: int) -> None:
+    def read(self, prompts: Sequence[Sequence[int]], read_at_once: int) -> None:
         """Read prompts in place of those before, and write the first token of each.
 
         Args:
@@ -230,7 +230,7 @@ class Rows:
             # So that the time of reading is not counted as that of writing.
             torch.cuda.synchronize(self._device)
 
-    def _read(self, prompts: Sequence[list[int]], start: int) -> Tensor:
+    def _read(self, prompts: Sequence[Sequence[int]], start: int) -> Tensor:
         """Read some prompts into the slots of the rows from `start`: their first tokens [b, 1]."""
         longest = max(len(row) for row in prompts)
         ids_bt = torch.zeros(len(prompts), longest, dtype=torch.long)

@@ -5,6 +5,7 @@ Which prompts share a batch, when an answer ends, and what is kept of it. `decod
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,7 +104,7 @@ def batch_rows(
 def generate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
+    prompts: Sequence[str] | Sequence[array[int]],
     max_new_tokens: Sequence[int],
     *,
     window: int,
@@ -117,7 +118,7 @@ def generate(
     Args:
         model: a causal language model in evaluation mode.
         tokenizer: the model's.
-        prompts: texts; none is cut.
+        prompts: texts, or what `encode` has made of them; none is cut.
         max_new_tokens: by prompt.
         window: positions that the model has.
         batch_tokens: prompt tokens of one batch, or `auto`.
@@ -129,8 +130,11 @@ def generate(
     Raises:
         GenerationError: as `encode` does.
     """
-    with SECONDS.of("tokenizing prompts"):
-        encoded = encode(tokenizer, prompts, window=window, room=max_new_tokens)
+    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+    encoded: Sequence[Sequence[int]] = [p for p in prompts if not isinstance(p, str)]
+    if texts:
+        with SECONDS.of("tokenizing prompts"):
+            encoded = encode(tokenizer, texts, window=window, room=max_new_tokens)
     with meter(name, len(prompts)) as progress:
         return continued(
             model,
@@ -181,7 +185,7 @@ class KeptRows:
 def continued(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[list[int]],
+    encoded: Sequence[Sequence[int]],
     max_new_tokens: Sequence[int],
     *,
     batch_tokens: int | Literal["auto"],
@@ -227,7 +231,7 @@ class _Batch:
     @torch.no_grad()
     def run(
         self,
-        prompts: Mapping[int, list[int]],
+        prompts: Mapping[int, Sequence[int]],
         room: int,
         batch_tokens: int | Literal["auto"],
         answers: list[str],

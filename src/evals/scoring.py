@@ -9,7 +9,8 @@ Shapes: b rows, t tokens, h hidden size, n scored tokens, v vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -162,6 +163,8 @@ class Probe:
         length: tokens of prompt and answer; None if any window suffices.
         generates: whether the model writes its answers.
         items: what is asked, a value for each; empty if values are of them together.
+        prepare: does what `values` would do before it needs the model. Another thread calls it
+            while the model answers the probe before.
     """
 
     name: str
@@ -170,6 +173,7 @@ class Probe:
     length: int | None = None
     generates: bool = False
     items: Sequence[Any] = ()
+    prepare: Callable[[Session], object] | None = None
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""
@@ -252,7 +256,8 @@ def _values(
         with evaluation.loaded(reader.candidate) as network:
             session = Session(reader, network, evaluation)
             # The rows for the longest prompts have room for all others.
-            for probe in sorted(missing, key=lambda probe: -(probe.length or 0)):
+            missing.sort(key=lambda probe: -(probe.length or 0))
+            for probe in _prepared(missing, session):
                 values, error = gathered(probe, session)
                 if error is not None:
                     failures[f"{reader.name}: {probe.name}"] = error
@@ -261,6 +266,16 @@ def _values(
                 if evaluation.is_main:
                     evaluation.cache.put(keys[probe.name], values)
     return {name: values for name, values in cached.items() if values is not None}
+
+
+def _prepared(probes: Sequence[Probe], session: Session) -> Iterator[Probe]:
+    """The probes, each prepared while the one before is asked."""
+    with ThreadPoolExecutor(1) as ahead:
+        for probe, following in zip(probes, [*probes[1:], None], strict=True):
+            if following is not None and following.prepare is not None:
+                # Its errors are those of `values`, which does the same again.
+                ahead.submit(following.prepare, session)
+            yield probe
 
 
 def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from src.models.config import ModelConfig, ModelShape
     from src.models.rope import RopeScaling
 
+# Weights that make one more thread of an export worthwhile.
+_THREAD_WEIGHTS = 500_000_000
+
 
 def export(
     target: Path,
@@ -67,12 +70,12 @@ def export(
         ExportError: the written folder is not a whole model; it is removed.
     """
     config = scaled_config(model, scaling)
-    network = load_model(model, config, dtype=torch.float32, weights=weights)
-    trainable = make_trainable(network, parameters, seed=seed)
-    load_trained(trainable, trained)
-    write_model(
-        target, merged(trainable), model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf
-    )
+    with _few_threads(model):
+        network = load_model(model, config, dtype=torch.float32, weights=weights)
+        trainable = make_trainable(network, parameters, seed=seed)
+        load_trained(trainable, trained)
+        whole = merged(trainable)
+        write_model(target, whole, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf)
 
 
 def merge(
@@ -100,9 +103,12 @@ def merge(
         ExportError: as `export`.
     """
     load = partial(load_model, model, dtype=torch.float32)
-    network = load(scaled_config(model, scaling), weights=weights)
-    merge_into(network, load(native_config(model)), asked)
-    write_model(target, network, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf)
+    with _few_threads(model):
+        network = load(scaled_config(model, scaling), weights=weights)
+        merge_into(network, load(native_config(model)), asked)
+        write_model(
+            target, network, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf
+        )
 
 
 def write_model(
@@ -151,6 +157,21 @@ def check_tokenizer(model: ModelConfig, shape: ModelShape) -> None:
     with tempfile.TemporaryDirectory(prefix="tokenizer-") as folder:
         load_tokenizer(model).save_pretrained(folder)
         vocabulary_of(Path(folder), shape.vocabulary)
+
+
+@contextmanager
+def _few_threads(model: ModelConfig) -> Iterator[None]:
+    """Inside the block torch has a thread for each `_THREAD_WEIGHTS`, and no more than before.
+
+    One thread exports a small model in two seconds. Several wait for each other at every weight, as
+    long as it takes until all have a core: a minute where other runs keep the cores busy.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, 1 + resolved_shape(model).parameters // _THREAD_WEIGHTS))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

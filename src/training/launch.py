@@ -169,7 +169,7 @@ def spawn(arguments: Sequence[str], *, nproc: int, logs: Path) -> None:
         stale.unlink()
     # This process holds the rendezvous, so that no other can take its port.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    threads = max(1, (os.cpu_count() or 1) // nproc)
+    threads = max(1, len(os.sched_getaffinity(0)) // nproc)
     ranks: list[subprocess.Popen[bytes]] = []
     try:
         for rank in range(nproc):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from array import array
 from collections.abc import Sequence
 from functools import partial
+from threading import Lock
 from typing import Any, Literal
 
 from src.evals import retrieval
@@ -12,6 +14,7 @@ from src.evals.halves import Split, places
 from src.evals.ruler.matching import score
 from src.evals.ruler.sample import Sample, dump
 from src.evals.scoring import Probe, Session
+from src.evals.seconds import SECONDS
 
 
 def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["auto"]) -> Probe:
@@ -19,20 +22,55 @@ def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["aut
 
     Its values are `score`, 0 to 1, and `answer`, which may be cut once it holds all references.
     """
+    tokens = _Tokens(samples)
     return Probe(
         name,
         key={"samples": hashlib.sha256(dump(samples).encode()).hexdigest()},
-        values=partial(_values, name, samples, batch_tokens),
+        values=partial(_values, name, samples, batch_tokens, tokens),
+        prepare=tokens.of,
         length=samples[0].length,
         generates=True,
         items=samples,
     )
 
 
+class _Tokens:
+    """Token ids of samples, made once for all readers that read them whole."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = samples
+        self._lock = Lock()
+        self._ids: dict[tuple[int, int], list[array[int]]] = {}
+
+    def of(self, session: Session) -> list[array[int]] | None:
+        """The ids of the process's share; None for a reader with retrieval, whose prompts differ.
+
+        Raises:
+            GenerationError: as `encode` does.
+        """
+        from src.evals.generation import encode
+
+        if session.reader.retrieval is not None:
+            return None
+        share = session.evaluation.rank, session.evaluation.size
+        with self._lock:
+            if share not in self._ids:
+                asked = session.share(self._samples)
+                encoded = encode(
+                    session.evaluation.tokenizer,
+                    [sample.prompt for sample in asked],
+                    window=session.reader.window,
+                    room=[sample.max_new_tokens for sample in asked],
+                )
+                self._ids[share] = [array("i", ids) for ids in encoded]
+            return self._ids[share]
+
+
 def _values(
     name: str,
     samples: Sequence[Sample],
     batch_tokens: int | Literal["auto"],
+    tokens: _Tokens,
     session: Session,
 ) -> list[dict[str, Any]]:
     from src.evals.generation import generate
@@ -48,10 +86,12 @@ def _values(
     def judged(number: int, answer: str) -> float:
         return score(answer, asked[number].outputs, asked[number].match)
 
+    with SECONDS.of("tokenizing prompts"):
+        encoded = tokens.of(session)
     answers = generate(
         session.network,
         tokenizer,
-        [sample.prompt for sample in asked],
+        [sample.prompt for sample in asked] if encoded is None else encoded,
         [sample.max_new_tokens for sample in asked],
         window=reader.window,
         batch_tokens=batch_tokens,

@@ -130,7 +130,7 @@ class SampleStore:
         """
         missing = [pair for pair in wanted if not self._made(*pair, number)]
         tokens = sum(length * number for _, length in missing)
-        workers = min(len(missing), os.cpu_count() or 1, MOST_WORKERS)
+        workers = min(len(missing), len(os.sched_getaffinity(0)), MOST_WORKERS)
         if workers < 2 or tokens < WORTH_PROCESSES:
             return
         # The longest first, so that none of them is left for the end.

@@ -100,3 +100,27 @@ def test_what_servers_multiply_is_written_beside_the_target(
     assert written["max_position_embeddings"] == 32_768
     assert written.get("max_seq_len") == length
     assert AutoTokenizer.from_pretrained(tmp_path / "export").model_max_length == 32_768
+
+
+def test_a_small_model_is_exported_by_one_thread(
+    tmp_path: Path, compose_run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from src.training import export as module
+
+    threads: list[int] = []
+    checked = module.check_whole
+
+    def check_whole(folder: Path) -> None:
+        threads.append(torch.get_num_threads())
+        checked(folder)
+
+    monkeypatch.setattr(module, "check_whole", check_whole)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = compose_run("model=tiny").model
+        export(tmp_path / "export", model, LinearScaling("linear", 32_768), PARAMETERS["lora"])
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert threads == [1]

@@ -89,7 +89,7 @@ def test_many_samples_are_made_in_processes_and_are_the_same(
     from src.evals.ruler import store as module
 
     wanted = [("vt", 2048), ("fwe", 2048), ("vt", 100)]
-    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0, 1})
     store(tmp_path / "none", byte_tokenizer).prepare(wanted, 1)
     assert not list(tmp_path.glob("none/*.jsonl"))
     monkeypatch.setattr(module, "WORTH_PROCESSES", 1)

@@ -48,6 +48,7 @@ FAMILIES = ("normal", "large", "near", "one-hot")
 PAPER: Shape = (1, 32, 4096, 128)
 LONG: Shape = (1, 32, 32768, 128)
 SMALL_HEADS: Shape = (1, 9, 8192, 64)
+ON_CPU: Shape = (1, 8, 2048, 64)
 MEMORY_TOKENS = (4096, 16384, 65536, 262144, 1048576)
 # The allowed error: this multiple of dense torch's error, plus one float32 rounding of the result
 # or of the numbers near 1 that it is computed from.
@@ -400,8 +401,7 @@ class Bench:
         yield _row("first_call_seconds", float(done.stdout), "seconds", (1, 2, 512, 128))
 
     def _cpu_speed(self) -> Iterator[Row]:
-        shape = (1, 8, 2048, 64)
-        student, teacher = self._pair(shape)
+        student, teacher = self._pair(ON_CPU)
         ours = self.milliseconds(self._ours(student, teacher))
 
         def dense() -> object:
@@ -412,7 +412,7 @@ class Bench:
             "chunked_speedup_over_dense",
             theirs / ours,
             "ratio",
-            shape,
+            ON_CPU,
             milliseconds=ours,
             dense_milliseconds=theirs,
             threads=torch.get_num_threads(),

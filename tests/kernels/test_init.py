@@ -110,10 +110,15 @@ def test_import_brings_in_nothing_heavy() -> None:
 
 
 def test_transformers_works_without_the_distribution() -> None:
+    """In this process, whose path has `kernels` in it, as every test does."""
+    from transformers.utils.import_utils import is_kernels_available
+
     try:
         importlib.metadata.distribution("kernels")
     except importlib.metadata.PackageNotFoundError:
-        run_well(USE_TRANSFORMERS + "assert not is_kernels_available()")
+        assert "kernels" in sys.modules
+        exec(USE_TRANSFORMERS, {})
+        assert not is_kernels_available()
     else:
         pytest.skip("Hugging Face's kernels is installed here")
 

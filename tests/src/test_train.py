@@ -27,7 +27,7 @@ from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import start
 from src.training.checkpoint import Checkpoint, CheckpointError, Position
-from tests.conftest import ROOT, cut_after, kill_when, losses
+from tests.conftest import ROOT, by_default, cut_after, kill_when, losses
 
 Train = Callable[..., Path]
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
@@ -69,6 +69,7 @@ FAMILY_RUNS = {
 
 
 @pytest.mark.parametrize("model", FAMILY_RUNS)
+@by_default(lambda model: model in ("tiny_qwen2", "tiny_gemma3"))
 def test_runs_of_other_families_train_and_export(train_tiny: Train, model: str) -> None:
     rope, kind = FAMILY_RUNS[model]
     folder = train_tiny(

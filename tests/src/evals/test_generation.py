@@ -9,6 +9,7 @@ import torch
 
 from src.evals.generation import GenerationError, batch_rows, encode, generate
 from src.models.byte_tokenizer import byte_tokenizer as byte_tokenizer_of_ones_own
+from tests.conftest import by_default
 
 PROMPTS = [
     "The lamp went out",
@@ -36,6 +37,7 @@ def alone(model: Any, tokenizer: Any, prompt: str, room: int) -> str:
     "family", ["small_llama", "small_llama_eager", "small_mistral", "small_gemma"]
 )
 @pytest.mark.parametrize("batch_tokens", [1, 120, 10_000])
+@by_default(lambda family, batch_tokens: family == "small_gemma" or batch_tokens == 120)
 def test_a_batch_gives_what_each_prompt_gives_alone(
     family: str, batch_tokens: int, byte_tokenizer: Any, request: pytest.FixtureRequest
 ) -> None:

@@ -10,18 +10,18 @@ import yaml
 from src.multirun import composition
 from src.multirun.agents import export
 from src.tracking import agent_run_id
+from tests.conftest import by_default
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("seeds", marks=pytest.mark.thorough), "layers", "methods"]
-)
+@pytest.mark.parametrize("name", ["seeds", "layers", "methods"])
+@by_default(lambda name: name == "methods")
 def test_an_agents_commands_are_the_jobs_of_the_sweep(name: str) -> None:
     """W&B's own code makes each command of the exported grid."""
     from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
     more = ["model=smollm2_135m", "seed=3" if name != "seeds" else "recipe.stages.ard.lr=0.1"]
-    if name != "methods":
-        more.append("+experiment=linearard_32k")
+    two = "linearard_32k,cpt_long_32k"
+    more.append(f"+experiment={two if name == 'methods' else 'linearard_32k'}")
     content = yaml.safe_load(export(name, more))
     assert content["command"][:4] == ["${env}", "${interpreter}", "-m", "src.train"]
     assert content["command"][-1] == "${args_no_hyphens}"

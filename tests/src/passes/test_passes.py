@@ -42,6 +42,7 @@ from src.passes.teacher import (
     TeacherModule,
     TeacherPass,
 )
+from tests.conftest import by_default
 
 LAYERS, TOKENS = 3, 13
 LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
@@ -216,6 +217,7 @@ def test_loss_and_gradients_are_those_of_whole_models(
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["stored", "checkpointed"])
 @pytest.mark.parametrize("keep", ["qkv", "layer_inputs"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=["float64", "bfloat16"])
+@by_default(lambda checkpointing, dtype: checkpointing == (dtype == torch.bfloat16))
 def test_a_shared_base_gives_the_bits_of_a_teacher_of_its_own(
     family: str, checkpointing: bool, keep: Keep, dtype: torch.dtype
 ) -> None:

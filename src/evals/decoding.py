@@ -33,6 +33,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from src.evals.losses import SplitModel
 from src.evals.seconds import SECONDS
 from src.models.shapes import attention_sizes, attention_windows, frequency_class
+from src.passes.graphs import memory_is_short
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -270,10 +271,10 @@ class Rows:
         try:
             with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._step()
-        except torch.OutOfMemoryError:
-            # Not a step that cannot be recorded: launched one by one it needs as much.
-            raise
         except RuntimeError as error:
+            if memory_is_short(error):
+                # Not a step that cannot be recorded: launched one by one it needs as much.
+                raise
             self._launch_one_by_one(str(error))
         else:
             self._graph = graph

@@ -8,6 +8,8 @@ hands over the recorded gradients, so DeepSpeed accumulates and reduces them as 
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -56,10 +58,20 @@ class MicroStepGraphs:
         packed: whether micro-steps of packed blocks are recorded too. They can be recorded in
             principle, as their tensors have fixed shapes, but that has not been tried on a GPU yet.
             A packed stream that is not recorded keeps the stage's others from being recorded.
+        required: whether a micro-step that cannot be recorded is an error. Otherwise it is
+            launched kernel by kernel, as all after it are, and a warning says why.
     """
 
-    def __init__(self, module: nn.Module, streams: Iterable[str], *, packed: bool = False) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        streams: Iterable[str],
+        *,
+        packed: bool = False,
+        required: bool = True,
+    ) -> None:
         self._packed = packed
+        self._required, self._gave_up = required, False
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._module = module
         self._names, self._parameters = tuple(trained), tuple(trained.values())
@@ -75,8 +87,9 @@ class MicroStepGraphs:
 
         Raises:
             GraphError: the micro-step does something that CUDA graphs cannot record.
+            OutOfMemoryError: there is too little memory to record it.
         """
-        if batch.segments is not None and not self._packed:
+        if self._gave_up or (batch.segments is not None and not self._packed):
             return compute(batch)
         key = (stream, *(x.shape for x in _inputs(batch)))
         recorded = self._recorded.get(key)
@@ -85,7 +98,13 @@ class MicroStepGraphs:
             if self._seen[key] <= WARM_UP or not self._all_warm():
                 self._drop()
                 return compute(batch)
-            recorded = self._recorded[key] = self._record(batch, compute)
+            try:
+                recorded = self._recorded[key] = self._record(batch, compute)
+            except (GraphError, torch.OutOfMemoryError) as error:
+                if self._required:
+                    raise
+                self._give_up(error)
+                return compute(batch)
         for read, given in zip(_inputs(recorded.batch), _inputs(batch), strict=True):
             read.copy_(given)
         loss: Any = _Replay.apply(recorded, *self._parameters)
@@ -103,6 +122,16 @@ class MicroStepGraphs:
             self._pool = None
             torch.cuda.empty_cache()
 
+    def _give_up(self, error: Exception) -> None:
+        """Launch kernel by kernel from now on, and say why."""
+        self._gave_up = True
+        self._drop()
+        _leave_capture()
+        warnings.warn(
+            f"{error}. engine.cuda_graphs=auto: kernels are launched one by one from now on",
+            stacklevel=2,
+        )
+
     def _record(self, batch: Batch, compute: Compute) -> _Recorded:
         read: Batch = tree_map_only(Tensor, Tensor.clone, batch)
         # DeepSpeed keeps the parameters' gradient accumulators alive, and these belong to the
@@ -118,9 +147,13 @@ class MicroStepGraphs:
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 loss, metrics = functional_call(computing, named, (read,))
                 gradients = torch.autograd.grad(loss, aliases, allow_unused=True)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if memory_is_short(error):
+                raise torch.OutOfMemoryError(
+                    f"engine.cuda_graphs: there is too little memory to record a micro-step "
+                    f"({error}); use a smaller engine.student.micro_batch, or set "
+                    "engine.cuda_graphs=false"
+                ) from error
             raise GraphError(
                 f"engine.cuda_graphs: this micro-step cannot be recorded ({error}); set "
                 "engine.cuda_graphs=false"
@@ -128,6 +161,30 @@ class MicroStepGraphs:
         self._pool = graph.pool()
         metrics = {name: value.detach() for name, value in metrics.items()}
         return _Recorded(graph, read, loss.detach(), metrics, gradients)
+
+
+def memory_is_short(error: BaseException) -> bool:
+    """Whether an error, or one that it came with, is of memory.
+
+    A recording that has failed ends with an error of its own, which hides the one that it came
+    with. Libraries have errors of memory that are not torch's.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, torch.OutOfMemoryError) or _NO_MEMORY.search(str(seen)):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+_NO_MEMORY = re.compile(r"out of memory|ALLOC_FAILED", re.IGNORECASE)
+
+
+def _leave_capture() -> None:
+    """Let the GPU's generator draw again: a recording that was broken off leaves it waiting."""
+    if torch.cuda.is_available():
+        generator = torch.cuda.default_generators[torch.cuda.current_device()]
+        generator.graphsafe_set_state(generator.clone_state())
 
 
 def _inputs(batch: Batch) -> list[Tensor]:

@@ -35,6 +35,7 @@ class StudentModule(nn.Module):
         shared: the pass of a teacher that shares the student's weights, if there is one.
         graphs: whether micro-steps are recorded and replayed as CUDA graphs.
         packed_graphs: whether those of packed blocks are, too.
+        graphs_required: whether a micro-step that cannot be recorded is an error.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class StudentModule(nn.Module):
         *,
         graphs: bool = False,
         packed_graphs: bool = False,
+        graphs_required: bool = True,
     ) -> None:
         super().__init__()
         self.network = network
@@ -58,7 +60,9 @@ class StudentModule(nn.Module):
         # gradient of the step before; without one in the last, offload loses the sum so far.
         self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
         self._graphs = (
-            MicroStepGraphs(network, objectives, packed=packed_graphs) if graphs else None
+            MicroStepGraphs(network, objectives, packed=packed_graphs, required=graphs_required)
+            if graphs
+            else None
         )
 
     def forward(

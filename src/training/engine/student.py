@@ -90,6 +90,7 @@ class Student:
                 shared,
                 graphs=graphs,
                 packed_graphs=config.cuda_graphs is True,
+                graphs_required=config.cuda_graphs is True,
             ),
             model_parameters=trained,
             optimizer=adamw,

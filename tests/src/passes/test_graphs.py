@@ -185,6 +185,67 @@ def test_memory_that_is_short_is_said_as_it_is(
         recorder.run("it", batch, compute(recorder._module))
 
 
+def _ends_badly() -> Any:
+    """As a recording does whose memory has run out."""
+    try:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    except torch.OutOfMemoryError:
+        # Without `from`, as a context manager that fails at its end.
+        raise RuntimeError("CUDA error: operation failed due to a previous error")  # noqa: B904
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        "hidden",
+    ],
+    ids=["torch", "cublas", "triton", "hidden"],
+)
+def test_every_kind_of_short_memory_is_told_from_what_cannot_be_recorded(
+    error: Any, retraced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = MicroStepGraphs(Tied().to("cuda" if CUDA else "cpu"), ["it"])
+
+    def fails(*_: object, **__: object) -> Any:
+        if error == "hidden":
+            _ends_badly()
+        raise error
+
+    monkeypatch.setattr(graphs, "functional_call", fails)
+    (batch,) = batches(1)
+    for _ in range(WARM_UP):
+        recorder.run("it", batch, compute(recorder._module))
+    with pytest.raises(torch.OutOfMemoryError, match=r"too little memory .*micro_batch"):
+        recorder.run("it", batch, compute(recorder._module))
+
+
+def test_auto_goes_on_kernel_by_kernel_and_says_why(
+    retraced: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Tied().to("cuda" if CUDA else "cpu")
+    recorder = MicroStepGraphs(module, ["it"], required=False)
+
+    def fails(*_: object, **__: object) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    (batch,) = batches(1)
+    expected, _ = compute(module)(batch)
+    for _ in range(WARM_UP):
+        recorder.run("it", batch, compute(module))
+    with monkeypatch.context() as broken:
+        broken.setattr(graphs, "functional_call", fails)
+        with pytest.warns(UserWarning, match="not permitted.*launched one by one from now on"):
+            loss, _ = recorder.run("it", batch, compute(module))
+    assert float(loss) == float(expected)
+    recorded = len(retraced)
+    loss, _ = recorder.run("it", batch, compute(module))
+    assert float(loss) == float(expected)
+    assert len(retraced) == recorded
+
+
 def test_weights_that_change_are_read_anew(retraced: list[int]) -> None:
     module = Tied().to("cuda" if CUDA else "cpu")
     recorder = MicroStepGraphs(module, ["it"])
@@ -238,3 +299,29 @@ def test_dropout_draws_new_masks_that_the_seed_fixes() -> None:
     assert replayed[:2] == pytest.approx(plain)
     assert replayed[0] == replayed[3]
     assert replayed[0] != replayed[1] != replayed[2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not CUDA, reason="needs a CUDA device")
+def test_a_recording_that_breaks_off_leaves_dropout_working() -> None:
+    module = Tied().cuda()
+    recorder = graphs.MicroStepGraphs(module, ["it"], required=False)
+    (batch,) = batches(1)
+    calls: list[int] = []
+
+    def asks_the_host(given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        calls.append(1)
+        loss, metrics = compute(module)(given)
+        loss = nn.functional.dropout(loss[None], 0.5).sum()
+        if len(calls) == WARM_UP + 1:
+            loss.item()
+        return loss, metrics
+
+    for _ in range(WARM_UP):
+        recorder.run("it", batch, asks_the_host)
+    with pytest.warns(UserWarning, match="launched one by one from now on"):
+        loss, _ = recorder.run("it", batch, asks_the_host)
+    for _ in range(3):
+        loss, _ = recorder.run("it", batch, asks_the_host)
+        loss.backward()
+    assert loss.isfinite()

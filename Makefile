@@ -5,7 +5,8 @@
 # make docs         the documentation as a site, .artifacts/site/index.html; its search needs a server:
 #                   python3 -m http.server --directory .artifacts/site
 # make audit        known faults of the pinned packages; once a week
-# make setup        only the environment
+# make setup        only the environment; HASHES=1: from requirements.lock, each package by its hash
+# make lock         requirements.lock again, after a change of constraints.txt
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +16,7 @@ WORKERS ?= 2
 JOBS ?= 2
 RUN := $(VENV)/bin/python
 
-.PHONY: setup quickstart study test check docs audit format clean
+.PHONY: setup quickstart study test check docs audit lock format clean
 
 setup: $(VENV)/.installed
 
@@ -26,8 +27,17 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 		"name another with PYTHON=python3.12" >&2; exit 2; }
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing pinned packages into $(VENV) (about 3 GB, a few minutes)"
-	@$(RUN) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@$(INSTALL)
 	@touch $@
+
+# pip has no hash for an editable project, which is installed by what is there already.
+PIP := $(RUN) -m pip install --quiet --disable-pip-version-check
+ifdef HASHES
+INSTALL := $(PIP) --require-hashes --requirement requirements.lock && \
+	$(PIP) --no-deps --no-build-isolation -e .
+else
+INSTALL := $(PIP) -e '.[dev]' -c constraints.txt
+endif
 
 quickstart: setup
 	$(RUN) -m src.train +experiment=quickstart
@@ -58,6 +68,14 @@ audit:
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet --disable-pip-version-check pip-audit==2.9.0
 	$(VENV)-audit/bin/python -m pip_audit --requirement constraints.txt --no-deps --disable-pip
+
+# Hashes of all files of the pinned packages, as the package index has them, for every platform.
+lock:
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(VENV)-lock/bin/uv pip compile pyproject.toml --extra dev --constraints constraints.txt --universal \
+		--python-version 3.11 --generate-hashes --no-annotate --no-config --quiet \
+		--custom-compile-command 'make lock' --output-file requirements.lock
 
 format: setup
 	$(RUN) -m ruff check --fix .

@@ -10,7 +10,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -266,28 +266,31 @@ class RunFolder:
         with self.metrics_file.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def forget_metrics_after(self, step: int) -> None:
-        """Drop the lines of steps that a resumed run repeats, and a line that a kill cut short."""
-        if not self.metrics_file.is_file():
-            return
-        kept = [line for entry, line in self._metric_lines() if entry["step"] <= step]
-        write_whole(self.metrics_file, "".join(f"{line}\n" for line in kept).encode())
+    def forget_metrics(self) -> None:
+        """Drop the lines of steps that a run repeats from the start."""
+        self.metrics_file.unlink(missing_ok=True)
 
     def metrics(self) -> list[dict[str, Any]]:
-        """All complete lines of metrics.jsonl."""
-        return [entry for entry, _ in self._metric_lines()]
+        """All complete lines of metrics.jsonl.
 
-    def _metric_lines(self) -> Iterator[tuple[dict[str, Any], str]]:
+        Raises:
+            RunFolderError: a line is damaged.
+        """
         if not self.metrics_file.is_file():
-            return
-        lines = self.metrics_file.read_text(encoding="utf-8").splitlines()
+            return []
+        lines = self.metrics_file.read_bytes().splitlines()
+        entries: list[dict[str, Any]] = []
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line), line
-            except json.JSONDecodeError as error:
+                entry = json.loads(line)
+                if not isinstance(entry, dict) or not isinstance(entry.get("step"), int):
+                    raise ValueError("it is no object with a step")
+            except (ValueError, RecursionError) as error:
                 if number == len(lines):
-                    return  # the run was killed while it wrote its last line
+                    break  # the run was killed while it wrote its last line
                 raise RunFolderError(f"{self.metrics_file}, line {number}: {error}") from error
+            entries.append(entry)
+        return entries
 
 
 def check_unused(path: Path) -> None:

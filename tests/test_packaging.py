@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import subprocess
 import sys
 import tomllib
@@ -99,3 +100,38 @@ def test_pip_installs_the_loss_and_a_remedy_for_the_commands(tmp_path: Path) -> 
     refused = run("import linearard_lab; linearard_lab.train()", target, tmp_path)
     assert refused.returncode == 1
     assert "pip install -e '.[framework]'" in refused.stderr
+
+
+def pins(text: str) -> dict[str, str]:
+    """Versions by normalized name."""
+    found = re.findall(r"^([A-Za-z0-9][\w.-]*)(?:\[[^]]*\])?==([^\s;\\]+)", text, re.M)
+    return {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in found}
+
+
+def test_the_lock_has_the_pinned_versions_each_with_hashes() -> None:
+    locked = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    exact = pins(locked)
+    for block in re.split(r"\n(?=\S)", locked):
+        assert block.startswith("#") or "--hash=sha256:" in block, block
+    constrained = pins((ROOT / "constraints.txt").read_text(encoding="utf-8"))
+    both = exact.keys() & constrained.keys()
+    assert {name: exact[name] for name in both} == {name: constrained[name] for name in both}
+    # The page's packages are installed by themselves; torch brings CUDA's where there is a GPU.
+    wanted = PROJECT["project"]["optional-dependencies"]
+    for requirement in (*PROJECT["project"]["dependencies"], *wanted["framework"], *wanted["dev"]):
+        name = re.split(r"[\[<>=; ]", requirement)[0].lower()
+        assert name in exact or name == "linearard-lab", f"{name}: run make lock"
+
+
+@pytest.mark.thorough
+def test_pip_refuses_another_file_than_the_lock_has(tmp_path: Path) -> None:
+    lock = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    (entry,) = re.findall(r"^filelock==.*?(?=^\S)", lock, re.M | re.S)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"]
+    pip += ["--target", str(tmp_path / "site"), "--requirement", str(tmp_path / "lock.txt")]
+    (tmp_path / "lock.txt").write_text(entry)
+    subprocess.run(pip, check=True)
+    (tmp_path / "lock.txt").write_text(re.sub(r"sha256:\w{8}", "sha256:00000000", entry))
+    done = subprocess.run([*pip, "--upgrade"], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "HASH" in done.stderr.upper()

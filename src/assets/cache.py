@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -27,6 +28,14 @@ def cache_dir() -> Path:
     folder = folder.expanduser().resolve()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder; nothing is no fault."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def content_digest(path: Path) -> str:

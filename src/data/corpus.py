@@ -217,7 +217,7 @@ def load_corpus(name: str, folder: Path) -> Corpus:
         DataError: a file is damaged or missing, or an earlier version wrote the folder.
     """
     try:
-        verify(folder)
+        listed = verify(folder)["files"]
     except DamageError as error:
         raise DataError(f"the token cache {folder} is damaged: {error}") from error
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
@@ -225,7 +225,7 @@ def load_corpus(name: str, folder: Path) -> Corpus:
     documents = tuple(DocumentInfo(*entry) for entry in index["documents"])
     overlaps = {name: Overlap(*entry) for name, entry in index["overlaps"].items()}
     learnt = None
-    if (folder / LEARNT_FILE).exists():
+    if LEARNT_FILE in listed:
         learnt = np.load(folder / LEARNT_FILE, mmap_mode="r", allow_pickle=False)
     # A plain view of the mapped file: slices of a memmap object are slow to make.
     return Corpus(

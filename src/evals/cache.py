@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import sys
 import zlib
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from src.assets.cache import remove
 from src.run_folder import write_whole
 
 # Part of every key. Raise it when results are stored or computed in another way.
@@ -34,12 +36,22 @@ class ResultCache:
     def get(self, key: Mapping[str, Any]) -> Any | None:
         """The value under an equal key, or None."""
         path = self._path(key)
-        if path is None or not path.is_file():
+        if path is None or not os.path.lexists(path):
             return None
         try:
+            if not path.is_file():
+                raise ValueError("it is not a regular file")
             entry = json.loads(gzip.decompress(path.read_bytes()))
             return entry["value"] if entry["key"] == _plain(key) else None
-        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError) as error:
+        except (
+            OSError,
+            EOFError,
+            zlib.error,
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ) as error:
             # gzip's checksum covers every byte of the entry.
             print(f"{path} is damaged ({error}): it is computed again", file=sys.stderr)
             return None
@@ -50,6 +62,8 @@ class ResultCache:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            remove(path)
         text = json.dumps({"key": _plain(key), "value": value}, allow_nan=False)
         write_whole(path, gzip.compress(text.encode(), compresslevel=3, mtime=0))
 

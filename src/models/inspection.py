@@ -33,6 +33,7 @@ _TOKENIZERS = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges
 _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Number formats of weights that are not quantized, as safetensors names them.
 _PLAIN = ("F64", "F32", "F16", "BF16")
+_NAMES = ("auto", "float64", "float32", "float16", "bfloat16")
 # Tensors of older files that models compute by themselves.
 _COMPUTED = ("rotary_emb.inv_freq", ".masked_bias")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -59,6 +60,12 @@ def check_settings(raw: Mapping[str, Any], label: str) -> None:
             f"{label}: its config.json has no model_type, so it is not known what it is: give a "
             "folder that save_pretrained wrote"
         )
+    dtype = raw.get("dtype", raw.get("torch_dtype"))
+    if dtype is not None and dtype not in _NAMES:
+        raise ModelError(
+            f"{label}: its config.json has dtype={dtype!r}; allowed: {', '.join(_NAMES)}: mend it, "
+            "or leave it out"
+        )
     if kind not in CONFIG_MAPPING:
         code = ", and its own code (auto_map) is never run" if raw.get("auto_map") else ""
         raise ModelError(
@@ -80,7 +87,8 @@ def check_config_file(folder: Path, label: str) -> None:
     """
     _check_place(folder, label)
     if (folder / "adapter_config.json").is_file():
-        base = _read_json(folder / "adapter_config.json", label).get("base_model_name_or_path")
+        stated = _read_json(folder / "adapter_config.json", label)
+        base = stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
         raise ModelError(
             f"{label} holds an adapter of {base or 'another model'} (adapter_config.json), not a "
             "whole model: merge it into its base model (PEFT's merge_and_unload), and save that"
@@ -103,6 +111,7 @@ def check_folder(folder: Path, label: str) -> None:
     for file in sorted(folder.iterdir()):
         if file.suffix in (".json", ".safetensors", ".model") or file.name == "merges.txt":
             _check_content(file, label)
+    _check_generation(folder, label)
     _check_tokenizer(folder, label)
 
 
@@ -124,8 +133,10 @@ def _check_place(folder: Path, label: str) -> None:
 def _check_content(file: Path, label: str) -> None:
     if not file.exists():
         raise ModelError(f"{label}: {file.name} is a link to nothing: copy the file itself there")
-    if not file.is_file():
+    if file.is_dir():
         return
+    if not file.is_file():
+        raise ModelError(f"{label}: {file.name} is not a regular file: copy the file itself there")
     with file.open("rb") as opened:
         start = opened.read(64)
     if not start:
@@ -134,17 +145,45 @@ def _check_content(file: Path, label: str) -> None:
         if start.lower().startswith(beginning):
             raise ModelError(f"{label}: {file.name} is {what}: get the file itself")
     if file.suffix == ".json":
-        _read_json(file, label)
+        content = _read_json(file, label)
+        if file.name in _OBJECTS and not isinstance(content, dict):
+            raise ModelError(
+                f"{label}: {file.name} holds {_kind(content)} instead of a JSON object: copy or "
+                "download it again"
+            )
 
 
-def _read_json(file: Path, label: str) -> dict[str, Any]:
+def _kind(content: Any) -> str:
+    return "null" if content is None else f"a {type(content).__name__}"
+
+
+# Files of settings and tables, which are JSON objects.
+_OBJECTS = ("config.json", "generation_config.json", "tokenizer_config.json", "tokenizer.json")
+_OBJECTS += ("special_tokens_map.json", "added_tokens.json", "vocab.json", _INDEX)
+
+
+def _read_json(file: Path, label: str) -> Any:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ModelError(
             f"{label}: {file.name} is not whole JSON ({error}): copy or download it again"
         ) from error
-    return content if isinstance(content, dict) else {}
+
+
+def _check_generation(folder: Path, label: str) -> None:
+    """Refuse settings of generation that no model could be loaded with."""
+    if not (folder / "generation_config.json").is_file():
+        return
+    from transformers import GenerationConfig
+
+    try:
+        GenerationConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        raise ModelError(
+            f"{label}: generation_config.json cannot be used ({' '.join(str(error).split())[:200]})"
+            ": copy or download it again, or leave it out"
+        ) from error
 
 
 def _check_tokenizer(folder: Path, label: str) -> None:
@@ -218,12 +257,17 @@ def weight_files(folder: Path, label: str) -> list[Path]:
     if (folder / _SINGLE).is_file():
         return [folder / _SINGLE]
     if (index := folder / _INDEX).is_file():
-        listed = _read_json(index, label).get("weight_map")
-        if not isinstance(listed, dict) or not listed:
+        content = _read_json(index, label)
+        listed = content.get("weight_map") if isinstance(content, dict) else None
+        plain = isinstance(listed, dict) and isinstance(content.get("metadata", {}), dict)
+        # A file's name, never a way out of the folder.
+        names = listed.values() if isinstance(listed, dict) else ()
+        plain = plain and all(Path(str(name)).name == name for name in names)
+        if not plain or not names:
             raise ModelError(
                 f"{label}: {_INDEX} is not an index of weights: copy or download it again"
             )
-        files = sorted({folder / str(name) for name in listed.values()})
+        files = sorted({folder / str(name) for name in names})
         if missing := [file.name for file in files if not file.is_file()]:
             raise ModelError(
                 f"{label} is not whole: {', '.join(missing[:3])} of {len(files)} files of weights "

@@ -20,7 +20,7 @@ from src.models.config import ModelConfig, ModelError
 from src.models.families import FAMILIES
 from src.models.hf_config import native_config, resolved_shape
 from src.models.shapes import FULL, SLIDING
-from src.models.sources import local_folder, location, read_config, reported
+from src.models.sources import in_words, label_of, local_folder, location, read_config, reported
 from src.models.student import StudentConfig, differences
 
 if TYPE_CHECKING:
@@ -158,7 +158,17 @@ def load_tokenizer(model: ModelConfig) -> PreTrainedTokenizerFast:
         return byte_tokenizer()
     place, options = location(model.source)
     with reported(model.source):
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False, **options)
+            tokenizer("a")
+        except OSError:
+            raise
+        except Exception as error:  # the library `tokenizers` raises this class itself
+            raise ModelError(
+                f"{label_of(model.source)}: its tokenizer cannot be used "
+                f"({in_words(error)}): copy or download its files again"
+            ) from error
+    return tokenizer
 
 
 def check_ids(model: ModelConfig, largest: int) -> None:

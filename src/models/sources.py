@@ -67,11 +67,16 @@ def read_config(source: WeightSource | None) -> PretrainedConfig:
         except (StrictDataclassError, ValueError, TypeError, KeyError) as error:
             raise ModelError(
                 f"{label_of(source)}: its config.json is not one of a model of type "
-                f"{raw['model_type']!r}: {' '.join(str(error).split())[:300]}"
+                f"{raw['model_type']!r}: {in_words(error)}"
             ) from error
     # The code that it names is never run; an export must not ask for it either.
     vars(config).pop("auto_map", None)
     return config
+
+
+def in_words(error: Exception) -> str:
+    """A library's message in one line, with types by their names."""
+    return re.sub(r"<class '(?:\w+\.)*(\w+)'>", r"\1", " ".join(str(error).split()))[:300]
 
 
 def local_folder(source: WeightSource | None) -> Path:

@@ -251,6 +251,10 @@ def _complete(config: DictConfig) -> None:
         return
     plain = OmegaConf.to_container(model, resolve=True)
     assert isinstance(plain, dict)
+    for key in ("path", "repo"):
+        if not isinstance(plain.get(key, ""), str):
+            raise ConfigError(f"model.{key}: a text is expected (got {str(plain[key])[:80]})")
+    _check_names(plain, "model")
     try:
         OmegaConf.set_struct(config, value=False)
         config.model = own.completed(typing.cast("dict[str, Any]", plain))

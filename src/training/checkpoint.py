@@ -22,6 +22,7 @@ import yaml
 from torch import distributed
 
 from src import environment
+from src.assets.cache import remove
 from src.manifest import (
     DamageError,
     FileDigest,
@@ -300,6 +301,7 @@ def restore_records(folder: RunFolder) -> list[str]:
             continue  # `verified` says so
         for file, fault in faults.items():
             if fault is not None:
+                remove(file)
                 write_whole(file, (path / file.name).read_bytes())
                 said.append(f"{file.name} {fault}: took the copy of {path.name}")
         if faults[folder.record_file] is not None:
@@ -315,11 +317,13 @@ def restore_records(folder: RunFolder) -> list[str]:
 
 def _fault(file: Path, read: Callable[[str], Any]) -> str | None:
     """What is wrong with a record, None if nothing is."""
+    if file.exists() and not file.is_file():
+        return "is not a regular file"
     try:
         content = read(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return "is missing"
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
         return f"is damaged ({str(error).splitlines()[0]})"
     return None if isinstance(content, dict) else "holds no mapping"
 
@@ -332,6 +336,7 @@ def restore_metrics(folder: RunFolder, checkpoint: Checkpoint) -> str | None:
     kept = (checkpoint.path / folder.metrics_file.name).read_bytes()
     found = folder.metrics_file.read_bytes() if folder.metrics_file.is_file() else b""
     if found != kept:
+        remove(folder.metrics_file)
         write_whole(folder.metrics_file, kept)
     if not found.startswith(kept):
         return f"metrics.jsonl was damaged: took the copy of {checkpoint.path.name}"

@@ -188,7 +188,7 @@ class _Run:
         if self.world.is_main:
             chosen[0] = checkpoint.newest(self.folder)
             if chosen[0] is None:
-                self.folder.forget_metrics_after(0)
+                self.folder.forget_metrics()
             elif (said := checkpoint.restore_metrics(self.folder, chosen[0])) is not None:
                 print(said, file=sys.stderr)
         distributed.broadcast_object_list(chosen, src=0)

@@ -150,40 +150,27 @@ def test_metrics_are_lines_of_json_without_nan(folder: RunFolder) -> None:
 
 
 def test_there_may_be_no_metrics_yet(folder: RunFolder) -> None:
-    folder.forget_metrics_after(3)
+    folder.forget_metrics()
     assert folder.metrics() == []
+    folder.log({"step": 1})
+    folder.forget_metrics()
     assert not folder.metrics_file.exists()
 
 
-@pytest.mark.parametrize("step", [0, 2, 9])
-def test_steps_that_are_done_again_are_forgotten(folder: RunFolder, step: int) -> None:
-    for done in (1, 2, 3):
-        folder.log({"step": done, "loss/total": done / 3})
-    before = folder.metrics_file.read_text().splitlines(keepends=True)
-    folder.forget_metrics_after(step)
-    assert folder.metrics_file.read_text() == "".join(before[:step]), "lines are kept as they were"
-    assert names(folder.path) == {"config.yaml", "run.json", "metrics.jsonl"}
+@pytest.mark.parametrize("line", ["[]", "\xff", '{"loss": 1}', "[" * 10_000, "1" * 9999], ids=len)
+def test_a_damaged_line_is_named(folder: RunFolder, line: str) -> None:
+    folder.metrics_file.write_bytes(line.encode("latin-1") + b'\n{"step": 2}\n')
+    with pytest.raises(RunFolderError, match=r"metrics\.jsonl, line 1: "):
+        folder.metrics()
 
 
 @pytest.mark.parametrize("cut", ["", '{"step": 3, "lo', '{"step": 3, "loss/total": 0.1'], ids=len)
-def test_a_line_cut_short_by_a_kill_is_forgotten_and_logging_goes_on(
-    folder: RunFolder, cut: str
-) -> None:
+def test_a_line_cut_short_by_a_kill_is_left_out(folder: RunFolder, cut: str) -> None:
     folder.log({"step": 1})
     folder.log({"step": 2})
     with folder.metrics_file.open("a") as file:
         file.write(cut)
     assert folder.metrics() == [{"step": 1}, {"step": 2}]
-    folder.forget_metrics_after(2)
-    folder.log({"step": 3})
-    assert folder.metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
-
-
-def test_a_whole_last_line_without_its_end_is_kept(folder: RunFolder) -> None:
-    folder.metrics_file.write_text('{"step": 1}\n{"step": 2}')
-    folder.forget_metrics_after(2)
-    folder.log({"step": 3})
-    assert folder.metrics() == [{"step": 1}, {"step": 2}, {"step": 3}]
 
 
 def test_a_broken_line_in_the_middle_is_an_error(folder: RunFolder) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from src.evals.suite import EvaluationError
 
@@ -68,8 +68,19 @@ def stream(*parts: object) -> random.Random:
 
 
 def dump(samples: Iterable[Sample]) -> str:
-    """Samples as JSON lines, with keys in a fixed order and characters beyond ASCII escaped."""
-    return "".join(json.dumps(asdict(s)) + "\n" for s in samples)
+    """Samples as JSON lines, with keys in a fixed order and characters beyond ASCII escaped.
+
+    Each line has the hash of its content, so that a changed one is noticed.
+    """
+    plain = (asdict(sample) for sample in samples)
+    return "".join(json.dumps(fields | {_SEAL: _seal(fields)}) + "\n" for fields in plain)
+
+
+_SEAL = "sha256"
+
+
+def _seal(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def parse(lines: Sequence[str], name: str) -> list[Sample]:
@@ -82,10 +93,9 @@ def parse(lines: Sequence[str], name: str) -> list[Sample]:
     for number, line in enumerate(lines, start=1):
         try:
             fields = json.loads(line)
+            if fields.pop(_SEAL) != _seal(fields):
+                raise ValueError("its content and its SHA-256 differ")
             samples.append(Sample(**fields | {"outputs": tuple(fields["outputs"])}))
-        except (ValueError, TypeError, KeyError) as error:
-            raise RulerError(
-                f"{name}, line {number}, is not a RULER sample ({error}): delete the file; it is "
-                "made again"
-            ) from error
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise RulerError(f"{name}, line {number}, is not a RULER sample ({error})") from error
     return samples

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from src.assets.cache import cache_dir
+from src.assets.cache import cache_dir, remove
 from src.assets.pins import AssetError
 from src.data.documents import DataError
 from src.data.tokenization import tokenizer_identity
@@ -158,7 +159,7 @@ class SampleStore:
         """Whether a task's samples exist, or cannot be made because their material is missing."""
         try:
             file = self.file(task, length)
-            return file.is_file() and len(_lines(file)) >= number
+            return len(_lines(file)) >= number
         except (RulerError, AssetError, DataError, EvaluationError):
             return True
 
@@ -199,10 +200,13 @@ class SampleStore:
         """The first samples of a file; makes the file if it has too few."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
-            if path.is_file():
+            try:
                 lines = _lines(path)
                 if len(lines) >= number:
                     return sample.parse(lines[:number], str(path))
+            except RulerError as error:
+                print(f"{error}: the file is damaged, and made again", file=sys.stderr)
+                remove(path)
             with SECONDS.of("making RULER samples"):
                 made = list(make())
             write_whole(path, sample.dump(made).encode())
@@ -210,17 +214,19 @@ class SampleStore:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file of samples.
+    """The lines of a file of samples; none if there is no file.
 
     Raises:
         RulerError: the file is damaged.
     """
+    if not os.path.lexists(path):
+        return []
     try:
+        if not path.is_file():
+            raise RulerError(f"{path} is not a regular file")
         return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise RulerError(
-            f"{path} holds no RULER samples ({error}): delete the file, it is made again"
-        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise RulerError(f"{path} holds no RULER samples ({error})") from error
 
 
 _worker: SampleStore

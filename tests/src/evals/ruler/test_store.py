@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ import pytest
 from src.evals.ruler import loading
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.ruler.material import Material
-from src.evals.ruler.sample import RulerError
 from src.evals.ruler.store import SampleStore
 
 
@@ -71,15 +71,30 @@ def test_seeds_and_depths_have_files_of_their_own(
     assert [s.depth for s in other] == [100.0] * 4
 
 
-def test_a_damaged_file_is_named(tmp_path: Path, byte_tokenizer: Any, made: list[str]) -> None:
-    store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(lambda text: text[:50] + b"\n", id="cut"),
+        pytest.param(lambda text: b"\xff" + text, id="no-utf-8"),
+        pytest.param(lambda text: text.replace(b"a", b"b", 1), id="another-letter"),
+        pytest.param(lambda text: b"[]\n", id="a-list"),
+    ],
+)
+def test_a_damaged_file_is_named_and_made_again(
+    tmp_path: Path,
+    byte_tokenizer: Any,
+    made: list[str],
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[bytes], bytes],
+) -> None:
+    whole = store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
     (file,) = tmp_path.glob("fwe-*.jsonl")
-    file.write_text(file.read_text()[:50] + "\n")
-    with pytest.raises(RulerError, match=rf"{file.name}, line 1, is not a RULER sample"):
-        store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
-    file.write_bytes(b"\xff" + file.read_bytes())
-    with pytest.raises(RulerError, match=rf"{file.name} holds no RULER samples .* made again"):
-        store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1)
+    before = file.read_bytes()
+    file.write_bytes(damage(before))
+    assert store(tmp_path, byte_tokenizer).samples("fwe", 2048, 1) == whole
+    assert file.read_bytes() == before
+    assert f"{file.name}" in (said := capsys.readouterr().err)
+    assert "damaged, and made again" in said
 
 
 @pytest.mark.slow

@@ -281,7 +281,8 @@ def _memory_by_tokens(rows: Rows, device: str) -> Picture:
     x = Axis("tokens", log=True, ticks=token_ticks([row["T"] for row in measured]))
     # Dense torch needs memory by the square of the tokens, a thousand times ours.
     y = Axis("kilobytes a token", log=len(series) > 1, from_zero=len(series) == 1)
-    title = f"Memory beyond the inputs, one head of {measured[0]['D']}, {device}"
+    missing = "" if len(series) > 1 else "\n(dense torch was not measured)"
+    title = f"Memory beyond the inputs, one head of {measured[0]['D']}, {device}{missing}"
     return Chart("Memory", x, y, series), title
 
 

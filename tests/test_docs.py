@@ -260,3 +260,23 @@ def headings(page: Path) -> set[str]:
     """Anchors of a page's headings, as GitHub and MkDocs make them."""
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).strip().replace(" ", "-") for title in titles}
+
+
+def test_the_table_of_commands_by_gpu_is_what_the_plans_say() -> None:
+    """Each command is accepted as it is typed, fits, and takes about what the README says."""
+    from benchmarks import plans
+    from src import api
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (written,) = re.findall(r"<!-- table: gpus -->\n(.*?)\n<!-- end -->", text, re.DOTALL)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in written.splitlines()[2:]]
+    assert [row[0] for row in rows] == [machine.label for machine in plans.MACHINES]
+    for machine, (_, typed, gib, minutes, _) in zip(plans.MACHINES, rows, strict=True):
+        module, *overrides = shlex.split(typed.strip("`"))[2:]
+        assert module == "src.train"
+        made = api.plan(*overrides, f"plan_for={machine.kind}")
+        assert made.fits, machine
+        assert made.seconds is not None
+        stale = "python -m benchmarks.figures writes the table anew"
+        assert made.peak / 2**30 == pytest.approx(float(gib), rel=0.1), stale
+        assert made.seconds / 60 == pytest.approx(float(minutes), rel=0.25, abs=1), stale

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 
 from src.assets import fetching
@@ -30,9 +33,12 @@ def converted_package(asset: str) -> Path:
         tokenizer = AutoTokenizer.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
         )
-        dequantized = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-        )
+        print(f"converting {asset} to safetensors, once", file=sys.stderr)
+        # Progress bars would fill a log file with control characters.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            dequantized = AutoModelForCausalLM.from_pretrained(
+                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
+            )
         # A model loaded from GGUF cannot be saved; a plain model with its weights can.
         config = AutoConfig.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False

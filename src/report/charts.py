@@ -23,7 +23,8 @@ GRAY, LIGHT_GRAY = -1, -2  # slots of what is no method, such as the native mode
 GRAYS = ("#8a8f98", "#c9cdd5")
 SEQUENTIAL = ("#440154", "#3b528b", "#21918c", "#5ec962", "#fde725")
 """Stops of the colour scale of a heatmap, evenly spaced."""
-DIVERGING = ("#c8511b", "#d9d3c4", "#2f7fd1")  # the same for values with fixed limits
+DIVERGING = ("#e8935f", "#efe9df", "#7fb5ea")
+"""The same for values with fixed limits; dark text can be read on all of it."""
 INK, MUTED, GRID, PAPER = "#22252b", "#5d646f", "#e6e8ec", "#ffffff"
 
 _MOST_TICKS = 9

@@ -99,6 +99,7 @@ def _setting(settings: dict[str, Any], key: str) -> str:
 
 
 def _figures(run: Run) -> dict[str, str]:
+    """Figures by name; what was trained last comes first, and the native model last."""
     hours = device_hours(run)
     figures = {
         "state": run.state,
@@ -111,7 +112,7 @@ def _figures(run: Run) -> dict[str, str]:
         if logged and key.startswith("loss/"):
             figures[f"last {key}"] = f"{logged[-1]:.5g}"
     if run.perplexity:
-        for model in run.perplexity.models:
+        for model in reversed(run.perplexity.models):
             for window, value in sorted(model.perplexity.items()):
                 figures[f"perplexity {window:,}, {model.name}"] = formatting.perplexity(value)
     figures |= _suite_figures(run)
@@ -126,7 +127,12 @@ def _suite_figures(run: Run) -> dict[str, str]:
     figures: dict[str, str] = {}
     limit = {suite.suite: _limit(suite) for suite in run.task_suites if suite}
     long_limit = limit.get("ruler", limit.get("papers", ""))
-    for name in dict.fromkeys(m.name for suite in run.task_suites if suite for m in suite.models):
+    for suite in run.task_suites:
+        average = suite.final.scores.average if suite and suite.final else None
+        if suite and average:
+            figures |= _scores(average, f"{suite.suite} suite{_limit(suite)}")
+    names = [model.name for suite in run.task_suites if suite for model in reversed(suite.models)]
+    for name in dict.fromkeys(names):
         models = [_named(suite, name) for suite in run.task_suites]
         for key, estimate in suite_figures(*models).items():
             label = {"short": "short average", "long": "long average"}.get(key)
@@ -136,10 +142,6 @@ def _suite_figures(run: Run) -> dict[str, str]:
         for suite, model in zip(run.task_suites, models, strict=True):
             for task, result in model.results.items() if suite and model else ():
                 figures[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
-    for suite in run.task_suites:
-        average = suite.final.scores.average if suite and suite.final else None
-        if suite and average:
-            figures |= _scores(average, f"{suite.suite} suite{_limit(suite)}")
     return figures
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from rich.text import Text
 
 from src.report import formatting
+from src.report.charts import short_length
 from src.report.files import RunSettings, is_regular
 from src.report.formatting import DASH
 from src.report.groups import ReportData, gap_closed
@@ -22,13 +23,13 @@ _COLUMNS = {
     "state": Column("state", "badge"),
     "method": Column("method", "text"),
     "model": Column("model", "text"),
-    "scaling": Column("RoPE", "text", only_page=True),
+    "scaling": Column("scaling", "text", only_page=True, css="whole"),
     "tokens": Column("tokens"),
     "duration": Column("duration"),
     "gap closed": Column("gap closed"),
     "seed": Column("seed"),
     "started": Column("started (UTC)", "text", only_page=True),
-    "commit": Column("commit", "code", only_page=True),
+    "commit": Column("commit", "code", only_page=True, css="whole"),
 }
 """By key of `run_facts`."""
 _ELSEWHERE = ("run", "state", "command", "note")  # facts that the page shows elsewhere
@@ -91,7 +92,7 @@ def run_notes(runs: Iterable[Run]) -> list[Text]:
 
 def _scaling(settings: RunSettings) -> str:
     rope = settings.rope
-    length = None if rope.target_length is None else f"to {rope.target_length:,}"
+    length = None if rope.target_length is None else f"to {short_length(rope.target_length)}"
     name = scaling_name(rope.type or "", settings.factor)
     return formatting.text(" ".join(part for part in (name, length) if part))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -26,7 +27,15 @@ from src.report.charts import (
 )
 from src.report.tables import csv_text
 
-_LEGEND = {"orientation": "h", "x": 0, "y": 0, "yref": "container", "yanchor": "bottom"}
+_LEGEND = {
+    "orientation": "h",
+    "x": 0,
+    "y": 0,
+    "yref": "container",
+    "yanchor": "bottom",
+    "maxheight": 2000,  # pixels: the page makes room for every row, so that none is scrolled
+}
+_TITLE_LETTERS = 30  # of the axis below lying bars: on a phone a longer line is cut off
 _MARK = {"color": GRAYS[0], "width": 1, "dash": "dot"}
 _AXIS = {"zeroline": False, "automargin": True, "gridcolor": GRID, "linecolor": GRID}
 TEMPLATE = {
@@ -37,7 +46,8 @@ TEMPLATE = {
         "hovermode": "closest",
         "barmode": "overlay",
         "legend": _LEGEND,
-        "xaxis": {**_AXIS, "title": {"standoff": 8}},
+        # Turned labels end at their ticks, so that the last one stays inside the chart.
+        "xaxis": {**_AXIS, "title": {"standoff": 8}, "autotickangles": [0, -45, -90]},
         "yaxis": {**_AXIS, "title": {"standoff": 8}},
     }
 }
@@ -60,7 +70,12 @@ def _chart(chart: Chart) -> dict[str, Any]:
     y = _axis(chart.y, [p.y for p in points])
     if chart.horizontal:
         rows = (len(chart.x.categories) - 0.4, -0.6)
-        x, y = {**y, "rangemode": "tozero"}, {**x, "range": rows, "title": {"text": ""}}
+        lines = textwrap.wrap(chart.y.title, _TITLE_LETTERS)
+        below = {"text": "<br>".join(map(plain, lines))}
+        x, y = (
+            {**y, "rangemode": "tozero", "title": below},
+            {**x, "range": rows, "title": {"text": ""}},
+        )
     right = 30 if chart.x.categories and not chart.horizontal else 12
     top = 20 if chart.marks else 8
     return {
@@ -210,6 +225,8 @@ def _heatmap(chart: Heatmap) -> dict[str, Any]:
         trace |= {"zmin": chart.limits[0], "zmax": chart.limits[1]}
     if chart.text:
         trace |= {"texttemplate": "%{text}", "xgap": 2, "ygap": 2}
+    if chart.limits:
+        trace |= {"textfont": {"color": INK}}
     names = {"type": "category", "showgrid": False}
     return {
         "data": [trace] if shown else [],

@@ -38,11 +38,13 @@ if (document.getElementById("best")) {
     const { budget, scaling, runs } = winner.dataset;
     const title = scaling ? `${budget} tokens, ${scaling}` : `${budget} tokens`;
     const [kind, others] = rivals(peers, winner);
-    const name = el(peers.length > 1 ? "strong" : "span", {}, nameOf(winner));
+    // "LinearARD, linear x8": the scaling is not broken.
+    const [method, ...rest] = nameOf(winner).split(/(?<=,) /);
+    const name = el(peers.length > 1 ? "strong" : "span", {}, method, ...rest.flatMap((part) => [" ", el("span", { class: "whole" }, part)]));
     const value = [winner.querySelector("button").textContent, winner.querySelector(".detail")?.textContent].filter(Boolean).join(" ");
     return el("div", { class: "best-card", "data-runs": runs },
       el("span", { class: "muted" }, title),
-      el("button", { type: "button", class: "open" }, name, " ", el("span", { class: "value" }, value)),
+      el("button", { type: "button", class: "open" }, name, el("span", { class: "value" }, value)),
       el("span", { class: kind }, others));
   }
 

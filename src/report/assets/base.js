@@ -37,9 +37,9 @@ const charts = (() => {
     };
   }
 
-  /** The layout, with a word across charts of runs that were made up. */
-  function stamped(layout) {
-    if (!document.body.matches(".synthetic")) return layout;
+  /** The layout, with a word across charts of runs that were made up; benchmarks are of no run. */
+  function stamped(layout, element) {
+    if (!document.body.matches(".synthetic") || element.closest("#performance")) return layout;
     const place = { xref: "paper", yref: "paper", x: 0.5, y: 0.5, showarrow: false, textangle: -18 };
     const word = { ...place, text: "synthetic", opacity: 0.22, font: { size: 34 } };
     return { ...layout, annotations: [...(layout.annotations ?? []), word] };
@@ -61,7 +61,7 @@ const charts = (() => {
       return;
     }
     if (!element.querySelector(".plot-container")) element.textContent = "";
-    Plotly.react(element, data, { ...stamped(layout), template: themed() }, CONFIG);
+    Plotly.react(element, data, { ...stamped(layout, element), template: themed() }, CONFIG);
     element.removeAllListeners("plotly_click");
     element.on("plotly_click", ({ points: [point] }) => {
       const opened = point.customdata ?? runs ?? [];

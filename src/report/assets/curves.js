@@ -101,11 +101,24 @@
     return [...ends].map(([end, names]) => [end, [...names].join(", ")]);
   }
 
+  /** 1, 2 and 5 times powers of ten within the shown values; where they are too few, Plotly chooses. */
+  function logTicks(plot) {
+    const series = shownCurves().flatMap((index) => Object.keys(plot.labels).map((key) => curves[index].series[key] ?? []));
+    const values = series.flat().filter((value) => value > 0);
+    const low = values.reduce((a, b) => Math.min(a, b), Infinity);
+    const high = values.reduce((a, b) => Math.max(a, b), 0);
+    const ticks = [];
+    for (let power = Math.floor(Math.log10(low)); high > 0 && power <= Math.log10(high); power += 1) {
+      ticks.push(...[1, 2, 5].map((step) => Number(`${step}e${power}`)).filter((at) => low <= at && at <= high));
+    }
+    return ticks.length > 1 ? { tickvals: ticks } : {};
+  }
+
   function layout(plot) {
     const ends = boundaries();
     return {
       ...plot.layout,
-      yaxis: { ...plot.layout.yaxis, ...(logLoss.checked ? plot.log : {}) },
+      yaxis: { ...plot.layout.yaxis, ...(logLoss.checked && plot.log ? { ...plot.log, ...logTicks(plot) } : {}) },
       shapes: ends.map(([x]) => ({ ...mark, x0: x, x1: x })),
       annotations: ends.map(([x, text]) => ({ ...note, x, text })),
     };

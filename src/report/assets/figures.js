@@ -56,7 +56,7 @@ const figures = (() => {
       return;
     }
     const { data, layout } = drawn(chart);
-    const titled = { ...charts.stamped(layout), template: charts.template, title: { text: figure.data.title, x: 0.02 }, margin: { ...layout.margin, t: 60 } };
+    const titled = { ...charts.stamped(layout, figure.element), template: charts.template, title: { text: figure.data.title, x: 0.02 }, margin: { ...layout.margin, t: 60 } };
     download(file, await Plotly.toImage({ data, layout: titled }, { format: kind, width: 760, height: 460, scale: kind === "png" ? 2 : 1 }));
   }
 

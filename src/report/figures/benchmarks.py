@@ -3,38 +3,56 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from src.report import formatting
 from src.report.charts import Axis, Chart, Point, Series
 from src.report.figures.base import Choice, Figure, numbered
-from src.report.files import ResultContent, ResultRow
+from src.report.files import Result, ResultContent, ResultRow
 from src.report.groups import ReportData
 
-# Rows with their own charts, in the order of the page.
-_FIRST = (
-    "fwd_bwd_time_over_sdpa",
-    "fwd_fraction_of_floor",
-    "bwd_fraction_of_floor",
-    "ard_tokens_per_second",
-    "peak_gib",
-)
+# What rows are called in words; those that are not listed come last, without underscores.
+_TITLES = {
+    "fwd_bwd_time_over_sdpa": "forward and backward, time over attention's",
+    "fwd_fraction_of_floor": "forward, share of a matrix product's rate",
+    "bwd_fraction_of_floor": "backward, share of a matrix product's rate",
+    "extra_bytes_per_token": "memory beyond the inputs, a token",
+    "dense_bytes_per_token": "dense torch: memory beyond the inputs, a token",
+    "dense_time_over_ours": "dense torch: time over ours",
+    "ard_tokens_per_second": "first stage, tokens a second",
+    "cpt_tokens_per_second": "second stage, tokens a second",
+    "peak_gib": "peak memory",
+    "mfu": "floating-point operations, share of the device's rate",
+    "plan_error_time": "how far the planned time is off",
+    "plan_error_memory": "how far the planned memory is off",
+}
 _MAX_BARS = 24
 _NOTE = "Measured by the repository's benchmarks; the filters above do not apply."
 
 
 def _choices(data: ReportData, *, of_kernel: bool) -> Iterator[Choice]:
-    for result in data.results:
+    for result in sorted(data.results, key=_first_place):
         if result.content and result.name.startswith("kernel") == of_kernel:
             names = dict.fromkeys(row.name for row in result.content.rows)
             for name in sorted(names, key=_place):
                 if chart := _bars(result.content, name):
-                    yield (formatting.text(result.name), formatting.text(name)), chart
+                    yield (formatting.text(result.name), formatting.text(_in_words(name))), chart
+
+
+def _first_place(result: Result) -> int:
+    """Files that hold what is asked most come first."""
+    rows = result.content.rows if result.content else ()
+    return min((_place(row.name) for row in rows), default=len(_TITLES))
 
 
 def _place(name: str) -> int:
-    return _FIRST.index(name) if name in _FIRST else len(_FIRST)
+    return list(_TITLES).index(name) if name in _TITLES else len(_TITLES)
+
+
+def _in_words(name: str) -> str:
+    return _TITLES.get(name, name.replace("_", " "))
 
 
 def _bars(content: ResultContent, name: str) -> Chart | None:
@@ -48,7 +66,8 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
         for place, ((_, value), label) in enumerate(zip(measured, labels, strict=True))
     )
     unit = measured[0][0].unit
-    title = formatting.text(f"{name} ({unit})" if unit else name)
+    words = _in_words(name)
+    title = formatting.text(f"{words} ({unit})" if unit else words)
     return Chart(
         title,
         Axis("", categories=labels),
@@ -60,23 +79,36 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
 
 
 def _setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:
-    """Labels that distinguish the rows: by shape, or by as few settings as needed.
+    """Labels that distinguish the rows: the shape, then names, then as few settings as needed.
 
     Rows with equal settings get a number.
     """
     settings = [row.settings for row in rows]
-    shape = [key for key in "BHTD" if any(key in one for one in settings)]
-    labels = [" ".join(f"{key}{one[key]}" for key in shape if key in one) for one in settings]
-    if not shape:
-        keys = dict.fromkeys(key for one in settings for key in one)
-        varied = [key for key in keys if len({str(one.get(key)) for one in settings}) > 1]
-        labels = [row.name for row in rows]
-        for count in range(1, len(varied) + 1):
-            parts = varied[:count]
-            labels = [", ".join(f"{key} {one.get(key)}" for key in parts) for one in settings]
-            if len(set(labels)) == len(rows):
-                break
+    shape = [key for key in "BHTD" if all(key in one for one in settings)]
+    labels = [" ".join(f"{key}{one[key]}" for key in shape) for one in settings]
+    keys = dict.fromkeys(key for one in settings for key in one if key not in shape)
+    for key in sorted(keys, key=lambda key: _rank(key, settings)):
+        if len(set(labels)) == len(rows):
+            break
+        parts = [_part(key, one) for one in settings]
+        longer = [", ".join(filter(None, pair)) for pair in zip(labels, parts, strict=True)]
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    if not any(labels):
+        labels = [_in_words(row.name) for row in rows]
     return numbered(map(formatting.text, labels))
+
+
+def _rank(key: str, settings: Sequence[Mapping[str, Any]]) -> tuple[bool, bool]:
+    """Names are told first, devices last."""
+    return key == "device", not all(isinstance(one.get(key, ""), str) for one in settings)
+
+
+def _part(key: str, settings: Mapping[str, Any]) -> str:
+    value = settings.get(key)
+    if isinstance(value, str):
+        return value
+    return "" if value is None else f"{key} {value}"
 
 
 FIGURES = (

@@ -117,8 +117,8 @@ FIGURES = (
         "answer",
         ("compared", "metric"),
         _budget,
-        "Means over seeds, bars are 95% intervals. Grey: untrained models. Dotted verticals: the "
-        "papers' budgets, 4.25M tokens of LinearARD and 256M of its rivals.",
+        "Means over seeds, bars are 95% intervals. Grey, if any: untrained models. Dotted: "
+        "the papers' budgets, 4.25M tokens of LinearARD and 256M of its rivals.",
         "No finished run has scores yet. Runs at several budgets, then their evaluation:",
         f"{SWEEP}token_budget\n{EVALUATE}short",
     ),

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from src.report import formatting
-from src.report.charts import GRAY, Axis, Chart, Point, Series, log_ticks
+from src.report.charts import GRAY, Axis, Chart, Point, Series, log_ticks, short_length
 from src.results import PerplexityModel, PerplexityResults
 
 _STUDENTS = (0, 2, 3, 4)  # slots from the last model back to the first stage; 1 is the scaled model
@@ -20,7 +20,7 @@ def perplexity_chart(report: PerplexityResults) -> Chart:
     series = tuple(_line(model, windows, students) for model in report.models)
     values = [p.y for one in series for p in one.points if math.isfinite(p.y) and p.y > 0]
     wide = bool(values) and max(values) >= _WIDE * min(values)
-    x = tuple((float(window), f"{window:,}") for window in windows)
+    x = tuple((float(window), short_length(window)) for window in windows)
     return Chart(
         "Perplexity by window",
         Axis("window (tokens)", log=True, ticks=x),

@@ -24,7 +24,7 @@ def test_run_facts(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any])
         "24,576",
     )
     assert (row["scaling"], row["commit"], row["gap closed"]) == (
-        "linear to 32,768",
+        "linear to 32K",
         "3f9c2ab81d+",
         "95.4%",
     )

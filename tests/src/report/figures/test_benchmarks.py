@@ -25,8 +25,10 @@ def write(folder: Path, name: str, rows: list[dict[str, Any]]) -> None:
 
 def test_the_repositorys_results_are_drawn() -> None:
     results = read_results(ROOT / "benchmarks" / "results")
-    assert choices("kernel", results)[0][0][1] == "fwd_bwd_time_over_sdpa"
-    assert choices("step", results)
+    assert choices("kernel", results)[0][0][1].startswith("forward and backward")
+    assert choices("step", results)[0][0][0] == "step"
+    shown = [name for figure in ("kernel", "step") for (_, name), _ in choices(figure, results)]
+    assert not any("_" in name for name in shown)
 
 
 def test_rows_of_a_name_are_bars_told_apart_by_their_settings(tmp_path: Path) -> None:
@@ -51,5 +53,18 @@ def test_rows_of_a_name_are_bars_told_apart_by_their_settings(tmp_path: Path) ->
     assert chart.level == 1.0
     ((_, other),) = choices("step", results)
     assert isinstance(other, Chart)
-    assert other.x.categories == ("case a", "case b")
+    assert other.x.categories == ("a", "b")
     assert other.level is None
+
+
+def test_labels_hold_names_first_and_no_more_settings_than_needed(tmp_path: Path) -> None:
+    row = {"name": "peak_gib", "unit": "GiB", "value": 1.0, "fixed": 1}
+    rows = [
+        {**row, "ranks": 1, "model": "tiny", "T": 64},
+        {**row, "ranks": 2, "model": "tiny"},
+        {**row, "ranks": 2, "model": "other"},
+    ]
+    write(tmp_path, "step", rows)
+    ((_, chart),) = choices("step", read_results(tmp_path))
+    assert isinstance(chart, Chart)
+    assert chart.x.categories == ("tiny, ranks 1", "tiny, ranks 2", "other, ranks 2")

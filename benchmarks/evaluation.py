@@ -34,8 +34,7 @@ import yaml
 from torch import Tensor
 from transformers import DynamicCache
 
-from benchmarks.merging import merge
-from benchmarks.short_suite import commit_of
+from benchmarks.merging import commit_of, merge
 from src.data.config import DataConfig, PackagedText
 from src.evals import decoding
 from src.evals.cache import ResultCache

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import merging
 from benchmarks.readers import PACKAGES, read
 from benchmarks.readers.vllm_rules import vllm_rope, vllm_window
 from src.models.config import ModelConfig, native_rope
@@ -39,7 +40,6 @@ from src.models.rope.longrope import LongRopeScaling
 from src.models.rope.ntk import NtkScaling
 from src.models.rope.per_frequency import PerFrequencyScaling
 from src.models.rope.yarn import YarnScaling
-from src.run_folder import device_name, git_state, versions, write_json
 from src.settings.config import RunConfig
 from src.settings.loading import compose
 from src.training.export import write_model
@@ -256,18 +256,12 @@ def main() -> None:
             target = 131_072 if name.startswith("gemma") else 32_768
             scaling = LinearScaling("linear", target) if folder else YarnScaling("yarn", target)
             rows += model_rows(Path(work), name, scaling, Path(folder) if folder else None)
-    commit = git_state(ROOT)["git_commit"]
-    command = f"python -m benchmarks.exports --models {' '.join(options.models)}"
-    write_json(
+    merging.write(
         options.out,
-        {
-            "device": device_name(),
-            "versions": versions(),
-            "commit": commit,
-            "command": command,
-            "script": Path(sys.argv[0]).name,
-            "rows": rows,
-        },
+        rows,
+        commit=merging.commit_of(None),
+        command=f"python -m benchmarks.exports --models {' '.join(options.models)}",
+        script=Path(sys.argv[0]).name,
     )
 
 

@@ -34,8 +34,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import step
-from benchmarks.merging import merge
-from benchmarks.short_suite import commit_of
+from benchmarks.merging import commit_of, merge
 from benchmarks.step import STAGE, STREAM, Case, RandomBlocks
 from src.models.hf_config import resolved_shape
 from src.objectives.base import Batch

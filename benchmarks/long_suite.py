@@ -33,7 +33,8 @@ from typing import Any
 
 import yaml
 
-from benchmarks.short_suite import commit_of, measured_before
+from benchmarks import merging
+from benchmarks.merging import commit_of, measured_before
 from src.assets import fetching
 from src.assets.cache import cache_dir
 from src.data.config import DataConfig, PackagedText
@@ -62,7 +63,7 @@ from src.results import (
     TaskResult,
     TaskResults,
 )
-from src.run_folder import RunFolder, device_name, versions, write_json
+from src.run_folder import RunFolder
 from src.settings import strict
 from src.settings.config import RunConfig
 
@@ -337,17 +338,14 @@ def unpack(folder: Path) -> None:
 
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write the result file as it stands."""
-    result = {
-        "device": device_name(),
-        "versions": versions(),
-        "commit": commit_of(options.commit),
-        "command": "python -m benchmarks.long_suite "
+    merging.write(
+        options.out,
+        rows,
+        commit=commit_of(options.commit),
+        command="python -m benchmarks.long_suite "
         f"--lengths {' '.join(map(str, options.lengths))} --samples {options.samples}",
-        "limit": options.limit,
-        "rows": list(rows),
-    }
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_json(options.out, result)
+        limit=options.limit,
+    )
 
 
 def table(result: Mapping[str, Any]) -> str:

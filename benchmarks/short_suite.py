@@ -32,13 +32,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks import merging
+from benchmarks.merging import commit_of, measured_before
 from src.assets import fetching
 from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
 from src.evals.suites.inheritance import InheritanceResults
 from src.results import ShortResults, SuiteResults, parse
-from src.run_folder import device_name, git_state, versions, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
@@ -229,36 +230,15 @@ def inherited(record: InheritanceResults) -> list[dict[str, Any]]:
     ]
 
 
-def commit_of(given: str | None) -> str | None:
-    """The code's commit: as given, else what the repository says."""
-    return given or git_state(ROOT)["git_commit"]
-
-
-def measured_before(path: Path, commit: str | None) -> list[dict[str, Any]]:
-    """Rows of an earlier call with this code on this device, none where there was no such call.
-
-    Code that no commit is known of may be any, so nothing is taken for its own.
-    """
-    now = commit_of(commit)
-    if now is None or not path.is_file():
-        return []
-    before = json.loads(path.read_text(encoding="utf-8"))
-    same = (before["commit"], before["device"]) == (now, device_name())
-    return before["rows"] if same else []
-
-
 def write(path: Path, rows: Sequence[Mapping[str, Any]], commit: str | None) -> None:
     """Write the result file."""
-    result = {
-        "device": device_name(),
-        "versions": versions(),
-        "commit": commit_of(commit),
-        "command": f"python -m src.evaluate run=RUN_DIR eval=short (of {MODEL}, linearard_32k)",
-        "script": "python -m benchmarks.short_suite",
-        "rows": list(rows),
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
+    merging.write(
+        path,
+        rows,
+        commit=commit_of(commit),
+        command=f"python -m src.evaluate run=RUN_DIR eval=short (of {MODEL}, linearard_32k)",
+        script="python -m benchmarks.short_suite",
+    )
     print(f"wrote {path}", flush=True)
 
 

@@ -134,10 +134,10 @@ class _Redacting:
 
 @contextlib.contextmanager
 def redacting_output() -> Iterator[None]:
-    """What is printed inside, and a traceback that ends the process, has no variables' values."""
+    """Keep variables' values out of what is printed, and of a traceback that ends the process."""
     out: Any = _Redacting(sys.stdout)
     error: Any = _Redacting(sys.stderr)
-    # Python prints a traceback when the streams are those of before again.
+    # Python prints a traceback after the streams have been put back.
     sys.excepthook = _print_traceback
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
         yield

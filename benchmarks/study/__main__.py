@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import benchmarks.study
-from benchmarks.short_suite import commit_of
+from benchmarks.merging import commit_of
 from benchmarks.study import phases, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results

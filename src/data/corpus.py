@@ -182,7 +182,7 @@ def save_corpus(
     """Write tokens [sum of the documents' tokens], index, overlaps and manifest into `folder`.
 
     Args:
-        folder: that is there already.
+        folder: an existing folder.
         key: of the corpus.
         documents: in order.
         tokens: of all documents.

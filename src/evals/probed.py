@@ -1,4 +1,4 @@
-"""A suite of probes: what is asked, asked of every reader, becomes a record."""
+"""The common part of suites that ask every reader the same questions (probes)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from src.results import SuiteResults, TaskModel
 
 
 class Asked(NamedTuple):
-    """Readers that have values, what they were asked, their values, and what has failed."""
+    """The answers to a suite's probes, and the probes that failed."""
 
     readers: Sequence[Reader]
     probes: Sequence[Probe]
@@ -22,7 +22,7 @@ class Asked(NamedTuple):
 
 
 class ProbeSuite(ABC):
-    """A base of suites: a subclass says what is asked, and what the values make.
+    """A base of suites. A subclass makes the probes, and a record of their values.
 
     Its setting `retrieval`, if it has one, adds the native model with retrieval to the readers.
     """
@@ -34,11 +34,11 @@ class ProbeSuite(ABC):
     def probes(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
-        """What is asked; `failures` gets why something else cannot be."""
+        """The probes. Why a probe cannot be made is put into `failures`."""
 
     @abstractmethod
     def scored(self, asked: Asked) -> SuiteResults[Any]:
-        """The record of what was asked."""
+        """The record of the probes' values."""
 
     def note(self, item: Any) -> Mapping[str, Any]:
         """Further fields of an item's line in SUITE.items.jsonl."""
@@ -46,7 +46,7 @@ class ProbeSuite(ABC):
         return {}
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Why something cannot be asked."""
+        """Why probes cannot be made."""
         failures: dict[str, str] = {}
         self.probes(evaluation, self._readers(evaluation), failures)
         return [f"{what}: {message}" for what, message in failures.items()]

@@ -162,7 +162,7 @@ class Probe:
             model cannot be asked.
         length: tokens of prompt and answer; None if any window suffices.
         generates: whether the model writes its answers.
-        items: what is asked, a value for each; empty if values are of them together.
+        items: the questions, each with a value; empty if a value is of all questions together.
         prepare: does what `values` would do before it needs the model. Another thread calls it
             while the model answers the probe before.
     """
@@ -273,7 +273,7 @@ def _prepared(probes: Sequence[Probe], session: Session) -> Iterator[Probe]:
     with ThreadPoolExecutor(1) as ahead:
         for probe, following in zip(probes, [*probes[1:], None], strict=True):
             if following is not None and following.prepare is not None:
-                # Its errors are those of `values`, which does the same again.
+                # `values` does the same again, so it raises the same errors.
                 ahead.submit(following.prepare, session)
             yield probe
 

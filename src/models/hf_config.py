@@ -112,7 +112,7 @@ def planned_facts(model: ModelConfig) -> ModelFacts:
 def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     """The model's config with the scaling written into it as transformers 5 reads it.
 
-    If each kind of layer has its own RoPE, that of the full-attention layers is scaled. Other keys
+    If each kind of layer has its own RoPE, only full-attention layers are scaled. Other keys
     of the model's entry are kept, because some classes read more from it than a scaling sets (Phi-3
     its partial_rotary_factor).
 

@@ -216,7 +216,7 @@ class Relation(Objective):
     def layer(
         self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts
     ) -> LayerRelations:
-        """The layer's loss, and that of each weighted term in the order qq, kk, vv, qk, av."""
+        """The layer's loss, and the loss of each weighted term in the order qq, kk, vv, qk, av."""
         import torch
 
         from kernels.relation_kl import attention_kl, relation_kl_set

@@ -34,7 +34,7 @@ class StudentModule(nn.Module):
         facts: of the network.
         shared: the pass of a teacher that shares the student's weights, if there is one.
         graphs: whether micro-steps are recorded and replayed as CUDA graphs.
-        packed_graphs: whether those of packed blocks are, too.
+        packed_graphs: whether micro-steps on packed blocks are recorded too.
         graphs_required: whether a micro-step that cannot be recorded is an error.
     """
 

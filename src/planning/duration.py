@@ -18,8 +18,8 @@ _PRODUCTS, _ATTENTION, _RELATIONS, _BANDWIDTH, _LINK = 0.63, 0.58, 0.49, 0.75, 0
 _HOST_LINK, _HOST_BANDWIDTH = 2e10, 1e11
 # Attention and relations reach half of their shares at this many tokens, and all of them at many.
 _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
-# Attention and relations of heads of 128 reach their shares; of smaller heads, exponentials take a
-# larger part: d / (d + these), over that of 128. Fitted to step.json's small models (one H200).
+# Attention and relations of heads of 128 reach their shares. With smaller heads, exponentials take
+# a larger part: the share falls as d / (d + these). Fitted to step.json's small models (one H200).
 _HEAD_ATTENTION, _HEAD_RELATIONS = 80, 100
 # Times that attention takes with a mask, which no kernel skips blocks of: fitted to Gemma-3-1B.
 _MASKED = 4.8

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -101,6 +101,15 @@ class SuiteResults(Record, Generic[_Model]):
         if self.split is not None:
             text += f"{', half=' if mark.startswith(',') else mark[0]}{self.split}"
         return text if self.limit is None else f"{text}{mark}{self.limit}"
+
+    def figures(self, of: Callable[[_Model], Mapping[str, float | None]]) -> dict[str, float]:
+        """Figures of every model by `eval/MODEL/KEY`, for the tracker. None is left out."""
+        return {
+            f"eval/{model.name}/{key}": value
+            for model in self.models
+            for key, value in of(model).items()
+            if value is not None
+        }
 
     def plain(self) -> dict[str, Any]:
         """The record as JSON values, without what was never set."""
@@ -344,7 +353,7 @@ def read(
         evals: the folder.
         kind: the suite's record.
         open_file: gives a file's content, or raises OSError.
-        split: the half whose results are read; None for those of all items.
+        split: the half whose results are read; None for the results of all items.
 
     Raises:
         ResultsError: the file cannot be read, is damaged or of an unknown schema.

@@ -154,7 +154,7 @@ class Batches:
         return self.schedule.stage.streams[stream].positions != "contiguous"
 
     def _positions(self, pieces: Sequence[Piece], segments: Sequence[Sequence[int]]) -> np.ndarray:
-        """The student's positions, [b, t]: those of each document begin anew."""
+        """The student's positions, [b, t]. They begin anew with each document."""
         kind = self.schedule.stage.streams[pieces[0].stream].positions
         rows: list[np.ndarray] = []
         for piece, sizes in zip(pieces, segments, strict=True):

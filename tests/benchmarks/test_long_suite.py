@@ -224,12 +224,12 @@ def test_times_are_kept_for_the_same_code_device_and_samples(
 def test_code_without_a_known_commit_is_not_the_same_code(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.short_suite.git_state", lambda root: {"git_commit": None})
+    monkeypatch.setattr("benchmarks.merging.git_state", lambda root: {"git_commit": None})
     given = argparse.Namespace(
         out=tmp_path / "long.json", commit=None, lengths=[4096], samples=5, limit=None, run=None
     )
     long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
     assert long_suite.measured_before(given.out, given.commit) == []
-    monkeypatch.setattr("benchmarks.short_suite.git_state", lambda root: {"git_commit": "a"})
+    monkeypatch.setattr("benchmarks.merging.git_state", lambda root: {"git_commit": "a"})
     long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
     assert len(long_suite.measured_before(given.out, given.commit)) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks import short_suite
+from benchmarks import merging, short_suite
 from src.results import ShortResults, TaskModel, TaskResult
 
 
@@ -65,18 +65,18 @@ def test_times_of_a_quick_look_or_another_model_are_not_taken(
 def test_times_of_other_code_or_devices_are_not_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(short_suite, "git_state", lambda root: {"git_commit": None})
+    monkeypatch.setattr(merging, "git_state", lambda root: {"git_commit": None})
     out = tmp_path / "short.json"
-    assert short_suite.measured_before(out, "a") == []
+    assert merging.measured_before(out, "a") == []
     rows: list[dict[str, Any]] = [{"name": "suite_seconds", "value": 1.0, "unit": "s"}]
     short_suite.write(out, rows, "a")
-    assert short_suite.measured_before(out, "a") == rows
-    assert short_suite.measured_before(out, "b") == []
+    assert merging.measured_before(out, "a") == rows
+    assert merging.measured_before(out, "b") == []
     short_suite.write(out, rows, None)
-    assert short_suite.measured_before(out, None) == [], "code without a commit may be any"
+    assert merging.measured_before(out, None) == [], "code without a commit may be any"
     short_suite.write(out, rows, "a")
-    monkeypatch.setattr(short_suite, "device_name", lambda: "another")
-    assert short_suite.measured_before(out, "a") == []
+    monkeypatch.setattr(merging, "device_name", lambda: "another")
+    assert merging.measured_before(out, "a") == []
 
 
 def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,7 +110,7 @@ def number_of(samples: int, limit: int | None, split: Split) -> int:
 
 
 def half_of(samples: Sequence[Sample], split: Split) -> list[Sample]:
-    """The samples of a half: those of even numbers for validation, of odd ones for test.
+    """The samples of a half: even numbers for validation, odd ones for test.
 
     Raises:
         EvaluationError: there are none.

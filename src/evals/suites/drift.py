@@ -172,11 +172,7 @@ class DriftSuite:
     @staticmethod
     def summary(record: DriftResults) -> dict[str, float]:
         """Means over layers by model."""
-        return {
-            f"eval/{model.name}/drift/{name}": value
-            for model in record.models
-            for name, value in _means(model).items()
-        }
+        return record.figures(lambda m: {f"drift/{k}": v for k, v in _means(m).items()})
 
 
 def _means(model: DriftModel) -> dict[str, float]:

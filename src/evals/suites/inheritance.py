@@ -168,15 +168,8 @@ class InheritanceSuite(ShortSuite):
     @staticmethod
     def summary(record: Any) -> dict[str, float]:
         """The share of mistakes repeated, by model."""
-        return {
-            f"eval/{model.name}/{record.marked('inheritance', '@limit')}/{name}": value
-            for model in record.models
-            for name, value in (
-                ("same", model.all.same),
-                ("same_of_wrong", model.all.same_of_wrong),
-            )
-            if value is not None
-        }
+        suite, names = record.marked("inheritance", "@limit"), ("same", "same_of_wrong")
+        return record.figures(lambda m: {f"{suite}/{name}": getattr(m.all, name) for name in names})
 
 
 def _cells(repeated: Sequence[Repeated | None]) -> list[Any]:

@@ -271,11 +271,7 @@ class LongPplSuite:
     def summary(record: LongPplResults) -> dict[str, float]:
         """LongPPL by model and length; names of halves say so."""
         suite = record.marked("longppl", "@limit")
-        return {
-            f"eval/{model.name}/{suite}/{length}": score.longppl
-            for model in record.models
-            for length, score in model.by_length.items()
-        }
+        return record.figures(lambda m: {f"{suite}/{n}": s.longppl for n, s in m.by_length.items()})
 
 
 def _evaluator(native: Candidate, length: int) -> Candidate:

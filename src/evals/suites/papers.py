@@ -140,7 +140,7 @@ class PapersSuite(ProbeSuite):
     def summary(record: PapersResults) -> dict[str, float]:
         """Accuracy by model; names of limited figures say so."""
         suite = record.marked("long", "@limit")
-        return {f"eval/{m.name}/{suite}/{TASK}": m.results[TASK].value for m in record.models}
+        return record.figures(lambda m: {f"{suite}/{TASK}": m.results[TASK].value})
 
 
 def questions_of(documents: Sequence[Mapping[str, Any]]) -> list[PaperQuestion]:

@@ -234,12 +234,9 @@ class PerplexitySuite:
     @staticmethod
     def summary(record: PerplexityResults) -> dict[str, float]:
         """Perplexity by model and window, and the last trained model's scores."""
-        figures = {
-            f"eval/{model.name}/perplexity/{window}": value
-            for model in record.models
-            for window, value in model.perplexity.items()
-            if value is not None
-        }
+        figures = record.figures(
+            lambda m: {f"perplexity/{window}": value for window, value in m.perplexity.items()}
+        )
         for window, score in record.final.scores.items() if record.final else ():
             figures |= {
                 f"eval/{key}/{window}": value

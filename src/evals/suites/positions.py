@@ -229,12 +229,10 @@ class PositionsSuite(ProbeSuite):
     @staticmethod
     def summary(record: PositionsResults) -> dict[str, float]:
         """Perplexities of the last tokens; names of limited figures say so."""
-        suite = record.marked("long", "@limit")
-        return {
-            f"eval/{model.name}/{suite}/perplexity_last/{length}": scored.perplexity
-            for model in record.models
-            for length, scored in model.last_k.items()
-        }
+        path = f"{record.marked('long', '@limit')}/perplexity_last"
+        return record.figures(
+            lambda m: {f"{path}/{length}": scored.perplexity for length, scored in m.last_k.items()}
+        )
 
 
 def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarray:

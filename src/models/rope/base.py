@@ -20,7 +20,7 @@ class NativeRope:
         head_dim: dimensions that are rotated, in pairs: all of a head's, or the first ones.
         theta: the base frequency of the layers that are scaled.
         window: the length in tokens that the model was trained at.
-        by_layer_type: whether each kind of layer has its own RoPE (Gemma 3); only that of the
+        by_layer_type: whether each kind of layer has its own RoPE (Gemma 3). Only the RoPE of the
             full-attention layers is scaled.
         scaling: the model's own; None for unscaled RoPE.
         original_window: the window before that scaling.

@@ -24,10 +24,10 @@ def make_tokenizer(*, bos: bool = True, extra_words: int = 0) -> PreTrainedToken
     words = ["<s>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
     words += [f"extra {number}" for number in range(extra_words)]
     backend = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, []))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
     if bos:
-        backend.post_processor = processors.TemplateProcessing(  # type: ignore[assignment]
+        backend.post_processor = processors.TemplateProcessing(
             single="<s> $A", special_tokens=[("<s>", BOS)]
         )
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>")

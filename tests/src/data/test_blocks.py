@@ -123,7 +123,7 @@ def packed(
     sizes: list[int], length: int, seed: int = 0, wanted: int | None = None, **more: object
 ) -> Blocks:
     texts = documents_of_sizes(sizes)
-    return Blocks(texts, length, seed=seed, stream="main", packing=True, wanted=wanted, **more)  # type: ignore[arg-type]
+    return Blocks(texts, length, seed=seed, stream="main", packing=True, wanted=wanted, **more)
 
 
 any_sizes = st.lists(st.integers(0, 40), min_size=1, max_size=8).filter(lambda s: sum(s) >= 9)

@@ -130,7 +130,7 @@ def test_parquet_with_text_that_is_not_utf_8_names_the_row(tmp_path: Path) -> No
 
     raw = pyarrow.array([b"fine", b"\xff\xfe"], pyarrow.binary())
     text = pyarrow.Array.from_buffers(pyarrow.string(), 2, raw.buffers())
-    write_parquet(tmp_path / "x.parquet", {"text": text})  # type: ignore[dict-item]
+    write_parquet(tmp_path / "x.parquet", {"text": text})
     with pytest.raises(DataError, match=r"x\.parquet, row 1 is not UTF-8"):
         read(tmp_path)
 

@@ -54,7 +54,7 @@ def test_splits_are_separate(dataset: Path) -> None:
     ids=lambda value: str(value)[:30],
 )
 def test_a_wrong_name_is_refused(dataset: Path, changes: dict[str, str], message: str) -> None:
-    source = HubDataset("hub", str(dataset), **({"text_field": "body"} | changes))  # type: ignore[arg-type]
+    source = HubDataset("hub", str(dataset), **({"text_field": "body"} | changes))
     with pytest.raises(DataError, match=message):
         list(read_hub(source))
 

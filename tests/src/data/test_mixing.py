@@ -83,7 +83,7 @@ class TestCorpora:
                 "long": TextFiles("files", long.paths, weight=long_weight),
                 "short": TextFiles("files", short.paths, weight=short_weight),
             }
-            return DataConfig("mixture", named, **more)  # type: ignore[arg-type]
+            return DataConfig("mixture", named, **more)
 
         return made
 
@@ -91,7 +91,7 @@ class TestCorpora:
         self, config: Callable[..., DataConfig], tokenizer: object, tmp_path: Path
     ) -> None:
         settings = config(0.7, 0.3)
-        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)  # type: ignore[arg-type]
+        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)
         blocks = corpus.blocks(64, seed=0, packing=None, weights=settings.weights)
         names = [" ".join(blocks.documents(i)) for i in range(200)]
         assert 55 <= sum("note" in name for name in names) <= 65
@@ -102,17 +102,17 @@ class TestCorpora:
         self, config: Callable[..., DataConfig], tokenizer: object, tmp_path: Path
     ) -> None:
         settings = config(0.5, 0.5, max_tokens=300)
-        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)  # type: ignore[arg-type]
+        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)
         assert corpus.sources == {"long": 1, "short": 9}
         # With no weights, the first source reaches the limit alone.
-        alone = prepare_corpus(config(None, None, max_tokens=300), tokenizer, cache=tmp_path)  # type: ignore[arg-type]
+        alone = prepare_corpus(config(None, None, max_tokens=300), tokenizer, cache=tmp_path)
         assert alone.sources == {"long": 1, "short": 0}
 
     def test_weights_leave_other_corpora_as_they_were(
         self, config: Callable[..., DataConfig], tokenizer: object, tmp_path: Path
     ) -> None:
         keys = {
-            prepare_corpus(config(a, b), tokenizer, cache=tmp_path).key  # type: ignore[arg-type]
+            prepare_corpus(config(a, b), tokenizer, cache=tmp_path).key
             for a, b in ((None, None), (0.7, 0.3), (0.2, 0.8))
         }
         assert len(keys) == 2, "without a limit, weights read the same texts"
@@ -125,11 +125,11 @@ class TestCorpora:
         self, config: Callable[..., DataConfig], tokenizer: object, tmp_path: Path
     ) -> None:
         settings = config(0.5, 0.5)
-        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)  # type: ignore[arg-type]
+        corpus = prepare_corpus(settings, tokenizer, cache=tmp_path)
         with pytest.raises(DataError, match=r"source 'long': all training documents together"):
             corpus.blocks(500, seed=0, packing=True, weights=settings.weights)
         held = config(0.5, 0.5, held_out=("book",))
-        corpus = prepare_corpus(held, tokenizer, cache=tmp_path)  # type: ignore[arg-type]
+        corpus = prepare_corpus(held, tokenizer, cache=tmp_path)
         with pytest.raises(DataError, match=r"sources\.long\.weight=0\.5: it has no document"):
             corpus.blocks(64, seed=0, packing=True, weights=held.weights)
 
@@ -152,22 +152,22 @@ class TestChats:
     def prepared(self, tmp_path: Path, tokenizer: object, chats: list, **more: object):
         file = tmp_path / "chats.jsonl"
         file.write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
-        source = TextFiles("files", (str(file),), messages_field="messages", **more)  # type: ignore[arg-type]
+        source = TextFiles("files", (str(file),), messages_field="messages", **more)
         config = DataConfig("chats", {"chats": source})
-        return prepare_corpus(config, tokenizer, cache=tmp_path / "cache")  # type: ignore[arg-type]
+        return prepare_corpus(config, tokenizer, cache=tmp_path / "cache")
 
     @pytest.fixture
     def chatty(self, tokenizer_factory: Callable[..., object]) -> object:
         made = tokenizer_factory()
-        made.chat_template = TEMPLATE  # type: ignore[attr-defined]
+        made.chat_template = TEMPLATE
         return made
 
     def test_only_answers_are_learnt(self, tmp_path: Path, chatty: object) -> None:
         corpus = self.prepared(tmp_path, chatty, [CHAT], answers_only=True)
         assert corpus.learnt is not None
-        text = chatty.decode(corpus.tokens.tolist())  # type: ignore[attr-defined]
+        text = chatty.decode(corpus.tokens.tolist())
         assert text == "[user]Who?\n[assistant]Me.\n[user]You?\n[assistant]Yes.\n"
-        learnt = chatty.decode(corpus.tokens[corpus.learnt].tolist())  # type: ignore[attr-defined]
+        learnt = chatty.decode(corpus.tokens[corpus.learnt].tolist())
         assert learnt == "Me.\nYes.\n"
         blocks = corpus.blocks(16, seed=0, packing=True)
         assert blocks.marked
@@ -177,7 +177,7 @@ class TestChats:
 
     def test_the_template_is_part_of_the_corpus(self, tmp_path: Path, chatty: object) -> None:
         first = self.prepared(tmp_path, chatty, [CHAT])
-        chatty.chat_template = TEMPLATE.replace("[", "<")  # type: ignore[attr-defined]
+        chatty.chat_template = TEMPLATE.replace("[", "<")
         assert self.prepared(tmp_path, chatty, [CHAT]).key != first.key
 
     @pytest.mark.parametrize(
@@ -197,7 +197,7 @@ class TestChats:
     def test_a_template_that_rewrites_the_beginning_is_refused(
         self, tmp_path: Path, chatty: object
     ) -> None:
-        chatty.chat_template = "{{ messages | length }}" + TEMPLATE  # type: ignore[attr-defined]
+        chatty.chat_template = "{{ messages | length }}" + TEMPLATE
         with pytest.raises(DataError, match=r"chats/0: the chat template writes .* otherwise"):
             self.prepared(tmp_path, chatty, [CHAT], answers_only=True)
 

@@ -40,8 +40,8 @@ def prepare(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> Prepare:
 
     def call(*sources: object, use: object = tokenizer, **settings: object) -> Corpus:
         named = {f"source {number}": source for number, source in enumerate(sources)}
-        config = DataConfig("test", named, **settings)  # type: ignore[arg-type]
-        return prepare_corpus(config, use, cache=tmp_path / "cache")  # type: ignore[arg-type]
+        config = DataConfig("test", named, **settings)
+        return prepare_corpus(config, use, cache=tmp_path / "cache")
 
     return call
 
@@ -322,7 +322,7 @@ def word_tokenizer() -> PreTrainedTokenizerFast:
     words = dict.fromkeys(word for text in texts for word in text.split())
     vocabulary = {word: index for index, word in enumerate(["[UNK]", *words])}
     backend = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="[UNK]")
 
 

@@ -71,4 +71,4 @@ def test_identity_survives_padding_and_truncation(tokenizer_factory: Factory) ->
 
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(DataError, match="SimpleNamespace is not a fast tokenizer"):
-        tokenizer_identity(SimpleNamespace())  # type: ignore[arg-type]
+        tokenizer_identity(SimpleNamespace())

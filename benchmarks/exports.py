@@ -4,7 +4,8 @@
     python -m benchmarks.exports --page docs/exports.md
 
 Small models with random weights are exported with every scaling and read by transformers 5, by
-transformers 4.57 in an environment of its own, by vLLM's rules, and as GGUF by llama.cpp's library.
+transformers 4.57 in an environment of its own, by vLLM's own code on a CPU (config, window and
+RoPE; no layer runs), and as GGUF by llama.cpp's library.
 Logits are compared with those of the model before the export, at 253 tokens, where the native
 window has 64 and the extended one 256. With --models, packaged models are exported, read by
 llama.cpp, and compared by perplexity. `--page` writes the page from the file.
@@ -26,7 +27,6 @@ import torch
 
 from benchmarks import merging
 from benchmarks.readers import PACKAGES, read
-from benchmarks.readers.vllm_rules import vllm_rope, vllm_window
 from src.models.config import ModelConfig, native_rope
 from src.models.exporting.gguf import QUANTIZATIONS, write_gguf
 from src.models.exporting.gguf_rope import gguf_rope
@@ -99,17 +99,19 @@ def scaling_rows(work: Path) -> Iterator[dict[str, Any]]:
                 found[f"window/{number}"],
                 found[f"logits/{key}"] - expected[number],
             )
-    for scaling in SCALINGS:
-        frequencies, attention = vllm_rope(work / scaling.type, rope.head_dim)
+    started = [{"length": TARGET, "overrides": s.vllm_overrides(rope)} for s in SCALINGS]
+    asked = {"folders": [str(work / s.type) for s in SCALINGS], "started": started}
+    found = read("vllm_reader.py", PACKAGES["vLLM"], asked, work / "vllm.npz")
+    for number, scaling in enumerate(SCALINGS):
         yield row(
             scaling,
-            "vLLM's rules",
+            f"vLLM {found['version']}",
             rope,
-            frequencies,
-            attention,
-            vllm_window(work / scaling.type),
+            found[f"frequencies/{number}"],
+            found[f"attention/{number}"],
+            found[f"window/{number}"],
             None,
-        )
+        ) | {"default_window": int(found[f"default/{number}"])}
     asked = {"files": list(map(str, files.values())), "ids": [IDS]}
     found = read("llama_cpp_reader.py", PACKAGES["llama.cpp"], asked, work / "cpp.npz")
     for number, name in enumerate(files):

@@ -30,6 +30,14 @@ PACKAGES: dict[str, tuple[str, ...]] = {
         "cffi==2.0.0",
         "pycparser==2.23",
     ),
+    "vLLM": (
+        # Its wheel of 340 MB, and what its reading of configs imports besides this environment.
+        "vllm==0.33.0",
+        "cbor2==6.3.0",
+        "pyzmq==27.3.0",
+        "openai-harmony==0.0.8",
+        "openai==3.57.0",
+    ),
 }
 _HERE = Path(__file__).parent
 

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 FULL = "full_attention"
 
 
-def vllm_window(folder: Path) -> int:
-    """The window that vLLM derives from an exported folder.
+def vllm_window(folder: Path, overrides: Mapping[str, int] | None = None) -> int:
+    """The window that vLLM derives from an exported folder, with values of `--hf-overrides`.
 
-    As its `_get_and_verify_max_len` does it: the least of the lengths that config and tokenizer
+    As `_get_and_verify_max_len` of 0.33 does it: the least of the lengths that config and tokenizer
     state, times the scaling's factor, except for some types and for Gemma 3.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config(folder, overrides)
     tokenizer = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
     keys = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
     keys += ("model_max_length", "max_target_positions", "max_sequence_length")
@@ -30,20 +32,20 @@ def vllm_window(folder: Path) -> int:
     nested = set(parameters) <= {"full_attention", "sliding_attention"}
     factor = 1.0
     for one in parameters.values() if nested else [parameters]:
-        if one["rope_type"] not in ("su", "longrope", "llama3"):
+        if one["rope_type"] not in ("su", "longrope", "llama3", "yarn"):
             factor = one.get("factor", factor)
-            if one["rope_type"] == "yarn":
-                window = one["original_max_position_embeddings"]
     return int(window * factor)
 
 
-def vllm_rope(folder: Path, head_dim: int) -> tuple[np.ndarray, float]:
+def vllm_rope(
+    folder: Path, head_dim: int, overrides: Mapping[str, int] | None = None
+) -> tuple[np.ndarray, float]:
     """Inverse frequencies and attention factor that vLLM rotates by, for its whole window.
 
-    As its `get_rope` chooses and reads: it goes by the window where transformers goes by the
-    sequence, and works attention factors out from other keys.
+    As `get_rope` of 0.33 chooses and reads: it goes by the window where transformers goes by the
+    sequence.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = _config(folder, overrides)
     p = config["rope_parameters"]
     p = p.get(FULL, p)
     assert isinstance(p.get("factor", 1.0), float), "vLLM takes a float only"
@@ -56,7 +58,7 @@ def vllm_rope(folder: Path, head_dim: int) -> tuple[np.ndarray, float]:
     if kind == "linear":
         return plain / factor, 1.0
     if kind == "dynamic":
-        stretch = factor * (longest * factor) / longest - (factor - 1)
+        stretch = factor * longest / p.get("max_trained_positions", longest) - (factor - 1)
         theta = p["rope_theta"] * stretch ** (head_dim / (head_dim - 2))
         return theta ** (-2 * half / head_dim), 1.0
     original = p["original_max_position_embeddings"]
@@ -85,5 +87,17 @@ def vllm_rope(folder: Path, head_dim: int) -> tuple[np.ndarray, float]:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
     mask = 1 - np.clip((half - low) / (high - low), 0, 1)
-    mscale = (0.1 * math.log(factor) + 1.0) if factor > 1 else 1.0
-    return plain / factor * (1 - mask) + plain * mask, mscale * p.get("attn_factor", 1.0)
+    frequencies = plain / factor * (1 - mask) + plain * mask
+    if p.get("attention_factor") is not None:
+        return frequencies, p["attention_factor"]
+
+    def sharpness(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if p.get("mscale") and p.get("mscale_all_dim"):
+        return frequencies, sharpness(p["mscale"]) / sharpness(p["mscale_all_dim"])
+    return frequencies, sharpness(1.0)
+
+
+def _config(folder: Path, overrides: Mapping[str, int] | None) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8")) | dict(overrides or {})

@@ -21,6 +21,7 @@ _OF_SCALINGS = {"rope_type", "type", "factor", "original_max_position_embeddings
 _OF_SCALINGS |= {"attention_factor", "attn_factor", "beta_fast", "beta_slow", "truncate"}
 _OF_SCALINGS |= {"mscale", "mscale_all_dim", "short_factor", "long_factor"}
 _OF_SCALINGS |= {"short_mscale", "long_mscale", "low_freq_factor", "high_freq_factor"}
+_OF_SCALINGS |= {"max_trained_positions"}
 
 
 def native_config(model: ModelConfig) -> PretrainedConfig:

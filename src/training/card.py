@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from src.models.exporting.gguf import gguf_name
 from src.models.exporting.readers import oldest_transformers
 from src.models.families import family_of
 from src.models.hf_config import resolved_shape
+from src.models.rope import NativeRope, RopeScaling
 from src.run_folder import write_whole
 from src.settings.config import RunConfig
 
@@ -164,6 +166,12 @@ def _scores(tables: Iterable[ResultTable]) -> str:
     return "\n\n".join(parts)
 
 
+def _overrides(rope: RopeScaling, native: NativeRope) -> str:
+    """The flag for what vLLM must read otherwise than transformers."""
+    values = rope.vllm_overrides(rope.base(native))
+    return f" --hf-overrides '{json.dumps(values)}'" if values else ""
+
+
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [columns, ["---"] * len(columns), *rows]
     escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
@@ -189,7 +197,7 @@ def _usage(config: RunConfig) -> str:
             f'model = AutoModelForCausalLM.from_pretrained("{name}")',
         ),
         "vLLM:",
-        _code("sh", f"vllm serve {name} --max-model-len {length}"),
+        _code("sh", f"vllm serve {name} --max-model-len {length}{_overrides(config.rope, native)}"),
     ]
     if config.rope.type in ("longrope", "dynamic"):
         parts.append(

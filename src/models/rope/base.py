@@ -161,6 +161,14 @@ class Scaling:
         del native
         return None
 
+    def vllm_overrides(self, native: NativeRope) -> dict[str, int]:
+        """Keys of the config that vLLM must read otherwise than transformers, to serve the target.
+
+        They are values of its `--hf-overrides`.
+        """
+        del native
+        return {}
+
     def base(self, native: NativeRope) -> NativeRope:
         """The RoPE that this scaling scales, of a model with `native`."""
         return native if self.on_scaled == "compose" else native.unscaled()
@@ -233,6 +241,14 @@ class FactorScaling(Scaling):
         needed = super().resolved_factor(native_window)
         # vLLM refuses an integer.
         return needed if self.factor is None else float(self.factor)
+
+    def divided_target(self, native: NativeRope) -> int:
+        """The smallest length whose product with the factor, rounded down, reaches the target."""
+        factor = self.resolved_factor(native.window)
+        length = math.floor(self.target_length / factor)
+        while int(length * factor) < self.target_length:
+            length += 1
+        return length
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """The type with its factor, as transformers names both."""

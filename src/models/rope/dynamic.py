@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +44,26 @@ class DynamicScaling(FactorScaling):
                 "rope.on_scaled=replace where the model's class takes it"
             )
         return super().exported(native)
+
+    def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+        """`dynamic`; `max_trained_positions` is for vLLM, transformers ignores it."""
+        return super().rope_parameters(native) | {"max_trained_positions": native.window}
+
+    def multiplied_length(self, native: NativeRope) -> int:
+        """The native window divided by the factor, rounded down.
+
+        vLLM 0.33 (unlike 0.20) has rotations for `max_position_embeddings` tokens only, which must
+        be the native window for transformers. So without `vllm_overrides` it serves that window.
+        """
+        return max(1, math.floor(native.window / self.resolved_factor(native.window)))
+
+    def vllm_overrides(self, native: NativeRope) -> dict[str, int]:
+        """The target, and what vLLM multiplies by the factor to get it."""
+        overrides = {"max_position_embeddings": self.target_length}
+        # vLLM multiplies no length where each kind of layer has a RoPE of its own (Gemma 3).
+        if not native.by_layer_type:
+            overrides["max_seq_len"] = self.divided_target(native)
+        return overrides
 
     def max_position_embeddings(self, native: NativeRope) -> int:
         """The native window: transformers measures the sequence's length against it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,12 +21,8 @@ class LinearScaling(FactorScaling):
         return native.inverse_frequencies(length=length) / self.resolved_factor(native.window)
 
     def multiplied_length(self, native: NativeRope) -> int:
-        """The smallest length whose product with the factor, rounded down, reaches the target."""
-        factor = self.resolved_factor(native.window)
-        length = math.floor(self.target_length / factor)
-        while int(length * factor) < self.target_length:
-            length += 1
-        return length
+        """The target divided by the factor."""
+        return self.divided_target(native)
 
 
 SCALING = LinearScaling

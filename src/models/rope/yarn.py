@@ -65,8 +65,8 @@ class YarnScaling(FactorScaling):
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """`yarn` with all that transformers knows of it.
 
-        `attn_factor` is for vLLM, which knows neither `attention_factor` nor `mscale`: it
-        multiplies it by 0.1 ln(factor) + 1. transformers ignores it.
+        `attn_factor` is for vLLM up to 0.28, which knows neither `attention_factor` nor
+        `mscale`: it multiplies it by 0.1 ln(factor) + 1. transformers ignores it.
         """
         if native.by_layer_type and not self.truncate:
             raise ValueError(

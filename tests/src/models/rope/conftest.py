@@ -71,7 +71,7 @@ def check_readers(exported: Callable[..., tuple[ModelConfig, Path]]) -> Callable
     """check_readers(scaling, native): exports mean to transformers and vLLM what the scaling says.
 
     For a plain family and for one with a RoPE for each kind of layer; at lengths within the native
-    window and beyond it. `window` is what vLLM shall find, the target by default.
+    window and beyond it. `window` is what vLLM shall find for the plain one, the target by default.
     """
 
     def check(scaling: Scaling, native: NativeRope, *, window: int | None = None) -> None:
@@ -84,14 +84,15 @@ def check_readers(exported: Callable[..., tuple[ModelConfig, Path]]) -> Callable
                 np.testing.assert_allclose(ours, theirs, rtol=2e-6, err_msg=f"{name} {length}")
                 assert scaling.resolved_attention_factor(rope) == pytest.approx(factor, rel=1e-6)
             ours = scaling.inverse_frequencies(rope), scaling.resolved_attention_factor(rope)
-            theirs, factor = vllm_rope(folder, native.head_dim)
+            overrides = scaling.vllm_overrides(rope)
+            theirs, factor = vllm_rope(folder, native.head_dim, overrides)
             np.testing.assert_allclose(ours[0], theirs, rtol=1e-9)
             assert ours[1] == pytest.approx(factor)
-            expected = window or scaling.target_length
-            if nested:
-                # Gemma 3's length is never multiplied, and dynamic scaling needs the native one.
-                dynamic = scaling.type == "dynamic"
-                expected = native.window if dynamic else scaling.target_length
-            assert vllm_window(folder) == expected
+            # Gemma 3's length is never multiplied.
+            expected = scaling.target_length if nested or window is None else window
+            assert vllm_window(folder, overrides) == expected
+            # Without them vLLM must not serve more than it rotates as the scaling says.
+            dynamic = scaling.type == "dynamic"
+            assert vllm_window(folder) == (native.window if dynamic else expected)
 
     return check

@@ -38,7 +38,7 @@ from benchmarks.merging import commit_of, merge
 from src.data.config import DataConfig, PackagedText
 from src.evals import decoding
 from src.evals.cache import ResultCache
-from src.evals.generation import continued
+from src.evals.generation import KeptRows, continued
 from src.evals.losses import SplitModel
 from src.evals.ruler.tasks import TASKS
 from src.evals.seconds import SECONDS
@@ -143,7 +143,7 @@ def of_random_tokens(
 
     def tasks() -> Iterator[tuple[list[list[int]], int]]:
         draw = random.Random(0)
-        for length in lengths:
+        for length in sorted(lengths, reverse=True):
             for task in TASKS.values():
                 prompt = length - task.max_new_tokens
                 yield (
@@ -155,6 +155,7 @@ def of_random_tokens(
 
     def ask() -> list[str]:
         answers: list[str] = []
+        kept = KeptRows()
         whole = replace(evaluation, kept={})
         with (
             whole.loaded(whole.candidates[0]) as network,
@@ -171,6 +172,7 @@ def of_random_tokens(
                     batch_tokens="auto",
                     enough=None,
                     progress=progress,
+                    kept=kept,
                 )
         return answers
 

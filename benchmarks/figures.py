@@ -145,6 +145,23 @@ def step_table(result: Mapping[str, Any]) -> str:
     return _markdown(columns, rows)
 
 
+def profile_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table of milliseconds of a step: a kind of kernel a row, a case a column."""
+    cases = [row for row in result["rows"] if row["name"] == "step_milliseconds"]
+    heads = [f"{row['model']}, {row['T']:,} tokens, `{row['case']}`" for row in cases]
+    largest = {
+        kind: max(row["kinds"].get(kind, 0.0) for row in cases)
+        for kind in dict.fromkeys(kind for row in cases for kind in row["kinds"])
+    }
+    lines = [
+        [kind, *(f"{row['kinds'][kind]:.1f}" if kind in row["kinds"] else "-" for row in cases)]
+        for kind in sorted(largest, key=lambda kind: -largest[kind])
+    ]
+    lines.append(["a step", *(f"{row['value']:.1f}" for row in cases)])
+    head = f"| milliseconds | {' | '.join(heads)} |\n|---|{'---:|' * len(cases)}"
+    return "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)])
+
+
 def with_tables(text: str, tables: Mapping[str, str], mark: str = "table") -> str:
     """The text with every `<!-- MARK: NAME -->` ... `<!-- end -->` filled anew.
 
@@ -363,8 +380,14 @@ def documents() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": _of_the_readme(named),
         ROOT / "docs" / "methods.md": {"stages": stage_table(named)},
         ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
-        ROOT / "docs" / "scale.md": {"step": step_table(load("step"))},
+        ROOT / "docs" / "scale.md": {"step": step_table(load("step"))} | _profiles(),
     }
+
+
+def _profiles() -> dict[str, str]:
+    """The table of profiles, once there are any."""
+    measured = (RESULTS / "profile.json").is_file()
+    return {"profile": profile_table(load("profile"))} if measured else {}
 
 
 def _of_the_readme(named: Mapping[str, Any]) -> dict[str, str]:

@@ -3,6 +3,7 @@
     python -m benchmarks.step                                    all cases of one GPU
     python -m benchmarks.step --rows peak_gib                    cases that these rows need
     python -m benchmarks.step --cases stored-shared,plain        these cases
+    python -m benchmarks.step --cases launched,auto --profile    where their steps' time goes
     python -m benchmarks.step --quick                            a smoke run: the tiny model
     torchrun --nproc-per-node=2 -m benchmarks.step --cases zero3 two GPUs, both models sharded
     torchrun --nproc-per-node=2 -m benchmarks.step --cases sequence-131072-ard
@@ -25,6 +26,9 @@ or head), `plan_error_memory`, `plan_error_time` (in percent), `weights_gib_per_
 length) and `sequence_parallel_loss` (first step's loss over one rank's, at a length that one
 holds: run
 `sequence-16384-ard` and `-cpt` on one GPU, and on two).
+
+With `--profile` nothing is timed. The row `step_milliseconds` of a case, in profile.json beside the
+result file, has the milliseconds of a step by kind of kernel (`kinds`).
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -46,6 +51,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import Tensor
 
+from benchmarks.merging import merge
 from src.models.adapters import LoraParameters
 from src.models.facts import ModelFacts
 from src.models.hf_config import planned_facts, resolved_shape
@@ -57,7 +63,7 @@ from src.planning.plan import StagePlan
 from src.run_folder import device_name, git_state, versions, write_json
 from src.settings import loading
 from src.settings.config import RunConfig
-from src.training import launch, stage
+from src.training import launch, profiling, stage
 from src.training.engines import Engines
 from src.training.launch import World
 from src.training.loop import StepRecord
@@ -354,6 +360,40 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
             commit=commit or git_state(ROOT)["git_commit"] or "unknown",
             losses=losses,
         )
+
+
+def profiled(name: str, given: argparse.Namespace) -> None:
+    """Run a case in this process under the profiler, and write where its steps' time goes."""
+    case = replace(CASES[name], steps=(profiling.WARM_UP, profiling.PROFILED))
+    settings = composed(case, given.model, quick=given.quick)
+    world, stage_of = World(), settings.recipe.training[STAGE]
+    with launch.joined(world, cuda=uses_cuda(settings.engine.device)):
+        device = device_of(settings.engine.device)
+        planned = plan.make(settings, world_size=1).stage(STAGE)
+        objectives = _objectives(case, settings)
+        random_on = device if device.type == "cuda" else None
+        built = stage.build_engines(settings, STAGE, planned, objectives, random_on=random_on)
+        blocks: Any = RandomBlocks(
+            stage_of.streams[STREAM].length, resolved_shape(settings.model).vocabulary
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            profile = profiling.StepProfile(
+                Path(folder) / "trace.json.gz", 0, planned.steps, device
+            )
+            run = stage.stage_run(settings, planned, built, {STREAM: blocks}, world)
+            run.train(0, lambda record: None, around=profile.around)
+    row = {
+        "name": "step_milliseconds",
+        "value": profile.milliseconds[profiling.WHOLE],
+        "unit": "ms",
+        "case": name,
+        "model": settings.model.name,
+        "T": stage_of.streams[STREAM].length,
+        "kinds": {k: v for k, v in profile.milliseconds.items() if k != profiling.WHOLE},
+    }
+    commit = given.commit or git_state(ROOT)["git_commit"]
+    command = "python -m benchmarks.step --profile"
+    merge(given.out.with_name("profile.json"), [row], commit=commit, command=command)
 
 
 def _objectives(case: Case, settings: RunConfig) -> dict[str, Objective]:
@@ -682,6 +722,7 @@ def _in_a_process(name: str, given: argparse.Namespace, target: Path) -> bool:
     command = [sys.executable, "-m", "benchmarks.step", "--case", name, "--out", str(target)]
     command += ["--model", given.model, *(["--quick"] if given.quick else [])]
     command += ["--commit", given.commit] if given.commit else []
+    command += ["--profile"] if given.profile else []
     print(f"measuring {name}", flush=True)
     try:
         done = subprocess.run(command, cwd=ROOT, check=False, timeout=CASE_SECONDS)
@@ -694,6 +735,9 @@ def _in_a_process(name: str, given: argparse.Namespace, target: Path) -> bool:
 
 
 def _here(name: str, given: argparse.Namespace, world: World) -> None:
+    if given.profile:
+        profiled(name, given)
+        return
     measured = measure(name, given.model, world, quick=given.quick, commit=given.commit)
     if world.is_main:
         write(given.out, [*load(given.out), measured])
@@ -714,6 +758,7 @@ def main() -> None:
     parser.add_argument("--cases", help="names of cases, by commas")
     parser.add_argument("--model", default="llama2_7b", help="a model whose shape is known")
     parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
+    parser.add_argument("--profile", action="store_true", help="profile the cases on one GPU")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--merge", type=Path, nargs="+", help="result files to put into --out")
     parser.add_argument(

@@ -32,6 +32,7 @@ _KINDS = (
     ("copies", r"memcpy|memset|copy|fill"),
 )
 _ELSE = "elementwise and the rest"
+IDLE, WHOLE = "no kernel runs", "a step"
 
 
 class StepProfile:
@@ -50,6 +51,8 @@ class StepProfile:
         self._steps = range(max(first, last - PROFILED), last)
         self._profiler: Any = None
         self._began = 0.0
+        # Milliseconds a step by kind of work, once the steps are done; `IDLE` and `WHOLE` too.
+        self.milliseconds: dict[str, float] = {}
 
     @contextmanager
     def around(self, step: int) -> Iterator[None]:
@@ -86,13 +89,14 @@ class StepProfile:
     def _lines(self, events: Iterable[Any], seconds: float) -> Iterator[str]:
         cuda = self._device.type == "cuda"
         rows, busy = breakdown(events, steps=len(self._steps), cuda=cuda)
+        self.milliseconds = {WHOLE: 1e3 * seconds} | {kind: ms for kind, (ms, _) in rows}
         yield f"profile of {len(self._steps)} steps: {1e3 * seconds:.1f} ms a step ({self._file})"
         for kind, (milliseconds, calls) in rows:
             share = milliseconds / (10 * seconds)
             yield f"  {kind:<28} {milliseconds:9.2f} ms {share:6.1f} %  {calls:7,.0f} calls"
         if cuda:
-            idle = max(0.0, 1e3 * seconds - busy)
-            yield f"  {'no kernel runs':<28} {idle:9.2f} ms {idle / (10 * seconds):6.1f} %"
+            idle = self.milliseconds[IDLE] = max(0.0, 1e3 * seconds - busy)
+            yield f"  {IDLE:<28} {idle:9.2f} ms {idle / (10 * seconds):6.1f} %"
 
 
 def breakdown(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import subprocess
@@ -62,8 +63,9 @@ def log_file(run_dir: Path) -> Path:
     return found
 
 
+@functools.cache
 def inspect(file: Path, *options: str) -> str:
-    """What W&B's own reader says of the file."""
+    """What W&B's own reader says of the file of a run that has ended."""
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *options, str(file)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 

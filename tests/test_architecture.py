@@ -295,3 +295,13 @@ def test_the_drawing_names_modules_that_exist() -> None:
 
 def test_the_page_of_the_drawing_stays_short() -> None:
     assert len(PAGE.splitlines()) <= 250
+
+
+FILES = dict(re.findall(r"^\| `(\w+)/` \| (.+) \|$", PAGE, re.MULTILINE))
+
+
+@pytest.mark.parametrize("room", FILES)
+def test_the_table_of_rooms_names_their_files(room: str) -> None:
+    below = (ROOT / "src" / room).iterdir()
+    files = {p.stem if p.suffix else f"{p.name}/" for p in below if not p.name.startswith("__")}
+    assert set(re.findall(r"`([a-z0-9_]+/?)`", FILES[room])) == files - {"assets/", "templates/"}

@@ -19,6 +19,7 @@ from src.planning.advice import misfit, typed
 from src.planning.devices import ACCELERATORS, gib
 from src.planning.fitting import is_open
 from src.planning.plan import Plan
+from src.progress import duration
 from src.settings.config import RunConfig
 
 
@@ -54,12 +55,12 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
             f"device ({listed}) plan_for estimates it in a dry run"
         )
     else:
-        hours = plan.seconds / 3600
         student, teacher = config.engine.student, config.engine.teacher
         moved = student.offload_optimizer or student.offload_parameters
         moved = moved or teacher.offload_parameters
         guessed = "; what offloading takes of it is a guess" if moved else ""
-        console.print(f"time: about {hours:.2g} hours of training on {plan.device.name}{guessed}")
+        time = duration(plan.seconds)
+        console.print(f"time: about {time} of training on {plan.device.name}{guessed}")
     if not plan.fits:
         console.print(f"[red]does not fit: {misfit(plan, config)}[/red]")
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from datetime import datetime
 
+from src import progress
+
 DASH = "–"
 
 
@@ -46,13 +48,7 @@ def duration(seconds: float | None) -> str:
     """`253.1` -> `4 min 13 s`."""
     if seconds is None or not math.isfinite(seconds):
         return DASH
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
-    if hours >= 48:
-        return f"{hours // 24:,} d {hours % 24} h"
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{seconds:.1f} s"
+    return progress.duration(seconds)
 
 
 def moment(time: datetime | None) -> str:

@@ -159,4 +159,4 @@ def test_an_unknown_gpu_has_a_plan_without_times(compose_run: Callable[..., RunC
     text = io.StringIO()
     show(made, run, Console(file=text))
     assert "does not fit: stage cpt needs" in text.getvalue()
-    assert "hours" not in text.getvalue()
+    assert "time: not known" in text.getvalue()

@@ -102,8 +102,8 @@ FAULTS = (
     ),
     Fault(
         "src/run_folder.py",
-        'if entry["step"] <= step]',
-        'if entry["step"] < step]',
+        "all_redacted(_finite(metrics)), allow_nan=False)",
+        "all_redacted(metrics))",
         "tests/src/test_run_folder.py",
     ),
     Fault(
@@ -144,14 +144,14 @@ FAULTS = (
     ),
     Fault(
         "src/models/rope/linear.py",
-        "native.inverse_frequencies() / self.resolved_factor(native.window)",
-        "native.inverse_frequencies() * self.resolved_factor(native.window)",
+        "native.inverse_frequencies(length=length) / self.resolved_factor(native.window)",
+        "native.inverse_frequencies(length=length) * self.resolved_factor(native.window)",
         "tests/src/models/rope/test_linear.py",
     ),
     Fault(
         "src/models/rope/yarn.py",
-        "(1 - interpolated + interpolated / factor)",
-        "(interpolated + (1 - interpolated) / factor)",
+        "1 - interpolated + interpolated / factor",
+        "interpolated + (1 - interpolated) / factor",
         "tests/src/models/rope/test_yarn.py",
     ),
     Fault(
@@ -162,8 +162,8 @@ FAULTS = (
     ),
     Fault(
         "src/data/blocks.py",
-        "if len(item[1]) >= length]",
-        "if len(item[1]) > length]",
+        "self.packable = -(-total // self.length)",
+        "self.packable = total // self.length",
         "tests/src/data/test_blocks.py",
     ),
     Fault(
@@ -255,6 +255,30 @@ FAULTS = (
         "gap = torch.sub(teacher, student, out=student)",
         "gap = torch.sub(student, teacher, out=student)",
         "tests/kernels/relation_kl/test_chunked.py",
+    ),
+    Fault(
+        "src/training/watch.py",
+        "value > usual + _DEVIATIONS * deviation and value > _TIMES * usual",
+        "value > usual + _DEVIATIONS * deviation or value > _TIMES * usual",
+        "tests/src/training/test_watch.py",
+    ),
+    Fault(
+        "src/training/repeats.py",
+        "round(repeats.shortest * (repeats.longest / repeats.shortest) ** unit)",
+        "round(repeats.longest ** unit)",
+        "tests/src/training/test_repeats.py",
+    ),
+    Fault(
+        "src/models/merging.py",
+        "np.interp(np.arange(layers), depths, self.layers)",
+        "np.interp(np.arange(layers), depths, self.layers[::-1])",
+        "tests/src/models/test_merging.py",
+    ),
+    Fault(
+        "src/data/mixing.py",
+        "max(blocks.most_segments for blocks in self._list)",
+        "min(blocks.most_segments for blocks in self._list)",
+        "tests/src/data/test_mixing.py",
     ),
 )
 

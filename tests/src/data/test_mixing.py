@@ -70,6 +70,16 @@ def test_the_order_of_sources_is_frozen() -> None:
     assert sources(mixed({"a": 2.0, "b": 1.0}), 12) == [0, 0, 1, 0, 0, 1, 0, 1, 0, 0, 1, 0]
 
 
+def test_most_segments_are_those_of_the_source_with_the_shortest_documents() -> None:
+    def packed(size: int) -> Blocks:
+        documents = [(f"{size}-{n}", np.arange(size)) for n in range(12)]
+        return Blocks(documents, 12, seed=0, stream="main", packing=True)
+
+    parts = {"long": packed(12), "short": packed(3)}
+    assert [part.most_segments for part in parts.values()] == [1, 4]
+    assert MixedBlocks(parts, {"long": 1.0, "short": 1.0}).most_segments == 4
+
+
 class TestCorpora:
     """Sources with weights, from settings to blocks."""
 

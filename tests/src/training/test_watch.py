@@ -26,6 +26,14 @@ def test_what_leaps_out_of_its_neighbourhood_is_a_spike() -> None:
     assert watch.flags(numbers(2.0)) == {}
 
 
+def test_a_loss_that_varies_a_lot_leaps_further() -> None:
+    varying = [numbers(2.0 + step % 2) for step in range(30)]
+    assert Watch(varying).flags(numbers(8.0)) == {"spike": 1}
+    assert Watch(varying).flags(numbers(6.0)) == {}, "twice the usual 2.5, but few deviations"
+    steady = Watch(numbers(2.0 + 0.001 * (step % 2)) for step in range(30))
+    assert steady.flags(numbers(3.0)) == {}, "hundreds of deviations, but not twice the usual"
+
+
 def test_a_resumed_stage_flags_what_an_undisturbed_one_does() -> None:
     course = [numbers(2 + 0.3 * math.sin(3 * step) + 9 * (step == 40)) for step in range(60)]
     whole = Watch()

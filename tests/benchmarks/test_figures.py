@@ -79,3 +79,16 @@ def test_results_say_where_they_come_from(path: Path) -> None:
 def test_a_table_without_a_place_is_an_error() -> None:
     with pytest.raises(ValueError, match="0 places for table 'x'"):
         figures.with_tables("no marks", {"x": "|"})
+
+
+def test_memory_of_dense_torch_stands_beside_ours_or_is_said_to_be_missing() -> None:
+    ours = [{"T": tokens, "D": 128, "value": 800.0} for tokens in (4096, 16384)]
+    dense = [{**row, "value": 200.0 * row["T"]} for row in ours]
+    alone, said = figures._memory_by_tokens({"extra_bytes_per_token": ours}, "GPU")
+    assert len(alone.series) == 1
+    assert "dense torch was not measured" in said
+    rows = {"extra_bytes_per_token": ours, "dense_bytes_per_token": dense}
+    both, title = figures._memory_by_tokens(rows, "GPU")
+    assert [one.name for one in both.series] == ["relation KL", "dense torch"]
+    assert both.y.log
+    assert "not measured" not in title

@@ -172,6 +172,7 @@ class Rows:
         rows, tokens = size
         self._model = model
         self._device = next(model.parameters()).device
+        self._on_gpu = self._device.type == "cuda"
         self._windows = attention_windows(model.config)
         self._kinds = getattr(model.config, "layer_types", None)
         self._by_counts = _flash_takes(model)
@@ -194,7 +195,7 @@ class Rows:
     @property
     def is_ahead(self) -> bool:
         """Whether `step` returns before its tokens are written."""
-        return self._device.type == "cuda"
+        return self._on_gpu
 
     @property
     def held(self) -> int:
@@ -227,7 +228,7 @@ class Rows:
             some = prompts[start : start + read_at_once]
             self._token_b1[start : start + len(some)] = self._read(some, start)
         self.written_bn[:, :1] = self._token_b1
-        if self._device.type == "cuda":
+        if self._on_gpu:
             # So that the time of reading is not counted as that of writing.
             torch.cuda.synchronize(self._device)
 
@@ -327,7 +328,7 @@ class Rows:
     def written(self, tokens: int) -> Callable[[], list[list[int]]]:
         """The first tokens of all answers as they are now; the call that is returned waits."""
         now_bn = self.written_bn[:, :tokens]
-        if now_bn.device.type == "cpu":
+        if not self._on_gpu:
             return now_bn.clone().tolist
         host_bn = torch.empty(now_bn.shape, dtype=now_bn.dtype, pin_memory=True)
         host_bn.copy_(now_bn, non_blocking=True)
@@ -347,9 +348,10 @@ class Rows:
         Where finished rows cost nothing they stay too.
         """
         if self._by_counts:
-            goes_on_b = torch.zeros(len(self), dtype=torch.long)
-            goes_on_b[list(rows)] = 1
-            self._goes_on_b1.copy_(goes_on_b[:, None])
+            goes_on_b1 = torch.zeros(len(self), 1, dtype=torch.long, pin_memory=self._on_gpu)
+            goes_on_b1[list(rows)] = 1
+            # Without waiting for the tokens that are being written.
+            self._goes_on_b1.copy_(goes_on_b1, non_blocking=True)
             self._at_b1.mul_(self._goes_on_b1)
             return False
         if len(rows) > (len(self) // 2 if self._graph is not None else len(self) - 1):

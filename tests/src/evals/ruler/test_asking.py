@@ -1,0 +1,63 @@
+"""Prompts are tokenized once, and before the model needs them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from src.evals.ruler.asking import probe
+from src.evals.ruler.material import Material
+from src.evals.ruler.tasks import samples_of
+from src.evals.scoring import _prepared
+
+
+class Counted:
+    """A tokenizer that notes how many texts it gets."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.calls = tokenizer, []
+
+    def __call__(self, texts: Any, **options: Any) -> Any:
+        self.calls.append(len(texts))
+        return self.tokenizer(texts, **options)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+
+def session(tokenizer: Any, rank: int = 0, retrieval: Any = None) -> Any:
+    return SimpleNamespace(
+        reader=SimpleNamespace(retrieval=retrieval, window=1024),
+        evaluation=SimpleNamespace(tokenizer=tokenizer, rank=rank, size=2),
+        share=lambda items: list(items[rank::2]),
+    )
+
+
+def test_prompts_are_tokenized_once_for_all_readers_of_a_rank(
+    byte_tokenizer: Any, material: Material
+) -> None:
+    samples = list(
+        samples_of("fwe", 1024, range(3), seed=0, tokenizer=byte_tokenizer, material=material)
+    )
+    tokenizer = Counted(byte_tokenizer)
+    prepare: Any = probe("fwe", samples, 8192).prepare
+    ids = prepare(session(tokenizer))
+    assert [list(row) for row in ids] == [
+        byte_tokenizer(sample.prompt)["input_ids"] for sample in samples[::2]
+    ]
+    assert prepare(session(tokenizer)) is ids
+    assert prepare(session(tokenizer, retrieval="bm25")) is None
+    assert len(prepare(session(tokenizer, rank=1))) == 1
+    assert tokenizer.calls == [2, 1]
+
+
+def test_all_probes_but_the_first_are_prepared_by_another_thread() -> None:
+    order: list[str] = []
+    probes: list[Any] = [
+        SimpleNamespace(prepare=lambda _, name=name: order.append(f"prepare {name}"))
+        for name in "abc"
+    ]
+    probes.append(SimpleNamespace(prepare=None))
+    for number, _ in enumerate(_prepared(probes, session(None))):
+        order.append(f"ask {number}")
+    assert sorted(order) == [*(f"ask {i}" for i in range(4)), "prepare b", "prepare c"]

@@ -190,7 +190,9 @@ def hub() -> Finding:
     from huggingface_hub import constants, get_token
 
     if constants.HF_HUB_OFFLINE:
-        return Finding("limited", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE; or model=folder")
+        return Finding(
+            "limited", "HF_HUB_OFFLINE is set", "unset HF_HUB_OFFLINE; or model.path=DIR"
+        )
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
     try:
         socket.create_connection((host, 443), _SECONDS).close()
@@ -199,7 +201,7 @@ def hub() -> Finding:
             "limited",
             f"{host} cannot be reached ({error})",
             "set HTTPS_PROXY or HF_ENDPOINT; or use model=smollm2_135m data=kjv, which are "
-            "packages, or model=folder data=files",
+            "packages, or model.path=DIR data=files",
         )
     if get_token() is None:
         return Finding(

@@ -118,6 +118,12 @@ def check_rope(model: ModelConfig, config: PretrainedConfig) -> None:
             "a file to src/models/families that says which of them is scaled"
         )
     for one in by_layer.values() if by_layer else [parameters]:
+        theta = one.get("rope_theta")
+        if not isinstance(theta, int | float) or not 0 < theta < math.inf:
+            raise ModelError(
+                f"model {model.name} has rope_theta={theta} in its config; allowed: numbers above "
+                "0: copy the model's own config.json"
+            )
         try:
             scaling_of(one, config.max_position_embeddings)
         except (ValueError, KeyError, TypeError) as error:

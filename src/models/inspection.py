@@ -34,6 +34,9 @@ _INDEX, _SINGLE = "model.safetensors.index.json", "model.safetensors"
 # Number formats of weights that are not quantized, as safetensors names them.
 _PLAIN = ("F64", "F32", "F16", "BF16")
 _NAMES = ("auto", "float64", "float32", "float16", "bfloat16")
+# Sizes in a config.json.
+_SIZES = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+_SIZES += ("hidden_size", "intermediate_size", "vocab_size")
 # Tensors of older files that models compute by themselves.
 _COMPUTED = ("rotary_emb.inv_freq", ".masked_bias")
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
@@ -48,10 +51,12 @@ def check_settings(raw: Mapping[str, Any], label: str) -> None:
     from transformers import CONFIG_MAPPING
 
     kind = raw.get("model_type")
-    if (quantized := raw.get("quantization_config")) is not None:
+    for key in ("quantization_config", "compression_config"):
+        if (quantized := raw.get(key)) is None:
+            continue
         how = quantized.get("quant_method") if isinstance(quantized, dict) else quantized
         raise ModelError(
-            f"{label}: its config.json has a quantization_config ({how or 'unnamed'}): gradients "
+            f"{label}: its config.json has a {key} ({how or 'unnamed'}): gradients "
             "need weights in float32, float16 or bfloat16; give the model that was quantized, or "
             "save it dequantized"
         )
@@ -72,6 +77,13 @@ def check_settings(raw: Mapping[str, Any], label: str) -> None:
             f"{label} is of type {kind!r}, which this transformers does not know{code}: give a "
             f"model of a known type, such as {', '.join(FAMILIES)}"
         )
+    for key in _SIZES:
+        size = raw.get(key)
+        if size is not None and (not isinstance(size, int) or size < 1):
+            raise ModelError(
+                f"{label}: its config.json has {key}={str(size)[:40]!r}; allowed: integers from 1: "
+                "copy the model's own config.json"
+            )
     if isinstance(raw.get("text_config"), dict):
         raise ModelError(
             f"{label} is of type {kind!r}, which holds a text model among others (text_config): "
@@ -109,7 +121,8 @@ def check_folder(folder: Path, label: str) -> None:
     """
     check_config_file(folder, label)
     for file in sorted(folder.iterdir()):
-        if file.suffix in (".json", ".safetensors", ".model") or file.name == "merges.txt":
+        read = (".json", ".safetensors", ".model", ".jinja")
+        if file.suffix in read or file.name == "merges.txt":
             _check_content(file, label)
     _check_generation(folder, label)
     _check_tokenizer(folder, label)
@@ -142,7 +155,8 @@ def _check_content(file: Path, label: str) -> None:
     if not start:
         raise ModelError(f"{label}: {file.name} is empty: copy or download it again")
     for beginning, what in _INSTEAD.items():
-        if start.lower().startswith(beginning):
+        # A link of git-annex is a file with its target where there are no links.
+        if start.lower().startswith(beginning) or (beginning in start and b"annex" in beginning):
             raise ModelError(f"{label}: {file.name} is {what}: get the file itself")
     if file.suffix == ".json":
         content = _read_json(file, label)

@@ -108,7 +108,8 @@ CASES: dict[str, tuple[Callable[[Path], None], str]] = {
         states(model_type="llava", text_config={"model_type": "llama"}),
         r"holds a text model among others",
     ),
-    "wrong value": (states(num_hidden_layers="two"), r"is not one of a model of type 'llama'"),
+    "wrong value": (states(rms_norm_eps="two"), r"is not one of a model of type 'llama'"),
+    "wrong size": (states(num_hidden_layers="two"), r"has num_hidden_layers='two'; allowed: int"),
     "cut config": (cut("config.json", 40), r"config\.json.* not .*JSON"),
     "config is a pointer": (holds("config.json", POINTER), r"config\.json is a pointer of git-lfs"),
     "no tokenizer": (

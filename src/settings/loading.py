@@ -252,7 +252,7 @@ def _complete(config: DictConfig) -> None:
     plain = OmegaConf.to_container(model, resolve=True)
     assert isinstance(plain, dict)
     for key in ("path", "repo"):
-        if not isinstance(plain.get(key, ""), str):
+        if not isinstance(plain.get(key), str | None):
             raise ConfigError(f"model.{key}: a text is expected (got {str(plain[key])[:80]})")
     _check_names(plain, "model")
     try:

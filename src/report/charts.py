@@ -18,6 +18,7 @@ from src.report.tables import csv_text
 COLORS = (
     *("#2f7fd1", "#d9622b", "#17a08a", "#a35fd0", "#c79a1b", "#d6568a", "#6b8e3d", "#8f5a3c"),
     *("#4aa8d8", "#b23a48", "#5b6bbf", "#9aa52c", "#0f6e6e", "#7b4b94", "#c97b84"),
+    *("#3f9e4d", "#7f6000", "#44546a", "#e08bb5"),
 )
 GRAY, LIGHT_GRAY = -1, -2  # slots of what is no method, such as the native model
 GRAYS = ("#8a8f98", "#c9cdd5")

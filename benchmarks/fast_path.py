@@ -179,7 +179,7 @@ def _add_gradients(options: argparse.Namespace, add: Any) -> None:
         kind = (f"engine.dtype={dtype}", "engine.student.micro_batch=2")
         for path, overrides in (("plain", PLAIN), ("fast", (NO_DROPOUT,))):
             made[f"{path} {dtype}"] = gradients((*kind, *overrides), options, weights)
-        compare(f"{dtype}, fast against plain", f"fast {dtype}", f"plain {dtype}")
+        compare(dtype, f"fast {dtype}", f"plain {dtype}")
     for path in ("plain", "fast"):
         compare(f"bfloat16 {path} against float32", f"{path} bfloat16", "plain float32")
 

@@ -16,7 +16,7 @@ from src.settings import strict
 
 Settings = tuple[str, ...]
 Params = Mapping[str, float]
-Phase = Literal["untrained", "search", "whole", "final"]
+Phase = Literal["untrained", "search", "baseline", "whole", "final"]
 
 
 @dataclass(frozen=True)
@@ -112,10 +112,10 @@ class Job:
     """One run: an evaluation without training, or a training run with its evaluations.
 
     Attributes:
-        phase: `untrained` trains nothing; `final` is tested too.
+        phase: `untrained` and `baseline` train nothing; `baseline` and `final` are tested.
         model, scaling: names of the grid.
-        method: name of the grid; `untrained` in that phase.
-        budget: tokens; empty in the phase `untrained`.
+        method: name of the grid; `untrained` where nothing is trained.
+        budget: tokens; empty where nothing is trained.
         params: of the search.
         seed: of the run.
     """

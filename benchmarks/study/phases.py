@@ -29,12 +29,12 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     cells = list(_cells(grid, model, rows))
     for scaling, method in cells:
         yield from _searches(grid, model, scaling, method, rows)
-    if not all(_searched(grid, model, cell, rows) for cell in cells):
-        return
-    wholes = list(_wholes(grid, model, cells, rows))
-    yield from wholes
-    if all(_row(rows, job) for job in wholes):
-        yield from _finals(grid, model, rows)
+    # Untrained models are tested before any trained one, whose tests find theirs in the cache.
+    tested = dict.fromkeys([*kept_scalings(grid, model, rows), grid.floor])
+    yield from (Job("baseline", model, scaling) for scaling in tested)
+    searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
+    yield from _wholes(grid, model, cells, searched, rows)
+    yield from _finals(grid, model, rows)
 
 
 def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:
@@ -57,13 +57,23 @@ def _searches(
 ) -> Iterator[Job]:
     """The jobs of a cell's search that are known: the points, then proposals, one at a time."""
     about = grid.methods[method]
-    points: list[Params] = list(about.points)
-    jobs = [_search(grid, model, scaling, method, params) for params in points]
+    jobs = [_search(grid, model, scaling, method, params) for params in about.points]
+    listed = [job.params for job in jobs]
+    earlier = (
+        row["params"]
+        for row in rows
+        if (row["phase"], row["model"], row["scaling"], row["method"])
+        == ("search", model, scaling, method)
+        and row["params"] not in listed
+    )
     for _ in range(grid.proposed):
         done = [row for job in jobs if (row := _row(rows, job))]
         if len(done) < len(jobs):
             break
-        proposal = proposed(about, [(r["params"], choice(rows, r, grid.floor)) for r in done])
+        # What was proposed once stays, also where another version would propose otherwise.
+        proposal = next(earlier, None) or proposed(
+            about, [(r["params"], choice(rows, r, grid.floor)) for r in done]
+        )
         jobs.append(_search(grid, model, scaling, method, proposal))
     yield from jobs
 
@@ -101,21 +111,27 @@ def _searched(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[Row]
 
 
 def _wholes(
-    grid: Grid, model: str, cells: Sequence[tuple[str, str]], rows: Sequence[Row]
+    grid: Grid,
+    model: str,
+    cells: Sequence[tuple[str, str]],
+    searched: Sequence[tuple[str, str]],
+    rows: Sequence[Row],
 ) -> Iterator[Job]:
-    """Each cell's best settings at the whole budget; half of the cells, and a method's best one."""
-    bests = {cell: _best_search(grid, model, cell, rows) for cell in cells}
+    """Best settings at the whole budget: each method's best cell, the floor's, and the upper half.
+
+    A method goes on when all its cells are searched, so that no GPU waits for the slowest search.
+    """
+    bests = {cell: _best_search(grid, model, cell, rows) for cell in searched}
     numbers = {
         cell: number
         for cell, row in bests.items()
         if row is not None and (number := choice(rows, row, grid.floor)) is not None
     }
-    if not numbers:
-        return
-    middle = median(numbers.values())
+    middle = median(numbers.values()) if len(searched) == len(cells) and numbers else math.inf
     tops = [
         max((c for c in numbers if c[1] == method), key=lambda c: numbers[c], default=None)
         for method in grid.methods
+        if all(cell in searched for cell in cells if cell[1] == method)
     ]
     for cell, number in sorted(numbers.items(), key=lambda pair: -pair[1]):
         # The floor's cells are those of the paper, whatever they give.
@@ -131,12 +147,20 @@ def _best_search(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[R
 
 
 def _finals(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
-    """Each method's best cell, and the floor's, with all seeds: all methods at the first seed."""
-    whole = [r for r in rows if (r["phase"], r["model"]) == ("whole", model)]
-    groups = [[r for r in whole if r["method"] == method] for method in grid.methods]
-    groups += [[r] for r in whole if r["scaling"] == grid.floor]
-    found = [best(rows, group, grid.floor) for group in groups]
-    chosen = {(r["scaling"], r["method"]): r for r in found if r is not None}
+    """Each method's best settings, and the floor's, with all seeds: all methods at the first seed.
+
+    The budget is one of the settings: a method's whole run stands beside its searches.
+    """
+    trained = [r for r in rows if r["model"] == model and r["phase"] in ("search", "whole")]
+    chosen: dict[tuple[str, str], Row] = {}
+    for method in grid.methods:
+        mine = [row for row in trained if row["method"] == method]
+        whole = {row["scaling"] for row in mine if row["phase"] == "whole"}
+        for group in (mine, [row for row in mine if row["scaling"] == grid.floor]):
+            row = best(rows, group, grid.floor)
+            # Until its whole run has ended, a smaller budget is not known to be better.
+            if row is not None and row["scaling"] in whole:
+                chosen[row["scaling"], method] = row
     for seed in grid.seeds:
         for (scaling, method), row in chosen.items():
             yield Job("final", model, scaling, method, row["budget"], row["params"], seed)

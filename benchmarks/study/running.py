@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,26 +115,16 @@ class Pool:
         for job in phases.ready(self.grid, self.results.rows):
             # The native model is evaluated once, not by several processes at a time.
             first = job.phase == "untrained" and not scores.untrained(self.results.rows, job.model)
-            if job.name not in busy and not (first and self._running) and not self._awaits(job):
+            if job.name not in busy and not (first and self._running):
                 yield job
             if first:
                 return
-
-    def _awaits(self, job: Job) -> bool:
-        """Whether another job is testing the untrained models that this one's test needs too."""
-        testing = [ran.job.about for ran in self._running if _tests(ran.command)]
-        tested = [row for row in self.results.rows if row.get("test")]
-        # The native model is the same for all scalings.
-        return any(
-            _shares_one(testing, job, keys) and not _shares_one(tested, job, keys)
-            for keys in (("model",), ("model", "scaling"))
-        ) and _tests(self.command(job))
 
     def _begin(self, job: Job) -> None:
         command = self.command(job)
         if command is None:  # a call before this one ended between the run and its row
             self._finished(job, 0.0)
-        elif not self._awaits(job):  # it may have begun to wait for one that has just begun
+        else:
             self._run(job, command, time.monotonic(), self._free.pop(0))
 
     def _run(self, job: Job, command: list[str], began: float, part: Share) -> None:
@@ -149,10 +139,12 @@ class Pool:
         """
         model, folder = self.grid.models[job.model], RunFolder(self.work / job.run)
         scaling = self.grid.scalings[job.scaling]
-        if job.phase == "untrained":
-            if scores.evaluated(folder.evals, "native", "validation"):
+        if job.method == "untrained":
+            split = "validation" if job.phase == "untrained" else "test"
+            if scores.evaluated(folder.evals, "native", split):
                 return None
-            asked = [*model.settings, *scaling, "eval=validation", *model.validation]
+            items = model.validation if job.phase == "untrained" else model.test
+            asked = [*model.settings, *scaling, f"eval={split}", *items]
             return ["-m", "src.evaluate", *asked, f"out={folder.evals}"]
         if not _trained(folder) or self._lost(job, folder):
             if whole_checkpoints(folder):
@@ -200,7 +192,7 @@ class Pool:
             print(self.failed[ran.job.name], flush=True)
         elif command is None:
             self._finished(ran.job, time.monotonic() - ran.began)
-        elif not self._awaits(ran.job):
+        else:
             self._run(ran.job, command, ran.began, ran.part)
             return
         self._free.append(ran.part)
@@ -216,7 +208,7 @@ class Pool:
         for bulk in {folder.checkpoints, *folder.path.glob("export*")} - kept:
             shutil.rmtree(bulk, ignore_errors=True)
         value = "evaluated"
-        if job.phase != "untrained":
+        if job.method != "untrained":
             number = scores.choice(self.results.rows, row, self.grid.floor)
             value = "diverged" if number is None else f"{number:.4f}"
         print(f"{job.name}: {value} after {seconds:.0f} s", flush=True)
@@ -228,6 +220,12 @@ def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]
     if job.phase == "untrained":
         row |= {"native": scores.evaluated(folder.evals, "native", "validation")}
         return row | {"validation": scores.evaluated(folder.evals, "scaled", "validation")}, {}
+    if job.phase == "baseline":
+        roles: dict[str, Role] = {
+            f"{job.model}-native": "native",
+            f"{job.model}-{job.scaling}-untrained": "scaled",
+        }
+        return _tested(row, folder, roles)
     record = folder.record()
     row |= {key: record[key] for key in ("tokens", "seconds", "stages", "error")}
     row["config_hash"] = identity(strict.load_plain(RunConfig, folder.config()))
@@ -236,14 +234,14 @@ def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]
     row["validation"] = scores.evaluated(folder.evals, "final", "validation")
     if job.phase != "final":
         return row, {}
-    roles: dict[str, Role] = {
-        f"{job.model}-native": "native",
-        f"{job.model}-{job.scaling}-untrained": "scaled",
-        job.name: "final",
-    }
-    row["test"] = {
-        name: scores.evaluated(folder.evals, role, "test") for name, role in roles.items()
-    }
+    return _tested(row, folder, {job.name: "final"})
+
+
+def _tested(
+    row: dict[str, Any], folder: RunFolder, roles: Mapping[str, Role]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A row with the tests of models by name, and their items."""
+    row["test"] = {n: scores.evaluated(folder.evals, role, "test") for n, role in roles.items()}
     return row, {name: scores.items(folder.evals, role) for name, role in roles.items()}
 
 
@@ -292,14 +290,6 @@ def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
         bound = frozenset(cores[i * each : (i + 1) * each]) if len(cores) >= number else None
         made.append(Share(own, bound))
     return made
-
-
-def _shares_one(rows: Iterable[Mapping[str, Any]], job: Job, keys: Sequence[str]) -> bool:
-    return any(all(row[key] == job.about[key] for key in keys) for row in rows)
-
-
-def _tests(command: Sequence[str] | None) -> bool:
-    return command is not None and "eval=test" in command
 
 
 def _trained(folder: RunFolder) -> bool:

@@ -56,13 +56,16 @@ class Comparison:
         self.lines = [Line("native", "", self.native)]
         cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in rows:
-            if (row["phase"], row["model"]) == ("final", model) and row.get("test"):
+            if row["model"] != model or not row.get("test"):
+                continue
+            if row["method"] != "untrained":
                 cells[row["scaling"], row["method"]].append(row)
-        for scaling in dict.fromkeys(scaling for scaling, _ in cells):
-            items = (_items(folder, f"{model}-{scaling}-untrained"),)
-            self.lines.append(Line("untrained", scaling, Scored(f"untrained {scaling}", items)))
+                continue
+            items = (_items(folder, f"{model}-{row['scaling']}-untrained"),)
+            tested = Scored(f"untrained {row['scaling']}", items)
+            self.lines.append(Line("untrained", row["scaling"], tested))
         for (scaling, method), runs in cells.items():
-            names = [_final_name(run) for run in runs]
+            names = [next(iter(run["test"])) for run in runs]
             tested = Scored(f"{method} {scaling}", tuple(_items(folder, n) for n in names))
             self.lines.append(
                 Line(
@@ -99,17 +102,22 @@ class Comparison:
         names = {name for line in self.lines for items in line.tested.seeds for name in items}
         return sorted(n for n in names if (m := RULER.fullmatch(n)) and int(m["length"]) == length)
 
+    @property
+    def parts(self) -> dict[str, list[str]]:
+        """What is compared: heads of columns, with the tasks that are averaged there."""
+        short = {"short average": self.short_tasks} if self.short_tasks else {}
+        return short | {f"RULER {n // 1024}K": self.ruler_tasks(n) for n in self.lengths}
+
     def table(self) -> Iterator[str]:
         """Every line: short average, RULER by length, tokens and minutes, with intervals."""
-        heads = [f"RULER {length // 1024}K" for length in self.lengths]
-        heads = ["short average", *heads, "tokens", "minutes", "seeds"]
-        yield f"| method | scaling | {' | '.join(heads)} |"
-        yield "|---|---|" + "--:|" * len(heads)
+        parts = self.parts
+        yield f"| method | scaling | {' | '.join([*parts, 'tokens', 'minutes', 'seeds'])} |"
+        yield "|---|---|" + "--:|" * (len(parts) + 3)
         for line in self.lines:
-            cells = [str(mean(line.tested, self.short_tasks))]
-            for length in self.lengths:
-                tasks = self.ruler_tasks(length)
-                cells.append(str(mean(line.tested, tasks)) if line.able(tasks) else "-")
+            cells = [
+                str(mean(line.tested, tasks)) if line.able(tasks) else "-"
+                for tasks in parts.values()
+            ]
             cost = [f"{line.tokens:,}", f"{line.minutes:.1f}"] if line.tokens else ["0", "-"]
             cells += [*cost, str(len(line.tested.seeds))]
             yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
@@ -117,14 +125,13 @@ class Comparison:
     def against(self, label: str) -> Iterator[str]:
         """Every line minus a method's, in percentage points; bold is more than noise."""
         base = next(line for line in self.lines if line.label == label)
-        heads = [f"RULER {length // 1024}K" for length in self.lengths]
-        yield f"| method | scaling | short average | {' | '.join(heads)} |"
-        yield "|---|---|--:|" + "--:|" * len(heads)
+        yield f"| method | scaling | {' | '.join(self.parts)} |"
+        yield "|---|---|" + "--:|" * len(self.parts)
         for line in self.lines:
             if line is base:
                 continue
             cells: list[str] = []
-            for tasks in (self.short_tasks, *map(self.ruler_tasks, self.lengths)):
+            for tasks in self.parts.values():
                 if not line.able(tasks):
                     cells.append("-")
                     continue
@@ -134,14 +141,15 @@ class Comparison:
 
     def goals(self, native_window: int) -> Iterator[str]:
         """Every line in percent of the native model: short, and RULER within the native window."""
-        within = [length for length in self.lengths if length <= native_window]
-        yield "| method | scaling | short, % of native | RULER within the window, % of native |"
-        yield "|---|---|--:|--:|"
+        within = [task for n in self.lengths if n <= native_window for task in self.ruler_tasks(n)]
+        parts = {"RULER within the window": within}
+        if self.short_tasks:
+            parts = {"short average": self.short_tasks} | parts
+        yield f"| method | scaling | {' | '.join(f'{part}, % of native' for part in parts)} |"
+        yield "|---|---|" + "--:|" * len(parts)
         for line in self.lines[1:]:
-            short = relative(line.tested, self.native, self.short_tasks, self.short_tasks)
-            tasks = [task for length in within for task in self.ruler_tasks(length)]
-            ruler = relative(line.tested, self.native, tasks, tasks)
-            yield f"| {line.label} | {line.scaling} | {short} | {ruler} |"
+            shares = (relative(line.tested, self.native, t, t) for t in parts.values())
+            yield f"| {line.label} | {line.scaling} | {' | '.join(map(str, shares))} |"
 
 
 def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -168,11 +176,12 @@ def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     top = best(rows, known, grid.floor)
     shown = [r for r in known if r is top or r["scaling"] == grid.floor]
     for method in grid.methods:
-        trained = [r for r in rows if (r["model"], r["method"]) == (model, method)]
-        for phase in ("whole", "search"):
-            if of_phase := [r for r in trained if r["phase"] == phase]:
-                shown += [row for row in [best(rows, of_phase, grid.floor)] if row is not None]
-                break
+        trained = [
+            r
+            for r in rows
+            if (r["model"], r["method"]) == (model, method) and r["phase"] in ("search", "whole")
+        ]
+        shown += [row for row in [best(rows, trained, grid.floor)] if row is not None]
     for row in shown:
         label = "-" if row["method"] == "untrained" else grid.methods[row["method"]].label
         values = _values(row["validation"], tasks, lengths)
@@ -217,18 +226,14 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
         if "search" in phases:
             made[f"{model} first"] = list(first_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
-        if "final" in phases:
+        if any(row.get("test") for row in rows if row["model"] == model):
             compared = Comparison(grid, model, rows, folder)
             made[f"{model} comparison"] = list(compared.table())
-            if any(row["method"] == grid.rival for row in rows if row["phase"] == "final"):
-                rival = grid.methods[grid.rival].label
+            rival = grid.methods[grid.rival].label
+            if any(line.label == rival for line in compared.lines):
                 made[f"{model} differences"] = list(compared.against(rival))
             made[f"{model} goals"] = list(compared.goals(about.native_window))
     return made
-
-
-def _final_name(row: Row) -> str:
-    return next(name for name in row["test"] if name.endswith("-final"))
 
 
 def _items(folder: Path, name: str) -> Items:

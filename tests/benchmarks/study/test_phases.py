@@ -34,6 +34,7 @@ def grid(**more: Any) -> Grid:
         "seeds": [0, 1],
         "scalings_kept": 1,
         "floor": "linear",
+        "rival": "a",
         "models": {"m": {"settings": [], "native_window": 8192}},
         "scalings": {"linear": ["rope=linear"], "yarn": ["rope=yarn"]},
         "methods": {"a": method(1e-4, 3e-4), "b": method(1e-4, 3e-4, scalings=["linear"])},
@@ -71,13 +72,20 @@ def score(job: Job) -> float:
     if job.method == "untrained":
         return {"linear": 0.1, "yarn": 0.4}[job.scaling]
     at = 0.3 if job.method == "a" else 0.35
+    # More tokens are better for one method, and worse for the other.
+    if job.phase == "whole":
+        at += 0.01 if job.method == "a" else -0.01
     return at - 100 * abs(job.params[RATE] - 3e-4) - (0.1 if job.scaling == "linear" else 0)
 
 
 def test_every_phase_follows_from_the_one_before() -> None:
     rows = played(grid(), score)
     order = list(dict.fromkeys(row["phase"] for row in rows))
-    assert order == ["untrained", "search", "whole", "final"]
+    assert order == ["untrained", "search", "baseline", "whole", "final"]
+    assert of_phase(rows, "baseline") == [
+        ("yarn", "untrained", 0, 0),
+        ("linear", "untrained", 0, 0),
+    ]
     assert of_phase(rows, "untrained") == [
         ("linear", "untrained", 0, 0),
         ("yarn", "untrained", 0, 0),
@@ -98,7 +106,17 @@ def test_every_phase_follows_from_the_one_before() -> None:
     assert [seed for *_, seed in finals] == [0, 0, 0, 1, 1, 1], (
         "all methods at the first seed first"
     )
-    assert all(row["budget"] == "4M" for row in rows if row["phase"] == "final")
+    budgets = {(r["method"], r["budget"]) for r in rows if r["phase"] == "final"}
+    assert budgets == {("a", "4M"), ("b", "1M")}
+
+
+def test_a_method_goes_on_while_others_are_searched() -> None:
+    of = grid()
+    rows: list[dict[str, Any]] = []
+    while waiting := [job for job in phases.ready(of, rows) if "b" not in (job.method, job.phase)]:
+        rows.append(done(waiting[0], score(waiting[0]), 0.4))
+    assert {s for s, *_ in of_phase(rows, "whole")} == {"yarn"}
+    assert len(of_phase(rows, "final")) == 2
 
 
 def test_half_of_the_cells_stop_after_the_search() -> None:

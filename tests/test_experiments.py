@@ -56,6 +56,7 @@ SHORTER = {
     ],
     "longred_c_32k": MIXTURE,
     "longred_u_32k": MIXTURE,
+    "restore_32k": [*SHORT, "budget=2048"],
     "restore_after_cpt": [
         *SHORT,
         "budget=3072",

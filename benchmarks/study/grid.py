@@ -71,6 +71,7 @@ class Grid:
         models, scalings, methods: by name; a scaling is a list of settings.
         floor: the scaling whose untrained model is the floor of the gap.
         rival: the method that the others' differences are from.
+        headline: methods of the first table; their cells on the floor are shown too.
         search_budget, budget: tokens, as `budget=` takes them.
         proposed: settings that Optuna proposes after the listed points.
         seeds: of the final runs; the search has the first.
@@ -83,6 +84,7 @@ class Grid:
     methods: Mapping[str, Method]
     floor: str
     rival: str
+    headline: Settings
     search_budget: str
     budget: str
     proposed: Annotated[int, Field(ge=0)]

@@ -139,6 +139,21 @@ class Comparison:
                 cells.append(f"**{value}**" if value.certain else str(value))
             yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
 
+    def by_task(self) -> Iterator[str]:
+        """RULER's tasks by length, in percent; a column for each line."""
+        heads = [f"{line.label} {line.scaling}".strip() for line in self.lines]
+        yield f"| task | tokens | {' | '.join(heads)} |"
+        yield "|---|--:|" + "--:|" * len(heads)
+        for length in self.lengths:
+            for task in self.ruler_tasks(length):
+                match = RULER.fullmatch(task)
+                assert match is not None
+                cells = [
+                    f"{100 * line.tested.mean([task])[0]:.0f}" if line.able([task]) else "-"
+                    for line in self.lines
+                ]
+                yield f"| {match['task']} | {length // 1024}K | {' | '.join(cells)} |"
+
     def goals(self, native_window: int) -> Iterator[str]:
         """Every line in percent of the native model: short, and RULER within the native window."""
         within = [task for n in self.lengths if n <= native_window for task in self.ruler_tasks(n)]
@@ -166,7 +181,7 @@ def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str
 
 
 def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """The validation of the native model, untrained scalings, and each method's best run so far."""
+    """The validation of the native model, untrained scalings, and the best run of some methods."""
     known = untrained(rows, model)
     tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
     heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
@@ -175,13 +190,13 @@ def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     yield f"| native | - | 0 | {_values(known[0]['native'], tasks, lengths)} |"
     top = best(rows, known, grid.floor)
     shown = [r for r in known if r is top or r["scaling"] == grid.floor]
-    for method in grid.methods:
-        trained = [
-            r
-            for r in rows
-            if (r["model"], r["method"]) == (model, method) and r["phase"] in ("search", "whole")
-        ]
-        shown += [row for row in [best(rows, trained, grid.floor)] if row is not None]
+    trained = [r for r in rows if r["model"] == model and r["phase"] in ("search", "whole")]
+    for method in grid.headline:
+        mine = [row for row in trained if row["method"] == method]
+        of_floor = [row for row in mine if row["scaling"] == grid.floor]
+        for row in (best(rows, of_floor, grid.floor), best(rows, mine, grid.floor)):
+            if row is not None and row not in shown:
+                shown.append(row)
     for row in shown:
         label = "-" if row["method"] == "untrained" else grid.methods[row["method"]].label
         values = _values(row["validation"], tasks, lengths)
@@ -232,6 +247,7 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             rival = grid.methods[grid.rival].label
             if any(line.label == rival for line in compared.lines):
                 made[f"{model} differences"] = list(compared.against(rival))
+            made[f"{model} tasks"] = list(compared.by_task())
             made[f"{model} goals"] = list(compared.goals(about.native_window))
     return made
 

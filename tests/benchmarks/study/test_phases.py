@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,7 @@ def grid(**more: Any) -> Grid:
         "scalings_kept": 1,
         "floor": "linear",
         "rival": "a",
+        "headline": ["a"],
         "models": {"m": {"settings": [], "native_window": 8192}},
         "scalings": {"linear": ["rope=linear"], "yarn": ["rope=yarn"]},
         "methods": {"a": method(1e-4, 3e-4), "b": method(1e-4, 3e-4, scalings=["linear"])},
@@ -179,6 +181,37 @@ def test_every_run_of_the_grids_composes(
     for split in ("validation", "test"):
         suites = yaml.safe_load((ROOT / f"conf/eval/{split}.yaml").read_text())
         assert [suites[suite]["split"] for suite in ("short", "ruler")] == [split, split]
+
+
+def test_restore_32k_is_what_the_study_chose(
+    compose_plain: Callable[..., dict[str, Any]],
+) -> None:
+    folder = ROOT / "benchmarks" / "results" / "study"
+    rows = [
+        row
+        for row in json.loads((folder / "runs.json").read_text())["rows"]
+        if row["model"] == "smollm2_135m" and row["validation"]
+    ]
+    of = Grid.load(ROOT / "benchmarks" / "study" / "grid.yaml")
+    chosen = scores.best(rows, rows, of.floor)
+    assert chosen is not None
+    about, model = of.methods[chosen["method"]], of.models["smollm2_135m"]
+    assert about.label == "restore_32k"
+    point = [f"{key}={value:g}" for key, value in chosen["params"].items()]
+    asked = [*about.settings, *model.settings, *of.scalings[chosen["scaling"]], *point]
+    studied = compose_plain(*asked, f"budget={chosen['budget']}")
+    named = compose_plain("+experiment=restore_32k", *model.settings)
+    [ours], [theirs] = (list(of_["recipe"]["stages"].values()) for of_ in (named, studied))
+    assert ours["streams"]["long"]["repeats"] == {
+        "longest": 256,
+        **theirs["streams"]["long"]["repeats"],
+    }
+    for key in ("lr", "warmup_steps", "final_lr_fraction", "parameters"):
+        assert ours[key] == theirs[key], key
+    for key in ("objective", "length"):
+        assert ours["streams"]["long"][key] == theirs["streams"]["long"][key]
+    assert ours["tokens_per_step"] == theirs["step_sizes"][0]["tokens_per_step"]
+    assert (named["rope"], named["budget"]) == (studied["rope"], studied["budget"])
 
 
 def test_the_number_is_the_mean_of_both_parts() -> None:

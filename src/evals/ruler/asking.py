@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from array import array
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from typing import Any, Literal
 from src.evals import retrieval
 from src.evals.halves import Split, places
 from src.evals.ruler.matching import score
-from src.evals.ruler.sample import Sample, dump
+from src.evals.ruler.sample import Sample, digest
 from src.evals.scoring import Probe, Session
 from src.evals.seconds import SECONDS
 
@@ -25,7 +24,7 @@ def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["aut
     tokens = _Tokens(samples)
     return Probe(
         name,
-        key={"samples": hashlib.sha256(dump(samples).encode()).hexdigest()},
+        key={"samples": digest(samples)},
         values=partial(_values, name, samples, batch_tokens, tokens),
         prepare=tokens.of,
         length=samples[0].length,

@@ -76,6 +76,12 @@ def dump(samples: Iterable[Sample]) -> str:
     return "".join(json.dumps(fields | {_SEAL: _seal(fields)}) + "\n" for fields in plain)
 
 
+def digest(samples: Iterable[Sample]) -> str:
+    """SHA-256 of samples, whatever else their lines hold."""
+    lines = "".join(json.dumps(asdict(sample)) + "\n" for sample in samples)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
 _SEAL = "sha256"
 
 

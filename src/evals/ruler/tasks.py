@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 Task = Niah | VariableTracking | CommonWords | FrequentWords | QuestionAnswering
 
-# Part of the key of cached samples. Raise it when a prompt changes.
-VERSION = 1
+# Part of the key of cached samples. Raise it when a prompt changes, or how samples are written.
+VERSION = 2
 
 TASKS: dict[str, Task] = {
     "niah_single_1": Niah("noise", "words", "numbers"),

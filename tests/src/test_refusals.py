@@ -362,7 +362,7 @@ CASES: dict[str, tuple[Spoil, str]] = {
     "index-cut": (sharded(cut("model.safetensors.index.json", 0.5)), "not whole JSON"),
     "index-of-numbers": (
         sharded(write("model.safetensors.index.json", '{"weight_map": {"a": 7}}')),
-        "missing",
+        "not an index of weights",
     ),
     # Tokenizer
     "no-tokenizer": (without("tokenizer.json"), "no whole tokenizer"),

@@ -152,21 +152,21 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     lines = list(comparison.table())
     assert lines[0].startswith("| method | scaling | short average | RULER 1K | RULER 2K")
     assert [line.split(" | ")[0] for line in lines[2:]] == [
-        *("| native", "| untrained", "| untrained", "| CPT-long")
+        *("| native", "| untrained", "| untrained", "| Long-CPT")
     ]
     assert "| 70.0 [50.0, 90.0] |" in lines[-1]
     assert lines[-1].endswith("| 16,384 | 1.0 | 2 |")
     tasks = list(comparison.by_task())
     assert (
-        tasks[0] == "| task | tokens | native | untrained yarn | untrained linear | CPT-long yarn |"
+        tasks[0] == "| task | tokens | native | untrained yarn | untrained linear | Long-CPT yarn |"
     )
     assert tasks[2:] == [
         "| niah_single_1 | 1K | 80 | 60 | 20 | 70 |",
         "| niah_single_1 | 2K | 80 | 60 | 20 | 70 |",
     ]
     goals = list(comparison.goals(native_window=1024))
-    assert goals[-1].startswith("| CPT-long | yarn | 87.5 [")
-    native, linear, untrained = sorted(list(comparison.against("CPT-long"))[2:])
+    assert goals[-1].startswith("| Long-CPT | yarn | 87.5 [")
+    native, linear, untrained = sorted(list(comparison.against("Long-CPT"))[2:])
     assert native.startswith("| native | - | 10.0 [")
     assert linear.startswith("| untrained | linear | **-50.0 [")
     assert untrained.startswith("| untrained | yarn | -10.0 [")

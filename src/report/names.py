@@ -23,7 +23,6 @@ METHODS = {
     "restore_copy": "Restore-Copy",
     "restore_short": "Restore-Short",
     "restore_repeat": "CPT with repeats",
-    "restore_repeat": "Restore-Repeat",
 }
 """By the recipe's name, in the order of their colours."""
 

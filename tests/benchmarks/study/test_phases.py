@@ -196,7 +196,7 @@ def test_restore_32k_is_what_the_study_chose(
     chosen = scores.best(rows, rows, of.floor)
     assert chosen is not None
     about, model = of.methods[chosen["method"]], of.models["smollm2_135m"]
-    assert about.label == "restore_32k"
+    assert chosen["method"] == "restore_repeat"
     point = [f"{key}={value:g}" for key, value in chosen["params"].items()]
     asked = [*about.settings, *model.settings, *of.scalings[chosen["scaling"]], *point]
     studied = compose_plain(*asked, f"budget={chosen['budget']}")

@@ -160,16 +160,16 @@ def explain_hydra(error: Exception, boundary: type) -> str:
         near = difflib.get_close_matches(name, error.options or (), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
         return f"{group}={name}: no such choice; {hint}allowed: {', '.join(error.options or ())}"
-    if found := re.search(r"Could not override '([^']+)'", message):
-        return _unknown(found.group(1).lstrip("+"), message, boundary)
-    if found := re.search(r"Multiple values for (\S+?)\. ", message):
-        key = found.group(1)
+    if match := re.search(r"Could not override '([^']+)'", message):
+        return _unknown(match.group(1).lstrip("+"), message, boundary)
+    if match := re.search(r"Multiple values for (\S+?)\. ", message):
+        key = match.group(1)
         return f"{key}: it is chosen twice; write {key}=NAME in place of +{key}=NAME, or only one"
-    if found := re.search(r"Could not delete (?:from config\. )?'([^']*)'", message):
-        return f"~{found.group(1)}: there is nothing of this name to leave out"
-    if found := re.search(r"(?:argument|parameters) '(.+?)'(?: requires|$)", message, re.M):
+    if match := re.search(r"Could not delete (?:from config\. )?'([^']*)'", message):
+        return f"~{match.group(1)}: there is nothing of this name to leave out"
+    if match := re.search(r"(?:argument|parameters) '(.+?)'(?: requires|$)", message, re.M):
         return (
-            f"{found.group(1)}: several values make a sweep: add -m for one; a list is written "
+            f"{match.group(1)}: several values make a sweep: add -m for one; a list is written "
             "KEY=[A,B], and a text with commas in quotes"
         )
     lines = [line.strip() for line in message.splitlines() if "https://" not in line]

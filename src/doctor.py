@@ -170,13 +170,13 @@ def wandb() -> Finding:
         return Finding("works", "WANDB_API_KEY is set")
     address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
-        found = netrc.netrc().authenticators(urlsplit(address).netloc) is not None
+        has_login = netrc.netrc().authenticators(urlsplit(address).netloc) is not None
     except FileNotFoundError:
-        found = False
+        has_login = False
     except netrc.NetrcParseError as error:
         # Its message may quote the file.
         return Finding("limited", f"~/.netrc: line {error.lineno} is malformed", "wandb login")
-    if found:
+    if has_login:
         return Finding("works", f"logged in at {address}")
     return Finding(
         "limited",
@@ -212,9 +212,9 @@ def hub() -> Finding:
 
 def browsers() -> Finding:
     """A browser for the dashboard's tests and screenshots."""
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-    if found:
-        return Finding("works", found)
+    browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    if browser:
+        return Finding("works", browser)
     return Finding(
         "limited",
         "none here: the dashboard's browser tests are skipped; the page opens in any browser",

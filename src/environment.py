@@ -54,7 +54,7 @@ def redacted(text: str) -> str:
     """The text with interpolations in place of variables' values."""
     if not _written:
         return text
-    return _pattern().sub(lambda found: _written[found.group()], text)
+    return _pattern().sub(lambda match: _written[match.group()], text)
 
 
 def all_redacted(value: Any) -> Any:
@@ -90,10 +90,10 @@ def resolved(value: Any) -> Any:
             )
         for name in asked:
             hide(os.environ[name], interpolation(name))
-        whole = _INTERPOLATION.sub(lambda found: os.environ[found.group(1)], text)
+        filled = _INTERPOLATION.sub(lambda match: os.environ[match.group(1)], text)
         if asked:
-            hide(whole, text)
-        return whole
+            hide(filled, text)
+        return filled
 
     return _mapped(value, text_of)
 

@@ -111,10 +111,10 @@ def verify(folder: Path) -> dict[str, Any]:
             how = "is missing" if size is None else f"has {size} bytes"
             raise DamageError(f"{name} {how} instead of {expected['bytes']} bytes")
     try:
-        found = digests_of(paths)
+        digests = digests_of(paths)
     except OSError as error:
         raise DamageError(f"{error.filename} cannot be read: {error.strerror}") from error
-    for (name, expected), digest in zip(files.items(), found, strict=True):
+    for (name, expected), digest in zip(files.items(), digests, strict=True):
         if digest != expected:
             raise DamageError(
                 f"{name} is damaged: SHA-256 {digest['sha256'][:12]} instead of "

@@ -17,13 +17,13 @@ FIRST_LINE = 5.0
 
 def duration(seconds: float) -> str:
     """`253.1` -> `4 min 13 s`; days, hours and minutes where it takes them."""
-    whole = round(seconds)
-    hours, minutes = whole // 3600, whole % 3600 // 60
+    rounded = round(seconds)
+    hours, minutes = rounded // 3600, rounded % 3600 // 60
     if hours >= 48:
         return f"{hours // 24:,} d {hours % 24} h"
     if hours:
         return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {whole % 60:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes} min {rounded % 60:02d} s" if minutes else f"{seconds:.1f} s"
 
 
 class Meter:

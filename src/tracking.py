@@ -92,10 +92,10 @@ def check_login(config: TrackingConfig) -> None:
     server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     try:
-        known = netrc.netrc(file).authenticators(urlsplit(server).hostname or server)
+        login = netrc.netrc(file).authenticators(urlsplit(server).hostname or server)
     except (OSError, netrc.NetrcParseError):
-        known = None
-    if known is None:
+        login = None
+    if login is None:
         raise TrackingError(
             f"tracking.mode: online needs a login to {server}: type `wandb login`, set "
             "WANDB_API_KEY, or use tracking=wandb_offline"

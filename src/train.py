@@ -40,9 +40,9 @@ def _check_sweep(settings: RunConfig) -> None:
 
 def _resume(composed: DictConfig, world: launch.World | None) -> None:
     """Go on with a run; only the number of ranks may differ from its config."""
-    given = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
-    ranks = [o for o in given if o.startswith(("launch=", "launch."))]
-    if others := [o for o in given if o not in ranks]:
+    overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("resume=")]
+    ranks = [o for o in overrides if o.startswith(("launch=", "launch."))]
+    if others := [o for o in overrides if o not in ranks]:
         raise ConfigError(
             f"resume={composed.resume} goes on with the run's own config; drop {' '.join(others)}"
         )

@@ -77,12 +77,12 @@ class Blocks:
                 f"all training documents together have {self._sizes.sum()} tokens, fewer than a "
                 f"block of {length}: choose shorter blocks, or more text"
             )
-        whole = self._sizes // length
-        self._long = np.flatnonzero(whole)
-        self._ends = np.cumsum(whole[self._long])
+        blocks = self._sizes // length
+        self._long = np.flatnonzero(blocks)
+        self._ends = np.cumsum(blocks[self._long])
         self._whole = int(self._ends[-1]) if len(self._ends) else 0
         self._longest_first = wanted is not None
-        self._pack(whole * length, packing=packing, wanted=wanted)
+        self._pack(blocks * length, packing=packing, wanted=wanted)
         self._epoch, self._order = 0, self._permutation(0)
 
     def _pack(self, cut: np.ndarray, *, packing: bool, wanted: int | None) -> None:
@@ -172,8 +172,8 @@ class Blocks:
             return self.used()
         numbers = self._permutation(0)[:blocks]
         read = np.zeros_like(self._sizes)
-        whole = np.searchsorted(self._ends, numbers[numbers < self._whole], side="right")
-        np.add.at(read, self._long[whole], self.length)
+        documents = np.searchsorted(self._ends, numbers[numbers < self._whole], side="right")
+        np.add.at(read, self._long[documents], self.length)
         for number in numbers[numbers >= self._whole].tolist():
             left = int(self._piece_ends[-1]) - (number - self._whole) * self.length
             for document, _, tokens in self._spans(number):

@@ -157,5 +157,5 @@ class DataConfig:
     @property
     def weights(self) -> dict[str, float] | None:
         """Weight of each source; None if sources have none."""
-        given = {n: s.weight for n, s in self.sources.items() if s.weight is not None}
-        return given or None
+        weights = {n: s.weight for n, s in self.sources.items() if s.weight is not None}
+        return weights or None

@@ -146,14 +146,14 @@ class Corpus:
 
     def _by_source(self) -> dict[str, list[int]]:
         """Places of the training documents of each source that has some."""
-        found: dict[str, list[int]] = {}
+        documents: dict[str, list[int]] = {}
         first = 0
         for name, count in self.sources.items():
             places = range(first, first + count)
             if training := [i for i in places if self.documents[i].split == "train"]:
-                found[name] = training
+                documents[name] = training
             first += count
-        return found
+        return documents
 
     @cached_property
     def _ends(self) -> list[int]:

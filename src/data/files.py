@@ -89,8 +89,8 @@ def _matches(entry: str) -> list[Path]:
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from error
     if glob.has_magic(entry):
-        found = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
-        files = [file for file in found if not file.is_dir()]
+        matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
+        files = [file for file in matches if not file.is_dir()]
         if not files:
             raise DataError(f"paths entry {entry!r} matches no file (below {Path.cwd()})")
         return files

@@ -74,8 +74,8 @@ def prepare_corpus(
             training text is left, or a held-out document that was named occurs in training.
     """
     shelf = (cache or cache_dir()) / "tokens"
-    if key is not None and (known := _opened(config.name, shelf / key[:32])) is not None:
-        return known
+    if key is not None and (cached := _opened(config.name, shelf / key[:32])) is not None:
+        return cached
     survey = _Survey(config)
     key = _key(config, survey, tokenizer)
     folder = shelf / key[:32]

@@ -15,8 +15,8 @@ _NUMBER = re.compile(r"-?\d[\d,]*\.?\d*")
 
 def f1(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Token F1 and exact match against the best reference, as in SQuAD's own script."""
-    given = normalized(results[0])
-    pairs = [(given, normalized(answer)) for answer in doc["answers"]]
+    answered = normalized(results[0])
+    pairs = [(answered, normalized(answer)) for answer in doc["answers"]]
     return {
         "f1": max(_token_f1(*pair) for pair in pairs),
         "exact_match": max(float(a == b) for a, b in pairs),
@@ -39,9 +39,9 @@ def _token_f1(given: str, wanted: str) -> float:
 
 def last_number(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
     """Whether the last number of the answer is the right one."""
-    found = _NUMBER.findall(results[0])
-    given = found[-1].replace(",", "").rstrip(".") if found else ""
-    return {"exact_match": float(given == doc["short_answer"].replace(",", ""))}
+    numbers = _NUMBER.findall(results[0])
+    last = numbers[-1].replace(",", "").rstrip(".") if numbers else ""
+    return {"exact_match": float(last == doc["short_answer"].replace(",", ""))}
 
 
 def bits_per_byte(

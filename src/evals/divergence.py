@@ -117,8 +117,8 @@ def _layer_rows(
     """KL of each relation, and of attention, by row: mean over heads, float64 [t] on the CPU."""
     options: Any = {"scale": scale, "teacher_scale": scale, "window": window, "reduction": "none"}
     rows_bht = {
-        name: relation_kl(own, other, **options)
-        for name, own, other in zip(RELATIONS, student, teacher, strict=True)
+        name: relation_kl(mine, other, **options)
+        for name, mine, other in zip(RELATIONS, student, teacher, strict=True)
     }
     rows_bht["attention"] = attention_kl(
         student.q_bhtd, student.k_bgtd, teacher.q_bhtd, teacher.k_bgtd, **options

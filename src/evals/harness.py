@@ -219,11 +219,11 @@ class TokenBudgetLM(_HFLM):
         """
         if self._cut is None:
             return None
-        own, self._cut = self._cut, 0
+        cut, self._cut = self._cut, 0
         if self.world_size == 1:
-            return own
+            return cut
         every: list[Any] = [0] * self.world_size
-        distributed.all_gather_object(every, own)
+        distributed.all_gather_object(every, cut)
         return sum(every)
 
     def _refuse_too_long(self, lengths: Sequence[int]) -> None:

@@ -71,10 +71,10 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
                 print(f"{task.definition.name} runs generated code in {NAMES[place]}", flush=True)
     measured = Measured(failures=failures)
     # A task that cannot be identified has no place in the cache.
-    known = made(
+    hashes = made(
         ((task.definition.name, partial(getattr, task, "digest")) for task in prepared), failures
     )
-    identified = [task for task in prepared if task.definition.name in known]
+    identified = [task for task in prepared if task.definition.name in hashes]
     checked: dict[str, dict[str, Task]] = {}
     for candidate in evaluation.candidates:
         try:
@@ -134,15 +134,15 @@ def _measure(
                         checked[name] = task.checked(questions.limit)
                 failed = f"{name}, {candidate.name}"
                 began = time.perf_counter()
-                found = run_task(
+                scored = run_task(
                     lm, checked[name], score=task.definition.score, limit=questions.limit
                 )
             except EvaluationError as error:
                 measured.failures[failed] = str(error)
                 continue
-            if found is not None:
+            if scored is not None:
                 seconds = round(time.perf_counter() - began, 3)
-                value = {"answers": asdict(found[0]), "results": found[1], "seconds": seconds}
+                value = {"answers": asdict(scored[0]), "results": scored[1], "seconds": seconds}
                 evaluation.cache.put(keys[name], value)
                 measured.keep(candidate.name, name, value)
                 measured.seconds.setdefault(candidate.name, {})[name] = seconds

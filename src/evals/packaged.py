@@ -206,9 +206,9 @@ def documents(name: str) -> Documents:
         text = gzip.decompress(file.read_bytes())
     except (OSError, EOFError, zlib.error) as error:
         raise _damaged(name, file, str(error)) from error
-    found = hashlib.sha256(text).hexdigest()
-    if found != SETS[name].sha256:
-        raise _damaged(name, file, f"sha256 {found}, expected {SETS[name].sha256}")
+    digest = hashlib.sha256(text).hexdigest()
+    if digest != SETS[name].sha256:
+        raise _damaged(name, file, f"sha256 {digest}, expected {SETS[name].sha256}")
     return [json.loads(line) for line in text.splitlines()]
 
 

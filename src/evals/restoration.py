@@ -328,10 +328,10 @@ class Restoration:
 
 def stderr_of_mean(errors: Sequence[float | None]) -> float | None:
     """Standard error of the mean of independent values; None if one of their errors is unknown."""
-    known = [error for error in errors if error is not None]
-    if len(known) < len(errors):
+    stated = [error for error in errors if error is not None]
+    if len(stated) < len(errors):
         return None
-    return float(np.sqrt(np.square(known).sum()) / len(known))
+    return float(np.sqrt(np.square(stated).sum()) / len(stated))
 
 
 def _one_kind(members: Sequence[TaskFacts]) -> list[TaskFacts]:

@@ -114,9 +114,9 @@ def retrieve(
     def measure(text: str) -> int:
         return len(tokenizer(head + text + tail, verbose=False)["input_ids"])
 
-    whole = measure(context)
-    if whole <= room:
-        return context, whole
+    tokens = measure(context)
+    if tokens <= room:
+        return context, tokens
     needed = measure("")
     if needed > room:
         raise RetrievalError(

@@ -79,12 +79,12 @@ def in_fused(parameters: AnyParameters, fused: Mapping[str, str]) -> AnyParamete
     if not isinstance(parameters, LoraParameters) or not fused:
         return parameters
     named = parameters.projections
-    for whole in dict.fromkeys(fused[name] for name in named if name in fused):
-        parts = [name for name, layer in fused.items() if layer == whole]
+    for fused_name in dict.fromkeys(fused[name] for name in named if name in fused):
+        parts = [name for name, layer in fused.items() if layer == fused_name]
         if missing := [part for part in parts if part not in named]:
             raise ParametersError(
                 f"projections={list(named)}: this model computes {', '.join(parts)} in one layer, "
-                f"{whole}: name {', '.join(missing)} too, or none of them"
+                f"{fused_name}: name {', '.join(missing)} too, or none of them"
             )
     chosen = dict.fromkeys(fused.get(name, name) for name in named)
     return replace(parameters, projections=tuple(chosen))

@@ -293,9 +293,9 @@ def weight_files(folder: Path, label: str) -> list[Path]:
         for file in folder.iterdir()
         if file.suffix in (".bin", ".pt", ".pth", ".gguf", ".safetensors", ".h5", ".msgpack")
     )
-    found = f" (it has {', '.join(others[:3])})" if others else ""
+    has = f" (it has {', '.join(others[:3])})" if others else ""
     raise ModelError(
-        f"{label} has no *.safetensors that save_pretrained wrote ({_SINGLE} or {_INDEX}){found}; "
+        f"{label} has no *.safetensors that save_pretrained wrote ({_SINGLE} or {_INDEX}){has}; "
         "pickled weights are not read: save the model again with save_pretrained"
     )
 
@@ -322,7 +322,7 @@ def check_weights(folder: Path, config: PretrainedConfig, label: str) -> None:
 
 
 def _check_layers(held: Mapping[str, Held], config: PretrainedConfig, label: str) -> None:
-    numbers = [int(found[1]) for name in held if (found := _LAYER.search(name))]
+    numbers = [int(match[1]) for name in held if (match := _LAYER.search(name))]
     stated = getattr(config, "num_hidden_layers", None)
     if numbers and stated is not None and max(numbers) + 1 != stated:
         raise ModelError(

@@ -40,10 +40,10 @@ class MergeConfig:
     layers: Annotated[tuple[Share, ...], Field(min_length=2)] | None = None
 
     def __post_init__(self) -> None:
-        given = {name for name in ("weight", "layers") if getattr(self, name) is not None}
+        settings = {name for name in ("weight", "layers") if getattr(self, name) is not None}
         needed = "weight" if self.merge == "linear" else "layers"
-        if given != {needed}:
-            has = f"has {' and '.join(sorted(given))}" if given else "has no share"
+        if settings != {needed}:
+            has = f"has {' and '.join(sorted(settings))}" if settings else "has no share"
             raise ValueError(
                 f"merge={self.merge} {has}: give {needed} alone (linear takes weight, one share; "
                 "by_layer takes layers, two shares or more; shares are in [0, 1])"

@@ -55,8 +55,8 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
         config = read_config(HubWeights("hub", str(place), source.get("revision")))
     settings["family"] = facts[0] or family_of_type(config.model_type).name
     settings["native_window"] = facts[1] or judged_window(config)[0]
-    known = suggested_tuning(config)
-    settings["tuning"] = known | {k: v for k, v in tuning.items() if v is not None}
+    suggested = suggested_tuning(config)
+    settings["tuning"] = suggested | {k: v for k, v in tuning.items() if v is not None}
     return settings
 
 

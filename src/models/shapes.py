@@ -34,7 +34,7 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
     heads, kv_heads, head_dim = attention_sizes(config)
     family = family_of_type(config.model_type)
     full, sliding = _by_kind(config)
-    own = scaling_of(full, config.max_position_embeddings)
+    native_scaling = scaling_of(full, config.max_position_embeddings)
     turned = full.get("partial_rotary_factor", 1.0)
     scalar = getattr(config, "query_pre_attn_scalar", None)
     return ModelShape(
@@ -58,8 +58,8 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         qk_norm=family.qk_norm,
         qkv_bias=family.qkv_bias,
         rotary_dim=None if turned == 1.0 else int(head_dim * turned),
-        rope_scaling=None if own is None else own[0],
-        original_window=None if own is None else own[1],
+        rope_scaling=None if native_scaling is None else native_scaling[0],
+        original_window=None if native_scaling is None else native_scaling[1],
         attention_scale=getattr(config, "attention_multiplier", None),
         logits_scale=1 / (getattr(config, "logits_scaling", None) or 1.0),
     )

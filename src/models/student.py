@@ -69,11 +69,11 @@ def differences(teacher: PretrainedConfig, student: PretrainedConfig) -> list[st
     if teacher.model_type != student.model_type:
         return [f"type ({student.model_type}, the teacher {teacher.model_type})"]
     mine, theirs = asdict(shape_of(student)), asdict(shape_of(teacher))
-    found = [
+    differing = [
         f"{key} ({mine[key]}, the teacher {theirs[key]})"
         for key in mine
         if key not in _MAY_DIFFER and mine[key] != theirs[key]
     ]
     if attention_windows(teacher) != attention_windows(student):
-        found.append("sliding windows")
-    return found
+        differing.append("sliding windows")
+    return differing

@@ -73,13 +73,13 @@ class PackedAttention:
         """Attention over one document after another, [b, t, h, d]."""
         b, h, t, d = qkv[0].shape
         # torch has no fast attention with grouped heads on a CPU.
-        whole = [x.repeat_interleave(h // x.shape[1], dim=1) for x in qkv]
+        heads = [x.repeat_interleave(h // x.shape[1], dim=1) for x in qkv]
         outputs: list[Tensor] = []
         for start, end in pairwise([*self.segments.starts_n.tolist(), b * t]):
             if start == end:
                 continue
             row, first = divmod(start, t)
-            q, k, v = (x[row : row + 1, :, first : first + end - start] for x in whole)
+            q, k, v = (x[row : row + 1, :, first : first + end - start] for x in heads)
             sliding = window is not None and window < end - start
             mask = _seen(end - start, window, q.device) if sliding else None
             attended = functional.scaled_dot_product_attention(

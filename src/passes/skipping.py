@@ -19,8 +19,8 @@ def known_parts(decoder: nn.Module) -> LayerParts | None:
         getattr(decoder, "norm", None), nn.Module
     ):
         return None
-    found = {layer_parts({name for name, _ in layer.named_children()}) for layer in layers}
-    return found.pop() if len(found) == 1 else None
+    kinds = {layer_parts({name for name, _ in layer.named_children()}) for layer in layers}
+    return kinds.pop() if len(kinds) == 1 else None
 
 
 def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:

@@ -137,10 +137,10 @@ def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_s
 def _check_factor(config: RunConfig) -> None:
     """Refuse a factor that does not extend the native window to the target."""
     window, target = config.model.native_window, config.rope.target_length
-    given = config.rope.factor if isinstance(config.rope, FactorScaling) else None
-    if given is not None and given * window < target * (1 - 1e-6):
+    factor = config.rope.factor if isinstance(config.rope, FactorScaling) else None
+    if factor is not None and factor * window < target * (1 - 1e-6):
         raise ConfigError(
-            f"rope.factor: {given:g} extends {window} tokens to {given * window:.0f}, below "
+            f"rope.factor: {factor:g} extends {window} tokens to {factor * window:.0f}, below "
             f"rope.target_length={target}; give at least {target / window:g}, or leave it out"
         )
 
@@ -249,9 +249,9 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
                     "a source asks for those of answers; use language_modeling, or "
                     "answers_only=false"
                 )
-            if config.data.packing is True and (whole := objective.needs_whole_documents()):
+            if config.data.packing is True and (setting := objective.needs_whole_documents()):
                 raise ValueError(
-                    f"{whole}: it needs blocks of one document each, and data.packing=true makes "
+                    f"{setting}: it needs blocks of one document each, and data.packing=true makes "
                     "others; use data.packing=auto, which leaves its streams unpacked"
                 )
         except ValueError as error:

@@ -144,8 +144,8 @@ def _cells(ordered: Sequence[Group], metric: Metric) -> list[Cell]:
 def _cell(estimate: Estimate | None) -> Cell:
     if estimate is None:
         return Cell(formatting.DASH)
-    known = estimate.low is not None and estimate.high is not None
-    interval = f"{estimate.low:.1f} to {estimate.high:.1f}" if known else ""
+    has_interval = estimate.low is not None and estimate.high is not None
+    interval = f"{estimate.low:.1f} to {estimate.high:.1f}" if has_interval else ""
     return Cell(f"{estimate.value:.1f}", interval)
 
 

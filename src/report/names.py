@@ -58,15 +58,15 @@ def short_models(models: Collection[str]) -> dict[str, str]:
     `own@1a2b3c4d` -> `own`, or `own (weights 1a2b3c4d)` beside another `own`. See `identity` in
     `src/models/sources.py`.
     """
-    found = {model: re.fullmatch(r"(.+)@([0-9a-f]{8})", model) for model in set(models)}
-    shared = Counter(hashed[1] if hashed else model for model, hashed in found.items())
+    matches = {model: re.fullmatch(r"(.+)@([0-9a-f]{8})", model) for model in set(models)}
+    shared = Counter(hashed[1] if hashed else model for model, hashed in matches.items())
     return {
         model: model
         if not hashed
         else hashed[1]
         if shared[hashed[1]] == 1
         else f"{hashed[1]} (weights {hashed[2]})"
-        for model, hashed in found.items()
+        for model, hashed in matches.items()
     }
 
 

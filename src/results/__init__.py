@@ -415,10 +415,10 @@ def long_average(*parts: TaskModel | None) -> Mean | None:
         return next(iter(means), None)
     n = sum(len(mean.tasks) for mean in means)
     errors = [None if m.stderr is None else len(m.tasks) * m.stderr for m in means]
-    known = [error for error in errors if error is not None]
+    stated = [error for error in errors if error is not None]
     return Mean(
         value=sum(len(mean.tasks) * mean.value for mean in means) / n,
-        stderr=math.hypot(*known) / n if len(known) == len(errors) else None,
+        stderr=math.hypot(*stated) / n if len(stated) == len(errors) else None,
         tasks=tuple(task for mean in means for task in mean.tasks),
     )
 

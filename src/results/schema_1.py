@@ -37,14 +37,14 @@ def _scores(by_model: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 def _roles(names: Sequence[str]) -> dict[str, str]:
     """Roles by names as schema 1 gave them."""
-    known: dict[str, str] = {"native": "native", "scaled": "scaled"}
+    role_of: dict[str, str] = {"native": "native", "scaled": "scaled"}
     trained = [name for name in names if name.startswith("after ") or name == "restored"]
-    roles: dict[str, str] = {name: known.get(name, "comparison") for name in names}
+    roles: dict[str, str] = {name: role_of.get(name, "comparison") for name in names}
     roles |= {name: "retrieval" for name in names if name.endswith(" + BM25")}
     roles |= dict.fromkeys(trained, "stage")
     # Where no name says so, the last model is the run's own.
-    own = trained or [name for name in names if roles[name] == "comparison"]
-    return {name: "final" if name in own[-1:] else role for name, role in roles.items()}
+    stages = trained or [name for name in names if roles[name] == "comparison"]
+    return {name: "final" if name in stages[-1:] else role for name, role in roles.items()}
 
 
 def _part_of_long(

@@ -85,8 +85,8 @@ class TeacherEngineConfig:
                 "share_base=true has no engine for the teacher: leave zero_stage at 0 here; "
                 "engine.student.zero_stage=3 shards the weights that both use"
             )
-        whole = self.zero_stage not in (3, "auto") or self.share_base is True
-        if self.offload_parameters and whole:
+        is_whole = self.zero_stage not in (3, "auto") or self.share_base is True
+        if self.offload_parameters and is_whole:
             raise ValueError(
                 "offload_parameters=true needs zero_stage 3 and share_base=false, not "
                 f"zero_stage={self.zero_stage} and share_base={str(self.share_base).lower()}"

@@ -57,8 +57,8 @@ def _too_large(value: Any, path: str = "") -> str | None:
         inner = value.items()
     elif isinstance(value, (list, tuple)):
         inner = enumerate(value)
-    found = (_too_large(item, f"{path}.{key}" if path else str(key)) for key, item in inner)
-    return next((path for path in found if path is not None), None)
+    paths = (_too_large(item, f"{path}.{key}" if path else str(key)) for key, item in inner)
+    return next((path for path in paths if path is not None), None)
 
 
 def no_boolean(value: Any) -> Any:

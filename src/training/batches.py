@@ -57,8 +57,8 @@ class Batches:
             return self._marked(blocks, pieces, rows_bt, step)
         positions_bt = None
         if self._skips(micro.stream):
-            whole = [[self.schedule.stage.streams[micro.stream].length]] * len(pieces)
-            positions_bt = self._part(self._positions(pieces, whole))
+            segments = [[self.schedule.stage.streams[micro.stream].length]] * len(pieces)
+            positions_bt = self._part(self._positions(pieces, segments))
         if self.place.parts == 1:
             return Batch(self._part(rows_bt), positions_bt)
         return Batch(

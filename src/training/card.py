@@ -139,8 +139,8 @@ def _base(model: ModelConfig) -> str:
 
 
 def _licence_in_words(model: ModelConfig) -> str:
-    known = _licence(model)
-    return known.get("license_name") or known.get("license") or "see the base model's"
+    licence = _licence(model)
+    return licence.get("license_name") or licence.get("license") or "see the base model's"
 
 
 def _texts(config: RunConfig) -> list[str]:

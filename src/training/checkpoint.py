@@ -212,8 +212,8 @@ def newest(folder: RunFolder) -> Checkpoint | None:
     Raises:
         DamageError: its manifest has been damaged since.
     """
-    found = whole_checkpoints(folder)
-    return _read(found[-1], read_manifest(found[-1])) if found else None
+    checkpoints = whole_checkpoints(folder)
+    return _read(checkpoints[-1], read_manifest(checkpoints[-1])) if checkpoints else None
 
 
 def verified(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
@@ -244,17 +244,17 @@ def verified(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
 
 def _verified(folder: RunFolder, path: Path) -> Checkpoint:
     content = verify(path)
-    found = _read(path, content)
+    checkpoint = _read(path, content)
     config = folder.config()
     if content["config_sha256"] != config_sha256(config):
         raise OtherSettingsError(f"it was written with other settings than {folder.config_file}")
     stages = list(config["recipe"]["stages"])
-    if before := stages[: stages.index(found.position.stage)]:
+    if before := stages[: stages.index(checkpoint.position.stage)]:
         try:
             verify(folder.export(before[-1]))
         except DamageError as error:
             raise DamageError(f"its stage began with export-{before[-1]}, where {error}") from error
-    return found
+    return checkpoint
 
 
 def _read(path: Path, content: Mapping[str, Any]) -> Checkpoint:
@@ -334,12 +334,12 @@ def restore_metrics(folder: RunFolder, checkpoint: Checkpoint) -> str | None:
     Lines of later steps are dropped, as these are trained again.
     """
     kept = (checkpoint.path / folder.metrics_file.name).read_bytes()
-    found = folder.metrics_file.read_bytes() if folder.metrics_file.is_file() else b""
-    if found != kept:
+    logged = folder.metrics_file.read_bytes() if folder.metrics_file.is_file() else b""
+    if logged != kept:
         remove(folder.metrics_file)
         write_whole(folder.metrics_file, kept)
-    if not found.startswith(kept):
+    if not logged.startswith(kept):
         return f"metrics.jsonl was damaged: took the copy of {checkpoint.path.name}"
-    if found and not found.endswith(b"\n"):
+    if logged and not logged.endswith(b"\n"):
         return "metrics.jsonl: dropped its last line, which was cut off"
     return None

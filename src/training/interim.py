@@ -70,8 +70,8 @@ class Interim:
         nll = torch.cat(losses).mean().item()
         figures = {"eval/held_out/loss": nll, "eval/held_out/perplexity": math.exp(min(nll, 700.0))}
         if self.needles:
-            found = [bool(self._asked(student, n)[1][-k:].all()) for n, k in self.needles]
-            figures["eval/needles"] = sum(found) / len(found)
+            answered = [bool(self._asked(student, n)[1][-k:].all()) for n, k in self.needles]
+            figures["eval/needles"] = sum(answered) / len(answered)
         return figures
 
     def _asked(self, student: StudentEngine, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:

@@ -203,9 +203,9 @@ def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, Str
     for name, stream in streams.items():
         blocks, rest = divmod(slot_tokens, stream.length)
         if rest or stream.batch_size not in (None, blocks):
-            given = "" if stream.batch_size is None else f" x batch_size={stream.batch_size}"
+            size = "" if stream.batch_size is None else f" x batch_size={stream.batch_size}"
             raise ValueError(
-                f"streams.{name}.length={stream.length}{given} does not make slot_tokens="
+                f"streams.{name}.length={stream.length}{size} does not make slot_tokens="
                 f"{slot_tokens}: give a length that divides it, and batch_size=null"
             )
         filled[name] = replace(stream, batch_size=blocks)

@@ -75,8 +75,8 @@ def write(path: Path, parts: Iterable[Part]) -> FileDigest:
 
 
 def _bytes_of(part: Part) -> memoryview:
-    whole = part.values.detach().cpu().contiguous()
-    return whole.view(torch.uint8).numpy().data
+    values = part.values.detach().cpu().contiguous()
+    return values.view(torch.uint8).numpy().data
 
 
 class SavedState:

@@ -148,11 +148,11 @@ def hotpotqa_of(content: Iterable[Mapping[str, Any]]) -> QuestionSet:
 
 def _from_file(name: str, path: str, read: Callable[[Any], QuestionSet]) -> QuestionSet:
     try:
-        found = read(json.loads(Path(path).read_text(encoding="utf-8-sig")))
-        answers = [text for q in found.questions for text in (q.text, *q.answers)]
-        if not all(isinstance(text, str) for text in (*found.documents, *answers)):
+        read_set = read(json.loads(Path(path).read_text(encoding="utf-8-sig")))
+        answers = [text for q in read_set.questions for text in (q.text, *q.answers)]
+        if not all(isinstance(text, str) for text in (*read_set.documents, *answers)):
             raise TypeError("a document, a question or an answer is not text")
-        return found
+        return read_set
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise RulerError(f"{name}={path} is not {name}'s own JSON file ({reason})") from error

@@ -22,5 +22,5 @@ def cleaned(answer: str) -> str:
 def score(answer: str, outputs: Sequence[str], match: Match) -> float:
     """0 to 1: the share of `outputs` in the answer (`all`), or whether it has any (`part`)."""
     text = cleaned(answer).lower()
-    found = [1.0 if output.lower() in text else 0.0 for output in outputs]
-    return sum(found) / len(found) if match == "all" else max(found)
+    matched = [1.0 if output.lower() in text else 0.0 for output in outputs]
+    return sum(matched) / len(matched) if match == "all" else max(matched)

@@ -72,15 +72,15 @@ class Material:
 
 def sentences_of(texts: Iterable[str]) -> tuple[str, ...]:
     """Texts as sentences. White space becomes one space, as in RULER."""
-    found: list[str] = []
+    sentences: list[str] = []
     for text in texts:
         flat = " ".join(text.split())
         start = 0
         for match in _BOUNDARY.finditer(flat):
             sentence = flat[start : match.end()].strip()
             if not _ABBREVIATION.search(sentence):
-                found.append(sentence)
+                sentences.append(sentence)
                 start = match.end()
         if rest := flat[start:].strip():
-            found.append(rest)
-    return tuple(found)
+            sentences.append(rest)
+    return tuple(sentences)

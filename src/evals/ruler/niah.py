@@ -220,11 +220,11 @@ class _Prose:
 
     def first(self, words: int) -> list[str]:
         """The first words, as sentences; the last sentence may be cut."""
-        whole = bisect_right(self._ends, words)
-        taken = self._sentences[:whole]
-        rest = words - (self._ends[whole - 1] if whole else 0)
+        sentences = bisect_right(self._ends, words)
+        taken = self._sentences[:sentences]
+        rest = words - (self._ends[sentences - 1] if sentences else 0)
         if rest:
-            taken.append(" ".join(self._sentences[whole].split(" ")[:rest]))
+            taken.append(" ".join(self._sentences[sentences].split(" ")[:rest]))
         return taken
 
 
@@ -238,7 +238,7 @@ def one_of(kind: Kind, draw: random.Random, material: Material) -> str:
 
 
 def _different(kind: Kind, number: int, draw: random.Random, material: Material) -> list[str]:
-    found: dict[str, None] = {}
-    while len(found) < number:
-        found[one_of(kind, draw, material)] = None
-    return list(found)
+    values: dict[str, None] = {}
+    while len(values) < number:
+        values[one_of(kind, draw, material)] = None
+    return list(values)

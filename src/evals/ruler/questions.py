@@ -51,17 +51,17 @@ class QuestionAnswering:
             RulerError: the length is too short for the answering document or too long for all
                 documents, or there are fewer questions than samples.
         """
-        found = material.questions[self.dataset]
-        question = found.questions[self._choice(ruler.task, index, found)]
-        others = self._distractors(draw, found, question.document, question.related)
+        items = material.questions[self.dataset]
+        question = items.questions[self._choice(ruler.task, index, items)]
+        others = self._distractors(draw, items, question.document, question.related)
         if not others:
             raise RulerError(
-                f"{ruler.task} needs documents beside the one that answers, but {found.name} has "
+                f"{ruler.task} needs documents beside the one that answers, but {items.name} has "
                 "no other: give a larger file"
             )
         order = draw.getrandbits(64)
         tail = TAIL.format(query=question.text)
-        gold = found.documents[question.document]
+        gold = items.documents[question.document]
 
         def context(number: int, words: int = 0) -> str:
             chosen = [gold, *others[:number]]
@@ -77,30 +77,30 @@ class QuestionAnswering:
         words = most(gap, ruler, least=0, limit=limit, around=around)
         if number == len(others) - 1:
             raise RulerError(
-                f"{ruler.task} at length {ruler.length} needs more than the {len(found.documents)} "
-                f"documents of {found.name}: choose a shorter length"
+                f"{ruler.task} at length {ruler.length} needs more than the {len(items.documents)} "
+                f"documents of {items.name}: choose a shorter length"
             )
         parts = (HEAD, context(number, words), tail)
         outputs = question.answers
         return ruler.sample(index, parts, query=question.text, outputs=outputs, match="part")
 
-    def _choice(self, name: str, index: int, found: QuestionSet) -> int:
+    def _choice(self, name: str, index: int, items: QuestionSet) -> int:
         """The question of a sample: a random order, the same at every length and seed."""
-        if index >= len(found.questions):
+        if index >= len(items.questions):
             raise RulerError(
-                f"{name} has {len(found.questions)} questions, so no sample {index + 1}: ask for "
+                f"{name} has {len(items.questions)} questions, so no sample {index + 1}: ask for "
                 "fewer samples"
             )
-        order = list(range(len(found.questions)))
+        order = list(range(len(items.questions)))
         stream(name, "order").shuffle(order)
         return order[index]
 
     def _distractors(
-        self, draw: random.Random, found: QuestionSet, gold: int, related: Sequence[int]
+        self, draw: random.Random, items: QuestionSet, gold: int, related: Sequence[int]
     ) -> list[str]:
         near = [d for d in related if d != gold]
-        known = {gold, *near}
-        far = [d for d in range(len(found.documents)) if d not in known]
+        used = {gold, *near}
+        far = [d for d in range(len(items.documents)) if d not in used]
         draw.shuffle(near)
         draw.shuffle(far)
-        return [found.documents[d] for d in (*near, *far)]
+        return [items.documents[d] for d in (*near, *far)]

@@ -79,8 +79,8 @@ class CommonWords:
         order = draw.getrandbits(64)
 
         def context(entries: int) -> str:
-            whole, rest = divmod(entries, uncommon)
-            listed = answer * common + others[:whole] * uncommon + others[whole : whole + 1] * rest
+            times, rest = divmod(entries, uncommon)
+            listed = answer * common + others[:times] * uncommon + others[times : times + 1] * rest
             return _numbered(listed, order)
 
         head = example + COMMON_HEAD

@@ -125,12 +125,12 @@ def answer() -> None:
 
     def find(path: str) -> Any:
         first, *attributes = path.split(".")
-        found = kept[first] if first in kept else names.get(first, getattr(builtins, first, None))
-        if found is None and first not in names:
+        value = kept[first] if first in kept else names.get(first, getattr(builtins, first, None))
+        if value is None and first not in names:
             raise NameError(first)
         for attribute in attributes:
-            found = getattr(found, attribute)
-        return found
+            value = getattr(value, attribute)
+        return value
 
     def keep(value: Any) -> str:
         key = f"#{len(kept)}"

@@ -231,18 +231,18 @@ class LongPplSuite:
         n, t = segments_nt.shape
         ends = [*range(self.short + self.step, t, self.step), t]
         rows = max(1, _PASS_TOKENS // self.short)
-        found = np.zeros((n, t - self.short))
+        nll_nk = np.zeros((n, t - self.short))
         with meter(f"LongPPL's short windows, {name}", n * len(ends)) as progress:
-            for segment_t, found_k in zip(segments_nt, found, strict=True):
+            for segment_t, row_k in zip(segments_nt, nll_nk, strict=True):
                 for at in range(0, len(ends), rows):
                     some = ends[at : at + rows]
                     windows_bt = np.stack([segment_t[end - self.short : end] for end in some])
                     nll_bk = token_nll(model, windows_bt, self.step)
                     for end, nll_k in zip(some, nll_bk, strict=True):
                         kept = min(self.step, end - self.short)
-                        found_k[end - self.short - kept : end - self.short] = nll_k[-kept:]
+                        row_k[end - self.short - kept : end - self.short] = nll_k[-kept:]
                     progress.advance(len(some))
-        return found
+        return nll_nk
 
     @staticmethod
     def tables(record: LongPplResults) -> Sequence[ResultTable]:
@@ -251,8 +251,8 @@ class LongPplSuite:
         rows = []
         for model in record.models:
             for name in ("longppl", "perplexity"):
-                found = [model.by_length.get(length) for length in lengths]
-                cells = (None if score is None else getattr(score, name) for score in found)
+                scores = [model.by_length.get(length) for length in lengths]
+                cells = (None if score is None else getattr(score, name) for score in scores)
                 rows.append((model.name, name, *cells))
         shares = (record.keys[n] / record.tokens[n] for n in lengths)
         return [

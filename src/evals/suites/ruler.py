@@ -156,8 +156,8 @@ def _means(record: RulerResults) -> ResultTable:
     for model in record.models:
         means = [model.by_length.get(length) for length in record.lengths]
         errors = [mean.stderr for mean in means if mean]
-        known = [error for error in errors if error is not None]
-        largest = 100 * max(known) if known and len(known) == len(errors) else None
+        stated = [error for error in errors if error is not None]
+        largest = 100 * max(stated) if stated and len(stated) == len(errors) else None
         rows.append((model.name, *(mean and 100 * mean.value for mean in means), largest))
     return ResultTable(
         name=record.marked("ruler", "_limit_"),

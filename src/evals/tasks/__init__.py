@@ -165,9 +165,9 @@ def _task_manager(make: type, folder: str | None, settings: str) -> Any:
 @functools.cache
 def definitions() -> dict[str, TaskDefinition]:
     """All tasks by name, in the order of categories and then of names."""
-    found = [_read(path) for path in sorted(Path(__file__).parent.glob("*.yaml"))]
-    found.sort(key=lambda task: (CATEGORIES.index(task.category), task.name))
-    return {task.name: task for task in found}
+    tasks = [_read(path) for path in sorted(Path(__file__).parent.glob("*.yaml"))]
+    tasks.sort(key=lambda task: (CATEGORIES.index(task.category), task.name))
+    return {task.name: task for task in tasks}
 
 
 def _read(path: Path) -> TaskDefinition:
@@ -192,12 +192,12 @@ def definition(name: str) -> TaskDefinition:
     Raises:
         EvaluationError: there is no such task.
     """
-    known = definitions() | LONG_TASKS
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
+    tasks = definitions() | LONG_TASKS
+    if name not in tasks:
+        near = difflib.get_close_matches(name, tasks, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise EvaluationError(f"unknown task {name!r}; {hint}there are: {', '.join(known)}")
-    return known[name]
+        raise EvaluationError(f"unknown task {name!r}; {hint}there are: {', '.join(tasks)}")
+    return tasks[name]
 
 
 LONG_TEXT = "Long text"

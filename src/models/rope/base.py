@@ -58,8 +58,8 @@ class NativeRope:
     @property
     def attention_factor(self) -> float:
         """The factor on rotated queries, and on rotated keys, of the model itself."""
-        own = self.scaling
-        return 1.0 if own is None else own.resolved_attention_factor(self.unscaled())
+        scaling = self.scaling
+        return 1.0 if scaling is None else scaling.resolved_attention_factor(self.unscaled())
 
     def unscaled(self) -> NativeRope:
         """The RoPE that the model had before its own scaling, with the window it had then."""
@@ -194,8 +194,8 @@ class Scaling:
             base.tables_only and parameters["rope_type"] not in ("default", "longrope")
         ):
             return parameters
-        found = (self.changes_at(base), base.changes_at())
-        edges = {edge for edge in found if edge is not None}
+        borders = (self.changes_at(base), base.changes_at())
+        edges = {edge for edge in borders if edge is not None}
         if len(edges) > 1:
             assert base.scaling is not None
             raise ValueError(

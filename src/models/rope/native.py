@@ -36,9 +36,9 @@ def scaling_of(parameters: Mapping[str, Any], window: int) -> tuple[Scaling, int
     original = int(parameters["original_max_position_embeddings"])
     factor = float(parameters.get("factor") or window / original)
     target = max(original, round(original * factor))
-    given = {key: value for key, value in parameters.items() if value is not None}
+    stated = {key: value for key, value in parameters.items() if value is not None}
     if kind == "llama3":
-        low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+        low, high = float(stated["low_freq_factor"]), float(stated["high_freq_factor"])
         return Llama3Scaling(
             "llama3", target, factor=factor, low_freq_factor=low, high_freq_factor=high
         ), original
@@ -47,12 +47,12 @@ def scaling_of(parameters: Mapping[str, Any], window: int) -> tuple[Scaling, int
             "longrope",
             target,
             factor=factor,
-            short_factors=tuple(map(float, given["short_factor"])),
-            long_factors=tuple(map(float, given["long_factor"])),
-            attention_factor=given.get("attention_factor"),
+            short_factors=tuple(map(float, stated["short_factor"])),
+            long_factors=tuple(map(float, stated["long_factor"])),
+            attention_factor=stated.get("attention_factor"),
         ), original
     # As transformers: an attention factor that is given wins over mscale.
     names = ["beta_fast", "beta_slow", "truncate"]
-    names += ["attention_factor"] if "attention_factor" in given else ["mscale", "mscale_all_dim"]
-    values = {name: given[name] for name in names if name in given}
+    names += ["attention_factor"] if "attention_factor" in stated else ["mscale", "mscale_all_dim"]
+    values = {name: stated[name] for name in names if name in stated}
     return YarnScaling("yarn", target, factor=factor, **values), original

@@ -100,15 +100,15 @@ def _measured(members: Sequence[Group]) -> list[tuple[Metric, list[Group]]]:
     Of random weights perplexity comes first: scaling hardly changes them, so there is nothing to
     recover.
     """
-    found = []
+    metrics = []
     for metric in metrics_of(members):
         having = [group for group in members if metric.key in group.estimates]
         asked = grouped(having, lambda group, of=metric: group.asked_of(of))
         for one, kin in asked.items():
             label = ", ".join([metric.label, *_asked_parts(one, list(asked))])
-            found.append((replace(metric, label=label), kin))
+            metrics.append((replace(metric, label=label), kin))
     is_random = any(group.random for group in members)
-    return sorted(found, key=lambda pair: (is_random and bool(pair[0].unit), -len(pair[1])))
+    return sorted(metrics, key=lambda pair: (is_random and bool(pair[0].unit), -len(pair[1])))
 
 
 def _asked_parts(one: tuple[Asked, ...], others: Sequence[tuple[Asked, ...]]) -> list[str]:
@@ -186,13 +186,13 @@ def _entries(metric: Metric, kin: Sequence[Group]) -> dict[int, Entry]:
 
 def _baselines(metric: Metric, kin: Sequence[Group]) -> Iterator[tuple[str, Estimate]]:
     """Each untrained model, from the first group that it was evaluated with."""
-    found: dict[str, Estimate] = {}
+    estimates: dict[str, Estimate] = {}
     for role in ("native", "scaled"):
         for group in kin:
             name = _NATIVE if role == "native" else group.scaling + _UNTRAINED
             if estimate := group.baselines.get(role, {}).get(metric.key):
-                found.setdefault(name, estimate)
-    yield from found.items()
+                estimates.setdefault(name, estimate)
+    yield from estimates.items()
 
 
 def _chart(metric: Metric, kin: Sequence[Group], slots: Mapping[str, int]) -> Chart:

@@ -38,7 +38,7 @@ Difference = frozenset[str]
 def _settings(data: ReportData) -> Iterator[Choice]:
     """One chart for each setting, block and metric."""
     slots = method_slots([group.method for group in data.groups])
-    found: dict[str, list[tuple[str, str, Chart]]] = {}
+    charts: dict[str, list[tuple[str, str, Chart]]] = {}
     for block, members in blocks(data.groups):
         for metric in metrics_of(members):
             measured = [group for group in members if metric.key in group.estimates]
@@ -46,10 +46,10 @@ def _settings(data: ReportData) -> Iterator[Choice]:
                 for keys, sets in _comparisons(asked).items():
                     name = _named(keys)
                     chart = _chart(name, sets, metric, slots)
-                    found.setdefault(short_key(name), []).append((block, metric.label, chart))
+                    charts.setdefault(short_key(name), []).append((block, metric.label, chart))
                 if chart := _seeds(data, asked, metric):
-                    found.setdefault("seed", []).append((block, metric.label, chart))
-    for name, choices in sorted(found.items(), key=lambda item: (item[0] == "seed", item[0])):
+                    charts.setdefault("seed", []).append((block, metric.label, chart))
+    for name, choices in sorted(charts.items(), key=lambda item: (item[0] == "seed", item[0])):
         for block, label, chart in choices:
             yield (name, block, label), chart
 

@@ -25,10 +25,10 @@ def answer_panel(context: PageContext) -> Panel | None:
     """Which method at which budget: matrices by metric, beside a chart; None without runs."""
     if not context.runs:
         return None
-    found = [matrix for matrix, _ in matrices(context.groups)]
+    drawn = [matrix for matrix, _ in matrices(context.groups)]
     ((figure, data),) = figure_blocks("answer", context)
     values = {
-        "matrices": found,
+        "matrices": drawn,
         "figure": figure,
         "data": data,
         "missing": missing_suites(context.groups),

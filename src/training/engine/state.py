@@ -98,8 +98,8 @@ class OptimizerState:
             self._engine.optimizer.checkpoint_event_epilogue()
             return
         for name, parameter in self._named.items():
-            whole = saved.read("weight", name, 0, parameter.numel())
-            parameter.data.copy_(whole.view_as(parameter))
+            flat = saved.read("weight", name, 0, parameter.numel())
+            parameter.data.copy_(flat.view_as(parameter))
 
     def _shards(self) -> Iterator[_Shard]:
         wrapped = self._engine.optimizer

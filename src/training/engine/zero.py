@@ -86,14 +86,14 @@ class _ZeroSharding:
         self._sharded: Any = None
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> None:
-        whole = [p for p in parameters if not hasattr(p, "ds_id")]
-        if not whole:
+        unsharded = [p for p in parameters if not hasattr(p, "ds_id")]
+        if not unsharded:
             return
         if self._sharded is None:
-            first = nn.ParameterList(whole[:1])
+            first = nn.ParameterList(unsharded[:1])
             self._deepspeed.zero.Init(module=first, config_dict_or_path=self._ds_config)
-            self._sharded = whole[0]
-        self._sharded.convert_to_zero_parameters(whole)
+            self._sharded = unsharded[0]
+        self._sharded.convert_to_zero_parameters(unsharded)
 
     @contextmanager
     def known(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ import secrets
 import shlex
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
@@ -315,6 +316,29 @@ def check_unused(path: Path) -> None:
         )
     if folder.export().exists():
         raise RunFolderError(f"run_dir={path} holds a finished run: name a new folder")
+
+
+def check_writable(path: Path, setting: str) -> None:
+    """Refuse a folder that cannot be made or written; leaves nothing behind.
+
+    Raises:
+        RunFolderError: with the setting, why, and the remedy.
+    """
+    if "\0" in str(path):
+        raise RunFolderError(f"{setting!r}: no folder can have this name; leave the NUL out")
+    try:
+        there = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:
+        raise RunFolderError(f"{setting}: no folder can have this name ({error})") from error
+    why = "is no folder"
+    if there.is_dir():
+        try:
+            # The rights alone do not tell it: some file systems take no new folder from anybody.
+            Path(tempfile.mkdtemp(dir=there, prefix=".writable-")).rmdir()
+            return
+        except OSError as error:
+            why = f"may not be written ({error.strerror})"
+    raise RunFolderError(f"{setting}: it cannot be made, because {there} {why}; name another")
 
 
 def whole_checkpoints(folder: RunFolder) -> list[Path]:

@@ -32,9 +32,9 @@ from src.evals.suite import (
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
 from src.models.sources import check_available, identity
-from src.planning.devices import gpus, uses_cuda
+from src.planning.devices import check_processes, gpus, uses_cuda
 from src.results import SuiteResults
-from src.run_folder import RunFolder, RunFolderError, write_json, write_whole
+from src.run_folder import RunFolder, RunFolderError, check_writable, write_json, write_whole
 from src.settings import strict
 from src.settings.config import EvaluateConfig, RunConfig
 from src.settings.strict import ConfigError
@@ -217,6 +217,9 @@ def _check(settings: EvaluateConfig) -> None:
         run = _exported(Path(settings.run))
         for other in settings.compare:
             _check_base(run, _exported(Path(other)))
+    target = _target(settings)
+    check_writable(target, f"out={target}" if settings.out else str(target))
+    check_processes(_processes(settings), "nproc")
     if settings.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError("device: cuda is asked for, but the driver shows no GPU; use cpu or auto")
 

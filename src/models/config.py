@@ -104,6 +104,13 @@ class ModelShape:
     attention_scale: PositiveFloat | None = None
     logits_scale: PositiveFloat = 1.0
 
+    def __post_init__(self) -> None:
+        if self.rotary_dim is not None and self.rotary_dim > self.head_dim:
+            raise ValueError(
+                f"rotary_dim={self.rotary_dim} is more than head_dim={self.head_dim}; give at most "
+                "that, or null for all"
+            )
+
     @property
     def qkv_parameters(self) -> int:
         """Weights of one layer's q, k and v projections."""

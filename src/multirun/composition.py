@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,8 @@ from src.settings.strict import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEPS = ROOT / "sweeps"
+# Each is composed and planned before the first one starts.
+MOST_JOBS = 1000
 # The name of a sweep without a file.
 AD_HOC = "multirun"
 # Settings of the whole sweep; the driver sets them for each job.
@@ -291,8 +294,17 @@ def _axis(override: Override) -> Axis:
     if not override.is_discrete_sweep():
         raise ConfigError(f"{override.input_line}: an interval has no values to run; list some")
     element = override.get_key_element()
-    values = tuple(f"{element}={value}" for value in override.sweep_string_iterator())
+    texts = itertools.islice(override.sweep_string_iterator(), MOST_JOBS + 1)
+    values = tuple(f"{element}={text}" for text in texts)
+    _check_number(len(values))
     return Axis(key, values, swept=True)
+
+
+def _check_number(jobs: int) -> None:
+    if jobs > MOST_JOBS:
+        raise ConfigError(
+            f"-m: the swept values make more than {MOST_JOBS:,} jobs; sweep over fewer values"
+        )
 
 
 def _line(override: Override) -> str:
@@ -311,6 +323,7 @@ def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
     jobs: list[Job] = []
     by_hash: dict[str, Job] = {}
     notes = []
+    _check_number(math.prod(len(axis.values) for axis in axes))
     for values in itertools.product(*(axis.values for axis in axes)):
         swept = tuple(v for v, axis in zip(values, axes, strict=True) if axis.swept)
         job = _composed(Job(len(jobs) + 1, values, swept))

@@ -18,6 +18,7 @@ from src.multirun.local import Outcome
 from src.multirun.process import Share
 from src.planning import plan
 from src.planning.advice import check_fits
+from src.run_folder import check_writable
 from src.settings.strict import ConfigError
 from src.training.launch import world_from_environment
 from src.training.signals import stoppable
@@ -46,6 +47,8 @@ def run(arguments: Sequence[str]) -> int:
     if not sweep.able:
         reasons = dict.fromkeys(job.refusal or "" for job in sweep.refused)
         raise ConfigError("\n".join(["every job of the sweep is refused:", *reasons]))
+    if sweep.folder is not None:
+        check_writable(sweep.folder, f"run_dir={sweep.folder}")
     parts = _parts(sweep)
     before = earlier(sweep.name, sweep.folder) if sweep.resume else []
     if sweep.resume:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +15,8 @@ from src.models.rope import NativeRope
 from src.models.rope.base import FactorScaling
 from src.planning.cost import Setting
 from src.planning.decisions import why_no_graphs
-from src.planning.devices import DeviceFacts, gpus, uses_cuda
+from src.planning.devices import DeviceFacts, check_processes, gpus, uses_cuda
+from src.run_folder import check_writable
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.tracking import check_login
@@ -72,6 +72,8 @@ def check_machine(config: RunConfig) -> None:
     check_login(config.tracking)
     if config.plan_for != "this_machine":
         return
+    if config.launch.by == "local":
+        check_processes(config.launch.nproc, "launch.nproc")
     if config.engine.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError(
             "engine.device: cuda is asked for, but the driver shows no GPU; use cpu or auto"
@@ -85,17 +87,9 @@ def check_machine(config: RunConfig) -> None:
 
 def _check_folder(config: RunConfig) -> None:
     path = Path(config.run_dir or Path("outputs") / config.experiment)
-    setting = f"run_dir={config.run_dir}" if config.run_dir is not None else str(path)
     if not config.run_dir and config.run_dir is not None:
         raise ConfigError("run_dir: an empty name; name a folder, or leave it out")
-    try:
-        there = next(p for p in (path, *path.parents) if p.exists())
-        writable = there.is_dir() and os.access(there, os.W_OK | os.X_OK)
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ConfigError(f"{setting}: no folder can have this name ({error})") from error
-    if not writable:
-        why = "may not be written" if there.is_dir() else "is no folder"
-        raise ConfigError(f"{setting}: it cannot be made, because {there} {why}; name another")
+    check_writable(path, f"run_dir={config.run_dir}" if config.run_dir is not None else str(path))
 
 
 def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:

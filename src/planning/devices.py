@@ -163,3 +163,22 @@ def host_memory() -> int:
 def gib(size: float) -> str:
     """Bytes as GiB, with two decimals."""
     return f"{size / 2**30:.2f}"
+
+
+class DeviceError(ValueError):
+    """More than a machine can do; the message says how much it can."""
+
+
+def check_processes(asked: int, setting: str) -> None:
+    """Refuse more processes than a machine could start.
+
+    Raises:
+        DeviceError: with the setting and the largest number.
+    """
+    most = max(_PROCESSES, os.cpu_count() or 1)
+    if asked > most:
+        raise DeviceError(f"{setting}: {asked} processes on this machine; give at most {most}")
+
+
+# Without as many cores a machine still runs a test of so many ranks.
+_PROCESSES = 64

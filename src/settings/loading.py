@@ -232,6 +232,9 @@ def _complete(config: DictConfig) -> None:
         ConfigError: the model is not there, or its config cannot be read.
     """
     weights = OmegaConf.select(config, "student.weights")
+    if weights is not None and not isinstance(weights, str):
+        raise ConfigError(f"student.weights: a text is expected (got {str(weights)[:80]})")
+    _check_names(weights, "student.weights")
     rope = config.get("rope")
     stated = rope if rope is not None and rope.get("type") == "own" else None
     if stated is not None and weights is None and stated.get("parameters") is None:

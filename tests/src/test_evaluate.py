@@ -16,7 +16,7 @@ from rich.console import Console
 from src import results
 from src.evals import running
 from src.results import PerplexityResults, ShortResults, TaskModel
-from src.settings import strict
+from src.settings import loading, strict
 from src.settings.config import EvaluateConfig
 from src.settings.strict import ConfigError
 from src.training import launch
@@ -309,3 +309,18 @@ def test_results_of_halves_have_files_of_their_own(tmp_path: Path) -> None:
         assert read is not None
         assert read.split == split
         assert read.limit is None
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("nproc=100000", "nproc: 100000 processes on this machine; give at most"),
+        ("out=/dev/null/x", "out=/dev/null/x: it cannot be made, because /dev/null is no folder"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused(override: str, said: str) -> None:
+    settings = loading.compose(
+        EvaluateConfig, "evaluate", ["model=tiny", "eval=perplexity", override]
+    )
+    with pytest.raises(ValueError, match=said):
+        running.evaluate(settings)

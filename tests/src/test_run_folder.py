@@ -19,6 +19,7 @@ from src.run_folder import (
     RunFolder,
     RunFolderError,
     check_unused,
+    check_writable,
     command_line,
     git_state,
     new_run_id,
@@ -307,3 +308,14 @@ def test_only_the_owner_reads_what_holds_commands(tmp_path: Path) -> None:
     folder.update(tokens=1)
     modes = {f.name: f.stat().st_mode & 0o777 for f in (folder.record_file, folder.config_file)}
     assert modes == {"run.json": 0o600, "config.yaml": 0o600}
+
+
+@pytest.mark.parametrize("place", ["/dev/null/x", "/proc/x/y", "a\0b"], ids=repr)
+def test_a_folder_that_cannot_be_made_is_refused(place: str) -> None:
+    with pytest.raises(RunFolderError, match=r"run_dir=.*(cannot be made|no folder can have)"):
+        check_writable(Path(place), f"run_dir={place}")
+
+
+def test_asking_whether_a_folder_can_be_made_leaves_nothing(tmp_path: Path) -> None:
+    check_writable(tmp_path / "a" / "b", "run_dir=b")
+    assert not list(tmp_path.iterdir())

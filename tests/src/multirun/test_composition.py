@@ -182,3 +182,12 @@ def test_what_a_run_folder_keeps_has_the_same_hash(compose_run: Compose) -> None
     settings = compose_run("model=tiny", "budget=1M")
     kept = strict.load_plain(RunConfig, yaml.safe_load(yaml.safe_dump(_plain(settings))))
     assert identity(kept) == identity(settings)
+
+
+@pytest.mark.parametrize(
+    "swept",
+    [["seed=range(1,10000000000)"], ["seed=range(1,99)", "recipe.stages.cpt.tokens=range(1,99)"]],
+)
+def test_more_jobs_than_anybody_plans_are_refused_at_once(swept: list[str]) -> None:
+    with pytest.raises(ConfigError, match="more than 1,000 jobs; sweep over fewer values"):
+        expand(["model=tiny", *swept])

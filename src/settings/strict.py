@@ -20,6 +20,10 @@ from pydantic import TypeAdapter, ValidationError
 T = typing.TypeVar("T")
 
 
+# A list of thousands of wrong values is one mistake.
+_MOST_FAULTS = 50
+
+
 class ConfigError(ValueError):
     """A setting that was refused. The message names the key, the value and what is allowed."""
 
@@ -37,7 +41,7 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
         # Strict validation of JSON takes a list for a tuple, and is as strict as ever otherwise.
         return adapter.validate_json(json.dumps(plain))
     except ValidationError as error:
-        details = error.errors()
+        details = error.errors()[:_MOST_FAULTS]
         paths = [_locate(cls, detail["loc"])[0] for detail in details]
         # For a union pydantic lists the fault inside one member and "is not" of all the others.
         lines = [
@@ -45,6 +49,8 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
             for detail, path in zip(details, paths, strict=True)
             if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
         ]
+        if more := error.error_count() - len(details):
+            lines.append(f"and {more} more faults")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
 
 

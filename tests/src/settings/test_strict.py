@@ -113,3 +113,10 @@ def test_keys_at_names_what_is_allowed() -> None:
         "tokens_per_step",
     ]
     assert {"target_length", "factor", "theta"} <= set(strict.keys_at(RunConfig, ["rope"]))
+
+
+def test_thousands_of_faults_are_a_short_message(compose_plain: Callable[..., dict]) -> None:
+    plain = compose_plain("model=tiny") | {"tags": list(range(20_000))}
+    with pytest.raises(ConfigError, match="and 19950 more faults") as refused:
+        strict.load_plain(RunConfig, plain)
+    assert len(str(refused.value).splitlines()) == 51

@@ -14,6 +14,11 @@ import torch
 from torch import Tensor, distributed
 
 
+def skip_unless_finite(optimizer: Any, norm: Tensor) -> None:
+    """Let fused AdamW decide on the device: an update whose norm is not finite changes nothing."""
+    optimizer.found_inf = (~norm.isfinite()).float()
+
+
 class DeviceClipping:
     """Clips the global gradient norm before each update, and skips updates that are not finite.
 
@@ -36,7 +41,7 @@ class DeviceClipping:
         if distributed.is_initialized() and distributed.get_world_size() > 1:
             distributed.all_reduce(square)
         norm = square.sqrt()
-        optimizer.found_inf = (~norm.isfinite()).float()
+        skip_unless_finite(optimizer, norm)
         factor = (self._max_norm / (norm + 1e-6)).clamp(max=1.0)
         for gradient in gradients:
             gradient.mul_(factor)

@@ -18,7 +18,7 @@ from src.passes.teacher import Keep, SharedTeacherPass
 from src.planning.cost import REDUCE_BUCKET
 from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
-from src.training.engine.clipping import DeviceClipping
+from src.training.engine.clipping import DeviceClipping, skip_unless_finite
 from src.training.engine.preparation import prepare, teacher_head
 from src.training.engine.state import OptimizerState
 from src.training.tensor_files import Part, SavedState
@@ -171,7 +171,7 @@ class Student:
         """Let the next update leave the weights as they are if the norm is not finite."""
         if norm.device.type == "cuda":
             # Fused AdamW skips the update by itself, so the host need not wait for the norm.
-            self._adamw.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]  # read if set
+            skip_unless_finite(self._adamw, norm)
         elif not norm.isfinite():
             # DeepSpeed clips first, which it cannot do without gradients.
             hook = self._adamw.register_step_pre_hook(_without_gradients)

@@ -175,11 +175,8 @@ class RunFolder:
         start |= {"tokens": 0, "step": 0, "stages": []}
         write_sealed(folder.record_file, start | environment.all_redacted(record))
         # Written second: a start that is cut off in between still counts as one that starts anew.
-        folder.config_file.touch(0o600)
-        folder.config_file.write_text(
-            yaml.safe_dump(environment.all_redacted(dict(config)), sort_keys=False),
-            encoding="utf-8",
-        )
+        text = yaml.safe_dump(environment.all_redacted(dict(config)), sort_keys=False)
+        write_whole(folder.config_file, text.encode())
         return folder
 
     @classmethod

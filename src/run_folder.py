@@ -241,6 +241,11 @@ class RunFolder:
             self.record() | {"updated_at": _now()} | environment.all_redacted(values),
         )
 
+    def remove_partials(self) -> None:
+        """Remove what a killed process had begun to write; call it under the lock."""
+        for file in (*self.path.glob(".*.partial"), *self.evals.glob(".*.partial")):
+            file.unlink(missing_ok=True)
+
     def reserve(self) -> None:
         """Take the space that the record needs if the disk is full later."""
         write_whole(self.path / RESERVE, os.urandom(_RESERVED_BYTES))
@@ -361,6 +366,7 @@ def device_name() -> str:
 
 def _clear(folder: RunFolder) -> None:
     """Remove the files that a run writes, and no others."""
+    folder.remove_partials()
     for folders in (folder.checkpoints, folder.logs, folder.evals, folder.path / "wandb"):
         shutil.rmtree(folders, ignore_errors=True)
     for export in folder.path.glob("export-*/"):

@@ -137,6 +137,7 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
     with ExitStack() as held:
         if main:
             held.enter_context(_held(run_dir))
+            folder.remove_partials()
             chosen, skipped = checkpoint.verified(folder)
             for said in (*restored, *skipped, _going_on(folder, chosen, size)):
                 print(said, file=sys.stderr)

@@ -319,3 +319,10 @@ def test_a_folder_that_cannot_be_made_is_refused(place: str) -> None:
 def test_asking_whether_a_folder_can_be_made_leaves_nothing(tmp_path: Path) -> None:
     check_writable(tmp_path / "a" / "b", "run_dir=b")
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_had_begun_to_write_is_removed(folder: RunFolder) -> None:
+    (folder.path / "..reserve.123.partial").write_bytes(b"x")
+    (folder.path / ".run.json.123.partial").write_bytes(b"x")
+    folder.remove_partials()
+    assert names(folder.path) == {"config.yaml", "run.json"}

@@ -16,7 +16,7 @@ Split = Literal["validation", "test"]
 
 
 def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
-    """Values of the model of a role: short tasks, and RULER's mean by length.
+    """Values of the model of a role: short tasks, RULER's mean by length, and RULER's tasks.
 
     Args:
         folder: with the results of both suites.
@@ -24,7 +24,8 @@ def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
         split: the half of the items.
 
     Returns:
-        `short` by task, `ruler` by length in tokens as text; None where an evaluation is missing.
+        `short` by task, `ruler` by length in tokens as text, and `tasks` of RULER by name and
+        length; None where an evaluation is missing.
 
     Raises:
         ResultsError: a file cannot be read.
@@ -41,6 +42,7 @@ def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
     return {
         "short": {name: task.value for name, task in one.results.items()},
         "ruler": {str(length): mean.value for length, mean in other.by_length.items()},
+        "tasks": {name: task.value for name, task in other.results.items()},
     }
 
 

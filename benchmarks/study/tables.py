@@ -216,19 +216,49 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         if row["model"] != model or row["phase"] not in ("search", "whole"):
             continue
-        settings = ", ".join(
-            f"{key.removeprefix('recipe.stages.')} {value:g}"
-            for key, value in row["params"].items()
-        )
         peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
         shown = "diverged | | "
         if (number := choice(rows, row, grid.floor)) is not None:
             parts = (f"{part:.3f}" for part in parts_of(rows, row, grid.floor))
             shown = f"{' | '.join(parts)} | {number:.3f}"
         yield (
-            f"| {grid.methods[row['method']].label} | {row['scaling']} | {settings} "
+            f"| {grid.methods[row['method']].label} | {row['scaling']} | {_settings(row)} "
             f"| {row['budget']} | {shown} | {row['seconds']:.0f} | {peak:.1f} |"
         )
+
+
+def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """RULER's tasks of validation, of all runs that have them, the largest number first."""
+    mine = [r for r in rows if r["model"] == model and (r["validation"] or {}).get("tasks")]
+    ranked = sorted(mine, key=lambda row: -(choice(rows, row, grid.floor) or 0.0))
+    tasks = sorted(ranked[0]["validation"]["tasks"], key=_by_length)
+    yield f"| method | settings | tokens | {' | '.join(map(_short_name, tasks))} |"
+    yield "|---|---|--:|" + "--:|" * len(tasks)
+    for row in ranked:
+        label = "untrained" if row["method"] == "untrained" else grid.methods[row["method"]].label
+        cells = [f"{100 * row['validation']['tasks'][task]:.0f}" for task in tasks]
+        yield (
+            f"| {label} {row['scaling']} | {_settings(row)} | {row['budget'] or 0} "
+            f"| {' | '.join(cells)} |"
+        )
+
+
+def _by_length(task: str) -> tuple[int, str]:
+    match = RULER.fullmatch(task)
+    assert match is not None
+    return int(match["length"]), match["task"]
+
+
+def _short_name(task: str) -> str:
+    length, name = _by_length(task)
+    return f"{name.removeprefix('niah_')} {length // 1024}K"
+
+
+def _settings(row: Row) -> str:
+    return ", ".join(
+        f"{key.removeprefix('+').removeprefix('recipe.stages.')} {value:g}"
+        for key, value in row["params"].items()
+    )
 
 
 def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str]]:
@@ -240,6 +270,8 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
         if "search" in phases:
             made[f"{model} first"] = list(first_table(grid, model, rows))
+            if any((r["validation"] or {}).get("tasks") for r in rows if r["model"] == model):
+                made[f"{model} validation tasks"] = list(validation_tasks_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if any(row.get("test") for row in rows if row["model"] == model):
             compared = Comparison(grid, model, rows, folder)

@@ -174,6 +174,10 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert sorted(made["tiny differences"][2:]) == [native, linear, untrained]
     assert list(tables.untrained_table(grid, "tiny", again.rows))[-1].endswith("| 0.708 |")
     assert len(list(tables.search_table(grid, "tiny", again.rows))) == 2 + 3
+    by_task = list(tables.validation_tasks_table(grid, "tiny", again.rows))
+    assert by_task[0] == "| method | settings | tokens | single_1 1K | single_1 2K |"
+    assert len(by_task) == 2 + 2 + 3 + 2, "untrained, searched and whole, final"
+    assert "| Long-CPT yarn | cpt.lr 0.001 | 16384 | 70 | 70 |" in by_task
 
 
 def play_name(row: dict[str, Any]) -> str:

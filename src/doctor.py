@@ -6,6 +6,7 @@ installed or sent. The exit code is 1 if something is missing without which no r
 
 from __future__ import annotations
 
+import argparse
 import importlib
 import importlib.metadata
 import importlib.util
@@ -14,7 +15,7 @@ import os
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -248,8 +249,9 @@ def examine() -> dict[str, Finding]:
     return findings
 
 
-def main() -> None:
-    """Entry point."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point. There is no argument but `--help`."""
+    argparse.ArgumentParser("python -m src.doctor", description=__doc__).parse_args(arguments)
     findings = examine()
     table = Table("check", "state", "found", "remedy", title="This machine", title_justify="left")
     for name, finding in findings.items():

@@ -14,7 +14,7 @@ from src.planning.devices import DeviceFacts
 
 def test_every_check_answers_here_and_says_a_remedy(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        doctor.main()
+        doctor.main([])
     shown = capsys.readouterr().out
     findings = doctor.examine()
     assert ended.value.code == any(f.state == "missing" for f in findings.values())
@@ -23,6 +23,12 @@ def test_every_check_answers_here_and_says_a_remedy(capsys: pytest.CaptureFixtur
         assert finding.text
         assert (finding.state == "works") == (not finding.remedy), name
         assert name in shown
+
+
+def test_what_it_does_not_take_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        doctor.main(["model=tiny"])
+    assert "unrecognized arguments: model=tiny" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

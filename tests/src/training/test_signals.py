@@ -26,8 +26,10 @@ RunHere = Callable[..., subprocess.CompletedProcess[str]]
 ENDING = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
 # Notes the first signal, and takes its time to save.
 PROGRAM = """
-import sys, time
+import signal, sys, time
 from src.training.signals import Stopped, deferred, stoppable
+# What the tests were started with may ignore it, as nohup does.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 try:
     with stoppable(), deferred() as asked:
         print("ready", flush=True)

@@ -28,8 +28,8 @@ MOST_LENGTH, MOST_TOKENS, MOST_SIZE, MOST_LAYERS = 2**30, 10**15, 2**24, 10_000
 Length = Annotated[int, Field(gt=0, le=MOST_LENGTH)]
 Tokens = Annotated[int, Field(gt=0, le=MOST_TOKENS)]
 Size = Annotated[int, Field(gt=0, le=MOST_SIZE)]
-# Learning rates: below the least nothing would change, and above the most nothing is learnt.
-Rate = Annotated[float, Field(ge=1e-12, le=100)]
+# Learning rates: below the least, nothing would change.
+Rate = Annotated[float, Field(ge=1e-12)]
 
 
 class ModelError(ValueError):

@@ -155,7 +155,6 @@ def test_blocks_beyond_the_native_window_when_allowed(
         (["recipe.stages.ard.warmup_steps=145"], r"warmup_steps: 145 .* 144 steps; give at most"),
         (["engine.student.zero_stage=true"], r"zero_stage: a whole number is expected, not True"),
         (["recipe.stages.ard.lr=1e-300"], r"lr: input should be greater than or equal to"),
-        (["recipe.stages.ard.lr=1000"], r"lr: input should be less than or equal to 100"),
         (["model.name="], r"model\.name: string should have at least 1 character"),
         (["rope.target_length=100000000000000"], r"rope\.target_length: .* less than or equal"),
         (["budget=1000000000000000000"], r"budget='1000000000000000000': give tokens"),

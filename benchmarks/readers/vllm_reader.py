@@ -55,6 +55,7 @@ def rope(config: Any, length: int) -> tuple[np.ndarray, float]:
     """Inverse frequencies and attention factor, from the row of position 1 of its table."""
     compilation = CompilationConfig()
     compilation.custom_ops = ["none"]
+    # It reads these two fields alone; a whole config would look for a device.
     current._current_vllm_config = SimpleNamespace(  # type: ignore[assignment]
         model_config=SimpleNamespace(max_model_len=length), compilation_config=compilation
     )

@@ -18,6 +18,7 @@ from benchmarks.study import phases, scores
 from benchmarks.study.grid import Grid, Job
 from src.multirun import process
 from src.multirun.composition import identity
+from src.multirun.local import core_shares, visible_gpus
 from src.multirun.process import Share
 from src.planning.devices import GPU_SHARE, gpus
 from src.results import Role
@@ -91,7 +92,7 @@ class Pool:
         self.grid, self.results, self.work, self._jobs = grid, results, work, jobs
         self._start = start or started
         self._running: list[Running] = []
-        self._free = parts(jobs, visible_gpus())
+        self._free = parts(jobs, visible_gpus() if gpus() else [])
         self.failed: dict[str, str] = {}
 
     def run(self, time_limit: float | None = None) -> None:
@@ -260,13 +261,6 @@ def started(command: list[str], log: Path, part: Share) -> subprocess.Popen[byte
         )
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    number = len(gpus())
-    return listed.split(",")[:number] if listed else [str(place) for place in range(number)]
-
-
 def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
     """The parts of this machine that run a job each: of a GPU's memory, and of the cores.
 
@@ -278,17 +272,14 @@ def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
         devices: the GPUs, as CUDA_VISIBLE_DEVICES names them.
     """
     number = jobs * max(1, len(devices))
-    cores = sorted(os.sched_getaffinity(0))
-    each = max(1, len(cores) // number)
     made: list[Share] = []
-    for i in range(number):
-        own = {"OMP_NUM_THREADS": str(each)}
+    for i, share in enumerate(core_shares(number, number)):
+        own = dict(share.environment)
         if devices:
             own["CUDA_VISIBLE_DEVICES"] = devices[i % len(devices)]
         if devices and jobs > 1:
             own[GPU_SHARE] = repr(1 / jobs)
-        bound = frozenset(cores[i * each : (i + 1) * each]) if len(cores) >= number else None
-        made.append(Share(own, bound))
+        made.append(Share(own, share.cores))
     return made
 
 

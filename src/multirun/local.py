@@ -50,7 +50,7 @@ def shares(
         raise ConfigError(f"hydra.launcher.n_jobs: {n_jobs}; give at least 1, or null")
     if any(uses_cuda(job.engine.device) for job in jobs):
         return _gpu_shares(jobs, n_jobs, runs_per_gpu)
-    return _core_shares(n_jobs, len(jobs))
+    return core_shares(n_jobs, len(jobs))
 
 
 def _gpu_shares(
@@ -63,10 +63,8 @@ def _gpu_shares(
             f"launch.nproc={each}; use runs_per_gpu=1"
         )
     together = most_on_a_gpu(jobs) if runs_per_gpu == "auto" else runs_per_gpu
-    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
-    visible = listed.split(",") if listed else [str(place) for place in range(len(gpus()))]
     # Neighbours get different GPUs, so that few jobs do not share one while others are idle.
-    visible = visible * together
+    visible = visible_gpus() * together
     wanted = n_jobs or max(1, min(len(jobs), len(visible) // each))
     if wanted * each > len(visible):
         raise ConfigError(
@@ -113,7 +111,19 @@ def _fits_as_well(job: RunConfig, alone: plan.Plan, part: DeviceFacts) -> bool:
     )
 
 
-def _core_shares(n_jobs: int | None, jobs: int) -> list[Share]:
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return listed.split(",") if listed else [str(place) for place in range(len(gpus()))]
+
+
+def core_shares(n_jobs: int | None, jobs: int) -> list[Share]:
+    """The parts that the cores are divided into, each with as many threads as it has cores.
+
+    Args:
+        n_jobs: how many parts; None: one for two cores, and no more than there are jobs.
+        jobs: all that are to run.
+    """
     cores = sorted(os.sched_getaffinity(0))
     wanted = n_jobs or max(1, min(jobs, len(cores) // 2))
     each = len(cores) // wanted

@@ -170,7 +170,7 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
 
 
 def _check_repeats(config: RunConfig, repeats: Repeats, length: int, path: str) -> None:
-    if any(getattr(source, "answers_only", False) for source in config.data.sources.values()):
+    if _answers_only(config):
         raise ConfigError(
             f"{path}: repeats move text between questions and answers, and answers_only=true of a "
             "source tells them apart; use repeats=null, or answers_only=false"
@@ -229,6 +229,11 @@ def check_kernels(setting: Setting, device: DeviceFacts) -> None:
             raise ConfigError(f"engine.fused_kernels: true, but {against}; {remedy}")
 
 
+def _answers_only(config: RunConfig) -> bool:
+    """Whether next-token losses count the answers of chats only."""
+    return any(getattr(source, "answers_only", False) for source in config.data.sources.values())
+
+
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
     cuda = config.plan_for != "this_machine" or uses_cuda(config.engine.device)
     for name in stream.terms:
@@ -236,8 +241,8 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
             objective = config.objective.terms[name]
             objective.needs(facts)
             objective.check(stream.length, cuda=cuda)
-            answers = any(getattr(s, "answers_only", False) for s in config.data.sources.values())
-            if answers and objective.needs(facts).head and objective.needs_whole_documents():
+            predicts = objective.needs(facts).head
+            if predicts and objective.needs_whole_documents() and _answers_only(config):
                 raise ValueError(
                     f"type={objective.type}: its loss counts all tokens, and answers_only=true of "
                     "a source asks for those of answers; use language_modeling, or "

@@ -191,6 +191,7 @@ def _hide_variables(node: DictConfig | ListConfig, path: str = "") -> None:
             for text in sorted(filter(None, asked), key=len, reverse=True):
                 written = written.replace(text, asked[text])
             environment.hide(value, written)
+        # The key is the node's own, which the type of a container does not say.
         direct = "oc.env" in str(OmegaConf.to_container(node)[key])  # type: ignore[index]
         several = direct and not isinstance(value, (str, int, float, bool))
         if several or (isinstance(value, str) and written == value):

@@ -17,6 +17,7 @@ from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
 from benchmarks.study.running import Pool, Results
 from benchmarks.study.scores import Split
+from src.multirun import local
 from src.multirun.process import Share
 from src.results import Mean, Role, RulerResults, ShortResults, TaskModel, TaskResult
 from src.run_folder import RunFolder, write_json
@@ -232,6 +233,7 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
 
 def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     one, two, three, four = running.parts(2, ["4", "7"])
     assert [part.environment["CUDA_VISIBLE_DEVICES"] for part in (one, two, three, four)] == [
         *("4", "7", "4", "7")
@@ -242,11 +244,11 @@ def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     [whole] = running.parts(1, [])
     assert whole.environment == {"OMP_NUM_THREADS": "8"}
     assert running.parts(9, [])[0].cores is None, "more jobs than cores"
-    monkeypatch.setattr(running, "gpus", lambda: ("H200", "H200"))
+    monkeypatch.setattr(local, "gpus", lambda: ("H200", "H200"))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert running.visible_gpus() == ["0", "1"]
+    assert local.visible_gpus() == ["0", "1"]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
-    assert running.visible_gpus() == ["3", "5"]
+    assert local.visible_gpus() == ["3", "5"]
 
 
 def test_intervals_are_paired_and_know_seeds() -> None:

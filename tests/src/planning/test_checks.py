@@ -171,6 +171,16 @@ def test_what_a_plan_can_know_is_refused_at_once(
         plan.make(compose_run(BASE, "engine=cpu", *overrides), world_size=1)
 
 
+def test_repeats_leave_questions_and_answers_in_their_places(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    chats = ["data=files", "data.paths=[chats/]", "data.sources.files.messages_field=messages"]
+    asked = ["+experiment=restore_32k", "model=tiny", "engine=cpu", *chats]
+    plan.make(compose_run(*asked), world_size=1)
+    with pytest.raises(ConfigError, match=r"streams\.long\.repeats: repeats move text between"):
+        plan.make(compose_run(*asked, "data.sources.files.answers_only=true"), world_size=1)
+
+
 def test_kernels_that_a_gpu_cannot_run_are_refused(compose_run: Callable[..., RunConfig]) -> None:
     run = compose_run(BASE, "engine.cuda_graphs=true", "engine.student.gradient_checkpointing=true")
     with pytest.raises(ConfigError, match=r"cuda_graphs: true, but layers are checkpointed"):

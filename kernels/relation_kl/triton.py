@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -47,8 +47,6 @@ from .triton_tiles import (
 
 if TYPE_CHECKING:
     from .contract import Scales, Visibility
-
-_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # A process may load this file twice: as kernels.relation_kl, from a checkout, and as the installed
 # package relation_kl. torch refuses to define an operator twice.
@@ -130,14 +128,12 @@ def attention_rows(
     """
     _refuse_tangents((q_student, k_student))
     rows_bht, *_ = _OPERATORS.attention_rows(
-        q_student,
-        k_student,
-        q_teacher,
-        k_teacher,
+        [q_student, k_student],
+        [q_teacher, k_teacher],
         visibility.segment_ids,
         visibility.key_mask,
-        scales.student,
-        scales.teacher,
+        [scales.student],
+        [scales.teacher],
         visibility.causal,
         visibility.window,
         allow_tf32,
@@ -157,138 +153,151 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
         )
 
 
-def _operator(name: str, schema: str) -> Callable[[_Function], _Function]:
-    """Registers a function as an operator of torch.
-
-    `torch.library.custom_op` is not used: it checks every argument in every call, which took
-    a millisecond, as long as the kernels of a layer.
-    """
-
-    def register(function: _Function) -> _Function:
-        torch.library.define(f"{_NAMESPACE}::{name}", schema)
-        torch.library.impl(f"{_NAMESPACE}::{name}", ["cpu", "cuda"], function)
-        return function
-
-    return register
-
-
-_SELF_ARGUMENTS = (
+# The inputs of each operator, as `_Inputs` names them.
+_SCHEMA = (
     "Tensor[] students, Tensor[] teachers, Tensor? segment_ids, Tensor? key_mask, "
     "float[] student_scales, float[] teacher_scales, bool causal, int? window, bool allow_tf32"
 )
 
 
-@_operator("self_rows", f"({_SELF_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)")
-def _self_rows(
-    students: list[Tensor],
-    teachers: list[Tensor],
-    segment_ids: Tensor | None,
-    key_mask: Tensor | None,
-    student_scales: list[float],
-    teacher_scales: list[float],
-    causal: bool,
-    window: int | None,
-    allow_tf32: bool,
-) -> RowSums:
+class _Inputs(NamedTuple):
+    """Relations, or one attention: its queries and keys are the two students, with one scale."""
+
+    students: Sequence[Tensor]
+    teachers: Sequence[Tensor]
+    segment_ids: Tensor | None
+    key_mask: Tensor | None
+    student_scales: Sequence[float]
+    teacher_scales: Sequence[float]
+    causal: bool
+    window: int | None
+    allow_tf32: bool
+
+    @property
+    def sides(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[float], Sequence[float]]:
+        return self.students, self.teachers, self.student_scales, self.teacher_scales
+
+
+def _self_rows(inputs: _Inputs) -> RowSums:
     """Row sums of all relations' heads, one relation after the other."""
-    results = _empty_rows(students)
-    call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
-    hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
+    results = _empty_rows(inputs.students)
+    call = _Call.of(inputs, inputs.students, inputs.teachers)
+    hopper = _hopper(inputs)
     if hopper is not None:
         with torch.cuda.device(call.device):
-            hopper.forward(students, teachers, student_scales, teacher_scales, results)
-    operands = _relations(students, teachers, students, student_scales, teacher_scales)
+            hopper.forward(*inputs.sides, results)
     # Runs after Hopper's kernel, and computes only the blocks of rows that it left.
     call.launch(
         self_forward_kernel if hopper is None else self_forward_again_kernel,
         "self_forward",
-        operands,
+        _relations(inputs, inputs.students),
         results,
         looked_at=1 if hopper is None else MOST_LOOKED_AT,
     )
     return results
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::self_rows")
-def _(students: list[Tensor], *_: object) -> RowSums:
-    return _empty_rows(students)
-
-
-@_operator(
-    "self_rows_backward", f"(Tensor row_gradient, Tensor[] sums, {_SELF_ARGUMENTS}) -> Tensor[]"
-)
-def _self_rows_backward(
-    row_gradient_bht: Tensor,
-    sums: list[Tensor],
-    students: list[Tensor],
-    teachers: list[Tensor],
-    segment_ids: Tensor | None,
-    key_mask: Tensor | None,
-    student_scales: list[float],
-    teacher_scales: list[float],
-    causal: bool,
-    window: int | None,
-    allow_tf32: bool,
+def _self_gradients(
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: _Inputs
 ) -> list[Tensor]:
-    """Gradients of the students, in their dtypes."""
-    gradients = [_empty_gradient(student) for student in students]
-    weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], students[0].dtype)
-    hopper = _hopper(students, teachers, segment_ids, key_mask, causal, window)
+    gradients = [_empty_gradient(student) for student in inputs.students]
+    dtype = inputs.students[0].dtype
+    weights, units = _weights(row_gradient_bht, sums, row_gradient_bht.shape[1], dtype)
+    hopper = _hopper(inputs)
     if hopper is not None:
         with torch.cuda.device(row_gradient_bht.device):
-            hopper.backward(
-                students, teachers, student_scales, teacher_scales, weights, units, gradients
-            )
+            hopper.backward(*inputs.sides, weights, units, gradients)
         return gradients
-    call = _Call.of(students, teachers, segment_ids, key_mask, causal, window, allow_tf32)
+    call = _Call.of(inputs, inputs.students, inputs.teachers)
+    relations = _relations(inputs, gradients)
+    call.launch(self_backward_kernel, "self_backward", relations, weights, units)
+    return gradients
+
+
+def _attention_rows(inputs: _Inputs) -> RowSums:
+    """Row sums of the query heads."""
+    queries = inputs.students[0]
+    results = _empty_rows([queries])
+    call = _Call.of(inputs, inputs.students[:1], inputs.teachers[:1])
+    operands = _attention(inputs, queries)
+    call.launch(attention_forward_kernel, "attention_forward", operands, results)
+    return results
+
+
+def _attention_gradients(
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: _Inputs
+) -> list[Tensor]:
+    queries, keys = inputs.students
+    weights, units = _weights(row_gradient_bht, sums, keys.shape[1], queries.dtype)
+    call = _Call.of(inputs, inputs.students[:1], inputs.teachers[:1])
+    gradients = [_empty_gradient(student) for student in inputs.students]
     call.launch(
-        self_backward_kernel,
-        "self_backward",
-        _relations(students, teachers, gradients, student_scales, teacher_scales),
+        attention_backward_queries_kernel,
+        "attention_backward_queries",
+        _attention(inputs, gradients[0]),
+        weights,
+        units,
+    )
+    replace(call, heads=keys.shape[1]).launch(
+        attention_backward_keys_kernel,
+        "attention_backward_keys",
+        _attention(inputs, gradients[1]),
         weights,
         units,
     )
     return gradients
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::self_rows_backward")
-def _(
-    row_gradient_bht: Tensor,
-    sums: list[Tensor],
-    students: list[Tensor],
-    *_: object,
-) -> list[Tensor]:
-    return [_empty_gradient(student) for student in students]
+def _register(
+    name: str,
+    rows: Callable[[_Inputs], RowSums],
+    gradients: Callable[[Tensor, Sequence[Tensor], _Inputs], list[Tensor]],
+    with_rows: slice,
+) -> None:
+    """Registers an operator of torch, and `NAME_backward` for its derivative.
+
+    `torch.library.custom_op` is not used: it checks every argument in every call, which took
+    a millisecond, as long as the kernels of a layer.
+
+    Args:
+        rows: the operator.
+        gradients: of the students, in their dtypes, from the rows' gradient, the saved sums and the
+            operator's inputs.
+        with_rows: the students whose tokens are rows.
+    """
+    operator, derivative = f"{_NAMESPACE}::{name}", f"{_NAMESPACE}::{name}_backward"
+    outputs = ", ".join("Tensor" for _ in RowSums._fields)
+    torch.library.define(operator, f"({_SCHEMA}) -> ({outputs})")
+    torch.library.define(derivative, f"(Tensor row_gradient, Tensor[] sums, {_SCHEMA}) -> Tensor[]")
+    kinds = ["cpu", "cuda"]
+    torch.library.impl(operator, kinds, lambda *inputs: rows(_Inputs(*inputs)))
+    torch.library.impl(derivative, kinds, lambda g, sums, *rest: gradients(g, sums, _Inputs(*rest)))
+    torch.library.register_fake(operator, lambda students, *_: _empty_rows(students[with_rows]))
+    torch.library.register_fake(
+        derivative, lambda g, sums, students, *_: [_empty_gradient(x) for x in students]
+    )
+    backward = getattr(_OPERATORS, f"{name}_backward")
+
+    def differentiate(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[Any, ...]:
+        # Read once: under non-reentrant checkpointing a second reading is an error.
+        tensors = ctx.saved_tensors
+        sums, (segment_ids, key_mask, *sides) = list(tensors[:_SUMS]), tensors[_SUMS:]
+        students, teachers = sides[: ctx.students], sides[ctx.students :]
+        masks = (segment_ids, key_mask)
+        made = backward(row_gradient_bht, sums, students, teachers, *masks, *ctx.settings)
+        return (made, [None] * len(teachers), *[None] * (len(masks) + len(ctx.settings)))
+
+    torch.library.register_autograd(operator, differentiate, setup_context=_save)
+    torch.library.register_autograd(derivative, _refuse_second_derivative)
 
 
-def _save_self(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
+def _save(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
     students, teachers, segment_ids, key_mask, *settings = inputs
     sums = output[1:]
     ctx.mark_non_differentiable(*sums)
     ctx.set_materialize_grads(False)
-    ctx.relations, ctx.settings = len(students), settings
+    ctx.students, ctx.settings = len(students), settings
     ctx.save_for_backward(*sums, segment_ids, key_mask, *students, *teachers)
-
-
-def _differentiate_self(ctx: Any, row_gradient_bht: Tensor, *_: None) -> tuple[Any, ...]:
-    # Read once: under non-reentrant checkpointing a second reading is an error.
-    tensors = ctx.saved_tensors
-    (segment_ids, key_mask, *sides), sums = tensors[_SUMS:], list(tensors[:_SUMS])
-    gradients = _OPERATORS.self_rows_backward(
-        row_gradient_bht,
-        sums,
-        sides[: ctx.relations],
-        sides[ctx.relations :],
-        segment_ids,
-        key_mask,
-        *ctx.settings,
-    )
-    return (gradients, [None] * ctx.relations, *[None] * (2 + len(ctx.settings)))
-
-
-torch.library.register_autograd(
-    f"{_NAMESPACE}::self_rows", _differentiate_self, setup_context=_save_self
-)
 
 
 def _refuse_second_derivative(ctx: Any, *_: Any) -> tuple[Any, ...]:
@@ -297,145 +306,22 @@ def _refuse_second_derivative(ctx: Any, *_: Any) -> tuple[Any, ...]:
     )
 
 
-torch.library.register_autograd(f"{_NAMESPACE}::self_rows_backward", _refuse_second_derivative)
+_register("self_rows", _self_rows, _self_gradients, slice(None))
+_register("attention_rows", _attention_rows, _attention_gradients, slice(1))
 
 
-_ATTENTION_ARGUMENTS = (
-    "Tensor q_student, Tensor k_student, Tensor q_teacher, Tensor k_teacher, "
-    "Tensor? segment_ids, Tensor? key_mask, float student_scale, float teacher_scale, "
-    "bool causal, int? window, bool allow_tf32"
-)
-
-
-@_operator(
-    "attention_rows", f"({_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
-)
-def _attention_rows(
-    q_student: Tensor,
-    k_student: Tensor,
-    q_teacher: Tensor,
-    k_teacher: Tensor,
-    segment_ids: Tensor | None,
-    key_mask: Tensor | None,
-    student_scale: float,
-    teacher_scale: float,
-    causal: bool,
-    window: int | None,
-    allow_tf32: bool,
-) -> RowSums:
-    """Row sums of the query heads."""
-    results = _empty_rows([q_student])
-    tensors = (q_student, k_student, q_teacher, k_teacher)
-    call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
-    call.launch(
-        attention_forward_kernel,
-        "attention_forward",
-        _attention(*tensors, q_student, student_scale, teacher_scale),
-        results,
-    )
-    return results
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::attention_rows")
-def _(q_student: Tensor, *_: object) -> RowSums:
-    return _empty_rows([q_student])
-
-
-@_operator(
-    "attention_rows_backward",
-    f"(Tensor row_gradient, Tensor[] sums, {_ATTENTION_ARGUMENTS}) -> (Tensor, Tensor)",
-)
-def _attention_rows_backward(
-    row_gradient_bht: Tensor,
-    sums: list[Tensor],
-    q_student: Tensor,
-    k_student: Tensor,
-    q_teacher: Tensor,
-    k_teacher: Tensor,
-    segment_ids: Tensor | None,
-    key_mask: Tensor | None,
-    student_scale: float,
-    teacher_scale: float,
-    causal: bool,
-    window: int | None,
-    allow_tf32: bool,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the student's queries and keys, in their dtype."""
-    tensors = (q_student, k_student, q_teacher, k_teacher)
-    key_heads = k_student.shape[1]
-    weights, units = _weights(row_gradient_bht, sums, key_heads, q_student.dtype)
-    call = _Call.of([q_student], [q_teacher], segment_ids, key_mask, causal, window, allow_tf32)
-    gradient_q, gradient_k = _empty_gradient(q_student), _empty_gradient(k_student)
-    call.launch(
-        attention_backward_queries_kernel,
-        "attention_backward_queries",
-        _attention(*tensors, gradient_q, student_scale, teacher_scale),
-        weights,
-        units,
-    )
-    replace(call, heads=key_heads).launch(
-        attention_backward_keys_kernel,
-        "attention_backward_keys",
-        _attention(*tensors, gradient_k, student_scale, teacher_scale),
-        weights,
-        units,
-    )
-    return gradient_q, gradient_k
-
-
-@torch.library.register_fake(f"{_NAMESPACE}::attention_rows_backward")
-def _(
-    row_gradient_bht: Tensor,
-    sums: list[Tensor],
-    q_student: Tensor,
-    k_student: Tensor,
-    *_: object,
-) -> tuple[Tensor, Tensor]:
-    return _empty_gradient(q_student), _empty_gradient(k_student)
-
-
-def _save_attention(ctx: Any, inputs: tuple[Any, ...], output: RowSums) -> None:
-    sums = output[1:]
-    ctx.mark_non_differentiable(*sums)
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*sums, *inputs[:6])
-    ctx.settings = inputs[6:]
-
-
-def _differentiate_attention(
-    ctx: Any, row_gradient_bht: Tensor, *_: None
-) -> tuple[Tensor | None, ...]:
-    tensors = ctx.saved_tensors
-    gradient_q, gradient_k = _OPERATORS.attention_rows_backward(
-        row_gradient_bht, list(tensors[:_SUMS]), *tensors[_SUMS:], *ctx.settings
-    )
-    return (gradient_q, gradient_k, *[None] * 9)
-
-
-torch.library.register_autograd(
-    f"{_NAMESPACE}::attention_rows", _differentiate_attention, setup_context=_save_attention
-)
-
-
-torch.library.register_autograd(f"{_NAMESPACE}::attention_rows_backward", _refuse_second_derivative)
-
-
-def _hopper(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    segment_ids: Tensor | None,
-    key_mask: Tensor | None,
-    causal: bool,
-    window: int | None,
-) -> Any:
+def _hopper(inputs: _Inputs) -> Any:
     """The module of Hopper's kernels if they support this case, else None."""
+    students, teachers, segment_ids, key_mask, *_ = inputs
     device = students[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return None
     from . import hopper
 
     masked = segment_ids is not None or key_mask is not None
-    taken = hopper.supports(students, teachers, masked=masked, causal=causal, window=window)
+    taken = hopper.supports(
+        students, teachers, masked=masked, causal=inputs.causal, window=inputs.window
+    )
     return hopper if taken else None
 
 
@@ -454,15 +340,7 @@ class _Call:
     shape: Shape
 
     @staticmethod
-    def of(
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
-        segment_ids: Tensor | None,
-        key_mask: Tensor | None,
-        causal: bool,
-        window: int | None,
-        allow_tf32: bool,
-    ) -> _Call:
+    def of(inputs: _Inputs, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> _Call:
         """``students`` and ``teachers`` are the tensors whose tokens are rows."""
         student, teacher = students[0], teachers[0]
         batch, _, tokens, _ = student.shape
@@ -475,18 +353,18 @@ class _Call:
             device=student.device,
             element_bytes=max(student.element_size(), teacher.element_size()),
             head_bytes=tokens * (size_s * student.element_size() + size_t * teacher.element_size()),
-            masks=_masks(segment_ids, key_mask, student),
+            masks=_masks(inputs.segment_ids, inputs.key_mask, student),
             # A window that hides nothing would only cost time.
-            window=None if window is None or window >= tokens else window,
+            window=None if inputs.window is None or inputs.window >= tokens else inputs.window,
             shape=Shape(
-                causal=causal,
+                causal=inputs.causal,
                 block_m=0,
                 block_n=0,
                 block_ds=size_s,
                 block_dt=size_t,
                 whole_ds=all(x.shape[3] == size_s for x in students),
                 whole_dt=all(x.shape[3] == size_t for x in teachers),
-                precision="tf32" if allow_tf32 else "ieee",
+                precision="tf32" if inputs.allow_tf32 else "ieee",
             ),
         )
 
@@ -528,23 +406,17 @@ class _Call:
         )
 
 
-def _relations(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    student_scales: Sequence[float],
-    teacher_scales: Sequence[float],
-) -> tuple[Relation, ...]:
+def _relations(inputs: _Inputs, gradients: Sequence[Tensor]) -> tuple[Relation, ...]:
     relations: list[Relation] = []
     first_head = 0
-    for r, student in enumerate(students):
+    for r, student in enumerate(inputs.students):
         relations.append(
             Relation(
                 student=_operand(student),
-                teacher=_operand(teachers[r]),
+                teacher=_operand(inputs.teachers[r]),
                 gradient=_operand(gradients[r]),
-                student_scale=student_scales[r] * _LOG2_E,
-                teacher_scale=teacher_scales[r] * _LOG2_E,
+                student_scale=inputs.student_scales[r] * _LOG2_E,
+                teacher_scale=inputs.teacher_scales[r] * _LOG2_E,
                 first_head=first_head,
             )
         )
@@ -558,23 +430,16 @@ def _operand(x_bhtd: Tensor) -> Operand:
     return Operand(x_bhtd, batch_stride, head_stride, token_stride, x_bhtd.shape[3])
 
 
-def _attention(
-    q_student: Tensor,
-    k_student: Tensor,
-    q_teacher: Tensor,
-    k_teacher: Tensor,
-    gradient: Tensor,
-    student_scale: float,
-    teacher_scale: float,
-) -> Attention:
+def _attention(inputs: _Inputs, gradient: Tensor) -> Attention:
+    (q_student, k_student), (q_teacher, k_teacher) = inputs.students, inputs.teachers
     return Attention(
         q_student=_operand(q_student),
         k_student=_operand(k_student),
         q_teacher=_operand(q_teacher),
         k_teacher=_operand(k_teacher),
         gradient=_operand(gradient),
-        student_scale=student_scale * _LOG2_E,
-        teacher_scale=teacher_scale * _LOG2_E,
+        student_scale=inputs.student_scales[0] * _LOG2_E,
+        teacher_scale=inputs.teacher_scales[0] * _LOG2_E,
         student_group=q_student.shape[1] // k_student.shape[1],
         teacher_group=q_teacher.shape[1] // k_teacher.shape[1],
     )

@@ -30,11 +30,14 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     for scaling, method in cells:
         yield from _searches(grid, model, scaling, method, rows)
     # Untrained models are tested before any trained one, whose tests find theirs in the cache.
-    tested = dict.fromkeys([*kept_scalings(grid, model, rows), grid.floor])
-    yield from (Job("baseline", model, scaling) for scaling in tested)
+    kept = kept_scalings(grid, model, rows)
+    yield from (Job("baseline", model, scaling) for scaling in kept)
     searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
     yield from _wholes(grid, model, cells, searched, rows)
     yield from _finals(grid, model, rows)
+    # The floor keeps nothing, so that its test tells the least.
+    if grid.floor not in kept:
+        yield Job("baseline", model, grid.floor)
 
 
 def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:

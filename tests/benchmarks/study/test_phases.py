@@ -112,6 +112,12 @@ def test_every_phase_follows_from_the_one_before() -> None:
     assert budgets == {("a", "4M"), ("b", "1M")}
 
 
+def test_the_floor_is_tested_last() -> None:
+    tests = [row["scaling"] for row in played(grid(), score) if row.get("phase") == "baseline"]
+    assert tests == ["yarn", "linear"]
+    assert played(grid(), score)[-1]["scaling"] == "linear"
+
+
 def test_a_method_goes_on_while_others_are_searched() -> None:
     of = grid()
     rows: list[dict[str, Any]] = []
@@ -149,7 +155,7 @@ def test_what_diverged_is_never_chosen() -> None:
         if job.phase == "search" and job.params[RATE] == 3e-4:
             row["validation"] = None
         rows.append(row)
-    assert rows[-1]["phase"] == "final"
+    assert of_phase(rows, "final")
     assert 3e-4 not in [rate for _, _, rate, _ in of_phase(rows, "whole")]
 
 

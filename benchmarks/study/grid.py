@@ -16,7 +16,7 @@ from src.settings import strict
 
 Settings = tuple[str, ...]
 Params = Mapping[str, float]
-Phase = Literal["untrained", "search", "baseline", "whole", "final"]
+Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation"]
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,25 @@ class Method:
 
 
 @dataclass(frozen=True)
+class Ablation:
+    """A method's best settings with one part left out or changed.
+
+    Attributes:
+        label: its name in tables.
+        of: the method.
+        settings: of `src.train`, in place of the method's.
+        without: searched keys that are left out.
+        scaling: in place of the method's.
+    """
+
+    label: str
+    of: str
+    settings: Settings
+    without: Settings = ()
+    scaling: str | None = None
+
+
+@dataclass(frozen=True)
 class Grid:
     """The whole study.
 
@@ -77,6 +96,7 @@ class Grid:
         seeds: of the final runs; the search has the first.
         scalings_kept: how many scalings all methods are tried on.
         settings: of every training run.
+        ablations: by name; a name is not a method's.
     """
 
     models: Mapping[str, Model]
@@ -91,13 +111,21 @@ class Grid:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     scalings_kept: Annotated[int, Field(ge=1)]
     settings: Settings = ()
+    ablations: Mapping[str, Ablation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         named = {self.floor, *(s for m in self.methods.values() for s in m.scalings)}
+        named |= {about.scaling for about in self.ablations.values() if about.scaling}
         if unknown := named - self.scalings.keys():
             raise ValueError(f"scalings: {sorted(unknown)} are named and not listed")
         if len({len(method.points) for method in self.methods.values()}) > 1:
             raise ValueError("methods: all must have the same number of points, to be fair")
+        if both := self.methods.keys() & self.ablations.keys():
+            raise ValueError(f"ablations: {sorted(both)} are names of methods")
+
+    def trained(self, name: str) -> Method | Ablation:
+        """The method or the ablation of a name."""
+        return self.methods[name] if name in self.methods else self.ablations[name]
 
     @classmethod
     def load(cls, path: Path) -> Grid:
@@ -116,7 +144,7 @@ class Job:
     Attributes:
         phase: `untrained` and `baseline` train nothing; `baseline` and `final` are tested.
         model, scaling: names of the grid.
-        method: name of the grid; `untrained` where nothing is trained.
+        method: name of a method or an ablation; `untrained` where nothing is trained.
         budget: tokens; empty where nothing is trained.
         params: of the search.
         seed: of the run.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 from typing import Any
 from zlib import crc32
@@ -164,9 +164,26 @@ def _finals(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
             # Until its whole run has ended, a smaller budget is not known to be better.
             if row is not None and row["scaling"] in whole:
                 chosen[row["scaling"], method] = row
-    for seed in grid.seeds:
+    first, *others = grid.seeds
+    for seed in (first, *others):
         for (scaling, method), row in chosen.items():
             yield Job("final", model, scaling, method, row["budget"], row["params"], seed)
+        if seed == first:
+            yield from _ablations(grid, model, rows, chosen)
+
+
+def _ablations(
+    grid: Grid, model: str, rows: Sequence[Row], chosen: Mapping[tuple[str, str], Row]
+) -> Iterator[Job]:
+    """Ablations of methods whose best settings are known; nothing is searched or tested."""
+    for name, about in grid.ablations.items():
+        of = [row for (_, method), row in chosen.items() if method == about.of]
+        row = best(rows, of, grid.floor)
+        if row is None:
+            continue
+        params = {key: value for key, value in row["params"].items() if key not in about.without}
+        scaling = about.scaling or row["scaling"]
+        yield Job("ablation", model, scaling, name, row["budget"], params, grid.seeds[0])
 
 
 def _row(rows: Sequence[Row], job: Job) -> Row | None:

@@ -152,7 +152,7 @@ class Pool:
                 return ["-m", "src.train", f"resume={folder.path}"]
             # Later ones win: an experiment names a scaling.
             return [
-                *("-m", "src.train", *self.grid.methods[job.method].settings),
+                *("-m", "src.train", *self.grid.trained(job.method).settings),
                 *(*model.settings, *scaling, *self.grid.settings),
                 *(f"{key}={value:g}" for key, value in job.params.items()),
                 *(

@@ -17,6 +17,8 @@ from benchmarks.study.scores import Row, best, choice, parts_of, untrained
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
+# Phases whose runs a method's settings and budget are chosen from.
+CHOSEN_FROM = ("search", "whole")
 RULER = re.compile(r"ruler_(?P<task>.+)_(?P<length>\d+)")
 
 
@@ -214,7 +216,7 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     yield "| method | scaling | settings | budget | short | RULER | number | seconds | GiB |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
     for row in rows:
-        if row["model"] != model or row["phase"] not in ("search", "whole"):
+        if row["model"] != model or row["phase"] not in CHOSEN_FROM:
             continue
         peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
         shown = "diverged | | "
@@ -227,6 +229,28 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
+def ablation_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """A method's best run on validation, and the runs with a part left out."""
+    ablated = [row for row in rows if (row["phase"], row["model"]) == ("ablation", model)]
+    methods = dict.fromkeys(grid.ablations[row["method"]].of for row in ablated)
+    bests = [
+        best(rows, [r for r in rows if r["method"] == m and r["phase"] in CHOSEN_FROM], grid.floor)
+        for m in methods
+    ]
+    shown = [row for row in (*bests, *ablated) if row is not None]
+    tasks, lengths = shown[0]["validation"]["short"], shown[0]["validation"]["ruler"]
+    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    yield f"| run | scaling | tokens | {' | '.join(heads)} | number |"
+    yield "|---|---|--:|" + "--:|" * (len(heads) + 1)
+    for row in shown:
+        label = f"| {grid.trained(row['method']).label} | {row['scaling']} | {row['tokens']:,} |"
+        number = choice(rows, row, grid.floor)
+        if number is None:
+            yield f"{label}{' |' * len(heads)} diverged |"
+        else:
+            yield f"{label} {_values(row['validation'], tasks, lengths)} | {number:.3f} |"
+
+
 def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """RULER's tasks of validation, of all runs that have them, the largest number first."""
     mine = [r for r in rows if r["model"] == model and (r["validation"] or {}).get("tasks")]
@@ -235,7 +259,7 @@ def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Itera
     yield f"| method | settings | tokens | {' | '.join(map(_short_name, tasks))} |"
     yield "|---|---|--:|" + "--:|" * len(tasks)
     for row in ranked:
-        label = "untrained" if row["method"] == "untrained" else grid.methods[row["method"]].label
+        label = "untrained" if row["method"] == "untrained" else grid.trained(row["method"]).label
         cells = [f"{100 * row['validation']['tasks'][task]:.0f}" for task in tasks]
         yield (
             f"| {label} {row['scaling']} | {_settings(row)} | {row['budget'] or 0} "
@@ -273,6 +297,8 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             if any((r["validation"] or {}).get("tasks") for r in rows if r["model"] == model):
                 made[f"{model} validation tasks"] = list(validation_tasks_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
+        if "ablation" in phases:
+            made[f"{model} ablations"] = list(ablation_table(grid, model, rows))
         if any(row.get("test") for row in rows if row["model"] == model):
             compared = Comparison(grid, model, rows, folder)
             made[f"{model} comparison"] = list(compared.table())

@@ -118,6 +118,23 @@ def test_the_floor_is_tested_last() -> None:
     assert played(grid(), score)[-1]["scaling"] == "linear"
 
 
+def test_ablations_are_the_best_settings_with_a_part_changed() -> None:
+    about = {"of": "a", "settings": ["+experiment=cpt_long_32k"], "label": "less"}
+    of = grid(
+        ablations={
+            "without": {**about, "without": [RATE]},
+            "elsewhere": {**about, "scaling": "linear"},
+        }
+    )
+    rows = played(of, lambda job: 0.3 if job.phase == "ablation" else score(job))
+    [without, elsewhere] = [row for row in rows if row["phase"] == "ablation"]
+    final = next(row for row in rows if (row["phase"], row["method"]) == ("final", "a"))
+    assert (without["params"], without["scaling"]) == ({}, "yarn")
+    assert (elsewhere["params"], elsewhere["scaling"]) == (final["params"], "linear")
+    assert {without["budget"], elsewhere["budget"]} == {final["budget"]}
+    assert "test" not in without
+
+
 def test_a_method_goes_on_while_others_are_searched() -> None:
     of = grid()
     rows: list[dict[str, Any]] = []
@@ -163,6 +180,10 @@ def test_what_diverged_is_never_chosen() -> None:
     ("more", "message"),
     [
         ({"floor": "ntk"}, "are named and not listed"),
+        (
+            {"ablations": {"b": {"label": "l", "of": "a", "settings": []}}},
+            "are names of methods",
+        ),
         ({"methods": {"a": method(1e-4), "b": method(1e-4, 3e-4)}}, "the same number of points"),
         ({"methods": {"a": method(1.0)}}, "is outside"),
     ],

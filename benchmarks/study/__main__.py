@@ -9,12 +9,13 @@ from pathlib import Path
 
 import benchmarks.study
 from benchmarks.merging import commit_of
-from benchmarks.study import phases, tables
+from benchmarks.study import phases, pictures, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
+IMAGES = ROOT / "docs" / "images"
 RESULTS = ROOT / "benchmarks" / "results" / "study"
 
 
@@ -32,7 +33,9 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--jobs", type=int, default=1, help="runs at a time on each GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
-    made.add_argument("--docs", action="store_true", help="put the tables into the documents")
+    made.add_argument(
+        "--docs", action="store_true", help="put tables and pictures into the documents"
+    )
     made.add_argument("--plan", action="store_true", help="print what can be run next")
     made.add_argument("--commit", help="commit of the code, where there is no repository")
     return made
@@ -51,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         regions = tables.regions(grid, results.rows, results.folder)
         for document in DOCUMENTS:
             document.write_text(tables.fill(document, regions), encoding="utf-8")
+        pictures.draw(grid, results.rows, IMAGES)
         return
     if given.methods:
         grid = replace(

@@ -2,7 +2,7 @@
 
     make study                        all of it, resumed where it stopped
     make study QUICK=1                the same machinery on a tiny model, in minutes of a CPU
-    python -m benchmarks.study --time-limit 1500
+    python -m benchmarks.study --time-limit 1500 --models qwen2_5_coder_0_5b --jobs 3
     python -m benchmarks.study --plan                 what is still to be run
     python -m benchmarks.study --docs                 tables and figures from the results
 
@@ -12,6 +12,7 @@
 2. `search`: for every method the same number of settings at a small budget. The first ones are
    listed; Optuna proposes the others from their values.
 3. `whole`: a method's best settings at the whole budget. Half of the cells go on, by their search.
+   A model that is searched at its whole budget has no such runs.
 4. `final`: for every method its best cell, with several seeds, and only these runs are tested.
 
 Runs are chosen on validation by one number, the mean of two (`scores.py`):

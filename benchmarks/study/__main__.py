@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import benchmarks.study
@@ -29,6 +28,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--grid", type=Path, help="YAML file; default: grid.yaml beside the code")
     made.add_argument("--out", type=Path, help="folder of the results")
     made.add_argument("--work", type=Path, help="folder of the runs")
+    made.add_argument("--models", help="only these, separated by commas")
     made.add_argument("--methods", help="only these, separated by commas")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time on each GPU")
     made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
@@ -39,6 +39,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--plan", action="store_true", help="print what can be run next")
     made.add_argument("--commit", help="commit of the code, where there is no repository")
     return made
+
+
+def _names(given: str | None) -> list[str] | None:
+    return given.split(",") if given else None
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -56,10 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             document.write_text(tables.fill(document, regions), encoding="utf-8")
         pictures.draw(grid, results.rows, IMAGES)
         return
-    if given.methods:
-        grid = replace(
-            grid, methods={name: grid.methods[name] for name in given.methods.split(",")}
-        )
+    try:
+        grid = grid.only(_names(given.models), _names(given.methods))
+    except ValueError as error:
+        parser().error(str(error))
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,22 +17,8 @@ from src.settings import strict
 Settings = tuple[str, ...]
 Params = Mapping[str, float]
 Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation"]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A model with its text and target length.
-
-    Attributes:
-        settings: of `src.train` and `src.evaluate`.
-        native_window: in tokens.
-        validation, test: settings of the two evaluations.
-    """
-
-    settings: Settings
-    native_window: int
-    validation: Settings = ()
-    test: Settings = ()
+# What a model may have in place of the grid's.
+_IN_PLACE = ("search_budget", "budget", "proposed", "seeds", "headline")
 
 
 @dataclass(frozen=True)
@@ -83,15 +69,61 @@ class Ablation:
 
 
 @dataclass(frozen=True)
+class Change:
+    """What a model changes of a method.
+
+    Attributes:
+        settings: of `src.train`, added to the method's: lengths of blocks, for example.
+        points: in place of the method's.
+        scalings: that it is tried on, besides those that are kept.
+    """
+
+    settings: Settings = ()
+    points: tuple[Mapping[str, float], ...] | None = None
+    scalings: Settings = ()
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model with its text and target length, and what is its own in the study.
+
+    Attributes:
+        settings: of `src.train` and `src.evaluate`.
+        native_window: in tokens.
+        label: its name in headings.
+        validation, test: settings of the two evaluations.
+        scalings: names of the only ones that it is tried with; null: all.
+        methods: the only ones, in the order in which they run, with what it changes of them,
+            and without ablations; null: all as they are.
+        search_budget, budget, proposed, seeds, headline: in place of the grid's.
+    """
+
+    settings: Settings
+    native_window: int
+    label: str = ""
+    validation: Settings = ()
+    test: Settings = ()
+    scalings: Settings | None = None
+    methods: Mapping[str, Change] | None = None
+    search_budget: str | None = None
+    budget: str | None = None
+    proposed: Annotated[int, Field(ge=0)] | None = None
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    headline: Settings | None = None
+
+
+@dataclass(frozen=True)
 class Grid:
     """The whole study.
 
     Attributes:
-        models, scalings, methods: by name; a scaling is a list of settings.
+        models, scalings, methods: by name; a scaling is a list of settings. `of` gives what a
+            model has of them.
         floor: the scaling whose untrained model is the floor of the gap.
         rival: the method that the others' differences are from.
         headline: methods of the first table; their cells on the floor are shown too.
-        search_budget, budget: tokens, as `budget=` takes them.
+        search_budget, budget: tokens, as `budget=` takes them. If both are equal, the best of the
+            search are the finalists.
         proposed: settings that Optuna proposes after the listed points.
         seeds: of the final runs; the search has the first.
         scalings_kept: how many scalings all methods are tried on.
@@ -122,6 +154,70 @@ class Grid:
             raise ValueError("methods: all must have the same number of points, to be fair")
         if both := self.methods.keys() & self.ablations.keys():
             raise ValueError(f"ablations: {sorted(both)} are names of methods")
+        for name, about in self.models.items():
+            self._check(name, about)
+            if about.methods is not None or about.scalings is not None:
+                self.of(name)
+
+    def _check(self, model: str, about: Model) -> None:
+        """Refuse names of a model that the grid does not have."""
+        named = {
+            "scalings": (about.scalings or (), self.scalings),
+            "methods": (about.methods or (), self.methods),
+            "headline": (about.headline or (), self.methods),
+        }
+        for key, (names, known) in named.items():
+            if unknown := set(names) - known.keys():
+                raise ValueError(
+                    f"models.{model}.{key}: {sorted(unknown)} are named and not listed"
+                )
+
+    def only(self, models: Sequence[str] | None, methods: Sequence[str] | None) -> Grid:
+        """The study of some models and methods; None for all.
+
+        Raises:
+            ValueError: a name that the grid does not have.
+        """
+        asked = (("models", models, self.models), ("methods", methods, self.methods))
+        for key, names, known in asked:
+            if unknown := set(names or ()) - known.keys():
+                raise ValueError(
+                    f"--{key}={','.join(sorted(unknown))}: give some of {', '.join(known)}"
+                )
+        kept = self.methods if methods is None else {n: self.methods[n] for n in methods}
+
+        def narrowed(about: Model) -> Model:
+            own = about.methods and {n: c for n, c in about.methods.items() if n in kept}
+            shown = about.headline and tuple(n for n in about.headline if n in kept)
+            return replace(about, methods=own, headline=shown)
+
+        return replace(
+            self,
+            models={name: narrowed(self.models[name]) for name in models or self.models},
+            methods=kept,
+        )
+
+    def of(self, model: str) -> Grid:
+        """The study of one model, with what is its own."""
+        about = self.models[model]
+        own: dict[str, Any] = {
+            key: value for key in _IN_PLACE if (value := getattr(about, key)) is not None
+        }
+        if about.scalings is not None:
+            own["scalings"] = {name: self.scalings[name] for name in about.scalings}
+        if about.methods is not None:
+            own["ablations"] = {}
+            own["methods"] = {
+                name: replace(
+                    self.methods[name],
+                    settings=(*self.methods[name].settings, *change.settings),
+                    points=change.points or self.methods[name].points,
+                    scalings=change.scalings,
+                )
+                for name, change in about.methods.items()
+            }
+        nothing = dict.fromkeys(("scalings", "methods", *_IN_PLACE))
+        return replace(self, models={model: replace(about, **nothing)}, **own)
 
     def trained(self, name: str) -> Method | Ablation:
         """The method or the ablation of a name."""

@@ -18,7 +18,8 @@ from benchmarks.study.scores import Row, best, choice, untrained
 def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
     """Jobs whose results are missing and that can be run now, the most telling ones first."""
     for model in grid.models:
-        yield from (job for job in _of_model(grid, model, rows) if not _row(rows, job))
+        jobs = _of_model(grid.of(model), model, rows)
+        yield from (job for job in jobs if not _row(rows, job))
 
 
 def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
@@ -34,7 +35,7 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     yield from (Job("baseline", model, scaling) for scaling in kept)
     searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
     yield from _wholes(grid, model, cells, searched, rows)
-    yield from _finals(grid, model, rows)
+    yield from _finals(grid, model, searched, rows)
     # The floor keeps nothing, so that its test tells the least.
     if grid.floor not in kept:
         yield Job("baseline", model, grid.floor)
@@ -123,7 +124,10 @@ def _wholes(
     """Best settings at the whole budget: each method's best cell, the floor's, and the upper half.
 
     A method goes on when all its cells are searched, so that no GPU waits for the slowest search.
+    Searches at the whole budget are whole runs already.
     """
+    if grid.budget == grid.search_budget:
+        return
     bests = {cell: _best_search(grid, model, cell, rows) for cell in searched}
     numbers = {
         cell: number
@@ -149,7 +153,9 @@ def _best_search(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[R
     return best(rows, [row for job in jobs if (row := _row(rows, job))], grid.floor)
 
 
-def _finals(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
+def _finals(
+    grid: Grid, model: str, searched: Sequence[tuple[str, str]], rows: Sequence[Row]
+) -> Iterator[Job]:
     """Each method's best settings, and the floor's, with all seeds: all methods at the first seed.
 
     The budget is one of the settings: a method's whole run stands beside its searches.
@@ -159,6 +165,8 @@ def _finals(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     for method in grid.methods:
         mine = [row for row in trained if row["method"] == method]
         whole = {row["scaling"] for row in mine if row["phase"] == "whole"}
+        if grid.budget == grid.search_budget:
+            whole = {scaling for scaling, of in searched if of == method}
         for group in (mine, [row for row in mine if row["scaling"] == grid.floor]):
             row = best(rows, group, grid.floor)
             # Until its whole run has ended, a smaller budget is not known to be better.

@@ -138,8 +138,8 @@ class Pool:
 
         A run that was cut off is resumed.
         """
-        model, folder = self.grid.models[job.model], RunFolder(self.work / job.run)
-        scaling = self.grid.scalings[job.scaling]
+        grid, folder = self.grid.of(job.model), RunFolder(self.work / job.run)
+        model, scaling = grid.models[job.model], grid.scalings[job.scaling]
         if job.method == "untrained":
             split = "validation" if job.phase == "untrained" else "test"
             if scores.evaluated(folder.evals, "native", split):
@@ -152,8 +152,8 @@ class Pool:
                 return ["-m", "src.train", f"resume={folder.path}"]
             # Later ones win: an experiment names a scaling.
             return [
-                *("-m", "src.train", *self.grid.trained(job.method).settings),
-                *(*model.settings, *scaling, *self.grid.settings),
+                *("-m", "src.train", *grid.trained(job.method).settings),
+                *(*model.settings, *scaling, *grid.settings),
                 *(f"{key}={value:g}" for key, value in job.params.items()),
                 *(
                     f"budget={job.budget}",
@@ -205,7 +205,8 @@ class Pool:
         row["at_once"] = self._jobs
         self.results.add(row, items)
         # The best of the whole runs are tested later; a model can be trained again from its row.
-        kept = {folder.export()} if job.phase == "whole" else set()
+        whole = job.phase != "final" and job.budget == self.grid.of(job.model).budget
+        kept = {folder.export()} if whole else set()
         for bulk in {folder.checkpoints, *folder.path.glob("export*")} - kept:
             shutil.rmtree(bulk, ignore_errors=True)
         value = "evaluated"

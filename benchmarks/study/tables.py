@@ -233,9 +233,10 @@ def ablation_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
     """A method's best run on validation, and the runs with a part left out."""
     ablated = [row for row in rows if (row["phase"], row["model"]) == ("ablation", model)]
     methods = dict.fromkeys(grid.ablations[row["method"]].of for row in ablated)
+    chosen_from = [r for r in rows if r["model"] == model and r["phase"] in CHOSEN_FROM]
     bests = [
-        best(rows, [r for r in rows if r["method"] == m and r["phase"] in CHOSEN_FROM], grid.floor)
-        for m in methods
+        best(rows, [row for row in chosen_from if row["method"] == method], grid.floor)
+        for method in methods
     ]
     shown = [row for row in (*bests, *ablated) if row is not None]
     tasks, lengths = shown[0]["validation"]["short"], shown[0]["validation"]["ruler"]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -124,13 +124,14 @@ class SampleStore:
             ),
         )
 
-    def prepare(self, wanted: Sequence[tuple[str, int]], number: int) -> None:
+    def prepare(self, wanted: Sequence[tuple[str, int]], numbers: Mapping[int, int]) -> None:
         """Make samples of several tasks and lengths at once, in several processes if that pays.
 
+        `numbers` says how many a task has at each length.
         Samples that cannot be made are left out; `samples` says why.
         """
-        missing = [pair for pair in wanted if not self._made(*pair, number)]
-        tokens = sum(length * number for _, length in missing)
+        missing = [pair for pair in wanted if not self._made(*pair, numbers[pair[1]])]
+        tokens = sum(length * numbers[length] for _, length in missing)
         workers = min(len(missing), len(os.sched_getaffinity(0)), MOST_WORKERS)
         if workers < 2 or tokens < WORTH_PROCESSES:
             return
@@ -140,17 +141,18 @@ class SampleStore:
             ProcessPoolExecutor(
                 workers, get_context("spawn"), initializer=_begin, initargs=(self,)
             ) as pool,
-            meter("making RULER samples", len(missing) * number) as progress,
+            meter("making RULER samples", sum(numbers[n] for _, n in missing)) as progress,
         ):
             parts = [
                 [
-                    pool.submit(_part, task, length, start, min(start + size, number))
-                    for start in range(0, number, size)
+                    pool.submit(_part, task, length, start, min(start + size, numbers[length]))
+                    for start in range(0, numbers[length], size)
                 ]
                 for task, length in missing
                 for size in [max(1, PART_TOKENS // length)]
             ]
             for (task, length), futures in zip(missing, parts, strict=True):
+                number = numbers[length]
                 with suppress(RulerError):
                     self._get(self.file(task, length), number, partial(_joined, futures))
                 progress.advance(number)

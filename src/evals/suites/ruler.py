@@ -35,7 +35,8 @@ class RulerSuite(ProbeSuite):
         lengths: in tokens, prompt and answer together; null for 4K, 8K, 16K and 32K, up to the
             largest window of a model.
         tasks: names; a repeated name counts once; null for all thirteen.
-        samples: of each task at each length, in both halves together.
+        samples: of each task at each length, in both halves together; or one number for each of
+            `lengths`.
         material: sources of prose, words and questions.
         retrieval: how the native model reads prompts longer than its window; null: not at all.
         seed: of the samples and of the bootstrap.
@@ -47,7 +48,7 @@ class RulerSuite(ProbeSuite):
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     tasks: tuple[str, ...] | None = None
-    samples: Count = 100
+    samples: Count | tuple[Count, ...] = 100
     material: MaterialConfig = MATERIAL
     retrieval: RetrievalConfig | None = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -59,13 +60,20 @@ class RulerSuite(ProbeSuite):
     name: ClassVar[str] = "ruler"
     record: ClassVar[type[RulerResults]] = RulerResults
 
+    def __post_init__(self) -> None:
+        if isinstance(self.samples, tuple) and len(self.samples) != len(self.lengths or ()):
+            raise ValueError(
+                f"samples={list(self.samples)}: give one number, or `lengths` beside it and a "
+                "number for each of them"
+            )
+
     def probes(
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """A probe for each task and length."""
         lengths = chosen_lengths(self.lengths, readers, failures)
         store = SampleStore(evaluation.tokenizer, self.material, self.seed)
-        number = number_of(self.samples, self.limit, self.split)
+        numbers = self._numbers(lengths)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
         for task in tasks:
             try:
@@ -74,11 +82,11 @@ class RulerSuite(ProbeSuite):
                 failures[f"ruler_{task}"] = str(error)
         asked = [(task, length) for task in tasks if task in ALL_TASKS for length in lengths]
         if evaluation.is_main:
-            store.prepare(asked, number)
+            store.prepare(asked, numbers)
         evaluation.agreed(None)  # the others wait for the files
         samples = made(
             (
-                (f"ruler_{task}_{length}", partial(store.samples, task, length, number))
+                (f"ruler_{task}_{length}", partial(store.samples, task, length, numbers[length]))
                 for task, length in asked
             ),
             failures,
@@ -87,6 +95,14 @@ class RulerSuite(ProbeSuite):
             ((n, partial(half_of, each, self.split)) for n, each in samples.items()), failures
         )
         return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
+
+    def _numbers(self, lengths: Sequence[int]) -> dict[int, int]:
+        """How many samples a task has at each length, in both halves together."""
+        if isinstance(self.samples, tuple):
+            by_length = dict(zip(self.lengths or (), self.samples, strict=True))
+        else:
+            by_length = dict.fromkeys(lengths, self.samples)
+        return {n: number_of(by_length[n], self.limit, self.split) for n in lengths}
 
     def note(self, item: Sample) -> Mapping[str, Any]:
         """A sample's references and depth."""

@@ -44,6 +44,11 @@ def grid(**more: Any) -> Grid:
     return load_plain(Grid, plain | more)
 
 
+def own(**more: Any) -> dict[str, Any]:
+    """A model with something of its own."""
+    return {"models": {"m": {"settings": [], "native_window": 8192, **more}}}
+
+
 def values(short: float, ruler: float) -> dict[str, Any]:
     return {"short": {"lambada": short}, "ruler": {"4096": ruler, "16384": ruler}}
 
@@ -154,6 +159,57 @@ def test_half_of_the_cells_stop_after_the_search() -> None:
     assert ("linear", "a") not in kept, "the worst of four"
 
 
+def test_a_model_has_its_own_study() -> None:
+    changed = {"settings": ["x=1"], "points": [{RATE: 3e-5}]}
+    two = {
+        "m": {"settings": [], "native_window": 8192},
+        "n": {
+            "settings": [],
+            "native_window": 32768,
+            "scalings": ["linear", "yarn"],
+            "methods": {"b": changed},
+            "proposed": 0,
+            "seeds": [4, 5],
+            "search_budget": "2M",
+            "budget": "2M",
+            "headline": ["b"],
+        },
+    }
+    of = grid(models=two, scalings={k: [f"rope={k}"] for k in ("linear", "yarn", "ntk")})
+    second = of.of("n")
+    assert second.methods["b"].settings == ("+experiment=cpt_long_32k", "x=1")
+    assert second.methods["b"].scalings == (), "not the floor, unless it says so"
+    assert (list(second.scalings), second.headline) == (["linear", "yarn"], ("b",))
+    assert (list(of.of("m").methods), of.of("m").budget) == (["a", "b"], "4M")
+
+    def by_method(job: Job) -> float:
+        return {"linear": 0.1, "yarn": 0.4, "ntk": 0.2}[job.scaling]
+
+    rows = [row for row in played(of.only(["n"], None), by_method) if row["model"] == "n"]
+    assert [(r["phase"], r["scaling"], r["budget"], r["seed"]) for r in rows] == [
+        ("untrained", "linear", "", 0),
+        ("untrained", "yarn", "", 0),
+        ("search", "yarn", "2M", 4),
+        # No whole run: the search had the whole budget.
+        ("baseline", "yarn", "", 0),
+        ("final", "yarn", "2M", 4),
+        ("final", "yarn", "2M", 5),
+        ("baseline", "linear", "", 0),
+    ]
+    assert Job(**{k: rows[2][k] for k in vars(Job("search", "n", "yarn"))}).run in (
+        Job(**{k: rows[4][k] for k in vars(Job("search", "n", "yarn"))}).name
+    ), "the first final is the searched run"
+
+
+def test_a_call_may_name_models_and_methods() -> None:
+    of = grid(models={"m": {"settings": [], "native_window": 1}} | own()["models"])
+    assert list(of.only(None, ["b"]).of("m").methods) == ["b"]
+    narrow = grid(**own(methods={"a": {}, "b": {}}, headline=["a", "b"])).only(["m"], ["b"])
+    assert (list(narrow.of("m").methods), narrow.of("m").headline) == (["b"], ("b",))
+    with pytest.raises(ValueError, match="--models=x: give some of m"):
+        of.only(["x"], None)
+
+
 def test_a_proposal_follows_from_the_values() -> None:
     about = grid().methods["a"]
     known = [({RATE: 1e-4}, 0.2), ({RATE: 3e-4}, 0.4), ({RATE: 1e-3}, None)]
@@ -186,6 +242,12 @@ def test_what_diverged_is_never_chosen() -> None:
         ),
         ({"methods": {"a": method(1e-4), "b": method(1e-4, 3e-4)}}, "the same number of points"),
         ({"methods": {"a": method(1.0)}}, "is outside"),
+        (own(scalings=["ntk"]), r"models.m.scalings: \['ntk'\] are named and not listed"),
+        (own(methods={"c": {}}), r"models.m.methods: \['c'\]"),
+        (own(headline=["c"]), r"models.m.headline: \['c'\]"),
+        (own(methods={"a": {"points": [{RATE: 1.0}]}}), "is outside"),
+        (own(methods={"a": {"points": [{RATE: 1e-4}]}, "b": {}}), "the same number of points"),
+        (own(methods={"a": {"scalings": ["ntk"]}}), "are named and not listed"),
     ],
 )
 def test_a_grid_that_is_unfair_or_unclear_is_refused(more: dict[str, Any], message: str) -> None:
@@ -197,14 +259,18 @@ def test_a_grid_that_is_unfair_or_unclear_is_refused(more: dict[str, Any], messa
 def test_every_run_of_the_grids_composes(
     name: str, compose_plain: Callable[..., dict[str, Any]]
 ) -> None:
-    of = Grid.load(ROOT / "benchmarks" / "study" / f"{name}.yaml")
-    model = next(iter(of.models.values()))
-    for about in of.methods.values():
-        point = [f"{key}={value:g}" for key, value in about.points[0].items()]
-        settings = [*about.settings, *model.settings, *of.scalings["yarn"], *of.settings, *point]
-        plain = compose_plain(*settings, "eval=validation", *model.validation)
-        assert plain["rope"]["type"] == "yarn"
-    compose_plain("run=R", "eval=test", *model.test, name="evaluate")
+    whole = Grid.load(ROOT / "benchmarks" / "study" / f"{name}.yaml")
+    for of in map(whole.of, whole.models):
+        [model] = of.models.values()
+        for about in of.methods.values():
+            point = [f"{key}={value:g}" for key, value in about.points[0].items()]
+            settings = [*about.settings, *model.settings, *of.scalings["yarn"], *of.settings]
+            plain = compose_plain(*settings, *point, f"budget={of.search_budget}")
+            assert plain["rope"]["type"] == "yarn"
+            assert plain["model"]["native_window"] == model.native_window
+        for split in ("validation", "test"):
+            asked = model.validation if split == "validation" else model.test
+            compose_plain("run=R", f"eval={split}", *asked, name="evaluate")
     for split in ("validation", "test"):
         suites = yaml.safe_load((ROOT / f"conf/eval/{split}.yaml").read_text())
         assert [suites[suite]["split"] for suite in ("short", "ruler")] == [split, split]

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,21 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert by_task[0] == "| method | settings | tokens | single_1 1K | single_1 2K |"
     assert len(by_task) == 2 + 2 + 3 + 2, "untrained, searched and whole, final"
     assert "| Long-CPT yarn | cpt.lr 0.001 | 16384 | 70 | 70 |" in by_task
+
+
+def test_searches_at_the_whole_budget_are_tested_as_they_are(play: Play, tmp_path: Path) -> None:
+    grid = Grid.load(GRID)
+    results = Results(tmp_path / "results", None)
+    pool = Pool(replace(grid, budget=grid.search_budget), results, tmp_path / "work", start=play)
+    pool.run()
+    assert Counter(row["phase"] for row in results.rows) == {
+        "untrained": 2,
+        "search": 2,
+        "baseline": 2,
+        "final": 2,
+    }
+    trained = [command for command in play.commands if command[1] == "src.train"]
+    assert len(trained) == 3, "two searched, and the better one with the second seed"
 
 
 def play_name(row: dict[str, Any]) -> str:

@@ -105,10 +105,10 @@ def test_many_samples_are_made_in_processes_and_are_the_same(
 
     wanted = [("vt", 2048), ("fwe", 2048), ("vt", 100)]
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda process: {0, 1})
-    store(tmp_path / "none", byte_tokenizer).prepare(wanted, 1)
+    store(tmp_path / "none", byte_tokenizer).prepare(wanted, {2048: 1, 100: 1})
     assert not list(tmp_path.glob("none/*.jsonl"))
     monkeypatch.setattr(module, "WORTH_PROCESSES", 1)
-    store(tmp_path / "pool", byte_tokenizer).prepare(wanted, 2)
+    store(tmp_path / "pool", byte_tokenizer).prepare(wanted, {2048: 2, 100: 2})
     for task in ("vt", "fwe"):
         alone = store(tmp_path / "alone", byte_tokenizer)
         alone.samples(task, 2048, 2)

@@ -637,28 +637,50 @@ def load(path: Path) -> list[Measurement]:
     return [Measurement(**entry) for entry in held]
 
 
-def write(path: Path, measurements: Sequence[Measurement]) -> None:
+def whole_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of `benchmarks.whole` that a result file holds."""
+    if not path.is_file():
+        return []
+    return json.loads(path.read_text(encoding="utf-8")).get("whole", [])
+
+
+def _whole_key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(row.get(k) for k in ("name", "model", "case", "stage", "ranks", "device"))
+
+
+def write(
+    path: Path, measurements: Sequence[Measurement], whole: Sequence[dict[str, Any]] = ()
+) -> None:
     """Write the result file, and print what is missing from its rows.
 
     The newest of measurements of the same case, model, ranks and device stays.
+
+    Args:
+        path: the file; rows of whole runs that it holds stay in it.
+        measurements: of steps.
+        whole: new rows of whole runs.
     """
+    runs = list({_whole_key(row): row for row in [*whole_rows(path), *whole]}.values())
     newest = {m.key: m for m in measurements}
     order = list(CASES)
     kept = sorted(
         newest.values(),
         key=lambda m: (m.device, m.settings["model"], order.index(m.case), m.ranks),
     )
+    where = [(m.versions, m.device, m.commit) for m in kept]
+    where += [(row["versions"], row["device"], row["commit"]) for row in runs]
     missing = notes(kept)
     for note in missing:
         print(f"note: {note}", flush=True)
     result = {
-        "device": ", ".join(dict.fromkeys(m.device for m in kept)),
-        "versions": _common([m.versions for m in kept]),
-        "commit": _common([m.commit for m in kept]),
+        "device": ", ".join(dict.fromkeys(d for _, d, _ in where)),
+        "versions": _common([versions for versions, _, _ in where]),
+        "commit": _common([commit for _, _, commit in where]),
         "command": f"python -m benchmarks.step --cases {','.join(m.case for m in kept)}",
         "script": "python -m benchmarks.step",
-        "rows": rows(kept),
+        "rows": [*rows(kept), *runs],
         "notes": missing,
+        "whole": runs,
         "measurements": [asdict(m) for m in kept],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -774,7 +796,8 @@ def main() -> None:
         return
     if given.merge:
         held = [m for path in given.merge for m in load(path)]
-        write(given.out, [*load(given.out), *held])
+        runs = [row for path in given.merge for row in whole_rows(path)]
+        write(given.out, [*load(given.out), *held], runs)
         return
     if given.replan:
         write(given.out, [replanned(m) for m in load(given.out)])

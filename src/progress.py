@@ -26,6 +26,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rounded % 60:02d} s" if minutes else f"{seconds:.1f} s"
 
 
+class Laps:
+    """Seconds of parts that follow each other, by name."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def end(self, part: str) -> None:
+        """End a part; the next one begins."""
+        now = time.perf_counter()
+        self.seconds[part] = round(now - self._since, 3)
+        self._since = now
+
+
 class Meter:
     """The progress of a piece of work. `advance` may carry a note, such as the latest loss."""
 

@@ -70,8 +70,8 @@ def _app(composed: DictConfig) -> None:
         show(plan.make(settings, world_size=size), settings, Console())
         return
     # Imported here because torch takes seconds to load, and the plan does without it.
-    from src.training import start
-
+    with launch.uncollected():
+        from src.training import start
     start.train(settings, world)
 
 

@@ -33,6 +33,7 @@ from src.data.documents import DataError, Document
 from src.data.hub import hub_identity
 from src.data.patterns import matches_any, refuse_idle_patterns
 from src.data.reading import read_source
+from src.data.survey import survey
 from src.data.tokenization import (
     chat_template,
     token_dtype,
@@ -57,9 +58,9 @@ def prepare_corpus(
 ) -> Corpus:
     """Read, tokenize and cache a corpus, or load it if the cache holds it.
 
-    Local and packaged texts are read at every call, since their content is part of the cache's
-    key. A hub source is read only to be tokenized. Several processes may call this at once: one
-    tokenizes, the others wait.
+    Local texts are read at every call, since their content is part of the cache's key; packaged
+    ones where they were not read before. A hub source is read only to be tokenized. Several
+    processes may call this at once: one tokenizes, the others wait.
 
     Args:
         config: sources and splits.
@@ -166,14 +167,14 @@ class _Survey:
         self.held_out = tuple(glob.escape(name) for name in chosen)
 
     def _read(self, label: str, source: Source, split: Split, patterns: Sequence[str]) -> None:
-        before = len(self.names)
-        for document in read_source(source):
+        documents = survey(source)
+        for document in documents:
             self.names.append(document.name)
-            self.sizes.append(len(document.text))
-            self.characters += len(document.text)
+            self.sizes.append(document.characters)
+            self.characters += document.characters
             split_here = _split(document.name, split, patterns)
-            self.entries.append([document.name, _text_hash(document), split_here])
-        if len(self.names) == before:
+            self.entries.append([document.name, document.sha256, split_here])
+        if not documents:
             raise DataError(f"source {label!r} holds no text: all its documents are empty")
 
 

@@ -159,6 +159,7 @@ class _Run:
         self.schedules = {n: StageSchedule(s) for n, s in config.recipe.training.items()}
         self.seconds_before = float(folder.record()["seconds"])
         self.began = time.perf_counter()
+        self.saving = 0.0  # seconds of the stage's saves
 
     def train(self) -> None:
         """Train all unfinished stages."""
@@ -215,6 +216,7 @@ class _Run:
         training = time.perf_counter()
         watch = Watch(line for line in self.folder.metrics() if line["stage"] == name)
         loop = stage.stage_run(config, planned, engines, data.blocks[name], self.world, watch)
+        self.saving = 0.0
         with signals.deferred() as asked:
             loop.train(
                 start,
@@ -241,6 +243,7 @@ class _Run:
             seconds = {
                 "build_seconds": training - building,
                 "seconds": done - training,
+                "save_seconds": self.saving,
                 "export_seconds": done - exporting,
             }
             self._record_stage(name, seconds | peak)
@@ -347,7 +350,9 @@ class _Run:
             self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
         if record.stops or self._saves_after(name, record.step):
             position = Position(step, name, record.step, tokens, self.world.size)
+            began = time.perf_counter()
             checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
+            self.saving += time.perf_counter() - began
             if self.world.is_main:
                 self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
 

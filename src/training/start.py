@@ -27,6 +27,7 @@ from src.planning.advice import check_fits
 from src.planning.checks import check_launch, check_machine
 from src.planning.devices import uses_cuda
 from src.planning.printing import show, show_texts
+from src.progress import Laps
 from src.run_folder import (
     LOCK,
     RunFolder,
@@ -73,14 +74,16 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
         resume(path, world)
         return path
     if world is None:
-        new = _prepare(settings, settings.launch.nproc, command)
+        with launch.uncollected(freezes=True):
+            new = _prepare(settings, settings.launch.nproc, command)
         with _held(new.path):
             _run_here(new.settings, new.create())
         return new.path
     with launch.joined(world, cuda=uses_cuda(settings.engine.device)), ExitStack() as held:
         path = None
         if world.is_main:
-            new = _prepare(settings, world.size, command)
+            with launch.uncollected(freezes=True):
+                new = _prepare(settings, world.size, command)
             held.enter_context(_held(new.path))
             path = new.create().path
         path = _agree(path)
@@ -141,7 +144,8 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
             chosen, skipped = checkpoint.verified(folder)
             for said in (*restored, *skipped, _going_on(folder, chosen, size)):
                 print(said, file=sys.stderr)
-            data = _preflight(settings)
+            with launch.uncollected(freezes=True):
+                data = _preflight(settings, Laps())
             if data.fingerprints() != folder.record()["data_fingerprint"]:
                 raise ConfigError(
                     f"data: the texts or the tokenizer are no longer those that {run_dir} began "
@@ -250,12 +254,14 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
     """Check everything that can be checked without loading a model."""
     path = Path(settings.run_dir or Path("outputs") / settings.experiment / new_run_id())
     check_unused(path)
+    laps = Laps()
     made = plan.make(settings, world_size=world_size)
     show(made, settings, Console(stderr=True))
     check_fits(made, settings)
+    laps.end("plan")
     # A run that resumes, maybe elsewhere, keeps the engines that its checkpoints are of.
     accepted = replace(settings, run_dir=str(path), resume=None, engine=made.engine)
-    data = _preflight(accepted)
+    data = _preflight(accepted, laps)
     show_texts(data.use, Console(stderr=True))
     recorded = any(stage.graphs for stage in made.stages) and settings.engine.cuda_graphs == "auto"
     if recorded and any(b.packed for streams in data.blocks.values() for b in streams.values()):
@@ -277,6 +283,7 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
         "corpus": data.corpus.key,
         "data_fingerprint": data.fingerprints(),
         "texts": data.use.record(),
+        "start_seconds": laps.seconds,
         **git_state(ROOT),
     }
     return _NewRun(path, accepted, record)
@@ -295,7 +302,7 @@ def _run_id(settings: RunConfig, path: Path) -> str:
     return new_run_id() if settings.run_dir else path.name
 
 
-def _preflight(settings: RunConfig) -> texts.Data:
+def _preflight(settings: RunConfig, laps: Laps) -> texts.Data:
     """Fetch or find the model and the text; refuse too little text."""
     check_machine(settings)
     if settings.engine.student.offload_optimizer:
@@ -315,11 +322,14 @@ def _preflight(settings: RunConfig) -> texts.Data:
     if settings.export.gguf:
         check_tokenizer(settings.model, resolved_shape(settings.model))
     check_student(settings.model, settings.student)
+    laps.end("model")
     data = texts.prepare_data(settings)
     check_ids(settings.model, data.corpus.largest_id)
+    laps.end("texts")
     interim.check(settings, data.corpus)
     if refused := running.problems(settings):
         raise ConfigError("\n".join(refused))
+    laps.end("evaluation")
     return data
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,8 @@ class Part:
 def write(path: Path, parts: Iterable[Part]) -> FileDigest:
     """Write parts as a safetensors file, flush it, and return its digest, hashed on the way.
 
-    Tensors leave the device one by one, so the host needs the memory of the largest.
+    Tensors leave the device one by one: while one is hashed in a thread, it is written and the next
+    one is fetched. So the host needs the memory of the two largest.
     """
     parts = list(parts)
     entries: dict[str, Any] = {}
@@ -64,11 +66,16 @@ def write(path: Path, parts: Iterable[Part]) -> FileDigest:
         }
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
+    header = len(header).to_bytes(8, "little") + header
     digest = hashlib.sha256()
-    with path.open("wb") as file:
-        for piece in (len(header).to_bytes(8, "little"), header, *map(_bytes_of, parts)):
+    with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
+        hashed = hashing.submit(digest.update, header)
+        file.write(header)
+        for piece in map(_bytes_of, parts):
+            hashed.result()
+            hashed = hashing.submit(digest.update, piece)
             file.write(piece)
-            digest.update(piece)
+        hashed.result()
         file.flush()
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}

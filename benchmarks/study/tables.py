@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.study import further
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
 from benchmarks.study.scores import Row, best, choice, parts_of, untrained
@@ -193,7 +194,7 @@ def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     top = best(rows, known, grid.floor)
     shown = [r for r in known if r is top or r["scaling"] == grid.floor]
     trained = [r for r in rows if r["model"] == model and r["phase"] in ("search", "whole")]
-    for method in grid.headline:
+    for method in grid.of(model).headline:
         mine = [row for row in trained if row["method"] == method]
         of_floor = [row for row in mine if row["scaling"] == grid.floor]
         for row in (best(rows, of_floor, grid.floor), best(rows, mine, grid.floor)):
@@ -300,7 +301,8 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if "ablation" in phases:
             made[f"{model} ablations"] = list(ablation_table(grid, model, rows))
-        if any(row.get("test") for row in rows if row["model"] == model):
+        tested = [row["method"] for row in rows if row["model"] == model and row.get("test")]
+        if "untrained" in tested:  # a call may end while the native model is tested
             compared = Comparison(grid, model, rows, folder)
             made[f"{model} comparison"] = list(compared.table())
             rival = grid.methods[grid.rival].label
@@ -308,7 +310,7 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
                 made[f"{model} differences"] = list(compared.against(rival))
             made[f"{model} tasks"] = list(compared.by_task())
             made[f"{model} goals"] = list(compared.goals(about.native_window))
-    return made
+    return made | further.regions(grid, made)
 
 
 def _items(folder: Path, name: str) -> Items:

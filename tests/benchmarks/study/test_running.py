@@ -298,13 +298,16 @@ def test_regions_of_a_document(tmp_path: Path) -> None:
 
 def test_the_documents_hold_the_tables_of_the_results() -> None:
     results = Results(RESULTS, None)
-    made = tables.regions(Grid.load(GRID.with_name("grid.yaml")), results.rows, RESULTS)
+    grid = Grid.load(GRID.with_name("grid.yaml"))
+    made = tables.regions(grid, results.rows, RESULTS)
     assert made
     for document in DOCUMENTS:
         text = document.read_text(encoding="utf-8")
         assert tables.fill(document, made) == text, "python -m benchmarks.study --docs"
     pages = "".join(document.read_text(encoding="utf-8") for document in DOCUMENTS)
-    assert all(f"<!-- study: {name} -->" in pages for name in made)
+    later = list(grid.models)[1:]
+    one_by_one = [n for n in made if not n.startswith(tuple(f"{model} " for model in later))]
+    assert all(f"<!-- study: {name} -->" in pages for name in one_by_one)
 
 
 def test_the_plan_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

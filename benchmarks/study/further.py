@@ -1,0 +1,69 @@
+"""What pages say of every model beyond the grid's first: its tables under headings.
+
+The first model's tables stand in the text of README.md and docs/study.md, one by one. A further
+model's appear when it has rows, all at once, so that a new entry of the grid needs no new text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from benchmarks.study.grid import Grid
+
+Tables = Mapping[str, Sequence[str]]
+_SECTIONS = {
+    "comparison": "Test half, in percent with 95% intervals. RULER has all 13 tasks:",
+    "differences": "Minus {rival}, in points; bold is more than noise:",
+    "goals": "In percent of the native model:",
+    "tasks": "RULER by task:",
+    "first": "Validation half, each method's best run:",
+    "untrained": "Validation half, every scaling without training:",
+    "search": "Every search and whole run:",
+    "ablations": "With a part left out, validation half:",
+}
+
+
+def regions(grid: Grid, tables: Tables) -> dict[str, list[str]]:
+    """The regions of further models, by name; empty without rows.
+
+    Args:
+        grid: the whole study.
+        tables: of all models, by `MODEL TABLE`.
+    """
+    later = list(grid.models)[1:]
+    return {
+        "further first": [line for model in later for line in _answer(grid, model, tables)],
+        "further models": [line for model in later for line in _whole(grid, model, tables)],
+    }
+
+
+def _heading(grid: Grid, model: str) -> str:
+    return grid.models[model].label or model
+
+
+def _answer(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
+    """The table that answers first: what was tested, and before that what was validated."""
+    for kind in ("comparison", "first"):
+        if f"{model} {kind}" in tables:
+            yield ""
+            yield f"{_heading(grid, model)}. {_SECTIONS[kind]}"
+            yield ""
+            yield from tables[f"{model} {kind}"]
+            return
+
+
+def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
+    there = {kind: t for kind in _SECTIONS if (t := tables.get(f"{model} {kind}"))}
+    if not there:
+        return
+    yield f"## {_heading(grid, model)}"
+    for kind, lines in there.items():
+        yield ""
+        yield _SECTIONS[kind].format(rival=grid.methods[grid.rival].label)
+        yield ""
+        yield from lines
+    if "first" in there:
+        for picture, about in (("tokens", "Recovery against tokens"), ("scalings", "By scaling")):
+            yield ""
+            yield f"![{about}, {_heading(grid, model)}](images/study_{model}_{picture}.png)"
+    yield ""

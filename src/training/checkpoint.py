@@ -13,7 +13,8 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,10 +29,10 @@ from src.manifest import (
     FileDigest,
     digest_of,
     read_manifest,
-    sync_file,
     verify,
     write_manifest,
 )
+from src.planning.devices import host_memory
 from src.run_folder import (
     RunFolder,
     sync_folder,
@@ -88,19 +89,95 @@ class Checkpoint:
         return SavedState(sorted(self.path.glob("rank-*.safetensors")))
 
 
-def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep: int) -> None:
-    """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it.
+class Saver:
+    """Writes a run's checkpoints; use it as a context, which ends when all are written.
 
-    Raises:
-        FloatingPointError: a weight or a moment is not finite. Nothing is written.
-        SaveError: there is too little space, or a rank could not write. The partial folder is
-            removed.
+    One rank whose state is on a GPU copies it to the host, and trains on while a thread hashes and
+    writes it.
+
+    Args:
+        folder: the run's.
+        keep: how many checkpoints stay.
     """
+
+    def __init__(self, folder: RunFolder, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: tuple[Future[None], Callable[[], None]] | None = None
+
+    def __enter__(self) -> Saver:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        with self._thread:
+            self.wait()
+
+    def save(
+        self, student: StudentEngine, position: Position, saved: Callable[[], None] = lambda: None
+    ) -> None:
+        """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it.
+
+        Args:
+            student: that is saved.
+            position: of the run.
+            saved: called on every rank when the checkpoint is written: now, or by `wait`.
+
+        Raises:
+            FloatingPointError: a weight or a moment is not finite. Nothing is written.
+            SaveError: there is too little space, or a rank could not write; or so it was with the
+                checkpoint before. The partial folder is removed.
+        """
+        self.wait()
+        parts = student.state()
+        _refuse_not_finite(self.folder, parts, position)
+        what = self.folder, position, self._keep, _copy_records(self.folder)
+        if _writes_in_background(parts):
+            copied = [replace(p, values=p.values.to("cpu", copy=True)) for p in parts]
+            self._writing = self._thread.submit(_save, *what, copied), saved
+        else:
+            _save(*what, parts)
+            saved()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is written.
+
+        Raises:
+            SaveError: it could not be.
+        """
+        if self._writing is not None:
+            (written, saved), self._writing = self._writing, None
+            written.result()
+            saved()
+
+
+def _writes_in_background(parts: Sequence[Part]) -> bool:
+    """Whether there is a GPU to train on meanwhile, and room for a copy in the host's memory."""
+    return (
+        distributed.get_world_size() == 1
+        and any(part.values.is_cuda for part in parts)
+        and total_bytes(parts) < host_memory() / 8
+    )
+
+
+def _copy_records(folder: RunFolder) -> dict[str, bytes]:
+    """The run's records as they are at this step; later steps add to them."""
+    if distributed.get_rank() != 0:
+        return {}
+    files = (folder.record_file, folder.config_file, folder.metrics_file)
+    return {file.name: file.read_bytes() for file in files}
+
+
+def _save(
+    folder: RunFolder,
+    position: Position,
+    keep: int,
+    records: Mapping[str, bytes],
+    parts: Sequence[Part],
+) -> None:
     target = folder.checkpoints / f"step-{position.step}"
     partial = target.with_name(f"{target.name}.partial")
     rank = distributed.get_rank()
-    parts = student.state()
-    _refuse_not_finite(folder, parts, position)
     sizes = _on_all(folder, lambda: total_bytes(parts))
 
     def begin() -> None:
@@ -115,7 +192,7 @@ def save(folder: RunFolder, student: StudentEngine, position: Position, *, keep:
     try:
         _on_all(folder, begin if rank == 0 else _nothing)
         files = {name: it for each in _on_all(folder, written) for name, it in each.items()}
-        finish = lambda: _finish(folder, partial, target, position, files, keep)  # noqa: E731
+        finish = lambda: _finish(folder, target, position, files, records, keep)  # noqa: E731
         _on_all(folder, finish if rank == 0 else _nothing)
     finally:
         if rank == 0:
@@ -145,21 +222,18 @@ def _nothing() -> None:
 
 def _finish(
     folder: RunFolder,
-    partial: Path,
     target: Path,
     position: Position,
     files: Mapping[str, FileDigest],
+    records: Mapping[str, bytes],
     keep: int,
 ) -> None:
-    records: dict[str, FileDigest] = {}
-    for record in (folder.record_file, folder.config_file, folder.metrics_file):
-        copied = partial / record.name
-        copied.touch(0o600)  # it may hold a command
-        shutil.copyfile(record, copied)
-        sync_file(copied)
-        records[record.name] = digest_of(copied)
+    partial = target.with_name(f"{target.name}.partial")
+    for name, content in records.items():
+        write_whole(partial / name, content)
+    copies = {name: digest_of(partial / name) for name in records}
     facts = {"position": asdict(position), "config_sha256": config_sha256(folder.config())}
-    write_manifest(partial, {**files, **records}, **facts)
+    write_manifest(partial, {**files, **copies}, **facts)
     sync_folder(partial)
     shutil.rmtree(target, ignore_errors=True)
     partial.rename(target)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from src.run_folder import RunFolder
 from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.card import add_scores, model_card
-from src.training.checkpoint import Checkpoint, Position
+from src.training.checkpoint import Checkpoint, Position, Saver
 from src.training.engines import StudentEngine
 from src.training.export import export, merge
 from src.training.interim import Interim
@@ -62,8 +63,9 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
         with signals.stoppable(), launch.joined(world, cuda=uses_cuda(config.engine.device)):
             if world.is_main:
                 tracker = _start_tracker(config, folder)
-            run = _Run(config, folder, world, tracker)
-            run.train()
+            with checkpoint.Saver(folder, config.checkpoint.keep) as saver:
+                run = _Run(config, folder, world, tracker, saver)
+                run.train()
             launch.leave(world)
             if world.is_main:
                 results = None
@@ -148,18 +150,24 @@ class _Run:
     """The stages of a run, from its newest checkpoint on."""
 
     def __init__(
-        self, config: RunConfig, folder: RunFolder, world: World, tracker: tracking.Tracker
+        self,
+        config: RunConfig,
+        folder: RunFolder,
+        world: World,
+        tracker: tracking.Tracker,
+        saver: Saver,
     ) -> None:
         self.config = config
         self.folder = folder
         self.world = world
         self.tracker = tracker
+        self.saver = saver
         self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
         self.schedules = {n: StageSchedule(s) for n, s in config.recipe.training.items()}
         self.seconds_before = float(folder.record()["seconds"])
         self.began = time.perf_counter()
-        self.saving = 0.0  # seconds of the stage's saves
+        self.saving = 0.0  # seconds that the stage has waited for its saves
 
     def train(self) -> None:
         """Train all unfinished stages."""
@@ -239,12 +247,15 @@ class _Run:
         exporting = time.perf_counter()
         if self.world.is_main:
             self._export(index, trained, weights)
+        exported = time.perf_counter()
+        self._saving(self.saver.wait)
+        if self.world.is_main:
             done = time.perf_counter()
             seconds = {
                 "build_seconds": training - building,
                 "seconds": done - training,
                 "save_seconds": self.saving,
-                "export_seconds": done - exporting,
+                "export_seconds": exported - exporting,
             }
             self._record_stage(name, seconds | peak)
         distributed.barrier()
@@ -350,11 +361,20 @@ class _Run:
             self.tracker.log(counters | {"seconds": seconds} | record.metrics, step=step)
         if record.stops or self._saves_after(name, record.step):
             position = Position(step, name, record.step, tokens, self.world.size)
-            began = time.perf_counter()
-            checkpoint.save(self.folder, student, position, keep=self.config.checkpoint.keep)
-            self.saving += time.perf_counter() - began
-            if self.world.is_main:
-                self.folder.update(step=step, tokens=tokens, seconds=round(seconds, 3))
+            saved = partial(self._record_save, step=step, tokens=tokens, seconds=round(seconds, 3))
+            self._saving(partial(self.saver.save, student, position, saved))
+            if record.stops:
+                self._saving(self.saver.wait)
+
+    def _record_save(self, **done: float) -> None:
+        if self.world.is_main:
+            self.folder.update(**done)
+
+    def _saving(self, work: Callable[[], None]) -> None:
+        """Do a part of a save, and count its time."""
+        began = time.perf_counter()
+        work()
+        self.saving += time.perf_counter() - began
 
     def _flag(self, loop: StageRun, entry: dict[str, Any], record: StepRecord) -> None:
         """Say that a step was skipped or is a spike; keep what a skipped one has read."""

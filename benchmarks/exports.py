@@ -42,7 +42,7 @@ from src.models.rope.per_frequency import PerFrequencyScaling
 from src.models.rope.yarn import YarnScaling
 from src.settings.config import RunConfig
 from src.settings.loading import compose
-from src.training.export import write_model
+from src.training.export import Export
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "exports.json"
@@ -73,7 +73,7 @@ def scaling_rows(work: Path) -> Iterator[dict[str, Any]]:
         with torch.no_grad():
             expected.append(network(input_ids=torch.tensor([IDS])).logits[0].numpy())
         folder = work / scaling.type
-        write_model(folder, network, model=model, scaling=scaling, dtype=torch.float32, card="")
+        Export(folder, model, scaling, torch.float32, card="").write(network)
         if scaling.type != "dynamic":
             files[scaling.type] = folder / "f16.gguf"
             write_gguf(
@@ -167,7 +167,7 @@ def model_rows(work: Path, name: str, scaling: Scaling, export: Path | None) -> 
     folder = export or work / name
     if export is None:
         network = load_model(model, scaled_config(model, scaling), dtype=torch.float32)
-        write_model(folder, network, model=model, scaling=scaling, dtype=torch.float32, card="")
+        Export(folder, model, scaling, torch.float32, card="").write(network)
     text = (ROOT / "docs" / "method.md").read_text(encoding="utf-8")
     ids = load_tokenizer(model)(text).input_ids[:512]
     from transformers import AutoModelForCausalLM

@@ -58,9 +58,7 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
     the known ones.
 
     Args:
-        app: the decorated Hydra function.
         boundary: the config dataclass, for naming allowed keys.
-        takes_overrides: whether the command's arguments are Hydra's.
     """
     # The deepspeed launcher adds this option; the environment holds the same number.
     sys.argv = [a for a in sys.argv if not a.startswith("--local_rank")]
@@ -91,10 +89,6 @@ def _exit(message: str, code: int) -> None:
 
 def check_arguments(arguments: Sequence[str], boundary: type) -> None:
     """Refuse what Hydra could not read, in words that say what to type.
-
-    Args:
-        arguments: of the command.
-        boundary: the config dataclass, for naming allowed keys.
 
     Raises:
         ConfigError: an argument is no option of Hydra's and no override.

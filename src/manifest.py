@@ -47,13 +47,7 @@ def digests_of(paths: Iterable[Path]) -> list[FileDigest]:
 
 
 def write_manifest(folder: Path, files: Mapping[str, FileDigest], **facts: Any) -> None:
-    """Write the manifest of files that are on the disk already.
-
-    Args:
-        folder: that holds the files.
-        files: by path below the folder.
-        facts: further entries.
-    """
+    """Write the manifest of files, by path below the folder, that are on the disk already."""
     write_sealed(folder / MANIFEST, {"schema": SCHEMA, **facts, "files": dict(files)})
 
 

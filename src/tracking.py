@@ -169,12 +169,7 @@ class WandbTracker(Tracker):
 
 
 class TensorBoardTracker(Tracker):
-    """Event files in the run folder's `tensorboard/`; a resumed job adds a file.
-
-    Args:
-        run_dir: the run folder.
-        settings: the run's, shown as a text.
-    """
+    """Event files in the run folder's `tensorboard/`; a resumed job adds a file."""
 
     def __init__(self, run_dir: Path, settings: Mapping[str, Any]) -> None:
         from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]

@@ -70,8 +70,6 @@ def supports(
 
     Args:
         students: ``[batch, heads_r, tokens, head_dim]``.
-        teachers: tensors of the same shapes.
-        masked: there are segments or padding.
         window: as in `relation_kl`; a window that hides nothing counts as none.
     """
     first = students[0]

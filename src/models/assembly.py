@@ -88,10 +88,7 @@ def read(
     """A model with the weights of a folder's safetensors files, which are mapped, not loaded.
 
     Args:
-        make: makes the model; the values of its weights do not matter.
         folder: in the form that `save_pretrained` writes.
-        dtype: of the weights.
-        sharding: gets each weight when it is read.
 
     Raises:
         WeightsError: a weight is missing or has another shape, or a file is damaged.

@@ -142,11 +142,7 @@ class ModelShape:
         return tables + self.layers * self.layer_parameters + self.hidden
 
     def facts(self, windows: tuple[int | None, ...]) -> ModelFacts:
-        """The facts of the model that objectives may know.
-
-        Args:
-            windows: how far back each layer may look (None: to the start).
-        """
+        """What objectives may know; `windows` say how far back each layer looks (None: all)."""
         return ModelFacts(
             layers=self.layers,
             windows=windows,

@@ -43,9 +43,7 @@ def load_model(
     """Load the weights under a given config.
 
     Args:
-        model: what to load.
         config: native_config(model) for a teacher, scaled_config(model, ...) for a student.
-        dtype: of the weights.
         weights: a folder to take the weights from instead of the model's source (an earlier
             stage's export, with the same architecture).
         capture: run attention through src.passes.capture, so that q, k and v can be recorded.
@@ -175,10 +173,6 @@ def check_ids(model: ModelConfig, largest: int) -> None:
     """Refuse texts whose token ids the model's embedding does not have.
 
     A tokenizer may be larger than the embedding: what counts are the ids that occur.
-
-    Args:
-        model: the run's.
-        largest: token id in its texts.
 
     Raises:
         ModelError: the id is beyond the embedding.

@@ -75,11 +75,6 @@ class MergeConfig:
 def merge_into(trained: PreTrainedModel, native: PreTrainedModel, merge: MergeConfig) -> None:
     """Merge the native model's weights into the trained model's, in place.
 
-    Args:
-        trained: the model that is changed.
-        native: a model with the same parameters, of the same dtype.
-        merge: the shares.
-
     Raises:
         ModelError: the models' parameters differ.
     """

@@ -106,8 +106,6 @@ def frequency_class(config: PretrainedConfig, tokens: int, *, room: int = 0) -> 
     Dynamic RoPE and longrope go by the largest position of all rows, whichever row has it.
 
     Args:
-        config: the model's.
-        tokens: of the text.
         room: tokens that are added one at a time; the same for texts that are compared.
     """
     parameters = getattr(config, "rope_parameters", None) or {}

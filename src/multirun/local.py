@@ -122,7 +122,6 @@ def core_shares(n_jobs: int | None, jobs: int) -> list[Share]:
 
     Args:
         n_jobs: how many parts; None: one for two cores, and no more than there are jobs.
-        jobs: all that are to run.
     """
     cores = sorted(os.sched_getaffinity(0))
     wanted = n_jobs or max(1, min(jobs, len(cores) // 2))

@@ -260,7 +260,6 @@ def metric_prefixes(
 
     Args:
         streams: terms (objectives by name) of each stream.
-        facts: of the model.
 
     Returns:
         a prefix by (stream, term).

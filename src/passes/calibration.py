@@ -32,7 +32,6 @@ def attention_drift(
         native: with native RoPE, loaded with capture.
         scaled: the same weights under the scaling, loaded with capture.
         ids_bt: calibration text, [b, t] within the native window.
-        facts: of both.
         device: where they are run, one after the other; then they go back to where they were.
     """
     before = _queries_and_keys(native, ids_bt, facts, device)

@@ -40,10 +40,6 @@ class QKVCapture:
 
     It records only inside `recording()`. Gradient checkpointing runs a layer's forward again during
     backward; by then the block has ended, so nothing is recorded a second time.
-
-    Args:
-        layers: to be recorded, counted from 0.
-        stops_at: as in `LayerPass`.
     """
 
     def __init__(self, layers: Iterable[int], *, stops_at: int | None = None) -> None:
@@ -104,9 +100,6 @@ def _capturing(implementation: str) -> Attention:
 
 def attention_name(implementation: str) -> str:
     """Register capture over an attention implementation, and return the name to load a model with.
-
-    Args:
-        implementation: one of IMPLEMENTATIONS.
 
     Raises:
         ValueError: any other implementation.

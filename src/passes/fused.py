@@ -20,10 +20,6 @@ def fuse(decoder: nn.Module, parts: LayerParts) -> None:
     """Let the norms, RoPE and gated activations of all layers run as fused kernels.
 
     Call it before anything else wraps the layers' modules.
-
-    Args:
-        decoder: the transformer below the output head, of a family with LLaMA's operators.
-        parts: of its layers.
     """
     layers: Any = decoder.layers
     for layer in layers:

@@ -55,22 +55,13 @@ class MicroStepGraphs:
     Args:
         module: has all trained parameters.
         streams: the names of the stage's streams.
-        packed: whether micro-steps of packed blocks are recorded too. They can be recorded in
-            principle, as their tensors have fixed shapes, but that has not been tried on a GPU yet.
-            A packed stream that is not recorded keeps the stage's others from being recorded.
         required: whether a micro-step that cannot be recorded is an error. Otherwise it is
-            launched kernel by kernel, as all after it are, and a warning says why.
+            launched kernel by kernel, as all after it are, and a warning says why. Micro-steps of
+            packed blocks are then launched so too: their tensors have fixed shapes, but recording
+            them has not been tried on a GPU yet. They keep a stage's others from being recorded.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        streams: Iterable[str],
-        *,
-        packed: bool = False,
-        required: bool = True,
-    ) -> None:
-        self._packed = packed
+    def __init__(self, module: nn.Module, streams: Iterable[str], *, required: bool = True) -> None:
         self._required, self._gave_up = required, False
         trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._module = module
@@ -89,7 +80,7 @@ class MicroStepGraphs:
             GraphError: the micro-step does something that CUDA graphs cannot record.
             OutOfMemoryError: there is too little memory to record it.
         """
-        if self._gave_up or (batch.segments is not None and not self._packed):
+        if self._gave_up or (batch.segments is not None and not self._required):
             return compute(batch)
         key = (stream, *(x.shape for x in _inputs(batch)))
         recorded = self._recorded.get(key)

@@ -231,7 +231,6 @@ def run_decoder(decoder: Any, input_ids_bt: Tensor, positions_bt: Tensor | None)
     attend to each other, unless a mask says that all tokens are one text.
 
     Args:
-        decoder: the transformer below the output head.
         input_ids_bt: tokens, [b, t], int64.
         positions_bt: their positions, [b, t], int64; None for 0, 1, 2, ...
     """

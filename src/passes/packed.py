@@ -23,11 +23,7 @@ from src.objectives.base import Segments
 
 
 class PackedAttention:
-    """The attention of one pass over packed blocks.
-
-    Args:
-        segments: of the blocks.
-    """
+    """The attention of one pass over packed blocks."""
 
     def __init__(self, segments: Segments) -> None:
         self.segments = segments
@@ -46,7 +42,6 @@ class PackedAttention:
 
         Args:
             ordinary: the attention function that a mask can be given to.
-            module: the attention module.
             qkv: q [b, h, t, d] after RoPE, k and v [b, g, t, d].
             options: keyword arguments of the call, such as `scaling` and `sliding_window`.
             fast: whether flash attention may take its place.

@@ -23,10 +23,7 @@ def prepare_decoder(
     """Let passes see layer inputs and skip unwanted work; fuse or compile the layers if asked for.
 
     Args:
-        decoder: the transformer below the output head.
         ends: layers that passes may stop at; None for passes that run to the end.
-        compiled: whether layers are compiled.
-        fused: whether elementwise work runs as fused kernels.
     """
     if fused:
         parts = known_parts(decoder)

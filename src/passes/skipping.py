@@ -27,10 +27,6 @@ def skip_unwanted(decoder: nn.Module, ends: Collection[int | None]) -> None:
     """Let a pass leave out everything after the q, k and v of the layer that it stops at.
 
     Layers of an unknown kind (`known_parts`) run whole.
-
-    Args:
-        decoder: the transformer below the output head.
-        ends: layers that passes may stop at; None for passes that run to the end.
     """
     stops = [end for end in ends if end is not None]
     parts = known_parts(decoder)

@@ -30,12 +30,8 @@ class StudentModule(nn.Module):
 
     Args:
         network: the student's; its decoder must have been prepared (src/passes/preparation.py).
-        objectives: by stream.
-        facts: of the network.
         shared: the pass of a teacher that shares the student's weights, if there is one.
-        graphs: whether micro-steps are recorded and replayed as CUDA graphs.
-        packed_graphs: whether micro-steps on packed blocks are recorded too.
-        graphs_required: whether a micro-step that cannot be recorded is an error.
+        graphs: records and replays the micro-steps; None to launch them kernel by kernel.
     """
 
     def __init__(
@@ -44,10 +40,7 @@ class StudentModule(nn.Module):
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
         shared: TeacherPass | None = None,
-        *,
-        graphs: bool = False,
-        packed_graphs: bool = False,
-        graphs_required: bool = True,
+        graphs: MicroStepGraphs | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -59,11 +52,7 @@ class StudentModule(nn.Module):
         # weight in every micro-step: without one in a step's first micro-step, ZeRO-3 keeps the
         # gradient of the step before; without one in the last, offload loses the sum so far.
         self._reaches_all = len({(needs.stops_at, needs.head) for needs in all_needs}) > 1
-        self._graphs = (
-            MicroStepGraphs(network, objectives, packed=packed_graphs, required=graphs_required)
-            if graphs
-            else None
-        )
+        self._graphs = graphs
 
     def forward(
         self, batch: Batch, stream: str | None, teach: Teach | None

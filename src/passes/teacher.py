@@ -42,8 +42,6 @@ class TeacherPass:
     Its decoder must have been prepared (src/passes/preparation.py).
 
     Args:
-        model: the causal language model, without adapters around it.
-        keep: what is kept of each layer.
         head: maps last hidden states to logits; None if no objective wants the teacher's head.
 
     Raises:
@@ -153,12 +151,7 @@ def _positions(batch: Batch, chunks: Chunks) -> Tensor | None:
 
 
 class TeacherModule(nn.Module):
-    """The teacher's pass as a module, for an engine to wrap.
-
-    Args:
-        network: the teacher's.
-        keep, head: as in `TeacherPass`.
-    """
+    """The teacher's pass as a module, for an engine to wrap."""
 
     def __init__(self, network: nn.Module, keep: Keep, head: Head | None = None) -> None:
         super().__init__()
@@ -175,9 +168,7 @@ class SharedTeacherPass(TeacherPass):
 
     Args:
         network: the student's, with adapters.
-        keep, head: as in `TeacherPass`.
         native: the model's config with native RoPE.
-        device: where the student runs.
 
     Raises:
         LayerKindError: a decoder without one RoPE module for all layers.

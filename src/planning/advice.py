@@ -104,7 +104,6 @@ def _savings(
     """Settings below `engine` that save memory, the cheapest in time first.
 
     Args:
-        config: the run.
         taken: the settings that have been taken so far; read as it grows.
         on_cpu: the device's memory is the machine's, so nothing can be offloaded to it.
     """

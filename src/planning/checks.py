@@ -18,7 +18,7 @@ from src.planning.decisions import why_no_graphs
 from src.planning.devices import DeviceFacts, check_processes, gpus, uses_cuda
 from src.run_folder import check_writable
 from src.settings.config import LaunchConfig, RunConfig
-from src.settings.strict import ConfigError
+from src.settings.strict import ConfigError, refused_at
 from src.tracking import check_login
 from src.training import positions
 from src.training.repeats import Repeats
@@ -35,12 +35,7 @@ _LAUNCHERS = {
 
 
 def check_launch(asked: LaunchConfig, started: int | None, *, dry_run: bool) -> None:
-    """Refuse a run with other ranks than its settings say.
-
-    Args:
-        asked: the settings.
-        started: ranks that a launcher has started, None without one.
-        dry_run: whether only the plan is wanted, which needs no ranks.
+    """Refuse a run with other ranks than its settings say; `started` is None without a launcher.
 
     Raises:
         ConfigError: the launcher of the settings has started no ranks, or another number.
@@ -98,14 +93,12 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
     Raises:
         ConfigError: with the key, what is allowed and the remedy.
     """
-    try:
+    with refused_at():
         # A table of factors may have another length than the model's heads ask for.
         config.rope.exported(rope)
         if config.model.shape is None:
             # A model without a stated shape has files to ask; listed models have been tried.
             scaled_config(config.model, config.rope)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     _check_factor(config)
     for stage in config.recipe.training:
         _check_streams(config, stage, facts)
@@ -145,10 +138,8 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
     for name, stream in config.recipe.training[stage].streams.items():
         path = f"recipe.stages.{stage}.streams.{name}"
         _check_terms(config, stream, facts)
-        try:
+        with refused_at(f"{path}."):
             needs = objectives[name].needs(facts)
-        except ValueError as error:
-            raise ConfigError(f"{path}.{error}") from error
         read = min(stream.length, needs.teacher_chunk or stream.length)
         if needs.teacher and read > window and not config.objective.allow_beyond_native:
             raise ConfigError(
@@ -161,10 +152,8 @@ def _check_streams(config: RunConfig, stage: str, facts: ModelFacts) -> None:
                 f"{path}.length: {stream.length} tokens exceed rope.target_length="
                 f"{config.rope.target_length}"
             )
-        try:
+        with refused_at(f"{path}: "):
             positions.check(stream.positions, stream.length, config.rope.target_length)
-        except ValueError as error:
-            raise ConfigError(f"{path}: {error}") from error
         if stream.repeats is not None:
             _check_repeats(config, stream.repeats, stream.length, f"{path}.repeats")
 
@@ -175,10 +164,8 @@ def _check_repeats(config: RunConfig, repeats: Repeats, length: int, path: str) 
             f"{path}: repeats move text between questions and answers, and answers_only=true of a "
             "source tells them apart; use repeats=null, or answers_only=false"
         )
-    try:
+    with refused_at(f"{path}."):
         repeats.check(length)
-    except ValueError as error:
-        raise ConfigError(f"{path}.{error}") from error
 
 
 # Warm-ups of recipes; a run of fewer steps is a quick look.
@@ -205,10 +192,6 @@ def _check_schedule(config: RunConfig, name: str) -> None:
 
 def check_kernels(setting: Setting, device: DeviceFacts) -> None:
     """Refuse kernels that the settings ask for by name and that cannot run.
-
-    Args:
-        setting: of a stage, with everything decided that was `auto`.
-        device: of each rank.
 
     Raises:
         ConfigError: with what stands against them.
@@ -237,7 +220,7 @@ def _answers_only(config: RunConfig) -> bool:
 def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> None:
     cuda = config.plan_for != "this_machine" or uses_cuda(config.engine.device)
     for name in stream.terms:
-        try:
+        with refused_at(f"objective.terms.{name}."):
             objective = config.objective.terms[name]
             objective.needs(facts)
             objective.check(stream.length, cuda=cuda)
@@ -253,25 +236,19 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
                     f"{setting}: it needs blocks of one document each, and data.packing=true makes "
                     "others; use data.packing=auto, which leaves its streams unpacked"
                 )
-        except ValueError as error:
-            raise ConfigError(f"objective.terms.{name}.{error}") from error
 
 
 def _check_gguf(config: RunConfig) -> None:
     model_type = family_of(config.model.family).model_type
-    try:
+    with refused_at():
         check_gguf(config.model, resolved_shape(config.model), model_type, config.rope)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _check_merges(config: RunConfig, facts: ModelFacts) -> None:
     for name, stage in config.recipe.stages.items():
         if isinstance(stage, MergeConfig):
-            try:
+            with refused_at(f"recipe.stages.{name}."):
                 stage.shares(facts.layers)
-            except ValueError as error:
-                raise ConfigError(f"recipe.stages.{name}.{error}") from error
 
 
 def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:
@@ -392,10 +369,8 @@ def checked_schedule(config: RunConfig, name: str) -> StageSchedule:
             the last one.
     """
     stage, parts = config.recipe.training[name], config.engine.sequence_parallel
-    try:
+    with refused_at(f"recipe.stages.{name}."):
         schedule = StageSchedule(stage)
-    except ValueError as error:
-        raise ConfigError(f"recipe.stages.{name}.{error}") from error
     for piece in schedule.pieces(schedule.steps - 1):
         if rest := piece.tokens % parts:
             raise ConfigError(
@@ -410,11 +385,6 @@ def check_projections(
     config: RunConfig, stage: str, projections: Mapping[str, tuple[int, int]]
 ) -> None:
     """Refuse to train projections that the model lacks.
-
-    Args:
-        config: the run.
-        stage: its stage's name.
-        projections: linear layers of a decoder layer, by name.
 
     Raises:
         ConfigError: with the projections that the model has.

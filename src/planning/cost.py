@@ -9,7 +9,8 @@ benchmarks/step.py compares both with measurements.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from src.models.adapters import AnyParameters, LoraParameters, QkvParameters
@@ -70,6 +71,21 @@ class Setting:
         """The stage's objectives by stream."""
         return {name: self.config.objective.of(s) for name, s in self.stage.streams.items()}
 
+    @cached_property
+    def needs(self) -> dict[str, Needs]:
+        """What the objectives need of the models, by stream."""
+        return {name: o.needs(self.facts) for name, o in self.objectives.items()}
+
+    @property
+    def has_teacher(self) -> bool:
+        """Whether an objective has a teacher."""
+        return any(needs.teacher for needs in self.needs.values())
+
+    def layers_run(self, stream: str) -> int:
+        """The student's layers that a stream's blocks go through, the last one maybe in part."""
+        last = self.needs[stream].stops_at
+        return self.shape.layers if last is None else last + 1
+
     @property
     def base(self) -> int:
         """The model's own weights that are trained."""
@@ -126,10 +142,7 @@ def adapter_parameters(
 ) -> int | None:
     """Weights of LoRA adapters; None if none are trained.
 
-    Args:
-        parameters: what a stage trains.
-        projections: inputs and outputs of a decoder layer's linear layers, by name.
-        layers: decoder layers.
+    `projections` are the linear layers of a decoder layer: inputs and outputs by name.
     """
     if not isinstance(parameters, LoraParameters):
         return None
@@ -143,8 +156,7 @@ def memory(setting: Setting) -> dict[str, float]:
     """Bytes a rank at the peak of a step, by part."""
     engine, ranks, width = setting.config.engine, setting.world_size, setting.width
     student, teacher, shape = engine.student, engine.teacher, setting.shape
-    needs = {name: o.needs(setting.facts) for name, o in setting.objectives.items()}
-    taught = any(n.teacher for n in needs.values())
+    taught = setting.has_teacher
     parts: dict[str, float] = {}
     if taught and not teacher.share_base:
         shards = ranks if teacher.zero_stage == 3 else 1
@@ -169,23 +181,21 @@ def memory(setting: Setting) -> dict[str, float]:
     # AdamW: two float32 moments, and a float32 master copy of lower-precision weights.
     state = setting.trainable * (8 if width == 4 else 12) / shards[1]
     parts["optimizer"] = 0 if student.offload_optimizer else state
-    streams = [_stream_memory(setting, name, needs) for name in setting.stage.streams]
+    streams = [_stream_memory(setting, name) for name in setting.stage.streams]
     parts |= max(streams, key=lambda stream: sum(stream.values()))
     return parts
 
 
-def _stream_memory(setting: Setting, name: str, needs: Mapping[str, Needs]) -> dict[str, float]:
+def _stream_memory(setting: Setting, name: str) -> dict[str, float]:
     """Bytes that a micro-step of one stream holds at its peak."""
     stream, shape, width = setting.stage.streams[name], setting.shape, setting.width
-    wants = needs[name]
+    wants = setting.needs[name]
     at_once = setting.stage.at_once(name, setting.micro_batch)
     # A micro-step holds no more than a step. Of blocks that ranks share, a rank holds a part of the
     # tokens, or in attention all tokens for the same part of the heads. Buffers of the exchange are
     # smaller than the MLP's.
     n = min(stream.length * at_once, setting.stage.step_tokens) // setting.parts
-    layers = shape.layers
-    if wants.stops_at is not None:
-        layers = wants.stops_at + 1
+    layers = setting.layers_run(name)
     layer = n * _kept_of_layer(setting, wants)
     # In the MLP's backward: gradients of its product and of both factors, beside what is kept.
     temporary = n * width * (3 * shape.intermediate + 4 * shape.hidden)
@@ -252,10 +262,9 @@ def _kept_of_layer(setting: Setting, wants: Needs) -> float:
         dropped = (count + width if compiled else count * (width + 1)) * hidden
         inputs = dropped if lora.dropout else width * hidden
         kept += inputs + width * count * lora.rank
-    if wants.teacher and wants.qkv_layers and (setting.keep == "layer_inputs"):
-        kept += width * (
-            q + 2 * k * setting.copies
-        )  # the teacher's, which the relation's gradient reads
+    if wants.teacher and wants.qkv_layers and setting.keep == "layer_inputs":
+        # The teacher's, which the relation's gradient reads.
+        kept += width * (q + 2 * k * setting.copies)
     return kept
 
 
@@ -280,21 +289,12 @@ class Work:
         return self.products + self.attention + self.relations
 
     def __add__(self, other: Work) -> Work:
-        return Work(
-            self.products + other.products,
-            self.attention + other.attention,
-            self.relations + other.relations,
-            self.traffic + other.traffic,
-        )
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Work(*(mine + theirs for mine, theirs in pairs))
 
     def times(self, factor: float) -> Work:
         """This work `factor` times over."""
-        return Work(
-            self.products * factor,
-            self.attention * factor,
-            self.relations * factor,
-            self.traffic * factor,
-        )
+        return Work(*(part * factor for part in astuple(self)))
 
 
 def work(setting: Setting, schedule: StageSchedule) -> Work:
@@ -310,8 +310,7 @@ def block_work(setting: Setting, name: str) -> Work:
     """Work of one block of a stream: the teacher's forward, the student's forward and backward."""
     shape, adapters = setting.shape, setting.adapters
     stream = setting.stage.streams[name]
-    objective = setting.objectives[name]
-    wants = objective.needs(setting.facts)
+    objective, wants = setting.objectives[name], setting.needs[name]
     n, layers = float(stream.length), shape.layers
     qkv = shape.hidden * (setting.queries + 2 * setting.keys)
     weights = layers * (shape.layer_parameters - 2 * shape.hidden)

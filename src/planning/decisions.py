@@ -11,12 +11,7 @@ from src.planning.devices import DeviceFacts
 
 
 def decide(setting: Setting, device: DeviceFacts) -> Setting:
-    """The setting with everything decided that `auto` leaves to the plan.
-
-    Args:
-        setting: of a stage; what is to be decided is not read from it.
-        device: of each rank.
-    """
+    """The setting with everything decided that `auto` leaves to the plan."""
     engine = setting.config.engine
     micro_batch = engine.student.micro_batch
     setting = replace(
@@ -34,11 +29,7 @@ def decide(setting: Setting, device: DeviceFacts) -> Setting:
 
 
 def why_no_graphs(setting: Setting) -> str | None:
-    """What stands against recording this stage's micro-steps as CUDA graphs; None for nothing.
-
-    Args:
-        setting: of a stage on GPUs, with all but its graphs decided.
-    """
+    """What stands against recording a stage's micro-steps as CUDA graphs; None for nothing."""
     config = setting.config
     engine = config.engine
     if engine.cuda_graphs is False:
@@ -108,7 +99,7 @@ def _with_keep(setting: Setting, device: DeviceFacts) -> Setting:
     qkv, inputs = replace(setting, keep="qkv"), replace(setting, keep="layer_inputs")
     if teacher.keep != "auto":
         return qkv if teacher.keep == "qkv" else inputs
-    wanted = any(o.needs(setting.facts).qkv_layers for o in setting.objectives.values())
+    wanted = any(needs.qkv_layers for needs in setting.needs.values())
     if not (wanted and setting.checkpointing) or family not in PLAIN_LAYER_FAMILIES:
         return qkv
     sharded = teacher.zero_stage == 3 and not teacher.share_base

@@ -51,9 +51,8 @@ def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
 
 def _exchanged(setting: Setting, name: str) -> float:
     """Bytes of a block that leave one rank for another: q, k and v before attention, its output."""
-    wants = setting.objectives[name].needs(setting.facts)
+    wants, layers = setting.needs[name], setting.layers_run(name)
     again = 1 if setting.checkpointing else 0
-    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
     passes = float((2 + again) * layers)
     if wants.teacher:
         passes += layers
@@ -116,8 +115,7 @@ def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFac
         )
         # Sharded weights are fetched for each pass over them, the teacher's by its owner.
         passes = (3 if setting.checkpointing else 2) if student.zero_stage == 3 else 0
-        taught = any(o.needs(setting.facts).teacher for o in setting.objectives.values())
         owner = student if teacher.share_base else teacher
-        passes += 1 if taught and owner.zero_stage == 3 else 0
+        passes += 1 if setting.has_teacher and owner.zero_stage == 3 else 0
         seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
     return seconds

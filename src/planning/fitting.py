@@ -6,37 +6,17 @@ changes what is computed, beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from src.planning.devices import DeviceFacts
 from src.settings.config import RunConfig
 from src.settings.engine import EngineConfig
-from src.settings.strict import ConfigError
 
-# Planned times of blocks that ranks share were up to 27% below the measured ones (docs/scale.md),
-# so sharing has to pay off by more.
-_DOUBT = 1.4
 # The most ranks that share a block: as many GPUs as one machine usually joins by fast links.
 _MOST_PARTS = 8
-
-
-class Planned(Protocol):
-    """What a choice needs to know of a plan (src/planning/plan.py)."""
-
-    @property
-    def engine(self) -> EngineConfig: ...
-    @property
-    def fits(self) -> bool: ...
-    @property
-    def peak(self) -> float: ...
-    @property
-    def seconds(self) -> float | None: ...
-
-
-_Plan = TypeVar("_Plan", bound=Planned)
 
 
 def is_open(engine: EngineConfig) -> bool:
@@ -54,11 +34,6 @@ def engines(
     Whole weights are preferred to sharded ones, and those to an optimizer on the host. The engines
     of a group differ in how many ranks share a block, and in whether the teacher shares the
     student's weights. Combinations that contradict each other are left out.
-
-    Args:
-        config: the run's.
-        world_size: ranks.
-        device: of each rank.
     """
     engine, several = config.engine, world_size > 1
     if engine.dtype == "auto":
@@ -97,46 +72,3 @@ def _engine(
 
 def _open(value: object, choices: list[Any]) -> list[Any]:
     return choices if value == "auto" else [value]
-
-
-def best(
-    config: RunConfig,
-    groups: Iterable[Sequence[EngineConfig]],
-    make: Callable[[RunConfig], _Plan],
-) -> _Plan:
-    """The plan with the engines to take: the fastest of the first group in which some fit.
-
-    If none fits, it is the plan that needs the least memory.
-
-    Args:
-        config: the run's.
-        groups: of engines to choose from, the preferred group first.
-        make: plans a run with settled engines.
-
-    Raises:
-        ConfigError: all are refused; with the reason of the first.
-    """
-    smallest: _Plan | None = None
-    refusal: ConfigError | None = None
-    for group in groups:
-        made: list[_Plan] = []
-        for engine in group:
-            try:
-                made.append(make(replace(config, engine=engine)))
-            except ConfigError as error:
-                refusal = refusal or error
-        if fitting := [plan for plan in made if plan.fits]:
-            # The first of equals; without a known speed, the first.
-            return min(fitting, key=_doubted_seconds)
-        smallest = min([*filter(None, [smallest]), *made], key=lambda p: p.peak, default=None)
-    if smallest is None:
-        raise refusal or ConfigError(
-            "engine: its settings contradict each other in every combination that auto may choose; "
-            "name them, for example engine.student.zero_stage=1 engine.teacher.zero_stage=0"
-        )
-    return smallest
-
-
-def _doubted_seconds(plan: Planned) -> float:
-    doubt = _DOUBT if plan.engine.sequence_parallel > 1 else 1.0
-    return 0.0 if plan.seconds is None else plan.seconds * doubt

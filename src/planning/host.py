@@ -21,8 +21,7 @@ _TENSOR, _STEP = 0.1e-3, 5e-3
 
 def micro_step_seconds(setting: Setting, name: str) -> float:
     """Seconds that the host takes for a micro-step of a stream, without a CUDA graph."""
-    wants = setting.objectives[name].needs(setting.facts)
-    layers = setting.shape.layers if wants.stops_at is None else wants.stops_at + 1
+    wants, layers = setting.needs[name], setting.layers_run(name)
     layer = _STUDENT + (_AGAIN if setting.checkpointing else 0.0)
     layer += _TEACHER if wants.teacher else 0.0
     if setting.lora is not None:

@@ -7,7 +7,8 @@ Settings that contradict each other are refused (src/planning/checks.py), and se
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,9 +29,15 @@ from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
 from src.settings.config import RunConfig
 from src.settings.engine import EngineConfig
+from src.settings.strict import ConfigError
 
 if TYPE_CHECKING:
     from src.passes.teacher import Keep
+
+
+# Planned times of blocks that ranks share were up to 27% below the measured ones (docs/scale.md),
+# so sharing has to pay off by more.
+_DOUBT = 1.4
 
 
 @dataclass(frozen=True)
@@ -90,11 +97,6 @@ class Plan:
     `engine` is the run's with everything settled that is `auto` and holds for all stages.
     """
 
-    model: str
-    method: str
-    factor: float
-    native_window: int
-    target_length: int
     world_size: int
     device: DeviceFacts
     engine: EngineConfig
@@ -150,8 +152,6 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
     """Compute the plan, and refuse settings that contradict each other.
 
     Args:
-        config: the run.
-        world_size: ranks.
         device: of each rank; by default what `plan_for` says.
 
     Raises:
@@ -164,7 +164,43 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
     settled = partial(_settled_plan, shape=shape, world_size=world_size, device=device)
     if not fitting.is_open(config.engine):
         return settled(config)
-    return fitting.best(config, fitting.engines(config, world_size, device), settled)
+    return _best(config, world_size, device, settled)
+
+
+def _best(
+    config: RunConfig, world_size: int, device: DeviceFacts, settled: Callable[[RunConfig], Plan]
+) -> Plan:
+    """The plan with the engines to take: the fastest of the first group in which some fit.
+
+    If none fits, it is the plan that needs the least memory.
+
+    Raises:
+        ConfigError: all are refused; with the reason of the first.
+    """
+    smallest: Plan | None = None
+    refusal: ConfigError | None = None
+    for group in fitting.engines(config, world_size, device):
+        made: list[Plan] = []
+        for engine in group:
+            try:
+                made.append(settled(replace(config, engine=engine)))
+            except ConfigError as error:
+                refusal = refusal or error
+        if holding := [plan for plan in made if plan.fits]:
+            # The first of equals; without a known speed, the first.
+            return min(holding, key=_doubted_seconds)
+        smallest = min([*filter(None, [smallest]), *made], key=lambda p: p.peak, default=None)
+    if smallest is None:
+        raise refusal or ConfigError(
+            "engine: its settings contradict each other in every combination that auto may choose; "
+            "name them, for example engine.student.zero_stage=1 engine.teacher.zero_stage=0"
+        )
+    return smallest
+
+
+def _doubted_seconds(plan: Plan) -> float:
+    doubt = _DOUBT if plan.engine.sequence_parallel > 1 else 1.0
+    return 0.0 if plan.seconds is None else plan.seconds * doubt
 
 
 def _settled_plan(
@@ -174,11 +210,6 @@ def _settled_plan(
     facts = planned_facts(config.model)
     check_engine(config, facts, native_rope(config.model, shape), world_size)
     return Plan(
-        model=config.model.name,
-        method=config.recipe.name,
-        factor=config.rope.resolved_factor(config.model.native_window),
-        native_window=config.model.native_window,
-        target_length=config.rope.target_length,
         world_size=world_size,
         device=device,
         engine=config.engine,

@@ -27,19 +27,18 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     """Print the plan. If the output is not a terminal, it is wide enough for every figure.
 
     Args:
-        plan: of the run.
         config: the run's, as the user has typed it.
-        console: to print on.
     """
     chosen = _chosen(plan, config)
     config = replace(config, engine=plan.engine)
     if not console.is_terminal:
         console.width = max(console.width, 110)
+    window, rope = config.model.native_window, config.rope
     console.print(
         environment.redacted(
-            f"[bold]{config.experiment}[/bold]: {plan.method} on {plan.model}, {config.rope.type} "
-            f"RoPE scaling {plan.native_window:,} -> {plan.target_length:,} tokens "
-            f"(factor {plan.factor:g}), {plan.engine.dtype}, seed {config.seed}"
+            f"[bold]{config.experiment}[/bold]: {config.recipe.name} on {config.model.name}, "
+            f"{rope.type} RoPE scaling {window:,} -> {rope.target_length:,} tokens "
+            f"(factor {rope.resolved_factor(window):g}), {plan.engine.dtype}, seed {config.seed}"
         )
     )
     console.print(_stages(plan))

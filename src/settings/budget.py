@@ -16,6 +16,7 @@ from typing import Annotated
 from pydantic import PlainValidator
 
 from src.models.config import MOST_TOKENS
+from src.settings.strict import refused_at
 from src.training.schedule import StageConfig, StageSchedule
 
 # Tokens as a number, or in units of 2**20 as in papers: 4.25M = 4,456,448, 256M = 2**28. Any type
@@ -48,7 +49,6 @@ def applied(stages: Mapping[str, StageConfig], budget: Budget | None) -> dict[st
     """The stages with their tokens and step sizes decided. A second call changes nothing.
 
     Args:
-        stages: the recipe's.
         budget: of all stages together; None leaves each stage its own tokens.
 
     Raises:
@@ -92,14 +92,12 @@ def _decided(
     """The stages at these tokens, with the sizes of their steps.
 
     Raises:
-        ValueError: a stage that does not fit its tokens.
+        ConfigError: a stage that does not fit its tokens.
     """
     decided: dict[str, StageConfig] = {}
     for name, stage in stages.items():
-        try:
+        with refused_at(f"recipe.stages.{name}."):
             decided[name] = stage.of_size(tokens[name])
-        except ValueError as error:
-            raise ValueError(f"recipe.stages.{name}.{error}") from error
     return decided
 
 

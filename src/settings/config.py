@@ -20,7 +20,7 @@ from src.evals.halves import Split
 from src.evals.long import LongConfig
 from src.evals.suite import Suite
 from src.evals.suites import SUITES
-from src.models.adapters import ParametersError, in_fused
+from src.models.adapters import in_fused
 from src.models.config import ModelConfig, PositiveInt
 from src.models.exporting.config import ExportConfig
 from src.models.families import family_of
@@ -33,11 +33,10 @@ from src.settings import budget
 from src.settings.budget import Budget
 from src.settings.engine import EngineConfig
 from src.settings.recipe import Name, RecipeConfig
-from src.settings.strict import ConfigError
+from src.settings.strict import ConfigError, refused_at
 from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
 
-NonNegative = Annotated[float, Field(ge=0)]
 # Objectives are discovered at run time, so type checkers see the class that all of them share.
 if TYPE_CHECKING:
     AnyObjective = Objective
@@ -252,10 +251,8 @@ class RunConfig:
         fused = family_of(self.model.family).fused
         stages: dict[str, StageConfig] = {}
         for name, stage in self.recipe.training.items():
-            try:
+            with refused_at(f"recipe.stages.{name}.parameters."):
                 stages[name] = replace(stage, parameters=in_fused(stage.parameters, fused))
-            except ParametersError as error:
-                raise ConfigError(f"recipe.stages.{name}.parameters.{error}") from error
         return stages
 
     def objectives(self, stage: str) -> dict[str, Objective]:
@@ -266,11 +263,8 @@ class RunConfig:
         """
         objectives: dict[str, Objective] = {}
         for name, stream in self.recipe.training[stage].streams.items():
-            try:
+            with refused_at(f"recipe.stages.{stage}.streams.{name}.objective: "):
                 objectives[name] = self.objective.of(stream)
-            except ConfigError as error:
-                path = f"recipe.stages.{stage}.streams.{name}.objective"
-                raise ConfigError(f"{path}: {error}") from error
         return objectives
 
 

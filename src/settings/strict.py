@@ -11,7 +11,8 @@ import functools
 import json
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
@@ -26,6 +27,19 @@ _MOST_FAULTS = 50
 
 class ConfigError(ValueError):
     """A setting that was refused. The message names the key, the value and what is allowed."""
+
+
+@contextmanager
+def refused_at(path: str = "") -> Iterator[None]:
+    """Inside the block, a `ValueError` becomes a `ConfigError` whose message begins with a path.
+
+    Raises:
+        ConfigError: in place of the original error.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ConfigError(f"{path}{error}") from error
 
 
 def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:

@@ -30,12 +30,7 @@ class Batches:
     """The batches of a stage on one rank.
 
     Attributes:
-        name: of the stage.
-        schedule: of the stage.
-        blocks: by stream.
         place: which part of each block this rank runs.
-        device: of this rank.
-        seed: the run's.
         window: number of positions that streams may skip in.
     """
 

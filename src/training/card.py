@@ -34,14 +34,7 @@ def model_card(
     stage: str,
     tables: Iterable[ResultTable] = (),
 ) -> str:
-    """The text of the card.
-
-    Args:
-        config: the run's.
-        record: its run.json.
-        stage: the stage whose model it is.
-        tables: of the evaluations; none for a model that was not evaluated.
-    """
+    """The text of the card; without tables of evaluations it says that there were none."""
     front = yaml.safe_dump(_front_matter(config), sort_keys=False)
     parts = [
         f"---\n{front}---\n\n# {_title(config)}",

@@ -47,9 +47,6 @@ class Engines:
     """The engines of a stage and what they are for.
 
     Attributes:
-        objectives: by stream.
-        facts: of both models.
-        student: the model in training.
         teacher: None if no objective has a teacher, or if it shares the student's weights.
     """
 

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,117 +36,86 @@ if TYPE_CHECKING:
 _THREAD_WEIGHTS = 500_000_000
 
 
-def export(
-    target: Path,
-    trained: Mapping[str, Tensor],
-    *,
-    model: ModelConfig,
-    scaling: RopeScaling,
-    parameters: AnyParameters,
-    weights: Path | None,
-    dtype: torch.dtype,
-    seed: int,
-    card: str,
-    gguf: bool = False,
-) -> None:
-    """Write a folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 only.
+@dataclass(frozen=True)
+class Export:
+    """A folder that `AutoModelForCausalLM.from_pretrained` loads; rank 0 writes it.
 
-    The model is built again in float32 from the weights that the stage began with. It takes the
-    trained parameters, its adapters are merged, and it is stored in `dtype`, so that merging rounds
-    once.
+    Models are put together in float32 and stored in `dtype`, so that merging rounds once.
 
-    Args:
-        target: the folder to write.
-        trained: unsharded trained parameters by name, from `Student.trained_parameters`.
-        model: the model that was trained.
+    Attributes:
         scaling: its RoPE scaling, written into the exported config.
-        parameters: which of its parameters were trained.
-        weights: the folder that the stage began with; None for the model's source.
         dtype: of the stored weights.
-        seed: the run's seed.
-        card: text of the model card.
         gguf: whether the folder gets GGUF files too.
-
-    Raises:
-        ExportError: the written folder is not a whole model; it is removed.
     """
-    config = scaled_config(model, scaling)
-    with _few_threads(model):
-        network = load_model(model, config, dtype=torch.float32, weights=weights)
-        trainable = make_trainable(network, parameters, seed=seed)
-        load_trained(trainable, trained)
-        whole = merged(trainable)
-        write_model(target, whole, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf)
 
+    target: Path
+    model: ModelConfig
+    scaling: RopeScaling
+    dtype: torch.dtype
+    card: str
+    gguf: bool = False
 
-def merge(
-    target: Path,
-    weights: Path,
-    asked: MergeConfig,
-    *,
-    model: ModelConfig,
-    scaling: RopeScaling,
-    dtype: torch.dtype,
-    card: str,
-    gguf: bool = False,
-) -> None:
-    """Write the merge of an earlier export with the native model; rank 0 only.
+    def write_trained(
+        self,
+        trained: Mapping[str, Tensor],
+        parameters: AnyParameters,
+        *,
+        weights: Path | None,
+        seed: int,
+    ) -> None:
+        """Write the model that a stage has trained, with its adapters merged.
 
-    Both models are in memory, in float32, so that merging rounds once.
+        Args:
+            trained: unsharded trained parameters by name, from `Student.trained_parameters`.
+            parameters: which parameters were trained.
+            weights: the folder that the stage began with; None for the model's source.
 
-    Args:
-        target: the folder to write.
-        weights: the export to merge with the native model.
-        asked: the shares of both.
-        model, scaling, dtype, card, gguf: as for `export`.
+        Raises:
+            ExportError: the written folder is not a whole model; it is removed.
+        """
+        config = scaled_config(self.model, self.scaling)
+        with _few_threads(self.model):
+            network = load_model(self.model, config, dtype=torch.float32, weights=weights)
+            trainable = make_trainable(network, parameters, seed=seed)
+            load_trained(trainable, trained)
+            self.write(merged(trainable))
 
-    Raises:
-        ExportError: as `export`.
-    """
-    load = partial(load_model, model, dtype=torch.float32)
-    with _few_threads(model):
-        network = load(scaled_config(model, scaling), weights=weights)
-        merge_into(network, load(native_config(model)), asked)
-        write_model(
-            target, network, model=model, scaling=scaling, dtype=dtype, card=card, gguf=gguf
-        )
+    def write_merged(self, weights: Path, asked: MergeConfig) -> None:
+        """Write the merge of the earlier export `weights` with the native model.
 
+        Raises:
+            ExportError: as `write_trained`.
+        """
+        load = partial(load_model, self.model, dtype=torch.float32)
+        with _few_threads(self.model):
+            network = load(scaled_config(self.model, self.scaling), weights=weights)
+            merge_into(network, load(native_config(self.model)), asked)
+            self.write(network)
 
-def write_model(
-    target: Path,
-    network: PreTrainedModel,
-    *,
-    model: ModelConfig,
-    scaling: RopeScaling,
-    dtype: torch.dtype,
-    card: str,
-    gguf: bool = False,
-) -> None:
-    """Store a model with its tokenizer and card, and check that the folder is a whole model.
-
-    Args as for `export`; `network` is the model to store.
-    """
-    network = network.to(dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
-    if (length := served_length(model, scaling)) is not None:
-        network.config.max_seq_len = length
-    tokenizer = load_tokenizer(model)
-    tokenizer.model_max_length = scaling.target_length
-    with _replacing(target) as partial:
-        network.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        add_legacy_keys(partial)
-        (partial / CARD).write_text(card, encoding="utf-8")
-        check_whole(partial)
-        for quantization in QUANTIZATIONS if gguf else ():
-            write_gguf(
-                partial,
-                partial / gguf_name(model, quantization),
-                model=model,
-                shape=resolved_shape(model),
-                scaling=scaling,
-                quantization=quantization,
-            )
-        seal_folder(partial)
+    def write(self, network: PreTrainedModel) -> None:
+        """Store a model with its tokenizer and card, and check that the folder is a whole model."""
+        network = network.to(self.dtype)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
+        model, scaling = self.model, self.scaling
+        if (length := served_length(model, scaling)) is not None:
+            network.config.max_seq_len = length
+        tokenizer = load_tokenizer(model)
+        tokenizer.model_max_length = scaling.target_length
+        with _replacing(self.target) as partial:
+            network.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            add_legacy_keys(partial)
+            (partial / CARD).write_text(self.card, encoding="utf-8")
+            check_whole(partial)
+            for quantization in QUANTIZATIONS if self.gguf else ():
+                write_gguf(
+                    partial,
+                    partial / gguf_name(model, quantization),
+                    model=model,
+                    shape=resolved_shape(model),
+                    scaling=scaling,
+                    quantization=quantization,
+                )
+            seal_folder(partial)
 
 
 def check_tokenizer(model: ModelConfig, shape: ModelShape) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,13 +22,11 @@ from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
 from src.training.batches import Batches
 from src.training.profiling import around_nothing
-from src.training.schedule import MicroStep, StageConfig, StageSchedule, learning_rate
-from src.training.sequence import Place
+from src.training.schedule import MicroStep, StageSchedule, learning_rate
 from src.training.signals import Stopped
 from src.training.watch import Watch
 
 if TYPE_CHECKING:
-    from src.data.corpus import TrainingBlocks
     from src.training.engines import Engines
     from src.training.launch import World
 
@@ -59,76 +57,32 @@ class StepRecord:
 
 
 @dataclass(frozen=True)
-class Read:
-    """A block that was read.
-
-    Attributes:
-        stream: of the stage.
-        block: its number in the stream.
-        documents: that it was cut from.
-        tokens: the first so many of the block.
-    """
-
-    stream: str
-    block: int
-    documents: tuple[str, ...]
-    tokens: int
-
-
-@dataclass(frozen=True)
 class StageRun:
     """A stage on this rank: what it trains, and on what.
 
     Attributes:
-        name: of the stage.
-        stage: its settings.
-        blocks: by stream.
-        engines: of the stage.
-        world: this rank and the number of ranks.
-        device: of this rank.
+        batches: what this rank reads.
         micro_batch: blocks of a micro-step.
-        seed: the run's.
-        window: number of positions that streams may skip in, the target length.
-        sequence_parallel: number of ranks that share each block.
         max_skipped: steps in a row that may be skipped.
         watch: judges the numbers of each step.
     """
 
-    name: str
-    stage: StageConfig
-    blocks: Mapping[str, TrainingBlocks]
+    batches: Batches
     engines: Engines
     world: World
-    device: torch.device
     micro_batch: int
-    seed: int
-    window: int
-    sequence_parallel: int = 1
     max_skipped: int = 3
     watch: Watch = field(default_factory=Watch)
 
-    @cached_property
-    def schedule(self) -> StageSchedule:
-        """Which rank reads which block at which step."""
-        return StageSchedule(self.stage)
+    @property
+    def name(self) -> str:
+        """The stage's name."""
+        return self.batches.name
 
     @property
-    def place(self) -> Place:
-        """Which blocks this rank reads, and which part of them it runs."""
-        return Place.of(self.world.rank, self.world.size, self.sequence_parallel)
-
-    @cached_property
-    def batches(self) -> Batches:
-        """What this rank reads, as tensors."""
-        return Batches(
-            self.name,
-            self.schedule,
-            self.blocks,
-            self.place,
-            self.device,
-            self.seed,
-            self.window,
-        )
+    def schedule(self) -> StageSchedule:
+        """Which rank reads which block at which step."""
+        return self.batches.schedule
 
     def train(
         self,
@@ -186,15 +140,16 @@ class StageRun:
                     raise Stopped(asked() or signal.SIGTERM)
 
     def _step(self, step: int, asked: Callable[[], int]) -> _Pending:
-        clock = _Clock(self.device)
+        clock = _Clock(self.batches.device)
         # Dropout depends only on the seed, stage, step and rank, so a resumed run draws the same.
-        torch.manual_seed(_mixed_seed(self.seed, self.name, step, self.world.rank))
+        torch.manual_seed(_mixed_seed(self.batches.seed, self.name, step, self.world.rank))
         sums = _Sums()
+        place = self.batches.place
         micro_steps = list(
             self.schedule.micro_steps(
                 step,
-                rank=self.place.reader,
-                world_size=self.place.readers,
+                rank=place.reader,
+                world_size=place.readers,
                 micro_batch=self.micro_batch,
             )
         )
@@ -205,7 +160,7 @@ class StageRun:
             ahead = self.batches.of(following[0], step) if following else None
             self._micro_step(step, micro, batch, sums, last=ahead is None)
             batch = ahead or batch
-        lr = learning_rate(self.stage, step, self.schedule.steps)
+        lr = learning_rate(self.schedule.stage, step, self.schedule.steps)
         grad_norm = self.engines.student.step(lr)
         sums.reduce(distribute=self.world.size > 1, asked=asked() != 0)
         clock.stop()
@@ -219,14 +174,10 @@ class StageRun:
         rates = {"lr": pending.lr, "grad_norm": grad_norm, "tokens_per_second": tokens / seconds}
         metrics = losses | rates
         flags = self.watch.flags(metrics)
-        documents = (
-            tuple(dict.fromkeys(name for read in self.reads(step) for name in read.documents))
-            if flags
-            else ()
-        )
-        return StepRecord(
-            step + 1, self.schedule.tokens_before(step + 1), metrics | flags, documents
-        )
+        pieces, blocks = self.schedule.pieces(step) if flags else (), self.batches.blocks
+        documents = dict.fromkeys(d for p in pieces for d in blocks[p.stream].documents(p.block))
+        done = self.schedule.tokens_before(step + 1)
+        return StepRecord(step + 1, done, metrics | flags, tuple(documents))
 
     def _failure(self, record: StepRecord, in_a_row: int) -> str:
         return (
@@ -236,26 +187,10 @@ class StageRun:
             "float32"
         )
 
-    def reads(self, step: int) -> list[Read]:
-        """What all ranks together read at a step, counted from 0."""
-        readers = self.place.readers
-        pieces = [
-            piece
-            for reader in range(readers)
-            for micro in self.schedule.micro_steps(
-                step, rank=reader, world_size=readers, micro_batch=self.micro_batch
-            )
-            for piece in micro.pieces
-        ]
-        return [
-            Read(p.stream, p.block, tuple(self.blocks[p.stream].documents(p.block)), p.tokens)
-            for p in pieces
-        ]
-
     def _micro_step(
         self, step: int, micro: MicroStep, batch: Batch, sums: _Sums, *, last: bool
     ) -> None:
-        stream, engines = self.stage.streams[micro.stream], self.engines
+        stream, engines = self.schedule.stage.streams[micro.stream], self.engines
         tokens = len(micro.pieces) * micro.tokens
         share = tokens / self.schedule.tokens_at(step)
         # A teacher that shares the student's weights has no engine of its own.
@@ -265,7 +200,7 @@ class StageRun:
         # readers: hence the factor. Ranks that share blocks each have a loss whose mean over them
         # is the blocks' loss.
         sums.add("loss/total", loss.detach() * stream.weight, share)
-        scaled = loss * (stream.weight * share * self.place.readers)
+        scaled = loss * (stream.weight * share * self.batches.place.readers)
         # A loss that is not finite makes all gradients of its step so, also where its own are not.
         # Engines skip such a step. Otherwise the factor is exactly 1.
         engines.student.backward(scaled * sums.one_if_finite() if last else scaled, last=last)
@@ -276,7 +211,7 @@ class StageRun:
     def _terms(self) -> dict[str, dict[str, Objective]]:
         """Objectives by stream and by their names in the config."""
         terms: dict[str, dict[str, Objective]] = {}
-        for name, stream in self.stage.streams.items():
+        for name, stream in self.schedule.stage.streams.items():
             objective = self.engines.objectives[name]
             terms[name] = {part: each for part, each, _ in objective.parts}
             terms[name] = terms[name] or {next(iter(stream.terms)): objective}

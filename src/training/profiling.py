@@ -41,8 +41,6 @@ class StepProfile:
     Args:
         file: of the trace.
         first: number of the stage's first step in this process.
-        total: steps of the stage.
-        device: on which it trains.
     """
 
     def __init__(self, file: Path, first: int, total: int, device: torch.device) -> None:
@@ -105,8 +103,6 @@ def breakdown(
     """Time and calls a step by kind of work, the longest first.
 
     Args:
-        events: of torch's profiler.
-        steps: that it saw.
         cuda: count kernels on the GPU, not operators on the CPU.
 
     Returns:

@@ -60,7 +60,6 @@ def repeated(tokens_t: np.ndarray, repeats: Repeats, key: str) -> np.ndarray:
 
     Args:
         tokens_t: token ids, int64 [t]; not changed.
-        repeats: how much.
         key: seeds the draw; equal keys give equal repeats.
 
     Returns:

@@ -31,7 +31,7 @@ from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.card import add_scores, model_card
 from src.training.checkpoint import Checkpoint, Position, Saver
 from src.training.engines import StudentEngine
-from src.training.export import export, merge
+from src.training.export import Export
 from src.training.interim import Interim
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
@@ -261,44 +261,32 @@ class _Run:
         distributed.barrier()
 
     def _merge_stage(self, index: int, asked: MergeConfig) -> None:
-        config, name = self.config, self.names[index]
-        began = time.perf_counter()
+        name, began = self.names[index], time.perf_counter()
         if self.world.is_main:
-            merge(
-                self._target(index),
-                self.folder.export(self.names[index - 1]),
-                asked,
-                model=config.model,
-                scaling=config.rope,
-                dtype=dtype_of(config.engine.dtype),
-                card=model_card(config, self.folder.record(), name),
-                gguf=self._makes_gguf(index),
-            )
+            weights = self.folder.export(self.names[index - 1])
+            self._export_of(index).write_merged(weights, asked)
             self._record_stage(name, {"seconds": time.perf_counter() - began})
         distributed.barrier()
 
-    def _target(self, index: int) -> Path:
-        """The folder that a stage's model is exported to."""
+    def _export_of(self, index: int) -> Export:
+        """What a stage's model is exported to."""
+        config, name = self.config, self.names[index]
         last = index == len(self.names) - 1
-        return self.folder.export(None if last else self.names[index])
-
-    def _makes_gguf(self, index: int) -> bool:
-        return self.config.export.gguf and index == len(self.names) - 1
+        return Export(
+            self.folder.export(None if last else name),
+            config.model,
+            config.rope,
+            dtype_of(config.engine.dtype),
+            card=model_card(config, self.folder.record(), name),
+            gguf=config.export.gguf and last,
+        )
 
     def _export(self, index: int, trained: Mapping[str, Tensor], weights: Path | None) -> None:
         config, name = self.config, self.names[index]
         try:
-            export(
-                self._target(index),
-                trained,
-                model=config.model,
-                scaling=config.rope,
-                parameters=config.recipe.training[name].parameters,
-                weights=weights,
-                dtype=dtype_of(config.engine.dtype),
-                seed=config.seed,
-                card=model_card(config, self.folder.record(), name),
-                gguf=self._makes_gguf(index),
+            parameters = config.recipe.training[name].parameters
+            self._export_of(index).write_trained(
+                trained, parameters, weights=weights, seed=config.seed
             )
         except ExportError as error:
             step = self.schedules[name].steps

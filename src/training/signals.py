@@ -20,12 +20,7 @@ _deferred = False
 
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to end.
-
-    Args:
-        number: of the signal.
-        advice: what to do next.
-    """
+    """A run was asked to end."""
 
     def __init__(self, number: int, advice: str = "") -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}{advice}")

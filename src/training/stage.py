@@ -20,12 +20,15 @@ from src.passes.calibration import attention_drift
 from src.planning.devices import device_of, dtype_of
 from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
+from src.training.batches import Batches
 from src.training.engine.student import Student
 from src.training.engine.teacher import Teacher
 from src.training.engine.zero import sharding
 from src.training.engines import Engines
 from src.training.launch import World
 from src.training.loop import StageRun
+from src.training.schedule import StageSchedule
+from src.training.sequence import Place
 from src.training.watch import Watch
 
 
@@ -43,10 +46,6 @@ def build_engines(
     Under ZeRO-3 no rank ever holds a whole model (see src/models/assembly.py).
 
     Args:
-        config: the run's.
-        name: of the stage.
-        planned: its plan.
-        objectives: by stream.
         weights: the folder that the stage begins with; None for the model's source.
         random_on: the device on which random weights are drawn, the CPU by default.
     """
@@ -65,9 +64,7 @@ def build_engines(
     teacher = None
     if has_teacher and not shared:
         network = load(native, sharding=sharding(config.engine, "teacher"))
-        teacher = Teacher(
-            network, objectives, facts, config.engine, planned.keep, fused=planned.fused
-        )
+        teacher = Teacher(network, objectives, facts, config.engine, planned)
     sharded = sharding(config.engine, "student")
     scaled = scaled_config(config.model, config.rope)
     base = load(scaled, weights=weights, sharding=sharded)
@@ -75,14 +72,9 @@ def build_engines(
         make_trainable(base, stage.parameters, seed=config.seed, sharding=sharded),
         objectives,
         facts,
-        config.engine,
-        config.optim,
-        accumulation=planned.accumulation,
-        checkpointing=planned.checkpointing,
+        config,
+        planned,
         native=native if shared else None,
-        keep=planned.keep,
-        fused=planned.fused,
-        graphs=planned.graphs,
     )
     return Engines(objectives, facts, student, teacher)
 
@@ -95,30 +87,18 @@ def stage_run(
     world: World,
     watch: Watch | None = None,
 ) -> StageRun:
-    """The loop of a stage.
-
-    Args:
-        config: the run's.
-        planned: the stage's plan.
-        engines: of the stage.
-        blocks: by stream.
-        world: this rank and the number of ranks.
-        watch: of the stage's steps; one that knows no earlier steps by default.
-    """
-    return StageRun(
-        name=planned.name,
-        stage=config.recipe.training[planned.name],
-        blocks=blocks,
-        engines=engines,
-        world=world,
-        device=device_of(config.engine.device),
-        micro_batch=planned.micro_batch,
+    """The loop of a stage."""
+    batches = Batches(
+        planned.name,
+        StageSchedule(config.recipe.training[planned.name]),
+        blocks,
+        Place.of(world.rank, world.size, config.engine.sequence_parallel),
+        device_of(config.engine.device),
         seed=config.seed,
         window=config.rope.target_length,
-        sequence_parallel=config.engine.sequence_parallel,
-        max_skipped=config.optim.max_skipped,
-        watch=watch or Watch(),
     )
+    skipped = config.optim.max_skipped
+    return StageRun(batches, engines, world, planned.micro_batch, skipped, watch or Watch())
 
 
 # How many tokens the drift of attention is measured on.
@@ -129,7 +109,6 @@ def measured_drift(config: RunConfig, blocks: TrainingBlocks, weights: Path | No
     """KL of each layer's attention rows between native and scaled model, the same on every rank.
 
     Args:
-        config: the run's.
         blocks: of the stream whose objective asks for it. The first 4096 tokens are read, or the
             first block, up to the native window, if it is longer.
         weights: the folder that the stage begins with; None for the model's source.

@@ -60,7 +60,6 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
     """Prepare and run; returns the run folder.
 
     Args:
-        settings: the accepted config.
         world: this process's rank where a launcher started it, None otherwise.
         command: what starts the same run again; without it, this process's command line.
 
@@ -116,7 +115,6 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
     Every file is verified first. What is damaged is said and left out.
 
     Args:
-        run_dir: the run's folder.
         world: this process's rank where a launcher started it, None otherwise.
         ranks: how many go on, if not as many as the run's config says.
 

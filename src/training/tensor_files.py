@@ -87,11 +87,7 @@ def _bytes_of(part: Part) -> memoryview:
 
 
 class SavedState:
-    """The tensors in files that `write` wrote, in any number of them.
-
-    Args:
-        paths: the files of all ranks.
-    """
+    """The tensors in files that `write` wrote, in any number of them."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         from safetensors import safe_open

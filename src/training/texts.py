@@ -35,7 +35,6 @@ def prepare_data(config: RunConfig, *, key: str | None = None) -> Data:
     """Read and tokenize the text, and cut it into every stream's blocks.
 
     Args:
-        config: the run's.
         key: of its corpus, if it has just been prepared.
 
     Raises:

@@ -62,7 +62,6 @@ def main(path: Path, said: str) -> None:
     """Write the end of a run whose process has not written it.
 
     Args:
-        path: the run's folder.
         said: what the process has failed with; empty if it has ended without a word.
     """
     try:

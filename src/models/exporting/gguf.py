@@ -84,12 +84,6 @@ def write_gguf(
     Matrices are stored in `quantization`, and in f16 where their rows are no whole blocks of it;
     vectors in float32.
 
-    Args:
-        folder: the export.
-        target: the file to write.
-        model, shape, scaling: of the export.
-        quantization: how matrices are stored.
-
     Raises:
         ModelError: llama.cpp has no such model, tokenizer or scaling; or a weight is too large for
             f16.

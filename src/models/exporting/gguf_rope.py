@@ -51,7 +51,6 @@ class GgufRope:
         """Inverse frequencies that llama.cpp rotates by, float64 [head_dim / 2].
 
         Args:
-            head_dim: dimensions of a head.
             context: size of the context that llama.cpp is started with, in tokens.
         """
         plain = NativeRope(head_dim, self.base, context).inverse_frequencies()

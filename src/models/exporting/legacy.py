@@ -25,15 +25,12 @@ _LOCAL = ("backend", "is_local", "local_files_only")
 
 
 def rope_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The entries of a config.json of transformers 4 that say what `rope_parameters` says.
+    """The entries of a config.json of transformers 4 that say what `rope_parameters` of 5 says.
 
     `rope_scaling` is null for unscaled RoPE. With a RoPE for each kind of layer it describes the
     full-attention layers, and `rope_local_base_freq` is the base of the sliding ones. longrope's
     original length stands outside `rope_scaling`: version 4 compares a sequence's length with it
     there only.
-
-    Args:
-        config: the content of a config.json of transformers 5.
     """
     parameters = config["rope_parameters"]
     rope = parameters.get(FULL, parameters)

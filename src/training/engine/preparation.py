@@ -32,13 +32,8 @@ def prepare(
     """Move buffers, spread attention over ranks, and prepare the decoder for passes.
 
     Args:
-        network: of the teacher or the student.
-        facts: of the network.
-        config: the run's engine settings.
-        device: of the engine.
         ends: layers that passes may stop at; None for passes that run to the end.
         whole_layers: whether ZeRO-3 shards the weights and no pass runs a part of a layer alone.
-        fused: whether elementwise work runs as fused kernels.
     """
     _move_buffers(network, device)
     if config.sequence_parallel > 1:

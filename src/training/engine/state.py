@@ -27,9 +27,7 @@ class _Shard:
     """A stretch of a flat float32 tensor of the optimizer that belongs to one parameter.
 
     Attributes:
-        name: of the parameter.
         start: place of its first number in the flat parameter.
-        holder: the tensor that the optimizer updates.
         offset, length: where the stretch is in `holder`.
     """
 
@@ -44,8 +42,6 @@ class OptimizerState:
     """The state of a student's engine.
 
     Args:
-        network: that is trained.
-        engine: DeepSpeed's engine of it.
         optimizer: AdamW, which DeepSpeed's optimizer may wrap.
     """
 

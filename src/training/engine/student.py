@@ -13,8 +13,9 @@ from torch.utils.hooks import RemovableHandle
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Objective
 from src.passes.checkpointing import checkpoint_layers
+from src.passes.graphs import MicroStepGraphs
 from src.passes.student import StudentModule, Teach
-from src.passes.teacher import Keep, SharedTeacherPass
+from src.passes.teacher import SharedTeacherPass
 from src.planning.cost import REDUCE_BUCKET
 from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
@@ -26,7 +27,8 @@ from src.training.tensor_files import Part, SavedState
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from src.settings.config import OptimConfig
+    from src.planning.plan import StagePlan
+    from src.settings.config import OptimConfig, RunConfig
     from src.settings.engine import EngineConfig
 
 
@@ -34,18 +36,8 @@ class Student:
     """The model in training.
 
     Args:
-        network: the model, with adapters added and trained parameters chosen.
-        objectives: by stream.
-        facts: of the network.
-        config: the run's engine settings.
-        optim: AdamW's settings.
-        accumulation: micro-steps of a full optimizer step.
-        checkpointing: whether layers run again in the backward pass.
         native: the model's config with native RoPE, if the teacher shares the student's frozen
             weights; None if there is no teacher, or one with weights of its own.
-        keep: what a teacher that shares the weights keeps of each layer.
-        fused: whether elementwise work runs as fused kernels.
-        graphs: whether micro-steps are recorded and replayed as CUDA graphs.
     """
 
     def __init__(
@@ -53,48 +45,38 @@ class Student:
         network: nn.Module,
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
-        config: EngineConfig,
-        optim: OptimConfig,
-        *,
-        accumulation: int,
-        checkpointing: bool,
+        run: RunConfig,
+        planned: StagePlan,
         native: PretrainedConfig | None = None,
-        keep: Keep = "qkv",
-        fused: bool = False,
-        graphs: bool = False,
     ) -> None:
+        config, optim = run.engine, run.optim
         device, settings = device_of(config.device), config.student
         deepspeed = zero.load_deepspeed(device)
         needs = [objective.needs(facts) for objective in objectives.values()]
         sharded = settings.zero_stage == 3
         ends = {each.stops_at for each in needs}
         # A teacher that shares the weights computes a layer's q, k and v only inside that layer.
-        prepare(network, facts, config, device, ends, whole_layers=sharded, fused=fused)
-        if checkpointing:
+        prepare(network, facts, config, device, ends, whole_layers=sharded, fused=planned.fused)
+        if planned.checkpointing:
             checkpoint_layers(network)
         network.train()
         shared = None
         if native is not None:
             head = teacher_head(network, needs, device, sharded=sharded)
-            shared = SharedTeacherPass(network, keep, native, device, head)
+            shared = SharedTeacherPass(network, planned.keep, native, device, head)
         trained = [p for p in network.parameters() if p.requires_grad]
         adamw = _adamw(trained, optim, device, offload=settings.offload_optimizer)
         self._clipping = None
         if _clips_on_device(config, device):
             self._clipping = DeviceClipping(adamw, optim.clip_norm)
+        graphs = None
+        if planned.graphs:
+            graphs = MicroStepGraphs(network, objectives, required=config.cuda_graphs is True)
         self._engine, self._optimizer, *_ = deepspeed.initialize(
-            model=StudentModule(
-                network,
-                objectives,
-                facts,
-                shared,
-                graphs=graphs,
-                packed_graphs=config.cuda_graphs is True,
-                graphs_required=config.cuda_graphs is True,
-            ),
+            model=StudentModule(network, objectives, facts, shared, graphs),
             model_parameters=trained,
             optimizer=adamw,
-            config=_config(network, config, optim, accumulation, device),
+            config=_config(network, config, optim, planned.accumulation, device),
         )
         if config.dtype == "float32" and settings.zero_stage in (1, 2):
             # DeepSpeed itself looks only at gradients in narrower formats.
@@ -115,8 +97,6 @@ class Student:
         """The loss of a stream's objective on a batch, and its metrics.
 
         Args:
-            batch: of the stream.
-            stream: its name.
             teach: runs a teacher with weights of its own; None if there is none.
         """
         return self._engine(batch, stream, teach)

@@ -10,26 +10,18 @@ from torch import nn
 
 from src.models.facts import ModelFacts
 from src.objectives.base import Batch, Needs, Objective, Outputs
-from src.passes.teacher import Keep, TeacherModule
+from src.passes.teacher import TeacherModule
 from src.planning.devices import device_of, dtype_of
 from src.training.engine import zero
 from src.training.engine.preparation import prepare, teacher_head
 
 if TYPE_CHECKING:
+    from src.planning.plan import StagePlan
     from src.settings.engine import EngineConfig
 
 
 class Teacher:
-    """The frozen native model.
-
-    Args:
-        network: the model, with weights of its own.
-        objectives: by stream.
-        facts: of the network.
-        config: the run's engine settings.
-        keep: what is kept of each layer.
-        fused: whether elementwise work runs as fused kernels.
-    """
+    """The frozen native model."""
 
     def __init__(
         self,
@@ -37,9 +29,7 @@ class Teacher:
         objectives: Mapping[str, Objective],
         facts: ModelFacts,
         config: EngineConfig,
-        keep: Keep,
-        *,
-        fused: bool = False,
+        planned: StagePlan,
     ) -> None:
         device, settings = device_of(config.device), config.teacher
         deepspeed = zero.load_deepspeed(device)
@@ -47,14 +37,15 @@ class Teacher:
         needs = [objective.needs(facts) for objective in objectives.values()]
         sharded = settings.zero_stage == 3
         # With keep=layer_inputs, parts of a layer run alone to compute q, k and v again.
-        whole_layers = sharded and keep == "qkv"
+        whole_layers = sharded and planned.keep == "qkv"
         ends = {each.teacher_stops_at for each in needs}
+        fused = planned.fused
         prepare(network, facts, config, device, ends, whole_layers=whole_layers, fused=fused)
         ds_config = zero.base_config(settings, dtype_of(config.dtype))
         ds_config["zero_optimization"] |= zero.prefetch_config(network)
         head = teacher_head(network, needs, device, sharded=sharded)
         self._engine, *_ = deepspeed.initialize(
-            model=TeacherModule(network, keep, head), config=ds_config
+            model=TeacherModule(network, planned.keep, head), config=ds_config
         )
         self._engine.eval()
 

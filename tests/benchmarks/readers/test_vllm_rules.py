@@ -18,7 +18,7 @@ from src.models.config import native_rope
 from src.models.hf_config import resolved_shape, scaled_config
 from src.models.loading import load_model
 from src.models.rope.yarn import YarnScaling
-from src.training.export import write_model
+from src.training.export import Export
 
 CASES = {scaling.type: scaling for scaling in SCALINGS}
 CASES["yarn, given attention"] = YarnScaling("yarn", TARGET, attention_factor=1.3)
@@ -38,7 +38,7 @@ def test_the_rules_are_those_of_the_package(
     for name, scaling in CASES.items():
         network = load_model(model, scaled_config(model, scaling), dtype=torch.float32)
         folder = tmp_path / name
-        write_model(folder, network, model=model, scaling=scaling, dtype=torch.float32, card="")
+        Export(folder, model, scaling, torch.float32, card="").write(network)
         started.append({"length": TARGET, "overrides": scaling.vllm_overrides(rope)})
     asked = {"folders": [str(tmp_path / name) for name in CASES], "started": started}
     found = read("vllm_reader.py", PACKAGES["vLLM"], asked, tmp_path / "found.npz")

@@ -23,7 +23,7 @@ from src.models.hf_config import scaled_config
 from src.models.loading import load_model
 from src.models.rope import LinearScaling
 from src.models.rope.yarn import YarnScaling
-from src.training.export import export as write_export
+from src.training.export import Export
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "model"
 # One for each family.
@@ -62,17 +62,8 @@ def export(folder: Path, model: Any, scaling: Any, parameters: AnyParameters) ->
             trained[name] = parameter.detach().clone()
     after = logits(network)
     assert (after - before).abs().max() > 1e-2, "training made no difference"
-    write_export(
-        folder,
-        trained,
-        model=model,
-        scaling=scaling,
-        parameters=parameters,
-        weights=None,
-        dtype=torch.float32,
-        seed=3,
-        card="a card",
-    )
+    written = Export(folder, model, scaling, torch.float32, card="a card")
+    written.write_trained(trained, parameters, weights=None, seed=3)
     return after
 
 

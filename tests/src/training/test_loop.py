@@ -16,10 +16,12 @@ from src.objectives.language_modeling import LanguageModeling
 from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
 from src.objectives.weighted_sum import WeightedSum
+from src.training.batches import Batches
 from src.training.engines import Engines
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
-from src.training.schedule import StageConfig, StreamConfig
+from src.training.schedule import StageConfig, StageSchedule, StreamConfig
+from src.training.sequence import Place
 
 FACTS = ModelFacts(4, (None,) * 4, 2, 2, 8)
 ALL, LAST = Relation("relation"), Relation("relation", layers="last")
@@ -53,17 +55,11 @@ def logged(
     stage = StageConfig(tokens, tokens, 1.0, 0, 1.0, FullParameters("full"), streams)
     reported = {s: {k: torch.tensor(v) for k, v in m.items()} for s, m in metrics.items()}
     records: list[StepRecord] = []
-    StageRun(
-        name="mix",
-        stage=stage,
-        blocks=cast("Any", {name: [np.zeros(8, dtype=np.int64)] for name in streams}),
-        engines=Engines(objectives, FACTS, cast("Any", Student(reported))),
-        world=World(),
-        device=torch.device("cpu"),
-        micro_batch=1,
-        seed=0,
-        window=8,
-    ).train(0, records.append)
+    blocks = cast("Any", {name: [np.zeros(8, dtype=np.int64)] for name in streams})
+    schedule, cpu = StageSchedule(stage), torch.device("cpu")
+    batches = Batches("mix", schedule, blocks, Place(), cpu, seed=0, window=8)
+    engines = Engines(objectives, FACTS, cast("Any", Student(reported)))
+    StageRun(batches, engines, World(), micro_batch=1).train(0, records.append)
     return {k: v for k, v in records[0].metrics.items() if k.startswith("loss/")}
 
 

@@ -20,7 +20,7 @@ from src.models.rope.longrope import LongRopeScaling
 from src.models.rope.ntk import NtkScaling
 from src.models.rope.per_frequency import PerFrequencyScaling
 from src.models.rope.yarn import YarnScaling
-from src.training.export import write_model
+from src.training.export import Export
 
 WINDOW, TARGET = 64, 256
 SCALINGS: dict[str, Scaling] = {
@@ -53,9 +53,7 @@ def exported(compose_run: Callable[..., Any], tmp_path: Path) -> Exported:
         model = replace(compose_run(f"model={name}").model, native_window=WINDOW)
         network = load_model(model, scaled_config(model, scaling), dtype=torch.float32)
         target = tmp_path / f"{name}-{sum(1 for _ in tmp_path.iterdir())}"
-        write_model(
-            target, network, model=model, scaling=scaling, dtype=torch.float32, card="a card"
-        )
+        Export(target, model, scaling, torch.float32, card="a card").write(network)
         return model, target
 
     return export

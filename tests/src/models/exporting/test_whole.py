@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from src.models.exporting.whole import ExportError, check_whole
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
-from src.training.export import write_model
+from src.training.export import Export
 from tests.src.models.exporting.conftest import SCALINGS, Exported
 
 WEIGHTS = "model.safetensors"
@@ -96,14 +96,7 @@ def test_a_model_that_diverged_is_not_exported(
     earlier.parent.mkdir()
     earlier.write_text(json.dumps({}), encoding="utf-8")
     with pytest.raises(ExportError, match=r"nothing was exported; .* metrics\.jsonl"):
-        write_model(
-            tmp_path / "export",
-            network,
-            model=model,
-            scaling=scaling,
-            dtype=torch.float32,
-            card="",
-        )
+        Export(tmp_path / "export", model, scaling, torch.float32, card="").write(network)
     # What was there before stays.
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
     assert earlier.read_text(encoding="utf-8") == "{}"

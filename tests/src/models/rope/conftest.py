@@ -18,7 +18,7 @@ from src.models.config import ModelConfig
 from src.models.hf_config import scaled_config
 from src.models.loading import load_model
 from src.models.rope import NativeRope, Scaling
-from src.training.export import export as write_export
+from src.training.export import Export
 
 FULL = "full_attention"
 
@@ -37,17 +37,9 @@ def exported(
         network = load_model(model, config, dtype=torch.float32)
         trained = make_trainable(network, QkvParameters("qkv"), seed=1)
         target = tmp_path / f"{name}-{scaling.type}"
-        write_export(
-            target,
-            {n: p.detach() for n, p in trained.named_parameters() if p.requires_grad},
-            model=model,
-            scaling=scaling,
-            parameters=QkvParameters("qkv"),
-            weights=None,
-            dtype=torch.float32,
-            seed=1,
-            card="",
-        )
+        moved = {n: p.detach() for n, p in trained.named_parameters() if p.requires_grad}
+        written = Export(target, model, scaling, torch.float32, card="")
+        written.write_trained(moved, QkvParameters("qkv"), weights=None, seed=1)
         return model, target
 
     return export

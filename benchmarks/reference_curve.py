@@ -102,7 +102,7 @@ def dense_kl(student: Tensor, teacher: Tensor) -> Tensor:
 
 def _captured(network: Any, ids_bt: Tensor, layers: int) -> dict[int, LayerQKV]:
     capture = QKVCapture(range(layers))
-    with capture.recording():
+    with capture.running():
         causal_model(network).get_decoder()(input_ids=ids_bt, use_cache=False)
     return capture.take()
 

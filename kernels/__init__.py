@@ -42,11 +42,7 @@ if _their_distribution is not None and _init_file(_their_distribution).is_file()
 
 
 def _run_their_init(distribution: importlib.metadata.Distribution) -> None:
-    """Runs the distribution's ``__init__`` in this namespace, as if it were the rest of this file.
-
-    Raises:
-        ImportError: the distribution's files are not beside its metadata (an editable install).
-    """
+    """Runs the distribution's ``__init__`` in this namespace, like the rest of this file."""
     global _their_init_has_run
     init_file = _init_file(distribution)
     if not init_file.is_file():

@@ -303,6 +303,9 @@ class Bench:
 
         reference = self.milliseconds(run, captured=False)
         ours = self.milliseconds(self._ours(student, teacher))
+        torch.cuda.synchronize()
+        launching = _host_time(self._ours(student, teacher), repetitions=20)
+        torch.cuda.synchronize()
         yield _row(
             "fwd_bwd_speedup_over_reference",
             reference / ours,
@@ -312,7 +315,7 @@ class Bench:
             reference_milliseconds=reference,
             reference_repository="github.com/gracefulning/LinearARD",
             reference_commit=_commit(Path(self.reference)),
-            host_milliseconds=_host_milliseconds(self._ours(student, teacher)),
+            host_milliseconds=launching,
         )
 
     def _set(self) -> Iterator[Row]:
@@ -389,25 +392,13 @@ class Bench:
             "print(time.perf_counter() - began)\n"
         )
         with tempfile.TemporaryDirectory() as empty:
-            environment = os.environ | {"TRITON_CACHE_DIR": empty}
-            done = subprocess.run(
-                [sys.executable, "-c", program],
-                env=environment,
-                cwd=ROOT,
-                check=True,
-                capture_output=True,
-                text=True,
-            )
-        yield _row("first_call_seconds", float(done.stdout), "seconds", (1, 2, 512, 128))
+            seconds = _printed(program, TRITON_CACHE_DIR=empty)
+        yield _row("first_call_seconds", seconds, "seconds", (1, 2, 512, 128))
 
     def _cpu_speed(self) -> Iterator[Row]:
         student, teacher = self._pair(ON_CPU)
         ours = self.milliseconds(self._ours(student, teacher))
-
-        def dense() -> object:
-            return torch.autograd.grad(_dense_rows(student, teacher).mean(), student)
-
-        theirs = self.milliseconds(dense)
+        theirs = self.milliseconds(_dense_run(student, teacher))
         yield _row(
             "chunked_speedup_over_dense",
             theirs / ours,
@@ -458,20 +449,17 @@ class Bench:
     def milliseconds(self, run: Run, *, captured: bool = True) -> float:
         """Median time of a run."""
         run()
-        if not self.cuda:
-            return statistics.median(_host_times(run, self.seconds))
-        go = _captured(run) if captured else run
-        go()
-        torch.cuda.synchronize()
+        if self.cuda:
+            run = _captured(run) if captured else run
+            run()
+            torch.cuda.synchronize()
+        once, least = (_device_time, 5) if self.cuda else (_host_time, 3)
         times: list[float] = []
         began = time.perf_counter()
-        while len(times) < 5 or (time.perf_counter() - began < self.seconds and len(times) < 100):
-            start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            go()
-            stop.record()
-            stop.synchronize()
-            times.append(start.elapsed_time(stop))
+        while len(times) < least or (
+            time.perf_counter() - began < self.seconds and len(times) < 100
+        ):
+            times.append(once(run))
         return statistics.median(times)
 
 
@@ -487,25 +475,21 @@ def _captured(run: Run) -> Run:
     return graph.replay
 
 
-def _host_times(run: Run, seconds: float) -> list[float]:
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < 3 or (time.perf_counter() - began < seconds and len(times) < 100):
-        start = time.perf_counter()
-        run()
-        times.append((time.perf_counter() - start) * 1e3)
-    return times
+def _device_time(run: Run) -> float:
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    run()
+    stop.record()
+    stop.synchronize()
+    return start.elapsed_time(stop)
 
 
-def _host_milliseconds(run: Run, repetitions: int = 20) -> float:
-    """The time that the host takes to launch a run."""
-    torch.cuda.synchronize()
+def _host_time(run: Run, repetitions: int = 1) -> float:
+    """Milliseconds that the host takes for a run; on a GPU, to launch it."""
     start = time.perf_counter()
     for _ in range(repetitions):
         run()
-    spent = time.perf_counter() - start
-    torch.cuda.synchronize()
-    return spent / repetitions * 1e3
+    return (time.perf_counter() - start) / repetitions * 1e3
 
 
 def _extra_bytes(run: Run) -> tuple[int, float]:
@@ -577,18 +561,24 @@ def _peak_bytes(shape: Shape, way: str) -> int:
         "    return next(int(l.split()[1]) * 1024 for l in lines if l.startswith('VmHWM'))\n"
         "before = peak()\nrun(x, y)\nprint(peak() - before)\n"
     )
+    return int(_printed(program))
+
+
+def _printed(program: str, **environment: str) -> float:
+    """The number that a program prints in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True
+        [sys.executable, "-c", program],
+        env=os.environ | environment,
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
     )
-    return int(done.stdout)
+    return float(done.stdout)
 
 
 def _load_reference(path: Path) -> Callable[..., Tensor]:
-    """The public reference's autograd function, from a checkout.
-
-    Raises:
-        FileNotFoundError: the folder holds no such file.
-    """
+    """The public reference's autograd function, from a checkout."""
     folder = path / "kernels" / "attention_KL"
     if not (folder / "integration.py").is_file():
         raise FileNotFoundError(

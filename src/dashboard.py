@@ -128,11 +128,7 @@ def show(settings: DashboardConfig) -> None:
 
 
 def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:
-    """The runs that match; those that cannot be read match nothing.
-
-    Raises:
-        ReportError: no run has the value of the filter.
-    """
+    """The runs that match; those that cannot be read match nothing."""
     filters: dict[str, Callable[[Run], str | None]] = {
         "experiment": lambda run: run.record and run.record.experiment,
         "model": lambda run: run.record and (run.short_model or run.model),

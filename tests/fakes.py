@@ -24,7 +24,7 @@ from src.planning.plan import StagePlan
 from src.settings.config import RunConfig
 from src.training import start
 from src.training.engines import Engines
-from src.training.tensor_files import Part, SavedState, whole_parts
+from src.training.tensor_files import Part, SavedState
 
 
 class FakeTeacher:
@@ -104,7 +104,8 @@ class FakeStudent:
 
     def state(self) -> list[Part]:
         """Gradient descent has no state of its own."""
-        return whole_parts("weight", self.trained)
+        whole = self.trained.items()
+        return [Part(name, "weight", 0, tensor.flatten()) for name, tensor in whole]
 
     def load(self, saved: SavedState) -> None:
         """Read what `state` gave."""

@@ -13,7 +13,7 @@ import math
 import os
 from collections.abc import Sequence
 from numbers import Real
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -80,19 +80,12 @@ def relation_kl(
         ValueError: an argument is not as above; the message names it.
         RuntimeError: the chosen backend cannot run here.
     """
-    losses = _relation_losses(
-        [student_bhtd],
-        [teacher_bhtd],
-        names=[("student_bhtd", "teacher_bhtd")],
-        scale=scale,
-        teacher_scale=teacher_scale,
-        visibility=Visibility(causal, window, segment_ids, key_mask),
-        temperature=temperature,
-        reduction=reduction,
-        backend=backend,
-        allow_tf32=allow_tf32,
+    visibility = Visibility(causal, window, segment_ids, key_mask)
+    options = _Options(
+        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
     )
-    return losses[0]
+    names = [("student_bhtd", "teacher_bhtd")]
+    return _relation_losses([student_bhtd], [teacher_bhtd], names, options)[0]
 
 
 def relation_kl_set(
@@ -136,18 +129,12 @@ def relation_kl_set(
         RuntimeError: the chosen backend cannot run here.
     """
     _check_set(students, teachers, weights, reduction)
-    losses = _relation_losses(
-        students,
-        teachers,
-        names=[(f"students[{r}]", f"teachers[{r}]") for r in range(len(students))],
-        scale=scale,
-        teacher_scale=teacher_scale,
-        visibility=Visibility(causal, window, segment_ids, key_mask),
-        temperature=temperature,
-        reduction=reduction,
-        backend=backend,
-        allow_tf32=allow_tf32,
+    visibility = Visibility(causal, window, segment_ids, key_mask)
+    options = _Options(
+        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
     )
+    names = [(f"students[{r}]", f"teachers[{r}]") for r in range(len(students))]
+    losses = _relation_losses(students, teachers, names, options)
     weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
     return weighted, torch.stack([loss.detach() for loss in losses])
 
@@ -182,22 +169,22 @@ def attention_kl(
     ``q_student`` and ``k_student``, the latter summed over the group.
     """
     _check_attention_shapes(q_student, k_student, q_teacher, k_teacher)
-    tensors = [q_student, k_student, q_teacher, k_teacher]
     visibility = Visibility(causal, window, segment_ids, key_mask)
-    _check_visibility(visibility, q_student)
-    _check_reduction(reduction)
-    _check_flag("allow_tf32", allow_tf32)
-    implementation = _implementation(backend, tensors)
-    rows_bht = implementation.attention_rows(
+    options = _Options(
+        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
+    )
+    options.check(q_student)
+    tensors = [q_student, k_student, q_teacher, k_teacher]
+    rows_bht = _implementation(backend, tensors).attention_rows(
         q_student,
         k_student,
         q_teacher.detach(),
         k_teacher.detach(),
-        _scales(q_student, q_teacher, scale, teacher_scale, temperature),
+        options.scales(q_student, q_teacher),
         visibility,
         allow_tf32=allow_tf32,
     )
-    return _reduce(rows_bht, key_mask, reduction)
+    return options.reduced(rows_bht)
 
 
 def split_relation_heads(x_bhtd: Tensor, relation_heads: int) -> Tensor:
@@ -227,18 +214,61 @@ def split_relation_heads(x_bhtd: Tensor, relation_heads: int) -> Tensor:
     return concatenated_btw.unflatten(-1, (relation_heads, -1)).transpose(1, 2)
 
 
+class _Options(NamedTuple):
+    """What the public functions have in common; the arguments are those of `relation_kl`."""
+
+    scale: float | None
+    teacher_scale: float | None
+    visibility: Visibility
+    temperature: float
+    reduction: Reduction
+    backend: Backend
+    allow_tf32: bool
+
+    def check(self, x_bhtd: Tensor) -> None:
+        """Refuses what does not depend on the heads, for tensors of this batch and length."""
+        _check_visibility(self.visibility, x_bhtd)
+        if self.reduction not in _REDUCTIONS:
+            raise ValueError(
+                f"reduction: got {self.reduction!r}; it must be one of {', '.join(_REDUCTIONS)}"
+            )
+        _check_flag("allow_tf32", self.allow_tf32)
+
+    def scales(self, student: Tensor, teacher: Tensor) -> Scales:
+        _check_positive("temperature", self.temperature)
+        sides = (("scale", self.scale, student), ("teacher_scale", self.teacher_scale, teacher))
+        factors: list[float] = []
+        for name, value, side in sides:
+            if value is not None:
+                _check_positive(name, value)
+            factor = side.shape[-1] ** -0.5 if value is None else float(value)
+            factors.append(factor / float(self.temperature))
+            if not _is_finite_number(factors[-1]):
+                raise ValueError(
+                    f"{name}: got {value!r} with temperature={self.temperature!r}; their ratio "
+                    "must be finite"
+                )
+        return Scales(*factors)
+
+    def reduced(self, rows_bht: Tensor) -> Tensor:
+        key_mask = self.visibility.key_mask
+        if key_mask is not None:
+            rows_bht = rows_bht.masked_fill(~key_mask[:, None, :], 0.0)
+        if self.reduction == "none":
+            return rows_bht
+        if self.reduction == "sum":
+            return rows_bht.sum()
+        if key_mask is None:
+            return rows_bht.mean()
+        real_rows = key_mask.sum() * rows_bht.shape[1]
+        return rows_bht.sum() / real_rows.clamp_min(1)
+
+
 def _relation_losses(
     students: Sequence[Tensor],
     teachers: Sequence[Tensor],
-    *,
     names: Sequence[tuple[str, str]],
-    scale: float | None,
-    teacher_scale: float | None,
-    visibility: Visibility,
-    temperature: float,
-    reduction: Reduction,
-    backend: Backend,
-    allow_tf32: bool,
+    options: _Options,
 ) -> list[Tensor]:
     for (student_name, teacher_name), student, teacher in zip(
         names, students, teachers, strict=True
@@ -248,57 +278,16 @@ def _relation_losses(
         _check_agreement(student_name, student, teacher_name, teacher, dims=(0, 1, 2))
         _check_agreement(names[0][0], students[0], student_name, student, dims=(0, 2))
     _check_data(names[0][0], students[0])
-    _check_visibility(visibility, students[0])
-    _check_reduction(reduction)
-    _check_flag("allow_tf32", allow_tf32)
-    scales = [
-        _scales(student, teacher, scale, teacher_scale, temperature)
-        for student, teacher in zip(students, teachers, strict=True)
-    ]
-    implementation = _implementation(backend, [*students, *teachers])
-    rows = implementation.relation_rows(
+    options.check(students[0])
+    scales = [options.scales(*pair) for pair in zip(students, teachers, strict=True)]
+    rows = _implementation(options.backend, [*students, *teachers]).relation_rows(
         students,
         [teacher.detach() for teacher in teachers],
         scales,
-        visibility,
-        allow_tf32=allow_tf32,
+        options.visibility,
+        allow_tf32=options.allow_tf32,
     )
-    return [_reduce(rows_bht, visibility.key_mask, reduction) for rows_bht in rows]
-
-
-def _reduce(rows_bht: Tensor, key_mask: Tensor | None, reduction: Reduction) -> Tensor:
-    if key_mask is not None:
-        rows_bht = rows_bht.masked_fill(~key_mask[:, None, :], 0.0)
-    if reduction == "none":
-        return rows_bht
-    if reduction == "sum":
-        return rows_bht.sum()
-    if key_mask is None:
-        return rows_bht.mean()
-    real_rows = key_mask.sum() * rows_bht.shape[1]
-    return rows_bht.sum() / real_rows.clamp_min(1)
-
-
-def _scales(
-    student: Tensor,
-    teacher: Tensor,
-    scale: float | None,
-    teacher_scale: float | None,
-    temperature: float,
-) -> Scales:
-    _check_positive("temperature", temperature)
-    factors: list[float] = []
-    for name, value, side in (("scale", scale, student), ("teacher_scale", teacher_scale, teacher)):
-        if value is not None:
-            _check_positive(name, value)
-        factor = side.shape[-1] ** -0.5 if value is None else float(value)
-        factors.append(factor / float(temperature))
-        if not _is_finite_number(factors[-1]):
-            raise ValueError(
-                f"{name}: got {value!r} with temperature={temperature!r}; their ratio must be "
-                "finite"
-            )
-    return Scales(*factors)
+    return [options.reduced(rows_bht) for rows_bht in rows]
 
 
 def _implementation(backend: Backend, tensors: Sequence[Tensor]) -> Implementation:
@@ -472,13 +461,6 @@ def _check_mask(
         raise ValueError(f"{name}: got dtype {_dtype_name(mask.dtype)}; it must be {allowed}")
     if mask.device != x.device:
         raise ValueError(f"{name}: got device {mask.device}; it must be {x.device}, as the inputs'")
-
-
-def _check_reduction(reduction: Reduction) -> None:
-    if reduction not in _REDUCTIONS:
-        raise ValueError(
-            f"reduction: got {reduction!r}; it must be one of {', '.join(_REDUCTIONS)}"
-        )
 
 
 def _check_flag(name: str, value: bool) -> None:

@@ -46,15 +46,7 @@ TINY = tl.constexpr(2.0**-126)
 
 @triton.jit
 def self_forward_kernel(
-    relations,
-    masks,
-    results,
-    batches,
-    heads,
-    tokens,
-    window,
-    together,
-    shape: tl.constexpr,
+    relations, masks, results, batches, heads, tokens, window, together, shape: tl.constexpr
 ):
     """KL and both sides' sums of the rows of all relations."""
     blocks = tl.cdiv(tokens, shape.block_m)
@@ -66,15 +58,7 @@ def self_forward_kernel(
 
 @triton.jit
 def self_forward_again_kernel(
-    relations,
-    masks,
-    results,
-    batches,
-    heads,
-    tokens,
-    window,
-    together,
-    shape: tl.constexpr,
+    relations, masks, results, batches, heads, tokens, window, together, shape: tl.constexpr
 ):
     """Computes the blocks again that hold an untrusted sum (`hopper.forward`).
 
@@ -121,15 +105,7 @@ def _self_forward(relations, masks, results, heads, row_head, start, tokens, win
 
 @triton.jit
 def attention_forward_kernel(
-    attention,
-    masks,
-    results,
-    batches,
-    heads,
-    tokens,
-    window,
-    together,
-    shape: tl.constexpr,
+    attention, masks, results, batches, heads, tokens, window, together, shape: tl.constexpr
 ):
     """KL and both sides' sums of all query rows."""
     blocks = tl.cdiv(tokens, shape.block_m)
@@ -211,16 +187,7 @@ def _forward_tile(
 
 @triton.jit
 def self_backward_kernel(
-    relations,
-    masks,
-    weights,
-    units,
-    batches,
-    heads,
-    tokens,
-    window,
-    together,
-    shape: tl.constexpr,
+    relations, masks, weights, units, batches, heads, tokens, window, together, shape: tl.constexpr
 ):
     """``dX_i = scale * sum_j (G_ij + G_ji) X_j`` of all relations' heads.
 
@@ -274,16 +241,7 @@ def self_backward_kernel(
 
 @triton.jit
 def attention_backward_queries_kernel(
-    attention,
-    masks,
-    weights,
-    units,
-    batches,
-    heads,
-    tokens,
-    window,
-    together,
-    shape: tl.constexpr,
+    attention, masks, weights, units, batches, heads, tokens, window, together, shape: tl.constexpr
 ):
     """``dQ = scale * G K`` of all query heads; there is one unit in ``units`` for each key head."""
     blocks = tl.cdiv(tokens, shape.block_m)

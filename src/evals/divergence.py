@@ -34,7 +34,7 @@ class Reading:
     def __init__(self, model: PreTrainedModel, ids_bt: torch.Tensor) -> None:
         self._split = SplitModel.of(model)
         capture = QKVCapture(range(model.config.num_hidden_layers))
-        with capture.recording():
+        with capture.running():
             outputs = self._split.decoder(
                 input_ids=ids_bt, use_cache=False, output_hidden_states=True
             )

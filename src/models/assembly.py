@@ -138,11 +138,7 @@ def read(
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Turn errors inside the block into one that names the damaged or missing weights file.
-
-    Raises:
-        WeightsError: in place of the original error.
-    """
+    """Turn errors inside the block into one that names the damaged or missing weights file."""
     from safetensors import SafetensorError
 
     try:
@@ -187,11 +183,7 @@ def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, s
 
 
 def _files(folder: Path) -> dict[str, Path]:
-    """The file of each tensor, by the folder's index or its only weights file.
-
-    Raises:
-        WeightsError: both are missing, or the file is damaged.
-    """
+    """The file of each tensor, by the folder's index or its only weights file."""
     from safetensors import safe_open
 
     index, single = folder / _INDEX, folder / "model.safetensors"

@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
 from src.models.families import FAMILIES, family_of
 from src.models.rope import NATIVE_TYPES, scaling_of
-from src.models.shapes import FULL, SLIDING, attention_windows, facts_of, shape_of
+from src.models.shapes import (
+    FULL,
+    SLIDING,
+    attention_windows,
+    facts_of,
+    shape_of,
+    without_weights,
+)
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -66,17 +73,13 @@ def check_family(model: ModelConfig, config: PretrainedConfig) -> None:
 
 def check_layers(model: ModelConfig, config: PretrainedConfig) -> None:
     """Refuse an unlisted model whose attention differs from the defaults for its config."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    network = without_weights(config)
     if network.get_decoder() is network:
         raise ModelError(
             f"model {model.name}: {type(network).__name__} does not say which of its parts is the "
             "decoder (get_decoder), whose hidden states the objectives need"
         )
-    attentions = {
+    attentions: dict[Any, Any] = {
         module.layer_idx: module
         for module in network.modules()
         if isinstance(getattr(module, "layer_idx", None), int) and hasattr(module, "scaling")

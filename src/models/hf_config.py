@@ -9,7 +9,7 @@ from src.models.config import ModelConfig, ModelError, ModelShape, native_rope, 
 from src.models.facts import ModelFacts
 from src.models.families import FAMILIES, family_of
 from src.models.rope import RopeScaling
-from src.models.shapes import FULL, SLIDING, facts_of, shape_of
+from src.models.shapes import FULL, SLIDING, facts_of, shape_of, without_weights
 from src.models.sources import label_of, read_config
 
 if TYPE_CHECKING:
@@ -180,15 +180,13 @@ def projection_sizes(model: ModelConfig, shape: ModelShape) -> dict[str, tuple[i
 
 
 def _linear_layers(config: PretrainedConfig) -> dict[str, tuple[int, int]]:
-    import torch
-    from transformers import AutoModelForCausalLM
+    from torch import nn
 
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    network = without_weights(config)
     return {
         name.rpartition(".")[2]: (module.in_features, module.out_features)
         for name, module in network.named_modules()
-        if isinstance(module, torch.nn.Linear) and module is not network.get_output_embeddings()
+        if isinstance(module, nn.Linear) and module is not network.get_output_embeddings()
     }
 
 

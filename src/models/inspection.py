@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from src.models.config import ModelError
 from src.models.families import FAMILIES
+from src.models.shapes import without_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -333,11 +334,7 @@ def _check_layers(held: Mapping[str, Held], config: PretrainedConfig, label: str
 
 def _check_names(held: Mapping[str, Held], config: PretrainedConfig, label: str) -> None:
     """Refuse names or shapes that differ from the model's; transformers would draw or drop them."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    network = without_weights(config)
     wanted = {name: tuple(p.shape) for name, p in network.state_dict().items()}
     tied = set(network._tied_weights_keys or ()) if config.tie_word_embeddings else set()
     # A base model without its output head has names without the head's prefix.

@@ -10,7 +10,7 @@ from src.models.families import family_of_type
 from src.models.rope import scaling_of
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 # transformers' names for kinds of layers.
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -63,6 +63,15 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         attention_scale=getattr(config, "attention_multiplier", None),
         logits_scale=1 / (getattr(config, "logits_scaling", None) or 1.0),
     )
+
+
+def without_weights(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a config with weights on the meta device, which take no memory."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
 
 
 def attention_sizes(config: PretrainedConfig) -> tuple[int, int, int]:

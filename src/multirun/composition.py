@@ -232,11 +232,7 @@ def _parsed(lines: Iterable[str]) -> list[Override]:
 
 
 def _fixed(typed: Sequence[Override], key: str) -> str | None:
-    """The value of a key that is the same for all jobs; the last one typed counts.
-
-    Raises:
-        ConfigError: several are given.
-    """
+    """The value of a key that is the same for all jobs; the last one typed counts."""
     value = None
     for override in typed:
         if override.key_or_group != key:

@@ -77,11 +77,7 @@ def _with_state(job: Job, best: Mapping[str, Task]) -> Job:
 
 
 def _parts(sweep: Sweep) -> list[Share] | None:
-    """The parts that this machine is divided into; None if submitit runs the jobs.
-
-    Raises:
-        ConfigError: a launcher that a sweep cannot use, or more jobs at once than fit.
-    """
+    """The parts that this machine is divided into; None if submitit runs the jobs."""
     launcher = sweep.launcher
     settings = [job.settings for job in sweep.able if job.settings is not None]
     executor = cluster.executor_of(launcher)
@@ -123,11 +119,7 @@ _LAUNCHERS = (
 
 
 def _check_memory(able: Sequence[Job], at_once: int) -> None:
-    """Refuse jobs that fit a machine's memory one by one, but not together.
-
-    Raises:
-        ConfigError: the message says how many fit.
-    """
+    """Refuse jobs that fit a machine's memory one by one, but not together."""
     on_cpu = [job.plan for job in able if job.plan is not None and job.plan.device.is_cpu]
     forced = any(job.settings.allow_oversubscribe for job in able if job.settings)
     if not on_cpu or forced:

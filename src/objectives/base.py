@@ -234,11 +234,11 @@ class Objective(ABC):
 
     @property
     def awaits_drift(self) -> bool:
-        """Whether `with_drift` must choose layers before training. False by default.
+        """Whether `with_drift` must choose layers before training: those of `layers=drift`.
 
         Until then `needs` gives any layers of the right number, for the plan.
         """
-        return False
+        return getattr(self, "layers", None) == "drift"
 
     def with_drift(self, kl_by_layer: Sequence[float]) -> Objective:
         """The objective with its layers chosen; by default itself.

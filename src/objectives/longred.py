@@ -73,11 +73,6 @@ class LongRed(Objective):
             )
         return numbers
 
-    @property
-    def awaits_drift(self) -> bool:
-        """Whether the layers are still to be chosen by a measurement."""
-        return self.layers == "drift"
-
     def with_drift(self, kl_by_layer: Sequence[float]) -> LongRed:
         """Choose the layers of the largest drift (of equal ones, the lower), and the last."""
         if not self.awaits_drift:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, WrapValidator
 
@@ -150,15 +150,8 @@ class Relation(Objective):
                     f"{heads} heads of {facts.head_dim}"
                 )
         return Needs(
-            teacher=True,
-            qkv_layers=self.chosen_layers(facts),
-            teacher_chunk=self.teacher_chunk,
+            teacher=True, qkv_layers=self.chosen_layers(facts), teacher_chunk=self.teacher_chunk
         )
-
-    @property
-    def awaits_drift(self) -> bool:
-        """Whether the layers are still to be chosen by a measurement."""
-        return self.layers == "drift"
 
     def with_drift(self, kl_by_layer: Sequence[float]) -> Relation:
         """Choose the layers of the largest drift; of equal ones, the lower."""
@@ -225,6 +218,8 @@ class Relation(Objective):
         window, scale = self._window(facts.windows[layer]), facts.scale
         student = self._compared(student)
         segments = student.segment_ids_bt
+        common: dict[str, Any] = {"window": window, "segment_ids": segments}
+        common |= {"temperature": self.temperature, "backend": self.backend}
         losses: list[Tensor] = []
         each: list[Tensor] = []
         if names := [n for n in self._terms() if n not in ("qk", "av")]:
@@ -236,10 +231,7 @@ class Relation(Objective):
                 self._self_weights(names, facts),
                 scale=head_scale,
                 teacher_scale=head_scale,
-                window=window,
-                segment_ids=segments,
-                temperature=self.temperature,
-                backend=self.backend,
+                **common,
             )
             losses.append(loss)
             each.append(by_relation)
@@ -251,10 +243,7 @@ class Relation(Objective):
                 teacher.k_bgtd,
                 scale=scale,
                 teacher_scale=scale,
-                window=window,
-                segment_ids=segments,
-                temperature=self.temperature,
-                backend=self.backend,
+                **common,
             )
             losses.append(self.weights.qk * rows)
             each.append(rows.detach()[None])

@@ -51,7 +51,7 @@ def _queries_and_keys(
     home = next(network.parameters()).device
     network.to(device)  # type: ignore[arg-type]  # transformers narrows nn.Module.to
     capture = QKVCapture(range(facts.layers))
-    with torch.no_grad(), capture.recording():
+    with torch.no_grad(), capture.running():
         network.get_decoder()(input_ids=ids_bt.to(device), use_cache=False)
     network.to(home)  # type: ignore[arg-type]  # as above
     taken: dict[int, LayerQKV] = capture.take()

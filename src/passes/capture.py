@@ -13,8 +13,7 @@ blocks for a share of the heads.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -35,35 +34,27 @@ IMPLEMENTATIONS = ("sdpa", "eager")
 Attention = Callable[..., Any]
 
 
-class QKVCapture:
-    """Records q, k and v of the given layers during one forward pass.
+class QKVCapture(LayerPass):
+    """A pass that records q, k and v of the given layers; the arguments are those of `LayerPass`.
 
-    It records only inside `recording()`. Gradient checkpointing runs a layer's forward again during
-    backward; by then the block has ended, so nothing is recorded a second time.
+    Gradient checkpointing runs a layer's forward again during backward. By then the pass has ended,
+    so nothing is recorded a second time.
     """
 
-    def __init__(self, layers: Iterable[int], *, stops_at: int | None = None) -> None:
-        self._recorded: dict[int, LayerQKV] = {}
-        self._pass = LayerPass(layers, self._record, stops_at=stops_at)
+    def __init__(self, layers: Iterable[int], **options: Any) -> None:
+        recorded: dict[int, LayerQKV] = {}
 
-    @contextmanager
-    def recording(self) -> Iterator[None]:
-        """Record the forward pass that runs inside this block.
+        def record(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
+            if not again:
+                recorded[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
 
-        Raises:
-            CaptureError: as `LayerPass.running` does.
-        """
-        self._recorded.clear()
-        with self._pass.running():
-            yield
-
-    def _record(self, layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
-        if not again:
-            self._recorded[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
+        super().__init__(layers, record, **options)
+        self._recorded = recorded
 
     def take(self) -> dict[int, LayerQKV]:
         """Hand over the tensors by layer, and keep no reference to them."""
-        taken, self._recorded = self._recorded, {}
+        taken = dict(self._recorded)
+        self._recorded.clear()
         return taken
 
 

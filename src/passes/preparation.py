@@ -14,11 +14,7 @@ from src.passes.skipping import known_parts, skip_unwanted
 
 
 def prepare_decoder(
-    decoder: nn.Module,
-    ends: Collection[int | None],
-    *,
-    compiled: bool = False,
-    fused: bool = False,
+    decoder: nn.Module, ends: Collection[int | None], *, compiled: bool = False, fused: bool = False
 ) -> None:
     """Let passes see layer inputs and skip unwanted work; fuse or compile the layers if asked for.
 

@@ -20,7 +20,7 @@ from src.models.families import FAMILIES
 from src.objectives.base import Batch, Needs, Outputs
 from src.passes.capture import QKVCapture
 from src.passes.chunks import Chunks
-from src.passes.layer_pass import LayerInput, LayerPass, LayerQKV, PackedQKV, run_decoder
+from src.passes.layer_pass import LayerInput, LayerQKV, run_decoder
 from src.passes.skipping import known_parts, left_out
 
 if TYPE_CHECKING:
@@ -63,16 +63,9 @@ class TeacherPass:
         """Run blocks at contiguous positions, and keep what is needed."""
         layers = needs.qkv_layers
         chunks = Chunks(batch.input_ids_bt.shape[1], needs.teacher_chunk)
-        stored: dict[int, LayerQKV] = {}
-
-        def store(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
-            del again  # the teacher is not checkpointed
-            stored[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
-
         by_input = self._keep == "layer_inputs"
-        layer_pass = LayerPass(
+        layer_pass = QKVCapture(
             () if by_input else layers,
-            store,
             input_layers={*needs.hidden_layers, *(layers if by_input else ())},
             stops_at=needs.teacher_stops_at,
             unpadded=True,
@@ -82,7 +75,7 @@ class TeacherPass:
             hidden_bth = run_decoder(
                 self._decoder, chunks.cut(batch.input_ids_bt), _positions(batch, chunks)
             )
-        inputs = layer_pass.take_inputs()
+        inputs, stored = layer_pass.take_inputs(), layer_pass.take()
         made = {
             layer: self._from_input(layer, inputs[layer]) if by_input else _kept(stored[layer])
             for layer in layers
@@ -119,7 +112,7 @@ class TeacherPass:
                 torch.no_grad(),
                 self._layer_as_teacher(index),
                 left_out(output),
-                capture.recording(),
+                capture.running(),
             ):
                 attention(hidden_states=norm(given.hidden_bth), **given.arguments)
             return capture.take()[index]

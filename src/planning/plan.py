@@ -173,9 +173,6 @@ def _best(
     """The plan with the engines to take: the fastest of the first group in which some fit.
 
     If none fits, it is the plan that needs the least memory.
-
-    Raises:
-        ConfigError: all are refused; with the reason of the first.
     """
     smallest: Plan | None = None
     refusal: ConfigError | None = None

@@ -89,11 +89,7 @@ def _ends_badly(stages: Mapping[str, StageConfig]) -> str | None:
 def _decided(
     stages: Mapping[str, StageConfig], tokens: Mapping[str, int]
 ) -> dict[str, StageConfig]:
-    """The stages at these tokens, with the sizes of their steps.
-
-    Raises:
-        ConfigError: a stage that does not fit its tokens.
-    """
+    """The stages at these tokens, with the sizes of their steps."""
     decided: dict[str, StageConfig] = {}
     for name, stage in stages.items():
         with refused_at(f"recipe.stages.{name}."):

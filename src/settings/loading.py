@@ -9,7 +9,7 @@ import math
 import operator
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,21 +64,21 @@ def _variable(name: str, *default: Any) -> Any:
     return value
 
 
-OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
 # Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
 # every second of N layers, counted back from the last one.
-OmegaConf.register_new_resolver("times", operator.mul, replace=True)
-OmegaConf.register_new_resolver("plus", operator.add, replace=True)
-OmegaConf.register_new_resolver("larger", max, replace=True)
-OmegaConf.register_new_resolver("block", _block, replace=True)
-OmegaConf.register_new_resolver("target", _target, replace=True)
-OmegaConf.register_new_resolver("doubled", _doubled, replace=True)
-OmegaConf.register_new_resolver(
-    "every",
+_RESOLVERS: dict[str, Callable[..., Any]] = {
+    "oc.env": _variable,
+    "times": operator.mul,
+    "plus": operator.add,
+    "larger": max,
+    "block": _block,
+    "target": _target,
+    "doubled": _doubled,
     # A model of more layers is refused, but later than this list would have been made.
-    lambda step, count: list(range((count - 1) % step, min(count, MOST_LAYERS), step)),
-    replace=True,
-)
+    "every": lambda step, count: list(range((count - 1) % step, min(count, MOST_LAYERS), step)),
+}
+for _name, _resolver in _RESOLVERS.items():
+    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
 
 
 def completed(overrides: Sequence[str]) -> list[str]:
@@ -151,11 +151,7 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
     try:
         _hide_variables(created)
         _complete(created)
-        plain = OmegaConf.to_container(
-            created,
-            resolve=True,
-            throw_on_missing=True,
-        )
+        plain = OmegaConf.to_container(created, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
         reason = str(error).splitlines()[0]
@@ -166,11 +162,7 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _hide_variables(node: DictConfig | ListConfig, path: str = "") -> None:
-    """Let texts that variables are part of be written with their interpolations.
-
-    Raises:
-        ConfigError: a resolver makes something else of a variable's text, which cannot be hidden.
-    """
+    """Let texts that variables are part of be written with their interpolations."""
     keys = range(len(node)) if isinstance(node, ListConfig) else list(node)
     for key in keys:
         where = f"{path}.{key}" if path else str(key)
@@ -203,12 +195,7 @@ def _hide_variables(node: DictConfig | ListConfig, path: str = "") -> None:
 
 
 def _check_names(value: Any, path: str = "") -> None:
-    """Refuse names that no file can have: to ask whether such a file is there fails already.
-
-    Raises:
-        ConfigError: a part of a text between slashes is longer, or a text looks like a reference to
-            the environment, which a resumed run would follow.
-    """
+    """Refuse names that no file can have: to ask whether such a file is there fails already."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             _check_names(inner, f"{path}.{key}" if path else str(key))
@@ -227,11 +214,7 @@ def _check_names(value: Any, path: str = "") -> None:
 
 
 def _complete(config: DictConfig) -> None:
-    """Fill in what follows from the model's own config, in place: other settings refer to it.
-
-    Raises:
-        ConfigError: the model is not there, or its config cannot be read.
-    """
+    """Fill in what follows from the model's own config, in place: other settings refer to it."""
     weights = OmegaConf.select(config, "student.weights")
     if weights is not None and not isinstance(weights, str):
         raise ConfigError(f"student.weights: a text is expected (got {str(weights)[:80]})")

@@ -29,10 +29,7 @@ _LICENCES = {"Apache-2.0": "apache-2.0", "MIT": "mit"}
 
 
 def model_card(
-    config: RunConfig,
-    record: Mapping[str, Any],
-    stage: str,
-    tables: Iterable[ResultTable] = (),
+    config: RunConfig, record: Mapping[str, Any], stage: str, tables: Iterable[ResultTable] = ()
 ) -> str:
     """The text of the card; without tables of evaluations it says that there were none."""
     front = yaml.safe_dump(_front_matter(config), sort_keys=False)

@@ -9,6 +9,7 @@ it still is.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
@@ -33,13 +34,7 @@ from src.manifest import (
     write_manifest,
 )
 from src.planning.devices import host_memory
-from src.run_folder import (
-    RunFolder,
-    sync_folder,
-    unsealed,
-    whole_checkpoints,
-    write_whole,
-)
+from src.run_folder import RunFolder, sync_folder, unsealed, whole_checkpoints, write_whole
 from src.training.launch import LaunchError
 from src.training.tensor_files import Part, SavedState, total_bytes, write
 
@@ -190,10 +185,10 @@ def _save(
         return {name: write(partial / name, parts)} if parts else {}
 
     try:
-        _on_all(folder, begin if rank == 0 else _nothing)
+        _on_all(folder, begin, main_only=True)
         files = {name: it for each in _on_all(folder, written) for name, it in each.items()}
-        finish = lambda: _finish(folder, target, position, files, records, keep)  # noqa: E731
-        _on_all(folder, finish if rank == 0 else _nothing)
+        finish = functools.partial(_finish, folder, target, position, files, records, keep)
+        _on_all(folder, finish, main_only=True)
     finally:
         if rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
@@ -214,10 +209,6 @@ def _refuse_not_finite(folder: RunFolder, parts: Sequence[Part], position: Posit
             "the last update, and nothing was saved: lower the stage's lr and start anew, or go on "
             f"from the checkpoint before with resume={folder.path}"
         )
-
-
-def _nothing() -> None:
-    """What the ranks do that write no records."""
 
 
 def _finish(
@@ -242,12 +233,15 @@ def _finish(
         shutil.rmtree(old)
 
 
-def _on_all(folder: RunFolder, work: Callable[[], _Made]) -> list[_Made]:
+def _on_all(
+    folder: RunFolder, work: Callable[[], _Made], *, main_only: bool = False
+) -> list[_Made]:
     """Each rank's result. If the work fails on one rank it fails on all, so that none waits."""
     made: Any = None
     failure: OSError | None = None
     try:
-        made = work()
+        if distributed.get_rank() == 0 or not main_only:
+            made = work()
     except OSError as error:
         failure = error
     answers: list[Any] = [(made, failure and str(failure))]

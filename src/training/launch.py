@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from src import environment
 from src.planning.devices import gpu_share
@@ -158,6 +158,15 @@ def _slurm_address() -> None:
         os.environ["MASTER_ADDR"] = listed.stdout.split()[0]
     # Jobs that share a node get different ports.
     os.environ.setdefault("MASTER_PORT", str(20000 + int(os.environ["SLURM_JOB_ID"]) % 20000))
+
+
+def agreed(value: Any) -> Any:
+    """Rank 0's value, sent to all ranks, whatever theirs is. A collective call."""
+    from torch import distributed
+
+    told = [value]
+    distributed.broadcast_object_list(told, src=0)
+    return told[0]
 
 
 def leave(world: World) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,6 @@ from torch import Tensor, distributed
 from src.objectives.base import Batch, Objective, metric_prefixes
 from src.progress import meter
 from src.training.batches import Batches
-from src.training.profiling import around_nothing
 from src.training.schedule import MicroStep, StageSchedule, learning_rate
 from src.training.signals import Stopped
 from src.training.watch import Watch
@@ -89,7 +88,7 @@ class StageRun:
         start: int,
         after_step: Callable[[StepRecord], None],
         saves_after: Callable[[int], bool] = lambda step: False,
-        around: Callable[[int], AbstractContextManager[None]] = around_nothing,
+        around: Callable[[int], AbstractContextManager[None]] = lambda step: nullcontext(),
         asked: Callable[[], int] = lambda: 0,
     ) -> None:
         """Train from step `start` to the stage's end, calling `after_step` on every rank.
@@ -147,10 +146,7 @@ class StageRun:
         place = self.batches.place
         micro_steps = list(
             self.schedule.micro_steps(
-                step,
-                rank=place.reader,
-                world_size=place.readers,
-                micro_batch=self.micro_batch,
+                step, rank=place.reader, world_size=place.readers, micro_batch=self.micro_batch
             )
         )
         batch = self.batches.of(micro_steps[0], step)

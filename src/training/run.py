@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -193,15 +193,14 @@ class _Run:
 
     def _resumed(self) -> Checkpoint | None:
         """The checkpoint to go on from: rank 0's choice. It drops metrics of steps after it."""
-        chosen: list[Checkpoint | None] = [None]
+        chosen = None
         if self.world.is_main:
-            chosen[0] = checkpoint.newest(self.folder)
-            if chosen[0] is None:
+            chosen = checkpoint.newest(self.folder)
+            if chosen is None:
                 self.folder.forget_metrics()
-            elif (said := checkpoint.restore_metrics(self.folder, chosen[0])) is not None:
+            elif (said := checkpoint.restore_metrics(self.folder, chosen)) is not None:
                 print(said, file=sys.stderr)
-        distributed.broadcast_object_list(chosen, src=0)
-        return chosen[0]
+        return launch.agreed(chosen)
 
     def _train_stage(self, index: int, data: Data, start: int, resumed: Checkpoint | None) -> None:
         config, name = self.config, self.names[index]
@@ -295,7 +294,7 @@ class _Run:
     def _around(self, name: str, start: int) -> Callable[[int], AbstractContextManager[None]]:
         """What a stage's steps run in: a profile of a few of them, on rank 0, if asked for."""
         if not (self.config.profile and self.world.is_main):
-            return profiling.around_nothing
+            return lambda step: nullcontext()
         file = self.folder.path / "profile" / f"{name}.json.gz"
         steps = self.plan.stage(name).steps
         device = device_of(self.config.engine.device)
@@ -316,24 +315,15 @@ class _Run:
         It is measured once and recorded, so that a run that resumes, maybe on another GPU, chooses
         the same layers.
         """
-        recorded: list[list[float] | None] = [None]
-        if self.world.is_main:
-            recorded[0] = self.folder.record().get("attention_drift", {}).get(name)
-        distributed.broadcast_object_list(recorded, src=0)
-        if recorded[0] is not None:
-            return recorded[0]
-        drift = stage.measured_drift(self.config, blocks, weights)
-        if self.world.is_main:
-            record = self.folder.record().get("attention_drift", {})
-            self.folder.update(attention_drift=record | {name: drift})
+        recorded = self.folder.record().get("attention_drift", {}) if self.world.is_main else {}
+        if (drift := launch.agreed(recorded.get(name))) is None:
+            drift = stage.measured_drift(self.config, blocks, weights)
+            if self.world.is_main:
+                self.folder.update(attention_drift=recorded | {name: drift})
         return drift
 
     def _after_step(
-        self,
-        loop: StageRun,
-        student: StudentEngine,
-        record: StepRecord,
-        interim: Interim | None,
+        self, loop: StageRun, student: StudentEngine, record: StepRecord, interim: Interim | None
     ) -> None:
         name = loop.name
         if interim is not None and self._looks_after(name, record.step):

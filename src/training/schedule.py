@@ -194,11 +194,7 @@ class StageConfig:
 
 
 def _filled(streams: dict[str, StreamConfig], slot_tokens: int) -> dict[str, StreamConfig]:
-    """Set each stream's batch size so that its slot has `slot_tokens` tokens.
-
-    Raises:
-        ValueError: a length that does not divide `slot_tokens`, or another batch size.
-    """
+    """Set each stream's batch size so that its slot has `slot_tokens` tokens."""
     filled: dict[str, StreamConfig] = {}
     for name, stream in streams.items():
         blocks, rest = divmod(slot_tokens, stream.length)
@@ -301,25 +297,25 @@ class StageSchedule:
 
     def blocks_read(self) -> dict[str, int]:
         """Number of blocks that the stage reads of each stream; the last may be cut short."""
-        read = dict.fromkeys(self.stage.streams, 0)
-        turns, rest = divmod(self._first_slot(self.steps - 1), len(self._pattern))
-        for name, stream in self.stage.streams.items():
-            slots = turns * stream.share + self._pattern[:rest].count(name)
-            read[name] += slots * stream.blocks
+        read = self._blocks_before(self.steps - 1)
         for piece in self.pieces(self.steps - 1):
             read[piece.stream] += 1
         return read
 
     def tokens_read(self) -> dict[str, int]:
         """Tokens of each stream over the whole stage; they add up to the stage's tokens."""
-        last = self.pieces(self.steps - 1)
-        read = self.blocks_read()
-        for piece in last:
-            read[piece.stream] -= 1
-        tokens = {name: n * self.stage.streams[name].length for name, n in read.items()}
-        for piece in last:
+        before = self._blocks_before(self.steps - 1)
+        tokens = {name: n * self.stage.streams[name].length for name, n in before.items()}
+        for piece in self.pieces(self.steps - 1):
             tokens[piece.stream] += piece.tokens
         return tokens
+
+    def _blocks_before(self, step: int) -> dict[str, int]:
+        turns, rest = divmod(self._first_slot(step), len(self._pattern))
+        return {
+            name: (turns * stream.share + self._pattern[:rest].count(name)) * stream.blocks
+            for name, stream in self.stage.streams.items()
+        }
 
     def _first_slot(self, step: int) -> int:
         """The number of slots before a step. A step is a whole number of slots or of turns."""

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import distributed
 
 from src.data.corpus import TrainingBlocks
 from src.models.adapters import make_trainable
@@ -25,7 +24,7 @@ from src.training.engine.student import Student
 from src.training.engine.teacher import Teacher
 from src.training.engine.zero import sharding
 from src.training.engines import Engines
-from src.training.launch import World
+from src.training.launch import World, agreed
 from src.training.loop import StageRun
 from src.training.schedule import StageSchedule
 from src.training.sequence import Place
@@ -127,6 +126,4 @@ def measured_drift(config: RunConfig, blocks: TrainingBlocks, weights: Path | No
         device_of(config.engine.device),
     )
     # GPUs may differ in the last bits.
-    agreed = [drift]
-    distributed.broadcast_object_list(agreed, src=0)
-    return agreed[0]
+    return agreed(drift)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
-from torch import distributed
 
 from src import tracking
 from src.evals import running
@@ -85,7 +85,7 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
                 new = _prepare(settings, world.size, command)
             held.enter_context(_held(new.path))
             path = new.create().path
-        path = _agree(path)
+        path = Path(launch.agreed(path and str(path)))
         folder = RunFolder.open(path)
         # Rank 0's plan has settled what `auto` leaves open.
         run.execute(strict.load_plain(RunConfig, folder.config()), folder, world)
@@ -175,11 +175,7 @@ def _going_on(folder: RunFolder, chosen: Checkpoint | None, size: int) -> str:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Lock the folder against other processes. The system unlocks it when this process ends.
-
-    Raises:
-        RunFolderError: another process has locked it.
-    """
+    """Lock the folder against other processes. The system unlocks it when this process ends."""
     path.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path / LOCK)
     try:
@@ -245,7 +241,9 @@ class _NewRun:
     record: dict[str, Any]
 
     def create(self) -> RunFolder:
-        return RunFolder.create(self.path, config=_plain(self.settings), record=self.record)
+        # Containers for YAML, which the boundary accepts again.
+        config = json.loads(json.dumps(asdict(self.settings)))
+        return RunFolder.create(self.path, config=config, record=self.record)
 
 
 def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewRun:
@@ -343,24 +341,3 @@ def _check_compiler(why: str, instead: str, tools: Sequence[str] = ()) -> None:
             f"{why}, and {' and '.join(missing)} cannot be found; install what is missing (CXX "
             f"names another compiler), or leave {instead}"
         )
-
-
-def _agree(path: Path | None) -> Path:
-    """Rank 0's run folder, sent to all ranks."""
-    told = [None if path is None else str(path)]
-    distributed.broadcast_object_list(told, src=0)
-    assert told[0] is not None
-    return Path(told[0])
-
-
-def _plain(settings: RunConfig) -> dict[str, Any]:
-    """The config as containers for YAML, which the boundary accepts again."""
-
-    def listed(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: listed(inner) for key, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [listed(inner) for inner in value]
-        return value
-
-    return listed(asdict(settings))

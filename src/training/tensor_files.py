@@ -9,12 +9,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -86,33 +85,21 @@ def _bytes_of(part: Part) -> memoryview:
     return values.view(torch.uint8).numpy().data
 
 
-class SavedState:
-    """The tensors in files that `write` wrote, in any number of them."""
+class SavedState(ExitStack):
+    """The tensors in files that `write` wrote, in any number of them, for use in a `with`."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         from safetensors import safe_open
 
-        self._open = ExitStack()
+        super().__init__()
         self._parts: dict[tuple[str, str], list[tuple[int, int, Any]]] = {}
         for path in paths:
-            file: Any = self._open.enter_context(safe_open(path, framework="pt"))
+            file: Any = self.enter_context(safe_open(path, framework="pt"))
             for key in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
                 kind, start, name = key.split("/", 2)
                 (length,) = file.get_slice(key).get_shape()
                 held = self._parts.setdefault((kind, name), [])
                 held.append((int(start), int(start) + length, file.get_slice(key)))
-
-    def __enter__(self) -> SavedState:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._parts.clear()
-        self._open.close()
 
     def names(self) -> set[str]:
         """The parameters that are held."""
@@ -139,8 +126,3 @@ class SavedState:
 def total_bytes(parts: Iterable[Part]) -> int:
     """The size of all parts together."""
     return sum(part.bytes for part in parts)
-
-
-def whole_parts(kind: str, tensors: Mapping[str, Tensor]) -> list[Part]:
-    """Whole tensors as parts."""
-    return [Part(name, kind, 0, tensor.flatten()) for name, tensor in tensors.items()]

@@ -11,9 +11,7 @@ FAMILY = Family(
     "olmo2",
     model_type="olmo2",
     parts=LayerParts(
-        None,
-        "self_attn",
-        ("post_attention_layernorm", "mlp", "post_feedforward_layernorm"),
+        None, "self_attn", ("post_attention_layernorm", "mlp", "post_feedforward_layernorm")
     ),
     qk_norm="wide",
     llama_operators=False,

@@ -13,6 +13,7 @@ from src.models.rope.base import (
     Positive,
     checked_table,
     longrope_attention,
+    longrope_tables,
 )
 
 
@@ -55,22 +56,13 @@ class LongRopeScaling(FactorScaling):
         return longrope_attention(factor, native.window)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """`longrope` with both tables.
-
-        `short_mscale` and `long_mscale` are for vLLM, which knows no `attention_factor`;
-        transformers ignores them.
-        """
-        short, long = self._tables(native)
+        """`longrope` with both tables."""
+        short, long = (table.tolist() for table in self._tables(native))
         attention = self.resolved_attention_factor(native)
-        parameters = super().rope_parameters(native) | {
-            "original_max_position_embeddings": native.window,
-            "short_factor": short.tolist(),
-            "long_factor": long.tolist(),
-            "attention_factor": attention,
-        }
-        if attention != longrope_attention(self.target_length / native.window, native.window):
-            parameters |= {"short_mscale": attention, "long_mscale": attention}
-        return parameters
+        stated = longrope_tables(
+            native.theta, native.window, self.target_length, short, long, attention
+        )
+        return stated | {"factor": self.resolved_factor(native.window)}
 
     def _tables(self, native: NativeRope) -> tuple[np.ndarray, np.ndarray]:
         pairs = native.head_dim // 2

@@ -47,11 +47,7 @@ class OwnScaling(Scaling):
         scaling, original = scaling_of(self.parameters, self.target_length) or (None, None)
         theta = float(self.parameters["rope_theta"])
         return NativeRope(
-            native.head_dim,
-            theta,
-            self.target_length,
-            scaling=scaling,
-            original_window=original,
+            native.head_dim, theta, self.target_length, scaling=scaling, original_window=original
         )
 
 

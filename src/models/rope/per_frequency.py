@@ -8,13 +8,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from src.models.rope.base import (
-    NativeRope,
-    Positive,
-    Scaling,
-    checked_table,
-    longrope_tables,
-)
+from src.models.rope.base import NativeRope, Positive, Scaling, checked_table, longrope_tables
 
 
 @dataclass(frozen=True)

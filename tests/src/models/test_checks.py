@@ -36,7 +36,7 @@ def test_a_family_without_a_file_works_by_the_defaults(
     assert rotations(network)[0] == pytest.approx(1 / 4)
     facts = facts_of(network.config)
     capture = QKVCapture(range(facts.layers))
-    with capture.recording():
+    with capture.running():
         logits(network)
     assert capture.take().keys() == {0, 1}
 

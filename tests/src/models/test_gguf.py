@@ -89,7 +89,7 @@ def test_smollm2s_captured_tensors_give_its_own_attention(smollm2: ModelConfig) 
 
     captured = load_model(smollm2, config, dtype=torch.float32, capture=True)
     capture = QKVCapture([layer])
-    with capture.recording():
+    with capture.running():
         own_logits = logits(captured, ids_bt)
     ours_bhtd = attention_output(capture.take()[layer])
     ours_bth = ours_bhtd.transpose(1, 2).flatten(2)

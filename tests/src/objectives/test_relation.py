@@ -482,7 +482,7 @@ def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, Laye
             # Random initial weights are so small that attention hardly looks at positions.
             parameter.data.mul_(20)
     capture = QKVCapture(range(2))
-    with capture.recording():
+    with capture.running():
         network.get_decoder()(input_ids=ids_bt, use_cache=False)
     return capture.take()
 

@@ -92,7 +92,7 @@ def test_attention_from_captured_tensors_is_the_models_own(
                 torch.nn.init.normal_(parameter, std=0.2)
     ids = torch.randint(0, 97, (2, tokens))
     capture = QKVCapture(range(3))
-    with own_outputs(implementation) as own, capture.recording():
+    with own_outputs(implementation) as own, capture.running():
         causal_model(model).get_decoder()(input_ids=ids, use_cache=False)
     taken = capture.take()
     assert taken.keys() == own.keys() == {0, 1, 2}
@@ -183,7 +183,7 @@ def test_attention_of_every_family_is_recomputed_from_its_captured_tensors(
             lambda module, args, index=index: inputs.__setitem__(index, args[0])
         )
     capture = QKVCapture(range(facts.layers))
-    with capture.recording():
+    with capture.running():
         network.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False)
     real = torch.ones(2, TOKENS, dtype=torch.bool) if mask is None else mask.bool()
     taken = capture.take()
@@ -212,7 +212,7 @@ def test_sdpa_and_eager_capture_the_same(
     for attention in ("sdpa", "eager"):
         network, facts = of_family(compose_run, name, attention=attention, dtype=torch.float32)
         capture = QKVCapture(range(facts.layers))
-        with capture.recording():
+        with capture.running():
             causal_model(network)(input_ids=ids, attention_mask=mask, use_cache=False)
         taken.append(capture.take())
     real = torch.ones(2, TOKENS, dtype=torch.bool) if mask is None else mask.bool()
@@ -258,7 +258,7 @@ class Watched:
     ) -> dict[int, LayerQKV]:
         """The captured tensors. Errors are relative to a layer's largest number."""
         capture = QKVCapture(range(self.facts.layers))
-        with capture.recording():
+        with capture.running():
             decoder = causal_model(self.network).get_decoder()
             decoder(input_ids=ids, attention_mask=padding, use_cache=False)
         real = torch.ones_like(ids).bool() if padding is None else padding.bool()
@@ -321,7 +321,7 @@ def test_outputs_are_those_of_the_ordinary_attention_also_with_padding() -> None
     ids = torch.randint(0, 97, (2, 9))
     mask = torch.ones(2, 9, dtype=torch.long)
     mask[1, :4] = 0
-    with torch.no_grad(), QKVCapture([0]).recording():
+    with torch.no_grad(), QKVCapture([0]).running():
         ours = captured(input_ids=ids, attention_mask=mask).logits
     theirs = plain(input_ids=ids, attention_mask=mask).logits
     torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()])
@@ -350,7 +350,7 @@ def test_gradients_through_captured_tensors(checkpointing: bool) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         capture = QKVCapture([0, 2])
         ids = torch.arange(24).reshape(1, 24)
-        with capture.recording():
+        with capture.running():
             model.get_decoder()(input_ids=ids, use_cache=False)
         loss = sum(
             (x.square().sum() for qkv in capture.take().values() for x in qkv), torch.zeros(())
@@ -366,7 +366,7 @@ def test_only_wanted_layers_are_kept_and_only_inside_the_block() -> None:
     model = network()
     ids = torch.randint(0, 97, (1, 5))
     capture = QKVCapture([1])
-    with capture.recording():
+    with capture.running():
         model(input_ids=ids, use_cache=False)
     model(input_ids=ids, use_cache=False)
     assert capture.take().keys() == {1}
@@ -376,7 +376,7 @@ def test_only_wanted_layers_are_kept_and_only_inside_the_block() -> None:
 def test_a_second_forward_inside_the_block_is_an_error() -> None:
     model = network()
     ids = torch.randint(0, 97, (1, 5))
-    with QKVCapture([0]).recording():
+    with QKVCapture([0]).running():
         model(input_ids=ids)
         with pytest.raises(CaptureError, match="layer 0 was captured twice"):
             model(input_ids=ids)
@@ -386,13 +386,13 @@ def test_a_layer_that_is_not_captured_is_an_error() -> None:
     model = network("sdpa")
     ids = torch.randint(0, 97, (1, 5))
     missing = pytest.raises(CaptureError, match=r"layers \[0, 2\] gave no q, k, v")
-    with missing, QKVCapture([0, 2]).recording():
+    with missing, QKVCapture([0, 2]).running():
         model(input_ids=ids)
 
 
 def test_captures_do_not_nest() -> None:
     nested = pytest.raises(CaptureError, match="do not nest")
-    with QKVCapture([]).recording(), nested, QKVCapture([]).recording():
+    with QKVCapture([]).running(), nested, QKVCapture([]).running():
         pass
 
 

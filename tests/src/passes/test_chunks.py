@@ -70,7 +70,7 @@ def network() -> PreTrainedModel:
 def by_hand(network: PreTrainedModel, ids_bt: Tensor) -> tuple[Tensor, dict[int, LayerQKV]]:
     """Last hidden states, and q, k and v, of one chunk by itself, at positions from 0."""
     capture = QKVCapture(range(LAYERS))
-    with torch.no_grad(), capture.recording():
+    with torch.no_grad(), capture.running():
         hidden = network.get_decoder()(input_ids=ids_bt, use_cache=False).last_hidden_state
     return hidden, capture.take()
 

@@ -173,7 +173,7 @@ def whole(family: str, parameters: LoraParameters | FullParameters) -> tuple[Ten
 
     def captured(model: nn.Module) -> dict[int, LayerQKV]:
         capture = QKVCapture((0, 2))
-        with capture.recording():
+        with capture.running():
             causal_model(model).get_decoder()(input_ids=IDS, use_cache=False)
         return capture.take()
 

@@ -62,7 +62,7 @@ def captured(network: Any, row: np.ndarray) -> Any:
     from src.passes.capture import QKVCapture
 
     capture = QKVCapture(range(2))
-    with torch.no_grad(), capture.recording():
+    with torch.no_grad(), capture.running():
         out = network(input_ids=torch.from_numpy(row[None]), output_hidden_states=True)
     return capture.take(), out
 

@@ -48,7 +48,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from benchmarks.merging import merge
@@ -293,6 +292,11 @@ class RandomBlocks:
         return draw.integers(0, self._vocabulary, self._length, dtype=np.int64)
 
 
+@functools.cache
+def _composer() -> loading.Composer:
+    return loading.Composer("train")
+
+
 def composed(case: Case, model: str, *, quick: bool, ranks: int = 1) -> RunConfig:
     """The case as a run's config, on so many ranks."""
     length, per_step = (64, 128) if quick else (case.length, case.per_step)
@@ -313,8 +317,7 @@ def composed(case: Case, model: str, *, quick: bool, ranks: int = 1) -> RunConfi
         *(o for o in case.overrides if not (quick and "accumulate_in" in o)),
         *([f"engine.sequence_parallel={ranks}"] if case.shared else []),
     ]
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        return loading.load(RunConfig, compose("train", overrides=overrides))
+    return loading.load(RunConfig, _composer()(overrides))
 
 
 def measure(name: str, model: str, world: World, *, quick: bool, commit: str | None) -> Measurement:

@@ -109,19 +109,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def compose_plain() -> Callable[..., dict]:
     """compose_plain("+experiment=quickstart", ...) -> what the boundary gets."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
     from src.settings import loading
+
+    composer = functools.cache(loading.Composer)
 
     @functools.cache
     def once(name: str, *overrides: str) -> dict:
-        with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-            composed = compose(name, overrides=loading.completed(overrides))
-            return loading.to_plain(composed)
+        return loading.to_plain(composer(name)(overrides))
 
     def composed(*overrides: str, name: str = "train") -> dict:
-        GlobalHydra.instance().clear()
         return copy.deepcopy(once(name, *overrides))
 
     return composed

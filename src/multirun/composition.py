@@ -10,8 +10,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -191,9 +190,8 @@ def expand(arguments: Sequence[str]) -> Sweep:
     axes, notes = _axes(name, [o for o in of_runs if o.key_or_group not in _OF_THE_SWEEP])
     if dry_run:
         axes.append(Axis("dry_run", ("dry_run=true",), swept=False))
-    with _composing():
-        jobs, more = _jobs(axes)
-        launcher = _launcher(jobs, of_hydra)
+    jobs, more = _jobs(axes)
+    launcher = _launcher(jobs, of_hydra)
     return Sweep(
         name=name or AD_HOC,
         arguments=tuple(arguments),
@@ -308,21 +306,15 @@ def _line(override: Override) -> str:
     return override.input_line
 
 
-@contextmanager
-def _composing() -> Iterator[None]:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"):
-        yield
-
-
 def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
     jobs: list[Job] = []
     by_hash: dict[str, Job] = {}
     notes = []
+    composer = loading.Composer("train")
     _check_number(math.prod(len(axis.values) for axis in axes))
     for values in itertools.product(*(axis.values for axis in axes)):
         swept = tuple(v for v, axis in zip(values, axes, strict=True) if axis.swept)
-        job = _composed(Job(len(jobs) + 1, values, swept))
+        job = _composed(Job(len(jobs) + 1, values, swept), composer)
         if job.settings is not None:
             equal = by_hash.setdefault(job.hash, job)
             if equal is not job:
@@ -332,9 +324,9 @@ def _jobs(axes: Sequence[Axis]) -> tuple[tuple[Job, ...], list[str]]:
     return tuple(jobs), notes
 
 
-def _composed(job: Job) -> Job:
+def _composed(job: Job, composer: loading.Composer) -> Job:
     try:
-        composed = compose("train", overrides=loading.completed(job.overrides))
+        composed = composer(job.overrides)
         swept = tuple(_resolved(line, composed) for line in job.swept)
         return replace(job, swept=swept, settings=loading.load(RunConfig, composed))
     except ConfigError as error:
@@ -356,9 +348,11 @@ def _resolved(line: str, composed: DictConfig) -> str:
 def _launcher(jobs: Sequence[Job], overrides: Sequence[str]) -> dict[str, Any]:
     """`hydra.launcher`; it may refer to the settings of the first job that can run."""
     first = next((list(job.overrides) for job in jobs if job.settings is not None), [])
-    composed = compose(
-        "train", overrides=loading.completed([*first, *overrides]), return_hydra_config=True
-    )
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"):
+        composed = compose(
+            "train", overrides=loading.completed([*first, *overrides]), return_hydra_config=True
+        )
     plain = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}

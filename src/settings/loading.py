@@ -5,6 +5,8 @@ Nothing below this module sees Hydra or OmegaConf.
 
 from __future__ import annotations
 
+import copy
+import functools
 import math
 import operator
 import os
@@ -13,11 +15,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import hydra
 from hydra import initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, ListConfig, OmegaConf
+from hydra.types import RunMode
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from omegaconf.resolvers import oc
 
@@ -105,6 +110,61 @@ def completed(overrides: Sequence[str]) -> list[str]:
     return list(overrides) if chosen else [f"model={group}", *overrides]
 
 
+class Composer:
+    """Composes configs of one command as Hydra does: what they share is read once.
+
+    Hydra reads and merges some twenty files for each config. Here a choice of files is composed
+    once, and values are set in copies of it. A composer is for one moment: it does not see files
+    of `conf/` that change later.
+    """
+
+    def __init__(self, command: str) -> None:
+        """For `command`, the name of a file in `conf/`: `train`, `evaluate`."""
+        # Hydra keeps what it has composed in the process; a caller's is given back.
+        before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+        try:
+            with initialize_config_dir(version_base="1.3", config_dir=str(_CONF), job_name=command):
+                loader = GlobalHydra.instance().config_loader()
+        finally:
+            GlobalHydra.instance().hydra = before
+        assert isinstance(loader, ConfigLoaderImpl)
+        self._command, self._loader = command, loader
+        self._of_files = functools.cache(self._compose)
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """The config of overrides as typed, such as `+experiment=quickstart` or `seed=7`.
+
+        Raises:
+            ConfigError, HydraException, OmegaConfBaseException: anything refused.
+        """
+        parsed = OverridesParser.create().parse_overrides(completed(overrides))
+        values: list[Override] = []
+        files: list[str] = []
+        for override in parsed:
+            if self._is_value(override):
+                values.append(override)
+            else:
+                files.append(str(override.input_line))
+        config = copy.deepcopy(self._of_files(*files))
+        self._loader._apply_overrides_to_config(values, config)
+        return config
+
+    def _is_value(self, override: Override) -> bool:
+        """Whether it sets a value, and chooses no file of a group; Hydra's own rule."""
+        if override.is_hydra_override() or override.is_sweep_override():
+            return False
+        is_group = self._loader.repository.group_exists(override.key_or_group)
+        return not is_group or isinstance(override.value(), dict)
+
+    def _compose(self, *overrides: str) -> DictConfig:
+        config = self._loader.load_configuration(
+            self._command, list(overrides), run_mode=RunMode.RUN, from_shell=False
+        )
+        with open_dict(config):
+            del config["hydra"]
+        return config
+
+
 def compose(cls: type[T], command: str, overrides: Sequence[str]) -> T:
     """Settings as a command composes them from what is typed behind it.
 
@@ -116,15 +176,10 @@ def compose(cls: type[T], command: str, overrides: Sequence[str]) -> T:
     Raises:
         ConfigError: anything refused.
     """
-    # Hydra keeps what it has composed in the process; a caller's is given back.
-    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
     try:
-        with initialize_config_dir(version_base="1.3", config_dir=str(_CONF), job_name=command):
-            return load(cls, hydra.compose(command, overrides=completed(overrides)))
+        return load(cls, Composer(command)(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(str(error).partition("Config search path:")[0].strip()) from error
-    finally:
-        GlobalHydra.instance().hydra = before
 
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:

@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
 
 from src.data.config import DataConfig
 from src.data.preparation import prepare_corpus
@@ -38,7 +36,6 @@ from src.settings import loading, strict
 from src.settings.config import RunConfig
 from src.training import checkpoint
 from tests.answered import Answers
-from tests.conftest import ROOT
 from tests.damage import copied, damage
 from tests.src.data.conftest import make_tokenizer
 
@@ -133,12 +130,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 @pytest.mark.parametrize("number", [15, thorough(250)])
 def test_damaged_model_folders(models: list[Path], tmp_path: Path, number: int) -> None:
     here = tmp_path / "model"
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf"), job_name="train"):
-        overrides = loading.completed(
-            [f"model.path={here}", "+experiment=linearard_32k", "budget=1M"]
-        )
-        composed = compose("train", overrides=[*overrides, "engine=cpu"])
+    typed = [f"model.path={here}", "+experiment=linearard_32k", "budget=1M", "engine=cpu"]
+    composed = loading.Composer("train")(typed)
 
     def case(draw: random.Random, folder: Path) -> str:
         copied(draw.choice(models), here)

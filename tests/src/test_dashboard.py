@@ -9,7 +9,6 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException
 
 from src import dashboard
@@ -43,8 +42,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def composed(*overrides: str) -> dashboard.DashboardConfig:
     """The config as the command composes it."""
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        return loading.load(dashboard.DashboardConfig, compose("dashboard", list(overrides)))
+    return loading.load(dashboard.DashboardConfig, loading.Composer("dashboard")(overrides))
 
 
 def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:

@@ -6,7 +6,6 @@ values of wrong types, absurd numbers, syntax errors, and settings that may cont
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
 from collections import Counter
@@ -15,10 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hydra import compose, initialize_config_dir
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -148,38 +143,14 @@ def keys_of(config: DictConfig) -> list[str]:
     return list(walk(OmegaConf.to_container(config), ""))
 
 
-@functools.cache
-def composed(name: str, groups: tuple[str, ...]) -> DictConfig:
-    """Hydra's composition of the overrides that choose files."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONF), job_name=name):
-        return compose(name, overrides=list(groups))
-
-
-def is_group(override: str) -> bool:
-    key = override.lstrip("+~").partition("=")[0].partition("@")[0]
-    return override.startswith("~") or "@" in override or (CONF / key).is_dir() or "hydra" in key
-
-
-def compose_as_hydra(name: str, overrides: list[str]) -> DictConfig:
-    """What `compose` gives: files first, from a cache, then the values."""
-    chosen = tuple(override for override in overrides if is_group(override))
-    values = [override for override in overrides if not is_group(override)]
-    config = copy.deepcopy(composed(name, chosen))
-    parsed = OverridesParser.create().parse_overrides(values)
-    for override in parsed:
-        if override.is_sweep_override():
-            composed.__wrapped__(name, tuple(overrides))  # Hydra's own refusal
-    ConfigLoaderImpl._apply_overrides_to_config(parsed, config)
-    return config
+composer = functools.cache(loading.Composer)
 
 
 def work(name: str, overrides: list[str]) -> None:
     """What the command does before it loads anything."""
     boundary = BOUNDARIES[name]
     command.check_arguments(overrides, boundary)
-    completed = loading.completed(overrides)
-    settings: Any = loading.load(boundary, compose_as_hydra(name, completed))
+    settings: Any = loading.load(boundary, composer(name)(overrides))
     if name != "train" or settings.resume is not None:
         return
     checks.check_launch(settings.launch, None, dry_run=settings.dry_run)
@@ -220,7 +191,7 @@ def case(draw: random.Random, chosen: Sequence[Sequence[str]]) -> tuple[str, lis
     base = [override for override in line if override.partition("=")[0] != "dry_run"]
     if name == "evaluate":
         line = base = ["model=tiny", f"eval={draw.choice(['short', 'long', 'perplexity'])}"]
-    keys = keys_of(composed(name, tuple(base)))
+    keys = keys_of(composer(name)(base))
     for _ in range(draw.choice([1, 1, 2, 3])):
         kind = draw.choices(["value", "key", "choice", "pair", "syntax"], [10, 2, 1, 5, 1])[0]
         if kind == "value":
@@ -248,7 +219,6 @@ def run_cases(count: int, seed: int, folder: Path, chosen: Sequence[Sequence[str
     for _ in range(count):
         name, line = case(draw, chosen)
         answers.ask(functools.partial(outcome, name, line), f"{name} {line}".__str__)
-    GlobalHydra.instance().clear()
     answers.check()
     assert list(folder.iterdir()) == []
     return answers.counts

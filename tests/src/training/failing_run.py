@@ -12,26 +12,18 @@ import json
 import sys
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
-
 from src.run_folder import RunFolder, whole_checkpoints
-from src.settings import loading, strict
+from src.settings import loading
 from src.settings.config import RunConfig
 from src.training import stage, start
 from tests import fakes
-from tests.conftest import ROOT, losses
+from tests.conftest import losses
 
 FAULTS = ctypes.CDLL(None)
 
 
-def composed(overrides: list[str]) -> RunConfig:
-    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "conf")):
-        plain = loading.to_plain(compose("train", overrides=overrides))
-    return strict.load_plain(RunConfig, plain)
-
-
 def case(overrides: list[str], folder: Path, number: int, code: int, lasting: int) -> dict:
-    settings = composed([*overrides, f"run_dir={folder}"])
+    settings = loading.compose(RunConfig, "train", [*overrides, f"run_dir={folder}"])
     FAULTS.arm_fault(str(folder).encode(), number, code, lasting)
     failure = None
     try:

@@ -34,6 +34,7 @@ result file, has the milliseconds of a step by kind of kernel (`kinds`).
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import statistics

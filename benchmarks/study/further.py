@@ -19,6 +19,8 @@ _SECTIONS = {
     "first": "Validation half, each method's best run:",
     "untrained": "Validation half, every scaling without training:",
     "search": "Every search and whole run:",
+    "measures": "LongPPL, and drift from the native model on short text (KL in nats; cosine):",
+    "drift": "KL of the attention rows from the native model's by layer:",
     "ablations": "With a part left out, validation half:",
 }
 

@@ -16,7 +16,7 @@ from src.settings import strict
 
 Settings = tuple[str, ...]
 Params = Mapping[str, float]
-Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation"]
+Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation", "measure"]
 # What a model may have in place of the grid's.
 _IN_PLACE = ("search_budget", "budget", "proposed", "seeds", "headline")
 
@@ -91,7 +91,7 @@ class Model:
         settings: of `src.train` and `src.evaluate`.
         native_window: in tokens.
         label: its name in headings.
-        validation, test: settings of the two evaluations.
+        validation, test, measures: settings of the evaluations.
         scalings: names of the only ones that it is tried with; null: all.
         methods: the only ones, in the order in which they run, with what it changes of them,
             and without ablations; null: all as they are.
@@ -103,6 +103,7 @@ class Model:
     label: str = ""
     validation: Settings = ()
     test: Settings = ()
+    measures: Settings = ()
     scalings: Settings | None = None
     methods: Mapping[str, Change] | None = None
     search_budget: str | None = None
@@ -129,6 +130,7 @@ class Grid:
         scalings_kept: how many scalings all methods are tried on.
         settings: of every training run.
         ablations: by name; a name is not a method's.
+        measured: methods whose best model's LongPPL and drift by layer are measured.
     """
 
     models: Mapping[str, Model]
@@ -144,6 +146,7 @@ class Grid:
     scalings_kept: Annotated[int, Field(ge=1)]
     settings: Settings = ()
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
+    measured: Settings = ()
 
     def __post_init__(self) -> None:
         named = {self.floor, *(s for m in self.methods.values() for s in m.scalings)}

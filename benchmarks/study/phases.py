@@ -178,6 +178,9 @@ def _finals(
             yield Job("final", model, scaling, method, row["budget"], row["params"], seed)
         if seed == first:
             yield from _ablations(grid, model, rows, chosen)
+    for (scaling, method), row in chosen.items():
+        if method in grid.measured and scaling != grid.floor:
+            yield Job("measure", model, scaling, method, row["budget"], row["params"], first)
 
 
 def _ablations(

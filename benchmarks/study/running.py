@@ -166,14 +166,16 @@ class Pool:
         asked = [f"run={folder.path}", "stages=last"]
         if not scores.evaluated(folder.evals, "final", "validation"):
             return ["-m", "src.evaluate", *asked, "eval=validation", *model.validation]
-        if job.phase != "final" or scores.evaluated(folder.evals, "final", "test"):
-            return None
-        return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
+        if job.phase == "final" and not scores.evaluated(folder.evals, "final", "test"):
+            return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
+        if job.phase == "measure" and not scores.measured(folder.evals):
+            return ["-m", "src.evaluate", *asked, "eval=measures", *model.measures]
+        return None
 
     @staticmethod
     def _lost(job: Job, folder: RunFolder) -> bool:
-        """Whether a model that is still to be tested is gone; its folder is removed then."""
-        gone = job.phase == "final" and not folder.export().is_dir()
+        """Whether a model that is still to be asked is gone; its folder is removed then."""
+        gone = job.phase in ("final", "measure") and not folder.export().is_dir()
         if gone:
             shutil.rmtree(folder.path)
         return gone
@@ -205,8 +207,11 @@ class Pool:
         row["at_once"] = self._jobs
         self.results.add(row, items)
         # The best of the whole runs are tested later; a model can be trained again from its row.
-        whole = job.phase != "final" and job.budget == self.grid.of(job.model).budget
-        kept = {folder.export()} if whole else set()
+        grid = self.grid.of(job.model)
+        tested_later = job.phase in ("search", "whole") and job.budget == grid.budget
+        measured_later = job.phase == "final" and job.seed == grid.seeds[0]
+        measured_later &= job.method in grid.measured
+        kept = {folder.export()} if tested_later or measured_later else set()
         for bulk in {folder.checkpoints, *folder.path.glob("export*")} - kept:
             shutil.rmtree(bulk, ignore_errors=True)
         value = "evaluated"
@@ -234,6 +239,8 @@ def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]
     if record["state"] != "finished":
         return row, {}
     row["validation"] = scores.evaluated(folder.evals, "final", "validation")
+    if job.phase == "measure":
+        row["measures"] = scores.measured(folder.evals)
     if job.phase != "final":
         return row, {}
     return _tested(row, folder, {job.name: "final"})

@@ -9,7 +9,8 @@ from statistics import fmean
 from typing import Any, Literal
 
 from src import results
-from src.results import Role, RulerResults, ShortResults, SuiteResults, TaskModel
+from src.evals.suites.longppl import LongPplResults
+from src.results import DriftResults, Role, RulerResults, ShortResults, SuiteResults, TaskModel
 
 Row = Mapping[str, Any]
 Split = Literal["validation", "test"]
@@ -35,15 +36,54 @@ def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
     ruler = results.read(folder, RulerResults, split=split)
     if short is None or ruler is None:
         return None
-    for record in (short, ruler):
-        if record.failures:
-            raise ValueError(f"{folder}: {record.suite} lacks {dict(record.failures)}")
+    _complete(folder, short, ruler)
     one, other = _of(short, role), _of(ruler, role)
     return {
         "short": {name: task.value for name, task in one.results.items()},
         "ruler": {str(length): mean.value for length, mean in other.by_length.items()},
         "tasks": {name: task.value for name, task in other.results.items()},
     }
+
+
+def measured(folder: Path) -> dict[str, Any] | None:
+    """LongPPL by role and length, and drift from the native model by role and layer.
+
+    Args:
+        folder: with the results of both suites.
+
+    Returns:
+        `longppl` and `drift`; None where a suite is missing. Drift is in nats: `attention_kl` and
+        `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by layer.
+
+    Raises:
+        ResultsError: a file cannot be read.
+        ValueError: something was not evaluated.
+    """
+    longppl, drift = results.read(folder, LongPplResults), results.read(folder, DriftResults)
+    if longppl is None or drift is None:
+        return None
+    _complete(folder, longppl, drift)
+    return {
+        "longppl": {
+            str(model.role): {str(n): score.longppl for n, score in model.by_length.items()}
+            for model in longppl.models
+        },
+        "drift": {
+            str(model.role): {
+                "attention_kl": model.attention_kl,
+                "hidden_cosine": model.hidden_cosine,
+                "relation_kl": model.relation_kl,
+                "logit_kl": model.logit_kl,
+            }
+            for model in drift.models
+        },
+    }
+
+
+def _complete(folder: Path, *records: SuiteResults[Any]) -> None:
+    for record in records:
+        if record.failures:
+            raise ValueError(f"{folder}: {record.suite} lacks {dict(record.failures)}")
 
 
 def _of(record: SuiteResults[TaskModel], role: Role) -> TaskModel:

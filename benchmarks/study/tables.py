@@ -253,6 +253,53 @@ def ablation_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
             yield f"{label} {_values(row['validation'], tasks, lengths)} | {number:.3f} |"
 
 
+def _measured(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[tuple[str, str, str, Row]]:
+    """Label, scaling, role and measures of every model that was measured, each once."""
+    known = [row for row in rows if (row["phase"], row["model"]) == ("measure", model)]
+    if known:
+        yield "native", "-", "native", known[0]["measures"]
+    for scaling, row in {row["scaling"]: row for row in known}.items():
+        if "scaled" in row["measures"]["longppl"]:
+            yield "untrained", scaling, "scaled", row["measures"]
+    for row in known:
+        yield grid.trained(row["method"]).label, row["scaling"], "final", row["measures"]
+
+
+def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """LongPPL by length, and drift from the native model: KL in nats, the last layer's cosine."""
+    measured = list(_measured(grid, model, rows))
+    lengths = sorted({n for _, _, role, of in measured for n in of["longppl"][role]}, key=int)
+    heads = [*(f"LongPPL {int(n) // 1024}K" for n in lengths), "logits", "attention"]
+    yield f"| method | scaling | {' | '.join([*heads, 'hidden states'])} |"
+    yield "|---|---|" + "--:|" * (len(heads) + 1)
+    for label, scaling, role, of in measured:
+        scores, drift = of["longppl"][role], of["drift"].get(role)
+        cells = [f"{scores[n]:.2f}" if n in scores else "-" for n in lengths]
+        cells += (
+            ["-"] * 3
+            if drift is None
+            else [
+                f"{drift['logit_kl']:.3f}",
+                f"{fmean(drift['attention_kl']):.3f}",
+                f"{drift['hidden_cosine'][-1]:.3f}",
+            ]
+        )
+        yield f"| {label} | {scaling} | {' | '.join(cells)} |"
+
+
+def drift_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """KL of the attention rows from the native model's by layer, in nats."""
+    columns = {
+        f"{label} {scaling}": of["drift"][role]["attention_kl"]
+        for label, scaling, role, of in _measured(grid, model, rows)
+        if role in of["drift"]
+    }
+    yield f"| layer | {' | '.join(columns)} |"
+    yield "|--:|" + "--:|" * len(columns)
+    for layer, values in enumerate(zip(*columns.values(), strict=True)):
+        yield f"| {layer} | {' | '.join(f'{value:.3f}' for value in values)} |"
+
+
 def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """RULER's tasks of validation, of all runs that have them, the largest number first."""
     mine = [r for r in rows if r["model"] == model and (r["validation"] or {}).get("tasks")]
@@ -299,6 +346,9 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             if any((r["validation"] or {}).get("tasks") for r in rows if r["model"] == model):
                 made[f"{model} validation tasks"] = list(validation_tasks_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
+        if "measure" in phases:
+            made[f"{model} measures"] = list(measures_table(grid, model, rows))
+            made[f"{model} drift"] = list(drift_table(grid, model, rows))
         if "ablation" in phases:
             made[f"{model} ablations"] = list(ablation_table(grid, model, rows))
         tested = [row["method"] for row in rows if row["model"] == model and row.get("test")]

@@ -18,9 +18,19 @@ from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
 from benchmarks.study.running import Pool, Results
 from benchmarks.study.scores import Split
+from src.evals.suites.longppl import KeyScore, LongPplModel, LongPplResults
 from src.multirun import local
 from src.multirun.process import Share
-from src.results import Mean, Role, RulerResults, ShortResults, TaskModel, TaskResult
+from src.results import (
+    DriftModel,
+    DriftResults,
+    Mean,
+    Role,
+    RulerResults,
+    ShortResults,
+    TaskModel,
+    TaskResult,
+)
 from src.run_folder import RunFolder, write_json
 from tests.conftest import ROOT
 
@@ -72,6 +82,23 @@ def write_results(folder: Path, split: Split, roles: dict[Role, float]) -> None:
                     lines.write(json.dumps(line) + "\n")
 
 
+def write_measures(folder: Path) -> None:
+    """LongPPL of two models, and drift of one with two layers."""
+    scored = {2048: KeyScore(longppl=3.0, perplexity=20.0)}
+    roles: tuple[Role, ...] = ("native", "final")
+    models = tuple(LongPplModel(name=f"the {r}", role=r, by_length=scored) for r in roles)
+    drifted = DriftModel(
+        name="the final",
+        role="final",
+        attention_kl=(0.1, 0.2),
+        hidden_cosine=(0.9, 0.8),
+        relation_kl={"qq": (0.3, 0.4)},
+        logit_kl=0.05,
+    )
+    write_json(folder / "longppl.json", LongPplResults(models=models).plain())
+    write_json(folder / "drift.json", DriftResults(models=(drifted,)).plain())
+
+
 class Play:
     """Commands in place of processes: they write what the real ones would, and are recorded."""
 
@@ -89,6 +116,9 @@ class Play:
             folder = RunFolder(Path(given["run"])).evals if "run" in given else Path(given["out"])
             trained: dict[Role, float] = {"final": 0.7} if "run" in given else {}
             split: Split = "test" if "eval=test" in command else "validation"
+            if "eval=measures" in command:
+                write_measures(folder)
+                return Ended(self.code)
             floor = 0.2 if "rope=linear" in command else 0.6
             write_results(folder, split, {"native": 0.8, "scaled": floor, **trained})
             return Ended(self.code)
@@ -195,6 +225,30 @@ def test_searches_at_the_whole_budget_are_tested_as_they_are(play: Play, tmp_pat
     }
     trained = [command for command in play.commands if command[1] == "src.train"]
     assert len(trained) == 3, "two searched, and the better one with the second seed"
+
+
+def test_the_best_models_of_some_methods_are_measured(play: Play, tmp_path: Path) -> None:
+    grid = replace(Grid.load(GRID), measured=("cpt_long",), seeds=(0,))
+    results = Results(tmp_path / "results", None)
+    Pool(grid, results, tmp_path / "work", start=play).run()
+    [row] = [row for row in results.rows if row["phase"] == "measure"]
+    assert row["measures"]["longppl"] == {"native": {"2048": 3.0}, "final": {"2048": 3.0}}
+    assert row["measures"]["drift"]["final"]["attention_kl"] == (0.1, 0.2)
+    assert row["config_hash"]
+    [command] = [command for command in play.commands if "eval=measures" in command]
+    assert "stages=last" in command
+    trained = [command for command in play.commands if command[1] == "src.train"]
+    assert len(trained) == 4, "two searched, one whole, one final; it is kept to be measured"
+    assert len(list((tmp_path / "work").glob("*/export"))) == 1, "the whole run's is left"
+    lines = list(tables.measures_table(grid, "tiny", results.rows))
+    assert lines[0] == "| method | scaling | LongPPL 2K | logits | attention | hidden states |"
+    assert lines[2:] == [
+        "| native | - | 3.00 | - | - | - |",
+        "| Long-CPT | yarn | 3.00 | 0.050 | 0.150 | 0.800 |",
+    ]
+    layers = list(tables.drift_table(grid, "tiny", results.rows))
+    assert layers[0] == "| layer | Long-CPT yarn |"
+    assert layers[2:] == ["| 0 | 0.100 |", "| 1 | 0.200 |"]
 
 
 def play_name(row: dict[str, Any]) -> str:

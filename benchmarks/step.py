@@ -5,8 +5,9 @@
     python -m benchmarks.step --cases stored-shared,plain        these cases
     python -m benchmarks.step --cases launched,auto --profile    where their steps' time goes
     python -m benchmarks.step --quick                            a smoke run: the tiny model
-    torchrun --nproc-per-node=2 -m benchmarks.step --cases zero3 two GPUs, both models sharded
-    torchrun --nproc-per-node=2 -m benchmarks.step --cases sequence-131072-ard
+    python -m benchmarks.step --ranks 1,8 --cases replicated,sharded
+                                                                 one GPU, and eight
+    python -m benchmarks.step --ranks 2 --cases sequence-131072-ard
                                                                  two GPUs share each block
     python -m benchmarks.step --merge A.json B.json              one file from several files
     python -m benchmarks.step --replan                           errors of the present plan
@@ -22,10 +23,10 @@ the engines are built), `mfu` (work without repetitions by the device's dense bf
 `relation_share` (of a step's time: against the same step with the layers' losses replaced by
 means), `ard_time_over_plain` (against a teacher's forward pass plus a LoRA step without teacher
 or head), `plan_error_memory`, `plan_error_time` (in percent), `weights_gib_per_rank`,
-`throughput_over_one`, `sequence_parallel_131072` (tokens/s where ranks share blocks of that
-length) and `sequence_parallel_loss` (first step's loss over one rank's, at a length that one
-holds: run
-`sequence-16384-ard` and `-cpt` on one GPU, and on two).
+`throughput_over_one` (of the same case on one rank), `sequence_parallel_131072` and
+`sequence_parallel_262144` (tokens/s where ranks share blocks of that length) and
+`sequence_parallel_loss` (first step's loss over one rank's, at a length that one holds: run
+`sequence-16384-ard` and `-cpt` on one GPU, and on more).
 
 With `--profile` nothing is timed. The row `step_milliseconds` of a case, in profile.json beside the
 result file, has the milliseconds of a step by kind of kernel (`kinds`).
@@ -126,6 +127,10 @@ _SHARED = ("ard_tokens_per_second", "mfu", "relation_share", "ard_time_over_plai
 _RATIO = ("ard_time_over_plain",)
 
 
+# Rows of lengths that one rank does not hold.
+_SHARED_ROWS = {n: f"sequence_parallel_{n}" for n in (131072, 262144)}
+
+
 def _long(kind: str, length: int, *, steps: tuple[int, int] = (1, 2)) -> Case:
     """Blocks that ranks share, in the leanest setting; without dropout, which is a rank's own."""
     long = (
@@ -135,7 +140,7 @@ def _long(kind: str, length: int, *, steps: tuple[int, int] = (1, 2)) -> Case:
     )
     if kind == "cpt":
         long += (f"recipe.stages.{STAGE}.streams.{STREAM}.objective=language_modeling",)
-    row = "sequence_parallel_131072" if length == 131072 else "sequence_parallel_loss"
+    row = _SHARED_ROWS.get(length, "sequence_parallel_loss")
     overrides = (*long, *_engine(share=kind == "ard", **_LEAN))
     return Case(overrides, kind, length, (row,), length, steps, shared=True)
 
@@ -181,6 +186,23 @@ CASES: dict[str, Case] = {
         steps=(1, 3),
         rows=("weights_gib_per_rank", "throughput_over_one"),
     ),
+    # So many blocks that eight ranks have four each, as one rank has at once: all weights on each
+    # rank, and both models sharded.
+    "replicated": Case(
+        ("engine.student.micro_batch=4",),
+        per_step=131072,
+        steps=(3, 3),
+        rows=("throughput_over_one",),
+    ),
+    "sharded": Case(
+        (
+            *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
+            *(*_engine(again=True), "engine.student.micro_batch=4"),
+        ),
+        per_step=131072,
+        steps=(1, 3),
+        rows=("weights_gib_per_rank", "throughput_over_one"),
+    ),
     # What `auto` decides, and the same with less of it. Graphs are recorded in the third step.
     "auto": Case((), rows=_FAST, steps=(4, 10)),
     "auto-shared": Case(("engine.teacher.share_base=true",), rows=_FAST, steps=(4, 10)),
@@ -193,6 +215,8 @@ CASES: dict[str, Case] = {
     # A step of over a minute needs no other to warm up.
     "sequence-131072-ard": _long("ard", 131072, steps=(0, 1)),
     "sequence-131072-cpt": _long("cpt", 131072, steps=(1, 1)),
+    "sequence-262144-ard": _long("ard", 262144, steps=(0, 1)),
+    "sequence-262144-cpt": _long("cpt", 262144, steps=(0, 1)),
     "sequence-16384-ard": _long("ard", 16384),
     "sequence-16384-cpt": _long("cpt", 16384),
 }
@@ -317,6 +341,8 @@ def composed(case: Case, model: str, *, quick: bool, ranks: int = 1) -> RunConfi
         f"recipe.stages.{STAGE}.tokens={per_step * sum(case.steps)}",
         *(o for o in case.overrides if not (quick and "accumulate_in" in o)),
         *([f"engine.sequence_parallel={ranks}"] if case.shared else []),
+        # The tiny model has four heads, too few for eight ranks.
+        *(["model.shape.heads=8"] if quick and case.shared else []),
     ]
     return loading.load(RunConfig, _composer()(overrides))
 
@@ -352,12 +378,14 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
             losses = [record.metrics["loss/total"] for record in records]
         both: tuple[Any, Any] = (built.student, built.teacher)
         held = sum(engine.weight_bytes() for engine in both if engine is not None)
+        peak = gauge.peak()
+        built.close()
         result = _measurement(
             name, settings, world, device_facts(settings.engine.device), planned, seconds
         )
         return Measurement(
             **result,
-            peak_gib=gauge.peak() / 2**30,
+            peak_gib=peak / 2**30,
             build_peak_gib=build_peak / 2**30,
             weights_gib=held / 2**30,
             versions=versions(),
@@ -527,7 +555,7 @@ def rows(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
     for of in measurements:
         if of.kind == "ard":
             _case_rows(of, "ard_tokens_per_second", add)
-        if "cpt_tokens_per_second" in CASES[of.case].rows:
+        if of.kind == "cpt":
             _case_rows(of, "cpt_tokens_per_second", add)
         if CASES[of.case].shared and of.ranks > 1:
             _shared_rows(of, measurements, add)
@@ -605,10 +633,10 @@ def _case_rows(of: Measurement, speed: str, add: Any) -> None:
 
 def _shared_rows(of: Measurement, measurements: Sequence[Measurement], add: Any) -> None:
     """Of ranks that share each block."""
-    if of.settings["tokens"] == 131072:
+    if (name := _SHARED_ROWS.get(of.settings["tokens"])) is not None:
         more = {"losses": of.losses, "peak_gib": of.peak_gib, "planned_gib": of.planned_gib}
         seconds = {"step_seconds": of.step_seconds, "planned_seconds": of.planned_seconds}
-        add("sequence_parallel_131072", of.tokens_per_second, "tokens/s", of, **more, **seconds)
+        add(name, of.tokens_per_second, "tokens/s", of, **more, **seconds)
     one = next((m for m in measurements if m.case == of.case and m.ranks == 1), None)
     if one and one.losses and one.device == of.device:
         ratio = of.losses[0] / one.losses[0]
@@ -743,21 +771,27 @@ def chosen(names: str | None, wanted: str | None) -> list[str]:
     return found
 
 
-def _in_a_process(name: str, given: argparse.Namespace, target: Path) -> bool:
-    """Measure a case in a process of its own; whether it ended well."""
-    command = [sys.executable, "-m", "benchmarks.step", "--case", name, "--out", str(target)]
+def _in_a_process(name: str, given: argparse.Namespace, ranks: int) -> bool:
+    """Measure a case in a process of its own, or in so many; whether it ended well."""
+    command = [sys.executable]
+    if ranks > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    command += ["-m", "benchmarks.step", "--case", name, "--out", str(given.out)]
     command += ["--model", given.model, *(["--quick"] if given.quick else [])]
     command += ["--commit", given.commit] if given.commit else []
     command += ["--profile"] if given.profile else []
-    print(f"measuring {name}", flush=True)
+    print(f"measuring {name} on {ranks} {'rank' if ranks == 1 else 'ranks'}", flush=True)
+    process = subprocess.Popen(command, cwd=ROOT)
     try:
-        done = subprocess.run(command, cwd=ROOT, check=False, timeout=CASE_SECONDS)
+        code = process.wait(CASE_SECONDS)
     except subprocess.TimeoutExpired:
+        process.terminate()  # so that torchrun ends its ranks
+        process.wait()
         print(f"{name}: not done after {CASE_SECONDS} s", flush=True)
         return False
-    if done.returncode:
-        print(f"{name}: failed with exit code {done.returncode}", flush=True)
-    return done.returncode == 0
+    if code:
+        print(f"{name}: failed with exit code {code}", flush=True)
+    return code == 0
 
 
 def _here(name: str, given: argparse.Namespace, world: World) -> None:
@@ -783,6 +817,7 @@ def main() -> None:
     parser.add_argument("--rows", help="names of rows, by commas")
     parser.add_argument("--cases", help="names of cases, by commas")
     parser.add_argument("--model", default="llama2_7b", help="a model whose shape is known")
+    parser.add_argument("--ranks", default="1", help="numbers of ranks of this machine, by commas")
     parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
     parser.add_argument("--profile", action="store_true", help="profile the cases on one GPU")
     parser.add_argument("--out", type=Path, default=RESULT)
@@ -813,7 +848,12 @@ def main() -> None:
             _here(name, given, world or World())
         return
     names = chosen(given.cases, given.rows)
-    failed = [name for name in names if not _in_a_process(name, given, given.out)]
+    failed = [
+        f"{name} on {ranks}"
+        for name in names
+        for ranks in map(int, given.ranks.split(","))
+        if not _in_a_process(name, given, ranks)
+    ]
     if failed:
         sys.exit(f"error: not measured: {', '.join(failed)}")
 

@@ -17,6 +17,7 @@ from src.training.launch import World
 ISSUE_ROWS = {
     "ard_tokens_per_second",
     "ard_time_over_plain",
+    "cpt_tokens_per_second",
     "peak_gib",
     "weights_gib_per_rank",
     "throughput_over_one",
@@ -25,6 +26,7 @@ ISSUE_ROWS = {
     "mfu",
     "relation_share",
     "sequence_parallel_131072",
+    "sequence_parallel_262144",
     "sequence_parallel_loss",
 }
 
@@ -82,6 +84,10 @@ def test_every_row_is_made_from_its_measurements() -> None:
             measurement("sequence-131072-cpt", ranks=2, losses=(10.0, 9.0)),
             measurement("sequence-16384-cpt", losses=(8.0, 7.0)),
             measurement("sequence-16384-cpt", ranks=2, losses=(8.4, 7.0)),
+            measurement("replicated", seconds=16.0),
+            measurement("replicated", ranks=8, seconds=2.5),
+            measurement("sequence-262144-ard", ranks=8, losses=(3.0,)),
+            measurement("sequence-262144-cpt", ranks=8, losses=(9.0,)),
         ]
     )
     assert {row["name"] for row in made} == ISSUE_ROWS
@@ -91,10 +97,15 @@ def test_every_row_is_made_from_its_measurements() -> None:
     assert values["plan_error_memory"] == pytest.approx(10)
     assert values["plan_error_time"] == pytest.approx(25)
     assert values["mfu"] == pytest.approx(0.5)
-    (scaling,) = [row for row in made if row["name"] == "throughput_over_one"]
-    assert scaling["value"] == pytest.approx(4.0 / 2.2)
+    scaling = [row for row in made if row["name"] == "throughput_over_one"]
+    ratios = {row["case"]: (row["ranks"], pytest.approx(row["value"])) for row in scaling}
+    assert ratios == {"zero3": (2, 4.0 / 2.2), "replicated": (8, 16.0 / 2.5)}
     (shared,) = [row for row in made if row["name"] == "sequence_parallel_131072"]
     assert (shared["case"], shared["losses"]) == ("sequence-131072-cpt", (10.0, 9.0))
+    longest = [row for row in made if row["case"].startswith("sequence-262144")]
+    wanted = {"sequence_parallel_262144", "peak_gib", "plan_error_memory", "plan_error_time"}
+    for case in ("ard", "cpt"):
+        assert wanted < {row["name"] for row in longest if row["case"].endswith(case)}
     (equal,) = [row for row in made if row["name"] == "sequence_parallel_loss"]
     assert equal["value"] == pytest.approx(1.05)
 
@@ -182,8 +193,9 @@ def test_every_case_is_accepted(name: str) -> None:
     if case.kind != "cpt":
         assert settings.recipe.stages["ard"].parameters.rank == 1024  # type: ignore[union-attr]
     if case.shared:
-        shared = step.composed(case, "llama2_7b", quick=False, ranks=2)
-        planned = plan.make(shared, world_size=2, device=ACCELERATORS["h100"])
+        ranks = 4 if case.length > 131072 else 2
+        shared = step.composed(case, "llama2_7b", quick=False, ranks=ranks)
+        planned = plan.make(shared, world_size=ranks, device=ACCELERATORS["h100"])
         assert planned.fits
 
 

@@ -49,11 +49,20 @@ LORA = LoraParameters("lora", 4, 8.0, 0.0, ("q_proj", "k_proj", "v_proj"))
 IDS = torch.randint(0, 97, (2, TOKENS), generator=torch.Generator().manual_seed(2))
 
 
-def config(family: str, *, factor: float | None) -> PretrainedConfig:
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of a test model's attention: query heads, key-value heads, and a sliding window."""
+
+    queries: int = 4
+    keys: int = 2
+    window: int = 5
+
+
+def config(family: str, *, factor: float | None, heads: Heads = Heads()) -> PretrainedConfig:
     rope: dict[str, Any] = {"rope_type": "default", "rope_theta": 10000.0}
     if factor:
         rope = {"rope_type": "linear", "factor": factor, "rope_theta": 10000.0}
-    extra: dict[str, Any] = {"sliding_window": 5} if family == "mistral" else {}
+    extra: dict[str, Any] = {"sliding_window": heads.window} if family == "mistral" else {}
     if family == "phi3" and factor:
         # Its class takes tables only.
         table = dict.fromkeys(("short_factor", "long_factor"), [factor] * 4)
@@ -63,15 +72,16 @@ def config(family: str, *, factor: float | None) -> PretrainedConfig:
         kinds = ["sliding_attention", "full_attention", "sliding_attention"]
         sliding = {"rope_type": "default", "rope_theta": 100.0}
         rope = {"sliding_attention": sliding, "full_attention": rope}
-        extra = {"sliding_window": 5, "layer_types": kinds, "query_pre_attn_scalar": 12}
+        extra = {"sliding_window": heads.window, "layer_types": kinds}
+        extra |= {"query_pre_attn_scalar": 12}
     return AutoConfig.for_model(
         FAMILIES[family].model_type,
         vocab_size=97,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
+        num_attention_heads=heads.queries,
+        num_key_value_heads=heads.keys,
         head_dim=8,
         initializer_range=0.2,
         rope_parameters=rope,
@@ -83,12 +93,18 @@ def config(family: str, *, factor: float | None) -> PretrainedConfig:
 
 
 def network(
-    family: str = "llama", *, factor: float | None = None, dtype: torch.dtype = torch.float64
+    family: str = "llama",
+    *,
+    factor: float | None = None,
+    dtype: torch.dtype = torch.float64,
+    heads: Heads = Heads(),
 ) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         made = AutoModelForCausalLM.from_config(
-            config(family, factor=factor), attn_implementation=attention_name("sdpa"), dtype=dtype
+            config(family, factor=factor, heads=heads),
+            attn_implementation=attention_name("sdpa"),
+            dtype=dtype,
         ).eval()
         for name, parameter in made.named_parameters():
             # As they are not when new: different in every dimension.
@@ -116,10 +132,12 @@ def trained_network(
     *,
     checkpointing: bool,
     dtype: torch.dtype = torch.float64,
+    heads: Heads = Heads(),
 ) -> torch.nn.Module:
     """A scaled student whose adapters, if it has any, already do something."""
     fitting = in_fused(parameters, FAMILIES[family].fused)
-    student = make_trainable(network(family, factor=4.0, dtype=dtype), fitting, seed=1)
+    made = network(family, factor=4.0, dtype=dtype, heads=heads)
+    student = make_trainable(made, fitting, seed=1)
     noise = torch.Generator().manual_seed(3)
     for name, parameter in student.named_parameters():
         if "lora_B" in name:

@@ -50,6 +50,8 @@ OBJECTIVES: dict[str, Objective] = {
     "language": LanguageModeling("language_modeling", chunk=5),
 }
 
+HEADS = networks.Heads()
+
 
 @dataclass(frozen=True)
 class PassCase:
@@ -62,6 +64,7 @@ class PassCase:
     keep: Literal["qkv", "layer_inputs"] = "qkv"
     skipping: bool = False
     packed: bool = False
+    heads: networks.Heads = HEADS
 
 
 def work(
@@ -121,11 +124,13 @@ def passed(case: PassCase, world: World, parts: int, out: Path) -> None:
     Each group of ranks makes the same pass. Rank 0 leaves the means over all ranks in
     `out`, the loss under the name `loss`.
     """
-    facts = facts_of(networks.config(case.family, factor=None))
+    facts = facts_of(networks.config(case.family, factor=None, heads=case.heads))
     objective = OBJECTIVES[case.objective]
     parameters = networks.LORA if case.lora else FullParameters("full")
-    student = networks.trained_network(case.family, parameters, checkpointing=case.checkpointing)
-    taught = networks.network(case.family)
+    student = networks.trained_network(
+        case.family, parameters, checkpointing=case.checkpointing, heads=case.heads
+    )
+    taught = networks.network(case.family, heads=case.heads)
     place = Place.of(world.rank, world.size, parts)
     if parts > 1:
         load_deepspeed(torch.device("cpu"))

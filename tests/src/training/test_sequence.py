@@ -30,7 +30,7 @@ from src.training.launch import World
 from src.training.sequence import NOTHING, Place, next_tokens
 from tests.conftest import by_default, losses
 from tests.ranks import on_ranks
-from tests.src.passes.test_passes import LastHidden
+from tests.src.passes.test_passes import Heads, LastHidden
 from tests.src.training import sequence_ranks
 from tests.src.training.sequence_ranks import PassCase
 
@@ -108,22 +108,36 @@ PASSES = {
     "language-packed": PassCase(packed=True, objective="language", lora=False),
     "reference-packed": PassCase(packed=True, objective="reference", lora=False),
     "longred-last-packed": PassCase(packed=True, objective="longred-last"),
+    # Of grouped heads, each key-value head is on several ranks where there are more ranks.
+    "relation-8-on-1": PassCase(heads=Heads(8, 1)),
+    "relation-8-on-2": PassCase(heads=Heads(8, 2), checkpointing=True),
+    "language-8-on-1": PassCase(heads=Heads(8, 1), objective="language", lora=False),
+    "relation-gemma3": PassCase("gemma3", heads=Heads(4, 1, window=64)),
+    "relation-qwen2": PassCase("qwen2", heads=Heads(12, 2), lora=False),
 }
 
 
-# In four parts, which are more than there are key-value heads, these alone are not thorough.
-IN_FOUR = {"relation", "qwen3", "longred-packed"}
+# The others are thorough: in four parts there are more of them than key-value heads.
+ALWAYS_PASSED = {(name, 2) for name, case in PASSES.items() if case.heads == Heads()}
+ALWAYS_PASSED |= {(name, 4) for name in ("relation", "qwen3", "longred-packed", "relation-8-on-1")}
 
 
 @pytest.mark.integration
 @pytest.mark.slow
-@pytest.mark.parametrize("parts", [2, 4], ids=lambda n: f"{n}-parts")
-@pytest.mark.parametrize("name", PASSES)
-@by_default(lambda name, parts: parts == 2 or name in IN_FOUR)
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        pytest.param(name, parts, id=f"{name}-{parts}-parts")
+        for name, case in PASSES.items()
+        for parts in (2, 4, 8)
+        if case.heads.queries % parts == 0
+    ],
+)
+@by_default(lambda name, parts: (name, parts) in ALWAYS_PASSED)
 def test_float64_losses_and_gradients_are_those_of_whole_blocks(
     found_on: Path, name: str, parts: int
 ) -> None:
-    """Four parts are twice as many as there are key-value heads."""
+    """Four and eight parts are more than there are key-value heads."""
     one = load_file(found_on / f"passes-1-{name}.safetensors")
     found = load_file(found_on / f"passes-{parts}-{name}.safetensors")
     assert found.keys() == one.keys()
@@ -232,8 +246,10 @@ def found_on(
     folder = tmp_path_factory.mktemp("ranks")
     once = sorted({name for name, _ in passes})
     sequence_ranks.work(World(), folder, alone, [(name, PASSES[name], 1) for name in once])
-    shared = [(name, PASSES[name], parts) for name, parts in passes]
-    on_ranks(4, sequence_ranks.work, folder, trained, shared)
+    for ranks, runs in {4: trained, 8: {}}.items():
+        shared = [(n, PASSES[n], p) for n, p in passes if (p > 4) == (ranks > 4)]
+        if runs or shared:
+            on_ranks(ranks, sequence_ranks.work, folder, runs, shared)
     return folder
 
 
@@ -305,6 +321,12 @@ BASE = ("+experiment=linearard_32k", "model=tiny", "engine.sequence_parallel=2")
             6,
             r"sequence_parallel=6: the 12 heads of tiny, with keys and values in 4, .* \[2, 4, 12",
             id="key-value-heads",
+        ),
+        pytest.param(
+            ("model.shape.heads=24", "model.shape.kv_heads=3", "engine.sequence_parallel=8"),
+            8,
+            r"sequence_parallel=8: the 24 heads .*, with keys and values in 3, .* \[3, 6, 12, 24",
+            id="three-key-value-heads",
         ),
         pytest.param(
             ("engine.compile=true",),

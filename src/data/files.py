@@ -28,23 +28,17 @@ def read_files(source: TextFiles) -> Iterator[Document]:
         DataError: a path is missing, a glob or a folder has no file, a kind of file is unknown,
             something is not a regular file, or a file's name or content cannot be used.
     """
-    files = _expand(source.paths)
+    by_content: dict[Path, Path] = {}
+    for path in (path for entry in source.paths for path in _matches(entry)):
+        _check(path)
+        by_content.setdefault(path.resolve(), path)
+    files = list(by_content.values())
     for path, name in zip(files, _names(files), strict=True):
         try:
             for suffix, text in _READERS[path.suffix.lower()](path, source):
                 yield Document(name + suffix, text)
         except OSError as error:
             raise DataError(f"cannot read {path}: {error.strerror or error}") from error
-
-
-def _expand(paths: tuple[str, ...]) -> list[Path]:
-    """Files in the order of the settings, each once."""
-    files: dict[Path, Path] = {}
-    for entry in paths:
-        for path in _matches(entry):
-            _check(path)
-            files.setdefault(path.resolve(), path)
-    return list(files.values())
 
 
 def _check(path: Path) -> None:
@@ -128,13 +122,8 @@ def _names(files: list[Path]) -> list[str]:
 def decode(content: bytes, path: Path | str, start: int = 0) -> str:
     """UTF-8 text without a byte order mark and with plain line ends.
 
-    Args:
-        content: of a file or a part of it.
-        path: of the file, or the place in it, for messages.
-        start: the content's position in the file.
-
-    Raises:
-        DataError: undecodable bytes, or NUL bytes.
+    `path` is the file, or the place in it where `content` begins, at position `start`. Raises
+    DataError for bytes that cannot be decoded, and for NUL bytes.
     """
     try:
         text = content.decode("utf-8")
@@ -238,10 +227,6 @@ def content_of(record: dict[str, Any], source: TextFiles | HubDataset, where: st
     return text_of({"text": json.dumps(kept, ensure_ascii=False)}, "text", where)
 
 
-def _setting(source: TextFiles | HubDataset) -> str:
-    return "text_field" if source.messages_field is None else "messages_field"
-
-
 def _read_parquet(path: Path, source: TextFiles) -> Rows:
     import pyarrow
     import pyarrow.parquet
@@ -251,17 +236,15 @@ def _read_parquet(path: Path, source: TextFiles) -> Rows:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = file.schema_arrow.names
             if field not in columns:
+                setting = "text_field" if source.messages_field is None else "messages_field"
                 raise DataError(
-                    f"{path}: no column {field!r}; there are: {', '.join(columns)} "
-                    f"(set {_setting(source)})"
+                    f"{path}: no column {field!r}; there are: {', '.join(columns)} (set {setting})"
                 )
-            row = 0
-            for batch in file.iter_batches(batch_size=64, columns=[field]):
-                for value in batch.column(0):
-                    where = f"{path}, row {row}"
-                    record = {field: _of_arrow(value, where)}
-                    yield f"/{row}", content_of(record, source, where)
-                    row += 1
+            batches = file.iter_batches(batch_size=64, columns=[field])
+            for row, value in enumerate(value for batch in batches for value in batch.column(0)):
+                where = f"{path}, row {row}"
+                record = {field: _of_arrow(value, where)}
+                yield f"/{row}", content_of(record, source, where)
     except (pyarrow.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a readable parquet file: {error}") from error
 

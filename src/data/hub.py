@@ -17,11 +17,7 @@ TITLE_FIELD = "short_book_title"
 
 
 def read_hub(source: HubDataset) -> Iterator[Document]:
-    """Yield rows in order, at most `max_documents` of them.
-
-    Raises:
-        DataError: the data set, its config, split or field is not there, or cannot be reached.
-    """
+    """Yield at most `max_documents` rows in order; raises DataError if they cannot be reached."""
     for index, row in enumerate(islice(_rows(source), source.max_documents)):
         text = content_of(row, source, f"data set {source.path!r}, row {index}")
         title = f"-{row[TITLE_FIELD]}" if row.get(TITLE_FIELD) else ""

@@ -15,11 +15,7 @@ def matches_any(name: str, patterns: Sequence[str]) -> bool:
 
 
 def refuse_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str]) -> None:
-    """Check that every pattern of the setting `key` matches a name.
-
-    Raises:
-        DataError: a pattern matches no name; the message lists the nearest names.
-    """
+    """Raise DataError, with the nearest names, for a pattern of `key` that matches no name."""
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in names):
             near = get_close_matches(pattern, names, n=3, cutoff=0.0)

@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,14 +22,7 @@ from filelock import FileLock
 
 from src.assets.cache import CACHE_VARIABLE, cache_dir
 from src.data.config import DataConfig, HubDataset, PackagedText, Source
-from src.data.corpus import (
-    Corpus,
-    DocumentInfo,
-    Split,
-    load_corpus,
-    refuse_overlap,
-    save_corpus,
-)
+from src.data.corpus import Corpus, DocumentInfo, Split, load_corpus, refuse_overlap, save_corpus
 from src.data.documents import DataError, Document
 from src.data.hub import hub_identity
 from src.data.patterns import matches_any, refuse_idle_patterns
@@ -98,11 +92,7 @@ def prepare_corpus(
 
 
 def _made(
-    config: DataConfig,
-    survey: _Survey,
-    key: str,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    config: DataConfig, survey: _Survey, key: str, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> Corpus:
     """Tokenize into `folder`, unless another process has done so meanwhile."""
     try:
@@ -159,7 +149,8 @@ class _Survey:
         """Hold documents out in the order of their texts' hashes, while they fit into a share."""
         room = int(share * self.characters)
         chosen: list[str] = []
-        for entry, size in sorted(zip(self.entries, self.sizes, strict=True), key=_by_hash):
+        pairs = zip(self.entries, self.sizes, strict=True)
+        for entry, size in sorted(pairs, key=lambda pair: pair[0][1]):
             if size <= room:
                 room -= size
                 chosen.append(entry[0])
@@ -176,10 +167,6 @@ class _Survey:
             self.entries.append([document.name, document.sha256, split_here])
         if not documents:
             raise DataError(f"source {label!r} holds no text: all its documents are empty")
-
-
-def _by_hash(of: tuple[list[str], int]) -> str:
-    return of[0][1]
 
 
 def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
@@ -203,11 +190,8 @@ def _facts(source: HubDataset) -> dict[str, Any]:
 
     A source's weight decides how much of it is read, not what it holds.
     """
-    facts = asdict(source)
-    for name in ("weight", "messages_field", "answers_only"):
-        if name == "weight" or not facts[name]:
-            del facts[name]
-    return facts
+    unset = [name for name in ("messages_field", "answers_only") if not getattr(source, name)]
+    return {k: v for k, v in asdict(source).items() if k not in ("weight", *unset)}
 
 
 def _key(config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -227,22 +211,16 @@ def _key(config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase
 
 def _check_names(names: Sequence[str], config: DataConfig) -> None:
     """Refuse equal names, and patterns that match nothing."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
+    for name, uses in Counter(names).items():
+        if uses > 1:
             raise DataError(
                 f"two documents are named {name!r}; keep each text in one source, or rename a file"
             )
-        seen.add(name)
     refuse_idle_patterns("held_out", config.held_out, names)
 
 
 def _build(
-    config: DataConfig,
-    survey: _Survey,
-    key: str,
-    tokenizer: PreTrainedTokenizerBase,
-    folder: Path,
+    config: DataConfig, survey: _Survey, key: str, tokenizer: PreTrainedTokenizerBase, folder: Path
 ) -> None:
     """Tokenize into a temporary folder that becomes `folder` when it is complete."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix="new-") as temporary:
@@ -273,20 +251,15 @@ def _tokenize_into(
         for label, source, split in _sources(config):
             writer.begin(label, _limit(config, label))
             documents = writer.wanted(source, split, survey.held_out)
-            for document, ids, learnt in _tokenized(source, documents, tokenizer):
+            if isinstance(source, PackagedText) or source.messages_field is None:
+                tokenized = ((d, ids, None) for d, ids in tokenize(documents, tokenizer))
+            else:
+                answers_only = source.answers_only
+                tokenized = tokenize_chats(documents, tokenizer, answers_only=answers_only)
+            for document, ids, learnt in tokenized:
                 writer.add(document, ids, _split(document.name, split, survey.held_out), learnt)
                 shown.advance(len(ids) if config.max_tokens else len(document.text))
     return writer
-
-
-def _tokenized(
-    source: Source, documents: Iterator[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
-    """Documents with their ids and, of chats, which ids are to be learnt."""
-    if isinstance(source, PackagedText) or source.messages_field is None:
-        yield from ((document, ids, None) for document, ids in tokenize(documents, tokenizer))
-    else:
-        yield from tokenize_chats(documents, tokenizer, answers_only=source.answers_only)
 
 
 def _limit(config: DataConfig, label: str) -> int | None:
@@ -298,21 +271,15 @@ def _limit(config: DataConfig, label: str) -> int | None:
 
 
 class _Writer:
-    """Appends ids to a file and keeps count of training tokens against the limit.
-
-    Attributes:
-        infos: documents that have been written.
-        sources: how many of them came from each source, in order.
-        learnt: which tokens are to be learnt, by document; None for all of a document.
-    """
+    """Appends ids to a file and keeps count of training tokens against the limit."""
 
     def __init__(self, file: IO[bytes], limit: int | None) -> None:
         self.file = file
         self.limit = limit
         self.train_tokens = 0
-        self.infos: list[DocumentInfo] = []
-        self.sources: dict[str, int] = {}
-        self.learnt: list[np.ndarray | None] = []
+        self.infos: list[DocumentInfo] = []  # documents that have been written
+        self.sources: dict[str, int] = {}  # how many of them came from each source, in order
+        self.learnt: list[np.ndarray | None] = []  # which tokens, by document; None for all
 
     def begin(self, label: str, limit: int | None) -> None:
         """Go on with a source, which may have a limit of its own."""

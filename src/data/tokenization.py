@@ -109,11 +109,7 @@ def _rendered(
 
 
 def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The tokenizer's chat template.
-
-    Raises:
-        DataError: it has none, or several.
-    """
+    """The tokenizer's chat template; raises DataError if it has none, or several."""
     template = tokenizer.chat_template
     if not isinstance(template, str):
         raise DataError(
@@ -129,11 +125,7 @@ def token_dtype(tokenizer: PreTrainedTokenizerBase) -> np.dtype:
 
 
 def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
-    """SHA-256 of everything that decides the ids of a text.
-
-    Raises:
-        DataError: the tokenizer is not a fast one.
-    """
+    """SHA-256 of everything that decides the ids of a text; a slow tokenizer is refused."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         raise DataError(

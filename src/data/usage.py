@@ -29,29 +29,17 @@ class SourceUse:
 
 @dataclass(frozen=True)
 class StreamUse:
-    """What a stream reads.
+    """What a stream reads."""
 
-    Attributes:
-        name: STAGE/STREAM.
-        length: tokens of a block.
-        blocks: of an epoch, which uses as much of the text as whole and packed blocks can.
-        packed: of these, blocks that are made of pieces of documents.
-        read: blocks that the stage reads.
-        longest_first: whether the stage reads less than an epoch, and long documents first.
-        tokens_by_document: tokens of each training document in an epoch, int64.
-        read_by_document: of these, tokens that the stage reads, int64.
-        sources: the parts of a mixture.
-    """
-
-    name: str
-    length: int
-    blocks: int
-    packed: int
-    read: int
-    longest_first: bool
-    tokens_by_document: np.ndarray
-    read_by_document: np.ndarray
-    sources: tuple[SourceUse, ...] = ()
+    name: str  # STAGE/STREAM
+    length: int  # tokens of a block
+    blocks: int  # of an epoch, which uses as much of the text as whole and packed blocks can
+    packed: int  # of these, blocks that are made of pieces of documents
+    read: int  # blocks that the stage reads
+    longest_first: bool  # whether the stage reads less than an epoch, and long documents first
+    tokens_by_document: np.ndarray  # tokens of each training document in an epoch, int64
+    read_by_document: np.ndarray  # of these, tokens that the stage reads, int64
+    sources: tuple[SourceUse, ...] = ()  # the parts of a mixture
 
     @classmethod
     def of(cls, name: str, blocks: TrainingBlocks, read: int) -> StreamUse:

@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,14 @@ from src.run_folder import write_whole
 
 # Part of every key. Raise it when results are stored or computed in another way.
 FORMAT = 4
+_DAMAGES = (EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError)
 
 
 @dataclass(frozen=True)
 class ResultCache:
-    """A folder of results.
+    """A folder of results."""
 
-    Attributes:
-        folder: the folder of the entries; None caches nothing.
-    """
-
-    folder: Path | None
+    folder: Path | None  # the folder of the entries; None caches nothing
 
     def get(self, key: Mapping[str, Any]) -> Any | None:
         """The value under an equal key, or None."""
@@ -43,18 +40,18 @@ class ResultCache:
                 raise ValueError("it is not a regular file")
             entry = json.loads(gzip.decompress(path.read_bytes()))
             return entry["value"] if entry["key"] == _plain(key) else None
-        except (
-            OSError,
-            EOFError,
-            zlib.error,
-            ValueError,
-            KeyError,
-            TypeError,
-            RecursionError,
-        ) as error:
+        except (*_DAMAGES, OSError) as error:
             # gzip's checksum covers every byte of the entry.
             print(f"{path} is damaged ({error}): it is computed again", file=sys.stderr)
             return None
+
+    def of(self, key: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+        """The value under a key; made and stored if there is none."""
+        value = self.get(key)
+        if value is None:
+            value = make()
+            self.put(key, value)
+        return value
 
     def put(self, key: Mapping[str, Any], value: Any) -> None:
         """Store a JSON value."""

@@ -5,9 +5,9 @@ Which prompts share a batch, when an answer ends, and what is kept of it. `decod
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ import torch
 from src.evals.seconds import SECONDS
 from src.evals.suite import EvaluationError
 from src.models.shapes import attention_sizes, frequency_class
-from src.progress import Meter, meter
+from src.progress import Meter
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -101,85 +101,11 @@ def batch_rows(
     return max(1, int((budget - read * (layer + kept)) / kept)), read
 
 
-def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str] | Sequence[array[int]],
-    max_new_tokens: Sequence[int],
-    *,
-    window: int,
-    batch_tokens: int | Literal["auto"] = "auto",
-    enough: Callable[[int, str], bool] | None = None,
-    name: str = "generating",
-    kept: KeptRows | None = None,
-) -> list[str]:
-    """Greedy continuations, without special tokens, in the order of the prompts.
-
-    Args:
-        model: a causal language model in evaluation mode.
-        tokenizer: the model's.
-        prompts: texts, or what `encode` has made of them; none is cut.
-        max_new_tokens: by prompt.
-        window: positions that the model has.
-        batch_tokens: prompt tokens of one batch, or `auto`.
-        enough: gets a prompt's number and its answer so far, and says whether the answer may stop.
-            It is called now and then, so an answer may be longer than needed.
-        name: for the progress meter.
-        kept: rows of earlier calls for the same model; they are used again where they fit.
-
-    Raises:
-        GenerationError: as `encode` does.
-    """
-    texts = [prompt for prompt in prompts if isinstance(prompt, str)]
-    encoded: Sequence[Sequence[int]] = [p for p in prompts if not isinstance(p, str)]
-    if texts:
-        with SECONDS.of("tokenizing prompts"):
-            encoded = encode(tokenizer, texts, window=window, room=max_new_tokens)
-    with meter(name, len(prompts)) as progress:
-        return continued(
-            model,
-            tokenizer,
-            encoded,
-            max_new_tokens,
-            batch_tokens=batch_tokens,
-            enough=enough,
-            progress=progress,
-            kept=kept,
-        )
-
-
 @dataclass
 class KeptRows:
     """The latest rows of a model, for the next batch: what was recorded for them stays valid."""
 
     rows: Rows | None = None
-
-    def of(
-        self,
-        model: PreTrainedModel,
-        lengths: Sequence[int],
-        room: int,
-        batch_tokens: int | Literal["auto"],
-    ) -> tuple[Rows, int, int]:
-        """Rows for the last of these prompts, their number, and how many are read at once.
-
-        Args:
-            model: that answers.
-            lengths: of the prompts that wait, in tokens, the longest last.
-            room: tokens of an answer.
-            batch_tokens: as `generate` takes it.
-        """
-        from src.evals.decoding import Rows
-
-        tokens = lengths[-1] + room
-        held = 0 if self.rows is None else self.rows.held
-        number, read_at_once = batch_rows(model, tokens, batch_tokens, held)
-        number = min(number, len(lengths))
-        if self.rows is None or not self.rows.fits(number, tokens, room):
-            # Their memory goes before new ones take theirs.
-            self.rows = None
-            self.rows = Rows(model, (number, tokens), room)
-        return self.rows, number, read_at_once
 
 
 def continued(
@@ -188,72 +114,83 @@ def continued(
     encoded: Sequence[Sequence[int]],
     max_new_tokens: Sequence[int],
     *,
-    batch_tokens: int | Literal["auto"],
-    enough: Callable[[int, str], bool] | None,
     progress: Meter,
+    batch_tokens: int | Literal["auto"] = "auto",
+    enough: Callable[[int, str], bool] | None = None,
     kept: KeptRows | None = None,
 ) -> list[str]:
-    """`generate` for token ids that fit the window."""
-    answers = [""] * len(encoded)
+    """Greedy continuations, without special tokens, in the order of the prompts.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        tokenizer: the model's.
+        encoded: prompts, as `encode` makes them.
+        max_new_tokens: by prompt.
+        progress: advances with every answer.
+        batch_tokens: prompt tokens of one batch, or `auto`.
+        enough: gets a prompt's number and its answer so far, and says whether the answer may stop.
+            It is called now and then, so an answer may be longer than needed.
+        kept: rows of earlier calls for the same model; they are used again where they fit.
+    """
     kinds = [
         (new, frequency_class(model.config, len(ids), room=new))
         for ids, new in zip(encoded, max_new_tokens, strict=True)
     ]
+    writer = _Writer(model, tokenizer, batch_tokens, enough, progress, kept or KeptRows())
     # Prompts of similar length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
-    answering = _Batch(model, tokenizer, enough, kept or KeptRows())
     while order:
         # Rows that generate fewer tokens, or are turned otherwise, wait for another batch.
         alike = [i for i in order if kinds[i] == kinds[order[-1]]]
-        prompts = {number: encoded[number] for number in alike}
-        room = max_new_tokens[alike[-1]]
-        answered = answering.run(prompts, room, batch_tokens, answers, progress)
-        order = [number for number in order if number not in answered]
-    return answers
+        writer.answer({number: encoded[number] for number in alike}, max_new_tokens[alike[-1]])
+        order = [number for number in order if number not in writer.answers]
+    return [writer.answers[number] for number in range(len(encoded))]
 
 
-class _Batch:
-    """Rows that are read together and answered together."""
+@dataclass
+class _Writer:
+    """Answers prompts, batch by batch; `answers` are by their numbers."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        enough: Callable[[int, str], bool] | None,
-        kept: KeptRows,
-    ) -> None:
-        stops: Any = model.generation_config.eos_token_id if model.generation_config else None
-        end: Any = tokenizer.eos_token_id
-        self._stops = {end, *(stops if isinstance(stops, list) else [stops])}
-        self._model, self._tokenizer, self._enough = model, tokenizer, enough
-        self._kept = kept
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    batch_tokens: int | Literal["auto"]
+    enough: Callable[[int, str], bool] | None
+    progress: Meter
+    kept: KeptRows
+    answers: dict[int, str] = field(default_factory=dict)
+
+    @cached_property
+    def stops(self) -> set[int]:
+        """The tokens that end an answer."""
+        stops: Any = self.model.generation_config and self.model.generation_config.eos_token_id
+        end: Any = self.tokenizer.eos_token_id
+        return {end, *(stops if isinstance(stops, list) else [stops])}
 
     @torch.no_grad()
-    def run(
-        self,
-        prompts: Mapping[int, Sequence[int]],
-        room: int,
-        batch_tokens: int | Literal["auto"],
-        answers: list[str],
-        progress: Meter,
-    ) -> set[int]:
-        """Answer the last of these prompts, which have a number each, in `answers`.
-
-        Returns:
-            The numbers of the prompts that are answered.
-        """
-        lengths = [len(ids) for ids in prompts.values()]
+    def answer(self, prompts: Mapping[int, Sequence[int]], room: int) -> None:
+        """Answer the last of these prompts, as many as have room in a batch."""
         with SECONDS.of("reading prompts"):
-            rows, number, read_at_once = self._kept.of(self._model, lengths, room, batch_tokens)
+            rows, number, read_at_once = self._rows([len(ids) for ids in prompts.values()], room)
             batch = list(prompts)[-number:]
             rows.read([prompts[i] for i in batch], read_at_once)
         with SECONDS.of("writing answers"):
-            self._write(rows, batch, room, answers, progress)
-        return set(batch)
+            self._write(rows, batch, room)
 
-    def _write(
-        self, rows: Rows, batch: Sequence[int], room: int, answers: list[str], progress: Meter
-    ) -> None:
+    def _rows(self, lengths: Sequence[int], room: int) -> tuple[Rows, int, int]:
+        """Rows for the last of these prompts, their number, and how many are read at once."""
+        from src.evals.decoding import Rows
+
+        kept, tokens = self.kept, lengths[-1] + room
+        held = 0 if kept.rows is None else kept.rows.held
+        number, read_at_once = batch_rows(self.model, tokens, self.batch_tokens, held)
+        number = min(number, len(lengths))
+        if kept.rows is None or not kept.rows.fits(number, tokens, room):
+            # Their memory goes before new ones take theirs.
+            kept.rows = None
+            kept.rows = Rows(self.model, (number, tokens), room)
+        return kept.rows, number, read_at_once
+
+    def _write(self, rows: Rows, batch: Sequence[int], room: int) -> None:
         """Write up to `room` tokens for each prompt of a batch."""
         # The prompt of each row that is not finished.
         numbers: list[int | None] = list(batch)
@@ -263,7 +200,7 @@ class _Batch:
                 # A GPU goes on writing while the host looks at what it had written before.
                 looked = before if rows.is_ahead and step < room else rows.written(step)
                 if looked is not None:
-                    self._look(looked(), numbers, answers, progress, last=step == room)
+                    self._look(looked(), numbers, last=step == room)
                     stay = [row for row, number in enumerate(numbers) if number is not None]
                     if not stay:
                         return
@@ -272,27 +209,15 @@ class _Batch:
                 before = rows.written(step) if rows.is_ahead else None
             rows.step()
 
-    def _look(
-        self,
-        written: Sequence[list[int]],
-        numbers: list[int | None],
-        answers: list[str],
-        progress: Meter,
-        *,
-        last: bool,
-    ) -> None:
+    def _look(self, written: Sequence[list[int]], numbers: list[int | None], *, last: bool) -> None:
         """Note the answers so far; rows that are finished, or write no more, lose their number."""
         for row, number in enumerate(numbers):
             if number is None:
                 continue
-            answers[number], finished = self._answer(number, written[row])
-            if finished or last:
+            ids = written[row]
+            end = next((at for at, token in enumerate(ids) if token in self.stops), len(ids))
+            (text,) = self.tokenizer.batch_decode([ids[:end]], skip_special_tokens=True)
+            self.answers[number] = text
+            if last or end < len(ids) or (self.enough and self.enough(number, text)):
                 numbers[row] = None
-                progress.advance()
-
-    def _answer(self, number: int, ids: list[int]) -> tuple[str, bool]:
-        """The text of a row, and whether it needs no more tokens."""
-        end = next((at for at, token in enumerate(ids) if token in self._stops), len(ids))
-        (text,) = self._tokenizer.batch_decode([ids[:end]], skip_special_tokens=True)
-        finished = end < len(ids) or (self._enough is not None and self._enough(number, text))
-        return text, finished
+                self.progress.advance()

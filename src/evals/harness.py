@@ -77,19 +77,17 @@ class TokenBudgetLM(_HFLM):
         rank: int = 0,
         size: int = 1,
     ) -> None:
-        """Wrap a loaded model.
+        """Wrap a loaded model, on its device and in evaluation mode.
 
         Args:
-            network: on its device, in evaluation mode.
+            network: the model.
             tokenizer: its tokenizer.
             window: tokens that a request may have, answer included.
             batch_tokens: tokens of a forward pass, padding included; one text at least.
-            generation_tokens: tokens of a batch that is generated, prompts and answers; `auto`
-                fills a GPU's memory.
+            generation_tokens: as in `Questions`, like `cut_middle`.
             name: for the progress line.
             cut_middle: leave out the middle of contexts that are longer than the window.
-            rank: of this process among those that share the work.
-            size: number of processes that share the work.
+            rank, size: number of this process among those that share the work, and their number.
 
         Raises:
             EvaluationError: the model's logits are not the plain product of its output head.
@@ -104,13 +102,10 @@ class TokenBudgetLM(_HFLM):
         self.label = name
         self._cut: int | None = 0 if cut_middle else None
         self._split = SplitModel.of(network)
-        self._check_head(network)
-
-    @torch.no_grad()
-    def _check_head(self, network: PreTrainedModel) -> None:
         ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
-        logits = network(ids, use_cache=False).logits.float()
-        by_parts = self._split.logits(self._split.hidden(ids))
+        with torch.no_grad():
+            logits = network(ids, use_cache=False).logits.float()
+            by_parts = self._split.logits(self._split.hidden(ids))
         if not torch.allclose(logits, by_parts, rtol=1e-2, atol=1e-2):
             raise EvaluationError(
                 f"{self.label}: this model changes its logits after the output head, which is not "
@@ -149,12 +144,10 @@ class TokenBudgetLM(_HFLM):
         contexts = self._within([context for context, _ in pairs], rooms)
         pairs = [(context, answer) for context, (_, answer) in zip(contexts, pairs, strict=True)]
         self._refuse_too_long([len(context) + len(answer) for context, answer in pairs])
-        with (
-            meter(self.label, len(pairs), quiet=self.rank > 0) as progress,
-            SECONDS.of("reading texts"),
-        ):
+        shown = meter(self.label, len(pairs), quiet=self.rank > 0)
+        with shown as progress, SECONDS.of("reading texts"):
             scores = self._score(pairs, progress)
-        if self._largest(any(not math.isfinite(nats) for nats, _ in scores)):
+        if any(self._of_all(any(not math.isfinite(nats) for nats, _ in scores))):
             raise EvaluationError(NOT_FINITE)
         return scores
 
@@ -164,23 +157,19 @@ class TokenBudgetLM(_HFLM):
         Blanks at the end of a context belong to the answer. The answer's tokens are those of the
         whole text after the context's tokens.
         """
-        contexts, wholes = [], []
-        for context, answer in pairs:
-            kept = context.rstrip()
-            contexts.append(kept)
-            wholes.append(context + answer)
+        contexts = [context.rstrip() for context, _ in pairs]
         unique = list(dict.fromkeys(contexts))
         lengths = {text: len(ids) for text, ids in zip(unique, self._ids(unique), strict=True)}
         encoded = []
-        for context, text_ids in zip(contexts, self._ids(wholes), strict=True):
+        wholes = self._ids([context + answer for context, answer in pairs])
+        for context, text_ids in zip(contexts, wholes, strict=True):
+            cut = lengths[context]
             if context == "":
-                if text_ids and text_ids[0] == self.prefix_token_id:
-                    encoded.append((text_ids[:1], text_ids[1:]))
-                else:
-                    encoded.append(([self.prefix_token_id], text_ids))
-            else:
-                cut = lengths[context]
-                encoded.append((text_ids[:cut], text_ids[cut:]))
+                # The prefix token stands for an empty context.
+                cut = 1
+                if text_ids[:1] != [self.prefix_token_id]:
+                    text_ids = [self.prefix_token_id, *text_ids]
+            encoded.append((text_ids[:cut], text_ids[cut:]))
         return encoded
 
     @SECONDS.of("tokenizing texts")
@@ -205,41 +194,31 @@ class TokenBudgetLM(_HFLM):
             return contexts
         # The choices of a question share its context.
         self._cut += len({tuple(c) for c, n in zip(contexts, rooms, strict=True) if len(c) > n})
-        return [
-            context
-            if len(context) <= room
-            else context[: room - room // 2] + context[-(room // 2) :]
-            for context, room in zip(contexts, rooms, strict=True)
-        ]
+        ends = [(c, n - n // 2, n // 2) for c, n in zip(contexts, rooms, strict=True)]
+        return [c if len(c) <= first + last else c[:first] + c[-last:] for c, first, last in ends]
 
     def take_cut(self) -> int | None:
-        """How many texts have been cut since the last call, over all processes.
-
-        None if cutting was not asked for.
-        """
+        """How many texts all processes have cut since the last call; None if none may be cut."""
         if self._cut is None:
             return None
         cut, self._cut = self._cut, 0
-        if self.world_size == 1:
-            return cut
-        every: list[Any] = [0] * self.world_size
-        distributed.all_gather_object(every, cut)
-        return sum(every)
+        return sum(self._of_all(cut))
 
     def _refuse_too_long(self, lengths: Sequence[int]) -> None:
-        longest = self._largest(max(lengths, default=0))
+        # All processes refuse what one of them must refuse.
+        longest = max(self._of_all(max(lengths, default=0)))
         if longest > self._window:
             raise EvaluationError(
                 f"a text of {longest} tokens does not fit the model's window of {self._window}"
             )
 
-    def _largest(self, value: int) -> int:
-        """The largest value of all processes, so that all refuse what one of them must refuse."""
+    def _of_all(self, value: int) -> list[int]:
+        """The values of all processes."""
         if self.world_size == 1:
-            return value
+            return [value]
         every: list[Any] = [None] * self.world_size
         distributed.all_gather_object(every, value)
-        return max(every)
+        return every
 
     @torch.no_grad()
     def _score(
@@ -348,9 +327,9 @@ class TokenBudgetLM(_HFLM):
             self.tokenizer,
             [prompts[index] for index in members],
             [room] * len(members),
+            progress=progress,
             batch_tokens=self._generation_tokens,
             enough=lambda _, text: any(end in text for end in stop),
-            progress=progress,
         )
         for index, text in zip(members, answers, strict=True):
             texts[index] = postprocess_generated_text(text, stop, None)

@@ -24,19 +24,16 @@ class LongConfig:
     """The suites of long text that run; null leaves a suite out.
 
     Attributes:
-        ruler: RULER's tasks.
-        depth: the needle-depth grid; its material is RULER's.
-        papers: whether questions on papers are asked.
-        positions: perplexity by position, of the evaluation's held-out text.
         lengths, retrieval, seed, limit, split, resamples, batch_tokens: settings of the suites, for
             all that do not set their own.
     """
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    ruler: RulerSuite | None = None
-    depth: NeedleDepthSuite | None = None
-    papers: bool = False
+    ruler: RulerSuite | None = None  # RULER's tasks
+    depth: NeedleDepthSuite | None = None  # the needle-depth grid; its material is RULER's
+    papers: bool = False  # whether questions on papers are asked
     positions: PositionsSuite | None = None
+    """Perplexity by position, of the evaluation's held-out text."""
     retrieval: RetrievalConfig | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     limit: Count | None = None

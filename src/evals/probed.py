@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from src.evals.halves import Split, named
 from src.evals.restoration import Answers, Restoration, TaskFacts
-from src.evals.scoring import Probe, Reader, Values, ask, readers_of
+from src.evals.scoring import Count, Probe, Reader, Values, ask, readers_of
 from src.evals.suite import Evaluation, Outcome
 from src.results import SuiteResults, TaskModel
 
@@ -21,11 +23,15 @@ class Asked(NamedTuple):
     failures: dict[str, str]
 
 
+@dataclass(frozen=True)
 class ProbeSuite(ABC):
     """A base of suites. A subclass makes the probes, and a record of their values.
 
     Its setting `retrieval`, if it has one, adds the native model with retrieval to the readers.
     """
+
+    limit: Count | None = None  # the most items that are asked, of each task
+    split: Split = "all"  # the half of the items that is asked; `all` for both
 
     name: ClassVar[str]
     needs_run: ClassVar[bool] = False
@@ -40,6 +46,10 @@ class ProbeSuite(ABC):
     def scored(self, asked: Asked) -> SuiteResults[Any]:
         """The record of the probes' values."""
 
+    def about(self, asked: Asked) -> dict[str, Any]:
+        """Fields that all records have."""
+        return {"limit": self.limit, "split": named(self.split), "failures": asked.failures}
+
     def note(self, item: Any) -> Mapping[str, Any]:
         """Further fields of an item's line in SUITE.items.jsonl."""
         del item
@@ -52,11 +62,7 @@ class ProbeSuite(ABC):
         return [f"{what}: {message}" for what, message in failures.items()]
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Ask every reader all that its window holds.
-
-        Raises:
-            EvaluationError: nothing can be asked.
-        """
+        """Ask every reader all that its window holds."""
         failures: dict[str, str] = {}
         readers = self._readers(evaluation)
         probes = self.probes(evaluation, readers, failures)

@@ -51,40 +51,25 @@ _CONFIDENCE = (2.5, 97.5)
 
 @dataclass(frozen=True)
 class TaskFacts:
-    """The facts about a task that scores need.
+    """The facts about a task that scores need."""
 
-    Attributes:
-        name: of the task.
-        category: whose average it counts in.
-        metric: what its value is.
-        higher_is_better: False for bits per byte.
-        chance: the value of guessing; None if it has no meaning.
-        details: by model, further fields of its result.
-    """
-
-    name: str
-    category: str
-    metric: str
-    higher_is_better: bool = True
-    chance: float | None = None
+    name: str  # of the task
+    category: str  # whose average it counts in
+    metric: str  # what its value is
+    higher_is_better: bool = True  # False for bits per byte
+    chance: float | None = None  # the value of guessing; None if it has no meaning
     details: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By model, further fields of its result."""
 
 
 @dataclass(frozen=True)
 class Answers:
-    """A model's answers to a task, one entry per item. Its value is sum(score) / sum(weight).
+    """A model's answers to a task, one entry per item. Its value is sum(score) / sum(weight)."""
 
-    Attributes:
-        score: right or wrong, a share, or bits.
-        weight: 1, or bytes.
-        predicted: the number of the chosen answer, if there are choices.
-        gold: the number of the right answer.
-    """
-
-    score: Sequence[float]
-    weight: Sequence[float]
-    predicted: Sequence[int] | None = None
-    gold: Sequence[int] | None = None
+    score: Sequence[float]  # right or wrong, a share, or bits
+    weight: Sequence[float]  # 1, or bytes
+    predicted: Sequence[int] | None = None  # the number of the chosen answer, if there are choices
+    gold: Sequence[int] | None = None  # the number of the right answer
 
     @classmethod
     def of_items(cls, items: Sequence[Mapping[str, Any]]) -> Answers:

@@ -36,15 +36,11 @@ class RetrievalError(EvaluationError):
 
 @dataclass(frozen=True)
 class RetrievalConfig:
-    """How contexts are cut.
+    """How contexts are cut."""
 
-    Attributes:
-        chunk_tokens: approximate tokens of a chunk.
-        budget: most tokens of prompt and answer together; null for the native window.
-    """
-
-    chunk_tokens: Annotated[int, Field(gt=0)] = 128
+    chunk_tokens: Annotated[int, Field(gt=0)] = 128  # approximate tokens of a chunk
     budget: Annotated[int, Field(gt=0)] | None = None
+    """Most tokens of prompt and answer together; null for the native window."""
 
 
 def chunks_of(tokenizer: PreTrainedTokenizerBase, text: str, size: int) -> list[str]:
@@ -140,11 +136,7 @@ def retrieve(
 def shortened(
     tokenizer: PreTrainedTokenizerBase, sample: Sample, budget: int, config: RetrievalConfig
 ) -> Sample:
-    """A RULER sample with its context shortened by retrieval; prompt and answer fit `budget`.
-
-    Raises:
-        RetrievalError: as `retrieve`.
-    """
+    """A RULER sample with its context shortened by retrieval; prompt and answer fit `budget`."""
     room, around = budget - sample.max_new_tokens, (sample.head, sample.tail)
     context, tokens = retrieve(
         tokenizer, around, sample.context, sample.query, room=room, config=config

@@ -22,13 +22,7 @@ from src.assets.pins import AssetError
 from src.data.documents import DataError
 from src.evals.cache import ResultCache
 from src.evals.seconds import SECONDS
-from src.evals.suite import (
-    Candidate,
-    Evaluation,
-    EvaluationError,
-    ResultTable,
-    Suite,
-)
+from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, Suite
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
 from src.models.sources import check_available, identity
@@ -67,7 +61,10 @@ class Evaluated:
         for note in self.notes:
             console.print(note, highlight=False)
         if self.seconds:
-            _print(_time_table(self.seconds), console)
+            parts = sorted(self.seconds.items(), key=lambda item: -item[1])
+            rows = (*parts, ("all", sum(self.seconds.values())))
+            title, columns = "where the time went", ("part", "seconds")
+            _print(ResultTable("seconds", title, columns, rows, ("", ".1f")), console)
 
     def report(self, tracker: Tracker) -> None:
         """Print, and give tables and figures to the tracker."""
@@ -78,11 +75,7 @@ class Evaluated:
             tracker.summarize(_tracked(SUITES[name].summary(record), record))
 
     def check(self) -> None:
-        """Raise an error if anything failed.
-
-        Raises:
-            EvaluationError: one line for each failure.
-        """
+        """Raise an EvaluationError with a line for each failure, if anything failed."""
         lines = [
             f"eval {suite}: {what}: {message}"
             for suite, failed in self.failures.items()
@@ -97,25 +90,11 @@ def _tracked(summary: Mapping[str, float], record: SuiteResults[Any]) -> dict[st
 
     The last stage's model is `eval/final/SUITE/TASK`, others have their names.
     """
-    final = f"eval/{record.final.name}/" if record.final else None
+    final = f"eval/{record.final.name}/" if record.final else "eval/final/"
     return {
-        (
-            f"eval/final/{key.removeprefix(final)}" if final and key.startswith(final) else key
-        ).replace(" ", "_"): value
+        key.replace(final, "eval/final/", 1).replace(" ", "_"): value
         for key, value in summary.items()
     }
-
-
-def _time_table(seconds: Mapping[str, float]) -> ResultTable:
-    """Seconds by part, the longest first."""
-    parts = sorted(seconds.items(), key=lambda item: -item[1])
-    return ResultTable(
-        name="seconds",
-        title="where the time went",
-        columns=("part", "seconds"),
-        rows=(*parts, ("all", sum(seconds.values()))),
-        formats=("", ".1f"),
-    )
 
 
 def _print(shown: ResultTable, console: Console) -> None:
@@ -138,33 +117,28 @@ def evaluate(settings: EvaluateConfig) -> Evaluated:
     """
     _check(settings)
     processes = _processes(settings)
-    if processes == 1:
-        return _work(settings, World())
-    return _in_ranks(settings, processes)
+    return _work(settings, World()) if processes == 1 else _in_ranks(settings, processes)
 
 
 def _processes(settings: EvaluateConfig) -> int:
     """The number of processes that share the work."""
     if settings.nproc != "auto":
         return settings.nproc
-    if not uses_cuda(settings.device):
-        return 1
-    return len(gpus())
+    return len(gpus()) if uses_cuda(settings.device) else 1
 
 
 def evaluate_finished(run: RunConfig, folder: RunFolder) -> Evaluated:
     """Evaluate a run at the end of its training, in the processes of its settings."""
     device = "cuda" if uses_cuda(run.engine.device) else "cpu"
-    processes = run.launch.nproc if device == "cuda" else 1
     settings = EvaluateConfig(
         eval=run.eval,
         data=run.data,
         device=device,
         dtype=run.engine.dtype,
         run=str(folder.path),
-        nproc=processes,
+        nproc=run.launch.nproc if device == "cuda" else 1,
     )
-    return _in_ranks(settings, processes)
+    return _in_ranks(settings, _processes(settings))
 
 
 def problems(run: RunConfig) -> list[str]:
@@ -225,11 +199,7 @@ def _check(settings: EvaluateConfig) -> None:
 
 
 def _check_base(run: RunFolder, other: RunFolder) -> None:
-    """Refuse a run of another base model, which has other tokens and another native model.
-
-    Raises:
-        ConfigError: the base models differ.
-    """
+    """Refuse a run of another base model, which has other tokens and another native model."""
     mine, theirs = (strict.load_plain(RunConfig, f.config()).model for f in (run, other))
     # Name, tuning and the implementation of attention may differ.
     facts = [f.name for f in fields(ModelConfig) if f.name not in ("name", "tuning", "attention")]
@@ -285,12 +255,11 @@ def _work(settings: EvaluateConfig, world: World) -> Evaluated:
         except (EvaluationError, DataError, AssetError) as error:
             failures[suite.name] = {"all": str(error)}
             continue
-        if outcome.record is None:
-            continue
-        records[suite.name] = outcome.record
-        _write(folder, outcome.record, outcome.items)
-        if outcome.record.failures:
-            failures[suite.name] = outcome.record.failures
+        if (record := outcome.record) is not None:
+            records[suite.name] = record
+            _write(folder, record, outcome.items)
+            if record.failures:
+                failures[suite.name] = record.failures
     return Evaluated(records, failures, notes, dict(SECONDS.parts))
 
 
@@ -319,14 +288,12 @@ def _write(folder: Path, record: SuiteResults[Any], items: Sequence[Mapping[str,
         # A quick look must not overwrite complete results.
         name = record.marked(record.suite, ".limit_")
     write_json(folder / f"{name}.json", environment.all_redacted(record.plain()))
-    lines = folder / f"{name}.items.jsonl"
-    if items:
-        text = "".join(
-            json.dumps(environment.all_redacted(item), allow_nan=False) + "\n" for item in items
-        )
-        write_whole(lines, text.encode())
+    file = folder / f"{name}.items.jsonl"
+    lines = [json.dumps(environment.all_redacted(item), allow_nan=False) + "\n" for item in items]
+    if lines:
+        write_whole(file, "".join(lines).encode())
     else:
-        lines.unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
 
 
 def _is_whole(file: Path) -> bool:
@@ -353,15 +320,12 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
         data = run.data
     for other in settings.compare:
         candidates += (_other_run(Path(other), {c.name for c in candidates}),)
-    cuda = uses_cuda(settings.device)
-    dtype = settings.dtype
-    if dtype == "auto":
-        dtype = "bfloat16" if cuda else "float32"
+    device, usual = ("cuda", "bfloat16") if uses_cuda(settings.device) else ("cpu", "float32")
     return Evaluation(
         candidates=candidates,
         data=data,
-        device="cuda" if cuda else "cpu",
-        dtype=dtype,
+        device=device,
+        dtype=usual if settings.dtype == "auto" else settings.dtype,
         cache=ResultCache(cache_dir() / "evals" if settings.cache else None),
         rank=world.rank,
         size=world.size,
@@ -378,15 +342,17 @@ def _source_candidates(run: RunConfig) -> tuple[Candidate, ...]:
 def _run_candidates(
     run: RunConfig, folder: RunFolder, stages: Literal["all", "last"]
 ) -> tuple[Candidate, ...]:
-    *earlier, last = run.recipe.stages
-    if stages == "last":
-        earlier = []
-    exports = [(stage, folder.export(stage)) for stage in earlier] + [(last, folder.export())]
+    names = list(run.recipe.stages)
+    last = names[-1]
     return _source_candidates(run) + tuple(
         Candidate(
-            f"after {stage}", "final" if stage == last else "stage", run.model, run.rope, weights
+            f"after {stage}",
+            "final" if stage == last else "stage",
+            run.model,
+            run.rope,
+            folder.export(None if stage == last else stage),
         )
-        for stage, weights in exports
+        for stage in (names if stages == "all" else [last])
     )
 
 

@@ -9,9 +9,10 @@ Shapes: b rows, t tokens, h hidden size, n scored tokens, v vocabulary.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -57,6 +58,21 @@ def spread_segments(
     return np.stack([starts[i] for i in chosen]).astype(np.int64)
 
 
+def perplexity_of(nll: float) -> float:
+    """Perplexity of a mean negative log-likelihood in nats.
+
+    Beyond exp(700) a float64 overflows; such a model is reported at that bound.
+    """
+    return math.exp(min(nll, 700.0))
+
+
+def settings_of(suite: Any, *left_out: str) -> dict[str, Any]:
+    """A suite's settings for a cache's key; `split` counts only if it is a half."""
+    settings = asdict(suite)
+    both = ("split",) if settings["split"] == "all" else ()
+    return {key: value for key, value in settings.items() if key not in (*left_out, *both)}
+
+
 def cache_key(
     evaluation: Evaluation,
     candidate: Candidate,
@@ -88,15 +104,11 @@ def cache_key(
 
 @dataclass(frozen=True)
 class Reader:
-    """A model, and whether it reads long prompts through retrieval.
+    """A model, and whether it reads long prompts through retrieval."""
 
-    Attributes:
-        candidate: the model.
-        retrieval: how contexts are shortened to the model's window; None to read them whole.
-    """
-
-    candidate: Candidate
+    candidate: Candidate  # the model
     retrieval: RetrievalConfig | None = None
+    """How contexts are shortened to the model's window; None to read them whole."""
 
     @property
     def name(self) -> str:
@@ -153,27 +165,20 @@ class Session:
 
 @dataclass(frozen=True)
 class Probe:
-    """One task for a model.
+    """One task for a model."""
 
-    Attributes:
-        name: of the task, in results.
-        key: everything that decides its values besides the model.
-        values: the JSON values of the process's share of the items; raises a ValueError if the
-            model cannot be asked.
-        length: tokens of prompt and answer; None if any window suffices.
-        generates: whether the model writes its answers.
-        items: the questions, each with a value; empty if a value is of all questions together.
-        prepare: does what `values` would do before it needs the model. Another thread calls it
-            while the model answers the probe before.
-    """
-
-    name: str
-    key: Mapping[str, Any]
+    name: str  # of the task, in results
+    key: Mapping[str, Any]  # everything that decides its values besides the model
     values: Callable[[Session], list[Any]]
-    length: int | None = None
-    generates: bool = False
+    """The JSON values of the process's share of the items; raises a ValueError if the model cannot
+    be asked."""
+    length: int | None = None  # tokens of prompt and answer; None if any window suffices
+    generates: bool = False  # whether the model writes its answers
     items: Sequence[Any] = ()
+    """The questions, each with a value; empty if a value is of all questions together."""
     prepare: Callable[[Session], object] | None = None
+    """Does what `values` would do before it needs the model. Another thread calls it while the
+    model answers the probe before."""
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""

@@ -54,21 +54,13 @@ class EvaluationError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that is evaluated.
+    """A model that is evaluated."""
 
-    Attributes:
-        name: its name in results: `native`, `scaled`, `after STAGE`, or the model's own name.
-        role: its role in scores; `comparison` is another run's final model.
-        model: the source of the weights and the tokenizer.
-        scaling: its RoPE scaling; None for native RoPE.
-        weights: a folder with its own weights; None for the model's source.
-    """
-
-    name: str
-    role: Role
-    model: ModelConfig
-    scaling: RopeScaling | None = None
-    weights: Path | None = None
+    name: str  # its name in results: `native`, `scaled`, `after STAGE`, or the model's own name
+    role: Role  # its role in scores; `comparison` is another run's final model
+    model: ModelConfig  # the source of the weights and the tokenizer
+    scaling: RopeScaling | None = None  # its RoPE scaling; None for native RoPE
+    weights: Path | None = None  # a folder with its own weights; None for the model's source
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -88,15 +80,16 @@ class Candidate:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of its weights and of the config that they are loaded under.
-
-        Raises:
-            EvaluationError: there are no weights to hash.
-        """
+        """SHA-256 of its weights, and of the config that they are loaded under."""
         config = json.loads(self.config().to_json_string(use_diff=False))
         # The path of the weights does not change the model.
         config.pop("_name_or_path", None)
-        parts = [self._weights_digest(), json.dumps(config, sort_keys=True)]
+        weights = [f"{file.name} {content_digest(file)}" for file in self._weight_files()]
+        if not weights:
+            import torch
+
+            weights = [json.dumps([asdict(self.model), torch.__version__], sort_keys=True)]
+        parts = [*weights, json.dumps(config, sort_keys=True)]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     @cached_property
@@ -107,18 +100,8 @@ class Candidate:
         file = (self.weights or local_folder(self.model.source)) / "generation_config.json"
         return content_digest(file) if file.is_file() else None
 
-    def _weights_digest(self) -> str:
-        files = self._weight_files()
-        if not files:
-            return json.dumps([asdict(self.model), _torch_version()], sort_keys=True)
-        return "\n".join(f"{file.name} {content_digest(file)}" for file in files)
-
     def _weight_files(self) -> list[Path]:
-        """Files with its weights, in the order of their names; empty if weights are random.
-
-        Raises:
-            EvaluationError: there are no files, and weights are not random.
-        """
+        """Files with its weights, in the order of their names; empty if weights are random."""
         if self.weights is None and self.model.random_weights:
             return []
         folder = self.weights or local_folder(self.model.source)
@@ -137,66 +120,41 @@ class Candidate:
             EvaluationError: there are no weights, they are damaged or another model's, or its
                 logits are not finite.
         """
+        import torch
+
         self._weight_files()
         with SECONDS.of("loading models"):
-            return self._load(device, dtype, capture=capture)
-
-    def _load(self, device: str, dtype: str, *, capture: bool) -> PreTrainedModel:
-        try:
-            network = load_model(
-                self.model,
-                self.config(),
-                dtype=dtype_of(dtype),
-                weights=self.weights,
-                capture=capture,
-            )
-        except ModelError as error:
-            # Of this model alone: others go on.
-            raise EvaluationError(f"model {self.name!r}: {error}") from error
-        network.to(device_of(device))  # type: ignore[arg-type]  # transformers narrows nn.Module.to
-        _check_finite(network.eval(), self.name)
+            try:
+                network = load_model(
+                    self.model,
+                    self.config(),
+                    dtype=dtype_of(dtype),
+                    weights=self.weights,
+                    capture=capture,
+                )
+            except ModelError as error:
+                # Of this model alone: others go on.
+                raise EvaluationError(f"model {self.name!r}: {error}") from error
+            network.to(device_of(device))  # type: ignore[arg-type]  # narrower than nn.Module.to
+            ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
+            with torch.no_grad():
+                logits = network.eval()(ids, use_cache=False).logits
+        if not torch.isfinite(logits).all():
+            # The answers of a model that has diverged would be scored like others.
+            raise EvaluationError(f"model {self.name!r}: {NOT_FINITE}")
         return network
 
 
-def _check_finite(network: PreTrainedModel, name: str) -> None:
-    """Refuse a model that has diverged; its answers would be scored like others.
-
-    Raises:
-        EvaluationError: its logits of a few tokens are not finite.
-    """
-    import torch
-
-    ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
-    with torch.no_grad():
-        logits = network(ids, use_cache=False).logits
-    if not torch.isfinite(logits).all():
-        raise EvaluationError(f"model {name!r}: {NOT_FINITE}")
-
-
-def _bytes_of(*networks: PreTrainedModel) -> int:
-    return sum(w.numel() * w.element_size() for each in networks for w in each.parameters())
-
-
-def _memory_of(device: torch.device) -> int:
-    """Bytes that a device has, taken or free."""
+def _is_small(networks: Iterable[PreTrainedModel], device: torch.device) -> bool:
+    """Whether models take little of what memory their device has, taken or free."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _free_cached_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def _torch_version() -> str:
-    import torch
-
-    return torch.__version__
+        memory = torch.cuda.mem_get_info(device)[1]
+    else:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    weights = (weight for network in networks for weight in network.parameters())
+    return sum(w.numel() * w.element_size() for w in weights) <= KEPT_SHARE * memory
 
 
 @dataclass(frozen=True)
@@ -204,51 +162,48 @@ class Evaluation:
     """What a suite works on.
 
     Attributes:
-        candidates: the models, in the order of the results' rows: native and scaled first where a
-            run is evaluated, then what each stage made, then other runs' models.
-        data: the corpus whose held-out text is used where a suite needs running text.
         device, dtype: as in the engine's settings, already resolved: `cpu` or `cuda`, `float32` or
             `bfloat16`.
-        cache: results by everything that decides them.
         rank, size: number of this process among those that share the work, and their number. With
             size > 1 torch.distributed is set up; only rank 0's result counts.
-        kept: loaded models, by fingerprint and whether they capture.
     """
 
     candidates: tuple[Candidate, ...]
-    data: DataConfig
+    """The models, in the order of the results' rows: native and scaled first where a run is
+    evaluated, then what each stage made, then other runs' models."""
+    data: DataConfig  # the corpus whose held-out text is used where a suite needs running text
     device: str
     dtype: str
-    cache: ResultCache
+    cache: ResultCache  # results by everything that decides them
     rank: int = 0
     size: int = 1
     kept: dict[tuple[str, bool], PreTrainedModel] = field(
         default_factory=dict, repr=False, compare=False
     )
+    """Loaded models, by fingerprint and whether they capture."""
 
     @contextmanager
     def loaded(self, candidate: Candidate, *, capture: bool = False) -> Iterator[PreTrainedModel]:
         """A candidate's model, kept for the next suite if it is small, freed otherwise.
 
-        Args:
-            candidate: the model.
-            capture: run attention through src.passes.capture, so that q, k and v can be recorded.
-
-        Raises:
-            EvaluationError: as `Candidate.load` does.
+        With `capture` attention runs through src.passes.capture, so that q, k and v can be
+        recorded. Raises as `Candidate.load` does.
         """
+        import torch
+
         key = (candidate.fingerprint, capture)
         network = self.kept.get(key)
         if network is None:
             network = candidate.load(device=self.device, dtype=self.dtype, capture=capture)
-            if _bytes_of(network, *self.kept.values()) <= KEPT_SHARE * _memory_of(network.device):
+            if _is_small((network, *self.kept.values()), network.device):
                 self.kept[key] = network
         try:
             yield network
         finally:
             del network
             gc.collect()
-            _free_cached_memory()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     @property
     def is_main(self) -> bool:
@@ -262,11 +217,7 @@ class Evaluation:
 
     @cached_property
     def tokenizer_digest(self) -> str:
-        """SHA-256 of everything that decides how texts are encoded and decoded.
-
-        Raises:
-            DataError: it is not a fast tokenizer.
-        """
+        """SHA-256 of everything that decides how a fast tokenizer encodes and decodes texts."""
         tokenizer = self.tokenizer
         parts = [
             tokenizer_identity(tokenizer),
@@ -278,11 +229,7 @@ class Evaluation:
 
     @cached_property
     def corpus(self) -> Corpus:
-        """The text under that tokenizer.
-
-        Raises:
-            DataError, AssetError: it cannot be fetched or read.
-        """
+        """The text under that tokenizer; raises as `prepare_corpus`."""
         return prepare_corpus(self.data, self.tokenizer)
 
     def agreed(self, value: Any) -> Any:
@@ -306,11 +253,7 @@ _Record = TypeVar("_Record", bound=ModelRecord)
 def records_of(
     candidates: Iterable[Candidate], score: Callable[[Candidate], _Record]
 ) -> tuple[tuple[_Record, ...], dict[str, str]]:
-    """Records of the candidates, and errors of the others by name.
-
-    Raises:
-        EvaluationError: no candidate has a record.
-    """
+    """Records of the candidates, and errors of the others by name; raises if none has a record."""
     results: list[_Record] = []
     failures: dict[str, str] = {}
     for candidate in candidates:
@@ -325,16 +268,10 @@ def records_of(
 
 @dataclass(frozen=True)
 class ResultTable:
-    """A table for the terminal and the tracker.
+    """A table for the terminal and the tracker, whose key is `name`.
 
-    Attributes:
-        name: the tracker's key.
-        title: above the printed table.
-        columns: their names.
-        rows: numbers, strings, or None for a missing value.
-        formats: formats of a column's numbers, as `format` takes them; strings stay as they are,
-            and None becomes a dash.
-        notes: lines below the printed table.
+    Cells are numbers, in the format of their column, or strings; None becomes a dash. `notes` are
+    lines below the printed table.
     """
 
     name: str
@@ -346,20 +283,16 @@ class ResultTable:
 
     def cells(self, row: Sequence[Any]) -> list[str]:
         """A row as it is printed."""
-        return [
-            "-" if cell is None else cell if isinstance(cell, str) else format(cell, form)
-            for cell, form in zip(row, self.formats, strict=True)
-        ]
+        pairs = zip(["-" if cell is None else cell for cell in row], self.formats, strict=True)
+        return [cell if isinstance(cell, str) else format(cell, form) for cell, form in pairs]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a suite.
+    """The record of a suite, and the lines of its `evals/NAME.items.jsonl`, if it has items.
 
-    Attributes:
-        record: goes to `evals/NAME.json`; errors of single tasks or models are in its `failures`.
-            None on ranks other than 0.
-        items: lines of `evals/NAME.items.jsonl`, one for each model, task and item; may be empty.
+    The record is None on ranks other than 0. Errors of single tasks or models are in its
+    `failures`.
     """
 
     record: SuiteResults[Any] | None
@@ -367,17 +300,12 @@ class Outcome:
 
 
 class Suite(Protocol):
-    """A frozen dataclass of settings that can be run.
+    """A frozen dataclass of settings that can be run."""
 
-    Attributes:
-        name: of the suite, its settings and its results.
-        needs_run: whether it compares models of a run, so that it cannot evaluate a model alone.
-        record: the class of its results.
-    """
-
-    name: ClassVar[str]
+    name: ClassVar[str]  # of the suite, its settings and its results
     needs_run: ClassVar[bool]
-    record: ClassVar[type[SuiteResults[Any]]]
+    """Whether it compares models of a run, so that it cannot evaluate a model alone."""
+    record: ClassVar[type[SuiteResults[Any]]]  # the class of its results
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
         """The errors that can be found without loading a model; fetches the data it needs.

@@ -164,12 +164,13 @@ class Heatmap:
 
     def levels(self) -> list[list[float | None]]:
         """The values that the colours show: the values, or their logarithms to base 10."""
-        return [[self._level(value) for value in row] for row in self.values]
 
-    def _level(self, value: float | None) -> float | None:
-        if value is None or not math.isfinite(value) or (self.log and value <= 0):
-            return None
-        return math.log10(value) if self.log else value
+        def level(value: float | None) -> float | None:
+            if value is None or not math.isfinite(value) or (self.log and value <= 0):
+                return None
+            return math.log10(value) if self.log else value
+
+        return [[level(value) for value in row] for row in self.values]
 
     def csv(self) -> str:
         """One line for each cell."""
@@ -224,11 +225,11 @@ def token_ticks(tokens: Sequence[float]) -> tuple[tuple[float, str], ...]:
     return tuple((at, binary_tokens(round(at))) for at in reversed(kept))
 
 
-def short_number(value: float, digits: int = 3) -> str:
+def short_number(value: float) -> str:
     """`4456448` -> `4.46M`."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(value) >= size:
-            return f"{value / size:.{digits}g}{unit}"
+            return f"{value / size:.3g}{unit}"
     return f"{value:g}"
 
 
@@ -237,9 +238,8 @@ def binary_tokens(tokens: int) -> str:
     millions = tokens / 2**20
     if millions >= 0.25 and millions == round(millions, 2):
         return f"{millions:g}M"
-    return (
-        f"{tokens // 1024}K" if 0 < tokens < 2**20 and tokens % 1024 == 0 else short_number(tokens)
-    )
+    is_round = 0 < tokens < 2**20 and tokens % 1024 == 0
+    return f"{tokens // 1024}K" if is_round else short_number(tokens)
 
 
 def short_length(tokens: int) -> str:

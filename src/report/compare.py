@@ -52,7 +52,9 @@ def compare_tables(first: Run, second: Run) -> list[RichTable | Text]:
     """All figures, and then the differences of the configs, as renderables."""
     config = _config_table(first, second)
     settings = Text(config) if isinstance(config, str) else terminal(config)
-    return [terminal(_figures_table(first, second)), settings]
+    left, right = _figures(first), _figures(second)
+    rows = [(k, left.get(k, formatting.DASH), right.get(k, formatting.DASH)) for k in left | right]
+    return [terminal(_table("Figures", first, second, rows)), settings]
 
 
 def _names(run: Run) -> set[str]:
@@ -77,12 +79,6 @@ def _config_table(first: Run, second: Run) -> Table | str:
         return "The configs do not differ."
     rows = [(key, _setting(left, key), _setting(right, key)) for key in differing]
     return _table("Config", first, second, rows)
-
-
-def _figures_table(first: Run, second: Run) -> Table:
-    left, right = _figures(first), _figures(second)
-    rows = [(k, left.get(k, formatting.DASH), right.get(k, formatting.DASH)) for k in left | right]
-    return _table("Figures", first, second, rows)
 
 
 def _table(title: str, first: Run, second: Run, rows: Iterable[tuple[str, str, str]]) -> Table:

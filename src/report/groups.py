@@ -19,16 +19,9 @@ from src.report.files import Result
 from src.report.names import method_name, scaling_name
 from src.report.noise import Estimate
 from src.report.runs import Run
-from src.results import (
-    PerplexityModel,
-    PerplexityResults,
-    ShortResults,
-    TaskModel,
-    long_average,
-)
+from src.results import PerplexityModel, PerplexityResults, ShortResults, TaskModel, long_average
 
-Figures = dict[str, Estimate]
-"""By the key of a metric."""
+Figures = dict[str, Estimate]  # by the key of a metric
 _Item = TypeVar("_Item")
 _Key = TypeVar("_Key")
 
@@ -205,12 +198,8 @@ def lengths(groups: Sequence[Group]) -> list[int]:
     return sorted(int(key.removeprefix("ruler@")) for key in keys)
 
 
-def gap_closed(run: Run, window: int | None = None) -> str:
+def gap_closed(run: Run, window: int | None = None) -> float | None:
     """The share of the gap that the run's last model closed at its headline window."""
-    return formatting.share(_gap_closed(run, window))
-
-
-def _gap_closed(run: Run, window: int | None) -> float | None:
     report = run.perplexity
     chosen = headline_window(report, window) if report else None
     return report.final.score(chosen).gap_closed if report and report.final and chosen else None
@@ -221,13 +210,18 @@ def group_runs(runs: Sequence[Run], window: int | None = None) -> list[Group]:
 
     def key(place: int) -> tuple[str, str, str]:
         run = runs[place]
-        training = {k: v for k, v in run.config.values.items() if k not in labels.NOT_TRAINING}
-        return (run.record and run.record.experiment) or "", run.sweep, labels.canonical(training)
+        identity = labels.canonical(labels.training_settings(run))
+        return (run.record and run.record.experiment) or "", run.sweep, identity
 
     finished = [i for i, run in enumerate(runs) if run.state == "finished" and run.config.values]
     members = grouped(finished, key)
     groups = [_group(key, places, runs, window) for key, places in members.items()]
-    return sorted(_with_variants(groups), key=_order)
+
+    def order(group: Group) -> tuple[Any, ...]:
+        rope = (group.rope, group.target or 0)
+        return (group.model, rope, group.method, group.tokens, group.variant, group.identity)
+
+    return sorted(_with_variants(groups), key=order)
 
 
 def grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, list[_Item]]:
@@ -236,11 +230,6 @@ def grouped(items: Iterable[_Item], key: Callable[[_Item], _Key]) -> dict[_Key, 
     for item in items:
         members.setdefault(key(item), []).append(item)
     return members
-
-
-def _order(group: Group) -> tuple[Any, ...]:
-    rope = (group.rope, group.target or 0)
-    return (group.model, rope, group.method, group.tokens, group.variant, group.identity)
 
 
 def _group(
@@ -255,7 +244,7 @@ def _group(
     newest = runs[chosen[0]]
     assert newest.record is not None
     record, settings = newest.record, newest.settings
-    each = [_measure(runs[i], window) for i in chosen]
+    each, asked = [_measure(runs[i], window) for i in chosen], [_asked(runs[i]) for i in chosen]
     hours = [h for i in chosen if (h := device_hours(runs[i])) is not None]
     suites = [suite for suite in newest.task_suites if suite]
     return Group(
@@ -275,8 +264,9 @@ def _group(
         device=record.device or "",
         limit=next((suite.limit for suite in suites if suite.limit is not None), None),
         split=next((suite.split for suite in suites if suite.split is not None), None),
-        asked=_merged_asked([_asked(runs[i]) for i in chosen]),
-        estimates=_merged([(one, _asked(runs[i])) for i, one in zip(chosen, each, strict=True)]),
+        # By suite, of the newest run that has it.
+        asked={suite: one for found in reversed(asked) for suite, one in found.items()},
+        estimates=_merged(list(zip(each, asked, strict=True))),
         each=tuple(each),
         baselines={name: _baseline(newest, name, window) for name in ("native", "scaled")},
         needles=_needles([runs[i] for i in chosen]),
@@ -311,11 +301,6 @@ def _asked_of(key: str, asked: Mapping[str, Asked]) -> tuple[Asked, ...]:
     return tuple(asked[suite] for suite in wanted if suite in asked)
 
 
-def _merged_asked(asked: Sequence[Mapping[str, Asked]]) -> dict[str, Asked]:
-    """By suite, of the newest run that has it."""
-    return {suite: one for found in reversed(asked) for suite, one in found.items()}
-
-
 def _merged(measured: Sequence[tuple[Figures, Mapping[str, Asked]]]) -> Figures:
     """Means over seeds, newest first. A seed that was asked something else is left out."""
     merged: Figures = {}
@@ -340,7 +325,7 @@ def _measure(run: Run, window: int | None) -> Figures:
     estimates = suite_figures(*(suite and suite.final for suite in run.task_suites))
     if run.short:
         estimates |= _scores(run.short)
-    gap = _gap_closed(run, window)
+    gap = gap_closed(run, window)
     if gap is not None and math.isfinite(gap):
         estimates[PERPLEXITY_GAP.key] = Estimate(100 * gap)
     return estimates | _perplexities(run.perplexity, "final", window)

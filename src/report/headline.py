@@ -9,7 +9,7 @@ from src.report import formatting, groups
 from src.report.charts import binary_tokens, method_slots, short_length
 from src.report.figures.base import by_look
 from src.report.groups import Group, Metric
-from src.report.noise import Estimate, marks, standing
+from src.report.noise import Estimate, marks, standings
 from src.report.tables import Cell, Column, Row, Section, Table
 
 CAPTION = (
@@ -130,11 +130,10 @@ def _cells(ordered: Sequence[Group], metric: Metric) -> list[Cell]:
         if estimate is None:
             cells.append(_cell(None))
             continue
-        standings = (standing(estimate, other).value[0] if other else " " for other in estimates)
         attributes = {
             "data-value": str(estimate.value),
             "data-at": str(at),
-            "data-standings": "".join(standings),
+            "data-standings": standings(estimate, estimates),
             **({"data-lower": ""} if metric.lower_is_better else {}),
         }
         cells.append(replace(_cell(estimate), mark=mark, opens=True, attributes=attributes))

@@ -13,7 +13,7 @@ from src.report.names import method_name, scaling_name
 from src.report.runs import Run
 
 # Settings that do not change what is trained, by their first key.
-NOT_TRAINING = {
+_NOT_TRAINING = {
     *("seed", "run_dir", "resume", "sweep_resume", "dry_run", "plan_for", "allow_oversubscribe"),
     *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
 }
@@ -77,12 +77,10 @@ def _compared(settings: Settings, key: str) -> str:
 
 def variant(settings: Settings, unusual: Sequence[str]) -> str:
     """The unusual settings in a few words."""
-    weights = [key for key in unusual if ".weights." in key]
-    named = weights_label(settings)
-    parts = [named] if weights and named else []
-    for key in unusual:
-        if key not in weights:
-            parts.append(f"{short_key(key)}={setting_text(settings.get(key))}")
+    others = [key for key in unusual if ".weights." not in key]
+    named = weights_label(settings) if len(others) < len(unusual) else None
+    parts = [named] if named else []
+    parts += [f"{short_key(key)}={setting_text(settings.get(key))}" for key in others]
     more = len(parts) - _MAX_NAMED_DIFFERENCES
     return ", ".join(parts[:_MAX_NAMED_DIFFERENCES]) + (f", and {more} more" if more > 0 else "")
 
@@ -126,7 +124,11 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
         families.setdefault((one["model"], one["method"]), []).append(place)
     variants = [""] * len(runs)
     for places in families.values():
-        settings = {place: _trained(runs[place]) for place in places if runs[place].config.values}
+        settings = {
+            place: flat(training_settings(runs[place]))
+            for place in places
+            if runs[place].config.values
+        }
         usual = usual_settings([(settings[place], bool(runs[place].sweep)) for place in settings])
         for place, one in settings.items():
             variants[place] = variant(one, unusual_settings(one, usual))
@@ -156,6 +158,6 @@ def _facts(run: Run) -> dict[str, str]:
     }
 
 
-def _trained(run: Run) -> dict[str, Any]:
-    """The settings that decide what is trained, flat."""
-    return flat({k: v for k, v in run.config.values.items() if k not in NOT_TRAINING})
+def training_settings(run: Run) -> dict[str, Any]:
+    """The settings that decide what is trained."""
+    return {k: v for k, v in run.config.values.items() if k not in _NOT_TRAINING}

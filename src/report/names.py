@@ -68,8 +68,3 @@ def short_models(models: Collection[str]) -> dict[str, str]:
         else f"{hashed[1]} (weights {hashed[2]})"
         for model, hashed in matches.items()
     }
-
-
-def model_name(model: str, *, is_random: bool) -> str:
-    """The model, marked where its weights are random: then its scores mean nothing."""
-    return f"{model} (random weights)" if is_random else model

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -81,6 +81,11 @@ def marks(estimates: Sequence[Estimate | None], *, higher_is_better: bool = True
     choose = max if higher_is_better else min
     best = choose(present, key=lambda estimate: estimate.value)
     return [standing(estimate, best) for estimate in estimates]
+
+
+def standings(estimate: Estimate, others: Iterable[Estimate | None]) -> str:
+    """How a value stands to others, for the page: a mark's first letter; a blank for None."""
+    return "".join(standing(estimate, other).value[0] if other else " " for other in others)
 
 
 def standing(estimate: Estimate | None, best: Estimate) -> Mark:

@@ -20,12 +20,7 @@ from src.report.panels import PageContext, Panel
 from src.report.panels.comparison import comparison_panel
 from src.report.panels.curves import curves_panel
 from src.report.panels.figures import figures_panel, performance_panel
-from src.report.panels.overview import (
-    answer_panel,
-    headline_panel,
-    newest_panel,
-    start_panel,
-)
+from src.report.panels.overview import answer_panel, headline_panel, newest_panel, start_panel
 from src.report.panels.runs import runs_panel
 from src.report.runs import ReportError, count_corrupt
 from src.report.runs_table import page_data
@@ -66,11 +61,7 @@ class Live:
 
 
 def write_page(context: PageContext) -> Path:
-    """Write the page atomically; returns its path, `context.target`.
-
-    Raises:
-        ReportError: the target is a folder, or cannot be written.
-    """
+    """Write the page atomically to `context.target`; raises ReportError if that cannot be done."""
     target = context.target
     if target.is_dir():
         raise ReportError(f"target_path={target}: this is a folder; name a file such as index.html")
@@ -88,21 +79,18 @@ def render(context: PageContext, live: Live | None = None) -> str:
     built = [(tab, [panel for build in tab.panels if (panel := build(context))]) for tab in TABS]
     tabs = [(tab, panels) for tab, panels in built if panels]
     scripts = _scripts([panel for _, panels in tabs for panel in panels], live)
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            tabs=tabs,
-            run_count=len(context.runs),
-            corrupt_count=count_corrupt(context.runs),
-            synthetic_count=sum(run.is_synthetic for run in context.runs),
-            now=context.now,
-            data=page_data(context, context.link),
-            live=live,
-            style=Markup(_asset("style.css")),  # noqa: S704  # a file of ours
-            scripts=[Markup(script) for script in scripts],  # noqa: S704
-            script_hashes=[_csp_hash(script) for script in scripts],
-        )
+    template = _environment().get_template("page.html")
+    return template.render(
+        tabs=tabs,
+        run_count=len(context.runs),
+        corrupt_count=count_corrupt(context.runs),
+        synthetic_count=sum(run.is_synthetic for run in context.runs),
+        now=context.now,
+        data=page_data(context, context.link),
+        live=live,
+        style=Markup(_asset("style.css")),  # noqa: S704  # a file of ours
+        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        script_hashes=[_csp_hash(script) for script in scripts],
     )
 
 
@@ -136,8 +124,6 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["line"] = formatting.text
-    environment.filters["budget"] = binary_tokens
-    environment.filters["figure"] = _figure
+    environment.filters |= {"line": formatting.text, "budget": binary_tokens, "figure": _figure}
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Literal
 
 from src.report.charts import Chart, FileFormat, Heatmap
 from src.report.figures import FIGURES
-from src.report.figures.base import Choice, Figure
+from src.report.figures.base import Choice, Figure, slug
 from src.report.groups import ReportData
 from src.report.headline import CAPTION, headline
 from src.report.runs import ReportError
@@ -23,12 +22,8 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     """Write every figure in every format, and the table; returns the files.
 
     Figures by metric are written for every metric, on the model that most methods are compared on.
-    Figures by run are written for the newest run without faults.
-
-    Only what the runs hold is written.
-
-    Raises:
-        ReportError: the runs hold nothing, or the folder cannot be written.
+    Figures by run are written for the newest run without faults. Raises ReportError if the runs
+    hold nothing, or the folder cannot be written.
     """
     # Imported here: nothing else needs it, and it loads slowly.
     from src.report.to_matplotlib import pictures
@@ -48,8 +43,7 @@ def export(data: ReportData, folder: Path, *, formats: Sequence[Format]) -> list
     drawn_figures = [one.drawn(data) for one in FIGURES if one.panel != "performance"]
     for figure, choices in chain.from_iterable(drawn_figures):
         for label, chart in _chosen(figure, choices):
-            slug = re.sub("[^a-z0-9.]+", "-", label.lower()).strip("-")
-            name = figure.name if figure.of_one_run else f"{figure.name}-{slug}"
+            name = figure.name if figure.of_one_run else f"{figure.name}-{slug(label)}"
             title = f"{figure.title}: {label}"
             files = pictures(chart, title, drawn, stamp=stamp) if drawn else {}
             contents |= {f"{name}.{kind}": content for kind, content in files.items()}

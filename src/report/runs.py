@@ -25,7 +25,7 @@ from src.report.files import (
     read_regular,
 )
 from src.report.metrics import Metrics, read_metrics
-from src.report.names import MERGED, model_name, short_models
+from src.report.names import MERGED, short_models
 from src.results import (
     DriftResults,
     NeedleDepthResults,
@@ -39,8 +39,11 @@ from src.results import (
 )
 
 _Content = TypeVar("_Content")
-_Results = TypeVar("_Results", bound=SuiteResults[Any])
-
+# Fields of `Run` have their names.
+_SUITES: tuple[type[SuiteResults[Any]], ...] = (
+    *(PerplexityResults, ShortResults, RulerResults, PapersResults),
+    *(NeedleDepthResults, DriftResults),
+)
 # A folder with one of these is a run; metrics without a record belong to a run that lost it.
 _MARKS = ("run.json", "metrics.jsonl")
 # Folders of a run that hold no runs, and may hold many files.
@@ -83,8 +86,8 @@ class Run:
     @property
     def model_name(self) -> str:
         """The model as it is shown: marked where its weights are random."""
-        is_random = self.settings.model.random_weights
-        return model_name(self.short_model or self.model, is_random=is_random)
+        mark = " (random weights)" if self.settings.model.random_weights else ""
+        return (self.short_model or self.model) + mark
 
     @property
     def method(self) -> str:
@@ -156,16 +159,16 @@ def read_run(folder: Path, outputs: Path) -> Run:
     record = attempt(lambda: read_json(folder / "run.json", RunRecord))
     config = attempt(lambda: read_config(folder / "config.yaml")) or ConfigFile()
     metrics = attempt(lambda: _metrics(folder / "metrics.jsonl", record)) or Metrics()
-    evals = folder / "evals"
 
-    def suite(kind: type[_Results]) -> _Results | None:
+    def suite(kind: type[SuiteResults[Any]]) -> SuiteResults[Any] | None:
         """Of all items where there is that, else of the half to report, else to choose by."""
         for split in (None, "test", "validation"):
-            read = partial(results.read, evals, kind, read_regular, split=split)
+            read = partial(results.read, folder / "evals", kind, read_regular, split=split)
             if found := attempt(read):
                 return found
         return None
 
+    suites: dict[str, Any] = {kind.suite: suite(kind) for kind in _SUITES}
     return Run(
         folder=folder,
         name=_display_name(folder, outputs),
@@ -173,14 +176,8 @@ def read_run(folder: Path, outputs: Path) -> Run:
         metrics=metrics,
         modified_at=_modified_at(folder, *(folder / mark for mark in _MARKS)),
         config=config,
-        perplexity=suite(PerplexityResults),
-        short=suite(ShortResults),
-        ruler=suite(RulerResults),
-        papers=suite(PapersResults),
-        needle_depth=suite(NeedleDepthResults),
-        drift=suite(DriftResults),
-        # Last, when everything has been read.
         problems=(*problems, *metrics.problems),
+        **suites,
     )
 
 
@@ -191,13 +188,9 @@ def read_runs(
 ) -> list[Run]:
     """All runs at any depth below `outputs`, newest first. Symbolic links are not followed.
 
-    Args:
-        outputs: the folder.
-        read: reads one run's folder; a server's function reuses runs that did not change.
-        tree: what an earlier call has found, so that unchanged folders are not listed again.
-
-    Raises:
-        ReportError: `outputs` is not a folder.
+    `read` reads one run's folder; a server's function reuses runs that did not change. `tree` is
+    what an earlier call has found, so that unchanged folders are not listed again. Raises
+    ReportError if `outputs` is not a folder.
     """
     if not outputs.is_dir():
         raise ReportError(f"outputs={outputs}: no such folder; name the one that holds the runs")

@@ -62,7 +62,7 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
         "device": recorded("device") + ranks,
         "commit": formatting.commit(record and record.git_commit, record and record.git_dirty),
         "started": formatting.moment(record and record.started_at),
-        "gap closed": gap_closed(run, window),
+        "gap closed": formatting.share(gap_closed(run, window)),
         "command": recorded("command"),
         "note": _note(run),
     }
@@ -70,18 +70,14 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
 
 def runs_table(runs: Sequence[Run], window: int | None = None) -> Table:
     """All runs in the given order."""
-    facts = [run_facts(run, window) for run in runs]
-    rows = tuple(
-        row(*(_cell(name, one[name], run) for name in _COLUMNS))
-        for run, one in zip(runs, facts, strict=True)
-    )
-    return Table(tuple(_COLUMNS.values()), (Section(rows),))
-
-
-def _cell(name: str, text: str, run: Run) -> Cell:
-    if name == "duration" and run.seconds is not None:
-        return Cell(text, attributes={"data-sort": str(run.seconds)})
-    return Cell(text)
+    rows = []
+    for run in runs:
+        facts: dict[str, Any] = run_facts(run, window)
+        if run.seconds is not None:
+            sorting = {"data-sort": str(run.seconds)}
+            facts["duration"] = Cell(facts["duration"], attributes=sorting)
+        rows.append(row(*(facts[name] for name in _COLUMNS)))
+    return Table(tuple(_COLUMNS.values()), (Section(tuple(rows)),))
 
 
 def run_notes(runs: Iterable[Run]) -> list[Text]:
@@ -125,6 +121,7 @@ def _run(
     config = [lines.setdefault(line, len(lines)) for line in run.config.text.splitlines()]
     shown = {key: value for key, value in facts.items() if key not in _ELSEWHERE}
     is_recorded = run.record is not None
+    scaling = scaling_name(run.settings.rope.type or "", run.settings.factor)
     return {
         "name": facts["run"],
         "state": facts["state"],
@@ -132,18 +129,14 @@ def _run(
         "experiment": facts["experiment"] if is_recorded else "",
         "method": facts["method"] if is_recorded else "",
         "model": facts["model"] if is_recorded else "",
-        "scaling": _known(scaling_name(run.settings.rope.type or "", run.settings.factor)),
-        "sweep": _known(run.sweep),
+        "scaling": formatting.text(scaling) if scaling else "",
+        "sweep": formatting.text(run.sweep) if run.sweep else "",
         "facts": [[key, value] for key, value in shown.items() if value != formatting.DASH],
         "note": facts["note"],
         "command": facts["command"] if run.record and run.record.command else "",
         "files": [[path.name, link(path)] for path in run_files(run.folder)],
         "config": config,
     }
-
-
-def _known(text: str) -> str:
-    return formatting.text(text) if text else ""
 
 
 def run_files(folder: Path) -> list[Path]:

@@ -24,7 +24,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote
 
 from src.report.files import open_regular, read_results
@@ -45,18 +45,15 @@ _WATCHED = ("run.json", "config.yaml", "metrics.jsonl", "evals")
 _TEXT, _HTML = "text/plain; charset=utf-8", "text/html; charset=utf-8"
 
 
-@dataclass(frozen=True)
-class Answer:
+class Answer(NamedTuple):
     """A response's content."""
 
     content: bytes | BinaryIO
     kind: str
-    policy: bool = True
-    """Whether to send a policy that allows nothing; the page has a policy in itself."""
+    has_policy: bool = False  # of its own, as the page; others get one that allows nothing
 
 
-@dataclass(frozen=True)
-class _Look:
+class _Look(NamedTuple):
     """The runs as they were found, and a version that changes with them."""
 
     runs: tuple[Run, ...]
@@ -65,21 +62,13 @@ class _Look:
 
 @dataclass
 class LiveReport:
-    """The current page and the files behind it. Runs that did not change are not read again.
+    """The current page and the files behind it. Runs that did not change are not read again."""
 
-    Attributes:
-        outputs: the folder of the runs.
-        benchmarks: the folder of result files.
-        refresh_seconds: after how long an open page asks again.
-        window: as in `groups.headline_window`.
-        look_seconds: after how long the folders are looked at again, however many ask.
-    """
-
-    outputs: Path
-    benchmarks: Path
-    refresh_seconds: int
-    window: int | None = None
-    look_seconds: float = 0.5
+    outputs: Path  # the folder of the runs
+    benchmarks: Path  # the folder of result files
+    refresh_seconds: int  # after how long an open page asks again
+    window: int | None = None  # as in `groups.headline_window`
+    look_seconds: float = 0.5  # after how long the folders are looked at again, however many ask
 
     def __post_init__(self) -> None:
         self.outputs = Path(os.path.realpath(self.outputs))
@@ -89,16 +78,12 @@ class LiveReport:
         self._page, self._drawing = ("", b""), threading.Lock()
 
     def get(self, path: str) -> Answer | None:
-        """The answer to an address; None if there is nothing at it.
-
-        Raises:
-            ReportError: `outputs` is not a folder any more.
-        """
+        """The answer to an address, or None; raises ReportError if `outputs` is gone."""
         look = self._current()
         if path == "/version":
             return Answer(look.version.encode(), _TEXT)
         if path == PAGE:
-            return Answer(self._render(look), _HTML, policy=False)
+            return Answer(self._render(look), _HTML, has_policy=True)
         return self._file(path, look.runs)
 
     def _current(self) -> _Look:
@@ -106,7 +91,10 @@ class LiveReport:
         with _one_at_a_time(self._looking, wait=not self._look.version) as mine:
             if mine and time.monotonic() - self._looked_at >= self.look_seconds:
                 runs = tuple(read_runs(self.outputs, self._read, self._tree))
-                self._look = _Look(runs, self._version(runs))
+                parts = [f"{r.folder}:{self._known.get(r.folder, (r.problems,))[0]}" for r in runs]
+                text = "\n".join([*parts, _signature([], self.benchmarks)])
+                version = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+                self._look = _Look(runs, version)
                 self._looked_at = time.monotonic()
         return self._look
 
@@ -118,11 +106,6 @@ class LiveReport:
         run = read_run(folder, outputs)
         self._known[folder] = (signature, run)
         return run
-
-    def _version(self, runs: Sequence[Run]) -> str:
-        parts = [f"{run.folder}:{self._known.get(run.folder, (run.problems,))[0]}" for run in runs]
-        parts.append(_signature([], self.benchmarks))
-        return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
     def _render(self, look: _Look) -> bytes:
         """The page. While one request draws a new one, the others get the one before it."""
@@ -251,7 +234,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         path = unquote(self.path.partition("?")[0], errors="surrogateescape")
         if path in ("/", "/dashboard", "/dashboard/"):
-            self._redirect()
+            self.send_response(HTTPStatus.FOUND)
+            self.send_header("Location", PAGE)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         try:
             answer = self._report.get(path)
@@ -270,16 +256,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET
 
-    def _redirect(self) -> None:
-        self.send_response(HTTPStatus.FOUND)
-        self.send_header("Location", PAGE)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
     def _send(self, status: HTTPStatus, answer: Answer) -> None:
         content = answer.content
         with BytesIO(content) if isinstance(content, bytes) else content as body:
-            size = len(content) if isinstance(content, bytes) else os.fstat(body.fileno()).st_size
+            size = body.seek(0, os.SEEK_END)
+            body.seek(0)
             self.send_response(status)
             headers = {
                 "Content-Type": answer.kind,
@@ -290,7 +271,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "Cross-Origin-Resource-Policy": "same-origin",
                 "Referrer-Policy": "no-referrer",
             }
-            if answer.policy:
+            if not answer.has_policy:
                 headers["Content-Security-Policy"] = "default-src 'none'"
             for name, value in headers.items():
                 self.send_header(name, value)

@@ -198,7 +198,12 @@ def latex(table: Table) -> str:
     parts = []
     for section in table.sections:
         title = [f"% {section.title}".replace("\n", " ")] if section.title else []
-        lines = [" & ".join(line) for line in _printed(table, section, _latex, r"\textbf{{{}}}")]
+        lines = [
+            " & ".join(line)
+            for line in _printed(
+                table, section, lambda text: text.translate(_LATEX), r"\textbf{{{}}}"
+            )
+        ]
         begin = [rf"\begin{{tabular}}{{{align}}}", r"\toprule", lines[0] + r" \\", r"\midrule"]
         body = [line + r" \\" for line in lines[1:]]
         parts.append("\n".join([*title, *begin, *body, r"\bottomrule", r"\end{tabular}"]) + "\n")
@@ -223,7 +228,3 @@ def _printed(
 
 def _markdown(text: str) -> str:
     return text.replace("|", r"\|").replace("<", "&lt;")
-
-
-def _latex(text: str) -> str:
-    return text.translate(_LATEX)

@@ -149,20 +149,22 @@ def _hover(chart: Chart, series: Series) -> dict[str, Any]:
     if not chart.x.categories and not any(p.note for p in series.points):
         template = f"{value}<br>%{{x:,}} {plain(chart.x.title)}<extra></extra>"
         return {"hovertemplate": template, "meta": meta}
-    meta["lines"] = [_line(map(_cell, row)) for row in chart.csv_rows(series, series.points)]
-    texts = [f"{_interval(p)}<br>{plain(p.note or _at(chart, p))}" for p in series.points]
+    meta["lines"] = [
+        _line(float(f"{cell:.6g}") if isinstance(cell, float) else cell for cell in row)
+        for row in chart.csv_rows(series, series.points)
+    ]
+    texts = [_shown(chart, p) for p in series.points]
     return {"hovertemplate": f"{value}%{{text}}<extra></extra>", "text": texts, "meta": meta}
 
 
-def _at(chart: Chart, point: Point) -> str:
-    names = chart.x.categories
-    return names[int(point.x)] if names else f"{point.x:,g} {chart.x.title}"
-
-
-def _interval(point: Point) -> str:
-    if point.low is None:
-        return ""
-    return f" ({point.low:.4g} to {'?' if point.high is None else f'{point.high:.4g}'})"
+def _shown(chart: Chart, point: Point) -> str:
+    """The text at a point: its interval, and what or where it is."""
+    interval, names = "", chart.x.categories
+    if point.low is not None:
+        high = "?" if point.high is None else f"{point.high:.4g}"
+        interval = f" ({point.low:.4g} to {high})"
+    at = names[int(point.x)] if names else f"{point.x:,g} {chart.x.title}"
+    return f"{interval}<br>{plain(point.note or at)}"
 
 
 def _intervals(points: Sequence[Point]) -> dict[str, Any]:
@@ -198,10 +200,7 @@ def annotation(along: Axis, at: float, text: str) -> dict[str, Any]:
 
 
 def _heatmap(chart: Heatmap) -> dict[str, Any]:
-    levels = [
-        [None if level is None else _short(round(level, 2)) for level in row]
-        for row in chart.levels()
-    ]
+    levels = [[None if v is None else _short(round(v, 2)) for v in row] for row in chart.levels()]
     shown = [level for row in levels for level in row if level is not None]
     columns, rows = list(map(plain, chart.columns)), list(map(plain, chart.rows))
     at = f"{plain(chart.y_title)} %{{y}}, {plain(chart.x_title)} %{{x}}"
@@ -216,10 +215,7 @@ def _heatmap(chart: Heatmap) -> dict[str, Any]:
         "text": [[_rounded(value, 3) for value in row] for row in chart.values],
         "hovertemplate": f"%{{text}}<br>{at}<extra></extra>",
         "hoverongaps": False,
-        "meta": {
-            "columns": [_line((name,)) for name in chart.columns],
-            "rows": [_line((name,)) for name in chart.rows],
-        },
+        "meta": {k: [_line((name,)) for name in getattr(chart, k)] for k in ("columns", "rows")},
     }
     if chart.limits:
         trace |= {"zmin": chart.limits[0], "zmax": chart.limits[1]}
@@ -258,10 +254,6 @@ def _colorbar(chart: Heatmap, levels: Sequence[float]) -> dict[str, Any]:
 
 def _line(cells: Iterable[Any]) -> str:
     return csv_text([tuple(cells)]).rstrip("\n")
-
-
-def _cell(value: Any) -> Any:
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _rounded(value: float | None, digits: int = 5) -> float | None:

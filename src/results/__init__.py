@@ -44,8 +44,7 @@ class Record(BaseModel):
 class ModelRecord(Record):
     """A model and what a suite found for it."""
 
-    name: str
-    """`native`, `scaled`, `after STAGE`, or another run's method."""
+    name: str  # `native`, `scaled`, `after STAGE`, or another run's method
     role: Role
     weights: str | None = None
     """SHA-256 of the weights and of the config that they are loaded under."""
@@ -57,10 +56,8 @@ _Model = TypeVar("_Model", bound=ModelRecord)
 class SuiteResults(Record, Generic[_Model]):
     """A file of results. Models come in the order native, scaled, trained, others."""
 
-    suite: ClassVar[str]
-    """The suite's name."""
-    limit: NonNegativeInt | None = None
-    """Items of each task that were scored, at most; None: all."""
+    suite: ClassVar[str]  # the suite's name
+    limit: NonNegativeInt | None = None  # items of each task that were scored, at most; None: all
     split: Literal["validation", "test"] | None = None
     """The half of the items that was scored (src/evals/halves.py); None: both."""
     failures: dict[str, str] = Field(default_factory=dict)
@@ -158,8 +155,7 @@ class PerplexityResults(SuiteResults[PerplexityModel]):
     suite: ClassVar[str] = "perplexity"
     dataset: Dataset
     windows: tuple[PositiveInt, ...] = Field(min_length=1)
-    headline: PositiveInt | None = None
-    """The window whose scores are quoted."""
+    headline: PositiveInt | None = None  # the window whose scores are quoted
 
 
 class Mean(Record):
@@ -179,14 +175,11 @@ class TaskResult(Record):
     n: NonNegativeInt | None = None
     metric: str | None = None
     higher_is_better: bool = True
-    chance: float | None = None
-    """What guessing scores; None where that means nothing."""
-    length: PositiveInt | None = None
-    """Of RULER's prompts, in tokens."""
+    chance: float | None = None  # what guessing scores; None where that means nothing
+    length: PositiveInt | None = None  # of RULER's prompts, in tokens
     truncated: NonNegativeInt | None = None
     """Papers that lost their end, since they were longer than the window."""
-    tokens: float | None = None
-    """Of a paper's prompt, on average."""
+    tokens: float | None = None  # of a paper's prompt, on average
 
 
 class Intervals(Record):
@@ -219,8 +212,7 @@ class Score(Record):
     recovery_vs_best: float | None = None
     interval: Intervals = Intervals()
     difference: Differences | None = None
-    discriminating: bool | None = None
-    """Whether the native model is above chance."""
+    discriminating: bool | None = None  # whether the native model is above chance
     significant: bool | None = None
     """Whether the difference from the scaled model is more than noise."""
 
@@ -239,18 +231,15 @@ class TaskModel(ModelRecord):
 
     results: dict[str, TaskResult] = Field(default_factory=dict)
     categories: dict[str, Mean] = Field(default_factory=dict)
-    average: Mean | None = None
-    """Over the tasks that discriminate."""
+    average: Mean | None = None  # over the tasks that discriminate
     full_average: Mean | None = None
     by_length: dict[PositiveInt, Mean] = Field(default_factory=dict)
     """RULER's mean over tasks by length in tokens."""
-    window: PositiveInt | None = None
-    """Tokens that the model reads and writes at once."""
+    window: PositiveInt | None = None  # tokens that the model reads and writes at once
     scores: StudentScores = StudentScores()
     seconds: dict[str, float] = Field(default_factory=dict)
     """Of the tasks that were evaluated now and not taken from the cache."""
-    lm_eval: dict[str, Any] = Field(default_factory=dict)
-    """lm-eval's own figures by its task names."""
+    lm_eval: dict[str, Any] = Field(default_factory=dict)  # lm-eval's own figures by its task names
 
 
 class TaskResults(SuiteResults[TaskModel]):
@@ -316,8 +305,7 @@ class NeedleDepthResults(SuiteResults[NeedleModel]):
 class DriftModel(ModelRecord):
     """How far a model's inner states are from the native model's, layer by layer, in nats."""
 
-    relation_kl: dict[str, Curve] = Field(default_factory=dict)
-    """By relation: `qq`, `kk`, `vv`."""
+    relation_kl: dict[str, Curve] = Field(default_factory=dict)  # by relation: `qq`, `kk`, `vv`
     relation_kl_by_position: dict[str, Curve] = Field(default_factory=dict)
     """By relation, and `edges`, where bins of positions begin."""
     relation_kl_by_layer_and_position: dict[str, tuple[Curve, ...]] = Field(default_factory=dict)
@@ -376,11 +364,7 @@ def read(
 
 
 def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
-    """A record from the text of a file; None where a `long.json` lacks this part.
-
-    Raises:
-        ResultsError: as `read`.
-    """
+    """A record from a file's text; None where a `long.json` lacks this part. Raises as `read`."""
     try:
         plain = json.loads(content)
     except (ValueError, RecursionError) as error:

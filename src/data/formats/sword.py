@@ -27,11 +27,7 @@ DOS_LETTERS = {code: bytes([code]).decode("cp437") for code in range(0x80, 0xA0)
 
 
 def read_module(folder: Path) -> str:
-    """The text of a module, Old Testament first.
-
-    Raises:
-        DataError: no blocks are found, or they are broken.
-    """
+    """The text of a module, Old Testament first; raises DataError if it cannot be read."""
     parts = [_testament(folder, name) for name in ("ot", "nt")]
     text = "\n\n".join(part for part in parts if part)
     if not text:

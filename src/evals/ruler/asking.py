@@ -1,19 +1,76 @@
-"""RULER's samples as a probe: prompts are answered greedily and scored by their references."""
+"""RULER's samples as probes: prompts are answered greedily and scored by their references.
+
+The rules of the score are those of NVIDIA/RULER, scripts/eval (commit c3f5e3b): control characters
+become line ends, case does not count.
+"""
 
 from __future__ import annotations
 
+import re
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from threading import Lock
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from src.evals import retrieval
-from src.evals.halves import Split, places
-from src.evals.ruler.matching import score
-from src.evals.ruler.sample import Sample, digest
-from src.evals.scoring import Probe, Session
+from src.evals.halves import places
+from src.evals.probed import ProbeSuite
+from src.evals.retrieval import RetrievalConfig
+from src.evals.ruler.loading import MATERIAL, MaterialConfig
+from src.evals.ruler.sample import Match, Sample, digest
+from src.evals.ruler.store import SampleStore
+from src.evals.scoring import Count, Probe, Session, made
 from src.evals.seconds import SECONDS
+from src.evals.suite import Evaluation
+from src.progress import meter
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+@dataclass(frozen=True)
+class SampleSuite(ProbeSuite):
+    """A suite that asks samples. `limit` and `split` are of each task at each length."""
+
+    lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
+    """In tokens, prompt and answer together; null for 4K, 8K, 16K and 32K, up to the largest window
+    of a model."""
+    material: MaterialConfig = MATERIAL  # sources of prose, words and questions
+    retrieval: RetrievalConfig | None = None
+    """How the native model reads prompts longer than its window; null: not at all."""
+    seed: Annotated[int, Field(ge=0)] = 0  # of the samples and of the bootstrap
+    batch_tokens: Literal["auto"] | Count = "auto"
+    """Tokens of a batch of prompts; `auto` fills a GPU's memory."""
+
+    def number(self, samples: int) -> int:
+        """How many of these samples are made, so that the half that is asked has `limit` at most."""
+        halves = 1 if self.split == "all" else 2
+        return samples if self.limit is None else min(samples, halves * self.limit)
+
+    def store(self, evaluation: Evaluation) -> SampleStore:
+        """Where the samples come from."""
+        return SampleStore(evaluation.tokenizer, self.material, self.seed)
+
+    def probes_of(
+        self, makers: Iterable[tuple[str, Callable[[], list[Sample]]]], failures: dict[str, str]
+    ) -> list[Probe]:
+        """A probe for each function that makes samples, by its name."""
+        halves = made(((name, partial(self._half, make)) for name, make in makers), failures)
+        return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
+
+    def _half(self, make: Callable[[], list[Sample]]) -> list[Sample]:
+        """The samples that are asked: even numbers for validation, odd ones for test."""
+        samples = make()
+        number = 1 + max(sample.index for sample in samples)
+        kept = set(places(number, self.split, neighbours=1))
+        return [sample for sample in samples if sample.index in kept]
+
+    def note(self, item: Sample) -> Mapping[str, Any]:
+        """A sample's references and depth."""
+        return {"outputs": list(item.outputs), "depth": item.depth}
 
 
 def probe(name: str, samples: Sequence[Sample], batch_tokens: int | Literal["auto"]) -> Probe:
@@ -42,27 +99,26 @@ class _Tokens:
         self._ids: dict[tuple[int, int], list[array[int]]] = {}
 
     def of(self, session: Session) -> list[array[int]] | None:
-        """The ids of the process's share; None for a reader with retrieval, whose prompts differ.
-
-        Raises:
-            GenerationError: as `encode` does.
-        """
-        from src.evals.generation import encode
-
+        """The ids of the process's share; None if a reader's prompts differ, by retrieval."""
         if session.reader.retrieval is not None:
             return None
         share = session.evaluation.rank, session.evaluation.size
         with self._lock:
             if share not in self._ids:
-                asked = session.share(self._samples)
-                encoded = encode(
-                    session.evaluation.tokenizer,
-                    [sample.prompt for sample in asked],
-                    window=session.reader.window,
-                    room=[sample.max_new_tokens for sample in asked],
-                )
-                self._ids[share] = [array("i", ids) for ids in encoded]
+                self._ids[share] = _encoded(session.share(self._samples), session)
             return self._ids[share]
+
+
+def _encoded(samples: Sequence[Sample], session: Session) -> list[array[int]]:
+    from src.evals.generation import encode
+
+    encoded = encode(
+        session.evaluation.tokenizer,
+        [sample.prompt for sample in samples],
+        window=session.reader.window,
+        room=[sample.max_new_tokens for sample in samples],
+    )
+    return [array("i", ids) for ids in encoded]
 
 
 def _values(
@@ -72,7 +128,7 @@ def _values(
     tokens: _Tokens,
     session: Session,
 ) -> list[dict[str, Any]]:
-    from src.evals.generation import generate
+    from src.evals.generation import continued
 
     asked: list[Sample] = session.share(samples)
     reader, tokenizer = session.reader, session.evaluation.tokenizer
@@ -86,38 +142,25 @@ def _values(
         return score(answer, asked[number].outputs, asked[number].match)
 
     with SECONDS.of("tokenizing prompts"):
-        encoded = tokens.of(session)
-    answers = generate(
-        session.network,
-        tokenizer,
-        [sample.prompt for sample in asked] if encoded is None else encoded,
-        [sample.max_new_tokens for sample in asked],
-        window=reader.window,
-        batch_tokens=batch_tokens,
-        # Later tokens cannot lower the score of an answer that holds all references.
-        enough=lambda number, answer: judged(number, answer) == 1,
-        name=f"{name}, {reader.name}",
-        kept=session.rows,
-    )
+        ids = tokens.of(session)
+        encoded = _encoded(asked, session) if ids is None else ids
+    with meter(f"{name}, {reader.name}", len(asked)) as progress:
+        answers = continued(
+            session.network,
+            tokenizer,
+            encoded,
+            [sample.max_new_tokens for sample in asked],
+            progress=progress,
+            batch_tokens=batch_tokens,
+            # Later tokens cannot lower the score of an answer that holds all references.
+            enough=lambda number, answer: judged(number, answer) == 1,
+            kept=session.rows,
+        )
     return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
 
 
-def number_of(samples: int, limit: int | None, split: Split) -> int:
-    """How many samples are made, so that the half that is asked has `limit` of them at most."""
-    halves = 1 if split == "all" else 2
-    return samples if limit is None else min(samples, halves * limit)
-
-
-def half_of(samples: Sequence[Sample], split: Split) -> list[Sample]:
-    """The samples of a half: even numbers for validation, odd ones for test.
-
-    Raises:
-        EvaluationError: there are none.
-    """
-    kept = set(places(1 + max(sample.index for sample in samples), split, neighbours=1))
-    return [sample for sample in samples if sample.index in kept]
-
-
-def note(sample: Sample) -> dict[str, Any]:
-    """What an answer's line says of its sample."""
-    return {"outputs": list(sample.outputs), "depth": sample.depth}
+def score(answer: str, outputs: Sequence[str], match: Match) -> float:
+    """0 to 1: the share of `outputs` in the answer (`all`), or whether it has any (`part`)."""
+    text = _CONTROL.sub("\n", answer.strip()).strip().lower()
+    matched = [1.0 if output.lower() in text else 0.0 for output in outputs]
+    return sum(matched) / len(matched) if match == "all" else max(matched)

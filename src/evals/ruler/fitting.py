@@ -27,21 +27,13 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Ruler:
-    """Measures prompts of a task with a model's own tokenizer, against one target length.
+    """Measures prompts of a task with a model's own tokenizer, against one target length."""
 
-    Attributes:
-        task: its name.
-        tokenizer: of the model that will read the prompts.
-        length: target for prompt and tokens to generate together.
-        max_new_tokens: tokens to generate.
-        exact: whether a search tokenizes whole prompts, and not their words.
-    """
-
-    task: str
-    tokenizer: PreTrainedTokenizerBase
-    length: int
-    max_new_tokens: int
-    exact: bool = True
+    task: str  # its name
+    tokenizer: PreTrainedTokenizerBase  # of the model that will read the prompts
+    length: int  # target for prompt and tokens to generate together
+    max_new_tokens: int  # tokens to generate
+    exact: bool = True  # whether a search tokenizes whole prompts, and not their words
 
     @property
     def budget(self) -> int:
@@ -57,11 +49,7 @@ class Ruler:
         return self.measure(text) if self.exact else _words_of(self.tokenizer).tokens(text)
 
     def check(self, tokens: int) -> None:
-        """Refuse a sample that is too long, or too short.
-
-        Raises:
-            RulerError: the sample is not within TOLERANCE below the target.
-        """
+        """Raise RulerError for a sample that is too long, or too short by TOLERANCE."""
         total = tokens + self.max_new_tokens
         if not self.length * (1 - TOLERANCE) <= total <= self.length:
             raise RulerError(

@@ -31,20 +31,15 @@ MOBY_DICK = PackagedText("package", "moby_dick")
 
 @dataclass(frozen=True)
 class MaterialConfig:
-    """Sources of the material of RULER's prompts.
+    """Sources of the material of RULER's prompts."""
 
-    Attributes:
-        prose: texts of the haystack.
-        words: folder with adjectivelist.txt, nounlist.txt and verblist.txt, a word a line; null
-            for the package wonderwords.
-        squad: SQuAD's own file (dev-v2.0.json); null for the package's 1000 items.
-        hotpotqa: HotpotQA's own file (hotpot_dev_distractor_v1.json), for the task qa_hotpot.
-    """
-
-    prose: Source = MOBY_DICK
+    prose: Source = MOBY_DICK  # texts of the haystack
     words: UserPath | None = None
-    squad: str | None = None
+    """Folder with adjectivelist.txt, nounlist.txt and verblist.txt, a word a line; null for the
+    package wonderwords."""
+    squad: str | None = None  # SQuAD's own file (dev-v2.0.json); null for the package's 1000 items
     hotpotqa: str | None = None
+    """HotpotQA's own file (hotpot_dev_distractor_v1.json), for the task qa_hotpot."""
 
 
 # Packages alone.

@@ -45,16 +45,14 @@ class Material:
     """The material that the tasks draw from.
 
     Attributes:
-        sentences: of a book, in order, single spaces between words.
         adjectives, nouns, verbs: word lists.
-        questions: question sets by name.
     """
 
-    sentences: tuple[str, ...]
+    sentences: tuple[str, ...]  # of a book, in order, single spaces between words
     adjectives: tuple[str, ...]
     nouns: tuple[str, ...]
     verbs: tuple[str, ...]
-    questions: Mapping[str, QuestionSet]
+    questions: Mapping[str, QuestionSet]  # question sets by name
 
     @cached_property
     def words(self) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
-from src.evals.ruler.sample import RulerError, Sample
+from src.evals.ruler.sample import RulerError, Sample, different
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 NEEDLE = "One of the special magic {kind} for {key} is: {value}."
@@ -48,19 +48,16 @@ class Niah:
     """One needle task.
 
     Attributes:
-        haystack: `noise` and `needle` are lines, `prose` is text of a book (RULER: essays).
         keys, values: what a needle maps from and to.
-        num_keys: keys hidden; all but the queried ones are distractors.
-        num_values: values of each key.
-        num_queries: keys asked for.
     """
 
     haystack: Literal["noise", "needle", "prose"]
+    """`noise` and `needle` are lines, `prose` is text of a book (RULER: essays)."""
     keys: Kind
     values: Kind
-    num_keys: int = 1
-    num_values: int = 1
-    num_queries: int = 1
+    num_keys: int = 1  # keys hidden; all but the queried ones are distractors
+    num_values: int = 1  # values of each key
+    num_queries: int = 1  # keys asked for
 
     max_new_tokens: ClassVar[int] = MAX_NEW_TOKENS
 
@@ -125,8 +122,9 @@ class Niah:
 
     def _pairs(self, draw: random.Random, material: Material) -> list[tuple[str, list[str]]]:
         """Distinct keys, each with distinct values."""
-        keys = _different(self.keys, self.num_keys, draw, material)
-        values = _different(self.values, self.num_keys * self.num_values, draw, material)
+        keys = different(partial(one_of, self.keys, draw, material), self.num_keys)
+        number = self.num_keys * self.num_values
+        values = different(partial(one_of, self.values, draw, material), number)
         step = self.num_values
         return [(key, values[i * step : (i + 1) * step]) for i, key in enumerate(keys)]
 
@@ -235,10 +233,3 @@ def one_of(kind: Kind, draw: random.Random, material: Material) -> str:
     if kind == "words":
         return f"{draw.choice(material.adjectives)}-{draw.choice(material.nouns)}"
     return str(uuid.UUID(int=draw.getrandbits(128), version=4))
-
-
-def _different(kind: Kind, number: int, draw: random.Random, material: Material) -> list[str]:
-    values: dict[str, None] = {}
-    while len(values) < number:
-        values[one_of(kind, draw, material)] = None
-    return list(values)

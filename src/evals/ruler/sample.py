@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -23,32 +23,23 @@ class Sample:
     """One prompt and its reference answers.
 
     Attributes:
-        task: RULER's name of the task.
-        length: target, in tokens: prompt and tokens to generate together, as RULER counts.
-        index: number within task and length.
         head, context, tail: the prompt in three parts, to be joined without a separator. A
             retriever chooses from the context. Head and tail hold the instruction, a worked example
             if the task has one, the question and the beginning of the answer.
-        query: the question, for a retriever.
-        outputs: reference answers.
-        match: `all` scores the share of `outputs` found in the answer, `part` whether any is.
-        prompt_tokens: of the whole prompt, special tokens included.
-        max_new_tokens: tokens to generate.
-        depth: of the needle in percent of the context, if the task sets it.
     """
 
-    task: str
-    length: int
-    index: int
+    task: str  # RULER's name of the task
+    length: int  # target, in tokens: prompt and tokens to generate together, as RULER counts
+    index: int  # number within task and length
     head: str
     context: str
     tail: str
-    query: str
-    outputs: tuple[str, ...]
-    match: Match
-    prompt_tokens: int
-    max_new_tokens: int
-    depth: float | None = None
+    query: str  # the question, for a retriever
+    outputs: tuple[str, ...]  # reference answers
+    match: Match  # `all` scores the share of `outputs` found in the answer, `part` whether any is
+    prompt_tokens: int  # of the whole prompt, special tokens included
+    max_new_tokens: int  # tokens to generate
+    depth: float | None = None  # of the needle in percent of the context, if the task sets it
 
     @property
     def prompt(self) -> str:
@@ -65,6 +56,14 @@ def stream(*parts: object) -> random.Random:
     """A random stream for `parts`: the same for equal parts on every machine."""
     name = "/".join(str(part) for part in parts)
     return random.Random(int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big"))
+
+
+def different(draw: Callable[[], str], number: int) -> list[str]:
+    """So many different texts, in the order in which they were drawn."""
+    drawn: dict[str, None] = {}
+    while len(drawn) < number:
+        drawn[draw()] = None
+    return list(drawn)
 
 
 def dump(samples: Iterable[Sample]) -> str:
@@ -90,11 +89,7 @@ def _seal(fields: Mapping[str, Any]) -> str:
 
 
 def parse(lines: Sequence[str], name: str) -> list[Sample]:
-    """Samples from JSON lines; `name` is for messages.
-
-    Raises:
-        RulerError: a line is damaged.
-    """
+    """Samples from JSON lines; raises RulerError if a line is damaged, with `name` for the file."""
     samples = []
     for number, line in enumerate(lines, start=1):
         try:

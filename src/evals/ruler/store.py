@@ -7,10 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,14 +26,7 @@ from src.evals.ruler import loading, sample
 from src.evals.ruler.loading import MaterialConfig
 from src.evals.ruler.material import Material, QuestionSet
 from src.evals.ruler.sample import RulerError, Sample
-from src.evals.ruler.tasks import (
-    ALL_TASKS,
-    DEPTH,
-    DEPTH_TASK,
-    VERSION,
-    depth_samples,
-    samples_of,
-)
+from src.evals.ruler.tasks import DEPTH_TASK, VERSION, samples_of, task_of
 from src.evals.seconds import SECONDS
 from src.evals.suite import EvaluationError
 from src.progress import meter
@@ -50,19 +44,12 @@ PART_TOKENS = 200_000
 
 @dataclass
 class SampleStore:
-    """Gives samples; reads them from its folder if they have been made before.
+    """Gives samples; reads them from its folder if they have been made before."""
 
-    Attributes:
-        tokenizer: of the model that will read them.
-        config: sources of the material, read only to make or identify samples.
-        seed: of every random choice.
-        folder: the folder of the files; None for the cache.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    config: MaterialConfig
-    seed: int
-    folder: Path | None = None
+    tokenizer: PreTrainedTokenizerBase  # of the model that will read them
+    config: MaterialConfig  # sources of the material, read only to make or identify samples
+    seed: int  # of every random choice
+    folder: Path | None = None  # the folder of the files; None for the cache
 
     _parts: dict[str, Any] = field(default_factory=dict)
     _fingerprints: dict[frozenset[str], str] = field(default_factory=dict)
@@ -81,47 +68,27 @@ class SampleStore:
         return Material(**lists, questions=sets)
 
     def samples(self, task: str, length: int, number: int) -> list[Sample]:
-        """The first `number` samples of a task.
+        """The first `number` samples of a task; raises as `make`."""
+        make = partial(self.make, task, length, range(number))
+        return self._get(self.file(task, length), number, make)
 
-        Raises:
-            RulerError: they cannot be made at that length.
-        """
-        return self._get(
-            self.file(task, length), number, lambda: self.make(task, length, range(number))
-        )
+    def depths(self, length: int, depths: Sequence[float], number: int) -> list[Sample]:
+        """`number` samples of the depth grid at each depth; raises as `make`."""
+        make = partial(self.make, DEPTH_TASK, length, range(number), depths)
+        return self._get(self.depth_file(length, depths, number), number * len(depths), make)
 
-    def make(self, task: str, length: int, numbers: range) -> Iterator[Sample]:
-        """Samples of a task with these numbers, made anew.
-
-        Raises:
-            RulerError: they cannot be made at that length.
-        """
+    def make(
+        self, task: str, length: int, numbers: range, depths: Sequence[float] | None = None
+    ) -> Iterator[Sample]:
+        """Samples of a task with these numbers, made anew; raises as `samples_of`."""
         return samples_of(
             task,
             length,
             numbers,
             seed=self.seed,
             tokenizer=self.tokenizer,
-            material=self.material(ALL_TASKS[task].uses),
-        )
-
-    def depths(self, length: int, depths: Sequence[float], number: int) -> list[Sample]:
-        """`number` samples of the depth grid at each depth.
-
-        Raises:
-            RulerError: they cannot be made at that length.
-        """
-        return self._get(
-            self.depth_file(length, depths, number),
-            number * len(depths),
-            lambda: depth_samples(
-                length,
-                depths,
-                number,
-                seed=self.seed,
-                tokenizer=self.tokenizer,
-                material=self.material(DEPTH.uses),
-            ),
+            material=self.material(task_of(task).uses),
+            depths=depths,
         )
 
     def prepare(self, wanted: Sequence[tuple[str, int]], numbers: Mapping[int, int]) -> None:
@@ -153,50 +120,42 @@ class SampleStore:
             ]
             for (task, length), futures in zip(missing, parts, strict=True):
                 number = numbers[length]
+                made = chain.from_iterable(part.result() for part in futures)
                 with suppress(RulerError):
-                    self._get(self.file(task, length), number, partial(_joined, futures))
+                    self._get(self.file(task, length), number, lambda made=made: made)
                 progress.advance(number)
 
     def _made(self, task: str, length: int, number: int) -> bool:
         """Whether a task's samples exist, or cannot be made because their material is missing."""
         try:
-            file = self.file(task, length)
-            return len(_lines(file)) >= number
+            return len(_lines(self.file(task, length))) >= number
         except (RulerError, AssetError, DataError, EvaluationError):
             return True
 
-    def file(self, task: str, length: int) -> Path:
-        """The file of a task's samples."""
-        return self._file(task, length, ALL_TASKS[task].uses, None)
-
-    def depth_file(self, length: int, depths: Sequence[float], number: int) -> Path:
-        """The file of the depth grid's samples."""
-        note = {"depths": list(depths), "number": number}
-        return self._file(DEPTH_TASK, length, DEPTH.uses, note)
-
-    def _file(self, task: str, length: int, uses: Iterable[str], note: object) -> Path:
+    def file(self, task: str, length: int, note: object = None) -> Path:
+        """The file of a task's samples; `note` says what else decides them."""
+        uses = task_of(task).uses
+        if uses not in self._fingerprints:
+            self._fingerprints[uses] = self.material(uses).fingerprint(uses)
         key = {
             "version": VERSION,
             "task": task,
             "length": length,
             "seed": self.seed,
             "tokenizer": self._tokenizer_identity,
-            "material": self._fingerprint(uses),
+            "material": self._fingerprints[uses],
             "note": note,
         }
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return (self.folder or cache_dir() / "ruler") / f"{task}-{length}-{digest[:16]}.jsonl"
 
+    def depth_file(self, length: int, depths: Sequence[float], number: int) -> Path:
+        """The file of the depth grid's samples."""
+        return self.file(DEPTH_TASK, length, {"depths": list(depths), "number": number})
+
     @cached_property
     def _tokenizer_identity(self) -> str:
         return tokenizer_identity(self.tokenizer)
-
-    def _fingerprint(self, uses: Iterable[str]) -> str:
-        """Hash of the material that these uses draw from."""
-        names = frozenset(uses)
-        if names not in self._fingerprints:
-            self._fingerprints[names] = self.material(names).fingerprint(names)
-        return self._fingerprints[names]
 
     def _get(self, path: Path, number: int, make: Callable[[], Iterable[Sample]]) -> list[Sample]:
         """The first samples of a file; makes the file if it has too few."""
@@ -216,11 +175,7 @@ class SampleStore:
 
 
 def _lines(path: Path) -> list[str]:
-    """The lines of a file of samples; none if there is no file.
-
-    Raises:
-        RulerError: the file is damaged.
-    """
+    """The lines of a file of samples, if it is there; raises RulerError if it is damaged."""
     if not os.path.lexists(path):
         return []
     try:
@@ -242,8 +197,3 @@ def _begin(store: SampleStore) -> None:
 
 def _part(task: str, length: int, start: int, stop: int) -> list[Sample]:
     return list(_worker.make(task, length, range(start, stop)))
-
-
-def _joined(parts: Iterable[Future[list[Sample]]]) -> Iterator[Sample]:
-    for part in parts:
-        yield from part.result()

@@ -6,22 +6,30 @@ Source: Hsieh et al., RULER (arXiv 2404.06654), NVIDIA/RULER scripts/synthetic.y
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from src.evals.ruler import tracing, words
 from src.evals.ruler.fitting import Ruler, fitted
 from src.evals.ruler.material import Material
 from src.evals.ruler.niah import Niah
 from src.evals.ruler.questions import QuestionAnswering
 from src.evals.ruler.sample import RulerError, Sample, stream
-from src.evals.ruler.tracing import VariableTracking
-from src.evals.ruler.words import CommonWords, FrequentWords
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Task = Niah | VariableTracking | CommonWords | FrequentWords | QuestionAnswering
+
+class Single(NamedTuple):
+    """A task without parameters: its samples, its answer's tokens, its parts of the material."""
+
+    sample: Callable[..., Sample]
+    max_new_tokens: int
+    uses: frozenset[str] = frozenset()
+
+
+Task = Niah | QuestionAnswering | Single
 
 # Part of the key of cached samples. Raise it when a prompt changes, or how samples are written.
 VERSION = 2
@@ -35,9 +43,9 @@ TASKS: dict[str, Task] = {
     "niah_multikey_3": Niah("needle", "uuids", "uuids"),
     "niah_multivalue": Niah("prose", "words", "numbers", num_values=4),
     "niah_multiquery": Niah("prose", "words", "numbers", num_keys=4, num_queries=4),
-    "vt": VariableTracking(),
-    "cwe": CommonWords(),
-    "fwe": FrequentWords(),
+    "vt": Single(tracing.variable_tracking, tracing.MAX_NEW_TOKENS),
+    "cwe": Single(words.common_words, words.COMMON_NEW_TOKENS, words.COMMON_USES),
+    "fwe": Single(words.frequent_words, words.FREQUENT_NEW_TOKENS),
     "qa_squad": QuestionAnswering("squad"),
     "qa_drop": QuestionAnswering("drop"),
 }
@@ -46,15 +54,15 @@ HOTPOT = "qa_hotpot"
 ALL_TASKS: dict[str, Task] = TASKS | {HOTPOT: QuestionAnswering("hotpotqa")}
 # The task of the needle-depth grid: niah_single_2 with the needle at a given depth.
 DEPTH_TASK = "niah_depth"
-DEPTH = TASKS["niah_single_2"]
+
+
+def task_of(name: str) -> Task:
+    """A task by name, also the grid's."""
+    return TASKS["niah_single_2"] if name == DEPTH_TASK else ALL_TASKS[name]
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Refuse names of unknown tasks.
-
-    Raises:
-        RulerError: the message gives the nearest known name.
-    """
+    """Raise RulerError for a name of no task, with the nearest one."""
     for name in names:
         if name not in ALL_TASKS:
             near = difflib.get_close_matches(name, ALL_TASKS, n=1)
@@ -71,49 +79,32 @@ def samples_of(
     seed: int,
     tokenizer: PreTrainedTokenizerBase,
     material: Material,
+    depths: Sequence[float] | None = None,
 ) -> Iterator[Sample]:
     """The samples of a task at a length that have these numbers.
 
     Each sample has its own random stream, so it is the same however many are made, in any order.
 
+    Args:
+        name: of the task.
+        length: tokens of prompt and answer.
+        numbers: of the samples.
+        seed: of their random streams.
+        tokenizer: of the model that will read them.
+        material: that the task draws from.
+        depths: of the grid's needle, in percent of the context's sentences. There are all numbers
+            at each; a number has the same needle and the same text at every depth.
+
     Raises:
-        RulerError: no such task, or the length does not suit it.
+        RulerError: the length does not suit the task.
     """
-    check_names([name])
-    task = ALL_TASKS[name]
+    task = task_of(name)
     ruler = Ruler(name, tokenizer, length, task.max_new_tokens)
-    for index in numbers:
+    places = [{}] if depths is None else [{"depth": depth} for depth in depths]
+    for place, index in product(places, numbers):
 
-        def make(ruler: Ruler, index: int = index) -> Sample:
+        def make(ruler: Ruler, index: int = index, place: dict[str, float] = place) -> Sample:
             draw = stream("ruler", seed, name, length, index)
-            return task.sample(index, draw, ruler, material)
-
-        yield fitted(make, ruler)
-
-
-def depth_samples(
-    length: int,
-    depths: Sequence[float],
-    number: int,
-    *,
-    seed: int,
-    tokenizer: PreTrainedTokenizerBase,
-    material: Material,
-) -> Iterator[Sample]:
-    """`number` samples at each depth (percent of the context's sentences before the needle).
-
-    Sample i has the same needle and the same text at every depth.
-
-    Raises:
-        RulerError: the length is too short.
-    """
-    task = DEPTH
-    assert isinstance(task, Niah)
-    ruler = Ruler(DEPTH_TASK, tokenizer, length, task.max_new_tokens)
-    for depth, index in product(depths, range(number)):
-
-        def make(ruler: Ruler, index: int = index, depth: float = depth) -> Sample:
-            draw = stream("ruler", seed, DEPTH_TASK, length, index)
-            return task.sample(index, draw, ruler, material, depth=depth)
+            return task.sample(index, draw, ruler, material, **place)
 
         yield fitted(make, ruler)

@@ -6,16 +6,15 @@ freq_words_extraction.py and constants.py (commit c3f5e3b).
 
 from __future__ import annotations
 
+import math
 import random
 import string
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
 from src.evals.ruler.material import Material
-from src.evals.ruler.sample import RulerError, Sample
+from src.evals.ruler.sample import RulerError, Sample, different
 
 COMMON_HEAD = (
     "Below is a numbered list of words. In these words, some appear more often than others. "
@@ -26,6 +25,8 @@ COMMON_TAIL = (
     "that appear most often in the list are:"
 )
 COMMON_NEW_TOKENS = 120
+COMMON_USES = frozenset({"adjectives", "nouns", "verbs"})
+MOST_COMMON = 10
 # Below this length RULER repeats words less often.
 SHORT = 4096
 
@@ -40,69 +41,54 @@ FREQUENT_TAIL = (
 )
 FREQUENT_NEW_TOKENS = 50
 DOTS = "..."  # the commonest word, which is to be ignored
+ZETA_2 = math.pi**2 / 6
 
 
-@dataclass(frozen=True)
-class CommonWords:
-    """Ten words occur `common` times in a numbered list, the others `uncommon` times.
+def common_words(index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
+    """Ten words occur 30 times in a numbered list, the others 3 times.
 
-    A worked example comes before the list: 40 words, 10 and 3 times.
+    A worked example comes before the list: 40 words, 10 and 3 times. The last word may occur less
+    often than the others, to fill the length.
+
+    Raises:
+        RulerError: the length is too short for the task, or too long for the list of words, or
+            that has fewer words than the worked example.
     """
+    short = ruler.length < SHORT
+    common, uncommon = (6, 1) if short else (30, 3)
+    shown, *often = (20, 3, 1) if short else (40, 10, 3)
+    if len(material.words) < shown:
+        raise RulerError(
+            f"{ruler.task} needs {shown} different words, but "
+            f"eval.long.ruler.material.words has {len(material.words)}: give longer lists"
+        )
+    head = _example(draw, draw.sample(material.words, shown), *often) + COMMON_HEAD
+    words = draw.sample(material.words, len(material.words))
+    answer, others = words[:MOST_COMMON], words[MOST_COMMON:]
+    order = draw.getrandbits(64)
 
-    common: int = 30
-    uncommon: int = 3
-    number: int = 10
+    def context(entries: int) -> str:
+        times, rest = divmod(entries, uncommon)
+        listed = answer * common + others[:times] * uncommon + others[times : times + 1] * rest
+        return _numbered(listed, order)
 
-    max_new_tokens: ClassVar[int] = COMMON_NEW_TOKENS
-    uses: ClassVar[frozenset[str]] = frozenset({"adjectives", "nouns", "verbs"})
+    limit = uncommon * len(others)
+    entries = most(context, ruler, least=1, limit=limit, around=(head, COMMON_TAIL))
+    if entries == limit:
+        raise RulerError(
+            f"{ruler.task} at length {ruler.length} needs more than the {len(material.words)} "
+            "words there are: choose a shorter length"
+        )
+    query = "What are the 10 most common words in the above list?"
+    return ruler.sample(index, (head, context(entries), COMMON_TAIL), query=query, outputs=answer)
 
-    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
-        """One sample that fills the length.
 
-        The last word may occur less than `uncommon` times, to fill the length.
-
-        Raises:
-            RulerError: the length is too short for the task, or too long for the list of words,
-                or that has fewer words than the worked example.
-        """
-        short = ruler.length < SHORT
-        common, uncommon = (6, 1) if short else (self.common, self.uncommon)
-        sizes = (20, 3, 1) if short else (40, 10, 3)
-        if len(material.words) < sizes[0]:
-            raise RulerError(
-                f"{ruler.task} needs {sizes[0]} different words, but "
-                f"eval.long.ruler.material.words has {len(material.words)}: give longer lists"
-            )
-        example = self._example(draw, material, *sizes)
-        words = draw.sample(material.words, len(material.words))
-        answer, others = words[: self.number], words[self.number :]
-        order = draw.getrandbits(64)
-
-        def context(entries: int) -> str:
-            times, rest = divmod(entries, uncommon)
-            listed = answer * common + others[:times] * uncommon + others[times : times + 1] * rest
-            return _numbered(listed, order)
-
-        head = example + COMMON_HEAD
-        limit = uncommon * len(others)
-        entries = most(context, ruler, least=1, limit=limit, around=(head, COMMON_TAIL))
-        if entries == limit:
-            raise RulerError(
-                f"{ruler.task} at length {ruler.length} needs more than the {len(material.words)} "
-                "words there are: choose a shorter length"
-            )
-        query = "What are the 10 most common words in the above list?"
-        parts = (head, context(entries), COMMON_TAIL)
-        return ruler.sample(index, parts, query=query, outputs=answer)
-
-    def _example(
-        self, draw: random.Random, material: Material, words: int, common: int, uncommon: int
-    ) -> str:
-        chosen = draw.sample(material.words, words)
-        answer, others = chosen[: self.number], chosen[self.number :]
-        listed = _numbered(answer * common + others * uncommon, draw.getrandbits(64))
-        answers = " ".join(f"{i}. {word}" for i, word in enumerate(answer, start=1))
-        return f"{COMMON_HEAD}{listed}{COMMON_TAIL} {answers}\n"
+def _example(draw: random.Random, words: list[str], common: int, uncommon: int) -> str:
+    """A short list with its answer."""
+    answer, others = words[:MOST_COMMON], words[MOST_COMMON:]
+    listed = _numbered(answer * common + others * uncommon, draw.getrandbits(64))
+    answers = " ".join(f"{i}. {word}" for i, word in enumerate(answer, start=1))
+    return f"{COMMON_HEAD}{listed}{COMMON_TAIL} {answers}\n"
 
 
 def _numbered(words: Sequence[str], order: int) -> str:
@@ -111,60 +97,39 @@ def _numbered(words: Sequence[str], order: int) -> str:
     return " ".join(f"{i}. {word}" for i, word in enumerate(shuffled, start=1))
 
 
-@dataclass(frozen=True)
-class FrequentWords:
-    """Coded words drawn by a zeta distribution with exponent `alpha`; the first is noise (...)."""
+def frequent_words(index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
+    """Coded words drawn by a zeta distribution with exponent 2; the first is noise (...).
 
-    alpha: float = 2.0
-    letters: int = 6
+    Raises:
+        RulerError: the length is too short for the three words to stand out.
+    """
+    del material
+    vocabulary = different(
+        lambda: "".join(draw.choices(string.ascii_lowercase, k=6)), max(ruler.budget // 50, 8)
+    )
+    vocabulary[0] = DOTS
+    order = draw.getrandbits(64)
 
-    max_new_tokens: ClassVar[int] = FREQUENT_NEW_TOKENS
-    uses: ClassVar[frozenset[str]] = frozenset()
+    def counts(words: int) -> list[int]:
+        return [int(words * k**-2.0 / ZETA_2) for k in range(1, len(vocabulary) + 1)]
 
-    def sample(self, index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
-        """One sample that fills the length.
+    def context(words: int, dots: int = 0) -> str:
+        listed = [DOTS] * dots
+        for word, number in zip(vocabulary, counts(words), strict=True):
+            listed += [word] * number
+        random.Random(order).shuffle(listed)
+        return " ".join(listed)
 
-        Raises:
-            RulerError: the length is too short for the three words to stand out.
-        """
-        del material
-        vocabulary = self._vocabulary(draw, max(ruler.budget // 50, 8))
-        order = draw.getrandbits(64)
-        scale = zeta(self.alpha)
-
-        def counts(words: int) -> list[int]:
-            return [int(words * k**-self.alpha / scale) for k in range(1, len(vocabulary) + 1)]
-
-        def context(words: int, dots: int = 0) -> str:
-            listed = [DOTS] * dots
-            for word, number in zip(vocabulary, counts(words), strict=True):
-                listed += [word] * number
-            random.Random(order).shuffle(listed)
-            return " ".join(listed)
-
-        around = (FREQUENT_HEAD, FREQUENT_TAIL)
-        words = most(context, ruler, least=1, limit=2 * ruler.length, around=around)
-        # Several words may gain an occurrence at once; noise fills the remaining gap.
-        gap = partial(context, words)
-        dots = most(gap, ruler, least=0, limit=ruler.length, around=around)
-        if not counts(words)[3] > counts(words)[4]:
-            raise RulerError(
-                f"{ruler.task} at length {ruler.length}: the third most frequent word would be as "
-                "frequent as the fourth; choose a longer length"
-            )
-        query = "What are the three most frequently appeared words in the above coded text?"
-        parts = (FREQUENT_HEAD, context(words, dots), FREQUENT_TAIL)
-        return ruler.sample(index, parts, query=query, outputs=vocabulary[1:4])
-
-    def _vocabulary(self, draw: random.Random, size: int) -> list[str]:
-        words: dict[str, None] = {}
-        while len(words) < size:
-            words["".join(draw.choices(string.ascii_lowercase, k=self.letters))] = None
-        return [DOTS, *list(words)[1:]]
-
-
-def zeta(s: float) -> float:
-    """Riemann's zeta function for s > 1: a partial sum and the Euler-Maclaurin tail."""
-    n = 64
-    head = sum(k**-s for k in range(1, n))
-    return head + n ** (1 - s) / (s - 1) + n**-s / 2 + s * n ** (-s - 1) / 12
+    around = (FREQUENT_HEAD, FREQUENT_TAIL)
+    words = most(context, ruler, least=1, limit=2 * ruler.length, around=around)
+    # Several words may gain an occurrence at once; noise fills the remaining gap.
+    gap = partial(context, words)
+    dots = most(gap, ruler, least=0, limit=ruler.length, around=around)
+    if not counts(words)[3] > counts(words)[4]:
+        raise RulerError(
+            f"{ruler.task} at length {ruler.length}: the third most frequent word would be as "
+            "frequent as the fourth; choose a longer length"
+        )
+    query = "What are the three most frequently appeared words in the above coded text?"
+    parts = (FREQUENT_HEAD, context(words, dots), FREQUENT_TAIL)
+    return ruler.sample(index, parts, query=query, outputs=vocabulary[1:4])

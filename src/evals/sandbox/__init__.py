@@ -90,11 +90,7 @@ def runs(
 
 @functools.cache
 def available() -> Kind:
-    """The best kind of sandbox that works here, tried once.
-
-    Raises:
-        SandboxError: none works.
-    """
+    """The best kind of sandbox that works here, tried once; raises SandboxError if none does."""
     reasons = []
     for kind in ("bubblewrap", "namespaces"):
         if (reason := _fault(kind)) is None:

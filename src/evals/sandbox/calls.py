@@ -54,11 +54,7 @@ class Connection:
         return json.loads(line)
 
     def ask(self, path: str, args: Any, kwargs: Any) -> Any:
-        """The program's answer to a call.
-
-        Raises:
-            Exception: what the program raised, by its name if it is a built-in one.
-        """
+        """The program's answer to a call; raises what it raised, if that is built in."""
         self.send({"path": path, "args": encoded(args), "kwargs": encoded(kwargs)})
         answer = self.receive()
         if "error" in answer:

@@ -15,20 +15,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from src.evals.scoring import Count, cache_key, spread_segments
-from src.evals.suite import (
-    Candidate,
-    Evaluation,
-    EvaluationError,
-    Outcome,
-    ResultTable,
-    records_of,
-)
+from src.evals.suite import Candidate, Evaluation, EvaluationError, Outcome, ResultTable, records_of
 from src.results import TRAINED, Curve, Dataset, DriftModel, DriftResults
 
 if TYPE_CHECKING:
@@ -37,20 +30,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DriftSuite:
-    """The text that is compared.
+    """The text that is compared."""
 
-    Attributes:
-        length: tokens of a segment, at most the native window.
-        segments: number of segments, evenly spaced over the held-out text.
-        edges: first positions of the bins, ascending from 0; the last bin has no end. Position 0
-            sees only itself, so its relations cannot differ.
-    """
-
-    length: Count = 2048
-    segments: Count = 8
+    length: Count = 2048  # tokens of a segment, at most the native window
+    segments: Count = 8  # number of segments, evenly spaced over the held-out text
     edges: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
         *(0, 1, 4, 16, 64, 256, 1024, 4096),
     )
+    """First positions of the bins, ascending from 0; the last bin has no end. Position 0 sees only
+    itself, so its relations cannot differ."""
 
     name: ClassVar[str] = "drift"
     needs_run: ClassVar[bool] = True
@@ -143,15 +131,15 @@ class DriftSuite:
             settings=asdict(self),
             native=native.fingerprint,
         )
-        figures = evaluation.cache.get(key)
-        if figures is None:
+
+        def measured() -> dict[str, Any]:
             from src.evals.divergence import evaluate
 
             reference = teacher()
             with evaluation.loaded(candidate, capture=True) as student:
-                figures = evaluate(reference, student, segments_nt, self.bins, name=candidate.name)
-            evaluation.cache.put(key, figures)
-        return DriftModel(**candidate.identity, **figures)
+                return evaluate(reference, student, segments_nt, self.bins, name=candidate.name)
+
+        return DriftModel(**candidate.identity, **evaluation.cache.of(key, measured))
 
     @staticmethod
     def tables(record: DriftResults) -> Sequence[ResultTable]:

@@ -28,16 +28,12 @@ from src.results import Interval, ModelRecord, Record, SuiteResults
 class Repeated(Record):
     """The native model's mistakes that another model repeats."""
 
-    native_wrong: NonNegativeInt
-    """Items that the native model gets wrong; the shares are of these."""
+    native_wrong: NonNegativeInt  # items that the native model gets wrong; the shares are of these
     wrong: float | None = None
-    same: float | None = None
-    """Answered with the same wrong answer."""
-    same_of_wrong: float | None = None
-    """The same as a share of the model's own mistakes there."""
+    same: float | None = None  # answered with the same wrong answer
+    same_of_wrong: float | None = None  # the same as a share of the model's own mistakes there
     interval: Interval | None = None
-    chance: float | None = None
-    """`same_of_wrong` of guesses among the wrong answers."""
+    chance: float | None = None  # `same_of_wrong` of guesses among the wrong answers
 
 
 class InheritanceModel(ModelRecord):
@@ -71,11 +67,7 @@ class InheritanceSuite(ShortSuite):
             )
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Compare every model's wrong answers with the native model's.
-
-        Raises:
-            EvaluationError: the native model has no answers, or there is no other model.
-        """
+        """Compare every model's wrong answers with the native model's; both must have answers."""
         measured = measure(evaluation, self)
         if not evaluation.is_main:
             return Outcome(None)

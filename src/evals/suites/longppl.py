@@ -14,7 +14,6 @@ Shapes: n segments, t tokens, k scored tokens.
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -23,15 +22,15 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from src.evals.halves import Split, half_of_texts, named
-from src.evals.scoring import Count, Reader, cache_key, chosen_lengths, spread_segments
-from src.evals.suite import (
-    Candidate,
-    Evaluation,
-    EvaluationError,
-    Outcome,
-    ResultTable,
-    records_of,
+from src.evals.scoring import (
+    Count,
+    Reader,
+    cache_key,
+    chosen_lengths,
+    perplexity_of,
+    spread_segments,
 )
+from src.evals.suite import Candidate, Evaluation, EvaluationError, Outcome, ResultTable, records_of
 from src.evals.suites.positions import token_nll
 from src.models.rope.yarn import YarnScaling
 from src.progress import meter
@@ -68,26 +67,17 @@ class LongPplResults(SuiteResults[LongPplModel]):
 
 @dataclass(frozen=True)
 class LongPplSuite:
-    """How key tokens are chosen. Defaults are the paper's.
-
-    Attributes:
-        lengths: tokens of a segment, more than `short`; null for 8K, 16K and 32K, up to the largest
-            window of a model.
-        segments: at each length.
-        short: tokens of the evaluator's short windows.
-        step: tokens that each short window scores, its last ones.
-        gain: log-likelihood that the long context must add to a key token, in nats.
-        likely: least log-likelihood of a key token with the long context, in nats.
-        split: the half of each held-out document that is read; `all` for both.
-    """
+    """How key tokens are chosen. Defaults are the paper's."""
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    segments: Count = 8
-    short: Count = 4096
-    step: Count = 1024
-    gain: float = 2.0
-    likely: float = -2.0
-    split: Split = "all"
+    """Tokens of a segment, more than `short`; null for 8K, 16K and 32K, up to the largest window of
+    a model."""
+    segments: Count = 8  # at each length
+    short: Count = 4096  # tokens of the evaluator's short windows
+    step: Count = 1024  # tokens that each short window scores, its last ones
+    gain: float = 2.0  # log-likelihood that the long context must add to a key token, in nats
+    likely: float = -2.0  # least log-likelihood of a key token with the long context, in nats
+    split: Split = "all"  # the half of each held-out document that is read; `all` for both
 
     name: ClassVar[str] = "longppl"
     needs_run: ClassVar[bool] = False
@@ -115,11 +105,7 @@ class LongPplSuite:
         return [f"eval.longppl: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Score every model; of several processes the first does all.
-
-        Raises:
-            EvaluationError: there is no text, no key token or no model.
-        """
+        """Score every model; of several processes the first does all."""
         if not evaluation.is_main:
             return Outcome(None)
         failures: dict[str, str] = {}
@@ -161,11 +147,7 @@ class LongPplSuite:
         return spread_segments(documents, length, self.segments, needed_by="eval.longppl")
 
     def _keys(self, evaluation: Evaluation, segments_nt: np.ndarray) -> np.ndarray:
-        """Which of each segment's tokens after the first `short` ones are key tokens.
-
-        Raises:
-            EvaluationError: there are none, or no native model.
-        """
+        """Which of each segment's tokens after the first `short` ones are key tokens."""
         natives = evaluation.of_role("native")
         if not natives:
             raise EvaluationError("there is no native model to choose key tokens with")
@@ -192,8 +174,9 @@ class LongPplSuite:
         for length, key_nk in keys.items():
             if length <= candidate.window:
                 nll_nk = self._nll(evaluation, candidate, segments[length], short=False)
+                of_keys, of_all = (float(nll.mean()) for nll in (nll_nk[key_nk], nll_nk))
                 scores[length] = KeyScore(
-                    longppl=_perplexity(nll_nk[key_nk]), perplexity=_perplexity(nll_nk)
+                    longppl=perplexity_of(of_keys), perplexity=perplexity_of(of_all)
                 )
         return LongPplModel(**candidate.identity, by_length=scores)
 
@@ -209,37 +192,35 @@ class LongPplSuite:
             short=self.short,
             step=self.step if short else None,
         )
-        cached = evaluation.cache.get(key)
-        if cached is None:
+
+        def measured() -> list[list[float]]:
             with evaluation.loaded(candidate) as network:
-                ask = self._by_windows if short else self._whole
-                cached = ask(network, segments_nt, candidate.name).round(5).tolist()
-            evaluation.cache.put(key, cached)
-        return np.array(cached)
+                shown = "LongPPL's short windows" if short else "LongPPL"
+                name = f"{shown}, {candidate.name}"
+                return self._windowed(network, segments_nt, name, short=short).round(5).tolist()
 
-    def _whole(self, model: PreTrainedModel, segments_nt: np.ndarray, name: str) -> np.ndarray:
-        last = segments_nt.shape[1] - self.short
-        parts = []
-        with meter(f"LongPPL, {name}", len(segments_nt)) as progress:
-            for segment_t in segments_nt:
-                parts.append(token_nll(model, segment_t[None], last))
-                progress.advance()
-        return np.concatenate(parts)
+        return np.array(evaluation.cache.of(key, measured))
 
-    def _by_windows(self, model: PreTrainedModel, segments_nt: np.ndarray, name: str) -> np.ndarray:
-        """Each token from at most `short` and at least `short` - `step` tokens before it."""
+    def _windowed(
+        self, model: PreTrainedModel, segments_nt: np.ndarray, name: str, *, short: bool
+    ) -> np.ndarray:
+        """Each token from the whole segment before it, or from windows of `short` tokens.
+
+        These score their last `step` tokens, so that there are `short` - `step` before each.
+        """
         n, t = segments_nt.shape
-        ends = [*range(self.short + self.step, t, self.step), t]
-        rows = max(1, _PASS_TOKENS // self.short)
+        window, step = (self.short, self.step) if short else (t, t - self.short)
+        ends = [*range(self.short + step, t, step), t]
+        rows = max(1, _PASS_TOKENS // window)
         nll_nk = np.zeros((n, t - self.short))
-        with meter(f"LongPPL's short windows, {name}", n * len(ends)) as progress:
+        with meter(name, n * len(ends)) as progress:
             for segment_t, row_k in zip(segments_nt, nll_nk, strict=True):
                 for at in range(0, len(ends), rows):
                     some = ends[at : at + rows]
-                    windows_bt = np.stack([segment_t[end - self.short : end] for end in some])
-                    nll_bk = token_nll(model, windows_bt, self.step)
+                    windows_bt = np.stack([segment_t[end - window : end] for end in some])
+                    nll_bk = token_nll(model, windows_bt, step)
                     for end, nll_k in zip(some, nll_bk, strict=True):
-                        kept = min(self.step, end - self.short)
+                        kept = min(step, end - self.short)
                         row_k[end - self.short - kept : end - self.short] = nll_k[-kept:]
                     progress.advance(len(some))
         return nll_nk
@@ -279,11 +260,6 @@ def _evaluator(native: Candidate, length: int) -> Candidate:
     if length <= native.window:
         return native
     return Candidate("evaluator", "scaled", native.model, YarnScaling("yarn", length))
-
-
-def _perplexity(nll: np.ndarray) -> float:
-    # Beyond exp(700) a float64 overflows; such a model is reported at that bound.
-    return math.exp(min(float(nll.mean()), 700.0))
 
 
 SUITE = LongPplSuite

@@ -5,50 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
-from src.evals.halves import Split, named
-from src.evals.probed import Asked, ProbeSuite
+from src.evals.probed import Asked
 from src.evals.restoration import Answers
-from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler.asking import half_of, note, number_of, probe
-from src.evals.ruler.loading import MATERIAL, MaterialConfig
+from src.evals.ruler.asking import SampleSuite
 from src.evals.ruler.sample import Sample
-from src.evals.ruler.store import SampleStore
-from src.evals.scoring import Count, Probe, Reader, chosen_lengths, made
+from src.evals.scoring import Count, Probe, Reader, chosen_lengths
 from src.evals.suite import LIMITED, Evaluation, ResultTable
 from src.results import NeedleCell, NeedleDepthResults, NeedleModel
 
 
 @dataclass(frozen=True)
-class NeedleDepthSuite(ProbeSuite):
-    """The grid.
+class NeedleDepthSuite(SampleSuite):
+    """The grid."""
 
-    Attributes:
-        lengths: as the suite `ruler` has them.
-        depths: percent of the context's sentences before the needle.
-        samples: of each depth at each length, in both halves together.
-        material: sources of prose and words.
-        retrieval: how the native model reads prompts longer than its window; null: not at all.
-        seed: of the samples.
-        limit: samples of each depth, at most.
-        split: the half of the samples that is asked; `all` for both.
-        batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
-    """
-
-    lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     depths: Annotated[tuple[Annotated[float, Field(ge=0, le=100)], ...], Field(min_length=1)] = (
         *(0.0, 25.0, 50.0, 75.0, 100.0),
     )
-    samples: Count = 20
-    material: MaterialConfig = MATERIAL
-    retrieval: RetrievalConfig | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    limit: Count | None = None
-    batch_tokens: Literal["auto"] | Count = "auto"
-    split: Split = "all"
+    """Percent of the context's sentences before the needle."""
+    samples: Count = 20  # of each depth at each length, in both halves together
 
     name: ClassVar[str] = "needle_depth"
     record: ClassVar[type[NeedleDepthResults]] = NeedleDepthResults
@@ -57,24 +35,13 @@ class NeedleDepthSuite(ProbeSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """A probe for each length."""
-        store = SampleStore(evaluation.tokenizer, self.material, self.seed)
-        number = number_of(self.samples, self.limit, self.split)
-        depths = tuple(dict.fromkeys(self.depths))
-        samples = made(
-            (
-                (f"needle_depth_{length}", partial(store.depths, length, depths, number))
-                for length in chosen_lengths(self.lengths, readers, failures)
-            ),
-            failures,
-        )
-        halves = made(
-            ((n, partial(half_of, each, self.split)) for n, each in samples.items()), failures
-        )
-        return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
-
-    def note(self, item: Sample) -> Mapping[str, Any]:
-        """A sample's references and depth."""
-        return note(item)
+        store, depths = self.store(evaluation), tuple(dict.fromkeys(self.depths))
+        number = self.number(self.samples)
+        makers = [
+            (f"needle_depth_{length}", partial(store.depths, length, depths, number))
+            for length in chosen_lengths(self.lengths, readers, failures)
+        ]
+        return self.probes_of(makers, failures)
 
     def scored(self, asked: Asked) -> NeedleDepthResults:
         """The share of needles found, by length and depth."""
@@ -83,13 +50,7 @@ class NeedleDepthSuite(ProbeSuite):
             NeedleModel(**reader.identity, cells=_cells(samples, asked.values[reader.name]))
             for reader in asked.readers
         )
-        return NeedleDepthResults(
-            limit=self.limit,
-            split=named(self.split),
-            failures=asked.failures,
-            models=models,
-            seed=self.seed,
-        )
+        return NeedleDepthResults(**self.about(asked), models=models, seed=self.seed)
 
     @staticmethod
     def tables(record: NeedleDepthResults) -> Sequence[ResultTable]:

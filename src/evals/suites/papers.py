@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from src.evals import packaged
-from src.evals.halves import Split, half, named
+from src.evals.halves import half
 from src.evals.probed import Asked, ProbeSuite, task_models
 from src.evals.restoration import UNKNOWN_ERROR, TaskFacts
 from src.evals.retrieval import RetrievalConfig, retrieve
@@ -55,18 +55,13 @@ class PapersSuite(ProbeSuite):
     """The questions.
 
     Attributes:
-        retrieval: how the native model reads papers longer than its window; null: not at all.
-        seed: of the bootstrap.
-        limit: questions, at most.
-        split: the half of the questions that is asked; `all` for both.
-        resamples: of the bootstrap that intervals come from.
+        seed, resamples: of the bootstrap that intervals come from.
     """
 
     retrieval: RetrievalConfig | None = None
+    """How the native model reads papers longer than its window; null: not at all."""
     seed: Annotated[int, Field(ge=0)] = 0
-    limit: Count | None = None
     resamples: Count = 1000
-    split: Split = "all"
 
     name: ClassVar[str] = "papers"
     record: ClassVar[type[PapersResults]] = PapersResults
@@ -101,9 +96,7 @@ class PapersSuite(ProbeSuite):
             },
         )
         return PapersResults(
-            limit=self.limit,
-            split=named(self.split),
-            failures=asked.failures,
+            **self.about(asked),
             models=task_models([facts], asked, resamples=self.resamples, seed=self.seed),
             seed=self.seed,
             resamples=self.resamples,

@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from src.evals.halves import Split, half_of_texts, named
-from src.evals.scoring import Count, cache_key, spread_segments
+from src.evals.scoring import Count, cache_key, perplexity_of, settings_of, spread_segments
 from src.evals.suite import (
     NOT_FINITE,
     Candidate,
@@ -29,12 +29,7 @@ from src.evals.suite import (
     records_of,
 )
 from src.progress import meter
-from src.results import (
-    Dataset,
-    PerplexityModel,
-    PerplexityResults,
-    PerplexityScore,
-)
+from src.results import Dataset, PerplexityModel, PerplexityResults, PerplexityScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -45,21 +40,15 @@ MINIMAL_GAP = 0.01
 
 @dataclass(frozen=True)
 class PerplexitySuite:
-    """Window lengths, in tokens, and how much text is scored.
-
-    Attributes:
-        windows: lengths; the largest decides the segments.
-        tokens: of text scored at each window length, rounded down to whole segments, at least one.
-        headline: the window whose scores are quoted.
-        batch_tokens: most tokens of one forward pass, but at least one window.
-        split: the half of each held-out document that is read; `all` for both.
-    """
+    """Window lengths, in tokens, and how much text is scored."""
 
     windows: Annotated[tuple[Annotated[int, Field(gt=1)], ...], Field(min_length=1)]
+    """Lengths; the largest decides the segments."""
     tokens: Count
-    headline: Annotated[int, Field(gt=1)]
-    batch_tokens: Count = 4096
-    split: Split = "all"
+    """Of text scored at each window length, rounded down to whole segments, at least one."""
+    headline: Annotated[int, Field(gt=1)]  # the window whose scores are quoted
+    batch_tokens: Count = 4096  # most tokens of one forward pass, but at least one window
+    split: Split = "all"  # the half of each held-out document that is read; `all` for both
 
     name: ClassVar[str] = "perplexity"
     needs_run: ClassVar[bool] = False
@@ -85,11 +74,7 @@ class PerplexitySuite:
         return []
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Score every model; of several processes the first does all.
-
-        Raises:
-            EvaluationError: there is no text, or no model can be loaded.
-        """
+        """Score every model; of several processes the first does all."""
         if not evaluation.is_main:
             return Outcome(None)
         fitted = self._fitted(evaluation)
@@ -162,21 +147,18 @@ class PerplexitySuite:
         dataset: Dataset,
     ) -> PerplexityModel:
         # The headline only selects a figure; batches change figures only by rounding.
-        left_out = ("headline", "batch_tokens", *(["split"] if self.split == "all" else []))
-        settings = {k: v for k, v in asdict(self).items() if k not in left_out}
-        key = cache_key(
-            evaluation, candidate, self.name, text=dataset.fingerprint, settings=settings
-        )
-        nll = evaluation.cache.get(key)
-        if nll is None:
+        settings = settings_of(self, "headline", "batch_tokens")
+        text = dataset.fingerprint
+        key = cache_key(evaluation, candidate, self.name, text=text, settings=settings)
+
+        def measured() -> dict[str, float]:
             with evaluation.loaded(candidate) as network:
-                nll = self.evaluate(network, segments_nt, name=candidate.name)
-            evaluation.cache.put(key, nll)
-        nll = {int(window): value for window, value in nll.items()}
+                return self.evaluate(network, segments_nt, name=candidate.name)
+
+        nll = {int(window): value for window, value in evaluation.cache.of(key, measured).items()}
         return PerplexityModel(
             **candidate.identity,
-            # Beyond exp(700) a float64 overflows; such a model is reported at that bound.
-            perplexity={window: math.exp(min(value, 700.0)) for window, value in nll.items()},
+            perplexity={window: perplexity_of(value) for window, value in nll.items()},
             nll=nll,
             tokens={w: segments_nt.size // w * (w - 1) for w in self.windows},
         )
@@ -184,11 +166,7 @@ class PerplexitySuite:
     def evaluate(
         self, model: PreTrainedModel, segments_nt: np.ndarray, *, name: str
     ) -> dict[str, float]:
-        """Negative log-likelihood in nats per predicted token, by window.
-
-        Raises:
-            EvaluationError: a figure is not finite.
-        """
+        """Negative log-likelihood in nats per predicted token, by window."""
         model.eval()
         return {
             str(window): negative_log_likelihood(

@@ -12,16 +12,15 @@ Shapes: n segments, t tokens, k scored tokens.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from src.evals.halves import Split, half_of_texts, named
+from src.evals.halves import half_of_texts
 from src.evals.probed import Asked, ProbeSuite
 from src.evals.scoring import (
     Count,
@@ -30,6 +29,8 @@ from src.evals.scoring import (
     Session,
     chosen_lengths,
     made,
+    perplexity_of,
+    settings_of,
     spread_segments,
 )
 from src.evals.suite import LIMITED, NOT_FINITE, Evaluation, EvaluationError, ResultTable
@@ -82,24 +83,19 @@ class PositionsSuite(ProbeSuite):
     """How text is scored.
 
     Attributes:
-        lengths: as in the suite `ruler`.
-        segments: number of segments of held-out text, each as long as the longest length.
-        last: k, tokens that are scored after contexts of different lengths.
-        sliding: tokens at the end of a segment that the sliding windows score, a multiple of k.
-        edges: first positions of the bins, ascending from 1; the last bin has no end.
-        limit: most segments.
-        split: the half of each held-out document that is read; `all` for both.
+        limit, split: most segments, and the half of each held-out document that is read.
     """
 
     lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    segments: Count = 16
-    last: Count = 256
+    """As in the suite `ruler`."""
+    segments: Count = 16  # number of segments of held-out text, each as long as the longest length
+    last: Count = 256  # k, tokens that are scored after contexts of different lengths
     sliding: Count = 1024
+    """Tokens at the end of a segment that the sliding windows score, a multiple of k."""
     edges: Annotated[tuple[Count, ...], Field(min_length=1)] = (
         *(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536),
     )
-    limit: Count | None = None
-    split: Split = "all"
+    """First positions of the bins, ascending from 1; the last bin has no end."""
 
     name: ClassVar[str] = "positions"
     record: ClassVar[type[PositionsResults]] = PositionsResults
@@ -143,9 +139,7 @@ class PositionsSuite(ProbeSuite):
             for reader in asked.readers
         )
         return PositionsResults(
-            limit=self.limit,
-            split=named(self.split),
-            failures=asked.failures,
+            **self.about(asked),
             models=models,
             lengths=tuple(sorted({length for model in models for length in model.last_k})),
             last=self.last,
@@ -161,9 +155,8 @@ class PositionsSuite(ProbeSuite):
             min(self.segments, self.limit or self.segments),
             needed_by="perplexity by position",
         )
-        left_out = ("segments", "limit", *(["split"] if self.split == "all" else []))
-        settings = {k: v for k, v in asdict(self).items() if k not in left_out}
         text = f"{corpus.fingerprint(needed)}/{len(segments_nt)}"
+        settings = settings_of(self, "segments", "limit")
         key = settings | {"lengths": list(lengths), "text": text}
         return Probe(self.name, key, partial(self._values, segments_nt, lengths), min(lengths))
 
@@ -258,8 +251,7 @@ def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarr
 
 def _figures(nll: np.ndarray) -> dict[str, Any]:
     mean = float(nll.mean())
-    # Beyond exp(700) a float64 overflows; such a model is reported at that bound.
-    return {"nll": mean, "perplexity": math.exp(min(mean, 700.0)), "tokens": int(nll.size)}
+    return {"nll": mean, "perplexity": perplexity_of(mean), "tokens": int(nll.size)}
 
 
 def _binned(nll_nt: np.ndarray, edges: Sequence[int]) -> dict[str, Any]:

@@ -9,53 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import ClassVar
 
-from pydantic import Field
-
-from src.evals.halves import Split, named
-from src.evals.probed import Asked, ProbeSuite, task_models
+from src.evals.probed import Asked, task_models
 from src.evals.restoration import UNKNOWN_ERROR, TaskFacts, stderr_of_mean
-from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler.asking import half_of, note, number_of, probe
-from src.evals.ruler.loading import MATERIAL, MaterialConfig
-from src.evals.ruler.sample import RulerError, Sample
-from src.evals.ruler.store import SampleStore
+from src.evals.ruler.asking import SampleSuite
+from src.evals.ruler.sample import RulerError
 from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names
-from src.evals.scoring import Count, Probe, Reader, chosen_lengths, made
+from src.evals.scoring import Count, Probe, Reader, chosen_lengths
 from src.evals.suite import LIMITED, Evaluation, ResultTable
 from src.results import Mean, RulerResults, TaskResult
 
 
 @dataclass(frozen=True)
-class RulerSuite(ProbeSuite):
-    """RULER's tasks.
+class RulerSuite(SampleSuite):
+    """RULER's tasks."""
 
-    Attributes:
-        lengths: in tokens, prompt and answer together; null for 4K, 8K, 16K and 32K, up to the
-            largest window of a model.
-        tasks: names; a repeated name counts once; null for all thirteen.
-        samples: of each task at each length, in both halves together; or one number for each of
-            `lengths`.
-        material: sources of prose, words and questions.
-        retrieval: how the native model reads prompts longer than its window; null: not at all.
-        seed: of the samples and of the bootstrap.
-        limit: most samples of each task.
-        split: the half of the samples that is asked; `all` for both.
-        resamples: of the bootstrap for intervals.
-        batch_tokens: tokens of a batch of prompts; `auto` fills a GPU's memory.
-    """
-
-    lengths: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    tasks: tuple[str, ...] | None = None
     samples: Count | tuple[Count, ...] = 100
-    material: MaterialConfig = MATERIAL
-    retrieval: RetrievalConfig | None = None
-    seed: Annotated[int, Field(ge=0)] = 0
-    limit: Count | None = None
-    resamples: Count = 1000
-    batch_tokens: Literal["auto"] | Count = "auto"
-    split: Split = "all"
+    """Of each task at each length, in both halves together; or one number for each of `lengths`."""
+    tasks: tuple[str, ...] | None = None
+    """Names; a repeated name counts once; null for all thirteen."""
+    resamples: Count = 1000  # of the bootstrap for intervals
 
     name: ClassVar[str] = "ruler"
     record: ClassVar[type[RulerResults]] = RulerResults
@@ -72,8 +46,6 @@ class RulerSuite(ProbeSuite):
     ) -> list[Probe]:
         """A probe for each task and length."""
         lengths = chosen_lengths(self.lengths, readers, failures)
-        store = SampleStore(evaluation.tokenizer, self.material, self.seed)
-        numbers = self._numbers(lengths)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
         for task in tasks:
             try:
@@ -81,20 +53,15 @@ class RulerSuite(ProbeSuite):
             except RulerError as error:
                 failures[f"ruler_{task}"] = str(error)
         asked = [(task, length) for task in tasks if task in ALL_TASKS for length in lengths]
+        store, numbers = self.store(evaluation), self._numbers(lengths)
         if evaluation.is_main:
             store.prepare(asked, numbers)
         evaluation.agreed(None)  # the others wait for the files
-        samples = made(
-            (
-                (f"ruler_{task}_{length}", partial(store.samples, task, length, numbers[length]))
-                for task, length in asked
-            ),
-            failures,
-        )
-        halves = made(
-            ((n, partial(half_of, each, self.split)) for n, each in samples.items()), failures
-        )
-        return [probe(name, each, self.batch_tokens) for name, each in halves.items()]
+        makers = [
+            (f"ruler_{task}_{length}", partial(store.samples, task, length, numbers[length]))
+            for task, length in asked
+        ]
+        return self.probes_of(makers, failures)
 
     def _numbers(self, lengths: Sequence[int]) -> dict[int, int]:
         """How many samples a task has at each length, in both halves together."""
@@ -102,11 +69,7 @@ class RulerSuite(ProbeSuite):
             by_length = dict(zip(self.lengths or (), self.samples, strict=True))
         else:
             by_length = dict.fromkeys(lengths, self.samples)
-        return {n: number_of(by_length[n], self.limit, self.split) for n in lengths}
-
-    def note(self, item: Sample) -> Mapping[str, Any]:
-        """A sample's references and depth."""
-        return note(item)
+        return {length: self.number(by_length[length]) for length in lengths}
 
     def scored(self, asked: Asked) -> RulerResults:
         """Every task's share of references found, and means by length."""
@@ -122,9 +85,7 @@ class RulerSuite(ProbeSuite):
         ]
         models = task_models(facts, asked, resamples=self.resamples, seed=self.seed)
         return RulerResults(
-            limit=self.limit,
-            split=named(self.split),
-            failures=asked.failures,
+            **self.about(asked),
             lengths=tuple(sorted({probe.items[0].length for probe in asked.probes})),
             models=tuple(
                 model.model_copy(update={"by_length": _by_length(model.results)})

@@ -25,15 +25,10 @@ UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
 
 @dataclass(frozen=True)
 class ShortSuite(Questions):
-    """Settings of the short suite.
+    """Settings of the short suite."""
 
-    Attributes:
-        resamples: of the bootstrap.
-        seed: of the bootstrap.
-    """
-
-    resamples: Annotated[int, Field(ge=100)] = 2000
-    seed: Annotated[int, Field(ge=0)] = 0
+    resamples: Annotated[int, Field(ge=100)] = 2000  # of the bootstrap
+    seed: Annotated[int, Field(ge=0)] = 0  # of the bootstrap
 
     name: ClassVar[str] = "short"
     needs_run: ClassVar[bool] = False
@@ -50,11 +45,7 @@ class ShortSuite(Questions):
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Evaluate all models on all tasks and compare them.
-
-        Raises:
-            EvaluationError: nothing can be evaluated.
-        """
+        """Evaluate all models on all tasks and compare them."""
         measured = measure(evaluation, self)
         if not evaluation.is_main:
             return Outcome(None)

@@ -32,35 +32,22 @@ CATEGORIES = ("General", "Common sense", "Reading comprehension", "Math", "Codin
 
 @dataclass(frozen=True)
 class TaskDefinition:
-    """A task: its lm-eval config, and the facts that scores need.
+    """A task: its lm-eval config, and the facts that scores need."""
 
-    Attributes:
-        name: of the task and of its file.
-        config: lm-eval's settings.
-        category: one of CATEGORIES, or LONG_TEXT.
-        score: lm-eval's name of the metric that counts.
-        choices: number of answers to choose from, if it is the same for every item.
-        hub: lm-eval's own task or group; None if it has none.
-        documents: the set of documents; None if the hub alone has them.
-        subjects: whether each subject is a separate task for lm-eval.
-        executes: whether generated code is run.
-        sandbox: where it is run; None for the best sandbox here.
-        hub_folder: lm-eval's folder with that task; None to look through all, which takes seconds.
-        hub_settings: what lm-eval's own task is told, such as the length of its texts.
-    """
-
-    name: str
-    config: Mapping[str, Any]
-    category: str
-    score: str
-    documents: str | None
-    choices: int | None = None
-    hub: str | None = None
-    subjects: bool = False
-    executes: bool = False
-    sandbox: Kind | None = None
+    name: str  # of the task and of its file
+    config: Mapping[str, Any]  # lm-eval's settings
+    category: str  # one of CATEGORIES, or LONG_TEXT
+    score: str  # lm-eval's name of the metric that counts
+    documents: str | None  # the set of documents; None if the hub alone has them
+    choices: int | None = None  # number of answers to choose from, if it is the same for every item
+    hub: str | None = None  # lm-eval's own task or group; None if it has none
+    subjects: bool = False  # whether each subject is a separate task for lm-eval
+    executes: bool = False  # whether generated code is run
+    sandbox: Kind | None = None  # where it is run; None for the best sandbox here
     hub_folder: str | None = None
+    """Lm-eval's folder with that task; None to look through all, which takes seconds."""
     hub_settings: Mapping[str, Any] = field(default_factory=dict)
+    """What lm-eval's own task is told, such as the length of its texts."""
 
     @property
     def higher_is_better(self) -> bool:
@@ -187,11 +174,7 @@ def _read(path: Path) -> TaskDefinition:
 
 
 def definition(name: str) -> TaskDefinition:
-    """A task by name.
-
-    Raises:
-        EvaluationError: there is no such task.
-    """
+    """A task by name; raises EvaluationError, with the nearest name, if there is none."""
     tasks = definitions() | LONG_TASKS
     if name not in tasks:
         near = difflib.get_close_matches(name, tasks, n=1)

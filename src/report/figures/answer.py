@@ -23,9 +23,9 @@ from src.report.charts import (
     short_length,
     token_ticks,
 )
-from src.report.figures.base import line
+from src.report.figures.base import line, most_methods_first
 from src.report.groups import Asked, Group, Metric, grouped, metrics_of
-from src.report.noise import Estimate, Mark, marks, standing
+from src.report.noise import Estimate, Mark, marks, standings
 
 PAPERS_BUDGETS = ((4_456_448.0, "4.25M"), (268_435_456.0, "256M"))
 _NATIVE, _UNTRAINED = "native model", ", untrained"
@@ -61,8 +61,7 @@ class Matrix:
     metric: Metric
     budgets: tuple[int, ...]  # tokens, one for each column
     rows: tuple[MatrixRow, ...]
-    baselines: tuple[tuple[str, Estimate], ...]
-    """The native model and the scaled ones, untrained."""
+    baselines: tuple[tuple[str, Estimate], ...]  # the native model and the scaled ones, untrained
     scaling: str  # of all rows; empty where they differ
     random: bool  # whether the model's weights are random
 
@@ -80,12 +79,7 @@ def matrices(groups: Sequence[Group]) -> Iterator[tuple[Matrix, Chart]]:
 
 def blocks(groups: Iterable[Group]) -> list[tuple[str, list[Group]]]:
     """Groups of one model and target length, with a name: most methods come first."""
-    kin = grouped((group for group in groups if group.tokens), _block_name)
-
-    def few(name: str) -> tuple[int, int, str]:
-        return (-len({group.method for group in kin[name]}), -len(kin[name]), name)
-
-    return [(name, kin[name]) for name in sorted(kin, key=few)]
+    return most_methods_first(grouped((g for g in groups if g.tokens), _block_name))
 
 
 def _block_name(group: Group) -> str:
@@ -157,7 +151,7 @@ def _matrix(block: str, metric: Metric, kin: Sequence[Group]) -> Matrix:
         metric,
         budgets,
         tuple(rows),
-        tuple(_baselines(metric, kin)),
+        tuple(_baselines(metric, kin).items()),
         scaling=next(iter(scalings)) if len(scalings) == 1 else "",
         random=any(group.random for group in kin),
     )
@@ -166,25 +160,22 @@ def _matrix(block: str, metric: Metric, kin: Sequence[Group]) -> Matrix:
 def _entries(metric: Metric, kin: Sequence[Group]) -> dict[int, Entry]:
     """By the group's identity in memory; marks are among the first at each method and scaling."""
     made: dict[int, Entry] = {}
-
-    def peers_of(group: Group) -> str:
-        return f"{group.tokens} {group.scaling}" if metric.of_scaling else f"{group.tokens}"
-
-    for peers, members in grouped(kin, peers_of).items():
+    compared = grouped(
+        kin, lambda g: f"{g.tokens} {g.scaling}" if metric.of_scaling else f"{g.tokens}"
+    )
+    for peers, members in compared.items():
         values = [group.estimates[metric.key] for group in members]
         firsts = {id(one[0]) for one in grouped(members, lambda g: (g.method, g.scaling)).values()}
-        shown = [
-            value if id(group) in firsts else None
-            for group, value in zip(members, values, strict=True)
-        ]
+        shown = [g.estimates[metric.key] if id(g) in firsts else None for g in members]
         best = marks(shown, higher_is_better=not metric.lower_is_better)
         for place, (group, value) in enumerate(zip(members, values, strict=True)):
-            standings = "".join(standing(value, other).value[0] for other in values)
-            made[id(group)] = Entry(group, value, peers, place, standings, best[place])
+            made[id(group)] = Entry(
+                group, value, peers, place, standings(value, values), best[place]
+            )
     return made
 
 
-def _baselines(metric: Metric, kin: Sequence[Group]) -> Iterator[tuple[str, Estimate]]:
+def _baselines(metric: Metric, kin: Sequence[Group]) -> dict[str, Estimate]:
     """Each untrained model, from the first group that it was evaluated with."""
     estimates: dict[str, Estimate] = {}
     for role in ("native", "scaled"):
@@ -192,7 +183,7 @@ def _baselines(metric: Metric, kin: Sequence[Group]) -> Iterator[tuple[str, Esti
             name = _NATIVE if role == "native" else group.scaling + _UNTRAINED
             if estimate := group.baselines.get(role, {}).get(metric.key):
                 estimates.setdefault(name, estimate)
-    yield from estimates.items()
+    return estimates
 
 
 def _chart(metric: Metric, kin: Sequence[Group], slots: Mapping[str, int]) -> Chart:
@@ -210,13 +201,10 @@ def _chart(metric: Metric, kin: Sequence[Group], slots: Mapping[str, int]) -> Ch
     ]
     budgets = sorted({group.tokens for group in kin})
     ends = dict.fromkeys((float(budgets[0]), float(budgets[-1])))
-    for name, estimate in _baselines(metric, kin):
+    for name, estimate in _baselines(metric, kin).items():
         points = tuple(Point(at, estimate.value, note=name) for at in ends)
-        series.append(Series(name, points, GRAY, _baseline_dash(name, dashes)))
+        dash = dashes.get(name.removesuffix(_UNTRAINED), "dot")
+        series.append(Series(name, points, GRAY, dash))
     marked = tuple(mark for mark in PAPERS_BUDGETS if budgets[0] <= mark[0] <= budgets[-1])
     x = Axis("training tokens", log=True, ticks=token_ticks(budgets))
     return Chart(metric.label, x, Axis(metric.title), tuple(series), marked)
-
-
-def _baseline_dash(name: str, dashes: Mapping[str, Dash]) -> Dash:
-    return "dot" if name == _NATIVE else dashes[name.removesuffix(_UNTRAINED)]

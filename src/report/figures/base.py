@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from src.report import formatting
 from src.report.charts import Chart, Dash, Heatmap, Point, Series, binary_tokens
@@ -19,6 +19,7 @@ TRAIN = "python -m src.train"
 SWEEP = f"{TRAIN} -m +experiment=linearard_32k +sweeps="
 EVALUATE = "python -m src.evaluate run=RUN_DIR eval="
 
+_Key = TypeVar("_Key")
 Choice = tuple[tuple[str, ...], Chart | Heatmap]
 """A chart with one label for each thing that is chosen."""
 
@@ -49,7 +50,7 @@ class Figure:
             (
                 replace(
                     self,
-                    name=f"{self.name}-{_slug(first)}",
+                    name=f"{self.name}-{slug(first)}",
                     title=f"{self.title} {first}",
                     chosen_by=self.chosen_by[1:],
                 ),
@@ -59,18 +60,24 @@ class Figure:
         ]
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """A text as part of a file's name."""
     return re.sub("[^a-z0-9.]+", "-", text.lower()).strip("-")
 
 
 def by_look(groups: Sequence[Group]) -> list[tuple[str, list[Group]]]:
     """Groups by model and scaling, with a label; the look with most methods comes first."""
-    kin = grouped(groups, lambda group: group.look)
+    kin = most_methods_first(grouped(groups, lambda group: group.look))
+    return [(look_label(look), members) for look, members in kin]
 
-    def order(look: tuple[str, str]) -> tuple[int, int, tuple[str, str]]:
-        return (-len({group.method for group in kin[look]}), -len(kin[look]), look)
 
-    return [(look_label(look), kin[look]) for look in sorted(kin, key=order)]
+def most_methods_first(kin: dict[_Key, list[Group]]) -> list[tuple[_Key, list[Group]]]:
+    """Sets of groups: those with most methods first, then the largest, then by key."""
+
+    def order(item: tuple[Any, list[Group]]) -> tuple[int, int, Any]:
+        return (-len({group.method for group in item[1]}), -len(item[1]), item[0])
+
+    return sorted(kin.items(), key=order)
 
 
 def group_label(group: Group) -> str:

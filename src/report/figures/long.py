@@ -17,14 +17,7 @@ from src.report.charts import (
     short_length,
 )
 from src.report.figures.answer import blocks, line_name, scaling_dashes, scaling_order
-from src.report.figures.base import (
-    EVALUATE,
-    Choice,
-    Figure,
-    by_look,
-    group_label,
-    line,
-)
+from src.report.figures.base import EVALUATE, Choice, Figure, by_look, group_label, line
 from src.report.groups import Group, ReportData, grouped, lengths, ruler
 
 
@@ -60,11 +53,8 @@ def _ruler_chart(groups: Sequence[Group], slots: Mapping[str, int]) -> Chart:
         )
         for members in grouped(groups, lambda group: (group.method, group.scaling)).values()
     ]
-    series += [
-        Series("native model", points, GRAY, "dot")
-        for points in [_baseline("native", groups)]
-        if points
-    ]
+    if points := _baseline("native", groups):
+        series.append(Series("native model", points, GRAY, "dot"))
     for scaling, members in grouped(groups, lambda group: group.scaling).items():
         if points := _baseline("scaled", members):
             series.append(Series(f"{scaling}, untrained", points, GRAY, dashes[scaling]))

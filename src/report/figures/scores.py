@@ -7,14 +7,7 @@ from collections.abc import Iterator, Sequence
 from src.report import formatting
 from src.report.charts import DASHES, Axis, Chart, Series, binary_tokens, method_slots
 from src.report.figures.answer import matrices
-from src.report.figures.base import (
-    EVALUATE,
-    SWEEP,
-    Choice,
-    Figure,
-    line,
-    look_label,
-)
+from src.report.figures.base import EVALUATE, SWEEP, Choice, Figure, line, look_label
 from src.report.groups import Group, Metric, ReportData, grouped, metrics_of
 from src.report.names import method_name, scaling_name
 

@@ -27,7 +27,7 @@ def comparison_panel(context: PageContext) -> Panel | None:
             "name": context.labels[index],
             "folder": formatting.text(run.name),
             "state": run.state,
-            "gap_closed": gap_closed(run, context.window),
+            "gap_closed": formatting.share(gap_closed(run, context.window)),
             "table": perplexity_table(report),
             "figure": to_plotly(perplexity_chart(report)),
             "is_open": place < _OPEN_BLOCKS,

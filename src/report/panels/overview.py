@@ -11,7 +11,7 @@ from src.report.headline import headline, missing_suites
 from src.report.panels import PageContext, Panel
 from src.report.panels.figures import figure_blocks
 from src.report.runs_table import run_facts
-from src.results import PerplexityModel, PerplexityResults, PerplexityScore
+from src.results import PerplexityResults, PerplexityScore
 
 _ALL_SHOWN = 12  # so few rows are shown with all their variants
 
@@ -83,15 +83,11 @@ def _cards(report: PerplexityResults, window: int) -> list[dict[str, Any]]:
         ("Scaled", report.scaled, "after scaling, untrained"),
         ("Restored", restored, note),
     ]
-    cards = [
-        {"label": label, "value": _perplexity(model, window), "note": note, "meter": None}
-        for label, model, note in models
-    ]
+    cards: list[dict[str, Any]] = []
+    for label, model, about in models:
+        value = formatting.perplexity(model.perplexity.get(window) if model else None)
+        cards.append({"label": label, "value": value, "note": about, "meter": None})
     gap, recovery = formatting.share(score.gap_closed), formatting.percent(score.recovery)
     meter = None if gap == formatting.DASH else min(1, max(0, score.gap_closed or 0))
     note = f"recovery {recovery}"
     return [*cards, {"label": "Gap closed", "value": gap, "note": note, "meter": meter}]
-
-
-def _perplexity(model: PerplexityModel | None, window: int) -> str:
-    return formatting.perplexity(model.perplexity.get(window) if model else None)

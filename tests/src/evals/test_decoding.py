@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from src.evals import decoding
-from src.evals.generation import KeptRows, generate
+from src.evals.generation import KeptRows
+from tests.src.evals.generating import generate
 
 PROMPTS = ["The lamp went out", "Nobody on the pier said a word before", "A", "Who would"]
 

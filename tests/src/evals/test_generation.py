@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from src.evals.generation import GenerationError, batch_rows, encode, generate
+from src.evals.generation import GenerationError, batch_rows, encode
 from src.models.byte_tokenizer import byte_tokenizer as byte_tokenizer_of_ones_own
 from tests.conftest import by_default
+from tests.src.evals.generating import generate
 
 PROMPTS = [
     "The lamp went out",

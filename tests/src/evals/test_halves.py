@@ -11,8 +11,8 @@ import pytest
 
 from src.evals.halves import half, half_of_task, half_of_texts, named, places
 from src.evals.preparing import Questions, prepare
-from src.evals.ruler.asking import half_of, number_of
 from src.evals.suite import EvaluationError
+from src.evals.suites.ruler import RulerSuite
 from src.settings import strict
 from src.settings.config import EvaluateConfig
 from tests.conftest import by_default
@@ -47,11 +47,12 @@ def test_texts_are_cut_in_the_middle() -> None:
 
 def test_samples_are_halved_by_their_numbers() -> None:
     samples: list[Any] = [SimpleNamespace(index=i, depth=d) for d in (0, 50) for i in range(5)]
-    assert [s.index for s in half_of(samples, "validation")] == [0, 2, 4, 0, 2, 4]
-    assert [s.index for s in half_of(samples, "test")] == [1, 3, 1, 3]
-    assert number_of(100, 7, "test") == 14
-    assert number_of(100, 7, "all") == 7
-    assert number_of(10, None, "test") == 10
+    asked = {split: RulerSuite(split=split)._half(lambda: samples) for split in HALVES}
+    assert [s.index for s in asked["validation"]] == [0, 2, 4, 0, 2, 4]
+    assert [s.index for s in asked["test"]] == [1, 3, 1, 3]
+    assert RulerSuite(limit=7, split="test").number(100) == 14
+    assert RulerSuite(limit=7).number(100) == 7
+    assert RulerSuite(split="test").number(10) == 10
 
 
 def test_a_task_asks_its_half_and_keeps_its_examples(monkeypatch: pytest.MonkeyPatch) -> None:

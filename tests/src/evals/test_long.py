@@ -34,9 +34,18 @@ def test_suites_share_settings_that_they_do_not_set_themselves() -> None:
         batch_tokens=100,
     )
     assert config.suites() == [
-        RulerSuite((4096,), ("fwe",), 100, own, retrieval, 3, 5, 70, 100),
+        RulerSuite(
+            lengths=(4096,),
+            tasks=("fwe",),
+            material=own,
+            retrieval=retrieval,
+            seed=3,
+            limit=5,
+            resamples=70,
+            batch_tokens=100,
+        ),
         NeedleDepthSuite(
-            (4096,),
+            lengths=(4096,),
             samples=2,
             material=own,
             retrieval=retrieval,
@@ -44,8 +53,8 @@ def test_suites_share_settings_that_they_do_not_set_themselves() -> None:
             limit=5,
             batch_tokens=100,
         ),
-        PapersSuite(retrieval, 1, 5, 70),
-        PositionsSuite((4096,), last=64, sliding=64, limit=5),
+        PapersSuite(retrieval=retrieval, seed=1, limit=5, resamples=70),
+        PositionsSuite(lengths=(4096,), last=64, sliding=64, limit=5),
     ]
     assert LongConfig().suites() == []
 

@@ -29,7 +29,7 @@ def test_run_facts(outputs: Path, make_run: MakeRun, evaluation: dict[str, Any])
         "95.4%",
     )
     assert row["note"] == "error: boom second line"
-    assert gap_closed(run, window=128) == "–"
+    assert gap_closed(run, window=128) is None
 
 
 def test_progress_is_the_latest_of_record_and_metrics(outputs: Path, make_run: MakeRun) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from src.evals.ruler.asking import probe
+import pytest
+
+from src.evals.ruler.asking import probe, score
 from src.evals.ruler.material import Material
 from src.evals.ruler.tasks import samples_of
 from src.evals.scoring import _prepared
@@ -61,3 +63,19 @@ def test_all_probes_but_the_first_are_prepared_by_another_thread() -> None:
     for number, _ in enumerate(_prepared(probes, session(None))):
         order.append(f"ask {number}")
     assert sorted(order) == [*(f"ask {i}" for i in range(4)), "prepare b", "prepare c"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "outputs", "match", "expected"),
+    [
+        (" 123 and 456.", ("123", "456"), "all", 1.0),
+        ("123", ("123", "456"), "all", 0.5),
+        ("It is the NORTH\x07sea", ("north\nSea",), "all", 1.0),
+        ("yes, Oslo", ("Bergen", "oslo"), "part", 1.0),
+        ("", ("a",), "part", 0.0),
+        ("\n\t", ("a", "b"), "all", 0.0),
+    ],
+    ids=["all", "half", "case_and_control", "any", "empty", "blank"],
+)
+def test_scores(answer: str, outputs: tuple[str, ...], match: str, expected: float) -> None:
+    assert score(answer, outputs, match) == expected  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from src.evals.ruler.matching import score
+from src.evals.ruler.asking import score
 from src.evals.ruler.material import Material
 from src.evals.ruler.tasks import TASKS, samples_of
 

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from src.evals.ruler import tasks
-from src.evals.ruler.matching import score
+from src.evals.ruler.asking import score
 from src.evals.ruler.material import Material, QuestionSet
 from src.evals.ruler.sample import RulerError, dump, parse
-from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names, depth_samples, samples_of
+from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names, samples_of
 
 LENGTHS = (2048, 3000)
 
@@ -284,9 +284,8 @@ def test_the_answering_document_is_whole_among_others(
 def test_needles_lie_at_their_depth_in_the_same_text(
     byte_tokenizer: Any, material: Material
 ) -> None:
-    found = list(
-        depth_samples(2048, [0, 50, 100], 2, seed=3, tokenizer=byte_tokenizer, material=material)
-    )
+    depths = [0, 50, 100]
+    found = made("niah_depth", 2048, byte_tokenizer, material, seed=3, number=2, depths=depths)
     assert [(s.depth, s.index) for s in found] == [
         *((0, 0), (0, 1), (50, 0), (50, 1), (100, 0), (100, 1)),
     ]

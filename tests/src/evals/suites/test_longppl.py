@@ -33,7 +33,7 @@ def test_short_windows_hold_at_most_so_many_tokens(
 ) -> None:
     suite = LongPplSuite(short=short, step=step)
     segments = np.random.default_rng(1).integers(0, 257, (2, tokens))
-    found = suite._by_windows(small_llama, segments, "x")
+    found = suite._windowed(small_llama, segments, "x", short=True)
     assert found.shape == (2, tokens - short)
     for row, segment in zip(found, segments, strict=True):
         for place, value in zip(range(short, tokens), row, strict=True):
@@ -41,7 +41,7 @@ def test_short_windows_hold_at_most_so_many_tokens(
             ends = range(place + 1, min(place + step, tokens) + 1)
             possible = [full_nll(small_llama, segment[e - short : e])[place - e] for e in ends]
             assert min(abs(value - nll) for nll in possible) < 1e-4
-    whole = suite._whole(small_llama, segments, "x")
+    whole = suite._windowed(small_llama, segments, "x", short=False)
     expected = np.stack([full_nll(small_llama, row)[short - 1 :] for row in segments])
     np.testing.assert_allclose(whole, expected, rtol=1e-4)
 
@@ -63,8 +63,8 @@ def test_all_models_are_scored_on_the_evaluators_key_tokens(evaluation: Evaluati
     native = evaluation.of_role("native")[0]
     segments = SUITE._segments(evaluation, 900)
     with evaluation.loaded(native) as network:
-        long = SUITE._whole(network, segments, "x")
-        short = SUITE._by_windows(network, segments, "x")
+        long = SUITE._windowed(network, segments, "x", short=False)
+        short = SUITE._windowed(network, segments, "x", short=True)
     key = (short - long > SUITE.gain) & (-long > SUITE.likely)
     assert 0 < key.sum() < key.size
     assert record.keys[900] == key.sum()

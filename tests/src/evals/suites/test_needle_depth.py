@@ -17,7 +17,10 @@ def test_every_depth_is_scored_at_every_length(
     evaluation: Evaluation, material_config: MaterialConfig
 ) -> None:
     # A depth that is named twice is asked once.
-    suite = NeedleDepthSuite((NATIVE, SCALED), (0.0, 100.0, 0.0), 1, material_config)
+    depths = (0.0, 100.0, 0.0)
+    suite = NeedleDepthSuite(
+        lengths=(NATIVE, SCALED), depths=depths, samples=1, material=material_config
+    )
     result = suite.run(evaluation)
     assert result.record is not None
     record = parse(json.dumps(result.record.plain(), allow_nan=False), NeedleDepthResults)
@@ -39,7 +42,9 @@ def test_every_depth_is_scored_at_every_length(
 def test_a_limit_is_marked_and_lengths_beyond_every_window_are_named(
     evaluation: Evaluation, material_config: MaterialConfig
 ) -> None:
-    suite = NeedleDepthSuite((NATIVE, 9999), (50.0,), 3, material_config, limit=1)
+    suite = NeedleDepthSuite(
+        lengths=(NATIVE, 9999), depths=(50.0,), samples=3, material=material_config, limit=1
+    )
     (problem,) = suite.problems(evaluation)
     assert "beyond the longest window of the models, 2048" in problem
     record = suite.run(replace(evaluation, candidates=evaluation.candidates[:1])).record
@@ -56,7 +61,9 @@ def test_halves_ask_different_samples_and_say_so(
     alone = replace(evaluation, candidates=evaluation.candidates[:1])
     asked = {}
     for split in ("all", "validation", "test"):
-        suite = NeedleDepthSuite((NATIVE,), (50.0,), 3, material_config, split=split)
+        suite = NeedleDepthSuite(
+            lengths=(NATIVE,), depths=(50.0,), samples=3, material=material_config, split=split
+        )
         result = suite.run(alone)
         record = result.record
         assert isinstance(record, NeedleDepthResults)

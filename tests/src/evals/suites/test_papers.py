@@ -115,7 +115,7 @@ def test_papers_are_cut_or_retrieved_from_and_counted(
         PaperQuestion("No lamp is here. " * 20, "Is a lamp here?", 1),
     ]
     monkeypatch.setattr(PapersSuite, "_questions", lambda self, failures: items)
-    suite = PapersSuite(RetrievalConfig(chunk_tokens=100), resamples=50)
+    suite = PapersSuite(retrieval=RetrievalConfig(chunk_tokens=100), resamples=50)
     result = suite.run(evaluation)
     assert result.record is not None
     record = parse(json.dumps(result.record.plain(), allow_nan=False), PapersResults)

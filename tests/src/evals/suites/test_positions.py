@@ -83,7 +83,9 @@ def test_figures_that_are_not_finite_are_refused(small_llama: Any, segments: np.
 
 
 def test_text_is_scored_at_the_lengths_within_each_window(evaluation: Evaluation) -> None:
-    suite = PositionsSuite((1024, 2048), segments=2, last=64, sliding=128, edges=(1, 16, 256))
+    suite = PositionsSuite(
+        lengths=(1024, 2048), segments=2, last=64, sliding=128, edges=(1, 16, 256)
+    )
     found = suite.run(evaluation).record
     assert found is not None
     record = parse(json.dumps(found.plain(), allow_nan=False), PositionsResults)
@@ -107,7 +109,7 @@ def test_default_lengths_need_room_for_the_scored_tokens(evaluation: Evaluation)
     suite = PositionsSuite(last=4096, sliding=4096)
     (problem,) = suite.problems(replace(evaluation, candidates=(longer,)))
     assert "the length 4096 has no room" in problem
-    (problem,) = PositionsSuite((2048,)).problems(
+    (problem,) = PositionsSuite(lengths=(2048,)).problems(
         replace(evaluation, data=replace(evaluation.data, held_out=()))
     )
     assert "hold out longer documents" in problem

@@ -46,7 +46,7 @@ class SampleSuite(ProbeSuite):
     """Tokens of a batch of prompts; `auto` fills a GPU's memory."""
 
     def number(self, samples: int) -> int:
-        """How many of these samples are made, so that the half that is asked has `limit` at most."""
+        """How many of these samples are made, so that the asked half has `limit` at most."""
         halves = 1 if self.split == "all" else 2
         return samples if self.limit is None else min(samples, halves * self.limit)
 

@@ -71,7 +71,12 @@ class Blocks:
         self._learnt = learnt
         self._sizes = np.array([len(tokens) for _, tokens in documents], dtype=np.int64)
         if self._sizes.max() < length and not packing:
-            raise DataError(_too_short(documents, length))
+            name, longest = max(documents, key=lambda document: len(document[1]))
+            raise DataError(
+                f"no training document is {length} tokens long, and blocks are not packed: the "
+                f"longest, {name!r}, has {len(longest)}; choose shorter blocks, or data with "
+                "longer documents"
+            )
         if self._sizes.sum() < length:
             raise DataError(
                 f"all training documents together have {self._sizes.sum()} tokens, fewer than a "
@@ -214,11 +219,3 @@ class Blocks:
         name = f"{self.seed}/{self.stream}/{epoch}".encode()
         key = np.frombuffer(hashlib.sha256(name).digest()[:8], dtype="<u8")
         return np.argsort(mix64(mix64(np.arange(len(self))) ^ key), kind="stable")
-
-
-def _too_short(documents: Sequence[tuple[str, np.ndarray]], length: int) -> str:
-    name, longest = max(documents, key=lambda document: len(document[1]))
-    return (
-        f"no training document is {length} tokens long, and blocks are not packed: the longest, "
-        f"{name!r}, has {len(longest)}; choose shorter blocks, or data with longer documents"
-    )

@@ -30,11 +30,11 @@ class MixedBlocks:
         self.parts = dict(parts)
         self.length = next(iter(parts.values())).length
         weight = np.array([weights[name] for name in self.parts], dtype=np.float64)
-        self.shares = dict(zip(self.parts, (weight / weight.sum()).tolist(), strict=True))
+        share = weight / weight.sum()
+        self.shares = dict(zip(self.parts, share.tolist(), strict=True))
         self._list = list(self.parts.values())
         # Upper ends of the sources' intervals; the last one is open.
-        ends = np.cumsum(weight / weight.sum())[:-1] * 2.0**64
-        self._bounds = ends.astype(np.uint64)
+        self._bounds = (np.cumsum(share)[:-1] * 2.0**64).astype(np.uint64)
         # Of each block up to a multiple of the chunk: its source, and its number there.
         self._source = np.empty(0, dtype=np.int64)
         self._number = np.empty(0, dtype=np.int64)

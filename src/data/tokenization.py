@@ -43,13 +43,9 @@ def tokenize_chats(
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray]]:
     """Yield each chat with its ids, and which of them are to be learnt, bool [tokens].
 
-    The tokenizer's chat template makes the text, special tokens included. An answer is what the
-    template adds after the prompt for it: the assistant's message and what ends it.
-
-    Args:
-        documents: whose text is a list of messages in JSON.
-        tokenizer: with a chat template.
-        answers_only: whether only answers are to be learnt; else all tokens are.
+    A document's text is a list of messages in JSON. The tokenizer's chat template makes the text,
+    special tokens included. With `answers_only` only answers are to be learnt: what the template
+    adds after the prompt for one, the assistant's message and what ends it.
 
     Raises:
         DataError: the tokenizer has no template, the template refuses a chat, or answers cannot be
@@ -132,11 +128,8 @@ def tokenizer_identity(tokenizer: PreTrainedTokenizerBase) -> str:
             f"{type(tokenizer).__name__} is not a fast tokenizer; load it with use_fast=True"
         )
     # Truncation and padding remain from earlier calls and do not affect `tokenize`.
-    definition = {
-        key: value
-        for key, value in json.loads(backend.to_str()).items()
-        if key not in ("truncation", "padding")
-    }
+    whole = json.loads(backend.to_str())
+    definition = {k: v for k, v in whole.items() if k not in ("truncation", "padding")}
     probe = tokenizer(PROBE, add_special_tokens=True)["input_ids"]
     return hashlib.sha256(json.dumps([definition, probe], sort_keys=True).encode()).hexdigest()
 

@@ -51,17 +51,9 @@ class StreamUse:
                 SourceUse(source, blocks.shares[source], part.available, counts[source])
                 for source, part in blocks.parts.items()
             )
-        return cls(
-            name,
-            blocks.length,
-            blocks.available,
-            blocks.packable,
-            read,
-            len(blocks) < blocks.available,
-            blocks.used(),
-            blocks.read(read),
-            sources,
-        )
+        sizes = (blocks.length, blocks.available, blocks.packable, read)
+        longest_first = len(blocks) < blocks.available
+        return cls(name, *sizes, longest_first, blocks.used(), blocks.read(read), sources)
 
     @property
     def tokens(self) -> int:
@@ -109,19 +101,15 @@ class TextUse:
         """The use of a corpus."""
         sizes = np.array([info.tokens for info in corpus.documents if info.split == "train"])
         place = np.searchsorted(_BOUNDS, sizes, side="right") - 1
-        classes = tuple(
-            LengthClass(
-                least,
-                int((place == i).sum()),
-                int(sizes[place == i].sum()),
-                {s.name: int(s.tokens_by_document[place == i].sum()) for s in streams},
-                {s.name: int(s.read_by_document[place == i].sum()) for s in streams},
-            )
-            for i, least in enumerate(_BOUNDS)
-            if (place == i).any()
-        )
+        classes = []
+        for i in np.unique(place).tolist():
+            here = place == i
+            used = {s.name: int(s.tokens_by_document[here].sum()) for s in streams}
+            read = {s.name: int(s.read_by_document[here].sum()) for s in streams}
+            counts = int(here.sum()), int(sizes[here].sum())
+            classes.append(LengthClass(_BOUNDS[i], *counts, used, read))
         held_out = len(corpus.documents) - len(sizes)
-        return cls(len(sizes), int(sizes.sum()), held_out, tuple(streams), classes)
+        return cls(len(sizes), int(sizes.sum()), held_out, tuple(streams), tuple(classes))
 
     def record(self) -> dict[str, Any]:
         """For run.json."""

@@ -56,9 +56,8 @@ def half_of_texts(
     """Each document's first half of tokens for validation, its second for test."""
     if split == "all":
         return list(documents)
-    first = split == "validation"
-    cut = [(name, tokens, len(tokens) // 2) for name, tokens in documents]
-    return [(name, tokens[:at] if first else tokens[at:]) for name, tokens, at in cut]
+    halves = [(name, np.split(tokens, [len(tokens) // 2])) for name, tokens in documents]
+    return [(name, first if split == "validation" else second) for name, (first, second) in halves]
 
 
 def half_of_task(task: Any, split: Split) -> None:

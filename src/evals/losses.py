@@ -51,14 +51,11 @@ def token_losses(
     A row's first token has no prediction, so `last` is at most t - 1.
     """
     split = SplitModel.of(model)
-    hidden_nh = split.hidden(ids_bt)[:, -last - 1 : -1].flatten(0, 1)
-    targets_n = ids_bt[:, -last:].flatten()
-    for at in range(0, len(targets_n), _HEAD_CHUNK):
-        yield torch.nn.functional.cross_entropy(
-            split.logits(hidden_nh[at : at + _HEAD_CHUNK]),
-            targets_n[at : at + _HEAD_CHUNK],
-            reduction=reduction,
-        )
+    hidden = split.hidden(ids_bt)[:, -last - 1 : -1].flatten(0, 1).split(_HEAD_CHUNK)
+    targets = ids_bt[:, -last:].flatten().split(_HEAD_CHUNK)
+    for hidden_nh, targets_n in zip(hidden, targets, strict=True):
+        logits_nv = split.logits(hidden_nh)
+        yield torch.nn.functional.cross_entropy(logits_nv, targets_n, reduction=reduction)
 
 
 @torch.no_grad()

@@ -120,14 +120,10 @@ class Restoration:
         resamples: int,
         seed: int,
     ) -> None:
-        """Take the answers; the bootstrap is drawn when first needed.
+        """Take the answers, by model and task; all models answer the same items of a task.
 
-        Args:
-            tasks: in the order of results.
-            answers: by model and task; all models answer the same items of a task.
-            roles: of the models, by name.
-            resamples: of the bootstrap.
-            seed: of the bootstrap; a task's resamples depend on it and on the task's name.
+        The bootstrap is drawn when first needed. A task's resamples depend on `seed` and on the
+        task's name.
         """
         self.tasks = [t for t in tasks if any(t.name in a for a in answers.values())]
         self.answers = answers
@@ -136,7 +132,9 @@ class Restoration:
         self._resamples = resamples
         self._seed = seed
         for task in self.tasks:
-            self._check_items(task.name)
+            sizes = {model: len(a.score) for model, a in self._given(task.name).items()}
+            same = len(set(sizes.values())) == 1
+            assert same, f"{task.name}: models answered other numbers of items: {sizes}"
 
     def _of_role(self, *roles: Role) -> list[str]:
         return [name for name, role in self._roles.items() if role in roles]
@@ -205,8 +203,8 @@ class Restoration:
         """
         if task.chance is None:
             return self._enough([task])
-        answers = [self.answers[name].get(task.name) for name in self._of_role("native")[:1]]
-        native = answers[0] if answers else None
+        answers = (self.answers[name].get(task.name) for name in self._of_role("native"))
+        native = next(answers, None)
         if native is None or native.stderr is None:
             return False
         return native.value > task.chance + 2 * native.stderr
@@ -219,29 +217,19 @@ class Restoration:
         """A task's answers by model."""
         return {m: a[task] for m, a in self.answers.items() if task in a}
 
-    def _check_items(self, task: str) -> None:
-        by_model = self._given(task)
-        n = len(next(iter(by_model.values())).score)
-        different = {m: len(a.score) for m, a in by_model.items() if len(a.score) != n}
-        assert not different, f"{task}: models answered other numbers of items: {different}"
-
     @cached_property
     def _drawn(self) -> dict[str, dict[str, np.ndarray]]:
         """Resampled values by task and model, float64 [resamples]."""
-        return {t.name: self._draw(t.name, self._resamples, self._seed) for t in self.tasks}
+        return {task.name: self._draw(task.name) for task in self.tasks}
 
-    def _draw(self, task: str, resamples: int, seed: int) -> dict[str, np.ndarray]:
+    def _draw(self, task: str) -> dict[str, np.ndarray]:
         """Resampled values of a task by model, float64 [resamples]."""
         by_model = self._given(task)
-        n = len(next(iter(by_model.values())).score)
         columns = np.stack([x for a in by_model.values() for x in a.columns], axis=1)
-        draw = np.random.default_rng([seed, zlib.crc32(task.encode())])
-        sums = np.concatenate(
-            [
-                _counts(draw, min(_CHUNK, resamples - start), n) @ columns
-                for start in range(0, resamples, _CHUNK)
-            ]
-        )
+        draw = np.random.default_rng([self._seed, zlib.crc32(task.encode())])
+        starts = range(0, self._resamples, _CHUNK)
+        counts = (_counts(draw, min(_CHUNK, self._resamples - s), len(columns)) for s in starts)
+        sums = np.concatenate([counts_rn @ columns for counts_rn in counts])
         return {m: sums[:, 2 * i] / sums[:, 2 * i + 1] for i, m in enumerate(by_model)}
 
     def _by_category(self) -> dict[str, list[TaskFacts]]:
@@ -300,11 +288,8 @@ class Restoration:
 
     def _best(self, student: str, members: Sequence[TaskFacts]) -> tuple[float, np.ndarray] | None:
         """The best of the other runs' models on these tasks."""
-        able = [
-            m
-            for m in self._of_role("comparison")
-            if m != student and all(t.name in self.answers[m] for t in members)
-        ]
+        others = [model for model in self._of_role("comparison") if model != student]
+        able = [m for m in others if all(t.name in self.answers[m] for t in members)]
         if not able:
             return None
         choose = max if members[0].higher_is_better else min
@@ -320,8 +305,7 @@ def stderr_of_mean(errors: Sequence[float | None]) -> float | None:
 
 
 def _one_kind(members: Sequence[TaskFacts]) -> list[TaskFacts]:
-    shares = [t for t in members if t.higher_is_better]
-    return shares or list(members)
+    return [t for t in members if t.higher_is_better] or list(members)
 
 
 def _counts(draw: np.random.Generator, resamples: int, n: int) -> np.ndarray:

@@ -13,7 +13,7 @@ import re
 from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field
 
@@ -72,12 +72,9 @@ def ranked(chunks: list[str], query: str) -> list[int]:
     """Numbers of the chunks, best match of the query first; equal matches keep their order."""
     import bm25s
 
+    tokenize: Any = bm25s.tokenize  # its types do not say that it returns lists of words here
     words, (asked,) = (
-        # Its types do not say what it returns: here words, a list for each text.
-        cast(
-            "list[list[str]]",
-            bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False),
-        )
+        tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
         for texts in (chunks, [query])
     )
     if not asked or not any(words):
@@ -97,13 +94,8 @@ def retrieve(
     room: int,
     config: RetrievalConfig,
 ) -> tuple[str, int]:
-    """The chunks of a context that fit into `room` tokens together with the prompt around it.
-
-    Returns:
-        The shortened context, and the tokens of the whole prompt.
-
-    Raises:
-        RetrievalError: the prompt around the context does not fit without any chunk.
+    """The chunks of a context that fit into `room` tokens with the prompt around it, and the tokens
+    of the whole prompt. Raises RetrievalError if that does not fit without any chunk.
     """
     head, tail = around
 

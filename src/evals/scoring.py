@@ -81,14 +81,10 @@ def cache_key(
     generates: bool = False,
     **asked: Any,
 ) -> dict[str, Any]:
-    """The key of a value: the question, the model, its tokenizer, device and number format.
+    """The key of a suite's value: the question, the model, its tokenizer, device, number format.
 
-    Args:
-        evaluation: device, number format and tokenizer.
-        candidate: the model.
-        suite: the suite of the value.
-        generates: whether the model writes answers; generation_config.json then counts too.
-        asked: everything else that decides the value.
+    If the model `generates` answers, its generation_config.json counts too. `asked` is everything
+    else that decides the value.
     """
     return {
         "suite": suite,
@@ -128,7 +124,7 @@ class Reader:
     @property
     def budget(self) -> int:
         """Most tokens of a prompt and its answer: retrieval's budget, or else the window."""
-        chosen = self.retrieval.budget if self.retrieval is not None else None
+        chosen = self.retrieval and self.retrieval.budget
         return min(chosen or self.window, self.window)
 
     @property
@@ -182,8 +178,7 @@ class Probe:
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""
-        is_within = self.length is None or self.length <= reader.window
-        return is_within or reader.retrieval is not None
+        return (self.length or 0) <= reader.window or reader.retrieval is not None
 
     def cache_key(self, evaluation: Evaluation, reader: Reader, suite: str) -> dict[str, Any]:
         """The key of its values; a reader whose retrieval omits nothing shares the plain key."""

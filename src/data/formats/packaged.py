@@ -44,7 +44,7 @@ def read_package(source: PackagedText) -> Iterator[Document]:
 def read_speeches(name: str, folder: Path) -> Iterator[Document]:
     """One document for each .txt file, sorted by file name (that is, by year)."""
     for path in sorted(folder.glob("*.txt")):
-        yield Document(f"{name}/{path.stem}", decode(path.read_bytes(), path))
+        yield from read_book(f"{name}/{path.stem}", path)
 
 
 def read_verses(name: str, path: Path) -> Iterator[Document]:

@@ -20,6 +20,7 @@ NIL, REFERENCE, SYMBOL, PAIRLIST, CHARACTERS = 254, 255, 1, 2, 9
 LOGICALS, INTEGERS, STRINGS, LIST = 10, 13, 16, 19
 HAS_ATTRIBUTES, HAS_TAG = 0x200, 0x400
 MISSING_STRING = -1
+_DAMAGES = (EOFError, LookupError, TypeError, ValueError, struct.error, zlib.error)
 
 
 def read_lazy_load(stem: Path) -> dict[str, list[str]]:
@@ -35,15 +36,7 @@ def read_lazy_load(stem: Path) -> dict[str, list[str]]:
         return {name: _strings(data, *place) for name, place in places.items()}
     except DataError:
         raise
-    except (
-        OSError,
-        EOFError,
-        LookupError,
-        TypeError,
-        ValueError,
-        struct.error,
-        zlib.error,
-    ) as error:
+    except (*_DAMAGES, OSError) as error:
         raise DataError(f"{stem} is not a readable R lazy-load database: {error!r}") from error
 
 

@@ -24,8 +24,6 @@ from src.evals.ruler.material import Question, QuestionSet, sentences_of
 from src.evals.ruler.sample import RulerError
 
 WORD_FILES = {"adjectives": "adjectivelist.txt", "nouns": "nounlist.txt", "verbs": "verblist.txt"}
-
-
 MOBY_DICK = PackagedText("package", "moby_dick")
 
 
@@ -98,19 +96,14 @@ def _drop(config: MaterialConfig) -> QuestionSet:
 
 def squad_of(content: Mapping[str, Any]) -> QuestionSet:
     """SQuAD's own format; unanswerable questions are left out."""
+    paragraphs = [(a["title"], p) for a in content["data"] for p in a["paragraphs"]]
     rows = [
-        (article["title"], paragraph["context"], asked["question"], answers)
-        for article in content["data"]
-        for paragraph in article["paragraphs"]
+        (title, paragraph["context"], asked["question"], answers)
+        for title, paragraph in paragraphs
         for asked in paragraph["qas"]
         if (answers := [answer["text"] for answer in asked["answers"]])
     ]
-    extra = [
-        (article["title"], paragraph["context"])
-        for article in content["data"]
-        for paragraph in article["paragraphs"]
-    ]
-    return _assembled("squad", rows, extra)
+    return _assembled("squad", rows, [(title, p["context"]) for title, p in paragraphs])
 
 
 def _hotpotqa(config: MaterialConfig) -> QuestionSet:

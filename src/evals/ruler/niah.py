@@ -167,13 +167,10 @@ class Niah:
         places = [draw.random() for _ in needles]
         lines: list[str] = []
 
-        def haystack(number: int) -> list[str]:
+        def context(number: int, filler: int) -> str:
             while len(lines) < number:
                 lines.append(self._line(source, material, taken))
-            return lines[:number]
-
-        def context(number: int, filler: int) -> str:
-            chosen = haystack(number)
+            chosen = lines[:number]
             for place, needle in zip(sorted(places, reverse=True), needles, strict=True):
                 chosen.insert(int(place * number), needle)
             return "\n".join([*chosen, *filling(filler)])

@@ -7,13 +7,12 @@ c3f5e3b): the document that answers the question among others, in random order.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar
 
 from src.evals.ruler.fitting import Ruler, most
-from src.evals.ruler.material import Material, QuestionSet
+from src.evals.ruler.material import Material, Question, QuestionSet
 from src.evals.ruler.sample import RulerError, Sample, stream
 
 HEAD = (
@@ -52,8 +51,8 @@ class QuestionAnswering:
                 documents, or there are fewer questions than samples.
         """
         items = material.questions[self.dataset]
-        question = items.questions[self._choice(ruler.task, index, items)]
-        others = self._distractors(draw, items, question.document, question.related)
+        question = _question(ruler.task, index, items)
+        others = _distractors(draw, items, question)
         if not others:
             raise RulerError(
                 f"{ruler.task} needs documents beside the one that answers, but {items.name} has "
@@ -84,23 +83,23 @@ class QuestionAnswering:
         outputs = question.answers
         return ruler.sample(index, parts, query=question.text, outputs=outputs, match="part")
 
-    def _choice(self, name: str, index: int, items: QuestionSet) -> int:
-        """The question of a sample: a random order, the same at every length and seed."""
-        if index >= len(items.questions):
-            raise RulerError(
-                f"{name} has {len(items.questions)} questions, so no sample {index + 1}: ask for "
-                "fewer samples"
-            )
-        order = list(range(len(items.questions)))
-        stream(name, "order").shuffle(order)
-        return order[index]
 
-    def _distractors(
-        self, draw: random.Random, items: QuestionSet, gold: int, related: Sequence[int]
-    ) -> list[str]:
-        near = [d for d in related if d != gold]
-        used = {gold, *near}
-        far = [d for d in range(len(items.documents)) if d not in used]
-        draw.shuffle(near)
-        draw.shuffle(far)
-        return [items.documents[d] for d in (*near, *far)]
+def _question(name: str, index: int, items: QuestionSet) -> Question:
+    """The question of a sample: a random order, the same at every length and seed."""
+    if index >= len(items.questions):
+        raise RulerError(
+            f"{name} has {len(items.questions)} questions, so no sample {index + 1}: ask for "
+            "fewer samples"
+        )
+    order = list(range(len(items.questions)))
+    stream(name, "order").shuffle(order)
+    return items.questions[order[index]]
+
+
+def _distractors(draw: random.Random, items: QuestionSet, question: Question) -> list[str]:
+    near = [d for d in question.related if d != question.document]
+    used = {question.document, *near}
+    far = [d for d in range(len(items.documents)) if d not in used]
+    draw.shuffle(near)
+    draw.shuffle(far)
+    return [items.documents[d] for d in (*near, *far)]

@@ -75,15 +75,8 @@ class DriftSuite:
                 others,
                 lambda each: self._model(evaluation, native, teacher, each, segments_nt, dataset),
             )
-        return Outcome(
-            DriftResults(
-                failures=failures,
-                models=models,
-                dataset=dataset,
-                length=self.length,
-                edges=self.bins,
-            )
-        )
+        text = {"dataset": dataset, "length": self.length, "edges": self.bins}
+        return Outcome(DriftResults(failures=failures, models=models, **text))
 
     def _pair(self, evaluation: Evaluation) -> tuple[Candidate, tuple[Candidate, ...]]:
         natives = evaluation.of_role("native")
@@ -107,12 +100,8 @@ class DriftSuite:
         segments_nt = spread_segments(
             corpus.held_out_documents(), self.length, self.segments, needed_by="eval.drift.length"
         )
-        dataset = Dataset(
-            name=corpus.name,
-            fingerprint=corpus.fingerprint(self.length),
-            tokens=int(segments_nt.size),
-        )
-        return segments_nt, dataset
+        fingerprint, tokens = corpus.fingerprint(self.length), int(segments_nt.size)
+        return segments_nt, Dataset(name=corpus.name, fingerprint=fingerprint, tokens=tokens)
 
     def _model(
         self,

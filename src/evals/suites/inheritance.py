@@ -73,7 +73,7 @@ class InheritanceSuite(ShortSuite):
             return Outcome(None)
         answered = [c for c in evaluation.candidates if c.name in measured.answers]
         natives = [candidate for candidate in answered if candidate.role == "native"]
-        others = [candidate for candidate in answered if candidate.role != "native"]
+        others = [candidate for candidate in answered if candidate not in natives]
         if not natives or not others:
             why = "; ".join(measured.failures.values()) or "give run=RUN_DIR"
             raise EvaluationError(f"there is nothing to compare the native model with: {why}")
@@ -108,13 +108,8 @@ class InheritanceSuite(ShortSuite):
             np.concatenate([np.asarray(getattr(source[t], key)) for t in tasks])
             for source, key in ((native, "gold"), (native, "predicted"), (other, "predicted"))
         )
-        definition_of = definitions()
-        guess = np.concatenate(
-            [
-                np.full(len(native[t].score), 1 / ((definition_of[t].choices or 2) - 1))
-                for t in tasks
-            ]
-        )
+        wrong_choices = {t: (definitions()[t].choices or 2) - 1 for t in tasks}
+        guess = np.concatenate([np.full(len(native[t].score), 1 / wrong_choices[t]) for t in tasks])
         missed = theirs != gold
         count = int(missed.sum())
         if count == 0:

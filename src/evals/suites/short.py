@@ -73,13 +73,7 @@ class ShortSuite(Questions):
 
     def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:
         facts = [
-            TaskFacts(
-                name=name,
-                category=task.category,
-                metric=task.score,
-                higher_is_better=task.higher_is_better,
-                chance=task.chance,
-            )
+            TaskFacts(name, task.category, task.score, task.higher_is_better, task.chance)
             for name, task in (definitions() | LONG_TASKS).items()
             if name in self.tasks
         ]
@@ -162,10 +156,7 @@ def _value(figure: TaskResult | Mean | None) -> str | None:
 def _scores(record: ShortResults, model: TaskModel) -> ResultTable:
     scores = model.scores
     entries: dict[str, Score | None] = {**scores.tasks, **scores.categories}
-    entries |= {
-        "average, discriminating": scores.average,
-        "average, all": scores.full_average,
-    }
+    entries |= {"average, discriminating": scores.average, "average, all": scores.full_average}
     columns = ("task", "recovery", "of the best other run", "gap closed", "differs from scaled", "")
     return ResultTable(
         name=record.marked(f"{record.suite}_scores/{model.name}", "_limit_"),

@@ -114,9 +114,9 @@ class TaskDefinition:
         config["custom_dataset"] = lambda **_: self._splits(documents)
         if scorer := config.get("process_results"):
             score = answers.SCORERS[scorer]
-            config["process_results"] = (
-                partial(score, kind=self.sandbox) if self.executes else score
-            )
+            if self.executes:
+                score = partial(score, kind=self.sandbox)
+            config["process_results"] = score
         return ConfigurableTask(config=config)
 
     def _splits(self, documents: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -125,12 +125,11 @@ class TaskDefinition:
 
         evaluated = self.config.get("test_split") or self.config["validation_split"]
         shots = self.config.get("fewshot_split", evaluated)
-        return {
-            split: Dataset.from_list(
-                [dict(row) for row in documents if row.get("split", evaluated) == split]
-            )
-            for split in dict.fromkeys((evaluated, shots))
+        rows = {
+            split: [dict(row) for row in documents if row.get("split", evaluated) == split]
+            for split in (evaluated, shots)
         }
+        return {split: Dataset.from_list(of_split) for split, of_split in rows.items()}
 
     def digest(self, documents: Sequence[Mapping[str, Any]]) -> str:
         """Hash of the settings and the documents, a part of the cache's key."""
@@ -159,18 +158,9 @@ def definitions() -> dict[str, TaskDefinition]:
 
 def _read(path: Path) -> TaskDefinition:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    about = config["metadata"]
-    return TaskDefinition(
-        name=config["task"],
-        config=config,
-        category=about["category"],
-        score=about["score"],
-        documents=about.get("documents", config["task"]),
-        choices=about.get("choices"),
-        hub=about.get("hub"),
-        subjects=about.get("subjects", False),
-        executes=about.get("executes", False),
-    )
+    facts = {"documents": config["task"]} | config["metadata"]
+    del facts["version"]
+    return TaskDefinition(name=config["task"], config=config, **facts)
 
 
 def definition(name: str) -> TaskDefinition:

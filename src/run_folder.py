@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -128,6 +130,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+@functools.lru_cache(maxsize=2)
+def _parsed(config: str) -> Any:
+    """A config's values. Each checkpoint asks for those of its run, which take a while to parse."""
+    return yaml.safe_load(config)
+
+
 class RunFolder:
     """A run's folder and the record it holds.
 
@@ -211,7 +219,7 @@ class RunFolder:
             RunFolderError: it cannot be read.
         """
         try:
-            plain = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            plain = copy.deepcopy(_parsed(self.config_file.read_text(encoding="utf-8")))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise RunFolderError(f"{self.config_file} cannot be read: {error}") from error
         if not isinstance(plain, dict):

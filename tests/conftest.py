@@ -38,6 +38,9 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+# What libraries make while test files are collected lives as long as the process.
+gc.disable()
+
 if not torch.cuda.is_available():
     # Triton decides when it is loaded, and much loads it: so here, before anything else. The
     # setting is taken back, as it is not for the commands that tests start.
@@ -92,6 +95,7 @@ def pytest_collection_finish() -> None:
     This and the next function save two fifths of the CPU time of tests/src/test_train.py.
     """
     gc.set_threshold(20_000, 20, 50)
+    gc.enable()
 
 
 def pytest_runtest_setup() -> None:

@@ -2,22 +2,32 @@
 
 from importlib import import_module
 
-import torch
+from src.training.launch import uncollected
 
-from src.training.engine.zero import load_deepspeed
-
-load_deepspeed(torch.device("cpu"))
-for module in (
+_MODULES = (
+    "deepspeed.comm.mori",
     "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.sequence_parallel.ulysses_sp",
+    "deepspeed.runtime.superoffload.superoffload_stage3",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.sequence.cross_entropy",
+    "kernels.relation_kl.chunked",
     "peft",
-    "torch._functorch.partitioners",
-    "torch._inductor.codegen.common",
+    "peft.utils.transformers_weight_conversion",
     "transformers.models.llama.modeling_llama",
     "transformers.models.qwen3.modeling_qwen3",
     "src.evals.running",
     "src.models.assembly",
     "src.training.engine.student",
     "src.training.engine.teacher",
+    "src.training.engine.ulysses",
     "src.training.run",
-):
-    import_module(module)
+    "tests.src.passes.test_passes",
+)
+
+# To look for garbage would also copy the memory that ranks share.
+with uncollected(freezes=True):
+    torch = import_module("torch")
+    import_module("src.training.engine.zero").load_deepspeed(torch.device("cpu"))
+    for module in _MODULES:
+        import_module(module)

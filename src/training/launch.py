@@ -7,6 +7,7 @@ environment. `launch.nproc` starts local ranks from a single command.
 from __future__ import annotations
 
 import atexit
+import functools
 import gc
 import os
 import signal
@@ -87,9 +88,15 @@ def uncollected(*, freezes: bool = False) -> Iterator[None]:
     try:
         yield
     finally:
-        if freezes and not gc.get_freeze_count():
-            gc.freeze()
+        if freezes:
+            _freeze()
         gc.enable()
+
+
+@functools.cache
+def _freeze() -> None:
+    """Once a process: `gc.get_freeze_count` looks through all that is frozen."""
+    gc.freeze()
 
 
 @contextmanager

@@ -72,7 +72,8 @@ def execute(config: RunConfig, folder: RunFolder, world: World) -> None:
                 if config.eval.suites():
                     results = running.evaluate_finished(config, folder)
                     results.report(tracker)
-                _hand_over(config, run.plan, folder, tracker)
+                if config.tracking.mode != "disabled":
+                    _hand_over(config, run.plan, folder, tracker)
                 if results is not None:
                     _score_card(config, folder, results)
                     # This raises if a suite failed, so the results are handed over before.

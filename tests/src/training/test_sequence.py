@@ -229,7 +229,7 @@ def found_on(
     tmp_path_factory: pytest.TempPathFactory,
     compose_run: Callable[..., RunConfig],
 ) -> Path:
-    """What one and four ranks found, each by one set of processes, of what the tests ask for."""
+    """What one rank and several found of what the tests ask for."""
     alone: dict[str, RunConfig] = {}
     trained: dict[str, RunConfig] = {}
     passes: list[tuple[str, int]] = []
@@ -246,8 +246,8 @@ def found_on(
     folder = tmp_path_factory.mktemp("ranks")
     once = sorted({name for name, _ in passes})
     sequence_ranks.work(World(), folder, alone, [(name, PASSES[name], 1) for name in once])
-    for ranks, runs in {4: trained, 8: {}}.items():
-        shared = [(n, PASSES[n], p) for n, p in passes if (p > 4) == (ranks > 4)]
+    for ranks, runs in {2: {}, 4: trained, 8: {}}.items():
+        shared = [(name, PASSES[name], parts) for name, parts in passes if parts == ranks]
         if runs or shared:
             on_ranks(ranks, sequence_ranks.work, folder, runs, shared)
     return folder

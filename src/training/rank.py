@@ -12,11 +12,13 @@ from src import environment
 from src.run_folder import RunFolder
 from src.settings import strict
 from src.settings.config import RunConfig
-from src.training import launch, run
+from src.training import launch
 
 
 def main(run_dir: Path) -> None:
     """Join the other ranks and do this one's part of the run."""
+    with launch.uncollected(freezes=True):
+        from src.training import run
     folder = RunFolder.open(run_dir)
     settings = strict.load_plain(RunConfig, folder.config())
     with environment.redacting_output():

@@ -163,6 +163,10 @@ class Comparison:
         parts = {"RULER within the window": within}
         if self.short_tasks:
             parts = {"short average": self.short_tasks} | parts
+        # A native model that finds nothing is no measure.
+        parts = {part: tasks for part, tasks in parts.items() if self.native.mean(tasks)[0]}
+        if not parts:
+            return
         yield f"| method | scaling | {' | '.join(f'{part}, % of native' for part in parts)} |"
         yield "|---|---|" + "--:|" * len(parts)
         for line in self.lines[1:]:
@@ -222,7 +226,9 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
         peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
         shown = "diverged | | "
         if (number := choice(rows, row, grid.floor)) is not None:
-            parts = (f"{part:.3f}" for part in parts_of(rows, row, grid.floor))
+            parts = (
+                "-" if part is None else f"{part:.3f}" for part in parts_of(rows, row, grid.floor)
+            )
             shown = f"{' | '.join(parts)} | {number:.3f}"
         yield (
             f"| {grid.methods[row['method']].label} | {row['scaling']} | {_settings(row)} "

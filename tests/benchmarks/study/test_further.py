@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from benchmarks.study import further
+from benchmarks.study import further, tables
 from tests.benchmarks.study.test_phases import grid
 
 MODELS: dict[str, Any] = {
@@ -30,6 +31,22 @@ def test_tables_stand_under_headings_in_one_order() -> None:
     assert text.index("| f |") < text.index("| u |") < text.index("study_n_tokens.png")
     assert "## o\n\nValidation half, every scaling without training:\n\n| o |\n" in text
     assert "study_o" not in text, "pictures are of trained runs"
+
+
+def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
+    """A native model that scores nothing, as one of random weights."""
+    nothing = {"short": {"lambada": 0.0}, "ruler": {"1024": 0.0}, "tasks": {}}
+    about = {"model": "m", "scaling": "linear", "validation": nothing}
+    trained = {"method": "a", "budget": "1M", "params": {}, "stages": [], "seconds": 1.0}
+    rows = [
+        about | {"phase": "untrained", "method": "untrained", "native": nothing},
+        about | {"phase": "search", **trained},
+    ]
+    [line] = list(tables.search_table(grid(), "m", rows))[2:]
+    assert line.endswith("| - | - | 0.000 | 1 | 0.0 |")
+    (tmp_path / "items").mkdir()
+    (tmp_path / "items" / "m-native.json").write_text('{"ruler_vt_1024": [0, 0]}')
+    assert not list(tables.Comparison(grid(), "m", [], tmp_path).goals(1024))
 
 
 def test_what_was_tested_comes_before_what_was_validated() -> None:

@@ -380,7 +380,11 @@ def documents() -> dict[Path, dict[str, str]]:
         ROOT / "README.md": _of_the_readme(named),
         ROOT / "docs" / "methods.md": {"stages": stage_table(named)},
         ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
-        ROOT / "docs" / "scale.md": {"step": step_table(load("step"))} | _profiles(),
+        ROOT / "docs" / "scale.md": {
+            "step": step_table(load("step")),
+            "several": plans.several(),
+            **_profiles(),
+        },
     }
 
 

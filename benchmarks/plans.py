@@ -1,15 +1,17 @@
-"""The README's table of commands by GPU: what the plan of the paper's run says for each.
+"""Tables of plans: the paper's run by GPU (README), and 7B runs on several H200s (docs/scale.md).
 
-python -m benchmarks.plans            print the table; python -m benchmarks.figures writes it
+python -m benchmarks.plans            print the tables; python -m benchmarks.figures writes them
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
+from benchmarks import step
 from src import api
+from src.planning import plan
 from src.planning.plan import Plan
 
 COMMAND = "+experiment=linearard_32k"
@@ -78,9 +80,44 @@ def _choices(made: Plan) -> Iterator[str]:
         yield f"checkpointing in {', '.join(again)}"
 
 
+# Cases of benchmarks.step and their numbers of GPUs.
+SEVERAL = {
+    "replicated": (1, 4, 8),
+    "sharded": (1, 4, 8),
+    "sequence-262144-ard": (4, 8),
+    "sequence-262144-cpt": (4, 8),
+}
+
+
+@cache
+def several() -> str:
+    """The Markdown table of 7B runs on several H200s."""
+    head = "| run | GPUs | GiB a GPU | s a step |"
+    rows = [("the paper's run, its two stages", n, _of_the_run(n)) for n in (4, 8)]
+    rows += [(f"`{name}`", n, _of_a_case(name, n)) for name, many in SEVERAL.items() for n in many]
+    lines = [f"| {label} | {gpus} | {_stages(made)} |" for label, gpus, made in rows]
+    return "\n".join([head, "|---|---:|---:|---:|", *lines])
+
+
+def _of_the_run(gpus: int) -> Plan:
+    return api.plan(COMMAND, f"launch.nproc={gpus}", "plan_for=h200")
+
+
+def _of_a_case(name: str, gpus: int) -> Plan:
+    settings = step.composed(step.CASES[name], "llama2_7b", quick=False, ranks=gpus)
+    return plan.make(replace(settings, dry_run=True, plan_for="h200"), world_size=gpus)
+
+
+def _stages(made: Plan) -> str:
+    """Memory and time of a step of each stage, the cells of a row."""
+    assert made.fits
+    memory = ", ".join(f"{stage.peak / 2**30:.0f}" for stage in made.stages)
+    return f"{memory} | {', '.join(f'{stage.seconds_per_step:.3g}' for stage in made.stages)}"
+
+
 def main() -> None:
-    """Print the table."""
-    print(table())
+    """Print the tables."""
+    print(table(), several(), sep="\n\n")
 
 
 if __name__ == "__main__":

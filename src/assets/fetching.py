@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
@@ -172,9 +172,7 @@ def _announce(message: str) -> Iterator[None]:
     from rich.console import Console
 
     console = Console(stderr=True)
-    if console.is_terminal:
-        with console.status(message):
-            yield
-    else:
+    if not console.is_terminal:
         console.print(message, highlight=False, soft_wrap=True)
+    with console.status(message) if console.is_terminal else nullcontext():
         yield

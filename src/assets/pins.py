@@ -55,11 +55,6 @@ class SplitAsset:
         return self.parts[0].client
 
     @property
-    def megabytes(self) -> int:
-        """The size of all parts."""
-        return sum(part.megabytes for part in self.parts)
-
-    @property
     def archive(self) -> str:
         """The parts' archives."""
         return " ".join(part.archive for part in self.parts)
@@ -70,12 +65,7 @@ class SplitAsset:
         return " ".join(part.requirement for part in self.parts)
 
 
-_Assets = TypeAdapter(dict[str, PackagedAsset | SplitAsset])
-
-
-def _read_pins() -> dict[str, PackagedAsset | SplitAsset]:
-    content = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-    return _Assets.validate_python({name: {"name": name} | pin for name, pin in content.items()})
-
-
-ASSETS = _read_pins()
+_PINS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+ASSETS = TypeAdapter(dict[str, PackagedAsset | SplitAsset]).validate_python(
+    {name: {"name": name} | pin for name, pin in _PINS.items()}
+)

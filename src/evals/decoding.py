@@ -55,16 +55,9 @@ def _grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one token, [b, 1, h, d]: heads that share keys are rows of one product.
 
-    transformers repeats keys and values for each head where there is a mask.
-
-    Args:
-        module: not used.
-        query: [b, h, 1, d].
-        key: [b, g, s, d].
-        value: as keys.
-        attention_mask: added to scores; or, as integers, what `_key_counts` returns.
-        scaling: of scores.
-        sliding_window: keys that a token sees; masks hold it already.
+    transformers repeats keys and values for each head where there is a mask. `query` is
+    [b, h, 1, d], `key` and `value` are [b, g, s, d]. The mask is added to scores; or, as integers,
+    it is what `_key_counts` returns, and `sliding_window` then limits the keys that a token sees.
     """
     del module
     rows, heads = query.shape[:2]
@@ -123,18 +116,13 @@ def _flash_attention(
 
 
 class _Slots(DynamicLayer):
-    """A layer's keys and values, [b, h, s, d]; each token fills the slot of its position.
-
-    Args:
-        like: a layer with the same heads.
-        size: b and s.
-        at_b1: the positions.
-    """
+    """A layer's keys and values, [b, h, s, d]; each token fills the slot of its position."""
 
     keys: Tensor
     values: Tensor
 
     def __init__(self, like: DynamicLayer, size: tuple[int, int], at_b1: Tensor) -> None:
+        """Room for `size` (b and s) beside the heads of a layer; `at_b1` are the positions."""
         super().__init__()
         rows, slots = size
         self.keys, self.values = (
@@ -163,9 +151,6 @@ class Rows:
         model: a causal language model in evaluation mode.
         size: rows, and the most tokens of prompt and answer.
         room: the most tokens of an answer.
-
-    Attributes:
-        written_bn: the answers' tokens; columns beyond the present step are not set.
     """
 
     def __init__(self, model: PreTrainedModel, size: tuple[int, int], room: int) -> None:
@@ -187,6 +172,7 @@ class Rows:
             torch.zeros(rows, 1, dtype=torch.long, device=self._device) for _ in range(3)
         )
         self._column_1 = self._at_b1.new_ones(1)
+        # The answers' tokens; columns beyond the present step are not set.
         self.written_bn = self._at_b1.new_zeros(rows, room)
 
     def __len__(self) -> int:

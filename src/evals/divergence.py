@@ -59,15 +59,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """A student's drift, as fields of `DriftModel`.
 
-    Args:
-        native: loaded with capture.
-        student: loaded with capture, of the same shape.
-        segments_nt: token ids, int64 [n, length].
-        bins: edges of bins of positions.
-        name: for the progress meter.
-
-    Raises:
-        EvaluationError: a figure is not finite.
+    Both models are loaded with capture, and are of one shape. Segments are token ids, int64
+    [n, length]. `bins` are edges of bins of positions, `name` is for the progress meter. Raises
+    EvaluationError if a figure is not finite.
     """
     device = next(native.parameters()).device
     layers, (n, length) = native.config.num_hidden_layers, segments_nt.shape

@@ -32,23 +32,16 @@ READ_TOKENS = 131_072
 CPU_BATCH_TOKENS = 8192
 
 
-class GenerationError(EvaluationError):
-    """Prompts that a model cannot read; the message names the remedy."""
-
-
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, window: int, room: Sequence[int]
 ) -> list[list[int]]:
     """Token ids of prompts, which are never cut.
 
-    Args:
-        tokenizer: the model's.
-        prompts: texts; none is cut.
-        window: positions that the model has.
-        room: tokens to generate, by prompt.
+    `window` is the number of positions that the model has, `room` that of tokens to generate for
+    each prompt.
 
     Raises:
-        GenerationError: a prompt and what follows do not fit the window; a prompt with two
+        EvaluationError: a prompt and what follows do not fit the window; a prompt with two
             beginning-of-text tokens; a tokenizer that ends prompts with an end-of-text token.
     """
     encoded: list[list[int]] = tokenizer(list(prompts), verbose=False)["input_ids"]
@@ -56,18 +49,18 @@ def encode(
     begin, end = specials
     for ids, new in zip(encoded, room, strict=True):
         if len(ids) + new > window:
-            raise GenerationError(
+            raise EvaluationError(
                 f"a prompt of {len(ids)} tokens and {new} to generate are longer than the model's "
                 f"window of {window}: choose shorter lengths, or a model scaled to more"
             )
         # Some tokenizers use one token for both.
         if begin is not None and ids.count(begin) > 1:
-            raise GenerationError(
+            raise EvaluationError(
                 f"a prompt has {ids.count(begin)} beginning-of-text tokens: it must not contain "
                 f"{tokenizer.bos_token!r} itself"
             )
         if end is not None and ids[-1] == end:
-            raise GenerationError(
+            raise EvaluationError(
                 f"the tokenizer ends every text with {tokenizer.eos_token!r}, after which a model "
                 "writes no answer: set add_eos_token to false in its configuration"
             )

@@ -300,9 +300,8 @@ class TokenBudgetLM(_HFLM):
             groups.setdefault(repr(sorted(kwargs.items())), []).append(index)
         with meter(self.label, len(asked), quiet=self.rank > 0) as progress:
             for members in groups.values():
-                self._generate_group(
-                    members, prompts, dict(settings[members[0]]), answers, progress
-                )
+                kwargs = dict(settings[members[0]])
+                self._generate_group(members, prompts, kwargs, answers, progress)
         return answers
 
     def _generate_group(

@@ -166,11 +166,7 @@ def run_task(
     Every process that shares the work calls this with the same tasks. If there are fewer items
     than processes, the first does it alone.
 
-    Args:
-        lm: the model.
-        tasks: lm-eval's tasks by name.
-        score: the metric that counts.
-        limit: of the task's items, or of each subject's.
+    `score` is the metric that counts, `limit` that of the task's items, or of each subject's.
 
     Returns:
         The answers and lm-eval's figures by its task names on rank 0, None elsewhere.

@@ -30,10 +30,6 @@ _END = re.compile(r"""\n+|(?<=[.!?])["'”’)\]]*\s+(?=["'“‘(\[]*[A-Z])""")
 _SPACE = re.compile(r"\s+")
 
 
-class RetrievalError(EvaluationError):
-    """A prompt that cannot be made to fit by leaving out parts of its context."""
-
-
 @dataclass(frozen=True)
 class RetrievalConfig:
     """How contexts are cut."""
@@ -95,7 +91,7 @@ def retrieve(
     config: RetrievalConfig,
 ) -> tuple[str, int]:
     """The chunks of a context that fit into `room` tokens with the prompt around it, and the tokens
-    of the whole prompt. Raises RetrievalError if that does not fit without any chunk.
+    of the whole prompt. Raises EvaluationError if that does not fit without any chunk.
     """
     head, tail = around
 
@@ -107,7 +103,7 @@ def retrieve(
         return context, tokens
     needed = measure("")
     if needed > room:
-        raise RetrievalError(
+        raise EvaluationError(
             f"instruction and question have {needed} tokens, more than the {room} that a "
             "prompt may have: raise eval.long.retrieval.budget"
         )

@@ -16,7 +16,7 @@ from src.report.groups import device_hours, suite_figures
 from src.report.labels import flat
 from src.report.runs import ReportError, Run
 from src.report.tables import Column, Section, Table, row, terminal
-from src.results import Score, TaskModel, TaskResults
+from src.results import Score, TaskResults
 
 _NEAREST = 5
 
@@ -129,7 +129,10 @@ def _suite_figures(run: Run) -> dict[str, str]:
             figures |= _scores(average, f"{suite.suite} suite{_limit(suite)}")
     names = [model.name for suite in run.task_suites if suite for model in reversed(suite.models)]
     for name in dict.fromkeys(names):
-        models = [_named(suite, name) for suite in run.task_suites]
+        models = [
+            next((model for model in suite.models if model.name == name), None) if suite else None
+            for suite in run.task_suites
+        ]
         for key, estimate in suite_figures(*models).items():
             label = {"short": "short average", "long": "long average"}.get(key)
             label = label or key.replace("ruler@", "long RULER ")
@@ -143,10 +146,6 @@ def _suite_figures(run: Run) -> dict[str, str]:
 
 def _limit(suite: TaskResults | None) -> str:
     return "" if suite is None or suite.limit is None else f" (limit={suite.limit})"
-
-
-def _named(suite: TaskResults | None, name: str) -> TaskModel | None:
-    return next((model for model in suite.models if model.name == name), None) if suite else None
 
 
 def _scores(score: Score, suite: str) -> dict[str, str]:

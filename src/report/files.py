@@ -26,6 +26,8 @@ from pydantic import (
     ValidationError,
 )
 
+from src.results import first_reason
+
 State = Literal["running", "finished", "failed", "interrupted"]
 
 _PLAIN = str | int | float | bool | None
@@ -203,9 +205,9 @@ def is_regular(path: Path) -> bool:
     """Whether `open_regular` opens a file of this kind."""
     try:
         open_regular(path).close()
+        return True
     except OSError:
         return False
-    return True
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -245,12 +247,9 @@ def read_config(path: Path) -> ConfigFile:
 
 
 def _check_size(content: bytes) -> None:
-    """Refuse YAML that is nested too deeply, or unfolds into too many values.
+    """Raise ValueError for YAML that is nested too deeply, or unfolds into too many values.
 
     The loader's recursion in C would end the process, and who walks over the values would not end.
-
-    Raises:
-        ValueError: it is.
     """
     if b"&" not in content and sum(map(content.count, _NESTING)) <= _DEEPEST_CONFIG:
         return
@@ -278,13 +277,6 @@ def _check_size(content: bytes) -> None:
         open_now[-1] = (anchor, before + values)
         if before + values > _MOST_VALUES:
             raise ValueError(f"it unfolds into more than {_MOST_VALUES:,} values")
-
-
-def first_reason(error: ValidationError) -> str:
-    """The first complaint of a validation, on one line: `place: what is wrong`."""
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 class ResultRow(Record):

@@ -101,7 +101,8 @@ def _row(group: Group, cells: Sequence[Cell]) -> Row:
         Cell(binary_tokens(group.tokens), attributes={"data-sort": str(group.tokens)}),
         Cell(str(group.seeds), attributes=one_seed, css="warn" if one_seed else ""),
     )
-    attributes = {"class": "method", "data-runs": _runs(group), "data-place": str(group.place)}
+    runs, place = " ".join(map(str, group.members)), str(group.place)
+    attributes = {"class": "method", "data-runs": runs, "data-place": place}
     hours = Cell(_hours(group), attributes={"data-sort": str(group.hours or 0.0)})
     return Row((*about, *cells, hours), attributes, is_extra=not group.is_main)
 
@@ -113,7 +114,7 @@ def _baseline(name: str, members: Sequence[Group], scores: Iterable[Metric]) -> 
         return None
     cells = [_cell(group.baselines[name].get(metric.key)) for metric in scores]
     about = (Cell(name), Cell(formatting.DASH), Cell(""))
-    attributes = {"class": "baseline", "data-runs": _runs(group)}
+    attributes = {"class": "baseline", "data-runs": " ".join(map(str, group.members))}
     return Row((*about, *cells, Cell(formatting.DASH)), attributes)
 
 
@@ -146,10 +147,6 @@ def _cell(estimate: Estimate | None) -> Cell:
     has_interval = estimate.low is not None and estimate.high is not None
     interval = f"{estimate.low:.1f} to {estimate.high:.1f}" if has_interval else ""
     return Cell(f"{estimate.value:.1f}", interval)
-
-
-def _runs(group: Group) -> str:
-    return " ".join(map(str, group.members))
 
 
 def _hours(group: Group) -> str:

@@ -121,14 +121,11 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     varied = [name for name in _FACTS if len({one[name] for one in facts}) > 1]
     families: dict[tuple[str, str], list[int]] = {}
     for place, one in enumerate(facts):
-        families.setdefault((one["model"], one["method"]), []).append(place)
+        if runs[place].config.values:
+            families.setdefault((one["model"], one["method"]), []).append(place)
     variants = [""] * len(runs)
     for places in families.values():
-        settings = {
-            place: flat(training_settings(runs[place]))
-            for place in places
-            if runs[place].config.values
-        }
+        settings = {place: flat(training_settings(runs[place])) for place in places}
         usual = usual_settings([(settings[place], bool(runs[place].sweep)) for place in settings])
         for place, one in settings.items():
             variants[place] = variant(one, unusual_settings(one, usual))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, NonNegativeInt, ValidationError
 
-from src.report.files import first_reason, read_bytes
+from src.report.files import read_bytes
+from src.results import first_reason
 
 
 class MetricRow(BaseModel):
@@ -27,17 +28,16 @@ class MetricRow(BaseModel):
     def values(self) -> dict[str, float]:
         """The metrics of this line by key; they may be NaN or infinite."""
         extra = self.model_extra or {}
-        return {k: _as_float(v) for k, v in extra.items() if v is None or _is_number(v)}
+        return {k: _as_float(v) for k, v in extra.items() if _is_number(v)}
 
     @property
     def layers(self) -> dict[str, tuple[float | None, ...]]:
         """Lists of numbers by key, such as `loss/relation/by_layer`."""
         extra = self.model_extra or {}
-        lists = {k: v for k, v in extra.items() if isinstance(v, list)}
         return {
             key: tuple(_finite(_as_float(item)) for item in items)
-            for key, items in lists.items()
-            if all(item is None or _is_number(item) for item in items)
+            for key, items in extra.items()
+            if isinstance(items, list) and all(map(_is_number, items))
         }
 
 
@@ -80,7 +80,8 @@ def read_metrics(path: Path) -> Metrics:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether it is a number, or null for one that was not finite."""
+    return isinstance(value, int | float | None) and not isinstance(value, bool)
 
 
 def _as_float(value: int | float | None) -> float:

@@ -46,6 +46,9 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
     def recorded(key: str) -> str:
         return formatting.text(getattr(record, key, None))
 
+    faults = [f"corrupt: {problem}" for problem in run.problems]
+    if record and record.error:
+        faults.append(f"error: {record.error}")
     ranks = f" x{record.world_size}" if record and record.world_size > 1 else ""
     job = record.sweep.job if record and record.sweep else None
     return {
@@ -64,7 +67,7 @@ def run_facts(run: Run, window: int | None = None) -> dict[str, str]:
         "started": formatting.moment(record and record.started_at),
         "gap closed": formatting.share(gap_closed(run, window)),
         "command": recorded("command"),
-        "note": _note(run),
+        "note": formatting.text("; ".join(faults)) if faults else "",
     }
 
 
@@ -88,17 +91,8 @@ def run_notes(runs: Iterable[Run]) -> list[Text]:
 
 def _scaling(settings: RunSettings) -> str:
     rope = settings.rope
-    length = None if rope.target_length is None else f"to {short_length(rope.target_length)}"
-    name = scaling_name(rope.type or "", settings.factor)
-    return formatting.text(" ".join(part for part in (name, length) if part))
-
-
-def _note(run: Run) -> str:
-    """Why the run is incomplete or faulty: faults of its files, then its own error."""
-    parts = [f"corrupt: {problem}" for problem in run.problems]
-    if run.record and run.record.error:
-        parts.append(f"error: {run.record.error}")
-    return formatting.text("; ".join(parts)) if parts else ""
+    length = "" if rope.target_length is None else f"to {short_length(rope.target_length)}"
+    return formatting.text(f"{scaling_name(rope.type or '', settings.factor)} {length}".strip())
 
 
 def page_data(data: ReportData, link: Callable[[Path], str]) -> dict[str, Any]:

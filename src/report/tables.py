@@ -123,16 +123,16 @@ def terminal(table: Table) -> RichTable:
     return drawn
 
 
+def _rich(cell: Cell) -> Text:
+    text = Text(cell.text, "bold" if cell.mark is Mark.BEST else "")
+    return text.append(f" {cell.fault}", "red") if cell.fault else text
+
+
 def widen(console: Console) -> Console:
     """Make a console whose output is not a terminal wide enough for every column."""
     if not console.is_terminal:
         console.width = max(console.width, _PLAIN_WIDTH)
     return console
-
-
-def _rich(cell: Cell) -> Text:
-    text = Text(cell.text, "bold" if cell.mark is Mark.BEST else "")
-    return text.append(f" {cell.fault}", "red") if cell.fault else text
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:

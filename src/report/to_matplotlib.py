@@ -82,16 +82,9 @@ def pictures(
         else:
             _chart(chart, figure, axes)
         if stamp:
-            axes.text(
-                *(0.5, 0.5, stamp),
-                transform=axes.transAxes,
-                ha="center",
-                va="center",
-                rotation=18,
-                fontsize=30,
-                color=MUTED,
-                alpha=0.3,
-            )
+            look: dict[str, Any] = {"rotation": 18, "fontsize": 30, "color": MUTED, "alpha": 0.3}
+            place = {"transform": axes.transAxes, "ha": "center", "va": "center"}
+            axes.text(0.5, 0.5, stamp, **place, **look)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # laid out once for all formats
         return {kind: _written(figure, kind) for kind in formats}
@@ -222,6 +215,5 @@ def _values(chart: Heatmap, image: Any, axes: Axes) -> None:
             if value is not None:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                axes.text(
-                    c, r, f"{value:.3g}", ha="center", va="center", color=PAPER if dark else INK
-                )
+                color = PAPER if dark else INK
+                axes.text(c, r, f"{value:.3g}", ha="center", va="center", color=color)

@@ -373,23 +373,24 @@ def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
     if schema not in (1, SCHEMA):
         allowed = f"allowed: 1, {SCHEMA}"
         raise ResultsError(f"schema={schema!r} is unknown; {allowed}; {_again(kind.suite)}")
-    held = (
-        ("long", kind.suite)
-        if schema == 1 and kind.suite in schema_1.FORMERLY_LONG
-        else (kind.suite,)
-    )
-    if plain.get("suite") not in held:
+    was_long = schema == 1 and kind.suite in schema_1.FORMERLY_LONG
+    if plain.get("suite") not in ("long" if was_long else kind.suite, kind.suite):
         raise ResultsError(f"suite={plain.get('suite')!r}; allowed: {kind.suite}")
     try:
         if schema == 1:
             plain = schema_1.converted(plain, kind.suite)
         return None if plain is None else kind.model_validate(plain)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise ResultsError(f"{place}: {first['msg']}; {_again(kind.suite)}") from error
+        raise ResultsError(f"{first_reason(error)}; {_again(kind.suite)}") from error
     except (AttributeError, KeyError, TypeError) as error:
         raise ResultsError(f"not of schema 1 ({error!r}): {_again(kind.suite)}") from error
+
+
+def first_reason(error: ValidationError) -> str:
+    """The first complaint of a validation, on one line: `place: what is wrong`."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return f"{place}: {first['msg']}" if place else first["msg"]
 
 
 def long_average(*parts: TaskModel | None) -> Mean | None:

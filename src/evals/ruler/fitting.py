@@ -97,12 +97,7 @@ class Ruler:
 def fitted(make: Callable[[Ruler], Sample], ruler: Ruler) -> Sample:
     """What `make` returns by searches over words or, where these are wrong, over whole prompts.
 
-    Args:
-        make: makes the same sample whenever it is called.
-        ruler: measures prompts.
-
-    Raises:
-        RulerError: as `make` does with an exact ruler.
+    `make` makes the same sample whenever it is called; raises as it does with an exact ruler.
     """
     try:
         return make(replace(ruler, exact=False))

@@ -94,8 +94,8 @@ class SampleStore:
     def prepare(self, wanted: Sequence[tuple[str, int]], numbers: Mapping[int, int]) -> None:
         """Make samples of several tasks and lengths at once, in several processes if that pays.
 
-        `numbers` says how many a task has at each length.
-        Samples that cannot be made are left out; `samples` says why.
+        `numbers` says how many a task has at each length. Samples that cannot be made are left out;
+        `samples` says why.
         """
         missing = [pair for pair in wanted if not self._made(*pair, numbers[pair[1]])]
         tokens = sum(length * numbers[length] for _, length in missing)

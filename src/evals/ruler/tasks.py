@@ -84,19 +84,9 @@ def samples_of(
     """The samples of a task at a length that have these numbers.
 
     Each sample has its own random stream, so it is the same however many are made, in any order.
-
-    Args:
-        name: of the task.
-        length: tokens of prompt and answer.
-        numbers: of the samples.
-        seed: of their random streams.
-        tokenizer: of the model that will read them.
-        material: that the task draws from.
-        depths: of the grid's needle, in percent of the context's sentences. There are all numbers
-            at each; a number has the same needle and the same text at every depth.
-
-    Raises:
-        RulerError: the length does not suit the task.
+    With `depths` (percent of the context's sentences before the grid's needle) there are all
+    numbers at each depth, every one with the same needle and the same text. Raises RulerError if
+    the length does not suit the task.
     """
     task = task_of(name)
     ruler = Ruler(name, tokenizer, length, task.max_new_tokens)

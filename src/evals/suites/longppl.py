@@ -174,10 +174,10 @@ class LongPplSuite:
         for length, key_nk in keys.items():
             if length <= candidate.window:
                 nll_nk = self._nll(evaluation, candidate, segments[length], short=False)
-                of_keys, of_all = (float(nll.mean()) for nll in (nll_nk[key_nk], nll_nk))
-                scores[length] = KeyScore(
-                    longppl=perplexity_of(of_keys), perplexity=perplexity_of(of_all)
+                of_keys, of_all = (
+                    perplexity_of(float(nll.mean())) for nll in (nll_nk[key_nk], nll_nk)
                 )
+                scores[length] = KeyScore(longppl=of_keys, perplexity=of_all)
         return LongPplModel(**candidate.identity, by_length=scores)
 
     def _nll(

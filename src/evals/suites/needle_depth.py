@@ -90,17 +90,11 @@ def _cells(
         for sample, item in zip(samples[name], items, strict=True):
             assert sample.depth is not None
             by_depth.setdefault(sample.depth, []).append(item)
+        length = samples[name][0].length
         for depth, items_there in by_depth.items():
-            answers = Answers.of_items(items_there)
-            cells.append(
-                NeedleCell(
-                    length=samples[name][0].length,
-                    depth=depth,
-                    value=answers.value,
-                    stderr=answers.stderr,
-                    n=len(items_there),
-                )
-            )
+            found = Answers.of_items(items_there)
+            figures = {"value": found.value, "stderr": found.stderr, "n": len(items_there)}
+            cells.append(NeedleCell(length=length, depth=depth, **figures))
     return tuple(cells)
 
 

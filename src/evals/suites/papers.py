@@ -166,8 +166,12 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
     asked = session.share(questions)
     with meter(f"{TASK}, {reader.name}", len(asked)) as progress:
         for item in asked:
-            if reader.retrieval is not None:
-                item = _retrieved(tokenizer, item, reader.budget, reader.retrieval)
+            if (config := reader.retrieval) is not None:
+                room, around = reader.budget - CHOICE_ROOM, ("", item.tail)
+                text, _ = retrieve(
+                    tokenizer, around, item.paper, item.question, room=room, config=config
+                )
+                item = replace(item, paper=text)
             rows, tokens, cut = _rows(tokenizer, item, reader.window)
             nll = choice_nll(session.network, rows)
             answer = min(range(len(nll)), key=nll.__getitem__)
@@ -175,16 +179,6 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
             values.append(value | {"score": float(answer == item.gold)})
             progress.advance()
     return values
-
-
-def _retrieved(
-    tokenizer: PreTrainedTokenizerBase, item: PaperQuestion, budget: int, config: RetrievalConfig
-) -> PaperQuestion:
-    """A question on its paper, shortened by retrieval."""
-    room = budget - CHOICE_ROOM
-    around = ("", item.tail)
-    paper, _ = retrieve(tokenizer, around, item.paper, item.question, room=room, config=config)
-    return replace(item, paper=paper)
 
 
 def _rows(

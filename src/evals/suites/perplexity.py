@@ -183,12 +183,8 @@ class PerplexitySuite:
         """One row per model, one column per window, and last the gap closed at the headline."""
         headline = record.headline or max(record.windows)
         rows = [
-            (
-                model.name,
-                *(model.perplexity[window] for window in record.windows),
-                model.score(headline).gap_closed,
-            )
-            for model in record.models
+            (m.name, *(m.perplexity[n] for n in record.windows), m.score(headline).gap_closed)
+            for m in record.models
         ]
         notes = []
         if record.final and (recovery := record.final.score(headline).recovery) is not None:
@@ -198,11 +194,7 @@ class PerplexitySuite:
                 name="perplexity",
                 title=f"Perplexity of held-out {record.dataset.name} text "
                 f"({len(record.dataset.documents)} documents, lower is better)",
-                columns=(
-                    "model",
-                    *(f"ppl {window}" for window in record.windows),
-                    f"gap closed @{headline}",
-                ),
+                columns=("model", *(f"ppl {n}" for n in record.windows), f"gap closed @{headline}"),
                 rows=tuple(rows),
                 formats=("", *(".2f" for _ in record.windows), ".1%"),
                 notes=tuple(notes),
@@ -216,11 +208,8 @@ class PerplexitySuite:
             lambda m: {f"perplexity/{window}": value for window, value in m.perplexity.items()}
         )
         for window, score in record.final.scores.items() if record.final else ():
-            figures |= {
-                f"eval/{key}/{window}": value
-                for key, value in score.model_dump().items()
-                if value is not None
-            }
+            known = score.model_dump(exclude_none=True)
+            figures |= {f"eval/{key}/{window}": value for key, value in known.items()}
         return figures
 
 

@@ -258,12 +258,9 @@ def _binned(nll_nt: np.ndarray, edges: Sequence[int]) -> dict[str, Any]:
     """Bins of positions; column i is the token at position i + 1."""
     starts = [edge for edge in edges if edge <= nll_nt.shape[1]]
     ends = [*starts[1:], nll_nt.shape[1] + 1]
-    bins = [
-        _figures(nll_nt[:, start - 1 : end - 1]) for start, end in zip(starts, ends, strict=True)
-    ]
-    return {"edges": starts} | {
-        key: [figures[key] for figures in bins] for key in ("nll", "perplexity", "tokens")
-    }
+    pairs = zip(starts, ends, strict=True)
+    bins = [_figures(nll_nt[:, start - 1 : end - 1]) for start, end in pairs]
+    return {"edges": starts} | {key: [figures[key] for figures in bins] for key in bins[0]}
 
 
 SUITE = PositionsSuite

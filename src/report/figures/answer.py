@@ -145,16 +145,10 @@ def _matrix(block: str, metric: Metric, kin: Sequence[Group]) -> Matrix:
         at = grouped(members, lambda group: group.tokens)
         cells = tuple(tuple(entries[id(g)] for g in at.get(tokens, ())) for tokens in budgets)
         rows.append(MatrixRow(members[0].method_name, members[0].scaling, cells))
-    scalings = {group.scaling for group in kin}
-    return Matrix(
-        block,
-        metric,
-        budgets,
-        tuple(rows),
-        tuple(_baselines(metric, kin).items()),
-        scaling=next(iter(scalings)) if len(scalings) == 1 else "",
-        random=any(group.random for group in kin),
-    )
+    scalings, is_random = {group.scaling for group in kin}, any(group.random for group in kin)
+    scaling = scalings.pop() if len(scalings) == 1 else ""
+    baselines = tuple(_baselines(metric, kin).items())
+    return Matrix(block, metric, budgets, tuple(rows), baselines, scaling, is_random)
 
 
 def _entries(metric: Metric, kin: Sequence[Group]) -> dict[int, Entry]:

@@ -66,16 +66,10 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
         for place, ((_, value), label) in enumerate(zip(measured, labels, strict=True))
     )
     unit = measured[0][0].unit
-    words = _in_words(name)
-    title = formatting.text(f"{words} ({unit})" if unit else words)
-    return Chart(
-        title,
-        Axis("", categories=labels),
-        Axis(title),
-        (Series(title, points, mode="bars"),),
-        level=1.0 if unit in ("ratio", "fraction") else None,
-        horizontal=True,
-    )
+    title = formatting.text(_in_words(name) + (f" ({unit})" if unit else ""))
+    x, y, series = Axis("", categories=labels), Axis(title), (Series(title, points, mode="bars"),)
+    level = 1.0 if unit in ("ratio", "fraction") else None
+    return Chart(title, x, y, series, level=level, horizontal=True)
 
 
 def _setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:

@@ -62,11 +62,9 @@ def _weights_order(label: str) -> tuple[int, bool, list[int]]:
 
 def _ablation_name(one: Sequence[Group], *, alone: bool) -> str:
     first = one[0]
-    if alone:
-        return formatting.text(f"{first.method_name}, {binary_tokens(first.tokens)}")
     lr = next((v for k, v in first.settings.items() if k.endswith(".lr")), None)
-    tokens, rate = binary_tokens(first.tokens), f"lr {lr}" if lr else ""
-    parts = [first.method_name, look_label(first.look), tokens, rate]
+    look, rate = ("", "") if alone else (look_label(first.look), f"lr {lr}" if lr else "")
+    parts = [first.method_name, look, binary_tokens(first.tokens), rate]
     return formatting.text(", ".join(part for part in parts if part))
 
 

@@ -58,7 +58,8 @@ def _comparisons(groups: Sequence[Group]) -> dict[Difference, list[list[Group]]]
     """By what they differ in: sets of groups that differ in nothing else."""
     pairs: dict[Difference, list[tuple[Group, Group]]] = {}
     for family in grouped(groups, lambda group: (group.method, group.look)).values():
-        varied = _varied(family)
+        known = {key for group in family for key in group.settings}
+        varied = [k for k in known if len({str(group.settings.get(k)) for group in family}) > 1]
         for a, b in combinations(family, 2):
             keys = frozenset(key for key in varied if a.settings.get(key) != b.settings.get(key))
             if keys and not any(part in key for key in keys for part in _ELSEWHERE):
@@ -70,11 +71,6 @@ def _comparisons(groups: Sequence[Group]) -> dict[Difference, list[list[Group]]]
             one | two == keys for one, two in combinations([k for k in pairs if k < keys], 2)
         )
     }
-
-
-def _varied(groups: Sequence[Group]) -> list[str]:
-    keys = {key for group in groups for key in group.settings}
-    return [key for key in keys if len({str(group.settings.get(key)) for group in groups}) > 1]
 
 
 def _joined(pairs: Sequence[tuple[Group, Group]]) -> list[list[Group]]:

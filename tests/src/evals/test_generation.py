@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from src.evals.generation import GenerationError, batch_rows, encode
+from src.evals.generation import batch_rows, encode
+from src.evals.suite import EvaluationError
 from src.models.byte_tokenizer import byte_tokenizer as byte_tokenizer_of_ones_own
 from tests.conftest import by_default
 from tests.src.evals.generating import generate
@@ -110,7 +111,7 @@ def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(
 
 
 def test_a_prompt_longer_than_the_window_is_refused(byte_tokenizer: Any) -> None:
-    with pytest.raises(GenerationError, match="window of 20"):
+    with pytest.raises(EvaluationError, match="window of 20"):
         encode(byte_tokenizer, ["a" * 12], window=20, room=[9])
     (fits,) = encode(byte_tokenizer, ["a" * 11], window=20, room=[9])
     assert len(fits) == 11
@@ -126,9 +127,9 @@ def test_two_beginnings_of_text_are_refused(byte_tokenizer: Any) -> None:
         def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
             return {"input_ids": [self.ids for _ in texts]}
 
-    with pytest.raises(GenerationError, match="2 beginning-of-text"):
+    with pytest.raises(EvaluationError, match="2 beginning-of-text"):
         encode(Doubled([1, 1, 5]), ["x"], window=9, room=[1])  # type: ignore[arg-type]
-    with pytest.raises(GenerationError, match="ends every text"):
+    with pytest.raises(EvaluationError, match="ends every text"):
         encode(Doubled([1, 5, 2]), ["x"], window=9, room=[1])  # type: ignore[arg-type]
     assert encode(Doubled([1, 5]), ["x"], window=9, room=[1]) == [[1, 5]]  # type: ignore[arg-type]
 

@@ -9,7 +9,6 @@ import pytest
 from src.evals.retrieval import (
     GAP,
     RetrievalConfig,
-    RetrievalError,
     chunks_of,
     ranked,
     retrieve,
@@ -17,6 +16,7 @@ from src.evals.retrieval import (
 )
 from src.evals.ruler.material import Material
 from src.evals.ruler.tasks import samples_of
+from src.evals.suite import EvaluationError
 
 CONFIG = RetrievalConfig(chunk_tokens=120)
 
@@ -70,5 +70,5 @@ def test_a_prompt_that_fits_stays_as_it_is(byte_tokenizer: Any, material: Materi
 
 
 def test_a_question_that_does_not_fit_is_refused(byte_tokenizer: Any) -> None:
-    with pytest.raises(RetrievalError, match="more than the 10"):
+    with pytest.raises(EvaluationError, match="more than the 10"):
         retrieve(byte_tokenizer, ("long head ", " tail"), "a b c d", "a", room=10, config=CONFIG)

@@ -34,14 +34,13 @@ _FEWSHOT_SEED = 1234
 
 @dataclass
 class Measured:
-    """By model and task: answers (items in the documents' order), lm-eval's figures under its own
-    task names, seconds of what was evaluated now. By task, model, or both: failures.
-    """
+    """Answers by model and task, items in the documents' order; and what went with them."""
 
     answers: dict[str, dict[str, Answers]] = field(default_factory=dict)
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
-    seconds: dict[str, dict[str, float]] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    """lm-eval's figures by model, then by its own task names."""
+    seconds: dict[str, dict[str, float]] = field(default_factory=dict)  # of what was evaluated now
+    failures: dict[str, str] = field(default_factory=dict)  # by task, model, or both
 
     def keep(self, model: str, task: str, value: Mapping[str, Any]) -> None:
         """Take a value of the cache."""

@@ -35,6 +35,7 @@ from src.report.runs_table import run_notes, runs_table
 from src.report.server import LiveReport, serve
 from src.report.tables import terminal, widen
 from src.settings import loading
+from src.settings.strict import STRICT
 
 _FORMATS: tuple[paper.Format, ...] = ("pdf", "svg", "png", "csv")
 
@@ -47,7 +48,7 @@ class OnlyConfig:
     model: str | None = None
     sweep: str | None = None
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class DashboardConfig:
         if self.serve and self.only != OnlyConfig():
             raise ValueError("only.* does not go with serve=true: use the filters of the page")
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
 
 def show(settings: DashboardConfig) -> None:

@@ -25,6 +25,7 @@ try:
     from rich.console import Console
     from rich.table import Table
 
+    from src import tracking
     from src.assets.cache import CACHE_VARIABLE, cache_dir
     from src.planning.devices import gib, gpus
 except ModuleNotFoundError as error:
@@ -49,7 +50,6 @@ class Finding:
 
     Attributes:
         state: `works`; `limited` if runs start without it; `missing` if none does.
-        text: what was found.
         remedy: what to type or install; empty if everything works.
     """
 
@@ -169,16 +169,13 @@ def wandb() -> Finding:
     """The login of Weights & Biases."""
     if os.environ.get("WANDB_API_KEY"):
         return Finding("works", "WANDB_API_KEY is set")
-    address = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     try:
-        has_login = netrc.netrc().authenticators(urlsplit(address).netloc) is not None
-    except FileNotFoundError:
-        has_login = False
+        has_login = tracking.has_login()
     except netrc.NetrcParseError as error:
         # Its message may quote the file.
         return Finding("limited", f"~/.netrc: line {error.lineno} is malformed", "wandb login")
     if has_login:
-        return Finding("works", f"logged in at {address}")
+        return Finding("works", f"logged in at {tracking.server()}")
     return Finding(
         "limited",
         "no login: runs are tracked offline",

@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -140,12 +140,9 @@ class RunFolder:
     """A run's folder and the record it holds.
 
     Attributes:
-        config_file: the resolved config.
         record_file: state, seed, commit, versions, device, tokens, seconds.
         metrics_file: one object for each logged step.
-        checkpoints: the folder of the complete checkpoints, `step-N`.
         logs: output of ranks other than 0.
-        evals: results by suite.
     """
 
     def __init__(self, path: Path) -> None:
@@ -218,13 +215,7 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be read.
         """
-        try:
-            plain = copy.deepcopy(_parsed(self.config_file.read_text(encoding="utf-8")))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise RunFolderError(f"{self.config_file} cannot be read: {error}") from error
-        if not isinstance(plain, dict):
-            raise RunFolderError(f"{self.config_file} holds no mapping")
-        return plain
+        return copy.deepcopy(_mapping(self.config_file, _parsed))
 
     def record(self) -> dict[str, Any]:
         """The contents of run.json, without its seal.
@@ -234,12 +225,7 @@ class RunFolder:
         Raises:
             RunFolderError: it cannot be read.
         """
-        try:
-            content = json.loads(self.record_file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise RunFolderError(f"{self.record_file} cannot be read: {error}") from error
-        if not isinstance(content, dict):
-            raise RunFolderError(f"{self.record_file} holds no object")
+        content = _mapping(self.record_file, json.loads)
         return {key: value for key, value in content.items() if key != SEAL}
 
     def update(self, **values: Any) -> None:
@@ -302,6 +288,16 @@ class RunFolder:
                 raise RunFolderError(f"{self.metrics_file}, line {number}: {error}") from error
             entries.append(entry)
         return entries
+
+
+def _mapping(file: Path, read: Callable[[str], Any]) -> dict[str, Any]:
+    try:
+        content = read(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RunFolderError(f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise RunFolderError(f"{file} holds no mapping")
+    return content
 
 
 def check_unused(path: Path) -> None:

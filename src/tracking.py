@@ -87,22 +87,33 @@ def check_login(config: TrackingConfig) -> None:
     Raises:
         TrackingError: there is neither a key in the environment nor one in the user's netrc file.
     """
-    if config.mode != "online" or any(os.environ.get(name) for name in _LOGINS):
-        return
-    server = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
     try:
-        login = netrc.netrc(file).authenticators(urlsplit(server).hostname or server)
+        known = config.mode != "online" or has_login()
     except (OSError, netrc.NetrcParseError):
-        login = None
-    if login is None:
+        known = False
+    if not known:
         raise TrackingError(
-            f"tracking.mode: online needs a login to {server}: type `wandb login`, set "
+            f"tracking.mode: online needs a login to {server()}: type `wandb login`, set "
             "WANDB_API_KEY, or use tracking=wandb_offline"
         )
 
 
-_LOGINS = ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")
+def server() -> str:
+    """The address of W&B's server."""
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def has_login() -> bool:
+    """Whether W&B's server knows the user, by the environment or by the user's netrc file.
+
+    Raises:
+        OSError, netrc.NetrcParseError: that file cannot be read.
+    """
+    if any(os.environ.get(name) for name in ("WANDB_API_KEY", "WANDB_IDENTITY_TOKEN_FILE")):
+        return True
+    file = Path(os.environ.get("NETRC") or Path.home() / ".netrc")
+    host = urlsplit(server()).hostname or server()
+    return file.exists() and netrc.netrc(file).authenticators(host) is not None
 
 
 class Tracker:
@@ -196,7 +207,6 @@ class TensorBoardTracker(Tracker):
         self._writer.add_text(name, environment.redacted(text), self._step)
 
     def finish(self, *, succeeded: bool) -> None:
-        del succeeded
         self._writer.close()
 
 

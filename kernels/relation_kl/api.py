@@ -341,11 +341,15 @@ def _triton_obstacle(tensors: Sequence[Tensor]) -> str | None:
     return None
 
 
-def _check_tensor(name: str, x: Tensor) -> None:
+def _check_strided(name: str, x: Tensor) -> None:
     if not isinstance(x, Tensor):
         raise ValueError(f"{name}: got {type(x).__name__}; it must be a tensor")
     if x.layout is not torch.strided:
         raise ValueError(f"{name}: got layout {x.layout}; it must be torch.strided")
+
+
+def _check_tensor(name: str, x: Tensor) -> None:
+    _check_strided(name, x)
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(
             f"{name}: got shape {list(x.shape)}; it must be [batch, heads, tokens, head_dim], "
@@ -448,10 +452,7 @@ def _check_visibility(visibility: Visibility, x: Tensor) -> None:
 def _check_mask(
     name: str, mask: Tensor, x: Tensor, dtypes: Sequence[torch.dtype], allowed: str
 ) -> None:
-    if not isinstance(mask, Tensor):
-        raise ValueError(f"{name}: got {type(mask).__name__}; it must be a tensor")
-    if mask.layout is not torch.strided:
-        raise ValueError(f"{name}: got layout {mask.layout}; it must be torch.strided")
+    _check_strided(name, mask)
     expected = [x.shape[0], x.shape[2]]
     if list(mask.shape) != expected:
         raise ValueError(

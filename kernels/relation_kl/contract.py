@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -25,6 +25,23 @@ class Scales:
 
     student: float
     teacher: float
+
+
+class Inputs(NamedTuple):
+    """The inputs of a Triton operator: relations, or one attention.
+
+    The two students of an attention are its queries and keys, and so are the teachers.
+    """
+
+    students: Sequence[Tensor]
+    teachers: Sequence[Tensor]
+    segment_ids: Tensor | None
+    key_mask: Tensor | None
+    student_scales: Sequence[float]
+    teacher_scales: Sequence[float]
+    causal: bool
+    window: int | None
+    allow_tf32: bool
 
 
 class Implementation(Protocol):

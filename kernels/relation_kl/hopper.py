@@ -18,6 +18,7 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .contract import Inputs
 from .hopper_kernels import (
     COUNTER_STEP,
     OWN_TILES,
@@ -58,23 +59,14 @@ _MOST_ROWS = 2**31 - 2**10
 _ALIGNMENT = 16
 
 
-def supports(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    *,
-    masked: bool,
-    causal: bool,
-    window: int | None,
-) -> bool:
-    """Whether these kernels support a set of relations.
-
-    Args:
-        students: ``[batch, heads_r, tokens, head_dim]``.
-        window: as in `relation_kl`; a window that hides nothing counts as none.
-    """
-    first = students[0]
-    tokens = first.shape[2]
-    if masked or not causal or not (window is None or window >= tokens):
+def supports(inputs: Inputs) -> bool:
+    """Whether these kernels support a set of relations: alike, causal and without masks."""
+    students, teachers, segment_ids, key_mask, *_ = inputs
+    first, window = students[0], inputs.window
+    if segment_ids is not None or key_mask is not None or not inputs.causal:
+        return False
+    # A window that hides nothing counts as none.
+    if window is not None and window < first.shape[2]:
         return False
     if len(students) > MOST_RELATIONS or first.dtype not in _DTYPES:
         return False
@@ -84,19 +76,13 @@ def supports(
     )
 
 
-def forward(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    student_scales: Sequence[float],
-    teacher_scales: Sequence[float],
-    results: RowSums,
-) -> None:
+def forward(inputs: Inputs, results: RowSums) -> None:
     """Writes the row sums of all relations' heads, ``[batch, heads, tokens]``.
 
     A row may have a score that exceeds its score with itself by 2^6 or more. Its sum is then 2^60
     or more, or not finite, and another kernel must compute the row again.
     """
-    call = _Call(students, teachers, student_scales, teacher_scales, "forward")
+    call = _Call(inputs, "forward")
     forward_kernel[(call.programs,)](
         *call.descriptors,
         call.relations,
@@ -106,7 +92,7 @@ def forward(
         call.tokens,
         call.together,
         OWN=call.own,
-        R=len(students),
+        R=len(inputs.students),
         D=call.head_size,
         SLOTS=call.slots,
         num_warps=4,
@@ -115,13 +101,7 @@ def forward(
 
 
 def backward(
-    students: Sequence[Tensor],
-    teachers: Sequence[Tensor],
-    student_scales: Sequence[float],
-    teacher_scales: Sequence[float],
-    weights: RowWeights,
-    units: Tensor,
-    gradients: Sequence[Tensor],
+    inputs: Inputs, weights: RowWeights, units: Tensor, gradients: Sequence[Tensor]
 ) -> None:
     """Writes the students' gradients.
 
@@ -130,7 +110,7 @@ def backward(
         units: ``[batch * heads]``, the factors that the weights were divided by.
         gradients: tensors of the students' shapes, written here.
     """
-    call = _Call(students, teachers, student_scales, teacher_scales, "backward")
+    call = _Call(inputs, "backward")
     tiles = -(-call.tokens // _TILE)
     sums = weights.student_peak.new_empty(call.row_heads * tiles * _TILE, call.head_size)
     layout = gl.NVMMASharedLayout(128, 32, rank=2)
@@ -150,7 +130,7 @@ def backward(
         call.heads,
         call.tokens,
         call.together,
-        R=len(students),
+        R=len(inputs.students),
         D=call.head_size,
         SLOTS=call.slots,
         num_warps=4,
@@ -160,14 +140,8 @@ def backward(
 class _Call:
     """The arguments of a launch."""
 
-    def __init__(
-        self,
-        students: Sequence[Tensor],
-        teachers: Sequence[Tensor],
-        student_scales: Sequence[float],
-        teacher_scales: Sequence[float],
-        kernel: str,
-    ) -> None:
+    def __init__(self, inputs: Inputs, kernel: str) -> None:
+        students = inputs.students
         first = students[0]
         self.heads = sum(x.shape[1] for x in students)
         self.row_heads = first.shape[0] * self.heads
@@ -183,7 +157,9 @@ class _Call:
         self.descriptors: list[TensorDescriptor | None] = []
         self.relations: tuple[Relation, ...] = ()
         first_head = 0
-        for r, (student, teacher) in enumerate(zip(students, teachers, strict=True)):
+        scales = (inputs.student_scales, inputs.teacher_scales)
+        sides = zip(students, inputs.teachers, *scales, strict=True)
+        for student, teacher, student_scale, teacher_scale in sides:
             places: list[Rows] = []
             for x in (student, teacher):
                 found = _view(x)
@@ -192,9 +168,7 @@ class _Call:
                 self.descriptors.append(_descriptor(matrix, self.head_size))
                 places.append(rows)
             self.relations += (
-                Relation(
-                    *places, student_scales[r] * _LOG2_E, teacher_scales[r] * _LOG2_E, first_head
-                ),
+                Relation(*places, student_scale * _LOG2_E, teacher_scale * _LOG2_E, first_head),
             )
             first_head += student.shape[1]
         self.descriptors += [None, None] * (MOST_RELATIONS - len(students))

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton.language as tl
@@ -22,18 +22,8 @@ from torch.autograd import forward_ad
 from triton.runtime.interpreter import InterpretedFunction
 
 from . import launch
-from .triton_kernels import (
-    MOST_LOOKED_AT,
-    attention_backward_keys_kernel,
-    attention_backward_queries_kernel,
-    attention_forward_kernel,
-    reach_kernel,
-    self_backward_kernel,
-    self_forward_again_kernel,
-    self_forward_kernel,
-    spans_kernel,
-    weigh_kernel,
-)
+from . import triton_kernels as kernels
+from .contract import Inputs
 from .triton_tiles import (
     GRANULE_TOKENS,
     Attention,
@@ -153,52 +143,34 @@ def _refuse_tangents(tensors: Sequence[Tensor]) -> None:
         )
 
 
-# The inputs of each operator, as `_Inputs` names them.
+# The inputs of each operator, as `Inputs` names them.
 _SCHEMA = (
     "Tensor[] students, Tensor[] teachers, Tensor? segment_ids, Tensor? key_mask, "
     "float[] student_scales, float[] teacher_scales, bool causal, int? window, bool allow_tf32"
 )
 
 
-class _Inputs(NamedTuple):
-    """Relations, or one attention: its queries and keys are the two students, with one scale."""
-
-    students: Sequence[Tensor]
-    teachers: Sequence[Tensor]
-    segment_ids: Tensor | None
-    key_mask: Tensor | None
-    student_scales: Sequence[float]
-    teacher_scales: Sequence[float]
-    causal: bool
-    window: int | None
-    allow_tf32: bool
-
-    @property
-    def sides(self) -> tuple[Sequence[Tensor], Sequence[Tensor], Sequence[float], Sequence[float]]:
-        return self.students, self.teachers, self.student_scales, self.teacher_scales
-
-
-def _self_rows(inputs: _Inputs) -> RowSums:
+def _self_rows(inputs: Inputs) -> RowSums:
     """Row sums of all relations' heads, one relation after the other."""
     results = _empty_rows(inputs.students)
     call = _Call.of(inputs, inputs.students, inputs.teachers)
     hopper = _hopper(inputs)
     if hopper is not None:
         with torch.cuda.device(call.device):
-            hopper.forward(*inputs.sides, results)
+            hopper.forward(inputs, results)
     # Runs after Hopper's kernel, and computes only the blocks of rows that it left.
     call.launch(
-        self_forward_kernel if hopper is None else self_forward_again_kernel,
+        kernels.self_forward_kernel if hopper is None else kernels.self_forward_again_kernel,
         "self_forward",
         _relations(inputs, inputs.students),
         results,
-        looked_at=1 if hopper is None else MOST_LOOKED_AT,
+        looked_at=1 if hopper is None else kernels.MOST_LOOKED_AT,
     )
     return results
 
 
 def _self_gradients(
-    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: _Inputs
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: Inputs
 ) -> list[Tensor]:
     gradients = [_empty_gradient(student) for student in inputs.students]
     dtype = inputs.students[0].dtype
@@ -206,40 +178,40 @@ def _self_gradients(
     hopper = _hopper(inputs)
     if hopper is not None:
         with torch.cuda.device(row_gradient_bht.device):
-            hopper.backward(*inputs.sides, weights, units, gradients)
+            hopper.backward(inputs, weights, units, gradients)
         return gradients
     call = _Call.of(inputs, inputs.students, inputs.teachers)
     relations = _relations(inputs, gradients)
-    call.launch(self_backward_kernel, "self_backward", relations, weights, units)
+    call.launch(kernels.self_backward_kernel, "self_backward", relations, weights, units)
     return gradients
 
 
-def _attention_rows(inputs: _Inputs) -> RowSums:
+def _attention_rows(inputs: Inputs) -> RowSums:
     """Row sums of the query heads."""
     queries = inputs.students[0]
     results = _empty_rows([queries])
     call = _Call.of(inputs, inputs.students[:1], inputs.teachers[:1])
     operands = _attention(inputs, queries)
-    call.launch(attention_forward_kernel, "attention_forward", operands, results)
+    call.launch(kernels.attention_forward_kernel, "attention_forward", operands, results)
     return results
 
 
 def _attention_gradients(
-    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: _Inputs
+    row_gradient_bht: Tensor, sums: Sequence[Tensor], inputs: Inputs
 ) -> list[Tensor]:
     queries, keys = inputs.students
     weights, units = _weights(row_gradient_bht, sums, keys.shape[1], queries.dtype)
     call = _Call.of(inputs, inputs.students[:1], inputs.teachers[:1])
     gradients = [_empty_gradient(student) for student in inputs.students]
     call.launch(
-        attention_backward_queries_kernel,
+        kernels.attention_backward_queries_kernel,
         "attention_backward_queries",
         _attention(inputs, gradients[0]),
         weights,
         units,
     )
     replace(call, heads=keys.shape[1]).launch(
-        attention_backward_keys_kernel,
+        kernels.attention_backward_keys_kernel,
         "attention_backward_keys",
         _attention(inputs, gradients[1]),
         weights,
@@ -250,8 +222,8 @@ def _attention_gradients(
 
 def _register(
     name: str,
-    rows: Callable[[_Inputs], RowSums],
-    gradients: Callable[[Tensor, Sequence[Tensor], _Inputs], list[Tensor]],
+    rows: Callable[[Inputs], RowSums],
+    gradients: Callable[[Tensor, Sequence[Tensor], Inputs], list[Tensor]],
     with_rows: slice,
 ) -> None:
     """Registers an operator of torch, and `NAME_backward` for its derivative.
@@ -270,8 +242,8 @@ def _register(
     torch.library.define(operator, f"({_SCHEMA}) -> ({outputs})")
     torch.library.define(derivative, f"(Tensor row_gradient, Tensor[] sums, {_SCHEMA}) -> Tensor[]")
     kinds = ["cpu", "cuda"]
-    torch.library.impl(operator, kinds, lambda *inputs: rows(_Inputs(*inputs)))
-    torch.library.impl(derivative, kinds, lambda g, sums, *rest: gradients(g, sums, _Inputs(*rest)))
+    torch.library.impl(operator, kinds, lambda *inputs: rows(Inputs(*inputs)))
+    torch.library.impl(derivative, kinds, lambda g, sums, *rest: gradients(g, sums, Inputs(*rest)))
     torch.library.register_fake(operator, lambda students, *_: _empty_rows(students[with_rows]))
     torch.library.register_fake(
         derivative, lambda g, sums, students, *_: [_empty_gradient(x) for x in students]
@@ -310,19 +282,14 @@ _register("self_rows", _self_rows, _self_gradients, slice(None))
 _register("attention_rows", _attention_rows, _attention_gradients, slice(1))
 
 
-def _hopper(inputs: _Inputs) -> Any:
+def _hopper(inputs: Inputs) -> Any:
     """The module of Hopper's kernels if they support this case, else None."""
-    students, teachers, segment_ids, key_mask, *_ = inputs
-    device = students[0].device
+    device = inputs.students[0].device
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
         return None
     from . import hopper
 
-    masked = segment_ids is not None or key_mask is not None
-    taken = hopper.supports(
-        students, teachers, masked=masked, causal=inputs.causal, window=inputs.window
-    )
-    return hopper if taken else None
+    return hopper if hopper.supports(inputs) else None
 
 
 @dataclass(frozen=True)
@@ -340,7 +307,7 @@ class _Call:
     shape: Shape
 
     @staticmethod
-    def of(inputs: _Inputs, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> _Call:
+    def of(inputs: Inputs, students: Sequence[Tensor], teachers: Sequence[Tensor]) -> _Call:
         """``students`` and ``teachers`` are the tensors whose tokens are rows."""
         student, teacher = students[0], teachers[0]
         batch, _, tokens, _ = student.shape
@@ -406,7 +373,7 @@ class _Call:
         )
 
 
-def _relations(inputs: _Inputs, gradients: Sequence[Tensor]) -> tuple[Relation, ...]:
+def _relations(inputs: Inputs, gradients: Sequence[Tensor]) -> tuple[Relation, ...]:
     relations: list[Relation] = []
     first_head = 0
     for r, student in enumerate(inputs.students):
@@ -430,7 +397,7 @@ def _operand(x_bhtd: Tensor) -> Operand:
     return Operand(x_bhtd, batch_stride, head_stride, token_stride, x_bhtd.shape[3])
 
 
-def _attention(inputs: _Inputs, gradient: Tensor) -> Attention:
+def _attention(inputs: Inputs, gradient: Tensor) -> Attention:
     (q_student, k_student), (q_teacher, k_teacher) = inputs.students, inputs.teachers
     return Attention(
         q_student=_operand(q_student),
@@ -456,8 +423,8 @@ def _masks(segment_ids: Tensor | None, key_mask: Tensor | None, x_bhtd: Tensor) 
     spans = x_bhtd.new_empty(batch, 3, granules, dtype=torch.int64)
     reach = x_bhtd.new_empty(batch, granules, 4, dtype=torch.int32)
     programs, device = batch * granules, x_bhtd.device
-    _start(spans_kernel, programs, device, spans, segments, real, tokens, granules)
-    _start(reach_kernel, programs, device, reach, spans, tokens, granules, CHUNK=128)
+    _start(kernels.spans_kernel, programs, device, spans, segments, real, tokens, granules)
+    _start(kernels.reach_kernel, programs, device, reach, spans, tokens, granules, CHUNK=128)
     return Masks(segments, real, reach)
 
 
@@ -494,7 +461,7 @@ def _weights(
     batch, heads, tokens = row_gradient_bht.shape
     units = student_sum.new_empty(batch * groups)
     _start(
-        weigh_kernel,
+        kernels.weigh_kernel,
         batch * groups,
         row_gradient_bht.device,
         row_gradient_bht,
@@ -515,7 +482,7 @@ def _weights(
 
 def _check_device(device: torch.device) -> None:
     # Triton chooses the interpreter when a function is defined, for its own ones at its import.
-    functions: tuple[object, ...] = (tl.sum, self_forward_kernel)
+    functions: tuple[object, ...] = (tl.sum, kernels.self_forward_kernel)
     interpreted = all(isinstance(function, InterpretedFunction) for function in functions)
     if device.type != "cuda" and not interpreted:
         raise RuntimeError(

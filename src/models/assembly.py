@@ -55,7 +55,6 @@ def drawing(sharding: Sharding) -> Iterator[None]:
     initialize: Callable[..., None] = PreTrainedModel._initialize_weights
 
     def forget(module: nn.Module, name: str, child: nn.Module | None) -> None:
-        del module, name
         if child is None:
             return
         for attribute, parameter in list(child.named_parameters(recurse=False)):
@@ -96,7 +95,6 @@ def read(
     from safetensors import safe_open
 
     def forget(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        del module, name
         return None if parameter.is_meta else _on(parameter, _META)
 
     hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # torch takes what it returns
@@ -155,7 +153,6 @@ def adding_adapters(sharding: Sharding) -> Iterator[None]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     def hand_on(module: nn.Module, name: str, child: nn.Module | None) -> None:
-        del module, name
         if isinstance(child, BaseTunerLayer):
             sharding(child.parameters())
 

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 from src.models.config import ModelConfig, ModelError, ModelShape, stated_windows
 from src.models.families import FAMILIES, family_of
 from src.models.rope import NATIVE_TYPES, scaling_of
-from src.models.shapes import (
-    FULL,
-    SLIDING,
-    attention_windows,
-    facts_of,
-    shape_of,
-    without_weights,
-)
+from src.models.shapes import FULL, SLIDING, attention_windows, facts_of, shape_of, without_weights
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

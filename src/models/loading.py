@@ -231,7 +231,6 @@ def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:
     dynamic = [prefix for prefix, rope_type in prefixes.items() if rope_type == "dynamic"]
 
     def forget(module: Any, args: Any) -> None:
-        del args
         for prefix in dynamic:
             native = getattr(module, f"{prefix}original_inv_freq")
             setattr(module, f"{prefix}inv_freq", native.to(getattr(module, f"{prefix}inv_freq")))

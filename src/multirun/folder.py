@@ -222,10 +222,8 @@ def failure_of(task: Task, fallback: str) -> str:
 
 
 def _held(run_dir: Path) -> bool:
-    lock = FileLock(run_dir / LOCK)
     try:
-        lock.acquire(timeout=0)
+        with FileLock(run_dir / LOCK).acquire(timeout=0):
+            return False
     except Timeout:
         return True
-    lock.release()
-    return False

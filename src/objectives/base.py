@@ -12,7 +12,7 @@ from pydantic import ValidationError, ValidatorFunctionWrapHandler
 from src.models.facts import ModelFacts
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, device
 
 
 class QKV(Protocol):
@@ -142,6 +142,13 @@ class Outputs:
     head: Callable[[Tensor], Tensor] | None = None
     hidden_layers_bth: Mapping[int, Tensor] = field(default_factory=dict)
 
+    def after(self, number: int, facts: ModelFacts) -> Tensor:
+        """Hidden states after so many layers, [b, t, hidden]; after all, also after the norm."""
+        if number < facts.layers:
+            return self.hidden_layers_bth[number]
+        assert self.hidden_bth is not None
+        return self.hidden_bth
+
     @property
     def last(self) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """The last hidden states and the head, of a pass that was asked for both."""
@@ -192,7 +199,6 @@ class Objective(ABC):
 
         Forward and backward together, for the plan. None by default.
         """
-        del tokens, facts
         return 0.0
 
     def check(self, length: int, *, cuda: bool) -> None:
@@ -229,7 +235,6 @@ class Objective(ABC):
 
     def metric_root(self, facts: ModelFacts) -> str:
         """The first part of its metrics' names; its type by default."""
-        del facts
         return self.type
 
     @property
@@ -246,7 +251,6 @@ class Objective(ABC):
         Args:
             kl_by_layer: KL(native || scaled) of each layer's attention rows, before training.
         """
-        del kl_by_layer
         return self
 
 
@@ -278,6 +282,20 @@ def metric_prefixes(
                 prefix = f"{stream}/" if streams_differ else ""
                 prefixes[stream, term] = prefix + (f"{term}/" if len(terms) > 1 else "")
     return prefixes
+
+
+def seen_tokens(
+    tokens: int, window: int | None, device: device, segment_ids_bt: Tensor | None = None
+) -> Tensor:
+    """Which tokens each token sees in causal attention, bool [t, t]; with segments [b, 1, t, t]."""
+    import torch
+
+    index_t = torch.arange(tokens, device=device)
+    back_tt = index_t[:, None] - index_t
+    seen_tt = (back_tt >= 0) if window is None else (back_tt >= 0) & (back_tt < window)
+    if segment_ids_bt is None:
+        return seen_tt
+    return (segment_ids_bt[:, None, :, None] == segment_ids_bt[:, None, None, :]) & seen_tt
 
 
 def list_or_word(value: Any, handler: ValidatorFunctionWrapHandler) -> Any:

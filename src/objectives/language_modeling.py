@@ -27,7 +27,6 @@ class LanguageModeling(Objective):
 
     def needs(self, facts: ModelFacts) -> Needs:
         """The output head; no teacher and no captured tensors."""
-        del facts
         return Needs(teacher=False, head=True)
 
     def needs_whole_blocks(self) -> None:
@@ -51,7 +50,6 @@ class LanguageModeling(Objective):
 
         from src.objectives.chunks import summed_by_chunks
 
-        del teacher, facts
         b, t = batch.input_ids_bt.shape
         if t * batch.parts < 2:
             raise ValueError(f"language modelling needs blocks of two tokens or more, got {t}")

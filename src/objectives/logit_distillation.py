@@ -41,7 +41,6 @@ class LogitDistillation(Objective):
 
     def needs(self, facts: ModelFacts) -> Needs:
         """A teacher, and both models' last hidden states and output heads."""
-        del facts
         return Needs(teacher=True, hidden=True, head=True, teacher_head=True)
 
     def check(self, length: int, *, cuda: bool) -> None:
@@ -50,7 +49,6 @@ class LogitDistillation(Objective):
         Raises:
             ValueError: `last_tokens` exceeds the length.
         """
-        del cuda
         if self.last_tokens is not None and self.last_tokens > length:
             raise ValueError(
                 f"last_tokens={self.last_tokens} is more than a block's {length}: give at most "
@@ -73,7 +71,6 @@ class LogitDistillation(Objective):
 
         from src.objectives.chunks import summed_by_chunks
 
-        del batch, facts
         assert teacher is not None
         (student_bth, ours), (teacher_bth, theirs) = student.last, teacher.last
 

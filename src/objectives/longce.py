@@ -41,7 +41,6 @@ class LongCE(Objective):
 
     def needs(self, facts: ModelFacts) -> Needs:
         """Both models' last hidden states and heads; the teacher reads chunks."""
-        del facts
         return Needs(
             teacher=True,
             hidden=True,
@@ -56,7 +55,6 @@ class LongCE(Objective):
         Raises:
             ValueError: no token of the block has a longer context.
         """
-        del cuda
         if self.short_context >= length:
             raise ValueError(
                 f"short_context={self.short_context} is not shorter than a block's {length} "
@@ -80,7 +78,6 @@ class LongCE(Objective):
 
         from src.objectives.chunks import summed_by_chunks
 
-        del facts
         assert teacher is not None
         (student_bth, ours), (teacher_bth, theirs) = student.last, teacher.last
 

@@ -116,26 +116,15 @@ class LongRed(Objective):
         """
         import torch
 
-        del batch
         assert teacher is not None
         numbers = self.chosen(facts)
-        parts = torch.stack([_distance(*_pair(n, teacher, student, facts)) for n in numbers])
+        sides = [(student.after(n, facts), teacher.after(n, facts)) for n in numbers]
+        parts = torch.stack([_distance(*pair) for pair in sides])
         loss = parts.sum()
         metrics = {self.metric_root(facts): loss.detach()}
         if numbers != (facts.layers,):
             metrics["longred/by_layer"] = parts.detach()
         return loss, metrics
-
-
-def _pair(
-    number: int, teacher: Outputs, student: Outputs, facts: ModelFacts
-) -> tuple[Tensor, Tensor]:
-    """The student's and the teacher's hidden states, [b, t, hidden] each."""
-    if number < facts.layers:
-        return student.hidden_layers_bth[number], teacher.hidden_layers_bth[number]
-    assert student.hidden_bth is not None
-    assert teacher.hidden_bth is not None
-    return student.hidden_bth, teacher.hidden_bth
 
 
 def _distance(student_bth: Tensor, teacher_bth: Tensor) -> Tensor:

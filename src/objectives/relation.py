@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 from pydantic import Field, WrapValidator
 
 from src.models.facts import ModelFacts
-from src.objectives.base import QKV, Batch, Needs, Objective, Outputs, list_or_word
+from src.objectives.base import QKV, Batch, Needs, Objective, Outputs, list_or_word, seen_tokens
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,7 +166,6 @@ class Relation(Objective):
         Raises:
             ValueError: the settings ask for it.
         """
-        del length
         if self.backend != "triton" or cuda:
             return
         from kernels.relation_kl import interpreted
@@ -264,7 +263,6 @@ class Relation(Objective):
         """
         import torch
 
-        del batch, teacher
         layers: list[LayerRelations] = [student.layers[i] for i in self.chosen_layers(facts)]
         stacked = torch.stack([layer.loss for layer in layers])
         mean_parts = torch.stack([layer.each for layer in layers]).mean(0)
@@ -334,7 +332,6 @@ def _attention_output(
     qkv: QKV, window: int | None, scale: float | None, segment_ids_bt: Tensor | None
 ) -> Tensor:
     """A V of causal attention, [b, h, t, d]."""
-    import torch
     from torch.nn import functional
 
     q_bhtd, k_bgtd, v_bgtd = qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd
@@ -344,17 +341,9 @@ def _attention_output(
         return functional.scaled_dot_product_attention(
             q_bhtd, k_bgtd, v_bgtd, is_causal=True, scale=scale, enable_gqa=True
         )
-    index_t = torch.arange(tokens, device=q_bhtd.device)
-    back_tt = index_t[:, None] - index_t
-    seen_tt = back_tt >= 0
-    if window is not None:
-        seen_tt = seen_tt & (back_tt < window)
-    if segment_ids_bt is not None:
-        # [b, 1, t, t]
-        same_b1tt = segment_ids_bt[:, None, :, None] == segment_ids_bt[:, None, None, :]
-        seen_tt = seen_tt & same_b1tt
+    seen = seen_tokens(tokens, window, q_bhtd.device, segment_ids_bt)
     return functional.scaled_dot_product_attention(
-        q_bhtd, k_bgtd, v_bgtd, attn_mask=seen_tt, scale=scale, enable_gqa=True
+        q_bhtd, k_bgtd, v_bgtd, attn_mask=seen, scale=scale, enable_gqa=True
     )
 
 

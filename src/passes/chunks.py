@@ -23,7 +23,6 @@ class Chunks:
     """The chunks of blocks.
 
     Attributes:
-        tokens: of a block.
         size: tokens of a chunk, even; None for blocks that are read whole.
     """
 

@@ -75,5 +75,5 @@ def _rotate(
 ) -> tuple[Tensor, Tensor]:
     from liger_kernel.ops.rope import LigerRopeFunction
 
-    del args, kwargs  # the axis to broadcast over, always that of the heads
+    # The other arguments are the axis to broadcast over, always that of the heads.
     return LigerRopeFunction.apply(q_bhtd, k_bgtd, cos_btd, sin_btd)

@@ -197,7 +197,6 @@ class _Computing(nn.Module):
 class _Replay(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, recorded: _Recorded, *parameters: Tensor) -> Tensor:
-        del parameters
         recorded.graph.replay()
         ctx.gradients = recorded.gradients
         return recorded.loss.clone()

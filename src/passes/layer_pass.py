@@ -120,14 +120,12 @@ class LayerPass:
         self._inputs.clear()
         with _activated(_Active(self, again=False)):
             yield
-        missing = sorted(self._layers - self._visited)
-        if missing:
+        if missing := sorted(self._layers - self._visited):
             raise CaptureError(
                 f"layers {missing} gave no q, k, v: the model did not run them through the "
                 "captured attention (set attn_implementation with capture.attention_name)"
             )
-        missing = sorted(self._input_layers - self._inputs.keys())
-        if missing:
+        if missing := sorted(self._input_layers - self._inputs.keys()):
             raise CaptureError(
                 f"layers {missing} showed no inputs: call "
                 "src.passes.layer_pass.show_layer_inputs on the decoder before"
@@ -214,7 +212,6 @@ def show_layer_inputs(decoder: nn.Module) -> None:
 
 def _showing(layer: int) -> Callable[..., None]:
     def show(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
         active = _active.get()
         if active is not None and not active.again:
             arguments = dict(kwargs)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from src.objectives.base import Segments
+from src.objectives.base import Segments, seen_tokens
 
 
 class PackedAttention:
@@ -76,7 +76,7 @@ class PackedAttention:
             row, first = divmod(start, t)
             q, k, v = (x[row : row + 1, :, first : first + end - start] for x in heads)
             sliding = window is not None and window < end - start
-            mask = _seen(end - start, window, q.device) if sliding else None
+            mask = seen_tokens(end - start, window, q.device) if sliding else None
             attended = functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, is_causal=not sliding, scale=scale
             )
@@ -87,9 +87,7 @@ class PackedAttention:
         """Which tokens each token sees, bool [b, 1, t, t]; made once for all layers."""
         if window not in self._masks:
             ids_bt = self.segments.ids_bt
-            seen_tt = _seen(ids_bt.shape[1], window, ids_bt.device)
-            same_b1tt = ids_bt[:, None, :, None] == ids_bt[:, None, None, :]
-            self._masks[window] = same_b1tt & seen_tt
+            self._masks[window] = seen_tokens(ids_bt.shape[1], window, ids_bt.device, ids_bt)
         return self._masks[window]
 
     def _flash(
@@ -109,13 +107,6 @@ class PackedAttention:
             q, k, v, starts_n, starts_n, t, t, scale=scale, window_size=seen, **grouped
         )
         return attended.view(b, t, h, d)
-
-
-def _seen(tokens: int, window: int | None, device: torch.device) -> Tensor:
-    """Causal attention over one document, with a window or without, bool [t, t]."""
-    index_t = torch.arange(tokens, device=device)
-    back_tt = index_t[:, None] - index_t
-    return (back_tt >= 0) if window is None else (back_tt >= 0) & (back_tt < window)
 
 
 def _flash_takes(query: Tensor) -> bool:

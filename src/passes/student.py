@@ -62,7 +62,6 @@ class StudentModule(nn.Module):
         An engine runs a module by this function only, so it also gives `predictions`.
 
         Args:
-            batch: of the stream.
             stream: its name; None for the batch's `predictions`.
             teach: runs a teacher with weights of its own; None if it shares the student's, or if no
                 objective has a teacher.

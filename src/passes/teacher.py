@@ -95,14 +95,13 @@ class TeacherPass:
 
     def _layer_as_teacher(self, index: int) -> AbstractContextManager[None]:
         """Entered while one layer computes its q, k and v again."""
-        del index
         return nullcontext()
 
     def _from_input(self, index: int, given: LayerInput) -> Callable[[], LayerQKV]:
         """Compute a layer's q, k, v from its input, by its own norm, projections and RoPE."""
         assert self._parts is not None
         layer = self._decoder.layers[index]
-        norm = layer.get_submodule(self._parts.norm) if self._parts.norm else _unchanged
+        norm = layer.get_submodule(self._parts.norm) if self._parts.norm else nn.Identity()
         attention = layer.get_submodule(self._parts.attention)
         output = attention.get_submodule(self._parts.output)
 
@@ -118,10 +117,6 @@ class TeacherPass:
             return capture.take()[index]
 
         return compute
-
-
-def _unchanged(hidden_bth: Tensor) -> Tensor:
-    return hidden_bth
 
 
 def _kept(qkv: LayerQKV) -> Callable[[], LayerQKV]:

@@ -47,7 +47,6 @@ class DeviceFacts:
     """The facts about a device that a plan needs.
 
     Attributes:
-        name: for people.
         memory: bytes that a rank can have.
         matrix_rate: floating-point operations a second of dense bfloat16 matrix products (float32
             on a CPU); None where it is not known.

@@ -1,12 +1,15 @@
 """How long a step takes: the device's work, or the host's where that is longer.
 
 The device's time is the sum of matrix products at a share of its rate and of memory traffic at a
-share of its bandwidth; benchmarks/step.py compares with what is measured.
+share of its bandwidth; benchmarks/step.py compares with what is measured. The host's time is Python
+and launches, which decide how fast small models train. Launches run ahead of the GPU, so a step
+takes the longer of both sides. A CUDA graph replays a micro-step's launches at once, and then only
+DeepSpeed's work for each trained tensor is left.
 """
 
 from __future__ import annotations
 
-from src.planning import host
+from src.models.adapters import FullParameters
 from src.planning.cost import Setting, block_work, masked_layers
 from src.planning.devices import DeviceFacts
 from src.training.schedule import StageSchedule
@@ -23,6 +26,15 @@ _HALF_ATTENTION, _HALF_RELATIONS = 1100, 850
 _HEAD_ATTENTION, _HEAD_RELATIONS = 80, 100
 # Times that attention takes with a mask, which no kernel skips blocks of: fitted to Gemma-3-1B.
 _MASKED = 4.8
+
+# Seconds of a server's core for each decoder layer and micro-step: the teacher's forward pass; the
+# student's forward and backward; each adapter, both ways; an objective at the layer; running the
+# layer again. Fitted to benchmarks/results/step.json (one H200).
+_TEACHER, _STUDENT, _ADAPTER, _OBJECTIVE, _AGAIN = 1.2e-3, 2.8e-3, 0.5e-3, 2.1e-3, 1.2e-3
+# Compiled and fused layers launch fewer kernels.
+_LEAN = 0.8
+# Seconds for each trained tensor and step, and for the rest of a step.
+_TENSOR, _STEP = 0.1e-3, 5e-3
 
 
 def _block_seconds(setting: Setting, name: str, device: DeviceFacts) -> float:
@@ -69,13 +81,13 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
     work = _device_seconds(setting, schedule, device)
     if device.is_cpu:
         return work
-    rest = host.step_seconds(setting)
+    rest = _host_step_seconds(setting)
     if setting.graphs:
         return max(work, rest)
     micro_steps = schedule.micro_steps(
         0, rank=0, world_size=setting.readers, micro_batch=setting.micro_batch
     )
-    return max(work, rest + sum(host.micro_step_seconds(setting, m.stream) for m in micro_steps))
+    return max(work, rest + sum(_host_micro_step_seconds(setting, m.stream) for m in micro_steps))
 
 
 def busy(setting: Setting, schedule: StageSchedule) -> float:
@@ -119,3 +131,28 @@ def _device_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFac
         passes += 1 if setting.has_teacher and owner.zero_stage == 3 else 0
         seconds += passes * micro_steps * setting.shape.parameters * setting.width / link
     return seconds
+
+
+def _host_micro_step_seconds(setting: Setting, name: str) -> float:
+    """Seconds that the host takes for a micro-step of a stream, without a CUDA graph."""
+    wants, layers = setting.needs[name], setting.layers_run(name)
+    layer = _STUDENT + (_AGAIN if setting.checkpointing else 0.0)
+    layer += _TEACHER if wants.teacher else 0.0
+    if setting.lora is not None:
+        layer += _ADAPTER * len(setting.lora.projections)
+    lean = _LEAN if setting.fused or setting.config.engine.compile else 1.0
+    return layers * layer * lean + len(wants.qkv_layers) * _OBJECTIVE
+
+
+def _host_step_seconds(setting: Setting) -> float:
+    """Seconds that the host takes for the rest of a step, graphs or not."""
+    return _STEP + _TENSOR * _trained_tensors(setting)
+
+
+def _trained_tensors(setting: Setting) -> int:
+    layers = setting.shape.layers
+    if setting.lora is not None:
+        return 2 * layers * len(setting.lora.projections)
+    if isinstance(setting.stage.parameters, FullParameters):
+        return 9 * layers + 2
+    return 3 * layers

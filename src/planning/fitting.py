@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import product
+from operator import attrgetter
 from typing import Any
 
 from src.planning.devices import DeviceFacts
@@ -19,11 +20,14 @@ from src.settings.engine import EngineConfig
 _MOST_PARTS = 8
 
 
+# Settings that hold for all stages and may be `auto`, in the order in which they are printed.
+OPEN = ("dtype", "student.zero_stage", "student.offload_optimizer", "teacher.zero_stage")
+OPEN += ("teacher.share_base", "sequence_parallel")
+
+
 def is_open(engine: EngineConfig) -> bool:
     """Whether a setting of the engines is `auto`, so that several engines are possible."""
-    student, teacher = engine.student, engine.teacher
-    chosen = (student.zero_stage, student.offload_optimizer, teacher.zero_stage, engine.dtype)
-    return "auto" in (*chosen, teacher.share_base, engine.sequence_parallel)
+    return any(attrgetter(key)(engine) == "auto" for key in OPEN)
 
 
 def engines(

@@ -16,14 +16,7 @@ from src.models.adapters import FullParameters
 from src.models.config import ModelShape, native_rope
 from src.models.facts import ModelFacts
 from src.models.hf_config import planned_facts, projection_sizes, resolved_shape
-from src.planning import cost, duration, fitting
-from src.planning.checks import (
-    check,
-    check_engine,
-    check_kernels,
-    check_projections,
-    checked_schedule,
-)
+from src.planning import checks, cost, duration, fitting
 from src.planning.cost import Setting, adapter_parameters
 from src.planning.decisions import decide, why_no_graphs
 from src.planning.devices import ACCELERATORS, DeviceFacts, device_facts
@@ -42,22 +35,16 @@ _DOUBT = 1.4
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage.
+    """One stage; what is not listed here is as in `cost.Setting`.
 
     Attributes:
         accumulation: micro-steps a rank adds up in a full step.
         busy: share of the ranks' micro-steps that carry a block of their own.
         stream_tokens: tokens by stream; they add up to `tokens`.
-        trainable_parameters, total_parameters: of the student.
         memory: estimated bytes a rank at the peak, by part.
         flops: floating-point operations of the whole stage, teacher's included.
         seconds_per_step: estimated, of a full step; None for a device of unknown speed.
-        checkpointing: layers run again in the backward pass.
-        keep: what the teacher leaves behind for each layer.
-        micro_batch: blocks of the longest stream that a rank takes at once.
-        graphs: micro-steps are recorded and replayed as CUDA graphs.
         no_graphs: why they are not, if that was left to the plan.
-        fused: elementwise work runs as fused kernels.
     """
 
     name: str
@@ -159,7 +146,7 @@ def make(config: RunConfig, *, world_size: int, device: DeviceFacts | None = Non
             exceeds the native window; an objective's or a schedule's settings don't fit.
     """
     shape = resolved_shape(config.model)
-    check(config, planned_facts(config.model), native_rope(config.model, shape))
+    checks.check(config, planned_facts(config.model), native_rope(config.model, shape))
     device = device or _device(config)
     settled = partial(_settled_plan, shape=shape, world_size=world_size, device=device)
     if not fitting.is_open(config.engine):
@@ -205,7 +192,7 @@ def _settled_plan(
 ) -> Plan:
     """The plan of a run whose engines are settled."""
     facts = planned_facts(config.model)
-    check_engine(config, facts, native_rope(config.model, shape), world_size)
+    checks.check_engine(config, facts, native_rope(config.model, shape), world_size)
     return Plan(
         world_size=world_size,
         device=device,
@@ -232,13 +219,13 @@ def _stage_plan(
     device: DeviceFacts,
 ) -> StagePlan:
     stage = config.recipe.training[name]
-    schedule = checked_schedule(config, name)
+    schedule = checks.checked_schedule(config, name)
     trains_all = isinstance(stage.parameters, FullParameters)
     projections = {} if trains_all else projection_sizes(config.model, shape)
-    check_projections(config, name, projections)
+    checks.check_projections(config, name, projections)
     adapters = adapter_parameters(stage.parameters, projections, shape.layers)
     setting = decide(Setting(config, stage, shape, facts, adapters, world_size), device)
-    check_kernels(setting, device)
+    checks.check_kernels(setting, device)
     micro_batch, readers = setting.micro_batch, setting.readers
     accumulation = schedule.accumulation(world_size=readers, micro_batch=micro_batch)
     return StagePlan(

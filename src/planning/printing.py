@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from operator import attrgetter
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +18,7 @@ from src.models.own import judged_window
 from src.models.sources import label_of
 from src.planning.advice import misfit, typed
 from src.planning.devices import ACCELERATORS, gib
-from src.planning.fitting import is_open
+from src.planning.fitting import OPEN
 from src.planning.plan import Plan
 from src.progress import duration
 from src.settings.config import RunConfig
@@ -66,20 +67,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
 
 def _chosen(plan: Plan, config: RunConfig) -> str:
     """What the plan has settled of the engines, as a user would type it; empty if nothing."""
-    if not is_open(config.engine):
-        return ""
-    asked, settled = config.engine, plan.engine
-    pairs = {
-        "dtype": (asked.dtype, settled.dtype),
-        "student.zero_stage": (asked.student.zero_stage, settled.student.zero_stage),
-        "student.offload_optimizer": (
-            asked.student.offload_optimizer,
-            settled.student.offload_optimizer,
-        ),
-        "teacher.zero_stage": (asked.teacher.zero_stage, settled.teacher.zero_stage),
-        "teacher.share_base": (asked.teacher.share_base, settled.teacher.share_base),
-        "sequence_parallel": (asked.sequence_parallel, settled.sequence_parallel),
-    }
+    pairs = {key: (attrgetter(key)(config.engine), attrgetter(key)(plan.engine)) for key in OPEN}
     return typed({key: after for key, (before, after) in pairs.items() if before != after})
 
 

@@ -11,7 +11,7 @@ import operator
 from dataclasses import dataclass, field, make_dataclass, replace
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 
 from src import tracking as trackers
 from src.assets.cache import UserPath
@@ -24,6 +24,7 @@ from src.models.adapters import in_fused
 from src.models.config import ModelConfig, PositiveInt
 from src.models.exporting.config import ExportConfig
 from src.models.families import family_of
+from src.models.merging import MergeConfig
 from src.models.rope import RopeScaling
 from src.models.student import StudentConfig
 from src.objectives import OBJECTIVES
@@ -32,11 +33,12 @@ from src.objectives.weighted_sum import WeightedSum
 from src.settings import budget
 from src.settings.budget import Budget
 from src.settings.engine import EngineConfig
-from src.settings.recipe import Name, RecipeConfig
-from src.settings.strict import ConfigError, refused_at
+from src.settings.strict import STRICT, ConfigError, refused_at
 from src.tracking import TrackingConfig
 from src.training.schedule import StageConfig, StreamConfig
 
+# Names become parts of the names of folders.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$")]
 # Objectives are discovered at run time, so type checkers see the class that all of them share.
 if TYPE_CHECKING:
     AnyObjective = Objective
@@ -70,6 +72,40 @@ class ObjectiveConfig:
         if isinstance(stream.objective, str):
             return self.terms[stream.objective]
         return WeightedSum(tuple((n, self.terms[n], w) for n, w in stream.terms.items()))
+
+
+def _kind(stage: object) -> str:
+    """The class of a stage, by what it holds; pydantic's messages then name the right keys."""
+    merges = isinstance(stage, MergeConfig) or (isinstance(stage, dict) and "merge" in stage)
+    return MergeConfig.__name__ if merges else StageConfig.__name__
+
+
+AnyStage = Annotated[
+    Annotated[StageConfig, Tag(StageConfig.__name__)]
+    | Annotated[MergeConfig, Tag(MergeConfig.__name__)],
+    Discriminator(_kind),
+]
+
+
+@dataclass(frozen=True)
+class RecipeConfig:
+    """A method: stages in order. A stage trains, or merges with the native model."""
+
+    name: Name
+    stages: Annotated[dict[Name, AnyStage], Field(min_length=1)]
+
+    def __post_init__(self) -> None:
+        first = next(iter(self.stages))
+        if isinstance(self.stages[first], MergeConfig):
+            raise ValueError(
+                f"stages.{first} merges the model of the stage before it, and is the first: put a "
+                "stage that trains before it"
+            )
+
+    @property
+    def training(self) -> dict[str, StageConfig]:
+        """The stages that train."""
+        return {n: stage for n, stage in self.stages.items() if isinstance(stage, StageConfig)}
 
 
 @dataclass(frozen=True)
@@ -173,8 +209,6 @@ class SweepJob:
     """Which job of which sweep a run is; set by the command that starts the jobs.
 
     Attributes:
-        name: of the sweep, such as `learning_rate`.
-        id: of this sweep of that name.
         job: number, from 1.
         hash: of the job's config (`multirun.composition.identity`).
     """
@@ -227,9 +261,7 @@ class RunConfig:
     profile: bool = False
     deterministic: bool = False
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         if self.plan_for != "this_machine" and not self.dry_run:
@@ -301,9 +333,7 @@ class EvaluateConfig:
     cache: bool = True
     out: UserPath | None = None
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        extra="forbid", strict=True, allow_inf_nan=False
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     def __post_init__(self) -> None:
         if (self.run is None) == (self.model is None):

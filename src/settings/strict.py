@@ -13,14 +13,16 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = typing.TypeVar("T")
 
 
+# Of the dataclasses that a command's settings are turned into.
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # A list of thousands of wrong values is one mistake.
 _MOST_FAULTS = 50
 
@@ -66,6 +68,11 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
         if more := error.error_count() - len(details):
             lines.append(f"and {more} more faults")
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+
+
+def to_containers(settings: Any) -> dict[str, Any]:
+    """A dataclass as containers for YAML, which `load_plain` accepts again."""
+    return json.loads(json.dumps(asdict(settings)))
 
 
 def _too_large(value: Any, path: str = "") -> str | None:

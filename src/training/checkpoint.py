@@ -25,14 +25,7 @@ from torch import distributed
 
 from src import environment
 from src.assets.cache import remove
-from src.manifest import (
-    DamageError,
-    FileDigest,
-    digest_of,
-    read_manifest,
-    verify,
-    write_manifest,
-)
+from src.manifest import DamageError, FileDigest, digest_of, read_manifest, verify, write_manifest
 from src.planning.devices import host_memory
 from src.run_folder import RunFolder, sync_folder, unsealed, whole_checkpoints, write_whole
 from src.training.launch import LaunchError

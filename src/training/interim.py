@@ -36,7 +36,6 @@ class Interim:
     Attributes:
         windows: held-out text, int64 [tokens] each.
         needles: text with a sentence to find, which ends in its answer, and the answer's tokens.
-        device: of this rank.
     """
 
     windows: tuple[np.ndarray, ...]

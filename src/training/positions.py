@@ -52,8 +52,6 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
     """Positions of a block: int64 [length], strictly increasing, from 0 to at most window - 1.
 
     Args:
-        kind: as listed at the top of this module.
-        length: tokens of the block.
         window: number of positions, at least `length`.
         key: seeds the draw; equal keys give equal positions.
 

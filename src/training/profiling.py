@@ -39,7 +39,6 @@ class StepProfile:
     """Profiles a few steps of a stage, and writes the trace when they are done.
 
     Args:
-        file: of the trace.
         first: number of the stage's first step in this process.
     """
 

@@ -25,7 +25,7 @@ from src.models.merging import MergeConfig
 from src.objectives.base import Objective
 from src.planning import plan
 from src.planning.devices import device_of, dtype_of, uses_cuda
-from src.run_folder import RunFolder
+from src.run_folder import RunFolder, write_json
 from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.card import add_scores, model_card
@@ -36,7 +36,6 @@ from src.training.interim import Interim
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.publishing import push
-from src.training.replay import keep_batch
 from src.training.schedule import StageSchedule
 from src.training.signals import Stopped
 from src.training.texts import Data, prepare_data
@@ -365,7 +364,7 @@ class _Run:
         said = f"stage {loop.name}, step {record.step}: {what} ({numbers}); documents: "
         print(said + ", ".join(record.documents), file=sys.stderr)
         if record.skipped:
-            kept = keep_batch(self.folder.path / "replay", loop, record.step - 1)
+            kept = _keep_batch(self.folder.path / "replay", loop, record.step - 1)
             print(f"its blocks are kept in {kept}", file=sys.stderr)
 
     def _saves_after(self, name: str, step: int) -> bool:
@@ -406,3 +405,22 @@ class _Run:
         self.folder.update(stages=[*stages, entry])
         figures = {"tokens": tokens, **measured}
         self.tracker.summarize({f"stage/{name}/{key}": v for key, v in figures.items()})
+
+
+def _keep_batch(folder: Path, run: StageRun, step: int) -> Path:
+    """Write all ranks' blocks of a stage's step, counted from 0, in place of an earlier step's."""
+    folder.mkdir(exist_ok=True)
+    blocks = [
+        {
+            "stream": piece.stream,
+            "block": piece.block,
+            "documents": list(run.batches.blocks[piece.stream].documents(piece.block)),
+            "tokens": piece.tokens,
+            "ids": run.batches.tokens(piece).tolist(),
+        }
+        for piece in run.schedule.pieces(step)
+    ]
+    file = folder / f"{run.name}.json"
+    seed = run.batches.seed
+    write_json(file, {"stage": run.name, "step": step + 1, "seed": seed, "blocks": blocks})
+    return file

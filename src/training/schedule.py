@@ -39,7 +39,6 @@ class StreamConfig:
         batch_size: blocks of a slot, over all ranks together. If null, the stage's `slot_tokens`
             give it; without them it is 1.
         share: slots of this stream in each turn of the mixture.
-        weight: factor on the loss.
         positions: of the student's tokens, up to the target length (src/training/positions.py).
             The teacher's positions are contiguous.
         repeats: passages that occur in a block again (src/training/repeats.py); null for none.
@@ -220,9 +219,7 @@ class MicroStep(NamedTuple):
     """One forward and backward pass of one rank.
 
     Attributes:
-        stream: name of the stream.
         tokens: tokens of each block, equal on all ranks.
-        pieces: this rank's blocks.
         stand_in: a block to run at weight 0 if `pieces` is empty, as collectives need every rank.
     """
 

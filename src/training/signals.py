@@ -80,7 +80,6 @@ def deferred() -> Iterator[Callable[[], int]]:
 
 
 def _on_signal(number: int, frame: FrameType | None) -> None:
-    del frame
     global _received
     if _received is not None:
         if PARENT_VARIABLE in os.environ:

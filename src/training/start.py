@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 from rich.console import Console
 
-from src import tracking
+from src import run_folder, tracking
 from src.evals import running
 from src.models.hf_config import resolved_shape
 from src.models.loading import check_ids, check_student
@@ -28,18 +27,7 @@ from src.planning.checks import check_launch, check_machine
 from src.planning.devices import uses_cuda
 from src.planning.printing import show, show_texts
 from src.progress import Laps
-from src.run_folder import (
-    LOCK,
-    RunFolder,
-    RunFolderError,
-    check_unused,
-    command_line,
-    device_name,
-    git_state,
-    new_run_id,
-    versions,
-    whole_checkpoints,
-)
+from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from src.settings import strict
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
@@ -177,7 +165,7 @@ def _going_on(folder: RunFolder, chosen: Checkpoint | None, size: int) -> str:
 def _held(path: Path) -> Iterator[None]:
     """Lock the folder against other processes. The system unlocks it when this process ends."""
     path.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path / LOCK)
+    lock = FileLock(path / run_folder.LOCK)
     try:
         # The witness of a killed process holds it for a moment.
         lock.acquire(timeout=_PATIENCE)
@@ -241,15 +229,14 @@ class _NewRun:
     record: dict[str, Any]
 
     def create(self) -> RunFolder:
-        # Containers for YAML, which the boundary accepts again.
-        config = json.loads(json.dumps(asdict(self.settings)))
+        config = strict.to_containers(self.settings)
         return RunFolder.create(self.path, config=config, record=self.record)
 
 
 def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewRun:
     """Check everything that can be checked without loading a model."""
-    path = Path(settings.run_dir or Path("outputs") / settings.experiment / new_run_id())
-    check_unused(path)
+    path = Path(settings.run_dir or Path("outputs") / settings.experiment / run_folder.new_run_id())
+    run_folder.check_unused(path)
     laps = Laps()
     made = plan.make(settings, world_size=world_size)
     show(made, settings, Console(stderr=True))
@@ -272,15 +259,15 @@ def _prepare(settings: RunConfig, world_size: int, command: str | None) -> _NewR
         "model": identity(settings.model),
         "seed": settings.seed,
         "sweep": asdict(settings.sweep) if settings.sweep else None,
-        "command": command or command_line(sys.argv),
-        "device": device_name(),
+        "command": command or run_folder.command_line(sys.argv),
+        "device": run_folder.device_name(),
         "world_size": world_size,
-        "versions": versions(),
+        "versions": run_folder.versions(),
         "corpus": data.corpus.key,
         "data_fingerprint": data.fingerprints(),
         "texts": data.use.record(),
         "start_seconds": laps.seconds,
-        **git_state(ROOT),
+        **run_folder.git_state(ROOT),
     }
     return _NewRun(path, accepted, record)
 
@@ -295,7 +282,7 @@ def _run_id(settings: RunConfig, path: Path) -> str:
     chosen = tracking.agent_run_id(os.environ)
     if chosen is not None:
         return chosen
-    return new_run_id() if settings.run_dir else path.name
+    return run_folder.new_run_id() if settings.run_dir else path.name
 
 
 def _preflight(settings: RunConfig, laps: Laps) -> texts.Data:

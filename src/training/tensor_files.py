@@ -30,7 +30,6 @@ class Part:
     """A rank's part of a flat tensor.
 
     Attributes:
-        name: of the parameter.
         kind: what of it: `weight`, `exp_avg` or `exp_avg_sq`.
         start: place of the part's first number in the flat tensor.
         values: [n], a view of the engine's memory.

@@ -22,6 +22,7 @@ from src.models.loading import load_model
 from src.planning import plan
 from src.planning.checks import check_launch
 from src.planning.devices import DeviceFacts
+from src.progress import Laps
 from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
@@ -626,11 +627,11 @@ def test_more_ranks_than_gpus_are_refused(
     monkeypatch.setattr("src.planning.devices.gpus", lambda: one)
     monkeypatch.setattr("src.planning.checks.gpus", lambda: one)
     with pytest.raises(ConfigError, match=r"launch\.nproc: 2 ranks .* has 1"):
-        start._preflight(compose_run("model=tiny", "launch.nproc=2"))
+        start._preflight(compose_run("model=tiny", "launch.nproc=2"), Laps())
 
 
 def test_settings_for_cuda_without_a_gpu_are_refused(compose_run: Callable[..., RunConfig]) -> None:
     if torch.cuda.is_available():
         pytest.skip("a GPU is here")
     with pytest.raises(ConfigError, match=r"engine\.device"):
-        start._preflight(compose_run("model=tiny", "engine.device=cuda"))
+        start._preflight(compose_run("model=tiny", "engine.device=cuda"), Laps())

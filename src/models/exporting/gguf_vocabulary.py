@@ -39,10 +39,8 @@ class Vocabulary:
 
     Attributes:
         algorithm: `tokenizer.ggml.model`.
-        tokens: by id.
         kinds: of gguf.TokenType, by id.
         split: llama.cpp's name for what splits a text; for byte-level BPE.
-        merges: for byte-level BPE.
         scores: by id; for BPE with byte fallback.
         space_prefix: whether a space is put before a text.
     """

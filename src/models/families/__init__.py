@@ -39,14 +39,3 @@ def layer_parts(children: set[str]) -> LayerParts | None:
     """The layout that consists of just these modules; None if no listed family has it."""
     layouts = [family.parts for family in FAMILIES.values() if family.parts]
     return next((parts for parts in layouts if parts_of(parts) == children), None)
-
-
-__all__ = [
-    "FAMILIES",
-    "PLAIN_LAYER_FAMILIES",
-    "Family",
-    "LayerParts",
-    "family_of",
-    "family_of_type",
-    "layer_parts",
-]

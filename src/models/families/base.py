@@ -42,7 +42,6 @@ class Family:
     """Facts about models of one kind.
 
     Attributes:
-        name: in `model.family`.
         model_type: of the config, as transformers has it.
         parts: of a layer, so that it can be run in part (src/passes/teacher.py); None if only whole
             layers can be run.

@@ -22,7 +22,6 @@ class NativeRope:
         window: the length in tokens that the model was trained at.
         by_layer_type: whether each kind of layer has its own RoPE (Gemma 3). Only the RoPE of the
             full-attention layers is scaled.
-        scaling: the model's own; None for unscaled RoPE.
         original_window: the window before that scaling.
         tables_only: whether the model's class reads no scaling but `longrope` (Phi-3).
     """
@@ -131,12 +130,10 @@ class Scaling:
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
         """The factor that the scaling puts on rotated queries, and on rotated keys."""
-        del native
         return 1.0
 
     def changes_at(self, native: NativeRope) -> int | None:
         """The length above which the frequencies are others; None if they never change."""
-        del native
         return None
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
@@ -149,7 +146,6 @@ class Scaling:
 
     def max_position_embeddings(self, native: NativeRope) -> int:
         """The value of `config.max_position_embeddings` in transformers 5."""
-        del native
         return self.target_length
 
     def multiplied_length(self, native: NativeRope) -> int | None:
@@ -158,7 +154,6 @@ class Scaling:
         vLLM does so for some types, to find the window. None if `max_position_embeddings` alone
         gives the target.
         """
-        del native
         return None
 
     def vllm_overrides(self, native: NativeRope) -> dict[str, int]:
@@ -166,7 +161,6 @@ class Scaling:
 
         They are values of its `--hf-overrides`.
         """
-        del native
         return {}
 
     def base(self, native: NativeRope) -> NativeRope:

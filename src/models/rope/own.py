@@ -40,7 +40,6 @@ class OwnScaling(Scaling):
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         """Those of the checkpoint's config."""
-        del native
         return dict(self.parameters)
 
     def _rope(self, native: NativeRope) -> NativeRope:

@@ -34,7 +34,6 @@ class DeviceClipping:
         optimizer.register_step_pre_hook(self._before_step)
 
     def _before_step(self, optimizer: Any, args: Any, kwargs: Any) -> None:
-        del args, kwargs
         gradients = [p.grad for p in optimizer.param_groups[0]["params"] if p.grad is not None]
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         square = norms.square().sum()

@@ -58,17 +58,8 @@ class OptimizerState:
             return []
         parts: list[Part] = []
         for shard in self._shards():
-            moments = self._moments(shard.holder)
-            kept = {"weight": shard.holder.detach(), **{key: moments[key] for key in MOMENTS}}
-            parts += [
-                Part(
-                    shard.name,
-                    kind,
-                    shard.start,
-                    values.view(-1).narrow(0, shard.offset, shard.length),
-                )
-                for kind, values in kept.items()
-            ]
+            values = self._values(shard)
+            parts += [Part(shard.name, kind, shard.start, x) for kind, x in values.items()]
         if rank == 0:
             parts.append(Part("", UPDATES, 0, torch.tensor([float(self._updates())])))
         return parts
@@ -85,10 +76,8 @@ class OptimizerState:
         for shard in self._shards():
             moments = self._moments(shard.holder)
             moments["step"] = _like(moments["step"], updates)
-            kept = {"weight": shard.holder.data, **{key: moments[key] for key in MOMENTS}}
-            for kind, values in kept.items():
-                read = saved.read(kind, shard.name, shard.start, shard.length)
-                values.view(-1).narrow(0, shard.offset, shard.length).copy_(read)
+            for kind, values in self._values(shard).items():
+                values.copy_(saved.read(kind, shard.name, shard.start, shard.length))
         if self._zero_stage == 3:
             _refresh_sharded(self._engine.optimizer)
             self._engine.optimizer.checkpoint_event_epilogue()
@@ -128,6 +117,15 @@ class OptimizerState:
             if real > 0:
                 holder = wrapped.fp32_partitioned_groups_flat[group]
                 yield _Shard(name, start, holder, offset, real)
+
+    def _values(self, shard: _Shard) -> dict[str, Tensor]:
+        """Views of a stretch of weights and moments, by kind."""
+        moments = self._moments(shard.holder)
+        whole = {"weight": shard.holder.detach(), **{key: moments[key] for key in MOMENTS}}
+        return {
+            kind: values.view(-1).narrow(0, shard.offset, shard.length)
+            for kind, values in whole.items()
+        }
 
     def _moments(self, holder: Tensor) -> dict[str, Any]:
         """AdamW's state of a tensor, made as AdamW makes it where no update has been yet."""

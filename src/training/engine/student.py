@@ -241,7 +241,6 @@ def _config(
 
 def _without_gradients(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
     """AdamW leaves parameters without a gradient, and their moments, as they are."""
-    del args, kwargs
     optimizer.zero_grad(set_to_none=True)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.relation_kl import hopper, relation_kl, relation_kl_set
+from kernels.relation_kl.contract import Inputs
 
 on_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9,
@@ -22,7 +23,14 @@ LAYOUTS = {
 
 
 def taken(x: Tensor, *, causal: bool = True, window: int | None = None, masked: bool = False):
-    return hopper.supports([x], [x], masked=masked, causal=causal, window=window)
+    return supported(1, x, causal=causal, window=window, masked=masked)
+
+
+def supported(relations: int, x: Tensor, *, causal: bool, window: int | None, masked: bool):
+    sides, scales = [x] * relations, [1.0] * relations
+    mask = torch.ones(1, dtype=torch.bool) if masked else None
+    inputs = Inputs(sides, sides, None, mask, scales, scales, causal, window, allow_tf32=False)
+    return hopper.supports(inputs)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -53,7 +61,7 @@ def test_what_is_taken_and_what_is_left_to_the_general_kernels() -> None:
     # Strides that no matrix has, and rows that do not begin at multiples of 16 bytes.
     assert not taken(torch.randn(3, 2, 70, 64).bfloat16().transpose(0, 1))
     assert not taken(torch.randn(1, 1, 70, 65).bfloat16()[..., :64])
-    assert not hopper.supports([x] * 4, [x] * 4, masked=False, causal=True, window=None)
+    assert not supported(4, x, causal=True, window=None, masked=False)
 
 
 def dense(student: Tensor, teacher: Tensor, upstream: Tensor, dtype: torch.dtype):

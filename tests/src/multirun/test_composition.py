@@ -177,10 +177,11 @@ def test_what_a_run_folder_keeps_has_the_same_hash(compose_run: Compose) -> None
     import yaml
 
     from src.settings import strict
-    from src.training.start import _plain
 
     settings = compose_run("model=tiny", "budget=1M")
-    kept = strict.load_plain(RunConfig, yaml.safe_load(yaml.safe_dump(_plain(settings))))
+    kept = strict.load_plain(
+        RunConfig, yaml.safe_load(yaml.safe_dump(strict.to_containers(settings)))
+    )
     assert identity(kept) == identity(settings)
 
 

@@ -167,10 +167,8 @@ def test_a_budget_replaces_tokens_and_null_lets_them_stand(
 def test_the_resolved_config_says_what_was_decided_and_loads_again(
     compose_run: Callable[..., RunConfig],
 ) -> None:
-    from src.training.start import _plain
-
     run = compose_run("+experiment=longred_c_32k", "model=llama3_8b", "budget=1000003")
-    plain = _plain(run)
+    plain = strict.to_containers(run)
     stage = plain["recipe"]["stages"]["mix"]
     assert plain["budget"] == 1_000_003
     assert (stage["tokens"], stage["tokens_per_step"]) == (1_000_003, 131_072)

@@ -100,10 +100,8 @@ def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> 
 
 
 def test_a_run_folders_config_is_accepted_again(compose_run: Callable[..., RunConfig]) -> None:
-    from src.training.start import _plain
-
     run = compose_run(BASE)
-    assert strict.load_plain(RunConfig, _plain(run)) == run
+    assert strict.load_plain(RunConfig, strict.to_containers(run)) == run
 
 
 def test_keys_at_names_what_is_allowed() -> None:

@@ -282,12 +282,13 @@ class Watched:
     [
         ("smollm2_135m", 48),
         pytest.param("gemma3_270m", 560, marks=pytest.mark.thorough),  # 260 MB to fetch
+        pytest.param("qwen2_5_coder_0_5b", 48, marks=pytest.mark.thorough),  # 490 MB
     ],
 )
 def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
     compose_run: Callable[..., Any], name: str, tokens: int
 ) -> None:
-    """Gemma's text is longer than its window."""
+    """Gemma's text is longer than its window; Qwen has biases, and 7 heads to a key-value head."""
     if not (cache_dir() / "models" / name).is_dir():
         try:
             fetching.fetch(name)

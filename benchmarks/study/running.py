@@ -22,7 +22,14 @@ from src.multirun.local import core_shares, visible_gpus
 from src.multirun.process import Share
 from src.planning.devices import GPU_SHARE, gpus
 from src.results import Role
-from src.run_folder import RunFolder, device_name, versions, whole_checkpoints, write_json
+from src.run_folder import (
+    RunFolder,
+    device_name,
+    versions,
+    whole_checkpoints,
+    write_json,
+    write_whole,
+)
 from src.settings import strict
 from src.settings.config import RunConfig
 
@@ -51,12 +58,21 @@ class Results:
         self.rows.append({**row, **where})
         self.folder.mkdir(parents=True, exist_ok=True)
         for name, by_task in items.items():
-            (self.folder / "items").mkdir(exist_ok=True)
-            write_json(self.folder / "items" / f"{name}.json", by_task)
+            write_items(self.folder / "items" / f"{name}.json", by_task)
         write_json(
             self.file,
             {"schema": SCHEMA, "script": "python -m benchmarks.study", "rows": self.rows},
         )
+
+
+def write_items(file: Path, by_task: Mapping[str, Sequence[float]]) -> None:
+    """Write the scores of items, a task a line; most are 0 or 1."""
+    lines = (
+        f"{json.dumps(task)}: {json.dumps([int(s) if s == int(s) else s for s in scores])}"
+        for task, scores in by_task.items()
+    )
+    file.parent.mkdir(exist_ok=True)
+    write_whole(file, ("{" + ",\n".join(lines) + "}\n").replace(", ", ",").encode())
 
 
 @dataclass

@@ -28,11 +28,13 @@ class Line:
     """A line of the comparison.
 
     Attributes:
+        method: name of the grid; `native` and `untrained` are none.
         label, scaling: as tables name them.
         tested: its items.
         tokens, minutes: of training, the mean over seeds; 0 without training.
     """
 
+    method: str
     label: str
     scaling: str
     tested: Scored
@@ -56,7 +58,7 @@ class Comparison:
         """
         self.model = model
         self.native = Scored("native", (_items(folder, f"{model}-native"),))
-        self.lines = [Line("native", "", self.native)]
+        self.lines = [Line("native", "native", "", self.native)]
         cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
         for row in rows:
             if row["model"] != model or not row.get("test"):
@@ -66,12 +68,13 @@ class Comparison:
                 continue
             items = (_items(folder, f"{model}-{row['scaling']}-untrained"),)
             tested = Scored(f"untrained {row['scaling']}", items)
-            self.lines.append(Line("untrained", row["scaling"], tested))
+            self.lines.append(Line("untrained", "untrained", row["scaling"], tested))
         for (scaling, method), runs in cells.items():
             names = [next(iter(run["test"])) for run in runs]
             tested = Scored(f"{method} {scaling}", tuple(_items(folder, n) for n in names))
             self.lines.append(
                 Line(
+                    method,
                     grid.methods[method].label,
                     scaling,
                     tested,
@@ -111,12 +114,24 @@ class Comparison:
         short = {"short average": self.short_tasks} if self.short_tasks else {}
         return short | {f"RULER {n // 1024}K": self.ruler_tasks(n) for n in self.lengths}
 
-    def table(self) -> Iterator[str]:
-        """Every line: short average, RULER by length, tokens and minutes, with intervals."""
+    def headline(self, grid: Grid) -> list[Line]:
+        """Of the first table: native, scalings untrained but the floor, the headline methods."""
+        shown = ["native", "untrained", *grid.of(self.model).headline]
+        return sorted(
+            (
+                line
+                for line in self.lines
+                if line.method in shown and (line.method, line.scaling) != ("untrained", grid.floor)
+            ),
+            key=lambda line: shown.index(line.method),
+        )
+
+    def table(self, lines: Sequence[Line]) -> Iterator[str]:
+        """Short average, RULER by length, tokens and minutes, with intervals."""
         parts = self.parts
         yield f"| method | scaling | {' | '.join([*parts, 'tokens', 'minutes', 'seeds'])} |"
         yield "|---|---|" + "--:|" * (len(parts) + 3)
-        for line in self.lines:
+        for line in lines:
             cells = [
                 str(mean(line.tested, tasks)) if line.able(tasks) else "-"
                 for tasks in parts.values()
@@ -170,8 +185,11 @@ class Comparison:
         yield f"| method | scaling | {' | '.join(f'{part}, % of native' for part in parts)} |"
         yield "|---|---|" + "--:|" * len(parts)
         for line in self.lines[1:]:
-            shares = (relative(line.tested, self.native, t, t) for t in parts.values())
-            yield f"| {line.label} | {line.scaling} | {' | '.join(map(str, shares))} |"
+            shares = [
+                str(relative(line.tested, self.native, t, t)) if line.able(t) else "-"
+                for t in parts.values()
+            ]
+            yield f"| {line.label} | {line.scaling} | {' | '.join(shares)} |"
 
 
 def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -360,7 +378,8 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
         tested = [row["method"] for row in rows if row["model"] == model and row.get("test")]
         if "untrained" in tested:  # a call may end while the native model is tested
             compared = Comparison(grid, model, rows, folder)
-            made[f"{model} comparison"] = list(compared.table())
+            made[f"{model} headline"] = list(compared.table(compared.headline(grid)))
+            made[f"{model} comparison"] = list(compared.table(compared.lines))
             rival = grid.methods[grid.rival].label
             if any(line.label == rival for line in compared.lines):
                 made[f"{model} differences"] = list(compared.against(rival))

@@ -50,7 +50,7 @@ def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
 
 
 def test_what_was_tested_comes_before_what_was_validated() -> None:
-    tables = {"n first": ["| f |"], "n comparison": ["| c |"], "n differences": ["| d |"]}
+    tables = {"n first": ["| f |"], "n headline": ["| c |"], "n differences": ["| d |"]}
     made = further.regions(grid(models=MODELS), tables)
     assert "| c |" in made["further first"]
     assert "| f |" not in made["further first"]

@@ -38,8 +38,7 @@ class Blocks:
     Args:
         documents: (name, tokens) of the training documents, at least one.
         length: tokens in a block.
-        seed: of the order.
-        stream: a name; streams of different names have different orders.
+        seed, stream: of the order; streams of different names have different ones.
         packing: whether pieces shorter than a block are packed.
         wanted: how many blocks will be read. If given, pieces are packed from the longest on, and
             only into as many blocks as whole ones do not provide; the shortest ones may then be

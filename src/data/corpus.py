@@ -198,10 +198,8 @@ def save_corpus(
 def load_corpus(name: str, folder: Path) -> Corpus:
     """Map the files that `save_corpus` wrote, after comparing both with their manifest.
 
-    Hashing takes a second for each 900 million tokens of two bytes.
-
-    Raises:
-        DataError: a file is damaged or missing, or an earlier version wrote the folder.
+    Hashing takes a second for each 900 million tokens of two bytes. Raises DataError if a file is
+    damaged or missing, or an earlier version wrote the folder.
     """
     try:
         listed = verify(folder)["files"]

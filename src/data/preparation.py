@@ -23,9 +23,8 @@ from filelock import FileLock
 from src.assets.cache import CACHE_VARIABLE, cache_dir
 from src.data.config import DataConfig, HubDataset, PackagedText, Source
 from src.data.corpus import Corpus, DocumentInfo, Split, load_corpus, refuse_overlap, save_corpus
-from src.data.documents import DataError, Document
+from src.data.documents import DataError, Document, matches_any, refuse_idle_patterns
 from src.data.hub import hub_identity
-from src.data.patterns import matches_any, refuse_idle_patterns
 from src.data.reading import read_source
 from src.data.survey import survey
 from src.data.tokenization import (

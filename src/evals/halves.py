@@ -28,10 +28,7 @@ def places(number: int, split: Split, *, neighbours: int = _NEIGHBOURS) -> list[
     """The places of a half's items among `number` items, ascending; all places of `all`.
 
     Neighbours are taken in turn, the first ones for validation. Items that do not depend on each
-    other need no neighbours (1).
-
-    Raises:
-        EvaluationError: the half is empty.
+    other need no neighbours (1). Raises EvaluationError if the half is empty.
     """
     if split == "all":
         return list(range(number))

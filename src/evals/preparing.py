@@ -80,10 +80,8 @@ class Prepared:
         """Hash of the task and its documents, a part of the cache's key.
 
         A data set of the hub may change under its name, and its revision cannot be found without a
-        network. So its documents are hashed as they were downloaded.
-
-        Raises:
-            EvaluationError: the hub's documents cannot be fetched.
+        network. So its documents are hashed as they were downloaded; EvaluationError if they cannot
+        be.
         """
         if self.documents is None:
             return f"{self.definition.hub} {_documents_digest(self.tasks)}"

@@ -141,14 +141,12 @@ class Restoration:
 
     def model(self, name: str, **further: Any) -> TaskModel:
         """A model's record; `further` holds its other fields."""
+        categories = self._by_category().items()
         return TaskModel(
             name=name,
             role=self._roles[name],
             results=self.results(name),
-            categories={
-                category: self._mean(name, members)
-                for category, members in self._by_category().items()
-            },
+            categories={category: self._mean(name, members) for category, members in categories},
             average=self.average(name),
             full_average=self.average(name, full=True),
             scores=self.scores(name),
@@ -183,15 +181,11 @@ class Restoration:
             return StudentScores()
         needed = (references[0], references[1], model)
         average, full = self._averaged(full=False), self._averaged(full=True)
+        answered = [t for t in self.tasks if all(t.name in self.answers[m] for m in needed)]
+        categories = self._by_category().items()
         return StudentScores(
-            tasks={
-                t.name: self._score(needed, [t])
-                for t in self.tasks
-                if all(t.name in self.answers[m] for m in needed)
-            },
-            categories={
-                name: self._score(needed, group) for name, group in self._by_category().items()
-            },
+            tasks={t.name: self._score(needed, [t]) for t in answered},
+            categories={name: self._score(needed, members) for name, members in categories},
             average=self._score(needed, average) if average else None,
             full_average=self._score(needed, full) if full else None,
         )

@@ -218,10 +218,9 @@ def _same_weights(*configs: ModelConfig) -> bool:
     if not all(isinstance(model.source, FolderWeights) for model in configs):
         return False
     try:
-        fingerprints = {Candidate("native", "native", model).fingerprint for model in configs}
+        return len({Candidate("native", "native", m).fingerprint for m in configs}) == 1
     except (ModelError, EvaluationError):
         return False
-    return len(fingerprints) == 1
 
 
 def _exported(path: Path) -> RunFolder:

@@ -222,10 +222,7 @@ def ask(
 ) -> Values:
     """Ask every reader every probe that fits it; returns values by reader's and probe's name.
 
-    `failures` gets the errors.
-
-    Raises:
-        EvaluationError: no reader could be asked any probe.
+    `failures` gets the errors. Raises EvaluationError if no reader could be asked any probe.
     """
     values: Values = {}
     for reader in readers:

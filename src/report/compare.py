@@ -24,8 +24,7 @@ _NEAREST = 5
 def find_run(runs: Sequence[Run], wanted: str) -> Run:
     """The run with this folder, name below `outputs` or id, or with a beginning of one of these.
 
-    Raises:
-        ReportError: no run matches, or several do.
+    Raises ReportError if no run matches, or several do.
     """
     folder = Path(wanted).absolute()
     meanings = (

@@ -57,9 +57,7 @@ class Metrics:
 def read_metrics(path: Path) -> Metrics:
     """All readable lines of `path`; `problems` describes the others.
 
-    Raises:
-        AbsentFile: the file is missing or empty.
-        UnreadableFile: access to the file is refused.
+    Raises AbsentFile if there is no line, UnreadableFile if access is refused.
     """
     lines = read_bytes(path).split(b"\n")
     rows: list[MetricRow] = []

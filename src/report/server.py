@@ -147,8 +147,7 @@ def _one_at_a_time(lock: threading.Lock, *, wait: bool) -> Iterator[bool]:
 def serve(report: LiveReport, port: int) -> None:
     """Answer until interrupted. `port` 0 takes a free one; the address is printed.
 
-    Raises:
-        ReportError: the port is taken, or `outputs` is not a folder.
+    Raises ReportError if the port is taken, or `outputs` is not a folder.
     """
     report.get("/version")
     try:

@@ -21,9 +21,7 @@ _BY_LAYER = "loss/relation/by_layer"
 def run_figures(folder: Path) -> dict[str, go.Figure]:
     """The plots that the run in `folder` has data for, by name.
 
-    Raises:
-        ResultsError: an evaluation is there and cannot be read.
-        UnreadableFile: the metrics cannot be read.
+    Raises ResultsError if an evaluation, UnreadableFile if the metrics cannot be read.
     """
     charts: dict[str, Chart | Heatmap | None] = {}
     if report := results.read(folder / "evals", PerplexityResults):

@@ -337,14 +337,9 @@ def read(
 ) -> _Results | None:
     """A suite's results in a run's `evals/`; None where the suite was not evaluated.
 
-    Args:
-        evals: the folder.
-        kind: the suite's record.
-        open_file: gives a file's content, or raises OSError.
-        split: the half whose results are read; None for the results of all items.
-
-    Raises:
-        ResultsError: the file cannot be read, is damaged or of an unknown schema.
+    `open_file` gives a file's content, or raises OSError. `split` is the half whose results are
+    read; None for the results of all items. Raises ResultsError if the file cannot be read, is
+    damaged or of an unknown schema.
     """
     file = evals / f"{kind.suite}{'' if split is None else f'.{split}'}.json"
     if split is None and kind.suite in schema_1.FORMERLY_LONG and not file.exists():

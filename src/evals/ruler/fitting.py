@@ -69,8 +69,7 @@ class Ruler:
     ) -> Sample:
         """A sample of head, context and tail, measured and checked.
 
-        Raises:
-            RulerError: as `check`; or the search went by a wrong number of tokens.
+        Raises RulerError as `check` does, and if the search went by a wrong number of tokens.
         """
         head, context, tail = parts
         text = head + context + tail
@@ -147,10 +146,7 @@ def most(
     """The largest number n of units, `least` <= n <= `limit`, whose prompt is within budget.
 
     The prompt is build(n) between the texts `around` it. Tokens should grow with n. If they hardly
-    do, the result fits but may not be the largest.
-
-    Raises:
-        RulerError: not even `least` units fit.
+    do, the result fits but may not be the largest. Raises RulerError if not even `least` units fit.
     """
     head, tail = around
 

@@ -47,9 +47,8 @@ MATERIAL = MaterialConfig()
 def part(config: MaterialConfig, name: str) -> tuple[str, ...] | QuestionSet:
     """One part of the material: a field of `Material`, or a question set.
 
-    Raises:
-        RulerError: a file that cannot be read; HotpotQA without its file.
-        AssetError, DataError, EvaluationError: a source cannot be fetched or read.
+    Raises RulerError for a file that cannot be read, AssetError, DataError or EvaluationError for a
+    source.
     """
     if name == "sentences":
         return sentences_of(document.text for document in read_source(config.prose))

@@ -79,8 +79,7 @@ class Niah:
     ) -> Sample:
         """One sample that fills the length; `depth` (percent) sets the place of the first needle.
 
-        Raises:
-            RulerError: the length is too short for the task, or the material too small.
+        Raises RulerError if the length is too short for the task, or the material too small.
         """
         self._check(ruler.task, material)
         pairs = self._pairs(draw, material)
@@ -197,8 +196,7 @@ def filled(
 ) -> str:
     """A context of so many lines, and then of so many words of `filling`, that it fills a prompt.
 
-    Raises:
-        RulerError: not even `least` lines fit.
+    Raises RulerError if not even `least` lines fit.
     """
     lines = most(lambda n: context(n, 0), ruler, least=least, limit=ruler.length, around=around)
     words = most(partial(context, lines), ruler, least=0, limit=len(FILLER), around=around)

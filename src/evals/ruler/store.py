@@ -57,8 +57,7 @@ class SampleStore:
     def material(self, uses: Iterable[str]) -> Material:
         """The parts of the material that a task draws from; the others are empty.
 
-        Raises:
-            RulerError, AssetError, DataError, EvaluationError: a part cannot be fetched or read.
+        Raises as `loading.part`.
         """
         for name in uses:
             if name not in self._parts:

@@ -100,8 +100,7 @@ def _numbered(words: Sequence[str], order: int) -> str:
 def frequent_words(index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
     """Coded words drawn by a zeta distribution with exponent 2; the first is noise (...).
 
-    Raises:
-        RulerError: the length is too short for the three words to stand out.
+    Raises RulerError if the length is too short for the three words to stand out.
     """
     del material
     vocabulary = different(

@@ -218,8 +218,7 @@ def negative_log_likelihood(
 ) -> float:
     """Mean negative log-likelihood, in nats per predicted token, over windows int64 [n, t].
 
-    Raises:
-        EvaluationError: the mean is not finite.
+    Raises EvaluationError if the mean is not finite.
     """
     import torch
 

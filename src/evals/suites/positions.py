@@ -173,8 +173,7 @@ class PositionsSuite(ProbeSuite):
     ) -> dict[str, Any]:
         """A model's figures at these lengths, as fields of `PositionsModel`.
 
-        Raises:
-            EvaluationError: a figure is not finite.
+        Raises EvaluationError if a figure is not finite.
         """
         device = next(model.parameters()).device.type
         pass_tokens = PASS_TOKENS["cuda" if device == "cuda" else "cpu"]
@@ -231,10 +230,8 @@ class PositionsSuite(ProbeSuite):
 def token_nll(model: PreTrainedModel, ids_bt: np.ndarray, last: int) -> np.ndarray:
     """Negative log-likelihood, in nats, of each of the last tokens of each row, float64 [b, last].
 
-    A row's first token has no prediction, so `last` is at most t - 1.
-
-    Raises:
-        EvaluationError: a value is not finite.
+    A row's first token has no prediction, so `last` is at most t - 1. Raises EvaluationError if a
+    value is not finite.
     """
     import torch
 

@@ -158,24 +158,20 @@ def _scores(record: ShortResults, model: TaskModel) -> ResultTable:
     entries: dict[str, Score | None] = {**scores.tasks, **scores.categories}
     entries |= {"average, discriminating": scores.average, "average, all": scores.full_average}
     columns = ("task", "recovery", "of the best other run", "gap closed", "differs from scaled", "")
+    rows: list[tuple[str | None, ...]] = []
+    for name, score in entries.items():
+        if score:
+            of = score.interval
+            recovery = _with_interval(score.recovery, of.recovery, "{:.1f}%", 1)
+            vs_best = _with_interval(score.recovery_vs_best, of.recovery_vs_best, "{:.1f}%", 1)
+            gap = _with_interval(score.gap_closed, of.gap_closed, "{:.0f}%", 100)
+            rows.append((name, recovery, vs_best, gap, *_certainty(score)))
     return ResultTable(
         name=record.marked(f"{record.suite}_scores/{model.name}", "_limit_"),
         title=record.marked(f"{record.title}, {model.name}", ", a quick look: items a task ")
         + " [95% interval]",
         columns=columns,
-        rows=tuple(
-            (
-                name,
-                _with_interval(score.recovery, score.interval.recovery, "{:.1f}%", 1),
-                _with_interval(
-                    score.recovery_vs_best, score.interval.recovery_vs_best, "{:.1f}%", 1
-                ),
-                _with_interval(score.gap_closed, score.interval.gap_closed, "{:.0f}%", 100),
-                *_certainty(score),
-            )
-            for name, score in entries.items()
-            if score
-        ),
+        rows=tuple(rows),
         formats=("",) * len(columns),
         notes=("A gap is given where scaling has cost the model more than noise.", UNKNOWN_ERROR),
     )

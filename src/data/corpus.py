@@ -82,9 +82,7 @@ class Corpus:
         """Training blocks of `length` tokens; see `Blocks`.
 
         Args:
-            length: tokens of a block.
-            seed: of the blocks' order.
-            stream: whose blocks they are.
+            length, seed, stream: of the blocks and their order.
             packing: whether documents shorter than a block are packed. None packs if there are any,
                 or if whole blocks would leave out more than a twentieth of the text.
             wanted: as in `Blocks`.

@@ -151,30 +151,40 @@ def _read_text(path: Path, source: TextFiles) -> Rows:
     yield "", decode(path.read_bytes(), path)
 
 
-def _read_jsonl(path: Path, source: TextFiles) -> Rows:
-    position, row = 0, 0
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The objects of a file that has one a line, each after its place, for messages.
+
+    Raises DataError for a line that holds something else, OSError as the file does.
+    """
+    position = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            text = decode(line, f"{path}, line {number},", position)
+            where = f"{path}, line {number}"
+            text = decode(line, f"{where},", position)
             position += len(line)
             if text.strip():
-                where = f"{path}, line {number}"
-                yield f"/{row}", content_of(_parse(text, where), source, where)
-                row += 1
+                yield where, _parse(text, where)
+
+
+def _read_jsonl(path: Path, source: TextFiles) -> Rows:
+    for row, (where, record) in enumerate(json_rows(path)):
+        yield f"/{row}", content_of(record, source, where)
 
 
 def _parse(line: str, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line)
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: malformed JSON: {error.msg} (column {error.colno})") from error
+        fault = f"{error.msg} (column {error.colno})"
+        raise DataError(f"{where}: malformed JSON: {fault}; repair or remove the line") from error
     except RecursionError:
         raise DataError(f"{where}: JSON is nested too deeply; leave the row out") from None
     except ValueError as error:
         # Python does not convert integers of thousands of digits.
         raise DataError(f"{where}: a number is too long ({error}); write it as text") from None
     if not isinstance(value, dict):
-        raise DataError(f"{where}: a JSON object is needed, not {type(value).__name__}")
+        kind = type(value).__name__
+        raise DataError(f"{where}: a JSON object is needed, not {kind}; repair or remove the line")
     return value
 
 

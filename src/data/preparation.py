@@ -55,12 +55,9 @@ def prepare_corpus(
     ones where they were not read before. A hub source is read only to be tokenized. Several
     processes may call this at once: one tokenizes, the others wait.
 
-    Args:
-        config: sources and splits.
-        tokenizer: a fast tokenizer.
-        cache: parent of the `tokens` folder; `src.assets.cache_dir()` when None.
-        key: the corpus's key, if it has been prepared just before. Texts are then read only on
-            a machine whose cache does not hold the corpus.
+    `cache` is the parent of the `tokens` folder; `src.assets.cache_dir()` when None. `key` is the
+    corpus's key, if it has been prepared just before: texts are then read only on a machine whose
+    cache does not hold it. The tokenizer must be a fast one.
 
     Raises:
         AssetError: a package cannot be fetched.

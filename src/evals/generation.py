@@ -115,10 +115,8 @@ def continued(
     """Greedy continuations, without special tokens, in the order of the prompts.
 
     Args:
-        model: a causal language model in evaluation mode.
-        tokenizer: the model's.
-        encoded: prompts, as `encode` makes them.
-        max_new_tokens: by prompt.
+        model, tokenizer: a causal language model in evaluation mode, and its tokenizer.
+        encoded, max_new_tokens: prompts as `encode` makes them, and tokens to generate for each.
         progress: advances with every answer.
         batch_tokens: prompt tokens of one batch, or `auto`.
         enough: gets a prompt's number and its answer so far, and says whether the answer may stop.

@@ -79,15 +79,9 @@ class TokenBudgetLM(_HFLM):
     ) -> None:
         """Wrap a loaded model, on its device and in evaluation mode.
 
-        Args:
-            network: the model.
-            tokenizer: its tokenizer.
-            window: tokens that a request may have, answer included.
-            batch_tokens: tokens of a forward pass, padding included; one text at least.
-            generation_tokens: as in `Questions`, like `cut_middle`.
-            name: for the progress line.
-            cut_middle: leave out the middle of contexts that are longer than the window.
-            rank, size: number of this process among those that share the work, and their number.
+        A request may have `window` tokens, answer included, and a forward pass `batch_tokens`,
+        padding included, but one text at least. `generation_tokens` and `cut_middle` are as in
+        `Questions`, `rank` and `size` as in `Evaluation`. `name` is for the progress line.
 
         Raises:
             EvaluationError: the model's logits are not the plain product of its output head.

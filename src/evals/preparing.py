@@ -16,6 +16,7 @@ from jinja2 import TemplateError
 from pydantic import Field
 
 from src.assets.cache import UserPath
+from src.data.files import json_rows
 from src.evals import packaged, sandbox
 from src.evals.halves import Split, half_of_task
 from src.evals.sandbox import Kind, SandboxError
@@ -193,32 +194,12 @@ def _sandbox(questions: Questions) -> Kind:
 def _own_documents(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         raise EvaluationError(f"{file} is missing: one JSON object a line is expected there")
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise EvaluationError(
-            f"{file} is not UTF-8: {error}; convert the file, for example with `iconv -t utf-8`"
-        ) from error
-    documents = []
-    # Other ends of lines than this one may stand in a JSON text.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            document = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise EvaluationError(
-                f"{file}, line {number}, is not JSON: {error}; repair or remove the line"
-            ) from error
-        if not isinstance(document, dict):
-            raise EvaluationError(
-                f"{file}, line {number}, is not a JSON object: {line[:80]}; repair or remove the "
-                "line"
-            )
+    documents: list[dict[str, Any]] = []
+    for where, document in json_rows(file):
         documents.append(document)
         # lm-eval looks at the first document only.
         if document.keys() != documents[0].keys():
-            raise EvaluationError(f"{file}, line {number}, has other fields than line 1")
+            raise EvaluationError(f"{where}, has other fields than line 1")
     if not documents:
         raise EvaluationError(f"{file} holds no documents")
     return documents
@@ -228,10 +209,8 @@ def check_items(tasks: Mapping[str, Task], limit: int | None, *, scored: bool = 
     """Refuse items that their task cannot ask or score.
 
     Every process checks all items, so that none waits for one that has stopped at a damaged item.
-    With `scored` an empty answer is scored too, which runs programs where a task has some.
-
-    Raises:
-        EvaluationError: the message names the first such item.
+    With `scored` an empty answer is scored too, which runs programs where a task has some. The
+    EvaluationError names the first item that does not fit.
     """
     for name, task in tasks.items():
         examples = task.fewshot_docs() if task.get_config("num_fewshot") else ()

@@ -111,9 +111,8 @@ def _print(shown: ResultTable, console: Console) -> None:
 def evaluate(settings: EvaluateConfig) -> Evaluated:
     """Run the chosen suites, here or, with several processes, in ranks of their own.
 
-    Raises:
-        ConfigError: no suite is chosen, or a run to compare with has another base model.
-        RunFolderError: the run has no exported model.
+    Raises ConfigError if no suite is chosen, or a run to compare with has another base model;
+    RunFolderError if the run has no exported model.
     """
     _check(settings)
     processes = _processes(settings)

@@ -40,8 +40,7 @@ def spread_segments(
 ) -> np.ndarray:
     """At most `number` segments, int64 [n, length], evenly spaced over all segments.
 
-    Raises:
-        EvaluationError: no document is that long; `needed_by` names the setting that needs it.
+    Raises EvaluationError if no document is that long; `needed_by` is the setting that needs it.
     """
     starts = [
         tokens[start : start + length]

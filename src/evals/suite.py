@@ -116,9 +116,8 @@ class Candidate:
     def load(self, *, device: str, dtype: str, capture: bool) -> PreTrainedModel:
         """The model on its device, in evaluation mode.
 
-        Raises:
-            EvaluationError: there are no weights, they are damaged or another model's, or its
-                logits are not finite.
+        Raises EvaluationError if there are no weights, they are damaged or another model's, or the
+        logits are not finite.
         """
         import torch
 
@@ -315,11 +314,9 @@ class Suite(Protocol):
         ...
 
     def run(self, evaluation: Evaluation) -> Outcome:
-        """Evaluate all candidates.
+        """Evaluate all candidates; raises EvaluationError if nothing can be evaluated.
 
-        Raises:
-            EvaluationError: nothing can be evaluated. Errors of single tasks or models are in the
-                record's `failures` instead.
+        Errors of single tasks or models are in the record's `failures` instead.
         """
         ...
 

@@ -44,11 +44,8 @@ class QuestionAnswering:
 
         Samples of one run have different questions. As in RULER, the documents are those related to
         the one with the answer, then random ones. The last distractor is cut at a word to fill the
-        length.
-
-        Raises:
-            RulerError: the length is too short for the answering document or too long for all
-                documents, or there are fewer questions than samples.
+        length. Raises RulerError if the length is too short for the answering document or too long
+        for all documents, or if there are fewer questions than samples.
         """
         items = material.questions[self.dataset]
         question = _question(ruler.task, index, items)

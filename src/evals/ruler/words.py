@@ -48,11 +48,8 @@ def common_words(index: int, draw: random.Random, ruler: Ruler, material: Materi
     """Ten words occur 30 times in a numbered list, the others 3 times.
 
     A worked example comes before the list: 40 words, 10 and 3 times. The last word may occur less
-    often than the others, to fill the length.
-
-    Raises:
-        RulerError: the length is too short for the task, or too long for the list of words, or
-            that has fewer words than the worked example.
+    often than the others, to fill the length. Raises RulerError if the length is too short for the
+    task, or needs more words than there are.
     """
     short = ruler.length < SHORT
     common, uncommon = (6, 1) if short else (30, 3)

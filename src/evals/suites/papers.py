@@ -154,10 +154,8 @@ def questions_of(documents: Sequence[Mapping[str, Any]]) -> list[PaperQuestion]:
 
 def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[str, Any]]:
     """For each item `score`, `gold` and `answer` (numbers of choices), `nll` of each choice,
-    `tokens` of the whole prompt, and the number of `cut` tokens.
-
-    Raises:
-        EvaluationError: the window is too short for a question.
+    `tokens` of the whole prompt, and the number of `cut` tokens. Raises EvaluationError if the
+    window is too short for a question.
     """
     from src.evals.losses import choice_nll
 

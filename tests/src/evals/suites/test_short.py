@@ -228,9 +228,9 @@ def test_what_fails_is_named_and_the_rest_is_kept(
     }
     assert "did you mean 'arc_easy'" in record.failures["arc_eazy"]
     assert "sciq.jsonl is missing" in record.failures["sciq"]
-    assert "line 1, is not JSON" in record.failures["boolq"]
+    assert "line 1: malformed JSON" in record.failures["boolq"]
     assert "do not fit the task" in record.failures["openbookqa"]
-    assert "line 1, is not a JSON object: [1, 2]; repair" in record.failures["lambada"]
+    assert "line 1: a JSON object is needed, not list; repair" in record.failures["lambada"]
     assert "execute_code=true" in record.failures["humaneval"]
     assert "has no weights" in record.failures["after cpt"]
     assert "does not fit the model's window of 450" in record.failures["squad, narrow"]

@@ -71,6 +71,7 @@ def test_long_rows_match_the_reference(tokens, masks, make_masks) -> None:
 
 
 @pytest.mark.parametrize("heads", range(1, 34))
+@by_default(lambda heads: heads in (1, 2, 3, 7, 8, 9, 16, 17, 32, 33))
 def test_head_counts_and_batches_in_default_chunks(heads, formula, make_masks) -> None:
     torch.manual_seed(heads)
     student = exact(3, heads, 130, 8, grad=True)

@@ -131,8 +131,9 @@ def same(found: Tensor, expected: Tensor, network: nn.Module, name: str) -> None
 @pytest.mark.parametrize("name", OBJECTIVES)
 @by_default(
     lambda family, name: (
-        family
-        in ("llama", "mistral", "gemma3")[: 1 if name in ("reference", "longred-last") else 3]
+        family == "llama"
+        or (family, name) == ("mistral", "relation")
+        or (family == "gemma3" and name in ("relation", "logits", "language"))
     )
 )
 def test_losses_and_gradients_are_those_of_documents_alone(family: str, name: str) -> None:
@@ -162,7 +163,12 @@ def test_every_objective_is_here_or_refuses_packed_blocks() -> None:
 @pytest.mark.parametrize(("ranks", "micro_batch"), [(1, 7), (2, 1), (2, 2)])
 @pytest.mark.parametrize("name", OBJECTIVES)
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
-@by_default(lambda ranks, family: family == ("llama" if ranks == 1 else "mistral"))
+@by_default(
+    lambda ranks, micro_batch, name, family: (
+        family == ("llama" if ranks == 1 else "mistral")
+        and ((ranks, micro_batch) != (2, 2) or name in ("relation", "language"))
+    )
+)
 def test_ranks_and_micro_batches_change_nothing(
     ranks: int, micro_batch: int, name: str, family: str
 ) -> None:

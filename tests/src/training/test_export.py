@@ -24,6 +24,7 @@ from src.models.loading import load_model
 from src.models.rope import LinearScaling
 from src.models.rope.yarn import YarnScaling
 from src.training.export import Export
+from tests.conftest import by_default
 
 CONF = Path(__file__).resolve().parents[3] / "conf" / "model"
 # One for each family.
@@ -69,6 +70,11 @@ def export(folder: Path, model: Any, scaling: Any, parameters: AnyParameters) ->
 
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("kind", PARAMETERS)
+@by_default(
+    lambda name, kind: (
+        name in ("tiny", "tiny_gemma3") or kind in ("lora on all projections", "full")
+    )
+)
 def test_the_export_says_what_the_trained_model_does(
     compose_run: Callable[..., Any], tmp_path: Path, name: str, kind: str
 ) -> None:

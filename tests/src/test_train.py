@@ -28,15 +28,25 @@ from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
 from src.training import start
 from src.training.checkpoint import Checkpoint, CheckpointError, Position
+from tests import fakes
 from tests.conftest import ROOT, by_default, cut_after, kill_when, losses
 
 Train = Callable[..., Path]
 RunHere = Callable[..., subprocess.CompletedProcess[str]]
 
 
+# The first of the tiny run's six steps.
+ONE_STEP = ("recipe.stages.ard.tokens=256", "~recipe.stages.cpt")
+
+
 @pytest.fixture(scope="module")
 def baseline(train_tiny: Train) -> Path:
     return train_tiny("recipe.stages.ard.parameters.dropout=0.1")
+
+
+@pytest.fixture(scope="module")
+def golden_run(train_tiny: Train) -> Path:
+    return train_tiny()
 
 
 def test_run_folder_is_complete_and_valid(baseline: Path) -> None:
@@ -133,19 +143,19 @@ def test_same_seed_gives_the_same_bits(baseline: Path, train_tiny: Train) -> Non
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_another_seed_gives_other_losses(baseline: Path, train_tiny: Train) -> None:
-    assert losses(train_tiny("seed=4")) != losses(baseline)
+def test_another_seed_gives_other_losses(golden_run: Path, train_tiny: Train) -> None:
+    assert losses(train_tiny("seed=4")) != losses(golden_run)
 
 
 GOLDEN = ROOT / "tests" / "golden" / "tiny_losses.json"
 
 
-def test_loss_curve_is_the_golden_one(train_tiny: Train) -> None:
+def test_loss_curve_is_the_golden_one(golden_run: Path) -> None:
     """A change that moves this curve changes training: regenerate with UPDATE_GOLDEN=1, say why.
 
     Processors differ in the last bits, so the comparison across machines is to float32 rounding.
     """
-    curve = list(losses(train_tiny()))
+    curve = list(losses(golden_run))
     if os.environ.get("UPDATE_GOLDEN"):
         GOLDEN.write_text(json.dumps(curve, indent=2) + "\n", encoding="utf-8")
     assert curve == pytest.approx(json.loads(GOLDEN.read_text()), rel=1e-4)
@@ -292,7 +302,7 @@ def test_one_copy_of_the_weights_gives_the_bits_of_two(
     assert hashes["before"] == hashes["after"]
 
 
-def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
+def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train, golden_run: Path) -> None:
     """Half of a step's tokens are relation blocks, half language modelling at weight 0.5."""
     stream = "{objective: language_modeling, length: 128, weight: 0.5}"
     folder = train_tiny(
@@ -303,7 +313,7 @@ def test_a_mixture_logs_each_streams_own_loss(train_tiny: Train) -> None:
         relation = sum(line[f"loss/relation/{name}"] for name in ("qq", "kk", "vv"))
         expected = 0.5 * relation + 0.5 * 0.5 * line["loss/language_modeling"]
         assert line["loss/total"] == pytest.approx(expected, rel=1e-5)
-    alone = losses(train_tiny(), "loss/relation/qq")
+    alone = losses(golden_run, "loss/relation/qq")
     assert lines[0]["loss/relation/qq"] == pytest.approx(alone[0], rel=0.5)
 
 
@@ -330,8 +340,8 @@ def test_bfloat16_follows_float32(train_tiny: Train, zero_stage: int, accumulate
 
 
 def test_relation_loss_starts_at_zero_without_scaling(train_tiny: Train) -> None:
-    native = losses(train_tiny("rope.target_length=8192"))
-    scaled = losses(train_tiny("rope.target_length=65536"))
+    native = losses(train_tiny("rope.target_length=8192", *ONE_STEP))
+    scaled = losses(train_tiny("rope.target_length=65536", *ONE_STEP))
     assert abs(native[0]) < 1e-6
     assert scaled[0] > 1e-5
 
@@ -364,11 +374,12 @@ def test_a_stage_trains_what_it_is_told(
 
 
 def test_a_rerun_without_a_checkpoint_starts_anew(
-    train_tiny: Train,
     compose_run: Callable[..., RunConfig],
     tiny_overrides: list[str],
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("src.training.stage.build_engines", fakes.build_engines)
     folder = tmp_path / "run"
     settings = compose_run(*tiny_overrides, f"run_dir={folder}")
     RunFolder.create(folder, config={}, record={"run_id": "old"})
@@ -609,6 +620,7 @@ def test_a_run_that_does_not_fit_is_refused_before_anything_is_made(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("src.training.stage.build_engines", fakes.build_engines)
     monkeypatch.setattr(
         plan, "device_facts", lambda *a, **k: DeviceFacts("a toy", 2**20, is_cpu=True)
     )

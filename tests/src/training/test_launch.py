@@ -21,6 +21,7 @@ from src.training.launch import LaunchError, World, world_from_environment
 from src.training.signals import Stopped, stoppable
 from tests.conftest import ended, losses
 from tests.ranks import on_ranks
+from tests.src.training import rank_sum
 
 Start = Callable[..., subprocess.Popen[str]]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -356,29 +357,42 @@ def test_an_option_that_the_deepspeed_launcher_adds_is_no_override(run_here: Run
     assert "optimizer steps" in done.stdout
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("work", [BY_DEFAULT, THOROUGH])
-def test_slurm_tasks_are_used_as_they_are(
-    tiny_overrides: list[str], tmp_path: Path, start_command: Start, work: str
-) -> None:
-    """Two tasks with the variables that srun sets; the job script names rank 0's address."""
-    program = work_of_ranks(work, tiny_overrides, tmp_path)
-    shared = {
+def slurm_task(rank: int) -> dict[str, str]:
+    """The variables that srun sets for one of two tasks."""
+    return {
         "SLURM_JOB_ID": "1",
         "SLURM_NTASKS": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "SLURM_PROCID": str(rank),
+        "SLURM_LOCALID": str(rank),
     }
-    tasks = [
-        start_command(
-            "-m", *program, env=shared | {"SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)}
-        )
-        for rank in range(2)
-    ]
+
+
+def sum_of_tasks(world: World, port: int, seen: Path) -> None:
+    """A task that adds up with the other one; the job script names rank 0's address."""
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "TORCHELASTIC_USE_AGENT_STORE"):
+        del os.environ[name]
+    os.environ.update(slurm_task(world.rank), MASTER_PORT=str(port))
+    rank_sum.main([str(seen)])
+
+
+@pytest.mark.integration
+def test_slurm_tasks_are_used_as_they_are(tmp_path: Path) -> None:
+    on_ranks(2, sum_of_tasks, free_port(), tmp_path / "seen.json")
+    check_work("sum", tmp_path)
+
+
+@pytest.mark.integration
+@pytest.mark.thorough
+def test_slurm_tasks_make_a_run(
+    tiny_overrides: list[str], tmp_path: Path, start_command: Start
+) -> None:
+    program = work_of_ranks("run", tiny_overrides, tmp_path)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    tasks = [start_command("-m", *program, env=shared | slurm_task(rank)) for rank in range(2)]
     for task in tasks:
         done = ended(task)
         assert done.returncode == 0, done.stderr
-    check_work(work, tmp_path)
+    check_work("run", tmp_path)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 from contextlib import nullcontext, redirect_stderr
@@ -34,19 +35,26 @@ def converted_package(asset: str) -> Path:
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
         )
         print(f"converting {asset} to safetensors, once", file=sys.stderr)
-        # Progress bars would fill a log file with control characters.
-        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
-            dequantized = AutoModelForCausalLM.from_pretrained(
-                gguf.parent, gguf_file=gguf.name, dtype=torch.float32, trust_remote_code=False
-            )
-        # A model loaded from GGUF cannot be saved; a plain model with its weights can.
+        # Given to the model, so that the file's vocabulary is not read for it once more.
         config = AutoConfig.from_pretrained(
             gguf.parent, gguf_file=gguf.name, trust_remote_code=False
         )
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
-        network.load_state_dict(dequantized.state_dict())
+        # Progress bars would fill a log file with control characters.
+        with nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO()):
+            dequantized = AutoModelForCausalLM.from_pretrained(
+                gguf.parent,
+                gguf_file=gguf.name,
+                config=copy.deepcopy(config),
+                dtype=torch.float32,
+                trust_remote_code=False,
+            )
+        # A model loaded from GGUF cannot be saved; a plain model that takes its weights can.
+        with torch.device("meta"):
+            network = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=False
+            )
+        network.load_state_dict(dequantized.state_dict(), assign=True)
+        network.tie_weights()
         network.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         partial.rename(target)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from zlib import crc32
 
 import numpy as np
@@ -62,13 +62,8 @@ class Scored:
         """A task's mean, and its resampled means, float64 [resamples]."""
         scores = np.array([items[task] for items in self.seeds], dtype=float)
         number = scores.shape[1]
-        draw = np.random.default_rng(crc32(task.encode()))
         by_seed = np.concatenate(
-            [
-                draw.multinomial(number, np.full(number, 1 / number), size=min(_CHUNK, left))
-                @ scores.T
-                for left in range(self.resamples, 0, -_CHUNK)
-            ]
+            [times @ scores.T for times in _drawn_times(task, number, self.resamples)]
         )
         return float(scores.mean()), (self._seed_weights * by_seed).sum(axis=1) / number
 
@@ -76,6 +71,17 @@ class Scored:
         """The mean over tasks of equal weight, and its resampled values."""
         drawn = [self.drawn(task) for task in tasks]
         return float(np.mean([v for v, _ in drawn])), np.mean([r for _, r in drawn], axis=0)
+
+
+@lru_cache(maxsize=64)
+def _drawn_times(task: str, items: int, resamples: int) -> list[np.ndarray]:
+    """How often each resample draws each item, uint16 [chunk, items]; the same for all models."""
+    draw = np.random.default_rng(crc32(task.encode()))
+    share = np.full(items, 1 / items)
+    return [
+        draw.multinomial(items, share, size=min(_CHUNK, left)).astype(np.uint16)
+        for left in range(resamples, 0, -_CHUNK)
+    ]
 
 
 def mean(tested: Scored, tasks: Sequence[str]) -> Value:

@@ -178,13 +178,14 @@ class Pool:
                     "eval=none",
                 ),
             ]
-        # The model of the last stage alone: a run would evaluate those of all its stages.
-        asked = [f"run={folder.path}", "stages=last"]
+        # Untrained models have rows of their own; drift is measured from the native one.
+        asked = [f"run={folder.path}", "stages=last_alone"]
         if not scores.evaluated(folder.evals, "final", "validation"):
             return ["-m", "src.evaluate", *asked, "eval=validation", *model.validation]
         if job.phase == "final" and not scores.evaluated(folder.evals, "final", "test"):
             return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
         if job.phase == "measure" and not scores.measured(folder.evals):
+            asked = [f"run={folder.path}", "stages=last"]
             return ["-m", "src.evaluate", *asked, "eval=measures", *model.measures]
         return None
 

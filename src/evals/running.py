@@ -338,11 +338,12 @@ def _source_candidates(run: RunConfig) -> tuple[Candidate, ...]:
 
 
 def _run_candidates(
-    run: RunConfig, folder: RunFolder, stages: Literal["all", "last"]
+    run: RunConfig, folder: RunFolder, stages: Literal["all", "last", "last_alone"]
 ) -> tuple[Candidate, ...]:
     names = list(run.recipe.stages)
     last = names[-1]
-    return _source_candidates(run) + tuple(
+    sources = () if stages == "last_alone" else _source_candidates(run)
+    return sources + tuple(
         Candidate(
             f"after {stage}",
             "final" if stage == last else "stage",

@@ -307,7 +307,8 @@ class EvaluateConfig:
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
         rope: a scaling; the model by name is evaluated as it is and, untrained, with this scaling.
-        stages: the models of all of a run's stages, or of the last stage only.
+        stages: the models of all of a run's stages, or of the last stage only; `last_alone` leaves
+            the native and the untrained scaled model out too.
         compare: folders of other runs, whose final models are evaluated too.
         limit: items of each task, for a quick look; the suites' settings read it.
         split: the half of the items that is asked (src/evals/halves.py); the suites' settings read
@@ -325,7 +326,7 @@ class EvaluateConfig:
     model: ModelConfig | None = None
     rope: RopeScaling | None = None
     run: UserPath | None = None
-    stages: Literal["all", "last"] = "all"
+    stages: Literal["all", "last", "last_alone"] = "all"
     compare: tuple[UserPath, ...] = ()
     limit: PositiveInt | None = None
     split: Split = "all"

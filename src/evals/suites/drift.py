@@ -84,7 +84,7 @@ class DriftSuite:
         if not natives or not others:
             raise EvaluationError(
                 "eval=drift compares a run's models with the native one: give run=RUN_DIR instead "
-                "of a model's name"
+                "of a model's name, without stages=last_alone"
             )
         native = natives[0]
         if self.length > native.window:

@@ -294,7 +294,7 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     write_results(folder.evals, "validation", {"native": 0.8, "scaled": 0.6, "final": 0.7})
     tested = pool.command(job)
     assert tested is not None
-    assert tested[1:4] == ["src.evaluate", f"run={folder.path}", "stages=last"]
+    assert tested[1:4] == ["src.evaluate", f"run={folder.path}", "stages=last_alone"]
     write_results(folder.evals, "test", {"native": 0.8, "scaled": 0.6, "final": 0.7})
     assert pool.command(job) is None
     folder.export().rmdir()

@@ -80,7 +80,6 @@ def scaling_rows(work: Path) -> Iterator[dict[str, Any]]:
                 folder,
                 files[scaling.type],
                 model=model,
-                shape=shape,
                 scaling=scaling,
                 quantization="f16",
             )
@@ -182,7 +181,6 @@ def model_rows(work: Path, name: str, scaling: Scaling, export: Path | None) -> 
             folder,
             files[-1],
             model=model,
-            shape=resolved_shape(model),
             scaling=scaling,
             quantization=quantization,
         )

@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
@@ -137,7 +138,7 @@ class Report:
             "versions": {
                 "python": platform.python_version(),
                 "torch": torch.__version__,
-                "triton": _version("triton"),
+                "triton": triton.__version__,
             },
             "commit": commit or _commit(ROOT),
             "command": command,
@@ -608,10 +609,6 @@ def _processor() -> str:
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
     return f"{name}, {torch.get_num_threads()} threads"
-
-
-def _version(module: str) -> str:
-    return str(getattr(importlib.import_module(module), "__version__", "unknown"))
 
 
 def _commit(checkout: Path) -> str:

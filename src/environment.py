@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import os
 import re
 import sys
@@ -64,14 +65,7 @@ def all_redacted(value: Any) -> Any:
 
 def variables(value: Any) -> set[str]:
     """Names of the variables that texts in containers refer to."""
-    names: set[str] = set()
-
-    def add(text: str, path: str) -> str:
-        names.update(_INTERPOLATION.findall(text))
-        return text
-
-    _mapped(value, add)
-    return names
+    return set(_INTERPOLATION.findall(json.dumps(value, ensure_ascii=False, default=str)))
 
 
 def resolved(value: Any) -> Any:

@@ -118,15 +118,11 @@ def relation_kl_set(
         weights: R finite numbers, none negative.
         reduction: ``mean`` or ``sum``.
 
-    The other arguments are those of `relation_kl`, the same for all relations.
+    The other arguments and the errors are those of `relation_kl`, the same for all relations.
 
     Returns:
         The weighted loss, a scalar, and the relations' own losses, unweighted and detached,
         ``[R]``; float32 (float64 where a relation is float64).
-
-    Raises:
-        ValueError: an argument is not as above; the message names it.
-        RuntimeError: the chosen backend cannot run here.
     """
     _check_set(students, teachers, weights, reduction)
     visibility = Visibility(causal, window, segment_ids, key_mask)

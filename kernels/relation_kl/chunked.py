@@ -74,7 +74,7 @@ def _rows(
     settings = _Settings(scales, visibility.causal, visibility.window, allow_tf32)
     masks = (visibility.segment_ids, visibility.key_mask)
     # apply() is untyped in torch.
-    rows: Any = _ChunkedRows.apply(q_student, k_student, q_teacher, k_teacher, *masks, settings)
+    rows: Any = _ChunkedRows.apply(settings, q_student, k_student, q_teacher, k_teacher, *masks)
     return rows
 
 
@@ -90,22 +90,13 @@ class _ChunkedRows(torch.autograd.Function):
     """Rows of KL. In a self-relation keys are None, and queries are rows and columns."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        q_student: Tensor,
-        k_student: Tensor | None,
-        q_teacher: Tensor,
-        k_teacher: Tensor | None,
-        segment_ids: Tensor | None,
-        key_mask: Tensor | None,
-        settings: _Settings,
-    ) -> Tensor:
-        tensors = (q_student, k_student, q_teacher, k_teacher, segment_ids, key_mask)
+    def forward(ctx: Any, settings: _Settings, *tensors: Any) -> Tensor:
+        """``tensors`` are those of `_Problem.of`."""
         ctx.save_for_backward(*tensors)
         ctx.settings = settings
+        q_student: Tensor = tensors[0]
         with _plain_products(q_student.device, settings.allow_tf32):
-            problem = _Problem.of(settings, *tensors)
-            return _forward(problem).view(q_student.shape[:3])
+            return _forward(_Problem.of(settings, *tensors)).view(q_student.shape[:3])
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -121,9 +112,9 @@ class _ChunkedRows(torch.autograd.Function):
             )
         gradient_q = _Once.apply(gradient_q.view(q_student.shape).to(q_student.dtype), q_student)
         if k_student is None:
-            return gradient_q, None, None, None, None, None, None
+            return None, gradient_q, None, None, None, None, None
         gradient_k = _Once.apply(gradient_k.view(k_student.shape).to(k_student.dtype), k_student)
-        return gradient_q, gradient_k, None, None, None, None, None
+        return None, gradient_q, gradient_k, None, None, None, None
 
 
 class _Once(torch.autograd.Function):

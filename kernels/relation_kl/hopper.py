@@ -18,17 +18,8 @@ from torch import Tensor
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from . import hopper_kernels as kernels
 from .contract import Inputs
-from .hopper_kernels import (
-    COUNTER_STEP,
-    OWN_TILES,
-    PART,
-    Gradient,
-    Relation,
-    Rows,
-    backward_kernel,
-    forward_kernel,
-)
 from .triton_tiles import RowSums, RowWeights
 
 # The most relations of one launch.
@@ -40,8 +31,8 @@ _TILE = 64
 _OWN = {
     ("forward", 64): 2,
     ("forward", 128): 3,
-    ("backward", 64): OWN_TILES.value,
-    ("backward", 128): OWN_TILES.value,
+    ("backward", 64): kernels.OWN_TILES.value,
+    ("backward", 128): kernels.OWN_TILES.value,
 }
 # Slots of the ring of tiles, by kernel and head size. Shared memory limits them; four suffice.
 _SLOTS = {("forward", 64): 4, ("forward", 128): 3, ("backward", 64): 4, ("backward", 128): 3}
@@ -83,7 +74,7 @@ def forward(inputs: Inputs, results: RowSums) -> None:
     or more, or not finite, and another kernel must compute the row again.
     """
     call = _Call(inputs, "forward")
-    forward_kernel[(call.programs,)](
+    kernels.forward_kernel[(call.programs,)](
         *call.descriptors,
         call.relations,
         results,
@@ -114,15 +105,15 @@ def backward(
     tiles = -(-call.tokens // _TILE)
     sums = weights.student_peak.new_empty(call.row_heads * tiles * _TILE, call.head_size)
     layout = gl.NVMMASharedLayout(128, 32, rank=2)
-    width = PART.value
-    count = call.row_heads * tiles * (call.head_size // width) * COUNTER_STEP.value
+    width = kernels.PART.value
+    count = call.row_heads * tiles * (call.head_size // width) * kernels.COUNTER_STEP.value
     counters = torch.zeros(count, dtype=torch.int32, device=sums.device)
-    backward_kernel[(call.programs,)](
+    kernels.backward_kernel[(call.programs,)](
         *call.descriptors,
         TensorDescriptor.from_tensor(sums, [_TILE, width], layout),
         sums,
         call.relations,
-        tuple(Gradient(x, *x.stride()[:3]) for x in gradients),
+        tuple(kernels.Gradient(x, *x.stride()[:3]) for x in gradients),
         weights,
         units,
         counters,
@@ -154,27 +145,31 @@ class _Call:
         row_bytes = self.head_size * _ROW_BYTES[kernel]
         most = int(_CACHE_SHARE * _cache_bytes(first.device)) // (self.tokens * row_bytes)
         self.together = _group(self.row_heads, most)
+        layout = gl.NVMMASharedLayout(128, 16, rank=2)
         self.descriptors: list[TensorDescriptor | None] = []
-        self.relations: tuple[Relation, ...] = ()
+        self.relations: tuple[kernels.Relation, ...] = ()
         first_head = 0
         scales = (inputs.student_scales, inputs.teacher_scales)
         sides = zip(students, inputs.teachers, *scales, strict=True)
         for student, teacher, student_scale, teacher_scale in sides:
-            places: list[Rows] = []
+            places: list[kernels.Rows] = []
             for x in (student, teacher):
                 found = _view(x)
                 assert found is not None
                 matrix, rows = found
-                self.descriptors.append(_descriptor(matrix, self.head_size))
+                tile = [_TILE, self.head_size]
+                self.descriptors.append(TensorDescriptor.from_tensor(matrix, tile, layout))
                 places.append(rows)
             self.relations += (
-                Relation(*places, student_scale * _LOG2_E, teacher_scale * _LOG2_E, first_head),
+                kernels.Relation(
+                    *places, student_scale * _LOG2_E, teacher_scale * _LOG2_E, first_head
+                ),
             )
             first_head += student.shape[1]
         self.descriptors += [None, None] * (MOST_RELATIONS - len(students))
 
 
-def _view(x_bhtd: Tensor) -> tuple[Tensor, Rows] | None:
+def _view(x_bhtd: Tensor) -> tuple[Tensor, kernels.Rows] | None:
     """A matrix over the tensor's memory with one row per token, and the place of heads in it.
 
     Heads may follow each other by rows (contiguous tensors) or by columns (projections of tokens,
@@ -189,22 +184,17 @@ def _view(x_bhtd: Tensor) -> tuple[Tensor, Rows] | None:
         return None
     width = (heads - 1) * head_stride + head_dim
     if width <= token_stride and (batch == 1 or batch_stride == tokens * token_stride):
-        rows, place = batch * tokens, Rows(tokens, 0, head_stride)
+        rows, place = batch * tokens, kernels.Rows(tokens, 0, head_stride)
     elif head_stride == tokens * token_stride and (
         batch == 1 or batch_stride == heads * head_stride
     ):
         rows, width = batch * heads * tokens, head_dim
-        place = Rows(heads * tokens, tokens, 0)
+        place = kernels.Rows(heads * tokens, tokens, 0)
     else:
         return None
     if rows > _MOST_ROWS:
         return None
     return x_bhtd.as_strided((rows, width), (token_stride, 1)), place
-
-
-def _descriptor(matrix: Tensor, head_dim: int) -> TensorDescriptor:
-    layout = gl.NVMMASharedLayout(128, 16, rank=2)
-    return TensorDescriptor.from_tensor(matrix, [_TILE, head_dim], layout)
 
 
 def _group(heads: int, most: int) -> int:

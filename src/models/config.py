@@ -118,17 +118,13 @@ class ModelShape:
         return width * (self.hidden + self.qkv_bias)
 
     @property
-    def attention_parameters(self) -> int:
-        """Weights of one layer's q, k, v and output projections."""
-        return self.qkv_parameters + self.hidden * self.head_dim * self.heads
-
-    @property
     def layer_parameters(self) -> int:
         """Weights of one layer: attention, gated MLP and norms."""
         wide = self.head_dim * (self.heads + self.kv_heads)
         norms = self.norms * self.hidden
         norms += wide if self.qk_norm == "wide" else 2 * self.head_dim * self.qk_norm
-        return self.attention_parameters + 3 * self.hidden * self.intermediate + norms
+        attention = self.qkv_parameters + self.hidden * self.head_dim * self.heads
+        return attention + 3 * self.hidden * self.intermediate + norms
 
     @property
     def embedding_parameters(self) -> int:

@@ -162,14 +162,11 @@ def _check_content(file: Path, label: str) -> None:
     if file.suffix == ".json":
         content = _read_json(file, label)
         if file.name in _OBJECTS and not isinstance(content, dict):
+            kind = "null" if content is None else f"a {type(content).__name__}"
             raise ModelError(
-                f"{label}: {file.name} holds {_kind(content)} instead of a JSON object: copy or "
+                f"{label}: {file.name} holds {kind} instead of a JSON object: copy or "
                 "download it again"
             )
-
-
-def _kind(content: Any) -> str:
-    return "null" if content is None else f"a {type(content).__name__}"
 
 
 # Files of settings and tables, which are JSON objects.

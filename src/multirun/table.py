@@ -9,6 +9,7 @@ from rich.text import Text
 
 from src.multirun.composition import Job, Sweep
 from src.multirun.local import Outcome
+from src.planning.devices import gib
 from src.planning.plan import Plan
 from src.report.noise import Mark
 from src.report.tables import Cell, Column, Section, Table, row, terminal, widen
@@ -37,7 +38,9 @@ def sweep_table(name: str, jobs: Sequence[Job]) -> Table:
             str(job.number),
             *(override.partition("=")[2] for override in job.swept),
             *(_cost([job.plan]) if job.plan else ["refused", "", "", ""]),
-            _peak(job.plan) if job.plan else "",
+            Cell(gib(job.plan.peak), fault="" if job.plan.fits else "does not fit")
+            if job.plan
+            else "",
             *([job.state or ""] if with_state else []),
         )
         for job in jobs
@@ -58,10 +61,6 @@ def _cost(plans: Sequence[Plan]) -> list[str]:
         _petaflops(plans),
         "-" if hours is None else f"{hours:.2g}",
     ]
-
-
-def _peak(plan: Plan) -> Cell:
-    return Cell(f"{plan.peak / 2**30:.2f}", fault="" if plan.fits else "does not fit")
 
 
 def _total(plans: Sequence[Plan], at_once: int | None) -> str:

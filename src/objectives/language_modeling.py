@@ -42,17 +42,12 @@ class LanguageModeling(Objective):
 
         On a part of the blocks, it is the part's sum divided by an equal share of the predicted
         tokens, so that the mean over the parts is the loss of the blocks.
-
-        Raises:
-            ValueError: blocks of fewer than two tokens, which predict nothing.
         """
         from torch.nn import functional
 
         from src.objectives.chunks import summed_by_chunks
 
         b, t = batch.input_ids_bt.shape
-        if t * batch.parts < 2:
-            raise ValueError(f"language modelling needs blocks of two tokens or more, got {t}")
         hidden_bth, head = student.last
 
         def summed(part_1ch: Tensor, targets_1c: Tensor) -> Tensor:

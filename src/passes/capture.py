@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,6 @@ from src.passes.layer_pass import (
     active_pass,
     visit_layer,
 )
-
-IMPLEMENTATIONS = ("sdpa", "eager")
 
 # An attention function as transformers calls it: (module, query, key, value, mask, ...).
 Attention = Callable[..., Any]
@@ -89,17 +87,8 @@ def _capturing(implementation: str) -> Attention:
     return attention
 
 
-def attention_name(implementation: str) -> str:
-    """Register capture over an attention implementation, and return the name to load a model with.
-
-    Raises:
-        ValueError: any other implementation.
-    """
-    if implementation not in IMPLEMENTATIONS:
-        raise ValueError(
-            f"attention implementation {implementation!r} is not one of "
-            f"{', '.join(IMPLEMENTATIONS)}"
-        )
+def attention_name(implementation: Literal["sdpa", "eager"]) -> str:
+    """Register capture over an attention implementation; returns the name to load a model with."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 

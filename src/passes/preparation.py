@@ -26,18 +26,11 @@ def prepare_decoder(
         assert parts is not None
         fuse(decoder, parts)
     if compiled:
-        _compile_layers(decoder, ends)
+        layers: Any = getattr(decoder, "layers", ())
+        for index, layer in enumerate(layers):
+            # The captured attention is not traced (src/passes/capture.py), so a layer is compiled
+            # in two parts, before and after it. Where a pass may stop, it is not compiled.
+            if index not in ends:
+                layer.forward = torch.compile(layer.forward, dynamic=False)
     skip_unwanted(decoder, ends)
     show_layer_inputs(decoder)
-
-
-def _compile_layers(decoder: nn.Module, ends: Collection[int | None]) -> None:
-    """Compile each layer's forward, except where a pass may stop.
-
-    The captured attention is not traced (src/passes/capture.py), so a layer is compiled in two
-    parts, before and after it.
-    """
-    layers: Any = getattr(decoder, "layers", ())
-    for index, layer in enumerate(layers):
-        if index not in ends:
-            layer.forward = torch.compile(layer.forward, dynamic=False)

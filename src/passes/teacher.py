@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 from src.models.adapters import causal_model
-from src.models.families import FAMILIES
 from src.objectives.base import Batch, Needs, Outputs
 from src.passes.capture import QKVCapture
 from src.passes.chunks import Chunks
@@ -32,10 +31,6 @@ Keep = Literal["layer_inputs", "qkv"]
 Head = Callable[[Tensor], Tensor]
 
 
-class LayerKindError(ValueError):
-    """Layers that are not built like those of any listed family."""
-
-
 class TeacherPass:
     """Runs a model as the teacher.
 
@@ -43,9 +38,6 @@ class TeacherPass:
 
     Args:
         head: maps last hidden states to logits; None if no objective wants the teacher's head.
-
-    Raises:
-        LayerKindError: keep=layer_inputs for layers of an unknown kind.
     """
 
     def __init__(self, model: PreTrainedModel, keep: Keep, head: Head | None = None) -> None:
@@ -53,11 +45,7 @@ class TeacherPass:
         self._keep: Keep = keep
         self._head = head
         self._parts = known_parts(self._decoder)
-        if keep == "layer_inputs" and self._parts is None:
-            raise LayerKindError(
-                f"engine.teacher.keep=layer_inputs knows the layers of {', '.join(FAMILIES)} "
-                f"only, not those of {type(model).__name__}: use keep=qkv"
-            )
+        assert keep == "qkv" or self._parts is not None, "src/planning/checks.py refuses it"
 
     def run(self, batch: Batch, needs: Needs) -> Outputs:
         """Run blocks at contiguous positions, and keep what is needed."""
@@ -155,11 +143,7 @@ class SharedTeacherPass(TeacherPass):
     """Runs the student's own model as the teacher: adapters off, native RoPE, no dropout.
 
     Args:
-        network: the student's, with adapters.
         native: the model's config with native RoPE.
-
-    Raises:
-        LayerKindError: a decoder without one RoPE module for all layers.
     """
 
     def __init__(
@@ -181,11 +165,7 @@ class SharedTeacherPass(TeacherPass):
             for layer in getattr(self._decoder, "layers", ())
         ]
         rotary: Any = getattr(self._decoder, "rotary_emb", None)
-        if not isinstance(rotary, nn.Module):
-            raise LayerKindError(
-                f"engine.teacher.share_base=true: {type(self._decoder).__name__} has no rotary_emb "
-                "to exchange for the native one: use share_base=false"
-            )
+        assert isinstance(rotary, nn.Module), "src/planning/checks.py refuses other families"
         # Not registered as a submodule of the student, so it is in none of its checkpoints.
         self._native_rotary = type(rotary)(native).to(device)
 

@@ -63,7 +63,10 @@ def check_machine(config: RunConfig) -> None:
     Raises:
         ConfigError, TrackingError: with the key, what is allowed and the remedy.
     """
-    _check_folder(config)
+    if config.run_dir == "":
+        raise ConfigError("run_dir: an empty name; name a folder, or leave it out")
+    path = Path(config.run_dir or Path("outputs") / config.experiment)
+    check_writable(path, f"run_dir={config.run_dir}" if config.run_dir is not None else str(path))
     check_login(config.tracking)
     if config.plan_for != "this_machine":
         return
@@ -78,13 +81,6 @@ def check_machine(config: RunConfig) -> None:
             f"launch.nproc: {config.launch.nproc} ranks need as many GPUs, and this machine has "
             f"{len(gpus())}"
         )
-
-
-def _check_folder(config: RunConfig) -> None:
-    path = Path(config.run_dir or Path("outputs") / config.experiment)
-    if not config.run_dir and config.run_dir is not None:
-        raise ConfigError("run_dir: an empty name; name a folder, or leave it out")
-    check_writable(path, f"run_dir={config.run_dir}" if config.run_dir is not None else str(path))
 
 
 def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
@@ -102,9 +98,14 @@ def check(config: RunConfig, facts: ModelFacts, rope: NativeRope) -> None:
     _check_factor(config)
     for stage in config.recipe.training:
         _check_streams(config, stage, facts)
-    _check_merges(config, facts)
+    for name, merge in config.recipe.stages.items():
+        if isinstance(merge, MergeConfig):
+            with refused_at(f"recipe.stages.{name}."):
+                merge.shares(facts.layers)
     if config.export.gguf:
-        _check_gguf(config)
+        model_type = family_of(config.model.family).model_type
+        with refused_at():
+            check_gguf(config.model, resolved_shape(config.model), model_type, config.rope)
 
 
 def check_engine(config: RunConfig, facts: ModelFacts, rope: NativeRope, world_size: int) -> None:
@@ -236,19 +237,6 @@ def _check_terms(config: RunConfig, stream: StreamConfig, facts: ModelFacts) -> 
                     f"{setting}: it needs blocks of one document each, and data.packing=true makes "
                     "others; use data.packing=auto, which leaves its streams unpacked"
                 )
-
-
-def _check_gguf(config: RunConfig) -> None:
-    model_type = family_of(config.model.family).model_type
-    with refused_at():
-        check_gguf(config.model, resolved_shape(config.model), model_type, config.rope)
-
-
-def _check_merges(config: RunConfig, facts: ModelFacts) -> None:
-    for name, stage in config.recipe.stages.items():
-        if isinstance(stage, MergeConfig):
-            with refused_at(f"recipe.stages.{name}."):
-                stage.shares(facts.layers)
 
 
 def _check_teacher(config: RunConfig, facts: ModelFacts) -> None:

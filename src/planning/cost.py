@@ -43,7 +43,6 @@ class Setting:
     Attributes:
         adapters: LoRA weights of the student; None without adapters.
         checkpointing: layers run again in the backward pass.
-        keep: what the teacher keeps for each layer.
         micro_batch: the most blocks of the stage's longest stream that a rank runs at once.
         graphs: micro-steps are CUDA graphs.
         fused: elementwise work runs as fused kernels.

@@ -158,7 +158,10 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
             kinds = tagged
             continue
         member = isinstance(part, str) and len(kinds) > 1
-        if member or not (isinstance(part, int) or any(_holds_keys(kind) for kind in kinds)):
+        if member or not (
+            isinstance(part, int)
+            or any(is_dataclass(k) or typing.get_origin(k) is dict for k in kinds)
+        ):
             # pydantic's name for a member of a union, such as dict[str,int].
             named = str(part).partition("[")[0]
             kinds = [k for k in kinds if _plain_name(k) == named] or kinds
@@ -167,10 +170,6 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
         path.append(str(part))
         kinds = [child for kind in kinds for child in _children(kind, part)]
     return path, parent
-
-
-def _holds_keys(kind: Any) -> bool:
-    return is_dataclass(kind) or typing.get_origin(kind) is dict
 
 
 def _plain_name(kind: Any) -> str:

@@ -12,17 +12,10 @@ from torch import Tensor
 
 from src.data.corpus import TrainingBlocks
 from src.objectives.base import Batch, Segments
-from src.training import positions
+from src.training import positions, sequence
 from src.training.repeats import repeated
 from src.training.schedule import MicroStep, Piece, StageSchedule
-from src.training.sequence import (
-    NOTHING,
-    Place,
-    cut_segments,
-    next_tokens,
-    segment_ids,
-    segment_starts,
-)
+from src.training.sequence import Place
 
 
 @dataclass(frozen=True)
@@ -61,7 +54,7 @@ class Batches:
             positions_bt,
             parts=self.place.parts,
             first=self.place.first(rows_bt.shape[1]),
-            next_ids_bt=self._part(next_tokens(rows_bt)),
+            next_ids_bt=self._part(sequence.next_tokens(rows_bt)),
         )
 
     def tokens(self, piece: Piece) -> np.ndarray:
@@ -96,8 +89,8 @@ class Batches:
     ) -> Batch:
         """A batch of blocks with several documents, or with tokens that are not learnt."""
         stream, tokens = pieces[0].stream, rows_bt.shape[1]
-        segments = [cut_segments(blocks.segments(p.block), p.tokens) for p in pieces]
-        ids_bt = np.stack([segment_ids(sizes) for sizes in segments])
+        segments = [sequence.cut_segments(blocks.segments(p.block), p.tokens) for p in pieces]
+        ids_bt = np.stack([sequence.segment_ids(sizes) for sizes in segments])
         inside_bt = np.stack([np.concatenate([np.arange(n) for n in sizes]) for sizes in segments])
         skipped_bt = self._positions(pieces, segments) if self._skips(stream) else None
         # A rank that runs a part of each block predicts an equal share of the blocks' tokens.
@@ -107,11 +100,13 @@ class Batches:
             None if skipped_bt is None else self._part(skipped_bt),
             parts=self.place.parts,
             first=self.place.first(tokens),
-            next_ids_bt=self._part(next_tokens(rows_bt, ids_bt, _learnt(blocks, pieces))),
+            next_ids_bt=self._part(sequence.next_tokens(rows_bt, ids_bt, _learnt(blocks, pieces))),
             segments=Segments(
                 self._on_device(ids_bt),
                 self._part(inside_bt.astype(np.int64)),
-                self._on_device(segment_starts(segments, len(pieces) * blocks.most_segments)),
+                self._on_device(
+                    sequence.segment_starts(segments, len(pieces) * blocks.most_segments)
+                ),
             )
             if blocks.most_segments > 1
             else None,
@@ -134,14 +129,14 @@ class Batches:
         pieces = [piece for piece in self.schedule.pieces(step) if piece.stream == stream]
         predicted = 0
         for piece in pieces:
-            segments = cut_segments(blocks.segments(piece.block), piece.tokens)
+            segments = sequence.cut_segments(blocks.segments(piece.block), piece.tokens)
             learnt_bt = _learnt(blocks, [piece])
             if learnt_bt is None:
                 predicted += piece.tokens - len(segments)
             else:
-                ids_bt = segment_ids(segments)[None]
-                following_bt = next_tokens(np.zeros_like(ids_bt), ids_bt, learnt_bt)
-                predicted += int((following_bt != NOTHING).sum())
+                ids_bt = sequence.segment_ids(segments)[None]
+                following_bt = sequence.next_tokens(np.zeros_like(ids_bt), ids_bt, learnt_bt)
+                predicted += int((following_bt != sequence.NOTHING).sum())
         # Where nothing is to be learnt, the loss is 0 and not 0 / 0.
         return max(predicted, 1) / sum(piece.tokens for piece in pieces)
 

@@ -34,7 +34,7 @@ def model_card(
     """The text of the card; without tables of evaluations it says that there were none."""
     front = yaml.safe_dump(_front_matter(config), sort_keys=False)
     parts = [
-        f"---\n{front}---\n\n# {_title(config)}",
+        f"---\n{front}---\n\n# {config.model.name}, context {config.rope.target_length:,}",
         _summary(config, stage),
         _table(("", ""), _facts(config, record)),
         _scores(tables),
@@ -87,10 +87,6 @@ def _licence(model: ModelConfig) -> dict[str, str]:
     return {}
 
 
-def _title(config: RunConfig) -> str:
-    return f"{config.model.name}, context {config.rope.target_length:,}"
-
-
 def _summary(config: RunConfig, stage: str) -> str:
     stages = list(config.recipe.stages)
     done = stages[: stages.index(stage) + 1]
@@ -104,10 +100,12 @@ def _summary(config: RunConfig, stage: str) -> str:
 
 
 def _facts(config: RunConfig, record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    licence = _licence(config.model)
+    named = licence.get("license_name") or licence.get("license") or "see the base model's"
     budget = config.budget or sum(stage.tokens for stage in config.recipe.training.values())
     return [
         ("base model", _base(config.model)),
-        ("licence", _licence_in_words(config.model)),
+        ("licence", named),
         ("RoPE scaling", f"{config.rope.type}, to {config.rope.target_length:,} tokens"),
         ("recipe", f"{config.recipe.name}: {', '.join(config.recipe.stages)}"),
         ("budget", f"{budget} tokens" if isinstance(budget, str) else f"{budget:,} tokens"),
@@ -126,11 +124,6 @@ def _base(model: ModelConfig) -> str:
     if isinstance(source, PackagedWeights):
         return f"{model.name} ({ASSETS[source.asset].description})"
     return model.name
-
-
-def _licence_in_words(model: ModelConfig) -> str:
-    licence = _licence(model)
-    return licence.get("license_name") or licence.get("license") or "see the base model's"
 
 
 def _texts(config: RunConfig) -> list[str]:

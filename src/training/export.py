@@ -107,13 +107,9 @@ class Export:
             (partial / CARD).write_text(self.card, encoding="utf-8")
             check_whole(partial)
             for quantization in QUANTIZATIONS if self.gguf else ():
+                name = gguf_name(model, quantization)
                 write_gguf(
-                    partial,
-                    partial / gguf_name(model, quantization),
-                    model=model,
-                    shape=resolved_shape(model),
-                    scaling=scaling,
-                    quantization=quantization,
+                    partial, partial / name, model=model, scaling=scaling, quantization=quantization
                 )
             seal_folder(partial)
 

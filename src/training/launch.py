@@ -58,18 +58,12 @@ def world_from_environment(environment: Mapping[str, str]) -> World | None:
     SLURM_LOCALID and SLURM_NTASKS for tasks started by srun.
     """
     if "RANK" in environment and "WORLD_SIZE" in environment:
-        return World(
-            rank=int(environment["RANK"]),
-            local_rank=int(environment.get("LOCAL_RANK", 0)),
-            size=int(environment["WORLD_SIZE"]),
-        )
-    if "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
-        return World(
-            rank=int(environment["SLURM_PROCID"]),
-            local_rank=int(environment["SLURM_LOCALID"]),
-            size=int(environment["SLURM_NTASKS"]),
-        )
-    return None
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    elif "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1:
+        names = ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS")
+    else:
+        return None
+    return World(*(int(environment.get(name, 0)) for name in names))
 
 
 @contextmanager

@@ -97,8 +97,6 @@ class StageRun:
         them. If the run is saved after a step, they are read at once.
 
         Args:
-            start: number of finished steps.
-            after_step: gets the record of each step, in order.
             saves_after: whether `after_step` saves the run at this step, counted from 1.
             around: entered around each step, counted from 0 (src/training/profiling.py).
             asked: the number of the signal that this rank got, or 0. All ranks then end after the

@@ -54,11 +54,7 @@ def positions(kind: Positions, length: int, window: int, key: str) -> np.ndarray
     Args:
         window: number of positions, at least `length`.
         key: seeds the draw; equal keys give equal positions.
-
-    Raises:
-        ValueError: as `check`.
     """
-    check(kind, length, window)
     if kind == "contiguous" or length == window:
         return np.arange(length, dtype=np.int64)
     draw = Draw(key)

@@ -328,8 +328,8 @@ class _Run:
         name = loop.name
         if interim is not None and self._looks_after(name, record.step):
             record = replace(record, metrics=record.metrics | interim.figures(student))
-        step = self._steps_before(name) + record.step
-        tokens = self._tokens_before(name) + record.tokens
+        steps_before, tokens_before = self._before(name)
+        step, tokens = steps_before + record.step, tokens_before + record.tokens
         seconds = self.seconds_before + time.perf_counter() - self.began
         if self.world.is_main:
             entry = {"step": step, "tokens": tokens, "stage": name, "seconds": round(seconds, 3)}
@@ -370,19 +370,18 @@ class _Run:
     def _saves_after(self, name: str, step: int) -> bool:
         """Whether a checkpoint is written after this step of the stage, counted from 1."""
         every = self.config.checkpoint.every_steps
-        return step == self.schedules[name].steps or (self._steps_before(name) + step) % every == 0
+        return step == self.schedules[name].steps or (self._before(name)[0] + step) % every == 0
 
     def _looks_after(self, name: str, step: int) -> bool:
         """Whether the student is scored after this step of the stage, counted from 1."""
         every = self.config.eval.every_steps
-        return every is not None and (self._steps_before(name) + step) % every == 0
+        return every is not None and (self._before(name)[0] + step) % every == 0
 
-    def _steps_before(self, name: str) -> int:
-        return sum(self.schedules[n].steps for n in self._trained_before(name))
-
-    def _tokens_before(self, name: str) -> int:
-        training = self.config.recipe.training
-        return sum(training[n].tokens for n in self._trained_before(name))
+    def _before(self, name: str) -> tuple[int, int]:
+        """Steps and tokens of the stages before this one."""
+        training, earlier = self.config.recipe.training, self._trained_before(name)
+        steps = sum(self.schedules[n].steps for n in earlier)
+        return steps, sum(training[n].tokens for n in earlier)
 
     def _trained_before(self, name: str) -> list[str]:
         """The stages before this one that train."""

@@ -57,7 +57,6 @@ def next_tokens(
     """The token after each token, [b, t]; NOTHING after the last of a block or a segment.
 
     Args:
-        rows_bt: tokens.
         ids_bt: number of each token's segment; None if a row is one segment.
         learnt_bt: which tokens are to be learnt; None for all.
     """

@@ -84,17 +84,9 @@ def train(settings: RunConfig, world: World | None, command: str | None = None) 
 
 def _is_requeued(settings: RunConfig) -> bool:
     """Whether this is a Slurm job that was put back into the queue, with a run to go on with."""
-    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return (
-        again
-        and settings.run_dir is not None
-        and bool(whole_checkpoints(RunFolder(Path(settings.run_dir))))
-    )
-
-
-def _requeue() -> None:
-    """Put this Slurm job back into the queue: its time is up, as SIGUSR1 has said."""
-    subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+    if os.environ.get("SLURM_RESTART_COUNT", "0") == "0" or settings.run_dir is None:
+        return False
+    return bool(whole_checkpoints(RunFolder(Path(settings.run_dir))))
 
 
 def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None) -> None:
@@ -176,7 +168,9 @@ def _held(path: Path) -> Iterator[None]:
             yield
         except Stopped as stopped:
             if stopped.number == signal.SIGUSR1:
-                _requeue()
+                # The time of this Slurm job is up: it goes back into the queue.
+                job = os.environ["SLURM_JOB_ID"]
+                subprocess.run(["scontrol", "requeue", job], check=True)
             raise Stopped(stopped.number, f"; go on with resume={path}") from stopped
         except Exception:
             if whole_checkpoints(RunFolder(path)):

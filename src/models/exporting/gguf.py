@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from src.models.config import ModelConfig, ModelError, ModelShape, native_rope
 from src.models.exporting.gguf_rope import GgufRope, gguf_rope
 from src.models.exporting.gguf_vocabulary import add_vocabulary, vocabulary_of
+from src.models.hf_config import resolved_shape
 from src.models.rope import RopeScaling
 
 if TYPE_CHECKING:
@@ -75,7 +76,6 @@ def write_gguf(
     target: Path,
     *,
     model: ModelConfig,
-    shape: ModelShape,
     scaling: RopeScaling,
     quantization: Quantization,
 ) -> None:
@@ -91,6 +91,7 @@ def write_gguf(
     from gguf import GGUFWriter, LlamaFileType
 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    shape = resolved_shape(model)
     architecture = check_gguf(model, shape, config["model_type"], scaling)
     vocabulary = vocabulary_of(folder, config["vocab_size"])
     rope = gguf_rope(scaling, native_rope(model, shape), architecture)

@@ -58,7 +58,6 @@ def vocabulary_of(folder: Path, size: int) -> Vocabulary:
     """Read the tokenizer of a folder that `save_pretrained` wrote.
 
     Args:
-        folder: with a tokenizer.json.
         size: rows of the model's embedding; ids without a token get an unused one.
 
     Raises:

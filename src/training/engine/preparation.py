@@ -35,20 +35,16 @@ def prepare(
         ends: layers that passes may stop at; None for passes that run to the end.
         whole_layers: whether ZeRO-3 shards the weights and no pass runs a part of a layer alone.
     """
-    _move_buffers(network, device)
+    # DeepSpeed leaves buffers where they are if weights are sharded.
+    for module in network.modules():
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            setattr(module, name, buffer.to(device))
     if config.sequence_parallel > 1:
         spread_attention(network, facts, config.sequence_parallel)
     decoder = causal_model(network).get_decoder()
     prepare_decoder(decoder, ends, compiled=config.compile, fused=fused)
     if whole_layers:
         fetch_layers_whole(decoder, ends)
-
-
-def _move_buffers(network: nn.Module, device: torch.device) -> None:
-    """Move buffers, which DeepSpeed leaves where they are if weights are sharded."""
-    for module in network.modules():
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            setattr(module, name, buffer.to(device))
 
 
 def fetch_layers_whole(decoder: nn.Module, ends: Collection[int | None]) -> None:

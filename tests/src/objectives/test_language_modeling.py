@@ -86,12 +86,6 @@ def test_no_more_than_a_chunk_of_logits_exists_at_once(network: LlamaForCausalLM
     assert widths == [8, 8, 6, 6, 8, 8], "each chunk once forward and once backward"
 
 
-@pytest.mark.parametrize("b", [1, 4])
-def test_a_single_token_predicts_nothing(network: LlamaForCausalLM, b: int) -> None:
-    with pytest.raises(ValueError, match="blocks of two tokens or more, got 1"):
-        our_loss(network, ids(b, 1), 2048)
-
-
 def test_needs_the_head_alone_and_no_extra_work() -> None:
     objective = LanguageModeling("language_modeling")
     assert objective.needs(FACTS) == Needs(teacher=False, qkv_layers=(), head=True)

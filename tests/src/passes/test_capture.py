@@ -405,11 +405,6 @@ def test_captures_do_not_nest() -> None:
         pass
 
 
-def test_unknown_implementation_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'flex' is not one of sdpa, eager"):
-        attention_name("flex")
-
-
 @pytest.mark.parametrize("unpadded", [True, False])
 def test_rows_of_one_text_need_no_mask(unpadded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What transformers would make of padding is not looked for, unless there may be some."""

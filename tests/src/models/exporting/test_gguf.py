@@ -38,7 +38,6 @@ def written(
         folder,
         target,
         model=model,
-        shape=shape,
         scaling=SCALINGS[case],
         quantization=quantization,
     )
@@ -187,7 +186,6 @@ def test_a_weight_beyond_f16(exported: Exported, compose_run: Callable[..., Any]
             folder,
             folder / "x.gguf",
             model=model,
-            shape=compose_run("model=tiny").model.shape,
             scaling=SCALINGS["linear"],
             quantization="f16",
         )

@@ -128,6 +128,9 @@ class Composer:
         finally:
             GlobalHydra.instance().hydra = before
         assert isinstance(loader, ConfigLoaderImpl)
+        read = functools.cache(loader.repository.load_config)
+        # Hydra changes what it has read.
+        loader.repository.load_config = lambda config_path: copy.deepcopy(read(config_path))
         self._command, self._loader = command, loader
         self._of_files = functools.cache(self._compose)
 

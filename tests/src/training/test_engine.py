@@ -189,7 +189,7 @@ def test_weights_fetched_by_layers_train_as_whole_ones(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = (
-        *(f"+experiment={method}", "model=tiny", "engine=cpu", "model.shape.layers=4"),
+        *(f"+experiment={method}", "model=tiny", "engine=cpu", "model.shape.layers=3"),
         *("data=files", "data.sources.files.paths=[unread]", "eval=none"),
         *(*SHORTER[method], *more),
         f"engine.student.gradient_checkpointing={checkpointing}",

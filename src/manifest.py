@@ -55,16 +55,11 @@ def seal_folder(folder: Path, **facts: Any) -> None:
     """Flush all files of a folder to the disk and write their manifest."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in paths:
-        sync_file(path)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
     names = [path.relative_to(folder).as_posix() for path in paths]
     write_manifest(folder, dict(zip(names, digests_of(paths), strict=True)), **facts)
     sync_folder(folder)
-
-
-def sync_file(path: Path) -> None:
-    """Flush a file to the disk."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -177,10 +177,6 @@ def _split(name: str, default: Split, patterns: Sequence[str]) -> Split:
     return "held_out" if matches_any(name, patterns) else default
 
 
-def _text_hash(document: Document) -> str:
-    return hashlib.sha256(document.text.encode()).hexdigest()
-
-
 def _facts(source: HubDataset) -> dict[str, Any]:
     """What decides a data set's texts. What is not set leaves the keys of older caches as they are.
 
@@ -305,6 +301,7 @@ class _Writer:
                 return  # it was in the batch of the document that reached the limit
             self.train_tokens += len(ids)
         ids.tofile(self.file)
-        self.infos.append(DocumentInfo(document.name, len(ids), _text_hash(document), split))
+        text_hash = hashlib.sha256(document.text.encode()).hexdigest()
+        self.infos.append(DocumentInfo(document.name, len(ids), text_hash, split))
         self.sources[self._label] += 1
         self.learnt.append(learnt)

@@ -86,7 +86,8 @@ class MicroStepGraphs:
         recorded = self._recorded.get(key)
         if recorded is None:
             self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= WARM_UP or not self._all_warm():
+            warm = {seen for (seen, *_), times in self._seen.items() if times >= WARM_UP}
+            if self._seen[key] <= WARM_UP or not warm >= self._streams:
                 self._drop()
                 return compute(batch)
             try:
@@ -100,10 +101,6 @@ class MicroStepGraphs:
             read.copy_(given)
         loss: Any = _Replay.apply(recorded, *self._parameters)
         return loss, recorded.metrics
-
-    def _all_warm(self) -> bool:
-        warm = {stream for (stream, *_), times in self._seen.items() if times >= WARM_UP}
-        return warm >= self._streams
 
     def _drop(self) -> None:
         """Give the graphs' memory back."""

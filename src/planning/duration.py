@@ -81,7 +81,7 @@ def step_seconds(setting: Setting, schedule: StageSchedule, device: DeviceFacts)
     work = _device_seconds(setting, schedule, device)
     if device.is_cpu:
         return work
-    rest = _host_step_seconds(setting)
+    rest = _STEP + _TENSOR * _trained_tensors(setting)  # of the host, with graphs or without
     if setting.graphs:
         return max(work, rest)
     micro_steps = schedule.micro_steps(
@@ -142,11 +142,6 @@ def _host_micro_step_seconds(setting: Setting, name: str) -> float:
         layer += _ADAPTER * len(setting.lora.projections)
     lean = _LEAN if setting.fused or setting.config.engine.compile else 1.0
     return layers * layer * lean + len(wants.qkv_layers) * _OBJECTIVE
-
-
-def _host_step_seconds(setting: Setting) -> float:
-    """Seconds that the host takes for the rest of a step, graphs or not."""
-    return _STEP + _TENSOR * _trained_tensors(setting)
 
 
 def _trained_tensors(setting: Setting) -> int:

@@ -99,10 +99,8 @@ def no_boolean(value: Any) -> Any:
     return value
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    """Building an adapter takes a hundred times as long as using it."""
-    return TypeAdapter(cls)
+# Building an adapter takes a hundred times as long as using it.
+_adapter = functools.cache(TypeAdapter)
 
 
 def _explain(cls: type, detail: Any) -> str:

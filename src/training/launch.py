@@ -87,10 +87,8 @@ def uncollected(*, freezes: bool = False) -> Iterator[None]:
         gc.enable()
 
 
-@functools.cache
-def _freeze() -> None:
-    """Once a process: `gc.get_freeze_count` looks through all that is frozen."""
-    gc.freeze()
+# Once a process: `gc.get_freeze_count` would look through all that is frozen.
+_freeze = functools.cache(gc.freeze)
 
 
 @contextmanager

@@ -69,7 +69,9 @@ def write(path: Path, parts: Iterable[Part]) -> FileDigest:
     with path.open("wb") as file, ThreadPoolExecutor(1) as hashing:
         hashed = hashing.submit(digest.update, header)
         file.write(header)
-        for piece in map(_bytes_of, parts):
+        for part in parts:
+            values = part.values.detach().cpu().contiguous()
+            piece = values.view(torch.uint8).numpy().data
             hashed.result()
             hashed = hashing.submit(digest.update, piece)
             file.write(piece)
@@ -77,11 +79,6 @@ def write(path: Path, parts: Iterable[Part]) -> FileDigest:
         file.flush()
         os.fsync(file.fileno())
         return {"bytes": file.tell(), "sha256": digest.hexdigest()}
-
-
-def _bytes_of(part: Part) -> memoryview:
-    values = part.values.detach().cpu().contiguous()
-    return values.view(torch.uint8).numpy().data
 
 
 class SavedState(ExitStack):

@@ -40,13 +40,11 @@ def plain_text(markup: str) -> str:
     marked = PARAGRAPH.sub("\v", markup.translate({0xFEFF: None} | DOS_LETTERS))
     marked = CELL.sub(" ", LINE.sub("\n", re.sub(r"[^\S\v]+", " ", marked)))
     text = html.unescape(TAG.sub("", marked))
-    paragraphs = (_tidy(paragraph) for paragraph in text.split("\v"))
+    paragraphs = [
+        "\n".join(tidy for line in paragraph.split("\n") if (tidy := " ".join(line.split())))
+        for paragraph in text.split("\v")
+    ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
-
-
-def _tidy(paragraph: str) -> str:
-    lines = (re.sub(r"\s+", " ", line).strip() for line in paragraph.split("\n"))
-    return "\n".join(line for line in lines if line)
 
 
 def _testament(folder: Path, name: str) -> str:

@@ -129,10 +129,8 @@ class _Words:
         return [len(ids) for ids in self._tokenizer(texts, verbose=False)["input_ids"]]
 
 
-@lru_cache(maxsize=1)
-def _words_of(tokenizer: PreTrainedTokenizerBase) -> _Words:
-    """The words of the latest tokenizer, for all samples that a process makes."""
-    return _Words(tokenizer)
+_words_of = lru_cache(maxsize=1)(_Words)
+"""The words of the latest tokenizer, for all samples that a process makes."""
 
 
 def most(

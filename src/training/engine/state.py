@@ -75,7 +75,9 @@ class OptimizerState:
         updates = float(saved.read(UPDATES, "", 0, 1))
         for shard in self._shards():
             moments = self._moments(shard.holder)
-            moments["step"] = _like(moments["step"], updates)
+            counter = moments["step"]
+            is_tensor = isinstance(counter, Tensor)
+            moments["step"] = torch.full_like(counter, updates) if is_tensor else int(updates)
             for kind, values in self._values(shard).items():
                 values.copy_(saved.read(kind, shard.name, shard.start, shard.length))
         if self._zero_stage == 3:
@@ -144,12 +146,6 @@ class OptimizerState:
         for shard in self._shards():
             return float(self._moments(shard.holder)["step"])
         return 0.0
-
-
-def _like(counter: Any, updates: float) -> Any:
-    if isinstance(counter, Tensor):
-        return torch.full_like(counter, updates)
-    return int(updates)
 
 
 def _refresh_sharded(wrapped: Any) -> None:

@@ -59,7 +59,6 @@ def _grouped_attention(
     [b, h, 1, d], `key` and `value` are [b, g, s, d]. The mask is added to scores; or, as integers,
     it is what `_key_counts` returns, and `sliding_window` then limits the keys that a token sees.
     """
-    del module
     rows, heads = query.shape[:2]
     query_bghd = query.reshape(rows, key.shape[1], -1, query.shape[-1])
     if attention_mask.dtype == torch.int32:
@@ -138,7 +137,6 @@ class _Slots(DynamicLayer):
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
         """Fill a slot of each row; returns all of them."""
-        del args, kwargs
         for kept, new in ((self.keys, key_states), (self.values, value_states)):
             kept.scatter_(2, self.at_b1[:, None, :, None].expand_as(new), new)
         return self.keys, self.values

@@ -132,7 +132,6 @@ class TokenBudgetLM(_HFLM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, in nats, and whether it is the greedy one."""
-        del disable_tqdm
         pairs = self._encode_pairs([cast("tuple[str, str]", r.args) for r in requests])
         rooms = [self._window - len(answer) for _, answer in pairs]
         contexts = self._within([context for context, _ in pairs], rooms)
@@ -280,7 +279,6 @@ class TokenBudgetLM(_HFLM):
     @torch.no_grad()
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """The model's own continuation of each prompt, up to its stop sequences."""
-        del disable_tqdm
         asked = [cast("tuple[str, dict[str, Any]]", r.args) for r in requests]
         # A model cannot continue an empty prompt.
         prompts = [self.tok_encode(text) or [self.prefix_token_id] for text, _ in asked]

@@ -52,7 +52,6 @@ class ProbeSuite(ABC):
 
     def note(self, item: Any) -> Mapping[str, Any]:
         """Further fields of an item's line in SUITE.items.jsonl."""
-        del item
         return {}
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:

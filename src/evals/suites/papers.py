@@ -70,7 +70,6 @@ class PapersSuite(ProbeSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """One probe of all questions; none if they cannot be fetched."""
-        del evaluation, readers
         questions = self._questions(failures)
         if not questions:
             return []

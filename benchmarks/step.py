@@ -670,10 +670,11 @@ def load(path: Path) -> list[Measurement]:
 
 
 def whole_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of `benchmarks.whole` that a result file holds."""
+    """The rows of `benchmarks.whole` that a result file holds: they alone say their versions."""
     if not path.is_file():
         return []
-    return json.loads(path.read_text(encoding="utf-8")).get("whole", [])
+    held = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [row for row in held if "versions" in row]
 
 
 def _whole_key(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -712,7 +713,6 @@ def write(
         "script": "python -m benchmarks.step",
         "rows": [*rows(kept), *runs],
         "notes": missing,
-        "whole": runs,
         "measurements": [asdict(m) for m in kept],
     }
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -149,14 +149,20 @@ def _seconds(run: RunFolder, processes: Sequence[Process]) -> dict[str, Any]:
     return whole | more
 
 
+def _step_seconds(stage: dict[str, Any], run: RunFolder) -> float:
+    """The median step of a stage, of all its processes."""
+    pace = statistics.median(
+        line["tokens_per_second"] for line in run.metrics() if line["stage"] == stage["name"]
+    )
+    return stage["tokens"] / stage["steps"] / pace
+
+
 def _parts_of(stage: dict[str, Any], run: RunFolder) -> dict[str, float]:
     """A stage's parts. Its steps are those of its last process, if it was resumed."""
     name = stage["name"]
-    steps = [line for line in run.metrics() if line["stage"] == name]
-    tokens = stage["tokens"] / stage["steps"]
-    median = tokens / statistics.median(line["tokens_per_second"] for line in steps)
     looped = stage["seconds"] - stage["save_seconds"] - stage["export_seconds"]
-    parts = {"build": stage["build_seconds"], "steps": min(looped, median * stage["steps"])}
+    steps = min(looped, _step_seconds(stage, run) * stage["steps"])
+    parts = {"build": stage["build_seconds"], "steps": steps}
     parts["warm_up"] = looped - parts["steps"]
     parts |= {"save": stage["save_seconds"], "export": stage["export_seconds"]}
     return {f"{name} {part}": seconds for part, seconds in parts.items()}
@@ -172,13 +178,9 @@ def _plan_errors(
         if "peak_gib" not in stage:
             continue
         of = planned.stage(stage["name"])
-        pace = statistics.median(
-            line["tokens_per_second"] for line in run.metrics() if line["stage"] == stage["name"]
-        )
-        seconds = stage["tokens"] / stage["steps"] / pace
         kinds = {"memory": (of.peak / 2**30, stage["peak_gib"])}
         if of.seconds_per_step:
-            kinds["time"] = (of.seconds_per_step, seconds)
+            kinds["time"] = (of.seconds_per_step, _step_seconds(stage, run))
         for kind, (foreseen, found) in kinds.items():
             row = {"name": f"plan_error_{kind}", "value": 100 * abs(foreseen / found - 1)}
             row |= {"unit": "%", **about, "stage": stage["name"]}

@@ -12,7 +12,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 
 from benchmarks.study.grid import Grid, Job, Method, Params
-from benchmarks.study.scores import Row, best, choice, untrained
+from benchmarks.study.scores import Row, best, choice, trained, untrained
 
 
 def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
@@ -30,7 +30,7 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     cells = list(_cells(grid, model, rows))
     for scaling, method in cells:
         yield from _searches(grid, model, scaling, method, rows)
-    # Untrained models are tested before any trained one, whose tests find theirs in the cache.
+    # What a trained model's test is compared with comes first.
     kept = kept_scalings(grid, model, rows)
     yield from (Job("baseline", model, scaling) for scaling in kept)
     searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
@@ -160,10 +160,10 @@ def _finals(
 
     The budget is one of the settings: a method's whole run stands beside its searches.
     """
-    trained = [r for r in rows if r["model"] == model and r["phase"] in ("search", "whole")]
+    runs = trained(rows, model)
     chosen: dict[tuple[str, str], Row] = {}
     for method in grid.methods:
-        mine = [row for row in trained if row["method"] == method]
+        mine = [row for row in runs if row["method"] == method]
         whole = {row["scaling"] for row in mine if row["phase"] == "whole"}
         if grid.budget == grid.search_budget:
             whole = {scaling for scaling, of in searched if of == method}

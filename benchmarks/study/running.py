@@ -67,12 +67,12 @@ class Results:
 
 def write_items(file: Path, by_task: Mapping[str, Sequence[float]]) -> None:
     """Write the scores of items, a task a line; most are 0 or 1."""
-    lines = (
-        f"{json.dumps(task)}: {json.dumps([int(s) if s == int(s) else s for s in scores])}"
-        for task, scores in by_task.items()
-    )
+    lines: list[str] = []
+    for task, values in by_task.items():
+        short = [int(value) if value == int(value) else value for value in values]
+        lines.append(f"{json.dumps(task)}: {json.dumps(short, separators=(',', ':'))}")
     file.parent.mkdir(exist_ok=True)
-    write_whole(file, ("{" + ",\n".join(lines) + "}\n").replace(", ", ",").encode())
+    write_whole(file, ("{" + ",\n".join(lines) + "}\n").encode())
 
 
 @dataclass

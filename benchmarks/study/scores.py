@@ -162,6 +162,11 @@ def untrained(rows: Iterable[Row], model: str) -> list[Row]:
     return [row for row in rows if (row["phase"], row["model"]) == ("untrained", model)]
 
 
+def trained(rows: Iterable[Row], model: str) -> list[Row]:
+    """The runs of a model that a method's settings and budget are chosen from."""
+    return [row for row in rows if row["model"] == model and row["phase"] in ("search", "whole")]
+
+
 def best(rows: Sequence[Row], among: Iterable[Row], floor: str) -> Row | None:
     """The row with the largest number; None where all diverged."""
     numbers = [(choice(rows, row, floor), row) for row in among]

@@ -14,12 +14,10 @@ from typing import Any
 from benchmarks.study import further
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
-from benchmarks.study.scores import Row, best, choice, parts_of, untrained
+from benchmarks.study.scores import Row, best, choice, parts_of, trained, untrained
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
-# Phases whose runs a method's settings and budget are chosen from.
-CHOSEN_FROM = ("search", "whole")
 RULER = re.compile(r"ruler_(?P<task>.+)_(?P<length>\d+)")
 
 
@@ -195,8 +193,7 @@ class Comparison:
 def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """The validation of the native model and of every scaling without training."""
     known = untrained(rows, model)
-    tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
-    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    tasks, lengths, heads = _columns(known[0])
     yield f"| scaling | {' | '.join(heads)} | number |"
     yield "|---|" + "--:|" * (len(heads) + 1)
     yield f"| native | {_values(known[0]['native'], tasks, lengths)} | |"
@@ -208,16 +205,14 @@ def untrained_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str
 def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """The validation of the native model, untrained scalings, and the best run of some methods."""
     known = untrained(rows, model)
-    tasks, lengths = known[0]["validation"]["short"], known[0]["validation"]["ruler"]
-    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    tasks, lengths, heads = _columns(known[0])
     yield f"| scaling | trained with | tokens | {' | '.join(heads)} |"
     yield "|---|---|--:|" + "--:|" * len(heads)
     yield f"| native | - | 0 | {_values(known[0]['native'], tasks, lengths)} |"
     top = best(rows, known, grid.floor)
     shown = [r for r in known if r is top or r["scaling"] == grid.floor]
-    trained = [r for r in rows if r["model"] == model and r["phase"] in ("search", "whole")]
     for method in grid.of(model).headline:
-        mine = [row for row in trained if row["method"] == method]
+        mine = [row for row in trained(rows, model) if row["method"] == method]
         of_floor = [row for row in mine if row["scaling"] == grid.floor]
         for row in (best(rows, of_floor, grid.floor), best(rows, mine, grid.floor)):
             if row is not None and row not in shown:
@@ -226,6 +221,12 @@ def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
         label = "-" if row["method"] == "untrained" else grid.methods[row["method"]].label
         values = _values(row["validation"], tasks, lengths)
         yield f"| {row['scaling']} | {label} | {row.get('tokens', 0):,} | {values} |"
+
+
+def _columns(row: Row) -> tuple[list[str], list[str], list[str]]:
+    """What the validation of a row has: short tasks, RULER's lengths, and the heads of both."""
+    tasks, lengths = list(row["validation"]["short"]), list(row["validation"]["ruler"])
+    return tasks, lengths, [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
 
 
 def _values(values: Mapping[str, Any], tasks: Any, lengths: Any) -> str:
@@ -238,9 +239,7 @@ def search_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     """Every searched setting with its number, and the whole runs'."""
     yield "| method | scaling | settings | budget | short | RULER | number | seconds | GiB |"
     yield "|---|---|---|--:|--:|--:|--:|--:|--:|"
-    for row in rows:
-        if row["model"] != model or row["phase"] not in CHOSEN_FROM:
-            continue
+    for row in trained(rows, model):
         peak = max((stage.get("peak_gib", 0) for stage in row["stages"]), default=0)
         shown = "diverged | | "
         if (number := choice(rows, row, grid.floor)) is not None:
@@ -258,14 +257,12 @@ def ablation_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
     """A method's best run on validation, and the runs with a part left out."""
     ablated = [row for row in rows if (row["phase"], row["model"]) == ("ablation", model)]
     methods = dict.fromkeys(grid.ablations[row["method"]].of for row in ablated)
-    chosen_from = [r for r in rows if r["model"] == model and r["phase"] in CHOSEN_FROM]
     bests = [
-        best(rows, [row for row in chosen_from if row["method"] == method], grid.floor)
+        best(rows, [row for row in trained(rows, model) if row["method"] == method], grid.floor)
         for method in methods
     ]
     shown = [row for row in (*bests, *ablated) if row is not None]
-    tasks, lengths = shown[0]["validation"]["short"], shown[0]["validation"]["ruler"]
-    heads = [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    tasks, lengths, heads = _columns(shown[0])
     yield f"| run | scaling | tokens | {' | '.join(heads)} | number |"
     yield "|---|---|--:|" + "--:|" * (len(heads) + 1)
     for row in shown:

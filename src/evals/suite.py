@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from src.models.config import ModelError
 from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model, load_tokenizer
 from src.models.sources import local_folder
-from src.planning.devices import device_of, dtype_of
+from src.planning.devices import device_of, dtype_of, host_memory
 from src.results import ModelRecord, Role, SuiteResults
 
 if TYPE_CHECKING:
@@ -134,7 +133,8 @@ class Candidate:
             except ModelError as error:
                 # Of this model alone: others go on.
                 raise EvaluationError(f"model {self.name!r}: {error}") from error
-            network.to(device_of(device))  # type: ignore[arg-type]  # narrower than nn.Module.to
+            # transformers narrows nn.Module.to.
+            network.to(device_of(device))  # type: ignore[arg-type]
             ids = torch.arange(8, device=network.device)[None] % network.config.vocab_size
             with torch.no_grad():
                 logits = network.eval()(ids, use_cache=False).logits
@@ -148,10 +148,8 @@ def _is_small(networks: Iterable[PreTrainedModel], device: torch.device) -> bool
     """Whether models take little of what memory their device has, taken or free."""
     import torch
 
-    if device.type == "cuda":
-        memory = torch.cuda.mem_get_info(device)[1]
-    else:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cuda = device.type == "cuda"
+    memory = torch.cuda.mem_get_info(device)[1] if cuda else host_memory()
     weights = (weight for network in networks for weight in network.parameters())
     return sum(w.numel() * w.element_size() for w in weights) <= KEPT_SHARE * memory
 

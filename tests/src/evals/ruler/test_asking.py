@@ -9,6 +9,7 @@ import pytest
 
 from src.evals.ruler.asking import probe, score
 from src.evals.ruler.material import Material
+from src.evals.ruler.sample import Match
 from src.evals.ruler.tasks import samples_of
 from src.evals.scoring import _prepared
 
@@ -77,5 +78,5 @@ def test_all_probes_but_the_first_are_prepared_by_another_thread() -> None:
     ],
     ids=["all", "half", "case_and_control", "any", "empty", "blank"],
 )
-def test_scores(answer: str, outputs: tuple[str, ...], match: str, expected: float) -> None:
-    assert score(answer, outputs, match) == expected  # type: ignore[arg-type]
+def test_scores(answer: str, outputs: tuple[str, ...], match: Match, expected: float) -> None:
+    assert score(answer, outputs, match) == expected

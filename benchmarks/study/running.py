@@ -129,13 +129,14 @@ class Pool:
 
     def _ready(self) -> Iterator[Job]:
         busy = {ran.job.name for ran in self._running} | self.failed.keys()
+        # A native model is evaluated once, not by several processes at a time.
+        asked = {ran.job.model for ran in self._running if ran.job.phase == "untrained"}
         for job in phases.ready(self.grid, self.results.rows):
-            # The native model is evaluated once, not by several processes at a time.
             first = job.phase == "untrained" and not scores.untrained(self.results.rows, job.model)
-            if job.name not in busy and not (first and self._running):
+            if job.name not in busy and not (first and job.model in asked):
                 yield job
             if first:
-                return
+                asked.add(job.model)
 
     def _begin(self, job: Job) -> None:
         command = self.command(job)

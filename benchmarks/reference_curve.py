@@ -111,7 +111,7 @@ def references_side(
     settings: RunConfig, blocks: list[Tensor], steps: int, kl: Kl
 ) -> list[dict[str, float]]:
     """Its loop, one process."""
-    stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
+    stage, device = settings.recipe.training[STAGE], device_of(settings.engine.device)
     dtype = dtype_of(settings.engine.dtype)
     native = native_config(settings.model)
     layers = facts_of(native).layers
@@ -156,7 +156,7 @@ def our_side(
     settings: RunConfig, blocks: list[Tensor], steps: int, world: World
 ) -> list[dict[str, float]]:
     """Our engines and objective, at the reference's rates."""
-    stage, device = settings.recipe.stages[STAGE], device_of(settings.engine.device)
+    stage, device = settings.recipe.training[STAGE], device_of(settings.engine.device)
     planned = plan.make(settings, world_size=1).stage(STAGE)
     built = stages.build_engines(settings, STAGE, planned, settings.objectives(STAGE))
     assert built.teacher is not None

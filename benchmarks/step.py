@@ -366,7 +366,7 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         build_peak = gauge.peak()
         gauge.reset()
         shape = resolved_shape(settings.model)
-        length = settings.recipe.stages[STAGE].streams[STREAM].length
+        length = settings.recipe.training[STAGE].streams[STREAM].length
         blocks = RandomBlocks(length, shape.vocabulary)
         losses: list[float] = []
         if case.kind == "teacher":
@@ -374,7 +374,7 @@ def measure(name: str, model: str, world: World, *, quick: bool, commit: str | N
         else:
             records = _records(built, settings, planned, blocks, world)
             paces = [record.metrics["tokens_per_second"] for record in records[case.steps[0] :]]
-            seconds = settings.recipe.stages[STAGE].step_tokens / statistics.median(paces)
+            seconds = settings.recipe.training[STAGE].step_tokens / statistics.median(paces)
             losses = [record.metrics["loss/total"] for record in records]
         both: tuple[Any, Any] = (built.student, built.teacher)
         held = sum(engine.weight_bytes() for engine in both if engine is not None)
@@ -494,7 +494,7 @@ def _measurement(
     planned: plan.StagePlan,
     seconds: float,
 ) -> dict[str, Any]:
-    case, stage = CASES[name], settings.recipe.stages[STAGE]
+    case, stage = CASES[name], settings.recipe.training[STAGE]
     length = stage.streams[STREAM].length
     tokens = length if case.kind == "teacher" else stage.step_tokens
     about = {
@@ -539,7 +539,7 @@ def _plain_flops(settings: RunConfig, planned: plan.StagePlan, world: World) -> 
     assert shape is not None
     facts = planned_facts(settings.model)
     adapters = planned.total_parameters - shape.parameters
-    setting = Setting(settings, settings.recipe.stages[STAGE], shape, facts, adapters, world.size)
+    setting = Setting(settings, settings.recipe.training[STAGE], shape, facts, adapters, world.size)
     return cost.block_work(setting, STREAM).flops
 
 

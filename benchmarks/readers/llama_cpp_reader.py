@@ -14,12 +14,15 @@ import json
 import sys
 from typing import Any
 
+# pyright: reportMissingImports=false
+# Its packages are in an environment of their own, which the type checker does not see.
 import llama_cpp_py_sync
 import numpy as np
 from llama_cpp_py_sync import Llama, _cffi_bindings
 
 # The bindings' own library asks for a newer C library than many systems have.
 _LIBRARY = importlib.util.find_spec("xllamacpp.xllamacpp")
+assert _LIBRARY is not None
 _cffi_bindings._lib = _cffi_bindings.ffi.dlopen(_LIBRARY.origin)
 
 

@@ -22,6 +22,9 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
+
+# pyright: reportMissingImports=false
+# Its packages are in an environment of their own, which the type checker does not see.
 import vllm
 
 LAYERS = "vllm.model_executor"

@@ -1,7 +1,8 @@
 """Seconds of RULER: 13 tasks at each length, loading, reading and answering.
 
     python -m benchmarks.evaluation                      SmolLM2-135M, 100 samples, 4K and 8K
-    python -m benchmarks.evaluation --before             and by a plain loop, in the same process
+    python -m benchmarks.evaluation --cases fused,replayed     several ways, in one process
+    python -m benchmarks.evaluation --before             and by a plain loop as well
     python -m benchmarks.evaluation --random-weights     without the model's files, texts, tokenizer
     python -m benchmarks.evaluation --quick              a smoke run: the tiny model
 
@@ -10,11 +11,18 @@ the cache has them). With `--random-weights` there are none: prompts are random
 tokens, as long as the samples of each task, and every answer has all tokens that its task allows,
 which no real model takes longer than; nothing is tokenized.
 
-Rows: `ruler_seconds` by `model`, `T` (the longest length) and `case`. The case `replayed` is the
-evaluation as it is: keys and values of fixed size, tokens replayed from a CUDA graph. `plain` is a
-cache that grows, and tokens that are launched kernel by kernel. `equal_answers` is the share of
-answers that are the same in both. `parts` of a row says where its seconds went. Rows are put into
-the result file as they come, each in place of an earlier one of its name, model, T and case.
+Rows: `ruler_seconds` by `model`, `T` (the longest length) and `case`:
+
+    fused      the evaluation as `fused_kernels: auto` runs it in bfloat16 on a GPU
+    replayed   `fused_kernels: false`: keys and values of fixed size, tokens replayed from a CUDA
+               graph, transformers' own norms, RoPE and gates
+    plain      a cache that grows, and tokens that are launched kernel by kernel
+
+A row's `parts` says where its seconds went, `score` is the mean over all samples (0 to 100). The
+first case of a process also sets up what the others find, such as compiled kernels. `equal_answers`
+and `equal_scores` are the shares of samples that have the same answer, or score, as in the first
+case. Rows are put into the result file as they come, each in place of an earlier one of its name,
+model, T and case.
 """
 
 from __future__ import annotations
@@ -61,7 +69,7 @@ class PlainRows:
 
     is_ahead, held = False, 0
 
-    def __init__(self, model: Any, size: tuple[int, int], room: int) -> None:
+    def __init__(self, model: Any, size: tuple[int, int], room: int, **_: Any) -> None:
         del size, room
         self._model = model
 
@@ -119,24 +127,28 @@ class PlainRows:
         return True
 
 
-def of_samples(evaluation: Evaluation, ruler: RulerSuite) -> Callable[[], list[str]]:
+Answer = tuple[str, float | None]
+"""An answer, and its score from 0 to 1 if it has one."""
+# Answers all questions, with fused kernels or without.
+Ask = Callable[[bool], list[Answer]]
+
+
+def of_samples(evaluation: Evaluation, ruler: RulerSuite) -> Ask:
     """Answers to RULER's samples, which are made first."""
     if problems := ruler.problems(evaluation):
         raise SystemExit("\n".join(problems))
 
-    def ask() -> list[str]:
-        outcome = ruler.run(replace(evaluation, kept={}))
+    def ask(fused: bool) -> list[Answer]:
+        outcome = ruler.run(replace(evaluation, kept={}, fused=fused))
         assert outcome.record is not None
         if outcome.record.failures:
             raise SystemExit(str(outcome.record.failures))
-        return [item["answer"] for item in outcome.items]
+        return [(item["answer"], item["score"]) for item in outcome.items]
 
     return ask
 
 
-def of_random_tokens(
-    evaluation: Evaluation, lengths: Sequence[int], samples: int
-) -> Callable[[], list[str]]:
+def of_random_tokens(evaluation: Evaluation, lengths: Sequence[int], samples: int) -> Ask:
     """Answers to random tokens, a batch of samples for each task and length."""
     tokenizer: Any = byte_tokenizer()
     tokenizer.eos_token = None
@@ -153,7 +165,7 @@ def of_random_tokens(
 
     asked = list(tasks())
 
-    def ask() -> list[str]:
+    def ask(fused: bool) -> list[Answer]:
         answers: list[str] = []
         kept = KeptRows()
         whole = replace(evaluation, kept={})
@@ -173,8 +185,9 @@ def of_random_tokens(
                     enough=None,
                     progress=progress,
                     kept=kept,
+                    fused=fused,
                 )
-        return answers
+        return [(answer, None) for answer in answers]
 
     return ask
 
@@ -210,28 +223,36 @@ def measure(options: argparse.Namespace, command: str) -> None:
         "weights": "random" if options.random_weights else "own",
     }
     rows: list[dict[str, Any]] = []
-    answers: dict[str, list[str]] = {}
+    answers: dict[str, list[Answer]] = {}
 
     def add(row: dict[str, Any]) -> None:
         rows.append({**row, **about})
         merge(options.out, rows, commit=commit_of(options.commit), command=command)
         print(rows[-1], flush=True)
 
-    for case in ("replayed", "plain")[: 2 if options.before else 1]:
+    cases = options.cases or ["fused" if evaluation.dtype == "bfloat16" and cuda else "replayed"]
+    for case in [*cases, "plain"] if options.before else cases:
         plain = patch.object(decoding, "Rows", PlainRows) if case == "plain" else nullcontext()
         with plain:
             SECONDS.parts.clear()
             started = time.monotonic()
             with SECONDS.of("the rest"):
-                answers[case] = ask()
+                answers[case] = ask(case == "fused")
             seconds = time.monotonic() - started
         parts = {name: round(spent, 2) for name, spent in SECONDS.parts.items()}
+        scores = [score for _, score in answers[case] if score is not None]
         row = {"name": "ruler_seconds", "value": seconds, "unit": "s", "case": case}
+        if scores:
+            row["score"] = 100 * sum(scores) / len(scores)
         add({**row, "sample_seconds": round(making, 2), "parts": parts})
-    if options.before:
-        pairs = list(zip(answers["replayed"], answers["plain"], strict=True))
-        share = sum(one == other for one, other in pairs) / len(pairs)
-        add({"name": "equal_answers", "value": share, "unit": "share", "case": "both"})
+    first, *others = answers
+    for case in others:
+        pairs = list(zip(answers[first], answers[case], strict=True))
+        for part, name in enumerate(("equal_answers", "equal_scores")):
+            if part == 1 and options.random_weights:
+                continue  # without references
+            share = sum(one[part] == other[part] for one, other in pairs) / len(pairs)
+            add({"name": name, "value": share, "unit": "share", "case": f"{first}, {case}"})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -246,16 +267,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--random-weights", action="store_true", help="download nothing")
-    parser.add_argument("--before", action="store_true", help="time the plain loop too")
+    parser.add_argument(
+        "--cases",
+        type=lambda text: text.split(","),
+        default=[],
+        help="fused, replayed, plain; by default fused in bfloat16 on a GPU, else replayed",
+    )
+    parser.add_argument("--before", action="store_true", help="the case plain, too")
     parser.add_argument("--quick", action="store_true", help="the tiny model, to see that it works")
     parser.add_argument("--out", type=Path, default=RESULT)
     parser.add_argument("--commit", help="commit of the code, where there is no repository")
     options = parser.parse_args(arguments)
     if options.quick:
         options.model, options.samples, options.lengths = "tiny", 2, [256]
-        options.random_weights = options.before = True
+        options.random_weights, options.cases, options.before = True, ["replayed"], True
+    if unknown := set(options.cases) - {"fused", "replayed", "plain"}:
+        parser.error(f"--cases: {', '.join(unknown)}; allowed: fused, replayed, plain")
     lengths = ",".join(map(str, options.lengths))
     flags = [f"--{n.replace('_', '-')}" for n in ("random_weights", "before") if vars(options)[n]]
+    flags += [f"--cases {','.join(options.cases)}"] if options.cases else []
     command = f"--model {options.model} --samples {options.samples} --lengths {lengths}"
     measure(options, " ".join(["python -m benchmarks.evaluation", command, *flags]))
     print(f"wrote {options.out}", flush=True)

@@ -6,6 +6,7 @@ Which prompts share a batch, when an answer ends, and what is kept of it. `decod
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +16,7 @@ import torch
 from src.evals.seconds import SECONDS
 from src.evals.suite import EvaluationError
 from src.models.shapes import attention_sizes, frequency_class
+from src.passes.fused import fused as fused_layers
 from src.progress import Meter
 
 if TYPE_CHECKING:
@@ -111,6 +113,7 @@ def continued(
     batch_tokens: int | Literal["auto"] = "auto",
     enough: Callable[[int, str], bool] | None = None,
     kept: KeptRows | None = None,
+    fused: bool = False,
 ) -> list[str]:
     """Greedy continuations, without special tokens, in the order of the prompts.
 
@@ -121,7 +124,10 @@ def continued(
         batch_tokens: prompt tokens of one batch, or `auto`.
         enough: gets a prompt's number and its answer so far, and says whether the answer may stop.
             It is called now and then, so an answer may be longer than needed.
-        kept: rows of earlier calls for the same model; they are used again where they fit.
+        kept: rows of earlier calls for the same model and `fused`; they are used again where they
+            fit.
+        fused: let fused kernels compute norms, RoPE and gated activations. The model's family
+            must have LLaMA's (`Family.llama_operators`).
     """
     kinds = [
         (new, frequency_class(model.config, len(ids), room=new))
@@ -130,11 +136,12 @@ def continued(
     writer = _Writer(model, tokenizer, batch_tokens, enough, progress, kept or KeptRows())
     # Prompts of similar length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
-    while order:
-        # Rows that generate fewer tokens, or are turned otherwise, wait for another batch.
-        alike = [i for i in order if kinds[i] == kinds[order[-1]]]
-        writer.answer({number: encoded[number] for number in alike}, max_new_tokens[alike[-1]])
-        order = [number for number in order if number not in writer.answers]
+    with fused_layers(model.get_decoder()) if fused else nullcontext():
+        while order:
+            # Rows that generate fewer tokens, or are turned otherwise, wait for another batch.
+            alike = [i for i in order if kinds[i] == kinds[order[-1]]]
+            writer.answer({number: encoded[number] for number in alike}, max_new_tokens[alike[-1]])
+            order = [number for number in order if number not in writer.answers]
     return [writer.answers[number] for number in range(len(encoded))]
 
 

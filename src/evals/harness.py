@@ -74,6 +74,7 @@ class TokenBudgetLM(_HFLM):
         generation_tokens: int | Literal["auto"],
         name: str,
         cut_middle: bool = False,
+        fused: bool = False,
         rank: int = 0,
         size: int = 1,
     ) -> None:
@@ -81,7 +82,7 @@ class TokenBudgetLM(_HFLM):
 
         A request may have `window` tokens, answer included, and a forward pass `batch_tokens`,
         padding included, but one text at least. `generation_tokens` and `cut_middle` are as in
-        `Questions`, `rank` and `size` as in `Evaluation`. `name` is for the progress line.
+        `Questions`, `fused`, `rank` and `size` as in `Evaluation`. `name` is for the progress line.
 
         Raises:
             EvaluationError: the model's logits are not the plain product of its output head.
@@ -93,6 +94,7 @@ class TokenBudgetLM(_HFLM):
         self._window = window
         self._batch_tokens = batch_tokens
         self._generation_tokens: int | Literal["auto"] = generation_tokens
+        self._fused = fused
         self.label = name
         self._cut: int | None = 0 if cut_middle else None
         self._split = SplitModel.of(network)
@@ -321,6 +323,7 @@ class TokenBudgetLM(_HFLM):
             progress=progress,
             batch_tokens=self._generation_tokens,
             enough=lambda _, text: any(end in text for end in stop),
+            fused=self._fused,
         )
         for index, text in zip(members, answers, strict=True):
             texts[index] = postprocess_generated_text(text, stop, None)

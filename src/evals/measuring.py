@@ -110,6 +110,7 @@ def _measure(
             generation_tokens=questions.generation_tokens,
             name=candidate.name,
             cut_middle=questions.cut_middle,
+            fused=evaluation.fused,
             rank=evaluation.rank,
             size=evaluation.size,
         )

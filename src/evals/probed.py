@@ -15,12 +15,16 @@ from src.results import SuiteResults, TaskModel
 
 
 class Asked(NamedTuple):
-    """The answers to a suite's probes, and the probes that failed."""
+    """The answers to a suite's probes, and the probes that failed.
+
+    `fused` says whether models wrote their answers with fused kernels; None if they write none.
+    """
 
     readers: Sequence[Reader]
     probes: Sequence[Probe]
     values: Values
     failures: dict[str, str]
+    fused: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,8 @@ class ProbeSuite(ABC):
 
     def about(self, asked: Asked) -> dict[str, Any]:
         """Fields that all records have."""
-        return {"limit": self.limit, "split": named(self.split), "failures": asked.failures}
+        fields = {"limit": self.limit, "split": named(self.split), "failures": asked.failures}
+        return fields if asked.fused is None else {**fields, "fused_kernels": asked.fused}
 
     def note(self, item: Any) -> Mapping[str, Any]:
         """Further fields of an item's line in SUITE.items.jsonl."""
@@ -77,7 +82,9 @@ class ProbeSuite(ABC):
             if items[task]
             for number, (value, item) in enumerate(zip(found, items[task], strict=True))
         ]
-        return Outcome(self.scored(Asked(answered, probes, values, failures)), lines)
+        writes = any(probe.generates for probe in probes)
+        fused = evaluation.fused if writes else None
+        return Outcome(self.scored(Asked(answered, probes, values, failures, fused)), lines)
 
     def _readers(self, evaluation: Evaluation) -> list[Reader]:
         return readers_of(evaluation, getattr(self, "retrieval", None))

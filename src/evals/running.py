@@ -25,6 +25,7 @@ from src.evals.seconds import SECONDS
 from src.evals.suite import Candidate, Evaluation, EvaluationError, ResultTable, Suite
 from src.evals.suites import SUITES
 from src.models.config import FolderWeights, ModelConfig, ModelError
+from src.models.families import family_of
 from src.models.sources import check_available, identity
 from src.planning.devices import check_processes, gpus, uses_cuda
 from src.results import SuiteResults
@@ -134,6 +135,7 @@ def evaluate_finished(run: RunConfig, folder: RunFolder) -> Evaluated:
         data=run.data,
         device=device,
         dtype=run.engine.dtype,
+        fused_kernels=run.engine.fused_kernels,
         run=str(folder.path),
         nproc=run.launch.nproc if device == "cuda" else 1,
     )
@@ -190,11 +192,28 @@ def _check(settings: EvaluateConfig) -> None:
         run = _exported(Path(settings.run))
         for other in settings.compare:
             _check_base(run, _exported(Path(other)))
+    if settings.fused_kernels is True and (against := _why_not_fused(settings)):
+        raise ConfigError(f"fused_kernels: true, but {against}; use auto or false")
     target = _target(settings)
     check_writable(target, f"out={target}" if settings.out else str(target))
     check_processes(_processes(settings), "nproc")
     if settings.device == "cuda" and not uses_cuda("cuda"):
         raise ConfigError("device: cuda is asked for, but the driver shows no GPU; use cpu or auto")
+
+
+def _why_not_fused(settings: EvaluateConfig) -> str | None:
+    """What stands against fused kernels, if anything does."""
+    family = family_of(_base(settings).family)
+    if not family.llama_operators:
+        return f"models of family {family.name} have other formulas than LLaMA's"
+    return None if uses_cuda(settings.device) else "this is a CPU"
+
+
+def _base(settings: EvaluateConfig) -> ModelConfig:
+    """The model that all evaluated ones come from."""
+    if settings.model is not None:
+        return settings.model
+    return strict.load_plain(RunConfig, RunFolder.open(Path(str(settings.run))).config()).model
 
 
 def _check_base(run: RunFolder, other: RunFolder) -> None:
@@ -319,11 +338,16 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
     for other in settings.compare:
         candidates += (_other_run(Path(other), {c.name for c in candidates}),)
     device, usual = ("cuda", "bfloat16") if uses_cuda(settings.device) else ("cpu", "float32")
+    dtype = usual if settings.dtype == "auto" else settings.dtype
+    fused = settings.fused_kernels
+    if fused == "auto":
+        fused = dtype == "bfloat16" and _why_not_fused(settings) is None
     return Evaluation(
         candidates=candidates,
         data=data,
         device=device,
-        dtype=usual if settings.dtype == "auto" else settings.dtype,
+        dtype=dtype,
+        fused=fused,
         cache=ResultCache(cache_dir() / "evals" if settings.cache else None),
         rank=world.rank,
         size=world.size,

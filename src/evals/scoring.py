@@ -82,9 +82,10 @@ def cache_key(
 ) -> dict[str, Any]:
     """The key of a suite's value: the question, the model, its tokenizer, device, number format.
 
-    If the model `generates` answers, its generation_config.json counts too. `asked` is everything
-    else that decides the value.
+    If the model `generates` answers, its generation_config.json counts too, and whether its kernels
+    are fused. `asked` is everything else that decides the value.
     """
+    fused = {"fused": True} if generates and evaluation.fused else {}
     return {
         "suite": suite,
         "asked": asked,
@@ -94,6 +95,7 @@ def cache_key(
         "generation": candidate.generation_digest if generates else None,
         "device": evaluation.device,
         "dtype": evaluation.dtype,
+        **fused,
     }
 
 

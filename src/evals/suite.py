@@ -161,6 +161,7 @@ class Evaluation:
     Attributes:
         device, dtype: as in the engine's settings, already resolved: `cpu` or `cuda`, `float32` or
             `bfloat16`.
+        fused: whether models write their answers with fused kernels (src/passes/fused.py).
         rank, size: number of this process among those that share the work, and their number. With
             size > 1 torch.distributed is set up; only rank 0's result counts.
     """
@@ -172,6 +173,7 @@ class Evaluation:
     device: str
     dtype: str
     cache: ResultCache  # results by everything that decides them
+    fused: bool = False
     rank: int = 0
     size: int = 1
     kept: dict[tuple[str, bool], PreTrainedModel] = field(

@@ -9,11 +9,14 @@ formulas are those of LLaMA's code; only models of families that share them are 
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from src.models.families import LayerParts
+from src.passes.skipping import known_parts
 
 
 def fuse(decoder: nn.Module, parts: LayerParts) -> None:
@@ -28,6 +31,23 @@ def fuse(decoder: nn.Module, parts: LayerParts) -> None:
     for module in decoder.modules():
         if type(module).__name__.endswith("RMSNorm"):
             _fuse_norm(module)
+
+
+@contextmanager
+def fused(decoder: nn.Module) -> Iterator[None]:
+    """Inside the block, the layers of a listed family run as `fuse` makes them."""
+    parts = known_parts(decoder)
+    assert parts is not None
+    before = [(module, vars(module).get("forward")) for module in decoder.modules()]
+    fuse(decoder, parts)
+    try:
+        yield
+    finally:
+        for module, forward in before:
+            if forward is None:
+                vars(module).pop("forward", None)
+            else:
+                module.forward = forward
 
 
 def _fuse_norm(module: Any) -> None:

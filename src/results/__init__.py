@@ -60,6 +60,8 @@ class SuiteResults(Record, Generic[_Model]):
     limit: NonNegativeInt | None = None  # items of each task that were scored, at most; None: all
     split: Literal["validation", "test"] | None = None
     """The half of the items that was scored (src/evals/halves.py); None: both."""
+    fused_kernels: bool | None = None
+    """Whether models wrote their answers with fused kernels; None: they write none."""
     failures: dict[str, str] = Field(default_factory=dict)
     """What could not be evaluated, by task or model, and why."""
     models: tuple[_Model, ...] = Field(min_length=1)

@@ -306,6 +306,9 @@ class EvaluateConfig:
 
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
+        fused_kernels: let fused kernels (src/passes/fused.py) compute norms, RoPE and gated
+            activations while models write answers. `auto` does so in bfloat16 on a GPU, for models
+            with LLaMA's formulas.
         rope: a scaling; the model by name is evaluated as it is and, untrained, with this scaling.
         stages: the models of all of a run's stages, or of the last stage only; `last_alone` leaves
             the native and the untrained scaled model out too.
@@ -323,6 +326,7 @@ class EvaluateConfig:
     data: DataConfig
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    fused_kernels: Literal["auto"] | bool = "auto"
     model: ModelConfig | None = None
     rope: RopeScaling | None = None
     run: UserPath | None = None

@@ -276,6 +276,25 @@ def test_a_run_of_another_model_is_not_compared(
         running._check(replace(asked(moved[1]), run=str(moved[0])))
 
 
+@pytest.mark.parametrize(
+    ("overrides", "cuda", "fused"),
+    [
+        ([], True, True),
+        ([], False, False),
+        (["dtype=float32"], True, False),
+        (["dtype=float32", "fused_kernels=true"], True, True),
+        (["fused_kernels=false"], True, False),
+        (["model=tiny_gemma3"], True, False),
+    ],
+)
+def test_kernels_are_fused_in_half_precision_on_a_gpu(
+    overrides: list[str], cuda: bool, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "uses_cuda", lambda device: cuda)
+    settings = loading.compose(EvaluateConfig, "evaluate", ["model=tiny", *overrides])
+    assert running._evaluation(settings, World()).fused is fused
+
+
 def test_a_quick_look_does_not_take_the_place_of_whole_results(tmp_path: Path) -> None:
     def write(limit: int | None) -> None:
         model = TaskModel(name="m", role="native")
@@ -321,11 +340,20 @@ def test_results_of_halves_have_files_of_their_own(tmp_path: Path) -> None:
     [
         ("nproc=100000", "nproc: 100000 processes on this machine; give at most"),
         ("out=/dev/null/x", "out=/dev/null/x: it cannot be made, because /dev/null is no folder"),
+        ("fused_kernels=true", "fused_kernels: true, but this is a CPU; use auto or false"),
+        (
+            "fused_kernels=true model=tiny_gemma3",
+            "fused_kernels: true, but models of family gemma3 have other formulas than LLaMA's",
+        ),
     ],
 )
-def test_what_this_machine_cannot_do_is_refused(override: str, said: str) -> None:
+def test_what_this_machine_cannot_do_is_refused(
+    override: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if override == "fused_kernels=true":
+        monkeypatch.setattr(running, "uses_cuda", lambda device: False)
     settings = loading.compose(
-        EvaluateConfig, "evaluate", ["model=tiny", "eval=perplexity", override]
+        EvaluateConfig, "evaluate", ["model=tiny", "eval=perplexity", *override.split()]
     )
     with pytest.raises(ValueError, match=said):
         running.evaluate(settings)

@@ -155,6 +155,7 @@ def _values(
             # Later tokens cannot lower the score of an answer that holds all references.
             enough=lambda number, answer: judged(number, answer) == 1,
             kept=session.rows,
+            fused=session.evaluation.fused,
         )
     return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
 

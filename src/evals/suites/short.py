@@ -60,6 +60,7 @@ class ShortSuite(Questions):
             source=self.source,
             dtype=evaluation.dtype,
             device=evaluation.device,
+            fused_kernels=evaluation.fused,
             resamples=self.resamples,
             seed=self.seed,
         )

@@ -11,6 +11,7 @@ from src.evals.generation import batch_rows, encode
 from src.evals.suite import EvaluationError
 from src.models.byte_tokenizer import byte_tokenizer as byte_tokenizer_of_ones_own
 from tests.conftest import by_default
+from tests.interpreted import liger_kernels
 from tests.src.evals.generating import generate
 
 PROMPTS = [
@@ -119,6 +120,20 @@ def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(
         assert some[number] == full[number]
     for number in (0, 2, 4):
         assert len(some[number]) < len(full[number])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is interpreted on a CPU only")
+def test_fused_kernels_answer_every_prompt_alike(small_llama: Any, byte_tokenizer: Any) -> None:
+    prompts, rooms = [prompt[:11] for prompt in PROMPTS], [8, 8, 12, 8, 12]
+
+    def answers(**options: Any) -> list[str]:
+        return generate(small_llama, byte_tokenizer, prompts, rooms, window=512, **options)
+
+    plain = answers()
+    with liger_kernels():
+        assert answers(fused=True) == plain
+    assert len(set(plain)) == 5
+    assert answers() == plain
 
 
 def test_a_prompt_longer_than_the_window_is_refused(byte_tokenizer: Any) -> None:

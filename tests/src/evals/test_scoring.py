@@ -41,6 +41,11 @@ def test_another_tokenizer_or_end_of_answers_is_another_question(
         return [one.cache_key(whole, reader, "suite") for one in (written, chosen)]
 
     before = keys()
+    assert [key.get("fused") for key in before] == [None, None]
+    assert [
+        one.cache_key(replace(evaluation, fused=True), Reader(evaluation.candidates[0]), "suite")
+        for one in (written, chosen)
+    ] == [{**before[0], "fused": True}, before[1]]
     monkeypatch.setattr(Candidate, "generation_digest", "other ends")
     after = keys()
     assert after[0] != before[0]

@@ -7,8 +7,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.models.families import FAMILIES
-from src.passes.fused import fuse
+from src.passes.fused import fuse, fused
 from src.passes.skipping import known_parts
+from tests.conftest import by_default
+from tests.interpreted import liger_kernels
 
 SIZES = {
     "hidden_size": 64,
@@ -78,3 +80,25 @@ def test_logits_and_gradients_are_as_near_to_float64_as_those_of_plain_modules(f
         for truth, one, two in zip(exact, plain, run(made), strict=True):
             size = truth.norm()
             assert (two - truth).norm() <= 2 * (one - truth).norm() + 1e-5 * size
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is interpreted on a CPU only")
+@pytest.mark.parametrize("family", LLAMA_LIKE)
+@by_default(lambda family: family == "qwen3")
+def test_logits_are_those_of_plain_modules_and_a_model_is_fused_for_a_while(family: str) -> None:
+    made = network(family, torch.float32, "cpu")
+    ids_bt = torch.randint(0, 61, (2, 7), generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        plain = made(input_ids=ids_bt).logits
+        with liger_kernels(), fused(made.get_decoder()):
+            torch.testing.assert_close(made(input_ids=ids_bt).logits, plain, rtol=1e-5, atol=1e-5)
+    assert not [m for m in made.modules() if "forward" in vars(m)]
+
+
+def test_what_wraps_a_module_stays_when_it_is_fused_no_more() -> None:
+    made = network("llama", torch.float32, "cpu")
+    norm = made.get_decoder().norm
+    norm.forward = wrapping = lambda x: x
+    with fused(made.get_decoder()):
+        assert norm.forward is not wrapping
+    assert norm.forward is wrapping

@@ -91,6 +91,26 @@ def test_what_has_been_answered_is_not_asked_again(
     assert again.items == first.items
 
 
+def test_answers_of_fused_kernels_are_others_and_say_so(
+    evaluation: Evaluation, suite: RulerSuite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suite = replace(suite, lengths=(NATIVE,), tasks=("fwe",), samples=1, retrieval=None)
+    assert record_of(suite, evaluation).fused_kernels is False
+    entries = [*evaluation.cache.folder.rglob("*.gz")]
+    fused: list[bool] = []
+
+    def answers(*args: Any, **options: Any) -> list[str]:
+        fused.append(options["fused"])
+        return ["an answer"]
+
+    monkeypatch.setattr("src.evals.generation.continued", answers)
+    assert record_of(suite, replace(evaluation, fused=True)).fused_kernels is True
+    assert fused == [True] * 3
+    assert len([*evaluation.cache.folder.rglob("*.gz")]) == 2 * len(entries) == 6
+    record_of(suite, evaluation)
+    assert len(fused) == 3
+
+
 def test_one_task_that_fails_leaves_the_others(
     evaluation: Evaluation, suite: RulerSuite, material_config: MaterialConfig, tmp_path: Path
 ) -> None:

@@ -151,9 +151,7 @@ def read_run(folder: Path, outputs: Path) -> Run:
         try:
             return read()
         except (UnreadableFile, ResultsError) as error:
-            # One old long.json holds several suites.
-            if str(error) not in problems:
-                problems.append(str(error))
+            problems.append(str(error))
             return None
 
     record = attempt(lambda: read_json(folder / "run.json", RunRecord))

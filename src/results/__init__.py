@@ -4,8 +4,7 @@
 a name, a role and the hash of its weights, followed by its figures. Scores are defined in
 docs/method.md: recovery is in percent of the native model, the gap closed is a share.
 
-A suite that the page does not show may define its record in its own file. Files of schema 1, which
-had no roles, are converted by `schema_1` and nowhere else.
+A suite that the page does not show may define its record in its own file.
 """
 
 from __future__ import annotations
@@ -18,13 +17,12 @@ from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, ValidationError
 
-from src.results import schema_1
-
 SCHEMA = 2
 # native and scaled: before training; stage: after an earlier stage of the run; final: after its
 # last; comparison: another run's final model; retrieval: the native model with retrieval.
 Role = Literal["native", "scaled", "stage", "final", "comparison", "retrieval"]
 TRAINED: tuple[Role, ...] = ("stage", "final")
+Half = Literal["validation", "test"]  # of a suite's items (src/evals/halves.py)
 
 Interval = tuple[float | None, float | None]
 """95% interval, low and high; an end that is not defined is null."""
@@ -58,8 +56,8 @@ class SuiteResults(Record, Generic[_Model]):
 
     suite: ClassVar[str]  # the suite's name
     limit: NonNegativeInt | None = None  # items of each task that were scored, at most; None: all
-    split: Literal["validation", "test"] | None = None
-    """The half of the items that was scored (src/evals/halves.py); None: both."""
+    split: Half | None = None
+    """The half of the items that was scored; None: both."""
     fused_kernels: bool | None = None
     """Whether models wrote their answers with fused kernels; None: they write none."""
     failures: dict[str, str] = Field(default_factory=dict)
@@ -335,7 +333,7 @@ def read(
     kind: type[_Results],
     open_file: Callable[[Path], bytes] = Path.read_bytes,
     *,
-    split: Literal["validation", "test"] | None = None,
+    split: Half | None = None,
 ) -> _Results | None:
     """A suite's results in a run's `evals/`; None where the suite was not evaluated.
 
@@ -344,8 +342,6 @@ def read(
     damaged or of an unknown schema.
     """
     file = evals / f"{kind.suite}{'' if split is None else f'.{split}'}.json"
-    if split is None and kind.suite in schema_1.FORMERLY_LONG and not file.exists():
-        file = evals / "long.json"
     try:
         content = open_file(file)
     except FileNotFoundError:
@@ -353,34 +349,34 @@ def read(
     except OSError as error:
         raise ResultsError(f"{file.name} cannot be read ({error.strerror})") from error
     if not content.strip():
-        raise ResultsError(f"{file.name} is empty: {_again(file.stem)}")
+        raise ResultsError(f"{file.name} is empty: {_again(kind, split)}")
     try:
-        return parse(content, kind)
+        return parse(content, kind, split=split)
     except ResultsError as error:
         raise ResultsError(f"{file.name}: {error}") from error
 
 
-def parse(content: bytes | str, kind: type[_Results]) -> _Results | None:
-    """A record from a file's text; None where a `long.json` lacks this part. Raises as `read`."""
+def parse(
+    content: bytes | str,
+    kind: type[_Results],
+    *,
+    split: Half | None = None,
+) -> _Results:
+    """A record from a file's text. Raises as `read`; `split` is of the remedy."""
+    remedy = _again(kind, split)
     try:
         plain = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise ResultsError(f"not JSON ({error}): {_again(kind.suite)}") from error
+        raise ResultsError(f"not JSON ({error}): {remedy}") from error
     schema = plain.get("schema") if isinstance(plain, dict) else None
-    if schema not in (1, SCHEMA):
-        allowed = f"allowed: 1, {SCHEMA}"
-        raise ResultsError(f"schema={schema!r} is unknown; {allowed}; {_again(kind.suite)}")
-    was_long = schema == 1 and kind.suite in schema_1.FORMERLY_LONG
-    if plain.get("suite") not in ("long" if was_long else kind.suite, kind.suite):
-        raise ResultsError(f"suite={plain.get('suite')!r}; allowed: {kind.suite}")
+    if schema != SCHEMA:
+        raise ResultsError(f"schema={schema!r} is unknown; allowed: {SCHEMA}; {remedy}")
+    if plain.get("suite") != kind.suite:
+        raise ResultsError(f"suite={plain.get('suite')!r}; allowed: {kind.suite}; {remedy}")
     try:
-        if schema == 1:
-            plain = schema_1.converted(plain, kind.suite)
-        return None if plain is None else kind.model_validate(plain)
+        return kind.model_validate(plain)
     except ValidationError as error:
-        raise ResultsError(f"{first_reason(error)}; {_again(kind.suite)}") from error
-    except (AttributeError, KeyError, TypeError) as error:
-        raise ResultsError(f"not of schema 1 ({error!r}): {_again(kind.suite)}") from error
+        raise ResultsError(f"{first_reason(error)}; {remedy}") from error
 
 
 def first_reason(error: ValidationError) -> str:
@@ -405,6 +401,6 @@ def long_average(*parts: TaskModel | None) -> Mean | None:
     )
 
 
-def _again(suite: str) -> str:
-    suite = "long" if suite in schema_1.FORMERLY_LONG else suite
-    return f"evaluate again with python -m src.evaluate run=RUN_DIR eval={suite}"
+def _again(kind: type[SuiteResults[Any]], split: str | None) -> str:
+    half = "" if split is None else f" split={split}"
+    return f"evaluate again with python -m src.evaluate run=RUN_DIR eval={kind.suite}{half}"

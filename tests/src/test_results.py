@@ -1,4 +1,4 @@
-"""Records of results: written and read again, and files of schema 1 read or refused."""
+"""Records of results: written and read again, or refused."""
 
 from __future__ import annotations
 
@@ -13,11 +13,8 @@ from src import results
 from src.results import (
     DriftResults,
     Mean,
-    NeedleDepthResults,
-    PapersResults,
     PerplexityResults,
     ResultsError,
-    RulerResults,
     ShortResults,
     TaskModel,
     long_average,
@@ -26,9 +23,9 @@ from tests.src.report import synthetic
 from tests.src.report.synthetic import Job
 
 
-def old(suite: str) -> dict[str, Any]:
-    """A file of schema 1."""
-    return getattr(synthetic, f"_{suite}")(Job(), random.Random(0))
+def content_of(suite: str) -> dict[str, Any]:
+    """A file's content."""
+    return synthetic.evaluation(suite, Job(), random.Random(0))
 
 
 def read(folder: Path, content: Any, kind: Any = ShortResults, name: str = "short") -> Any:
@@ -39,7 +36,7 @@ def read(folder: Path, content: Any, kind: Any = ShortResults, name: str = "shor
 
 @pytest.mark.parametrize("kind", [ShortResults, PerplexityResults, DriftResults])
 def test_a_record_is_read_as_it_was_written(tmp_path: Path, kind: Any) -> None:
-    record = read(tmp_path, old(kind.suite), kind, kind.suite)
+    record = read(tmp_path, content_of(kind.suite), kind, kind.suite)
     assert record.plain()["schema"] == 2
     assert read(tmp_path, record.plain(), kind, kind.suite) == record
 
@@ -47,105 +44,50 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, kind: Any) -> None:
 def test_an_earlier_stages_model_is_the_final_one_until_the_last_stage_has_ended(
     tmp_path: Path,
 ) -> None:
-    content = read(tmp_path, old("short")).plain()
+    content = content_of("short")
     for roles, expected in (
         (("stage", "final"), "final"),
         (("final",), "final"),
         (("stage",), "stage"),
+        ((), None),
     ):
         trained = next(m for m in content["models"] if m["role"] == "final")
         others = [m for m in content["models"] if m["role"] in ("native", "scaled")]
         models = [*others, *({**trained, "role": role} for role in roles)]
         final = read(tmp_path, {**content, "models": models}).final
-        assert final is not None
-        assert final.role == expected
-
-
-def test_schema_1_gets_roles_and_scores_at_their_models(tmp_path: Path) -> None:
-    content = old("short")
-    names = ("after ard", "cpt_long", "native + BM25")
-    content["models"] += [{**content["models"][0], "name": name} for name in names]
-    content["models"].insert(2, content["models"].pop(3))  # ard comes before cpt
-    record = read(tmp_path, content)
-    assert {model.name: model.role for model in record.models} == {
-        "native": "native",
-        "scaled": "scaled",
-        "after ard": "stage",
-        "after cpt": "final",
-        "cpt_long": "comparison",
-        "native + BM25": "retrieval",
-    }
-    assert record.final.name == "after cpt"
-    assert record.final.scores.average.recovery == pytest.approx(
-        content["scores_by_model"]["after cpt"]["average"]["recovery"]
-    )
-    assert record.native.results["lambada"].value == 0.738
-
-
-def test_a_model_by_name_alone_has_no_trained_one(tmp_path: Path) -> None:
-    content = old("short")
-    content["models"] = content["models"][:2]
-    assert read(tmp_path, content).final is None
-
-
-def test_the_oldest_perplexities_have_the_last_models_scores_alone(tmp_path: Path) -> None:
-    content = old("perplexity")
-    content["models"][-1]["name"] = "restored"
-    del content["scores_by_model"]
-    content["models"].insert(2, content["models"][-1] | {"name": "after ard"})
-    record = read(tmp_path, content, PerplexityResults, "perplexity")
-    assert record.final.scores[512].gap_closed == content["scores"]["512"]["gap_closed"]
-    assert [model.name for model in record.students] == ["after ard", "restored"]
-    assert not record.students[0].scores
-    assert record.native.perplexity[512] == content["models"][0]["perplexity"]["512"]
-
-
-def test_a_long_file_of_schema_1_becomes_the_suites_that_it_held(tmp_path: Path) -> None:
-    content = old("long")
-    content["models"][0]["results"] = {
-        "ruler_fwe_4096": {"value": 0.5, "length": 4096},
-        "qasper_yesno": {"value": 0.7, "truncated": 3},
-    }
-    ruler = read(tmp_path, content, RulerResults, "long")
-    assert ruler.native.results["ruler_fwe_4096"].length == 4096
-    assert "qasper_yesno" not in ruler.native.results
-    assert ruler.native.by_length[4096].stderr == 0.012
-    papers = results.read(tmp_path, PapersResults)
-    assert papers is not None
-    assert papers.models[0].results["qasper_yesno"].truncated == 3
-    needles = results.read(tmp_path, NeedleDepthResults)
-    assert needles is not None
-    assert needles.final is not None
-    assert needles.final.cells[0].length == 4096
-    # A file of the suite's own is newer.
-    newer = RulerResults(models=(TaskModel(name="native", role="native"),))
-    assert read(tmp_path, newer.plain(), RulerResults, "ruler") == newer
+        assert (final and final.role) == expected
 
 
 def test_what_was_not_evaluated_is_none(tmp_path: Path) -> None:
     assert results.read(tmp_path, ShortResults) is None
-    content = old("long") | {"needle_depth": {}}
-    assert read(tmp_path, content, NeedleDepthResults, "long") is None
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"schema": 3}, r"short\.json: schema=3 is unknown; allowed: 1, 2; evaluate again"),
+        (
+            {"schema": 1},
+            r"short\.json: schema=1 is unknown; allowed: 2; evaluate again .* eval=short",
+        ),
+        ({"schema": 3}, "schema=3 is unknown"),
         ({"schema": None}, "schema=None is unknown"),
-        ({"suite": "medium"}, "suite='medium'; allowed: short"),
+        ({"suite": "medium"}, "suite='medium'; allowed: short; evaluate again"),
         ({"models": []}, r"short\.json: models: .*; evaluate again with .* eval=short"),
-        ({"models": None}, "not of schema 1"),
+        ({"models": None}, r"short\.json: models: "),
+        ({"models": [{"name": "a"}]}, r"models\.0\.role: Field required"),
         ({"limit": -1}, r"short\.json: limit"),
-        ({"models": [{"name": "a", "average": {"value": float("nan")}}]}, "finite number"),
+        (
+            {"models": [{"name": "a", "role": "final", "average": {"value": float("nan")}}]},
+            "finite number",
+        ),
     ],
-    ids=["schema", "no-schema", "suite", "models", "null", "limit", "nan"],
+    ids=["earlier", "later", "no-schema", "suite", "models", "null", "no-role", "limit", "nan"],
 )
 def test_faults_are_told_with_what_to_do(
     tmp_path: Path, change: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ResultsError, match=reason) as error:
-        read(tmp_path, {**old("short"), **change})
+        read(tmp_path, {**content_of("short"), **change})
     assert "\n" not in str(error.value)
 
 
@@ -157,6 +99,14 @@ def test_faults_are_told_with_what_to_do(
 def test_damaged_files_are_told(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(ResultsError, match=reason):
         read(tmp_path, text)
+
+
+def test_a_half_that_cannot_be_read_is_evaluated_again(tmp_path: Path) -> None:
+    file = tmp_path / "short.test.json"
+    for text in ("", "{"):
+        file.write_text(text)
+        with pytest.raises(ResultsError, match=r"short\.test\.json.* eval=short split=test$"):
+            results.read(tmp_path, ShortResults, split="test")
 
 
 def test_the_long_average_is_over_the_tasks_of_all_suites() -> None:

@@ -40,18 +40,34 @@ CONFIG = (
     "rope:\n  type: linear\n  target_length: 32768\nseed: 7\n"
 )
 EVALUATION: dict[str, Any] = {
-    "schema": 1,
+    "schema": 2,
     "suite": "perplexity",
     "dataset": {"name": "sotu", "documents": ["2018-A", "2019-A"], "fingerprint": "cd"},
     "windows": [128, 512, 2048],
     "headline": 512,
     "models": [
-        {"name": "native", "perplexity": {"128": 48.2, "512": 33.5, "2048": 27.9}},
-        {"name": "scaled", "perplexity": {"128": 101.3, "512": 132.9, "2048": 171.0}},
-        {"name": "after ard", "perplexity": {"128": 54.1, "512": 39.5, "2048": 47.0}},
-        {"name": "restored", "perplexity": {"128": 55.0, "512": 38.1, "2048": 33.0}},
+        {
+            "name": "native",
+            "role": "native",
+            "perplexity": {"128": 48.2, "512": 33.5, "2048": 27.9},
+        },
+        {
+            "name": "scaled",
+            "role": "scaled",
+            "perplexity": {"128": 101.3, "512": 132.9, "2048": 171.0},
+        },
+        {
+            "name": "after ard",
+            "role": "stage",
+            "perplexity": {"128": 54.1, "512": 39.5, "2048": 47.0},
+        },
+        {
+            "name": "restored",
+            "role": "final",
+            "perplexity": {"128": 55.0, "512": 38.1, "2048": 33.0},
+            "scores": {"512": {"gap_closed": 0.954, "recovery": 97.9}},
+        },
     ],
-    "scores": {"512": {"gap_closed": 0.954, "recovery": 97.9}},
 }
 
 

@@ -226,9 +226,20 @@ def write_run(folder: Path, job: Job, number: int) -> None:
     lines = "".join(f"{json.dumps(row)}\n" for row in rows)
     (folder / "metrics.jsonl").write_text(lines, encoding="utf-8")
     if job.state == "finished" and job.model != "tiny":
-        for suite in ("perplexity", "short", "long", "drift"):
-            content = globals()[f"_{suite}"](job, noise)
+        for suite in ("perplexity", "short", "ruler", "drift", "needle_depth"):
+            content = evaluation(suite, job, noise)
             (folder / "evals" / f"{suite}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def evaluation(suite: str, job: Job, noise: random.Random) -> dict[str, Any]:
+    """The content of `evals/SUITE.json`."""
+    return {"schema": results.SCHEMA, "suite": suite, **globals()[f"_{suite}"](job, noise)}
+
+
+def _model(name: str, **figures: Any) -> dict[str, Any]:
+    """A model of an evaluation; its name says its role."""
+    trained = {"after ard": "stage", "after cpt": "final"}
+    return {"name": name, "role": trained.get(name, name), **figures}
 
 
 def _command(job: Job) -> str:
@@ -336,8 +347,8 @@ def _perplexity(job: Job, noise: random.Random) -> dict[str, Any]:
     scaled = {w: 15.8 + 0.1 * i for i, w in enumerate(windows)}
     after = {w: 15.8 - closed * (7.5 + 0.3 * i) for i, w in enumerate(windows)}
 
-    def model(name: str, values: dict[int, float]) -> dict[str, Any]:
-        return {"name": name, "perplexity": {str(w): v for w, v in values.items()}}
+    def model(name: str, values: dict[int, float], **more: Any) -> dict[str, Any]:
+        return _model(name, perplexity={str(w): v for w, v in values.items()}, **more)
 
     scores = {
         str(w): {"gap_closed": closed, "recovery": 100 * native[w] / after[w]}
@@ -345,14 +356,14 @@ def _perplexity(job: Job, noise: random.Random) -> dict[str, Any]:
         if w <= job.native_window
     }
     return {
-        "schema": 1,
-        "suite": "perplexity",
         "dataset": {"name": "pg19", "documents": ["a", "b"], "fingerprint": "cd", "tokens": 262144},
         "windows": list(windows),
         "headline": 4096,
-        "models": [model("native", native), model("scaled", scaled), model("after cpt", after)],
-        "scores": scores,
-        "scores_by_model": {"after cpt": scores},
+        "models": [
+            model("native", native),
+            model("scaled", scaled),
+            model("after cpt", after, scores=scores),
+        ],
     }
 
 
@@ -365,7 +376,7 @@ def _short(job: Job, noise: random.Random) -> dict[str, Any]:
     def mean(values: dict[str, float]) -> float:
         return sum(values.values()) / len(values)
 
-    def model(name: str, values: dict[str, float]) -> dict[str, Any]:
+    def model(name: str, values: dict[str, float], **more: Any) -> dict[str, Any]:
         results = {
             task: {
                 "metric": "acc",
@@ -378,13 +389,7 @@ def _short(job: Job, noise: random.Random) -> dict[str, Any]:
             for task, value in values.items()
         }
         average = {"value": mean(values), "stderr": 0.0041}
-        return {
-            "name": name,
-            "weights": "00",
-            "results": results,
-            "categories": {},
-            "average": average,
-        }
+        return _model(name, weights="00", results=results, average=average, **more)
 
     recovery = 100 * mean(after) / mean(native)
     gap = (mean(after) - mean(scaled)) / (mean(native) - mean(scaled))
@@ -400,15 +405,16 @@ def _short(job: Job, noise: random.Random) -> dict[str, Any]:
         "significant": gap < 0.98,
     }
     return {
-        "schema": 1,
-        "suite": "short",
         "limit": 200 if job.model == "smollm2_135m" else None,
-        "models": [model("native", native), model("scaled", scaled), model("after cpt", after)],
-        "scores_by_model": {"after cpt": {"tasks": {}, "categories": {}, "average": average}},
+        "models": [
+            model("native", native),
+            model("scaled", scaled),
+            model("after cpt", after, scores={"average": average}),
+        ],
     }
 
 
-def _long(job: Job, noise: random.Random) -> dict[str, Any]:
+def _ruler(job: Job, noise: random.Random) -> dict[str, Any]:
     closed = _closed(job, noise)
 
     def reach(length: int, name: str) -> float:
@@ -423,16 +429,17 @@ def _long(job: Job, noise: random.Random) -> dict[str, Any]:
     def model(name: str) -> dict[str, Any]:
         by_length = {str(n): {"value": reach(n, name), "stderr": 0.012} for n in LENGTHS}
         average = {"value": sum(v["value"] for v in by_length.values()) / 4, "stderr": 0.006}
-        return {
-            "name": name,
-            "weights": "00",
-            "results": {},
-            "categories": {},
-            "average": average,
-            "ruler_by_length": by_length,
-        }
+        return _model(name, weights="00", average=average, by_length=by_length)
 
-    needles = [
+    return {
+        "limit": 200 if job.model == "smollm2_135m" else None,
+        "models": [model("native"), model("scaled"), model("after cpt")],
+    }
+
+
+def _needle_depth(job: Job, noise: random.Random) -> dict[str, Any]:
+    closed = _closed(job, noise)
+    cells = [
         {
             "length": length,
             "depth": 10.0 * depth,
@@ -442,14 +449,8 @@ def _long(job: Job, noise: random.Random) -> dict[str, Any]:
         for i, length in enumerate(LENGTHS)
         for depth in range(0, 11, 2)
     ]
-    return {
-        "schema": 1,
-        "suite": "long",
-        "limit": 200 if job.model == "smollm2_135m" else None,
-        "models": [model("native"), model("scaled"), model("after cpt")],
-        "scores_by_model": {},
-        "needle_depth": {"after cpt": needles},
-    }
+    limit = 200 if job.model == "smollm2_135m" else None
+    return {"limit": limit, "models": [_model("after cpt", cells=cells)]}
 
 
 def _drift(job: Job, noise: random.Random) -> dict[str, Any]:
@@ -462,27 +463,25 @@ def _drift(job: Job, noise: random.Random) -> dict[str, Any]:
                 for layer in range(LAYERS)
             ]
 
-        return {
-            "name": name,
-            "relation_kl": {"qq": layers(1.3), "kk": layers(1.2), "vv": layers(0.5)},
-            "attention_kl": layers(0.8),
-            "hidden_cosine": [1 - value for value in layers(0.1)],
-            "logit_kl": left,
-        }
+        return _model(
+            name,
+            relation_kl={"qq": layers(1.3), "kk": layers(1.2), "vv": layers(0.5)},
+            attention_kl=layers(0.8),
+            hidden_cosine=[1 - value for value in layers(0.1)],
+            logit_kl=left,
+        )
 
     models = [
         model("scaled", 1.0),
         model("after ard", 1.1 - closed),
         model("after cpt", 1.15 - closed),
     ]
-    return {"schema": 1, "suite": "drift", "models": models}
+    return {"models": models}
 
 
 def perplexity_results(content: dict[str, Any]) -> PerplexityResults:
     """The record of `evals/perplexity.json` with this content."""
-    record = results.parse(json.dumps(content), PerplexityResults)
-    assert record is not None
-    return record
+    return results.parse(json.dumps(content), PerplexityResults)
 
 
 def main() -> None:

@@ -119,7 +119,7 @@ def test_half_known_intervals_are_unknown(outputs: Path) -> None:
     groups_of(outputs, Job())
     file = outputs / "run-0" / "evals" / "short.json"
     content = json.loads(file.read_text())
-    content["scores_by_model"]["after cpt"]["average"]["interval"]["recovery"] = [None, 3.0]
+    content["models"][2]["scores"]["average"]["interval"]["recovery"] = [None, 3.0]
     file.write_text(json.dumps(content))
     (group,) = group_runs(read_runs(outputs))
     assert group.estimates[RECOVERY.key].half is None
@@ -127,9 +127,9 @@ def test_half_known_intervals_are_unknown(outputs: Path) -> None:
 
 def test_the_runs_own_model_is_taken_and_not_one_beside_it(outputs: Path) -> None:
     groups_of(outputs, Job())
-    file = outputs / "run-0" / "evals" / "long.json"
+    file = outputs / "run-0" / "evals" / "ruler.json"
     content = json.loads(file.read_text())
-    rival = {**content["models"][0], "name": "native + BM25"}
+    rival = {**content["models"][0], "name": "native + BM25", "role": "retrieval"}
     content["models"].append(rival)
     file.write_text(json.dumps(content))
     (group,) = group_runs(read_runs(outputs))

@@ -42,17 +42,18 @@ def test_a_run_has_the_plots_that_it_has_data_for(tmp_path: Path) -> None:
     (tmp_path / "evals").mkdir()
     file = tmp_path / "evals" / "perplexity.json"
     models = [
-        {"name": name, "perplexity": {"64": 8.5, "128": 7.5}} for name in ("native", "scaled")
+        {"name": role, "role": role, "perplexity": {"64": 8.5, "128": 7.5}}
+        for role in ("native", "scaled")
     ]
     content = {
-        "schema": 1,
+        "schema": 2,
         "suite": "perplexity",
         "dataset": {"name": "text", "documents": ["a"], "tokens": 128, "fingerprint": "f"},
         "windows": [64, 128],
         "headline": 64,
         "models": models,
     }
-    file.write_text(json.dumps(content | {"scores": None, "scores_by_model": {}}))
+    file.write_text(json.dumps(content))
     assert set(run_figures(tmp_path)) == {"plots/perplexity"}
     file.write_text("{")
     with pytest.raises(ResultsError):

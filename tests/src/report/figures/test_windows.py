@@ -29,8 +29,8 @@ def test_the_axis_is_logarithmic_for_wide_spans(
     evaluation: dict[str, Any], scaled: float, log: bool
 ) -> None:
     evaluation["models"] = [
-        {"name": "native", "perplexity": {"512": 30.0}},
-        {"name": "scaled", "perplexity": {"512": scaled}},
+        {"name": "native", "role": "native", "perplexity": {"512": 30.0}},
+        {"name": "scaled", "role": "scaled", "perplexity": {"512": scaled}},
     ]
     y = chart_of(evaluation).y
     assert y.log is log
@@ -40,5 +40,5 @@ def test_the_axis_is_logarithmic_for_wide_spans(
 
 def test_broken_values_are_gaps(evaluation: dict[str, Any]) -> None:
     values = {"128": float("nan"), "512": None, "2048": float("inf")}
-    evaluation["models"] = [{"name": "native", "perplexity": values}]
+    evaluation["models"] = [{"name": "native", "role": "native", "perplexity": values}]
     assert all(math.isnan(p.y) for p in chart_of(evaluation).series[0].points)

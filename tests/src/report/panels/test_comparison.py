@@ -74,10 +74,8 @@ def test_scores_are_shown_as_written_or_as_dashes(evaluation: dict[str, Any]) ->
 
 
 def test_every_scored_model_has_its_scores(evaluation: dict[str, Any]) -> None:
-    evaluation["scores_by_model"] = {
-        "after ard": {"512": {"gap_closed": 0.94, "gap_closed_nll": 0.9, "recovery": 84.8}},
-        "restored": evaluation["scores"],
-    }
+    scores_of_ard = {"512": {"gap_closed": 0.94, "gap_closed_nll": 0.9, "recovery": 84.8}}
+    evaluation["models"][2]["scores"] = scores_of_ard
     table = perplexity_table(perplexity_results(evaluation))
     assert [(name, at_512) for name, _, at_512, _ in scores(table)] == [
         ("gap closed, after ard", "94.0%"),
@@ -88,7 +86,7 @@ def test_every_scored_model_has_its_scores(evaluation: dict[str, Any]) -> None:
 
 
 def test_without_scores_there_are_dashes(evaluation: dict[str, Any]) -> None:
-    evaluation["scores"] = None
+    del evaluation["models"][3]["scores"]
     table = perplexity_table(perplexity_results(evaluation))
     assert {text for _, *texts in scores(table) for text in texts} == {"–"}
 

@@ -50,7 +50,7 @@ def test_another_window_has_its_own_figures_and_no_score(
 def test_the_meter_stays_within_its_bar(
     outputs: Path, make_run: MakeRun, evaluation: dict[str, Any]
 ) -> None:
-    evaluation["scores"]["512"]["gap_closed"] = 1.2
+    evaluation["models"][3]["scores"]["512"]["gap_closed"] = 1.2
     make_run("beyond", evaluation=evaluation)
     panel = newest_panel(context(outputs))
     assert panel is not None

@@ -28,7 +28,6 @@ from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-LONG = ROOT / "docs" / "evaluation_long.md"
 NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (7.6, 4.2)  # inches
 
@@ -371,34 +370,20 @@ def draw(picture: Picture, target: Path) -> None:
 def documents() -> dict[Path, dict[str, str]]:
     """Documents with tables that come from result files, and those tables."""
     named = load(NAMED_RUN)
-    measured = {LONG: ("long_suite", {"long_suite": long_suite.table})}
     return {
-        path: {table: make(load(name)) for table, make in tables.items()}
-        for path, (name, tables) in measured.items()
-        if (RESULTS / f"{name}.json").is_file()
-    } | {
-        ROOT / "README.md": _of_the_readme(named),
-        ROOT / "docs" / "methods.md": {"stages": stage_table(named)},
+        ROOT / "README.md": {"gpus": plans.table()},
+        ROOT / "docs" / "evaluation_long.md": {"long_suite": long_suite.table(load("long_suite"))},
+        ROOT / "docs" / "methods.md": {
+            "perplexity": perplexity_table(named),
+            "stages": stage_table(named),
+        },
         ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
         ROOT / "docs" / "scale.md": {
             "step": step_table(load("step")),
             "several": plans.several(),
-            **_profiles(),
+            "profile": profile_table(load("profile")),
         },
     }
-
-
-def _profiles() -> dict[str, str]:
-    """The table of profiles, once there are any."""
-    measured = (RESULTS / "profile.json").is_file()
-    return {"profile": profile_table(load("profile"))} if measured else {}
-
-
-def _of_the_readme(named: Mapping[str, Any]) -> dict[str, str]:
-    """Tables of the README; the study's may have taken the place of the first."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    own = {"perplexity": perplexity_table(named)} if "<!-- table: perplexity -->" in text else {}
-    return own | {"gpus": plans.table()}
 
 
 def draw_kernel(path: Path) -> None:
@@ -438,10 +423,9 @@ def main() -> None:
         "step": step_picture(load("step")),
         **kernel_pictures(load("kernel")),
         "kernel_memory_cpu": kernel_pictures(load("kernel_cpu"))["kernel_memory"],
+        "reference_curve": curve_picture(load("reference_curve")),
     }.items():
         draw(figure, IMAGES / f"{name}.png")
-    if (RESULTS / "reference_curve.json").is_file():
-        draw(curve_picture(load("reference_curve")), IMAGES / "reference_curve.png")
 
 
 if __name__ == "__main__":

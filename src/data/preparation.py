@@ -178,12 +178,8 @@ def _split(name: str, default: Split, patterns: Sequence[str]) -> Split:
 
 
 def _facts(source: HubDataset) -> dict[str, Any]:
-    """What decides a data set's texts. What is not set leaves the keys of older caches as they are.
-
-    A source's weight decides how much of it is read, not what it holds.
-    """
-    unset = [name for name in ("messages_field", "answers_only") if not getattr(source, name)]
-    return {k: v for k, v in asdict(source).items() if k not in ("weight", *unset)}
+    """What decides a data set's texts: its weight decides how much is read, not what it holds."""
+    return {k: v for k, v in asdict(source).items() if k != "weight"}
 
 
 def _key(config: DataConfig, survey: _Survey, tokenizer: PreTrainedTokenizerBase) -> str:

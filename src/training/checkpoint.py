@@ -283,8 +283,7 @@ def verified(folder: RunFolder) -> tuple[Checkpoint | None, list[str]]:
     Every file of a checkpoint is read and hashed. A damaged one is renamed to `step-N.damaged`.
 
     Raises:
-        CheckpointError: all that are whole are of other settings than config.yaml has, or the only
-            ones were written by an earlier version.
+        CheckpointError: all that are whole are of other settings than config.yaml has.
     """
     skipped: list[tuple[Path, DamageError]] = []
     chosen = None
@@ -333,12 +332,6 @@ def _refuse_others(folder: RunFolder, skipped: list[tuple[Path, DamageError]]) -
             raise CheckpointError(
                 f"config.yaml: {path} was written with other settings;{set_again} put the copy "
                 f"{path / folder.config_file.name} back, or start a new run with another run_dir"
-            ) from error
-        if (path / "position.json").is_file():
-            commit = folder.record().get("git_commit")
-            raise CheckpointError(
-                f"{path} was written by an earlier version, whose files this one does not read: go "
-                f"on with the code of commit {commit}, or start a new run with another run_dir"
             ) from error
 
 

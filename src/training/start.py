@@ -100,7 +100,7 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
 
     Raises:
         RunFolderError: the folder is not a run's folder.
-        CheckpointError: the checkpoints are of other settings, or of an earlier version.
+        CheckpointError: the checkpoints are of other settings.
         ConfigError: the run's launcher has not started this process, or its texts have changed.
     """
     main = world is None or world.is_main

@@ -1,11 +1,12 @@
-"""Our fused operators: ``relation_kl`` (attention-relation distillation) and their benchmark.
+"""Our fused operators: ``relation_kl`` (attention-relation distillation) with its benchmark, and
+``cached_attention`` (one token over a cache).
 
 This package has the name of Hugging Face's ``kernels`` distribution, which transformers looks for
 and, where its metadata is found, imports from. Run from the repository's root, this package comes
 first on the path and both must work. So, where that distribution is installed,
 
 * its folder is appended to ``__path__``: ``kernels.layer`` and its other submodules are found,
-  while ``relation_kl``, ``bench`` and ``tune`` stay ours;
+  while ``relation_kl``, ``cached_attention``, ``bench`` and ``tune`` stay ours;
 * its ``__init__`` runs in this namespace the first time one of its names is asked for:
   ``from kernels import get_kernel`` works, and ``import kernels`` costs nothing.
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import importlib.metadata
 from pathlib import Path
 
-_OURS = frozenset({"relation_kl", "bench", "tune"})
+_OURS = frozenset({"relation_kl", "cached_attention", "bench", "tune"})
 # The other special names are probed by import machinery, inspect, warnings and mocks: answering
 # those must not run a foreign package.
 _SPECIAL_NAMES_OF_THEIRS = frozenset({"__version__", "__all__"})

@@ -48,6 +48,7 @@ if not torch.cuda.is_available():
         patch.setenv("TRITON_INTERPRET", "1")
         importlib.import_module("kernels.relation_kl.triton")
         importlib.import_module("kernels.relation_kl.hopper")
+        importlib.import_module("kernels.cached_attention")
     from triton import language
     from triton.language.core import is_builtin
     from triton.runtime import interpreter

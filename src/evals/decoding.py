@@ -10,8 +10,9 @@ after it, so no mask is needed and attention uses its fast kernels. (A mask for 
 would have rows x tokens^2 entries.) Afterwards each row goes on at its own position, where its next
 key takes the place of padding. Rotary positions equal those of a row alone.
 
-On a GPU in half precision, flash attention is told how many keys each row has and reads no others:
-short and finished rows cost next to nothing. Elsewhere a mask hides the other keys.
+On a GPU in half precision, attention is told how many keys each row has and reads no others: short
+and finished rows cost next to nothing. That is flash attention, or with fused kernels a kernel for
+one token (kernels/cached_attention.py). Elsewhere a mask hides the other keys.
 
 Shapes: b rows, t tokens, s slots for keys, n tokens of an answer, h heads, g heads that share keys,
 d head size.
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 # Attention kernels need masks of aligned rows; others are copied for each layer.
 _SLOTS_MULTIPLE = 64
-_GROUPED = "grouped_sdpa"
+_GROUPED, _CACHED = "grouped_sdpa", "cached_attention"
 
 
 def _grouped_attention(
@@ -70,7 +71,33 @@ def _grouped_attention(
     return mixed.reshape(rows, 1, heads, -1), None
 
 
+def _cached_attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """What `_grouped_attention` computes from counts, by a kernel for one token."""
+    from kernels.cached_attention import cached_attention
+
+    rows, heads = query.shape[:2]
+    mixed = cached_attention(
+        query.reshape(rows * key.shape[1], -1, query.shape[-1]),
+        key.flatten(0, 1),
+        value.flatten(0, 1),
+        attention_mask[0, :-1, 0, 0],
+        scale=scaling,
+        window=sliding_window,
+    )
+    return mixed.reshape(rows, 1, heads, -1), None
+
+
 AttentionInterface.register(_GROUPED, _grouped_attention)
+AttentionInterface.register(_CACHED, _cached_attention)
 
 
 def _key_counts(at_b1: Tensor, heads: int, slots: int) -> Tensor:
@@ -149,9 +176,12 @@ class Rows:
         model: a causal language model in evaluation mode.
         size: rows, and the most tokens of prompt and answer.
         room: the most tokens of an answer.
+        fused: whether the model's layers are fused (src/passes/fused.py).
     """
 
-    def __init__(self, model: PreTrainedModel, size: tuple[int, int], room: int) -> None:
+    def __init__(
+        self, model: PreTrainedModel, size: tuple[int, int], room: int, *, fused: bool = False
+    ) -> None:
         rows, tokens = size
         self._model = model
         self._device = next(model.parameters()).device
@@ -159,11 +189,16 @@ class Rows:
         self._windows = attention_windows(model.config)
         self._kinds = getattr(model.config, "layer_types", None)
         self._by_counts = _flash_takes(model)
+        self._fused = fused
+        self._attention = _CACHED if fused and self._by_counts and _is_cached(model) else _GROUPED
+        turns_as_it_grows = frequency_class(model.config, sys.maxsize) != 0
+        # Fused kernels are compiled for shapes that are multiples of 16, or for any.
+        self._multiple = _SLOTS_MULTIPLE if fused and not turns_as_it_grows else 1
         self._graph: torch.cuda.CUDAGraph | None = None
         self._records = _has_graphs(self._device)
-        if self._records and frequency_class(model.config, sys.maxsize) != 0:
+        if self._records and turns_as_it_grows:
             self._launch_one_by_one("its RoPE is computed anew, on the host, as a text grows")
-        self._slots = -(-tokens // _SLOTS_MULTIPLE) * _SLOTS_MULTIPLE
+        self._slots = _up(tokens, _SLOTS_MULTIPLE)
         self._layers: list[_Slots] = []
         # The token that each row reads next, its position, and whether the row goes on (1) or not.
         self._token_b1, self._at_b1, self._goes_on_b1 = (
@@ -218,7 +253,7 @@ class Rows:
 
     def _read(self, prompts: Sequence[Sequence[int]], start: int) -> Tensor:
         """Read some prompts into the slots of the rows from `start`: their first tokens [b, 1]."""
-        longest = max(len(row) for row in prompts)
+        longest = _up(max(len(row) for row in prompts), self._multiple)
         ids_bt = torch.zeros(len(prompts), longest, dtype=torch.long)
         for ids_t, row in zip(ids_bt, prompts, strict=True):
             ids_t[: len(row)] = torch.tensor(row)
@@ -244,7 +279,7 @@ class Rows:
         if self._graph is not None:
             self._graph.replay()
             return
-        with _grouped(self._model):
+        with _attending(self._model, self._attention):
             # The first token sets libraries up, which cannot be recorded.
             self._step()
             if self._records:
@@ -354,6 +389,10 @@ class Rows:
         return True
 
 
+def _up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
 def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
@@ -369,12 +408,19 @@ def _flash_takes(model: PreTrainedModel) -> bool:
     )
 
 
+def _is_cached(model: PreTrainedModel) -> bool:
+    from kernels.cached_attention import supports
+
+    heads, kv_heads, size = attention_sizes(model.config)
+    return supports(heads // kv_heads, size)
+
+
 @contextmanager
-def _grouped(model: PreTrainedModel) -> Iterator[None]:
+def _attending(model: PreTrainedModel, attention: str) -> Iterator[None]:
     """Inside the block, one token's attention does not repeat keys and values for each head."""
     usual = model.config._attn_implementation
     if usual == "sdpa":
-        model.config._attn_implementation = _GROUPED
+        model.config._attn_implementation = attention
     try:
         yield
     finally:

@@ -133,7 +133,7 @@ def continued(
         (new, frequency_class(model.config, len(ids), room=new))
         for ids, new in zip(encoded, max_new_tokens, strict=True)
     ]
-    writer = _Writer(model, tokenizer, batch_tokens, enough, progress, kept or KeptRows())
+    writer = _Writer(model, tokenizer, batch_tokens, enough, progress, kept or KeptRows(), fused)
     # Prompts of similar length share a batch, so that little is padded.
     order = sorted(range(len(encoded)), key=lambda i: (max_new_tokens[i], len(encoded[i])))
     with fused_layers(model.get_decoder()) if fused else nullcontext():
@@ -155,6 +155,7 @@ class _Writer:
     enough: Callable[[int, str], bool] | None
     progress: Meter
     kept: KeptRows
+    fused: bool
     answers: dict[int, str] = field(default_factory=dict)
 
     @cached_property
@@ -185,7 +186,7 @@ class _Writer:
         if kept.rows is None or not kept.rows.fits(number, tokens, room):
             # Their memory goes before new ones take theirs.
             kept.rows = None
-            kept.rows = Rows(self.model, (number, tokens), room)
+            kept.rows = Rows(self.model, (number, tokens), room, fused=self.fused)
         return kept.rows, number, read_at_once
 
     def _write(self, rows: Rows, batch: Sequence[int], room: int) -> None:

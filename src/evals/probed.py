@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -69,7 +70,11 @@ class ProbeSuite(ABC):
         """Ask every reader all that its window holds."""
         failures: dict[str, str] = {}
         readers = self._readers(evaluation)
-        probes = self.probes(evaluation, readers, failures)
+        with ThreadPoolExecutor(1) as beside:
+            for reader in readers:
+                # Reads all weights. `ask` does the same again, so it raises the same errors.
+                beside.submit(getattr, reader.candidate, "fingerprint")
+            probes = self.probes(evaluation, readers, failures)
         values = ask(evaluation, self.name, readers, probes, failures)
         if not evaluation.is_main:
             return Outcome(None)

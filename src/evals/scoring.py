@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
@@ -142,7 +143,7 @@ def readers_of(evaluation: Evaluation, retrieval: RetrievalConfig | None) -> lis
 
 @dataclass(frozen=True)
 class Session:
-    """A reader with its model loaded, and this process's share of a probe's items."""
+    """A reader with its model loaded."""
 
     reader: Reader
     network: PreTrainedModel
@@ -154,10 +155,6 @@ class Session:
         from src.evals.generation import KeptRows
 
         return KeptRows()
-
-    def share(self, items: Sequence[Any]) -> list[Any]:
-        """The items of this process: numbers rank, rank + size, ..."""
-        return list(items[self.evaluation.rank :: self.evaluation.size])
 
 
 @dataclass(frozen=True)
@@ -173,9 +170,9 @@ class Probe:
     generates: bool = False  # whether the model writes its answers
     items: Sequence[Any] = ()
     """The questions, each with a value; empty if a value is of all questions together."""
-    prepare: Callable[[Session], object] | None = None
+    prepare: Callable[[Reader, Evaluation], object] | None = None
     """Does what `values` would do before it needs the model. Another thread calls it while the
-    model answers the probe before."""
+    model is loaded, or answers the probe before."""
 
     def fits(self, reader: Reader) -> bool:
         """Whether this reader can be asked."""
@@ -251,11 +248,13 @@ def _values(
     cached = evaluation.agreed({name: evaluation.cache.get(key) for name, key in keys.items()})
     missing = [probe for probe in probes if cached[probe.name] is None]
     if missing:
+        # The rows for the longest prompts have room for all others.
+        missing.sort(key=lambda probe: -(probe.length or 0))
+        prepared = _prepared(missing, reader, evaluation)
+        first = next(prepared)
         with evaluation.loaded(reader.candidate) as network:
             session = Session(reader, network, evaluation)
-            # The rows for the longest prompts have room for all others.
-            missing.sort(key=lambda probe: -(probe.length or 0))
-            for probe in _prepared(missing, session):
+            for probe in chain([first], prepared):
                 values, error = gathered(probe, session)
                 if error is not None:
                     failures[f"{reader.name}: {probe.name}"] = error
@@ -266,13 +265,18 @@ def _values(
     return {name: values for name, values in cached.items() if values is not None}
 
 
-def _prepared(probes: Sequence[Probe], session: Session) -> Iterator[Probe]:
-    """The probes, each prepared while the one before is asked."""
+def _prepared(probes: Sequence[Probe], reader: Reader, evaluation: Evaluation) -> Iterator[Probe]:
+    """The probes, each prepared while the one before is asked; the first two from the start."""
     with ThreadPoolExecutor(1) as ahead:
-        for probe, following in zip(probes, [*probes[1:], None], strict=True):
-            if following is not None and following.prepare is not None:
+
+        def submit(probe: Probe) -> None:
+            if probe.prepare is not None:
                 # `values` does the same again, so it raises the same errors.
-                ahead.submit(following.prepare, session)
+                ahead.submit(probe.prepare, reader, evaluation)
+
+        for number, probe in enumerate(probes):
+            for following in probes[number + 1 if number else 0 : number + 2]:
+                submit(following)
             yield probe
 
 

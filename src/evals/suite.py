@@ -231,6 +231,10 @@ class Evaluation:
         """The text under that tokenizer; raises as `prepare_corpus`."""
         return prepare_corpus(self.data, self.tokenizer)
 
+    def share(self, items: Sequence[Any]) -> list[Any]:
+        """The items of this process: numbers rank, rank + size, ..."""
+        return list(items[self.rank :: self.size])
+
     def agreed(self, value: Any) -> Any:
         """Rank 0's value, sent to all processes that share the work."""
         if self.size == 1:

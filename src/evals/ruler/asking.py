@@ -23,7 +23,7 @@ from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.loading import MATERIAL, MaterialConfig
 from src.evals.ruler.sample import Match, Sample, digest
 from src.evals.ruler.store import SampleStore
-from src.evals.scoring import Count, Probe, Session, made
+from src.evals.scoring import Count, Probe, Reader, Session, made
 from src.evals.seconds import SECONDS
 from src.evals.suite import Evaluation
 from src.progress import meter
@@ -98,24 +98,24 @@ class _Tokens:
         self._lock = Lock()
         self._ids: dict[tuple[int, int], list[array[int]]] = {}
 
-    def of(self, session: Session) -> list[array[int]] | None:
+    def of(self, reader: Reader, evaluation: Evaluation) -> list[array[int]] | None:
         """The ids of the process's share; None if a reader's prompts differ, by retrieval."""
-        if session.reader.retrieval is not None:
+        if reader.retrieval is not None:
             return None
-        share = session.evaluation.rank, session.evaluation.size
+        share = evaluation.rank, evaluation.size
         with self._lock:
             if share not in self._ids:
-                self._ids[share] = _encoded(session.share(self._samples), session)
+                self._ids[share] = _encoded(evaluation.share(self._samples), reader, evaluation)
             return self._ids[share]
 
 
-def _encoded(samples: Sequence[Sample], session: Session) -> list[array[int]]:
+def _encoded(samples: Sequence[Sample], reader: Reader, evaluation: Evaluation) -> list[array[int]]:
     from src.evals.generation import encode
 
     encoded = encode(
-        session.evaluation.tokenizer,
+        evaluation.tokenizer,
         [sample.prompt for sample in samples],
-        window=session.reader.window,
+        window=reader.window,
         room=[sample.max_new_tokens for sample in samples],
     )
     return [array("i", ids) for ids in encoded]
@@ -130,8 +130,9 @@ def _values(
 ) -> list[dict[str, Any]]:
     from src.evals.generation import continued
 
-    asked: list[Sample] = session.share(samples)
-    reader, tokenizer = session.reader, session.evaluation.tokenizer
+    reader, evaluation = session.reader, session.evaluation
+    asked: list[Sample] = evaluation.share(samples)
+    tokenizer = evaluation.tokenizer
     if reader.retrieval is not None:
         asked = [
             retrieval.shortened(tokenizer, sample, reader.budget, reader.retrieval)
@@ -142,8 +143,8 @@ def _values(
         return score(answer, asked[number].outputs, asked[number].match)
 
     with SECONDS.of("tokenizing prompts"):
-        ids = tokens.of(session)
-        encoded = _encoded(asked, session) if ids is None else ids
+        ids = tokens.of(reader, evaluation)
+        encoded = _encoded(asked, reader, evaluation) if ids is None else ids
     with meter(f"{name}, {reader.name}", len(asked)) as progress:
         answers = continued(
             session.network,
@@ -155,7 +156,7 @@ def _values(
             # Later tokens cannot lower the score of an answer that holds all references.
             enough=lambda number, answer: judged(number, answer) == 1,
             kept=session.rows,
-            fused=session.evaluation.fused,
+            fused=evaluation.fused,
         )
     return [{"score": judged(i, text), "answer": text} for i, text in enumerate(answers)]
 

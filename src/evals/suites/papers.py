@@ -160,7 +160,7 @@ def _values(questions: Sequence[PaperQuestion], session: Session) -> list[dict[s
 
     reader, tokenizer = session.reader, session.evaluation.tokenizer
     values = []
-    asked = session.share(questions)
+    asked = session.evaluation.share(questions)
     with meter(f"{TASK}, {reader.name}", len(asked)) as progress:
         for item in asked:
             if (config := reader.retrieval) is not None:

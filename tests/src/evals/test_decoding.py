@@ -12,8 +12,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from kernels import cached_attention
 from src.evals import decoding
 from src.evals.generation import KeptRows
+from tests.interpreted import liger_kernels
 from tests.src.evals.generating import generate
 
 PROMPTS = ["The lamp went out", "Nobody on the pier said a word before", "A", "Who would"]
@@ -200,6 +202,36 @@ def test_attention_by_counts_writes_what_a_mask_writes(
     assert len(rows) == 4
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="Triton is interpreted on a CPU only")
+def test_fused_kernels_write_what_others_write(
+    small_mistral: Any, byte_tokenizer: Any, by_counts: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(2)
+    sizes = small_mistral.config.to_dict() | {"head_dim": 16, "num_hidden_layers": 2}
+    model = MistralForCausalLM(MistralConfig(**sizes)).eval()
+    monkeypatch.setattr(decoding, "_SLOTS_MULTIPLE", 16)
+    prompts, rooms = [prompt[:9] for prompt in PROMPTS], [8] * 4
+    launched: list[int | None] = []
+    ordinary = cached_attention.cached_attention
+
+    def attention(*args: Any, **options: Any) -> torch.Tensor:
+        launched.append(options["window"])
+        return ordinary(*args, **options)
+
+    monkeypatch.setattr(cached_attention, "cached_attention", attention)
+
+    def answers(**options: Any) -> list[str]:
+        return generate(model, byte_tokenizer, prompts, rooms, window=512, **options)
+
+    plain = answers()
+    assert not launched
+    with liger_kernels():
+        assert answers(fused=True) == plain
+    assert launched == 7 * 2 * [model.config.sliding_window]
+
+
 def test_rows_that_fit_are_used_again_with_what_was_recorded(
     small_llama: Any, byte_tokenizer: Any, by_counts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,9 +239,9 @@ def test_rows_that_fit_are_used_again_with_what_was_recorded(
     made: list[tuple[int, int]] = []
     rows_of = decoding.Rows
 
-    def counted(model: Any, size: tuple[int, int], room: int) -> decoding.Rows:
+    def counted(model: Any, size: tuple[int, int], room: int, **options: Any) -> decoding.Rows:
         made.append(size)
-        return rows_of(model, size, room)
+        return rows_of(model, size, room, **options)
 
     monkeypatch.setattr(decoding, "Rows", counted)
     for prompts, room in ((PROMPTS, 40), (PROMPTS[:2], 9), (PROMPTS, 30), (["x" * 90], 40)):

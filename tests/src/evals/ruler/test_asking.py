@@ -28,11 +28,13 @@ class Counted:
         return getattr(self.tokenizer, name)
 
 
-def session(tokenizer: Any, rank: int = 0, retrieval: Any = None) -> Any:
-    return SimpleNamespace(
-        reader=SimpleNamespace(retrieval=retrieval, window=1024),
-        evaluation=SimpleNamespace(tokenizer=tokenizer, rank=rank, size=2),
-        share=lambda items: list(items[rank::2]),
+def asked(tokenizer: Any, rank: int = 0, retrieval: Any = None) -> Any:
+    """A reader and an evaluation."""
+    return (
+        SimpleNamespace(retrieval=retrieval, window=1024),
+        SimpleNamespace(
+            tokenizer=tokenizer, rank=rank, size=2, share=lambda items: list(items[rank::2])
+        ),
     )
 
 
@@ -44,26 +46,28 @@ def test_prompts_are_tokenized_once_for_all_readers_of_a_rank(
     )
     tokenizer = Counted(byte_tokenizer)
     prepare: Any = probe("fwe", samples, 8192).prepare
-    ids = prepare(session(tokenizer))
+    ids = prepare(*asked(tokenizer))
     assert [list(row) for row in ids] == [
         byte_tokenizer(sample.prompt)["input_ids"] for sample in samples[::2]
     ]
-    assert prepare(session(tokenizer)) is ids
-    assert prepare(session(tokenizer, retrieval="bm25")) is None
-    assert len(prepare(session(tokenizer, rank=1))) == 1
+    assert prepare(*asked(tokenizer)) is ids
+    assert prepare(*asked(tokenizer, retrieval="bm25")) is None
+    assert len(prepare(*asked(tokenizer, rank=1))) == 1
     assert tokenizer.calls == [2, 1]
 
 
-def test_all_probes_but_the_first_are_prepared_by_another_thread() -> None:
+def test_all_probes_are_prepared_by_another_thread_before_they_are_asked() -> None:
     order: list[str] = []
     probes: list[Any] = [
-        SimpleNamespace(prepare=lambda _, name=name: order.append(f"prepare {name}"))
+        SimpleNamespace(prepare=lambda *_, name=name: order.append(f"prepare {name}"))
         for name in "abc"
     ]
     probes.append(SimpleNamespace(prepare=None))
-    for number, _ in enumerate(_prepared(probes, session(None))):
+    for number, _ in enumerate(_prepared(probes, *asked(None))):
         order.append(f"ask {number}")
-    assert sorted(order) == [*(f"ask {i}" for i in range(4)), "prepare b", "prepare c"]
+    prepared = [f"prepare {name}" for name in "abc"]
+    assert sorted(order) == [*(f"ask {i}" for i in range(4)), *prepared]
+    assert [name for name in order if name in prepared] == prepared
 
 
 @pytest.mark.parametrize(

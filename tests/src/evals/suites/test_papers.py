@@ -41,7 +41,7 @@ def evaluate(
 ) -> list[dict[str, Any]]:
     """Values of the items, asked of a loaded model."""
     candidate = SimpleNamespace(name="x", window=window)
-    evaluation = SimpleNamespace(tokenizer=tokenizer, rank=0, size=1)
+    evaluation = SimpleNamespace(tokenizer=tokenizer, rank=0, size=1, share=list)
     reader = Reader(candidate)  # type: ignore[arg-type]
     return papers._values(items, Session(reader, network, evaluation))  # type: ignore[arg-type]
 

@@ -21,10 +21,7 @@ earlier one has timed.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
 import sys
-import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -33,10 +30,9 @@ from typing import Any
 
 import yaml
 
-from benchmarks import merging
+from benchmarks import merging, parcels
 from benchmarks.merging import commit_of, measured_before
 from src.assets import fetching
-from src.assets.cache import cache_dir
 from src.data.config import DataConfig, PackagedText
 from src.evals import packaged
 from src.evals.cache import ResultCache
@@ -71,7 +67,6 @@ ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"
 PACKAGES = ("moby_dick", "kjv", "wonderwords")
 SETS = ("squad", "drop", "qasper_yesno")
-PARCEL_BYTES = 48 * 2**20
 # Text that scores perplexity and drift: a book that no corpus of this project trains on.
 HELD_OUT = DataConfig(
     "moby_dick",
@@ -286,19 +281,7 @@ def pack(options: argparse.Namespace) -> None:
         paths.append(packaged.file_of(name))
     if options.model:
         paths.append(fetching.fetch(MODEL))
-    stream = io.BytesIO()
-    root = cache_dir()
-    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=6) as bundle:
-        for path in sorted(paths):
-            bundle.add(path, arcname=path.relative_to(root).as_posix())
-    content = stream.getvalue()
-    options.pack.mkdir(parents=True, exist_ok=True)
-    parts = range(0, len(content), PARCEL_BYTES)
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    for number, start in enumerate(parts):
-        target = options.pack / f"long-{digest}-{number}-of-{len(parts)}.parcel"
-        target.write_bytes(content[start : start + PARCEL_BYTES])
-        print(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+    parcels.pack("long", paths, options.pack)
 
 
 def sample_files(chosen: LongConfig, whole: Evaluation) -> list[Path]:
@@ -313,27 +296,6 @@ def sample_files(chosen: LongConfig, whole: Evaluation) -> list[Path]:
         *(store.file(task, length) for task in TASKS for length in chosen.lengths),
         *(store.depth_file(n, depth.depths, number) for n in chosen.lengths),
     ]
-
-
-def unpack(folder: Path) -> None:
-    """Keep the folder's parcels, and when all are there put their files into the cache."""
-    shelf = cache_dir() / "parcels"
-    shelf.mkdir(exist_ok=True)
-    for parcel in sorted(folder.glob("long-*.parcel")):
-        (shelf / parcel.name).write_bytes(parcel.read_bytes())
-    kept = sorted(shelf.glob("long-*.parcel"), key=lambda p: int(p.name.split("-")[2]))
-    if not kept:
-        sys.exit(f"{folder} holds no parcels")
-    wanted = int(kept[0].stem.rpartition("-")[2])
-    if len({p.name.split("-")[1] for p in kept}) > 1:
-        sys.exit(f"{shelf} holds parcels of different packings: remove the older ones")
-    if len(kept) < wanted:
-        print(f"{len(kept)} of {wanted} parcels are here")
-        return
-    content = b"".join(parcel.read_bytes() for parcel in kept)
-    with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as bundle:
-        bundle.extractall(cache_dir(), filter="data")
-    print(f"unpacked into {cache_dir()}")
 
 
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -435,7 +397,7 @@ def main() -> None:
     if options.pack is not None:
         pack(options)
     elif options.unpack is not None:
-        unpack(options.unpack)
+        parcels.unpack("long", options.unpack)
     else:
         run(options)
 

@@ -13,29 +13,26 @@ tasks, then on the whole suite, and teacher inheritance. The result file is writ
 what has been evaluated is cached, and what has been timed is in the result file, so a second call
 goes on.
 
-`--pack` writes parcels of at most 48 MiB: `evaluation-sets.tar` (12 MB), `model.tar.NN` (the
-packaged weights) and `books.tar.NN` (the training text, needed without `--run`). `--unpack` puts
-all that it finds in DIR into the cache folder that LINEARARD_CACHE names.
+`--pack` writes parcels of at most 48 MiB with the packaged weights, the training text and the
+questions. `--unpack` keeps those that it finds in DIR, and puts their files into the cache folder
+that LINEARARD_CACHE names when all are there.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import re
 import subprocess
 import sys
-import tarfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks import merging
+from benchmarks import merging, parcels
 from benchmarks.merging import commit_of, measured_before
 from src.assets import fetching
-from src.assets.cache import cache_dir
 from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
 from src.evals.suites.inheritance import InheritanceResults
@@ -45,44 +42,18 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
 DOCS = ROOT / "docs" / "evaluation.md"
 BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
-PARCEL = 48 << 20
 MODEL = "smollm2_135m"
 _AVERAGES = ("average", "full_average")
 _Results = TypeVar("_Results", bound=SuiteResults[Any])
 BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
 
 
-def pack(target: Path) -> list[Path]:
-    """Write the parcels; returns their files."""
+def pack(folder: Path) -> None:
+    """Write all that a run needs from the cache into parcels."""
     for name in packaged.SETS:
         packaged.documents(name)
-    written = []
-    for name, paths in (
-        ("model", [fetching.fetch(MODEL).parent]),
-        ("books", [fetching.fetch(book).parent for book in BOOKS]),
-        ("sets", [packaged.file_of(name) for name in packaged.SETS]),
-    ):
-        whole = io.BytesIO()
-        with tarfile.open(fileobj=whole, mode="w") as bundle:
-            for path in paths:
-                bundle.add(path, arcname=path.relative_to(cache_dir()).as_posix())
-        content = whole.getvalue()
-        for number, start in enumerate(range(0, len(content), PARCEL)):
-            part = target / f"{name}.tar.{number:02}"
-            part.write_bytes(content[start : start + PARCEL])
-            written.append(part)
-    return written
-
-
-def unpack(source: Path) -> None:
-    """Put every parcel of a folder into the cache."""
-    for name in ("model", "books", "sets"):
-        parts = sorted(source.glob(f"{name}.tar.*"))
-        if parts:
-            whole = io.BytesIO(b"".join(part.read_bytes() for part in parts))
-            with tarfile.open(fileobj=whole) as bundle:
-                bundle.extractall(cache_dir(), filter="data")
-            print("unpacked", name, flush=True)
+    paths = [fetching.fetch(name).parent for name in (MODEL, *BOOKS)]
+    parcels.pack("short", [*paths, *map(packaged.file_of, packaged.SETS)], folder)
 
 
 def run(*arguments: str) -> int:
@@ -335,14 +306,13 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="further settings of src.train")
     given = parser.parse_args()
     if given.pack:
-        for file in pack(given.pack):
-            print(f"{file}  {file.stat().st_size / (1 << 20):.1f} MiB")
+        pack(given.pack)
         return
     if given.docs:
         document(given.out, DOCS)
         return
     if given.unpack:
-        unpack(given.unpack)
+        parcels.unpack("short", given.unpack)
         return
     measure(given)
 

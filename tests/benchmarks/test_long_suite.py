@@ -1,11 +1,8 @@
-"""Parcels come apart as they were put together, and rows are the suite's figures."""
+"""Rows are the suite's figures."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import io
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -28,57 +25,6 @@ from src.results import (
     TaskModel,
     TaskResult,
 )
-
-
-def parcels(folder: Path, files: dict[str, bytes], parts: int) -> list[Path]:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz") as bundle:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            bundle.addfile(member, io.BytesIO(content))
-    whole = stream.getvalue()
-    size = -(-len(whole) // parts)
-    digest = hashlib.sha256(whole).hexdigest()[:12]
-    folder.mkdir()
-    made = []
-    for number in range(parts):
-        path = folder / f"long-{digest}-{number}-of-{parts}.parcel"
-        path.write_bytes(whole[number * size : (number + 1) * size])
-        made.append(path)
-    return made
-
-
-def test_parcels_may_come_one_at_a_time_in_any_order(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    cache = tmp_path / "cache"
-    monkeypatch.setenv("LINEARARD_CACHE", str(cache))
-    files = {"ruler/a.jsonl": b"one\n" * 50, "packages/b/c.txt": bytes(range(256)) * 9}
-    made = parcels(tmp_path / "all", files, 3)
-    for number, parcel in enumerate(reversed(made)):
-        arriving = tmp_path / f"arriving-{number}"
-        arriving.mkdir()
-        parcel.rename(arriving / parcel.name)
-        assert not (cache / "ruler").exists()
-        long_suite.unpack(arriving)
-    assert "2 of 3 parcels are here" in capsys.readouterr().out
-    assert {name: (cache / name).read_bytes() for name in files} == files
-
-
-def test_nothing_to_unpack_and_mixed_packings_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(SystemExit, match="holds no parcels"):
-        long_suite.unpack(tmp_path / "empty")
-    first, _ = parcels(tmp_path / "one", {"a": b"1"}, 2)
-    first.rename(tmp_path / "empty" / first.name)
-    long_suite.unpack(tmp_path / "empty")
-    parcels(tmp_path / "two", {"a": b"2"}, 1)
-    with pytest.raises(SystemExit, match="different packings"):
-        long_suite.unpack(tmp_path / "two")
 
 
 def test_rows_name_task_length_model_and_error() -> None:

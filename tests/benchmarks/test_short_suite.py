@@ -145,10 +145,3 @@ def test_what_too_few_items_cannot_tell_is_unknown() -> None:
     ).splitlines()
     assert "| sciq | 2 | 50.0 ± ? | 90.0% [?] | - |" in lines
     assert "?: unknown, of fewer than 10 items." in lines
-
-
-def test_the_documents_table_is_that_of_the_results() -> None:
-    result = json.loads(short_suite.RESULT.read_text(encoding="utf-8"))
-    text = short_suite.DOCS.read_text(encoding="utf-8")
-    begin, end = text.index(short_suite.BEGIN), text.index(short_suite.END)
-    assert text[begin + len(short_suite.BEGIN) : end].strip() == short_suite.table(result)

@@ -241,6 +241,6 @@ def refuse_overlap(corpus: Corpus, limit: float) -> None:
         if overlap.fraction > limit:
             raise DataError(
                 f"{overlap.fraction:.1%} of held-out document {name!r} occurs in training "
-                f"documents, most of it in {overlap.document!r}; hold that out too, or raise "
-                f"max_held_out_overlap (now {limit})"
+                f"documents, most of it in {overlap.document!r}; allowed are {limit:.1%}: hold "
+                "that out too, or allow more with +data.max_held_out_overlap=SHARE"
             )

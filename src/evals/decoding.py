@@ -26,9 +26,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicLayer
 
 from src.evals.losses import SplitModel
@@ -142,31 +143,49 @@ def _flash_attention(
 
 
 class _Slots(DynamicLayer):
-    """A layer's keys and values, [b, h, s, d]; each token fills the slot of its position."""
+    """A layer's keys and values, [b, g, s, d]; each token fills the slot of its position.
+
+    While `first_read` is a number, prompts are read into the rows from it on.
+    """
 
     keys: Tensor
     values: Tensor
+    first_read: int | None = None
 
-    def __init__(self, like: DynamicLayer, size: tuple[int, int], at_b1: Tensor) -> None:
-        """Room for `size` (b and s) beside the heads of a layer; `at_b1` are the positions."""
+    def __init__(self, size: tuple[int, int], at_b1: Tensor) -> None:
+        """Room for `size`, b and s; `at_b1` are the positions of the next tokens."""
         super().__init__()
-        rows, slots = size
+        self.size, self.at_b1 = size, at_b1
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Make the slots, for heads like these."""
+        rows, slots = self.size
         self.keys, self.values = (
-            kept.new_zeros(rows, kept.shape[1], slots, kept.shape[3])
-            for kept in (like.keys, like.values)
-            if kept is not None
+            states.new_zeros(rows, states.shape[1], slots, states.shape[3])
+            for states in (key_states, value_states)
         )
-        self.at_b1 = at_b1
-        self.dtype, self.device = self.keys.dtype, self.keys.device
+        self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Fill a slot of each row; returns all of them."""
-        for kept, new in ((self.keys, key_states), (self.values, value_states)):
+        """Fill the slots of prompts, or one slot of each row; returns what is attended to."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        pairs = ((self.keys, key_states), (self.values, value_states))
+        if self.first_read is not None:
+            rows, _, tokens, _ = key_states.shape
+            for kept, new in pairs:
+                kept[self.first_read : self.first_read + rows, :, :tokens] = new
+            return key_states, value_states
+        for kept, new in pairs:
             kept.scatter_(2, self.at_b1[:, None, :, None].expand_as(new), new)
         return self.keys, self.values
+
+    def get_seq_length(self) -> int:
+        """The tokens before those of a pass: none, since prompts are read from the beginning."""
+        return 0
 
 
 class Rows:
@@ -199,11 +218,14 @@ class Rows:
         if self._records and turns_as_it_grows:
             self._launch_one_by_one("its RoPE is computed anew, on the host, as a text grows")
         self._slots = _up(tokens, _SLOTS_MULTIPLE)
-        self._layers: list[_Slots] = []
         # The token that each row reads next, its position, and whether the row goes on (1) or not.
         self._token_b1, self._at_b1, self._goes_on_b1 = (
             torch.zeros(rows, 1, dtype=torch.long, device=self._device) for _ in range(3)
         )
+        # All layers keep all keys; the masks hold the windows.
+        self._layers = [
+            _Slots((rows, self._slots), self._at_b1) for _ in range(model.config.num_hidden_layers)
+        ]
         self._column_1 = self._at_b1.new_ones(1)
         # The answers' tokens; columns beyond the present step are not set.
         self.written_bn = self._at_b1.new_zeros(rows, room)
@@ -219,7 +241,8 @@ class Rows:
     @property
     def held(self) -> int:
         """Bytes of keys and values."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self._layers)
+        made = [layer for layer in self._layers if layer.is_initialized]
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in made)
 
     def fits(self, rows: int, tokens: int, room: int) -> bool:
         """Whether other prompts can take these rows without being slower for it.
@@ -254,23 +277,21 @@ class Rows:
     def _read(self, prompts: Sequence[Sequence[int]], start: int) -> Tensor:
         """Read some prompts into the slots of the rows from `start`: their first tokens [b, 1]."""
         longest = _up(max(len(row) for row in prompts), self._multiple)
-        ids_bt = torch.zeros(len(prompts), longest, dtype=torch.long)
+        # From pinned memory, so that the host need not wait for the prompts before.
+        ids_bt = torch.zeros(len(prompts), longest, dtype=torch.long, pin_memory=self._on_gpu)
         for ids_t, row in zip(ids_bt, prompts, strict=True):
-            ids_t[: len(row)] = torch.tensor(row)
-        # Without a config the cache keeps all keys of every layer; the masks hold the windows.
-        cache = DynamicCache()
+            ids_t[: len(row)] = torch.from_numpy(np.asarray(row))
         split = SplitModel.of(self._model)
+        for layer in self._layers:
+            layer.first_read = start
         hidden_bth = split.decoder(
-            input_ids=ids_bt.to(self._device), past_key_values=cache, use_cache=True
+            input_ids=ids_bt.to(self._device, non_blocking=True),
+            past_key_values=Cache(layers=list(self._layers)),
+            use_cache=True,
         ).last_hidden_state
-        layers: list[Any] = cache.layers
-        if not self._layers:
-            size = (len(self), self._slots)
-            self._layers = [_Slots(layer, size, self._at_b1) for layer in layers]
-        for kept, layer in zip(self._layers, layers, strict=True):
-            kept.keys[start : start + len(prompts), :, :longest] = layer.keys
-            kept.values[start : start + len(prompts), :, :longest] = layer.values
-        last_b = torch.tensor([len(row) - 1 for row in prompts], device=self._device)
+        for layer in self._layers:
+            layer.first_read = None
+        last_b = self._at_b1[start : start + len(prompts), 0] - 1
         ends_bh = hidden_bth[torch.arange(len(prompts), device=self._device), last_b]
         return split.logits(ends_bh).argmax(-1)[:, None]
 

@@ -92,8 +92,7 @@ def batch_rows(
     reusable = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     budget = MEMORY_SHARE * (free + reusable + held) / (size * tokens)
     read = max(1, int(min(READ_TOKENS / tokens, READING_SHARE * budget / layer)))
-    # Rows that are read have their keys and values twice: as they are made, and where they stay.
-    return max(1, int((budget - read * (layer + kept)) / kept)), read
+    return max(1, int((budget - read * layer) / kept)), read
 
 
 @dataclass

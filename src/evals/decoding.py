@@ -10,10 +10,6 @@ after it, so no mask is needed and attention uses its fast kernels. (A mask for 
 would have rows x tokens^2 entries.) Afterwards each row goes on at its own position, where its next
 key takes the place of padding. Rotary positions equal those of a row alone.
 
-On a GPU in half precision, attention is told how many keys each row has and reads no others: short
-and finished rows cost next to nothing. That is flash attention, or with fused kernels a kernel for
-one token (kernels/cached_attention.py). Elsewhere a mask hides the other keys.
-
 Shapes: b rows, t tokens, s slots for keys, n tokens of an answer, h heads, g heads that share keys,
 d head size.
 """
@@ -22,19 +18,18 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AttentionInterface
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache
 
 from src.evals.losses import SplitModel
 from src.evals.seconds import SECONDS
-from src.models.shapes import attention_sizes, attention_windows, frequency_class
+from src.evals.slots import CACHED, GROUPED, Slots, attending, flash_takes, kernel_takes, key_counts
+from src.models.shapes import attention_windows, frequency_class
 from src.passes.graphs import memory_is_short
 
 if TYPE_CHECKING:
@@ -42,150 +37,9 @@ if TYPE_CHECKING:
 
 # Attention kernels need masks of aligned rows; others are copied for each layer.
 _SLOTS_MULTIPLE = 64
-_GROUPED, _CACHED = "grouped_sdpa", "cached_attention"
-
-
-def _grouped_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """Attention of one token, [b, 1, h, d]: heads that share keys are rows of one product.
-
-    transformers repeats keys and values for each head where there is a mask. `query` is
-    [b, h, 1, d], `key` and `value` are [b, g, s, d]. The mask is added to scores; or, as integers,
-    it is what `_key_counts` returns, and `sliding_window` then limits the keys that a token sees.
-    """
-    rows, heads = query.shape[:2]
-    query_bghd = query.reshape(rows, key.shape[1], -1, query.shape[-1])
-    if attention_mask.dtype == torch.int32:
-        mixed = _flash_attention(query_bghd, key, value, attention_mask, scaling, sliding_window)
-    else:
-        mixed = torch.nn.functional.scaled_dot_product_attention(
-            query_bghd, key, value, attn_mask=attention_mask, scale=scaling
-        )
-    return mixed.reshape(rows, 1, heads, -1), None
-
-
-def _cached_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What `_grouped_attention` computes from counts, by a kernel for one token."""
-    from kernels.cached_attention import cached_attention
-
-    rows, heads = query.shape[:2]
-    mixed = cached_attention(
-        query.reshape(rows * key.shape[1], -1, query.shape[-1]),
-        key.flatten(0, 1),
-        value.flatten(0, 1),
-        attention_mask[0, :-1, 0, 0],
-        scale=scaling,
-        window=sliding_window,
-    )
-    return mixed.reshape(rows, 1, heads, -1), None
-
-
-AttentionInterface.register(_GROUPED, _grouped_attention)
-AttentionInterface.register(_CACHED, _cached_attention)
-
-
-def _key_counts(at_b1: Tensor, heads: int, slots: int) -> Tensor:
-    """What flash attention is told of its keys, int32 [3, b g + 1, 1, 1].
-
-    Keys of each row and head, and where its query and its keys begin. (It has the axes of a mask,
-    so that transformers hands it on as one.)
-    """
-    counts = (at_b1 + 1).expand(-1, heads).flatten()
-    starts = torch.arange(len(counts) + 1, device=at_b1.device)
-    padded = torch.cat([counts, counts[:1]])
-    return torch.stack([padded, starts, starts * slots]).to(torch.int32)[..., None, None]
-
-
-def _flash_attention(
-    query_bghd: Tensor,
-    key_bgsd: Tensor,
-    value_bgsd: Tensor,
-    counts: Tensor,
-    scale: float | None,
-    window: int | None,
-) -> Tensor:
-    """Flash attention over sequences of unequal lengths: a sequence is a row's head of keys."""
-    slots, size = key_bgsd.shape[2:]
-    seen = {} if window is None else {"window_size_left": window - 1, "window_size_right": 0}
-    # torch.nn.attention.varlen takes the number of keys in its newer versions only.
-    return torch.ops.aten._flash_attention_forward(
-        query_bghd.flatten(0, 1),
-        key_bgsd.reshape(-1, 1, size),
-        value_bgsd.reshape(-1, 1, size),
-        counts[1, :, 0, 0],
-        counts[2, :, 0, 0],
-        1,
-        slots,
-        0.0,
-        False,
-        False,
-        scale=scale,
-        seqused_k=counts[0, :-1, 0, 0],
-        **seen,
-    )[0]
-
-
-class _Slots(DynamicLayer):
-    """A layer's keys and values, [b, g, s, d]; each token fills the slot of its position.
-
-    While `first_read` is a number, prompts are read into the rows from it on.
-    """
-
-    keys: Tensor
-    values: Tensor
-    first_read: int | None = None
-
-    def __init__(self, size: tuple[int, int], at_b1: Tensor) -> None:
-        """Room for `size`, b and s; `at_b1` are the positions of the next tokens."""
-        super().__init__()
-        self.size, self.at_b1 = size, at_b1
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Make the slots, for heads like these."""
-        rows, slots = self.size
-        self.keys, self.values = (
-            states.new_zeros(rows, states.shape[1], slots, states.shape[3])
-            for states in (key_states, value_states)
-        )
-        self.dtype, self.device = key_states.dtype, key_states.device
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Fill the slots of prompts, or one slot of each row; returns what is attended to."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        pairs = ((self.keys, key_states), (self.values, value_states))
-        if self.first_read is not None:
-            rows, _, tokens, _ = key_states.shape
-            for kept, new in pairs:
-                kept[self.first_read : self.first_read + rows, :, :tokens] = new
-            return key_states, value_states
-        for kept, new in pairs:
-            kept.scatter_(2, self.at_b1[:, None, :, None].expand_as(new), new)
-        return self.keys, self.values
-
-    def get_seq_length(self) -> int:
-        """The tokens before those of a pass: none, since prompts are read from the beginning."""
-        return 0
+# cuDNN plans attention for each shape that it meets, and Triton compiles kernels for multiples of
+# 16. So prompts are padded to few lengths.
+_READ_MULTIPLE = 128
 
 
 class Rows:
@@ -207,24 +61,22 @@ class Rows:
         self._on_gpu = self._device.type == "cuda"
         self._windows = attention_windows(model.config)
         self._kinds = getattr(model.config, "layer_types", None)
-        self._by_counts = _flash_takes(model)
-        self._fused = fused
-        self._attention = _CACHED if fused and self._by_counts and _is_cached(model) else _GROUPED
+        self._by_counts = flash_takes(model)
+        self._attention = CACHED if fused and self._by_counts and kernel_takes(model) else GROUPED
         turns_as_it_grows = frequency_class(model.config, sys.maxsize) != 0
-        # Fused kernels are compiled for shapes that are multiples of 16, or for any.
-        self._multiple = _SLOTS_MULTIPLE if fused and not turns_as_it_grows else 1
+        self._multiple = _READ_MULTIPLE if fused and not turns_as_it_grows else 1
         self._graph: torch.cuda.CUDAGraph | None = None
         self._records = _has_graphs(self._device)
         if self._records and turns_as_it_grows:
             self._launch_one_by_one("its RoPE is computed anew, on the host, as a text grows")
-        self._slots = _up(tokens, _SLOTS_MULTIPLE)
+        self._slots = _up(tokens, max(_SLOTS_MULTIPLE, self._multiple))
         # The token that each row reads next, its position, and whether the row goes on (1) or not.
         self._token_b1, self._at_b1, self._goes_on_b1 = (
             torch.zeros(rows, 1, dtype=torch.long, device=self._device) for _ in range(3)
         )
         # All layers keep all keys; the masks hold the windows.
         self._layers = [
-            _Slots((rows, self._slots), self._at_b1) for _ in range(model.config.num_hidden_layers)
+            Slots((rows, self._slots), self._at_b1) for _ in range(model.config.num_hidden_layers)
         ]
         self._column_1 = self._at_b1.new_ones(1)
         # The answers' tokens; columns beyond the present step are not set.
@@ -300,7 +152,7 @@ class Rows:
         if self._graph is not None:
             self._graph.replay()
             return
-        with _attending(self._model, self._attention):
+        with attending(self._model, self._attention):
             # The first token sets libraries up, which cannot be recorded.
             self._step()
             if self._records:
@@ -348,7 +200,7 @@ class Rows:
         """
         alike = self._kinds is None or len(set(self._kinds)) == 1
         if self._by_counts:
-            counts = _key_counts(self._at_b1, self._layers[0].keys.shape[1], self._slots)
+            counts = key_counts(self._at_b1, self._layers[0].keys.shape[1], self._slots)
             return counts if alike else dict.fromkeys(self._kinds or (), counts)
         positions_s = torch.arange(self._slots, device=self._device)
 
@@ -416,33 +268,3 @@ def _up(number: int, multiple: int) -> int:
 
 def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
-
-
-def _flash_takes(model: PreTrainedModel) -> bool:
-    *_, size = attention_sizes(model.config)
-    return (
-        next(model.parameters()).is_cuda
-        and model.dtype in (torch.bfloat16, torch.float16)
-        and model.config._attn_implementation == "sdpa"
-        and not size % 8
-        and size <= 256
-    )
-
-
-def _is_cached(model: PreTrainedModel) -> bool:
-    from kernels.cached_attention import supports
-
-    heads, kv_heads, size = attention_sizes(model.config)
-    return supports(heads // kv_heads, size)
-
-
-@contextmanager
-def _attending(model: PreTrainedModel, attention: str) -> Iterator[None]:
-    """Inside the block, one token's attention does not repeat keys and values for each head."""
-    usual = model.config._attn_implementation
-    if usual == "sdpa":
-        model.config._attn_implementation = attention
-    try:
-        yield
-    finally:
-        model.config._attn_implementation = usual

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels import cached_attention
-from src.evals import decoding
+from src.evals import decoding, slots
 from src.evals.generation import KeptRows
 from tests.interpreted import liger_kernels
 from tests.src.evals.generating import generate
@@ -169,8 +169,8 @@ def attended(
 @pytest.fixture
 def by_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flash attention on a CPU, and a host that looks at what was written before."""
-    monkeypatch.setattr(decoding, "_flash_takes", lambda model: True)
-    monkeypatch.setattr(decoding, "_flash_attention", attended)
+    monkeypatch.setattr(decoding, "flash_takes", lambda model: True)
+    monkeypatch.setattr(slots, "_flash_attention", attended)
     monkeypatch.setattr(decoding.Rows, "is_ahead", True)
 
 
@@ -194,7 +194,7 @@ def test_attention_by_counts_writes_what_a_mask_writes(
     answers = [ask(*each) for each in asked]
     rows = kept.rows
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(decoding, "_flash_takes", lambda model: False)
+        patched.setattr(decoding, "flash_takes", lambda model: False)
         patched.setattr(decoding.Rows, "is_ahead", False)
         kept = KeptRows()
         assert [ask(*each) for each in asked] == answers
@@ -211,7 +211,7 @@ def test_fused_kernels_write_what_others_write(
     torch.manual_seed(2)
     sizes = small_mistral.config.to_dict() | {"head_dim": 16, "num_hidden_layers": 2}
     model = MistralForCausalLM(MistralConfig(**sizes)).eval()
-    monkeypatch.setattr(decoding, "_SLOTS_MULTIPLE", 16)
+    monkeypatch.setattr(decoding, "_READ_MULTIPLE", 16)
     prompts, rooms = [prompt[:9] for prompt in PROMPTS], [8] * 4
     launched: list[int | None] = []
     ordinary = cached_attention.cached_attention
@@ -256,8 +256,8 @@ def test_flash_attention_takes_counts(window: int | None) -> None:
         torch.randn(5, 3, size, 64, device="cuda", dtype=torch.bfloat16) for size in (4, 256, 256)
     )
     at_b1 = torch.tensor([[0], [7], [100], [254], [255]], device="cuda")
-    counts = decoding._key_counts(at_b1, 3, 256)
-    got = decoding._flash_attention(query, key, value, counts, None, window)
+    counts = slots.key_counts(at_b1, 3, 256)
+    got = slots._flash_attention(query, key, value, counts, None, window)
     wanted = attended(*(x.double() for x in (query, key, value)), counts, None, window)
     torch.testing.assert_close(got.double(), wanted, atol=1e-2, rtol=1e-2)
 
@@ -277,7 +277,7 @@ def test_replayed_tokens_by_counts_are_those_of_a_mask(
     assert twice[0] == twice[1]
     assert kept.rows is not None
     assert kept.rows._graph is not None
-    monkeypatch.setattr(decoding, "_flash_takes", lambda model: False)
+    monkeypatch.setattr(decoding, "flash_takes", lambda model: False)
     by_mask = generate(model, byte_tokenizer, PROMPTS, [24] * 4, window=512)
     # Rounding may turn a token over, but not the first ones of all rows.
     assert [text[:2] for text in by_mask] == [text[:2] for text in twice[0]]

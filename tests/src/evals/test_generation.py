@@ -127,7 +127,7 @@ def test_rows_that_have_enough_leave_the_batch_and_the_others_go_on(
 def test_fused_kernels_answer_every_prompt_alike(
     small_llama: Any, byte_tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(decoding, "_SLOTS_MULTIPLE", 16)
+    monkeypatch.setattr(decoding, "_READ_MULTIPLE", 16)
     prompts, rooms = [prompt[:11] for prompt in PROMPTS], [4, 4, 8, 4, 8]
 
     def answers(**options: Any) -> list[str]:

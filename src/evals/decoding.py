@@ -29,7 +29,7 @@ from transformers.cache_utils import Cache
 from src.evals.losses import SplitModel
 from src.evals.seconds import SECONDS
 from src.evals.slots import CACHED, GROUPED, Slots, attending, flash_takes, kernel_takes, key_counts
-from src.models.shapes import attention_windows, frequency_class
+from src.models.shapes import attention_sizes, attention_windows, frequency_class
 from src.passes.graphs import memory_is_short
 
 if TYPE_CHECKING:
@@ -78,6 +78,12 @@ class Rows:
         self._layers = [
             Slots((rows, self._slots), self._at_b1) for _ in range(model.config.num_hidden_layers)
         ]
+        if self._by_counts:
+            # All before anything else, so that they do not lie between activations.
+            _, heads, head_size = attention_sizes(model.config)
+            like = self._at_b1.new_empty(rows, heads, 0, head_size, dtype=model.dtype)
+            for layer in self._layers:
+                layer.lazy_initialization(like, like)
         self._column_1 = self._at_b1.new_ones(1)
         # The answers' tokens; columns beyond the present step are not set.
         self.written_bn = self._at_b1.new_zeros(rows, room)

@@ -125,8 +125,8 @@ def continued(
             It is called now and then, so an answer may be longer than needed.
         kept: rows of earlier calls for the same model and `fused`; they are used again where they
             fit.
-        fused: let fused kernels compute norms, RoPE and gated activations. The model's family
-            must have LLaMA's (`Family.llama_operators`).
+        fused: let fused kernels compute norms, RoPE, gated activations and the attention of new
+            tokens. The model's family must have LLaMA's formulas (`Family.llama_operators`).
     """
     kinds = [
         (new, frequency_class(model.config, len(ids), room=new))

@@ -306,9 +306,10 @@ class EvaluateConfig:
 
     Attributes:
         dtype: `auto` is bfloat16 on a GPU and float32 elsewhere.
-        fused_kernels: let fused kernels (src/passes/fused.py) compute norms, RoPE and gated
-            activations while models write answers. `auto` does so in bfloat16 on a GPU, for models
-            with LLaMA's formulas.
+        fused_kernels: let fused kernels compute norms, RoPE and gated activations
+            (src/passes/fused.py) and the attention of new tokens (kernels/cached_attention.py)
+            while models write answers. `auto` does so in bfloat16 on a GPU, for models with LLaMA's
+            formulas.
         rope: a scaling; the model by name is evaluated as it is and, untrained, with this scaling.
         stages: the models of all of a run's stages, or of the last stage only; `last_alone` leaves
             the native and the untrained scaled model out too.

@@ -52,8 +52,9 @@ def measured(folder: Path) -> dict[str, Any] | None:
         folder: with the results of both suites.
 
     Returns:
-        `longppl` and `drift`; None where a suite is missing. Drift is in nats: `attention_kl` and
-        `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by layer.
+        `longppl`, `keys` (key tokens by length) and `drift`; None where a suite is missing. Drift
+        is in nats: `attention_kl` and `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by
+        layer.
 
     Raises:
         ResultsError: a file cannot be read.
@@ -68,6 +69,7 @@ def measured(folder: Path) -> dict[str, Any] | None:
             str(model.role): {str(n): score.longppl for n, score in model.by_length.items()}
             for model in longppl.models
         },
+        "keys": {str(n): count for n, count in longppl.keys.items()},
         "drift": {
             str(model.role): {
                 "attention_kl": model.attention_kl,

@@ -287,10 +287,15 @@ def _measured(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[tuple[str
 
 
 def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """LongPPL by length, and drift from the native model: KL in nats, the last layer's cosine."""
+    """LongPPL by length, with the number of key tokens, and drift from the native model.
+
+    Drift is KL in nats, of the attention as a mean over layers, and the last layer's cosine.
+    """
     measured = list(_measured(grid, model, rows))
     lengths = sorted({n for _, _, role, of in measured for n in of["longppl"][role]}, key=int)
-    heads = [*(f"LongPPL {int(n) // 1024}K" for n in lengths), "logits", "attention"]
+    keys = measured[0][3]["keys"]
+    heads = [f"LongPPL {int(n) // 1024}K, {keys[n]} keys" for n in lengths]
+    heads += ["logits", "attention"]
     yield f"| method | scaling | {' | '.join([*heads, 'hidden states'])} |"
     yield "|---|---|" + "--:|" * (len(heads) + 1)
     for label, scaling, role, of in measured:

@@ -95,7 +95,7 @@ def write_measures(folder: Path) -> None:
         relation_kl={"qq": (0.3, 0.4)},
         logit_kl=0.05,
     )
-    write_json(folder / "longppl.json", LongPplResults(models=models).plain())
+    write_json(folder / "longppl.json", LongPplResults(models=models, keys={2048: 40}).plain())
     write_json(folder / "drift.json", DriftResults(models=(drifted,)).plain())
 
 
@@ -241,7 +241,9 @@ def test_the_best_models_of_some_methods_are_measured(play: Play, tmp_path: Path
     assert len(trained) == 4, "two searched, one whole, one final; it is kept to be measured"
     assert len(list((tmp_path / "work").glob("*/export"))) == 1, "the whole run's is left"
     lines = list(tables.measures_table(grid, "tiny", results.rows))
-    assert lines[0] == "| method | scaling | LongPPL 2K | logits | attention | hidden states |"
+    assert lines[0] == (
+        "| method | scaling | LongPPL 2K, 40 keys | logits | attention | hidden states |"
+    )
     assert lines[2:] == [
         "| native | - | 3.00 | - | - | - |",
         "| Long-CPT | yarn | 3.00 | 0.050 | 0.150 | 0.800 |",

@@ -161,6 +161,22 @@ def profile_table(result: Mapping[str, Any]) -> str:
     return "\n".join([head, *(f"| {' | '.join(line)} |" for line in lines)])
 
 
+def ruler_table(result: Mapping[str, Any]) -> str:
+    """A Markdown table of RULER's seconds: a case a row, with its largest parts."""
+    parts = ("reading prompts", "writing answers", "loading models", "tokenizing prompts")
+    rows = [
+        (
+            f"`{row['case']}`",
+            f"{row['value']:.1f}",
+            *(f"{row['parts'].get(part, 0):.1f}" for part in parts),
+            f"{row['score']:.2f}" if "score" in row else "-",
+        )
+        for row in result["rows"]
+        if row["name"] == "ruler_seconds"
+    ]
+    return _markdown(["case", "seconds", *parts, "mean score"], rows)
+
+
 def with_tables(text: str, tables: Mapping[str, str], mark: str = "table") -> str:
     """The text with every `<!-- MARK: NAME -->` ... `<!-- end -->` filled anew.
 
@@ -373,7 +389,10 @@ def documents() -> dict[Path, dict[str, str]]:
     return {
         ROOT / "README.md": {"gpus": plans.table()},
         short_suite.DOCS: {"short_suite": short_suite.table(load("short_suite"))},
-        ROOT / "docs" / "evaluation_long.md": {"long_suite": long_suite.table(load("long_suite"))},
+        ROOT / "docs" / "evaluation_long.md": {
+            "long_suite": long_suite.table(load("long_suite")),
+            "ruler_seconds": ruler_table(load("evaluation")),
+        },
         ROOT / "docs" / "methods.md": {
             "perplexity": perplexity_table(named),
             "stages": stage_table(named),

@@ -60,9 +60,9 @@ class ShortSuite(Questions):
             source=self.source,
             dtype=evaluation.dtype,
             device=evaluation.device,
-            fused_kernels=evaluation.fused,
             resamples=self.resamples,
             seed=self.seed,
+            **({"fused_kernels": evaluation.fused} if self._writes() else {}),
         )
         # A line for each model and task, with a list entry for each item.
         items = [
@@ -71,6 +71,11 @@ class ShortSuite(Questions):
             for task, answers in tasks.items()
         ]
         return Outcome(record, items)
+
+    def _writes(self) -> bool:
+        """Whether models write their answers to some task."""
+        known = definitions() | LONG_TASKS
+        return any(known[name].generates for name in self.tasks if name in known)
 
     def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:
         facts = [

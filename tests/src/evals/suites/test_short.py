@@ -97,6 +97,7 @@ def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
     record = read(result)
     assert record.failures == {}
     assert record.limit == 2
+    assert record.fused_kernels is False
     roles = {"native": "native", "scaled": "scaled", "after cpt": "final", "cpt": "comparison"}
     assert {m.name: m.role for m in record.models} == roles
     for model in record.models:
@@ -119,8 +120,10 @@ def test_all_tasks_of_all_models(evaluation: Evaluation) -> None:
 
 def test_a_task_that_is_named_twice_is_asked_once(evaluation: Evaluation) -> None:
     alone = replace(evaluation, candidates=evaluation.candidates[:1])
-    (item,) = suite("piqa", "piqa", limit=1).run(alone).items
-    assert item["task"] == "piqa"
+    result = suite("piqa", "piqa", limit=1).run(alone)
+    assert [item["task"] for item in result.items] == ["piqa"]
+    # The model writes nothing.
+    assert "fused_kernels" not in read(result).plain()
 
 
 def test_a_limit_is_marked_wherever_a_number_appears(evaluation: Evaluation) -> None:

@@ -68,7 +68,7 @@ def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
         yield ""
         yield from lines
     if "first" in there:
-        for picture, about in (("tokens", "Recovery against tokens"), ("scalings", "By scaling")):
+        for picture, about in (("rates", "By learning rate"), ("scalings", "By scaling")):
             yield ""
             yield f"![{about}, {_heading(grid, model)}](images/study_{model}_{picture}.png)"
     yield ""

@@ -1,9 +1,9 @@
-"""Pictures of the study from its rows: recovery against tokens, and scaling by method."""
+"""Pictures of the study from its rows: the number by tokens, by learning rate and by scaling."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.study.grid import Grid
@@ -19,34 +19,58 @@ def made(grid: Grid, rows: Sequence[Row]) -> Iterator[tuple[str, Picture]]:
     """Name and picture of every model that has trained runs."""
     for model in grid.models:
         if runs := trained(rows, model):
-            yield f"study_{model}_tokens", by_tokens(grid, model, rows, runs)
+            if len({row["budget"] for row in runs}) > 1:
+                yield f"study_{model}_tokens", by_tokens(grid, model, rows, runs)
+            yield f"study_{model}_rates", by_rate(grid, model, rows, runs)
             yield f"study_{model}_scalings", by_scaling(grid, model, rows, runs)
 
 
 def by_tokens(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
     """Each method's best number at each budget, on the scaling that most methods were tried on."""
+    ticks = token_ticks([row["tokens"] for row in runs])
+    axis = Axis("tokens of training", log=True, ticks=ticks)
+    return _lines(grid, model, rows, runs, axis, lambda row: row["tokens"])
+
+
+def by_rate(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
+    """Each method's best number in the search by learning rate, that of its last stage."""
+    searched = [row for row in runs if row["phase"] == "search"]
+    axis = Axis("learning rate of the last stage", log=True)
+    return _lines(grid, model, rows, searched, axis, _rate)
+
+
+def _rate(row: Row) -> float:
+    """The learning rate of the last stage that was searched: stages are searched in their order."""
+    return [value for key, value in row["params"].items() if key.endswith(".lr")][-1]
+
+
+def _lines(
+    grid: Grid,
+    model: str,
+    rows: Sequence[Row],
+    runs: Sequence[Row],
+    axis: Axis,
+    x: Callable[[Row], float],
+) -> Picture:
+    """Each method's best number at each x, on the scaling that most methods were tried on."""
     scaling = _scalings(runs)[0]
     series: list[Series] = []
     for method, about in grid.methods.items():
         mine = [r for r in runs if (r["method"], r["scaling"]) == (method, scaling)]
         points = tuple(
-            Point(tokens, number)
-            for tokens in sorted({row["tokens"] for row in mine})
-            if (number := _top(grid, rows, (r for r in mine if r["tokens"] == tokens))) is not None
+            Point(at, number)
+            for at in sorted({x(row) for row in mine})
+            if (number := _top(grid, rows, (r for r in mine if x(r) == at))) is not None
         )
         if points:
             place = len(series)
             dash = DASHES[place // 8 % len(DASHES)]
             series.append(Series(about.label, points, place, dash))
     floor = next(row for row in untrained(rows, model) if row["scaling"] == scaling)
-    chart = Chart(
-        "Number by tokens",
-        Axis("tokens of training", log=True, ticks=token_ticks([r["tokens"] for r in runs])),
-        Axis("number (native: 1)"),
-        tuple(series),
-        level=choice(rows, floor, grid.floor),
-    )
-    return chart, f"Recovery against tokens, {model} on {scaling}; the line is untrained"
+    level = choice(rows, floor, grid.floor)
+    chart = Chart("Number", axis, Axis("number (native: 1)"), tuple(series), level=level)
+    label = grid.models[model].label or model
+    return chart, f"{label}, on {scaling}; the dotted line is untrained"
 
 
 def _top(grid: Grid, rows: Sequence[Row], among: Iterable[Row]) -> float | None:
@@ -80,7 +104,8 @@ def by_scaling(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row])
         limits=(min(0.0, *numbers), max(1.0, *numbers)),
         text=True,
     )
-    return heat, f"Scaling by method, {model}, each one's best run on validation"
+    label = grid.models[model].label or model
+    return heat, f"{label}, each method's best run on validation"
 
 
 def _scalings(runs: Sequence[Row]) -> list[str]:

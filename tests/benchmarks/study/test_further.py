@@ -28,7 +28,7 @@ def test_tables_stand_under_headings_in_one_order() -> None:
     ]
     text = "\n".join(made["further models"])
     assert text.startswith("## N, 1K to 2K\n\nValidation half, each method's best run:\n\n| f |\n")
-    assert text.index("| f |") < text.index("| u |") < text.index("study_n_tokens.png")
+    assert text.index("| f |") < text.index("| u |") < text.index("study_n_rates.png")
     assert "## o\n\nValidation half, every scaling without training:\n\n| o |\n" in text
     assert "study_o" not in text, "pictures are of trained runs"
 

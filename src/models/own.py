@@ -18,8 +18,10 @@ from src.models.families import family_of_type
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-# Models up to this width take the small models' learning rates.
-_SMALL = 2048
+# Learning rates of distillation and of next tokens, below a width: those that the study found for
+# SmolLM2-135M (width 576) and for Qwen2.5-Coder-0.5B (896), and above them the paper's.
+_RATES = ((720, 1e-3, 1e-4), (2048, 2e-5, 3e-6), (math.inf, 2e-5, 2e-5))
+_UNKNOWN_WIDTH = 2048
 # The paper's rank.
 _MOST_RANK = 1024
 
@@ -98,15 +100,16 @@ def judged_window(config: PretrainedConfig) -> tuple[int, str]:
 def suggested_tuning(config: PretrainedConfig) -> dict[str, float]:
     """Learning rates and LoRA rank by width, as the listed models have them.
 
-    The rank is half the width, rounded to a power of two, and at most the paper's 1024. Models
-    below a width of 2048 take SmolLM2-135M's learning rates, the others the paper's.
+    The rank is half the width, rounded to a power of two, and at most the paper's 1024. Rates are
+    those of the nearest model for which they were searched; one of them lost up to half of its
+    retrieval at the other's.
     """
-    hidden = getattr(config, "hidden_size", None) or _SMALL
+    hidden = getattr(config, "hidden_size", None) or _UNKNOWN_WIDTH
     rank = min(_MOST_RANK, max(1, 2 ** round(math.log2(hidden / 2))))
-    small = hidden < _SMALL
+    distill, cpt = next(rates for below, *rates in _RATES if hidden < below)
     return {
-        "distill_lr": 1e-3 if small else 2e-5,
-        "cpt_lr": 1e-4 if small else 2e-5,
+        "distill_lr": distill,
+        "cpt_lr": cpt,
         "lora_rank": rank,
         "lora_alpha": 2 * rank,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,11 @@ def test_a_config_without_a_length_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("hidden", "tuning"),
-    [(576, (1e-3, 256)), (896, (1e-3, 512)), (4096, (2e-5, 1024)), (8192, (2e-5, 1024))],
+    ("hidden", "listed"),
+    [(576, "smollm2_135m"), (896, "qwen2_5_coder_0_5b"), (4096, "llama2_7b"), (8192, "llama2_7b")],
 )
 def test_tuning_is_that_of_listed_models_of_the_width(
-    hidden: int, tuning: tuple[float, int]
+    hidden: int, listed: str, compose_plain: Callable[..., dict[str, Any]]
 ) -> None:
     known = own.suggested_tuning(AutoConfig.for_model("llama", hidden_size=hidden))
-    assert (known["distill_lr"], known["lora_rank"]) == tuning
+    assert known == compose_plain("+experiment=cpt_long_32k", f"model={listed}")["model"]["tuning"]

@@ -21,7 +21,6 @@ _SECTIONS = {
     "untrained": "Validation half, every scaling without training:",
     "search": "Every search and whole run:",
     "measures": "LongPPL, and drift from the native model on short text (KL in nats; cosine):",
-    "drift": "KL of the attention rows from the native model's by layer:",
     "ablations": "With a part left out, validation half:",
 }
 
@@ -71,4 +70,7 @@ def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
         for picture, about in (("rates", "By learning rate"), ("scalings", "By scaling")):
             yield ""
             yield f"![{about}, {_heading(grid, model)}](images/study_{model}_{picture}.png)"
+    if "measures" in there:
+        yield ""
+        yield f"![Drift by layer, {_heading(grid, model)}](images/study_{model}_drift.png)"
     yield ""

@@ -1,4 +1,4 @@
-"""Pictures of the study from its rows: the number by tokens, by learning rate and by scaling."""
+"""Pictures of the study from its rows: the number by tokens, rate and scaling; drift by layer."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from benchmarks.study.grid import Grid
 from benchmarks.study.scores import Row, best, choice, trained, untrained
+from benchmarks.study.tables import measured_models
 from src.report.charts import DASHES, Axis, Chart, Heatmap, Point, Series, token_ticks
 from src.report.to_matplotlib import pictures
 
@@ -23,6 +24,8 @@ def made(grid: Grid, rows: Sequence[Row]) -> Iterator[tuple[str, Picture]]:
                 yield f"study_{model}_tokens", by_tokens(grid, model, rows, runs)
             yield f"study_{model}_rates", by_rate(grid, model, rows, runs)
             yield f"study_{model}_scalings", by_scaling(grid, model, rows, runs)
+        if any((row["phase"], row["model"]) == ("measure", model) for row in rows):
+            yield f"study_{model}_drift", by_layer(grid, model, rows)
 
 
 def by_tokens(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
@@ -106,6 +109,22 @@ def by_scaling(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row])
     )
     label = grid.models[model].label or model
     return heat, f"{label}, each method's best run on validation"
+
+
+def by_layer(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
+    """KL of every measured model's attention rows from the native model's, by layer, in nats."""
+    measured = [m for m in measured_models(grid, model, rows) if m[2] in m[3]["drift"]]
+    series = tuple(
+        Series(
+            f"{label}, {scaling}",
+            tuple(Point(at, kl) for at, kl in enumerate(of["drift"][role]["attention_kl"])),
+            place,
+        )
+        for place, (label, scaling, role, of) in enumerate(measured)
+    )
+    axes = Axis("layer"), Axis("KL of attention rows (nats)", from_zero=True)
+    title = f"{grid.models[model].label or model}: drift from the native model on short text"
+    return Chart("Drift by layer", *axes, series), title
 
 
 def _scalings(runs: Sequence[Row]) -> list[str]:

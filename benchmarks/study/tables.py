@@ -274,7 +274,9 @@ def ablation_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
             yield f"{label} {_values(row['validation'], tasks, lengths)} | {number:.3f} |"
 
 
-def _measured(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[tuple[str, str, str, Row]]:
+def measured_models(
+    grid: Grid, model: str, rows: Sequence[Row]
+) -> Iterator[tuple[str, str, str, Row]]:
     """Label, scaling, role and measures of every model that was measured, each once."""
     known = [row for row in rows if (row["phase"], row["model"]) == ("measure", model)]
     if known:
@@ -291,7 +293,7 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
 
     Drift is KL in nats, of the attention as a mean over layers, and the last layer's cosine.
     """
-    measured = list(_measured(grid, model, rows))
+    measured = list(measured_models(grid, model, rows))
     lengths = sorted({n for _, _, role, of in measured for n in of["longppl"][role]}, key=int)
     keys = measured[0][3]["keys"]
     heads = [f"LongPPL {int(n) // 1024}K, {keys[n]} keys" for n in lengths]
@@ -311,19 +313,6 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
             ]
         )
         yield f"| {label} | {scaling} | {' | '.join(cells)} |"
-
-
-def drift_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """KL of the attention rows from the native model's by layer, in nats."""
-    columns = {
-        f"{label} {scaling}": of["drift"][role]["attention_kl"]
-        for label, scaling, role, of in _measured(grid, model, rows)
-        if role in of["drift"]
-    }
-    yield f"| layer | {' | '.join(columns)} |"
-    yield "|--:|" + "--:|" * len(columns)
-    for layer, values in enumerate(zip(*columns.values(), strict=True)):
-        yield f"| {layer} | {' | '.join(f'{value:.3f}' for value in values)} |"
 
 
 def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
@@ -374,7 +363,6 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if "measure" in phases:
             made[f"{model} measures"] = list(measures_table(grid, model, rows))
-            made[f"{model} drift"] = list(drift_table(grid, model, rows))
         if "ablation" in phases:
             made[f"{model} ablations"] = list(ablation_table(grid, model, rows))
         tested = [row["method"] for row in rows if row["model"] == model and row.get("test")]

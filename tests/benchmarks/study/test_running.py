@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.study import running, tables
+from benchmarks.study import pictures, running, tables
 from benchmarks.study.__main__ import DOCUMENTS, RESULTS, main
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Scored, difference, mean, relative
@@ -21,6 +21,7 @@ from benchmarks.study.scores import Split
 from src.evals.suites.longppl import KeyScore, LongPplModel, LongPplResults
 from src.multirun import local
 from src.multirun.process import Share
+from src.report.charts import Chart
 from src.results import (
     DriftModel,
     DriftResults,
@@ -248,9 +249,11 @@ def test_the_best_models_of_some_methods_are_measured(play: Play, tmp_path: Path
         "| native | - | 3.00 | - | - | - |",
         "| Long-CPT | yarn | 3.00 | 0.050 | 0.150 | 0.800 |",
     ]
-    layers = list(tables.drift_table(grid, "tiny", results.rows))
-    assert layers[0] == "| layer | Long-CPT yarn |"
-    assert layers[2:] == ["| 0 | 0.100 |", "| 1 | 0.200 |"]
+    layers, _ = dict(pictures.made(grid, results.rows))["study_tiny_drift"]
+    assert isinstance(layers, Chart)
+    [series] = layers.series
+    assert series.name == "Long-CPT, yarn"
+    assert [(point.x, point.y) for point in series.points] == [(0, 0.1), (1, 0.2)]
 
 
 def play_name(row: dict[str, Any]) -> str:

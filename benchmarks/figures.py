@@ -19,16 +19,13 @@ from typing import Any
 
 from benchmarks import long_suite, plans, short_suite
 from src.report.charts import DASHES, GRAY, LIGHT_GRAY, Axis, Chart, Point, Series, token_ticks
-from src.report.figures.windows import perplexity_chart
 from src.report.groups import grouped
 from src.report.tables import Cell, Column, Row, Section, Table, markdown
 from src.report.to_matplotlib import pictures
-from src.results import Dataset, PerplexityModel, PerplexityResults, Role
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-NAMED_RUN = "linearard_32k_smollm2_135m"
 SIZE = (7.6, 4.2)  # inches
 
 Picture = tuple[Chart, str]  # a chart and its title
@@ -51,13 +48,6 @@ def load(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def perplexities(result: Mapping[str, Any]) -> dict[str, dict[int, float]]:
-    """Perplexity by model and window."""
-    rows = [row for row in result["rows"] if row["name"] == "perplexity"]
-    models = grouped(rows, lambda row: row["model"])
-    return {model: {row["window"]: row["value"] for row in kin} for model, kin in models.items()}
-
-
 def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table; the first column and those that say so are texts."""
     first, *others = columns
@@ -65,36 +55,6 @@ def _markdown(columns: Sequence[str | Column], rows: Iterable[Sequence[str]]) ->
     made += [column if isinstance(column, Column) else Column(column) for column in others]
     lines = tuple(Row(tuple(map(Cell, texts))) for texts in rows)
     return markdown(Table(tuple(made), (Section(lines),))).rstrip()
-
-
-def perplexity_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table: a model a row, a window a column."""
-    perplexity = perplexities(result)
-    windows = sorted(next(iter(perplexity.values())))
-    rows = [
-        (model, *(f"{at[window]:.1f}" for window in windows)) for model, at in perplexity.items()
-    ]
-    return _markdown(["model", *(f"{window:,}" for window in windows)], rows)
-
-
-def stage_table(result: Mapping[str, Any]) -> str:
-    """A Markdown table of the stages: tokens, steps, seconds, pace, losses."""
-    stages = grouped((line for line in result["rows"] if "stage" in line), lambda row: row["stage"])
-    columns = ["stage", "tokens", "steps", "seconds", "tokens/s (median step)"]
-    rows = []
-    for name, lines in stages.items():
-        value = {line["name"]: line["value"] for line in lines}
-        rows.append(
-            (
-                name,
-                f"{lines[0]['tokens']:,}",
-                str(lines[0]["steps"]),
-                f"{value['stage_seconds']:.0f}",
-                f"{value['tokens_per_second']:,.0f}",
-                f"{value['first_loss']:.2f} to {value['last_loss']:.2f}",
-            )
-        )
-    return _markdown([*columns, Column("loss, first to last step", "text")], rows)
 
 
 def kernel_table(result: Mapping[str, Any]) -> str:
@@ -189,21 +149,6 @@ def with_tables(text: str, tables: Mapping[str, str], mark: str = "table") -> st
         if count != 1:
             raise ValueError(f"the document has {count} places for table {name!r}, not 1")
     return text
-
-
-def perplexity_picture(result: Mapping[str, Any]) -> Picture:
-    """Perplexity against window."""
-    perplexity = perplexities(result)
-    windows = sorted(next(iter(perplexity.values())))
-    roles: dict[str, Role] = {"native": "native", "scaled": "scaled"}
-    models = tuple(
-        PerplexityModel(name=model, role=roles.get(model, "stage"), perplexity=dict(values))
-        for model, values in perplexity.items()
-    )
-    dataset = Dataset.model_validate(result["held_out"])
-    report = PerplexityResults(dataset=dataset, windows=tuple(windows), models=models)
-    title = "SmolLM2-135M, 8K to 32K: perplexity of Moby-Dick by window"
-    return perplexity_chart(report), title
 
 
 def step_picture(result: Mapping[str, Any]) -> Picture:
@@ -385,17 +330,12 @@ def draw(picture: Picture, target: Path) -> None:
 
 def documents() -> dict[Path, dict[str, str]]:
     """Documents with tables that come from result files, and those tables."""
-    named = load(NAMED_RUN)
     return {
         ROOT / "README.md": {"gpus": plans.table()},
         short_suite.DOCS: {"short_suite": short_suite.table(load("short_suite"))},
         ROOT / "docs" / "evaluation_long.md": {
             "long_suite": long_suite.table(load("long_suite")),
             "ruler_seconds": ruler_table(load("evaluation")),
-        },
-        ROOT / "docs" / "methods.md": {
-            "perplexity": perplexity_table(named),
-            "stages": stage_table(named),
         },
         ROOT / "kernels" / "relation_kl" / "README.md": {"kernel": kernel_table(load("kernel"))},
         ROOT / "docs" / "scale.md": {
@@ -439,7 +379,6 @@ def main() -> None:
         return
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, figure in {
-        NAMED_RUN: perplexity_picture(load(NAMED_RUN)),
         "step": step_picture(load("step")),
         **kernel_pictures(load("kernel")),
         "kernel_memory_cpu": kernel_pictures(load("kernel_cpu"))["kernel_memory"],

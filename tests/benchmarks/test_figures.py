@@ -59,15 +59,6 @@ def test_a_result_without_rows_to_draw_is_refused(tmp_path: Path) -> None:
         figures.draw_kernel(tmp_path / "missing.json")
 
 
-def test_named_run_is_the_whole_experiment() -> None:
-    result = figures.load(figures.NAMED_RUN)
-    stages = [row for row in result["rows"] if row["name"] == "stage_seconds"]
-    assert [(s["tokens"], s["steps"]) for s in stages] == [(2_359_296, 144), (2_097_152, 64)]
-    assert result["teacher_sha256"]["before"] == result["teacher_sha256"]["after"]
-    log = (figures.RESULTS / f"{figures.NAMED_RUN}.metrics.jsonl").read_text(encoding="utf-8")
-    assert json.loads(log.splitlines()[-1])["tokens"] == 4_456_448
-
-
 @pytest.mark.parametrize("path", RESULTS, ids=lambda p: p.name)
 def test_results_say_where_they_come_from(path: Path) -> None:
     result = json.loads(path.read_text(encoding="utf-8"))

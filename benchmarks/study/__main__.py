@@ -31,7 +31,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--models", help="only these, separated by commas")
     made.add_argument("--methods", help="only these, separated by commas")
     made.add_argument("--jobs", type=int, default=1, help="runs at a time on each GPU")
-    made.add_argument("--time-limit", type=float, help="seconds after which runs are stopped")
+    made.add_argument(
+        "--time-limit",
+        type=float,
+        help="seconds after which runs are stopped; what would not end in them is not started",
+    )
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
     made.add_argument(
         "--docs", action="store_true", help="put tables and pictures into the documents"

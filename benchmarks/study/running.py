@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -112,20 +113,32 @@ class Pool:
         self.failed: dict[str, str] = {}
 
     def run(self, time_limit: float | None = None) -> None:
-        """Run; whatever ends this ends its runs."""
-        began = time.monotonic()
+        """Run; whatever ends this ends its runs.
+
+        Args:
+            time_limit: in seconds. What would not end in time, by the longest job of its phase so
+                far, is not started; what runs when the time is over is stopped.
+        """
+        ends = math.inf if time_limit is None else time.monotonic() + time_limit
         try:
             while (waiting := list(self._ready())) or self._running:
-                for job in waiting[: len(self._free)]:
+                left = ends - time.monotonic()
+                ending = [job for job in waiting if self._longest(job) <= left]
+                for job in ending[: len(self._free)]:
                     self._begin(job)
+                if left <= 0 or not (ending or self._running):
+                    print("the time is over; the same command goes on", flush=True)
+                    return
                 time.sleep(0.2)
                 for ran in [ran for ran in self._running if ran.process.poll() is not None]:
                     self._ended(ran)
-                if time_limit is not None and time.monotonic() - began > time_limit:
-                    print("the time is over; the same command goes on", flush=True)
-                    return
         finally:
             process.stop([ran.process for ran in self._running])
+
+    def _longest(self, job: Job) -> float:
+        """Seconds of the longest job of the same model and phase; 0 where there was none."""
+        kin = ((row["model"], row["phase"], row.get("job_seconds", 0)) for row in self.results.rows)
+        return max((s for *of, s in kin if of == [job.model, job.phase]), default=0)
 
     def _ready(self) -> Iterator[Job]:
         busy = {ran.job.name for ran in self._running} | self.failed.keys()
@@ -222,7 +235,7 @@ class Pool:
         folder = RunFolder(self.work / job.run)
         row, items = row_of(job, folder)
         # Runs that share a GPU take longer than one alone.
-        row["at_once"] = self._jobs
+        row |= {"at_once": self._jobs, "job_seconds": round(seconds, 1)}
         self.results.add(row, items)
         # The best of the whole runs are tested later; a model can be trained again from its row.
         grid = self.grid.of(job.model)

@@ -278,6 +278,23 @@ def test_a_run_that_diverges_is_a_row_and_one_that_fails_is_none(
     assert "exit code 3" in message
 
 
+def test_what_would_not_end_in_time_is_not_started(
+    play: Play, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid, results = Grid.load(GRID), Results(tmp_path / "results", None)
+    Pool(grid, results, tmp_path / "work", start=play).run()
+    assert all(row["job_seconds"] >= 0 for row in results.rows)
+    first = next(row for row in results.rows if row["phase"] == "search")
+    results.rows = [row for row in results.rows if row["phase"] in ("untrained", "baseline")]
+    results.rows.append(first | {"job_seconds": 1000.0})
+    play.commands.clear()
+    Pool(grid, results, tmp_path / "short", start=play).run(time_limit=100)
+    assert play.commands == []
+    assert "the time is over" in capsys.readouterr().out
+    Pool(grid, results, tmp_path / "long", start=play).run(time_limit=2000)
+    assert any(command[1] == "src.train" for command in play.commands)
+
+
 def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str, Any]) -> None:
     grid = Grid.load(GRID)
     pool = Pool(grid, Results(tmp_path, None), tmp_path / "work")

@@ -41,6 +41,36 @@ class Fault:
 
 FAULTS = (
     Fault(
+        "kernels/cached_attention.py",
+        "is_key & (at >= first)",
+        "is_key & (at > first)",
+        "tests/kernels/test_cached_attention.py",
+    ),
+    Fault(
+        "kernels/cached_attention.py",
+        'is_part = log > float("-inf")',
+        "is_part = at < parts",
+        "tests/kernels/test_cached_attention.py",
+    ),
+    Fault(
+        "src/evals/slots.py",
+        "kept[self.first_read : self.first_read + rows, :, :tokens] = new",
+        "kept[:rows, :, :tokens] = new",
+        "tests/src/evals/test_decoding.py tests/src/evals/test_generation.py",
+    ),
+    Fault(
+        "src/passes/fused.py",
+        '                vars(module).pop("forward", None)',
+        "                pass",
+        "tests/src/passes/test_fused.py tests/src/evals/test_generation.py",
+    ),
+    Fault(
+        "benchmarks/study/running.py",
+        "if self._longest(job) <= left",
+        "if True",
+        "tests/benchmarks/study/test_running.py",
+    ),
+    Fault(
         "src/training/schedule.py",
         "return min(step * self.stage.step_tokens, self.stage.tokens)",
         "return step * self.stage.step_tokens",

@@ -232,6 +232,24 @@ def test_fused_kernels_write_what_others_write(
     assert launched == 7 * 2 * [model.config.sliding_window]
 
 
+@pytest.mark.parametrize("family", ["small_llama", "small_gemma"])
+def test_prompts_that_are_read_in_parts_are_answered_alike(
+    family: str, request: pytest.FixtureRequest
+) -> None:
+    prompts = [[(7 * at + n) % 250 for at in range(n)] for n in (9, 40, 3, 26, 17)]
+
+    def written(read_at_once: int) -> list[list[int]]:
+        rows = decoding.Rows(request.getfixturevalue(family), (len(prompts), 64), 8)
+        rows.read(prompts, read_at_once)
+        for _ in range(7):
+            rows.step()
+        return rows.written_bn.tolist()
+
+    together = written(5)
+    assert len({tuple(row) for row in together}) > 1
+    assert written(2) == written(1) == together
+
+
 def test_rows_that_fit_are_used_again_with_what_was_recorded(
     small_llama: Any, byte_tokenizer: Any, by_counts: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

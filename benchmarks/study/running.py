@@ -142,13 +142,12 @@ class Pool:
 
     def _ready(self) -> Iterator[Job]:
         busy = {ran.job.name for ran in self._running} | self.failed.keys()
-        # A native model is evaluated once, not by several processes at a time.
-        asked = {ran.job.model for ran in self._running if ran.job.phase == "untrained"}
+        asked: set[str] = set()
         for job in phases.ready(self.grid, self.results.rows):
             first = job.phase == "untrained" and not scores.untrained(self.results.rows, job.model)
             if job.name not in busy and not (first and job.model in asked):
                 yield job
-            if first:
+            if first:  # a native model is evaluated once, not by several processes at a time
                 asked.add(job.model)
 
     def _begin(self, job: Job) -> None:

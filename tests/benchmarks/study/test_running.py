@@ -278,6 +278,16 @@ def test_a_run_that_diverges_is_a_row_and_one_that_fails_is_none(
     assert "exit code 3" in message
 
 
+def test_models_do_not_wait_for_each_others_first_question(tmp_path: Path) -> None:
+    one = Grid.load(GRID)
+    both = replace(one, models={"tiny": one.models["tiny"], "other": one.models["tiny"]})
+    pool = Pool(both, Results(tmp_path, None), tmp_path / "work", jobs=2)
+    first, second = pool._ready()
+    assert [job.model for job in (first, second)] == ["tiny", "other"], "one question for each"
+    pool._running = [running.Running(first, None, [], 0.0, Share())]
+    assert list(pool._ready()) == [second]
+
+
 def test_what_would_not_end_in_time_is_not_started(
     play: Play, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -117,6 +117,56 @@ def test_every_phase_follows_from_the_one_before() -> None:
     assert budgets == {("a", "4M"), ("b", "1M")}
 
 
+def test_the_best_scalings_are_kept_wherever_they_stand() -> None:
+    untrained = {"llama3": 0.2, "ntk": 0.45, "linear": 0.1, "yarn": 0.4, "abf": 0.3}
+    of = grid(scalings={name: [f"rope={name}"] for name in untrained}, scalings_kept=2)
+
+    def scored(job: Job) -> float:
+        return untrained[job.scaling] if job.method == "untrained" else 0.3
+
+    rows = played(of, scored)
+    assert phases.kept_scalings(of, "m", rows) == ["ntk", "yarn"]
+    searched = {(s, m) for s, m, _, _ in of_phase(rows, "search")}
+    assert searched == {("ntk", "a"), ("ntk", "b"), ("yarn", "a"), ("yarn", "b"), ("linear", "b")}
+
+
+def test_a_method_goes_on_with_its_best_cell_and_the_upper_half_with_all() -> None:
+    at = {("ntk", "a"): 0.45, ("ntk", "b"): 0.2, ("yarn", "a"): 0.25, ("yarn", "b"): 0.15}
+    of = grid(
+        scalings={name: [f"rope={name}"] for name in ("ntk", "linear", "yarn")},
+        methods={"a": method(1e-4), "b": method(1e-4)},
+        scalings_kept=2,
+        proposed=0,
+        seeds=[3, 4],
+    )
+
+    def scored(job: Job) -> float:
+        if job.method == "untrained":
+            return {"ntk": 0.45, "linear": 0.1, "yarn": 0.4}[job.scaling]
+        return at[job.scaling, job.method]
+
+    whole = of_phase(played(of, scored), "whole")
+    assert whole == [(*cell, 1e-4, 3) for cell in (("ntk", "a"), ("yarn", "a"), ("ntk", "b"))], (
+        "the best one first; the last is below the median, and its method's best"
+    )
+
+
+def test_what_was_proposed_once_stays() -> None:
+    rows = played(grid(), score)
+    mine = [
+        row
+        for row in rows
+        if (row["phase"], row["scaling"], row["method"]) == ("search", "yarn", "a")
+    ]
+    assert len(mine) == 3
+    mine[-1]["params"] = {RATE: 2.2e-4}
+    assert not [job for job in phases.ready(grid(), rows) if job.phase == "search"]
+    mine[-1]["method"] = "b"
+    [missing] = [job for job in phases.ready(grid(), rows) if job.phase == "search"]
+    assert (missing.scaling, missing.method) == ("yarn", "a")
+    assert missing.params[RATE] != pytest.approx(2.2e-4)
+
+
 def test_the_floor_is_tested_last() -> None:
     tests = [row["scaling"] for row in played(grid(), score) if row.get("phase") == "baseline"]
     assert tests == ["yarn", "linear"]

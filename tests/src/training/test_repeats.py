@@ -70,3 +70,4 @@ def test_settings_that_do_not_fit_are_refused() -> None:
         Repeats(0.5, 9, 8)
     with pytest.raises(ValueError, match=r"longest=256: .* block of 511 tokens; give at most 255"):
         Repeats(0.5).check(511)
+    Repeats(0.5).check(512)

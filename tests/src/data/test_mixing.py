@@ -51,6 +51,23 @@ def test_counts_are_those_of_the_blocks() -> None:
     assert blocks.documents(3) == ["abc"[drawn[3]]]
 
 
+def test_each_source_gives_its_blocks_in_their_order() -> None:
+    blocks = mixed({"a": 0.5, "b": 0.3, "c": 0.2}, blocks=4)
+    for name, part in blocks.parts.items():
+        mine = [blocks[i] for i in range(200) if blocks.documents(i) == [name]]
+        assert len(mine) > 8, "more than an epoch"
+        assert all(np.array_equal(block, part[n]) for n, block in enumerate(mine))
+
+
+def test_what_there_is_is_the_sum_over_sources() -> None:
+    blocks = mixed({"a": 0.5, "b": 0.3, "c": 0.2}, blocks=4)
+    parts = blocks.parts.values()
+    assert len(blocks) == sum(map(len, parts)) == 12
+    assert blocks.packed == sum(part.packed for part in parts)
+    assert blocks.packable == sum(part.packable for part in parts)
+    assert blocks.available == sum(part.available for part in parts) == 12
+
+
 def test_each_source_has_epochs_of_its_own() -> None:
     blocks = mixed({"a": 0.9, "b": 0.1})
     first = [int(blocks[i][0]) for i in range(60)]

@@ -91,6 +91,11 @@ def test_scores_of_a_task(three: Restoration) -> None:
     assert found.gap_closed == pytest.approx(0.75)
     assert found.recovery_vs_best == pytest.approx(100 * 0.7 / 0.6)
     assert found.difference.to_scaled.value == pytest.approx(0.3)
+    behind = found.difference.to_native
+    assert behind.value == pytest.approx(-0.1)
+    assert behind.interval is not None
+    # A hundred of the thousand items differ: a standard error of 0.0095.
+    assert behind.interval == pytest.approx((-0.1 - 1.96 * 0.0095, -0.1 + 1.96 * 0.0095), abs=0.003)
     assert found.significant
     assert found.discriminating
     for name in ("recovery", "gap_closed", "recovery_vs_best"):
@@ -180,6 +185,25 @@ def test_intervals_cover_as_often_as_they_say() -> None:
         low, high = found.scores("student").tasks["qa"].interval.recovery
         hits += low <= 75 <= high
     assert hits >= 180
+
+
+def test_intervals_weigh_items_as_the_value_does() -> None:
+    draw = np.random.default_rng(2)
+    weight = draw.uniform(1, 400, 300)
+    answers = {
+        model: {"bits": Answers(weight * draw.normal(per_byte, 0.2, 300), weight)}
+        for model, per_byte in (("native", 1.0), ("scaled", 2.0), ("student", 1.2))
+    }
+    found = compared([BITS], answers).scores("student").tasks["bits"]
+    for difference, value in (
+        (found.difference.to_native, 0.2),
+        (found.difference.to_scaled, -0.8),
+    ):
+        assert difference.interval is not None
+        low, high = difference.interval
+        assert low < difference.value < high
+        assert difference.value == pytest.approx(value, abs=0.06)
+        assert high - low < 0.15
 
 
 def test_a_seed_gives_the_same_intervals_whatever_other_tasks_there_are(three: Restoration) -> None:

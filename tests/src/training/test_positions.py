@@ -214,5 +214,8 @@ def refused(call: Callable[[], object], message: str) -> None:
 
 
 def test_what_has_no_positions_is_refused() -> None:
+    check("contiguous", 2, 9)
+    check("cream", 9, 9)
+    check("cream", 3, 9)
     refused(lambda: check("contiguous", 10, 9), "10 tokens do not fit into a window of 9")
     refused(lambda: check("cream", 2, 9), "positions=cream needs blocks of 3 tokens or more")

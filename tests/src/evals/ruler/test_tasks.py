@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +15,7 @@ from src.evals.ruler.asking import score
 from src.evals.ruler.material import Material, QuestionSet
 from src.evals.ruler.sample import RulerError, dump, parse
 from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names, samples_of
+from tests.conftest import ROOT
 
 LENGTHS = (2048, 3000)
 
@@ -139,6 +143,23 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(
     assert dump(parse(once.splitlines(), "x")) == once
     # The first samples do not depend on how many are made.
     assert once.startswith(dump(made(name, 2048, byte_tokenizer, material, number=1)))
+
+
+def test_samples_are_what_they_were(byte_tokenizer: Any, material: Material) -> None:
+    """Other samples make the scores of a study incomparable: regenerate with UPDATE_GOLDEN=1, say
+    why, and make all samples again.
+    """
+    asked: dict[str, dict[str, Any]] = {name: {} for name in TASKS}
+    asked["niah_depth"] = {"depths": [0, 37.5, 100]}
+    digests = {
+        name: hashlib.sha256(dump(made(name, 2048, byte_tokenizer, material, **more)).encode())
+        for name, more in asked.items()
+    }
+    found = {name: digest.hexdigest() for name, digest in digests.items()}
+    golden = ROOT / "tests" / "golden" / "ruler_samples.json"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    assert json.loads(golden.read_text(encoding="utf-8")) == found
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -100,6 +100,25 @@ def test_iteration_is_the_first_epoch() -> None:
     assert [block.tolist() for block in blocks] == [blocks[i].tolist() for i in range(5)]
 
 
+def test_text_of_exactly_a_block_is_one_block() -> None:
+    assert make([8], 8)[0].tolist() == list(range(8))
+    packed = Blocks(documents_of_sizes([3, 5]), 8, seed=0, stream="main", packing=True)
+    assert sorted(packed[0].tolist()) == list(range(8))
+    assert (len(packed), packed.packed) == (1, 1)
+
+
+def test_blocks_name_their_documents_and_say_what_marks_them() -> None:
+    whole = make([8, 16], 8)
+    assert sorted(whole.documents(i)[0] for i in range(3)) == ["d0", "d1", "d1"]
+    assert (whole.marked, whole.recipe) == (False, "")
+    packed = Blocks(documents_of_sizes([3, 5]), 8, seed=0, stream="main", packing=True)
+    assert sorted(packed.documents(0)) == ["d0", "d1"]
+    assert (packed.marked, packed.recipe) == (True, "1 packed")
+    learnt = [np.ones(8, dtype=bool)]
+    of_answers = Blocks(documents_of_sizes([8]), 8, seed=0, stream="main", learnt=learnt)
+    assert of_answers.marked
+
+
 def test_documents_shorter_than_a_block_are_left_out() -> None:
     blocks = make([3, 8, 3], 4)
     assert sorted(blocks[index].tolist() for index in range(2)) == [[3, 4, 5, 6], [7, 8, 9, 10]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from src.evals.cache import ResultCache
 from src.evals.retrieval import RetrievalConfig
 from src.evals.ruler.asking import probe
 from src.evals.ruler.tasks import samples_of
-from src.evals.scoring import Probe, Reader, Session, ask, gathered, readers_of
+from src.evals.scoring import Probe, Reader, Session, ask, gathered, readers_of, settings_of
 from src.evals.suite import Candidate, Evaluation, EvaluationError
+from src.evals.suites.ruler import RulerSuite
 from src.models.rope import LinearScaling
 from src.settings.config import RunConfig
 
@@ -150,3 +152,20 @@ def test_small_models_stay_loaded_from_suite_to_suite(
     for name in ("first", "second"):
         ask(large, name, readers_of(large, None), probes, {})
     assert len(loads) == 2 * len(large.candidates)
+
+
+def test_a_half_counts_in_the_key_and_the_whole_does_not() -> None:
+    whole = settings_of(RulerSuite(split="all", samples=7), "samples")
+    half = settings_of(RulerSuite(split="test", samples=7), "samples")
+    assert half == {**whole, "split": "test"}
+    assert not whole.keys() & {"split", "samples"}
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(None, 400), (300, 300), (500, 400)])
+def test_a_reader_takes_retrievals_budget_but_no_more_than_its_window(
+    budget: int | None, tokens: int
+) -> None:
+    candidate: Any = SimpleNamespace(window=400)
+    retrieval: Any = SimpleNamespace(budget=budget)
+    assert Reader(candidate, retrieval).budget == tokens
+    assert Reader(candidate, None).budget == 400

@@ -39,16 +39,12 @@ def regions(grid: Grid, tables: Tables) -> dict[str, list[str]]:
     }
 
 
-def _heading(grid: Grid, model: str) -> str:
-    return grid.models[model].label or model
-
-
 def _answer(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
     """The table that answers first: what was tested, and before that what was validated."""
     for kind in ("headline", "first"):
         if f"{model} {kind}" in tables:
             yield ""
-            yield f"{_heading(grid, model)}. {_SECTIONS[kind]}"
+            yield f"{grid.heading(model)}. {_SECTIONS[kind]}"
             yield ""
             yield from tables[f"{model} {kind}"]
             return
@@ -60,17 +56,18 @@ def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
     }
     if not there:
         return
-    yield f"## {_heading(grid, model)}"
+    yield f"## {grid.heading(model)}"
     for kind, lines in there.items():
         yield ""
         yield _SECTIONS[kind].format(rival=grid.methods[grid.rival].label)
         yield ""
         yield from lines
+    shown: dict[str, str] = {}
     if "first" in there:
-        for picture, about in (("rates", "By learning rate"), ("scalings", "By scaling")):
-            yield ""
-            yield f"![{about}, {_heading(grid, model)}](images/study_{model}_{picture}.png)"
+        shown |= {"rates": "By learning rate", "scalings": "By scaling"}
     if "measures" in there:
+        shown["drift"] = "Drift by layer"
+    for picture, about in shown.items():
         yield ""
-        yield f"![Drift by layer, {_heading(grid, model)}](images/study_{model}_drift.png)"
+        yield f"![{about}, {grid.heading(model)}](images/study_{model}_{picture}.png)"
     yield ""

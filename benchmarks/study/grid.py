@@ -222,6 +222,10 @@ class Grid:
         nothing = dict.fromkeys(("scalings", "methods", *_IN_PLACE))
         return replace(self, models={model: replace(about, **nothing)}, **own)
 
+    def heading(self, model: str) -> str:
+        """A model's name in headings."""
+        return self.models[model].label or model
+
     def trained(self, name: str) -> Method | Ablation:
         """The method or the ablation of a name."""
         return self.methods[name] if name in self.methods else self.ablations[name]

@@ -72,8 +72,7 @@ def _lines(
     floor = next(row for row in untrained(rows, model) if row["scaling"] == scaling)
     level = choice(rows, floor, grid.floor)
     chart = Chart("Number", axis, Axis("number (native: 1)"), tuple(series), level=level)
-    label = grid.models[model].label or model
-    return chart, f"{label}, on {scaling}; the dotted line is untrained"
+    return chart, f"{grid.heading(model)}, on {scaling}; the dotted line is untrained"
 
 
 def _top(grid: Grid, rows: Sequence[Row], among: Iterable[Row]) -> float | None:
@@ -107,8 +106,7 @@ def by_scaling(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row])
         limits=(min(0.0, *numbers), max(1.0, *numbers)),
         text=True,
     )
-    label = grid.models[model].label or model
-    return heat, f"{label}, each method's best run on validation"
+    return heat, f"{grid.heading(model)}, each method's best run on validation"
 
 
 def by_layer(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
@@ -123,7 +121,7 @@ def by_layer(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
         for place, (label, scaling, role, of) in enumerate(measured)
     )
     axes = Axis("layer"), Axis("KL of attention rows (nats)", from_zero=True)
-    title = f"{grid.models[model].label or model}: drift from the native model on short text"
+    title = f"{grid.heading(model)}: drift from the native model on short text"
     return Chart("Drift by layer", *axes, series), title
 
 

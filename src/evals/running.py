@@ -192,8 +192,10 @@ def _check(settings: EvaluateConfig) -> None:
         run = _exported(Path(settings.run))
         for other in settings.compare:
             _check_base(run, _exported(Path(other)))
-    if settings.fused_kernels is True and (against := _why_not_fused(settings)):
-        raise ConfigError(f"fused_kernels: true, but {against}; use auto or false")
+    if settings.fused_kernels is True:
+        against = _why_not_fused(_base(settings), settings.device)
+        if against is not None:
+            raise ConfigError(f"fused_kernels: true, but {against}; use auto or false")
     target = _target(settings)
     check_writable(target, f"out={target}" if settings.out else str(target))
     check_processes(_processes(settings), "nproc")
@@ -201,12 +203,12 @@ def _check(settings: EvaluateConfig) -> None:
         raise ConfigError("device: cuda is asked for, but the driver shows no GPU; use cpu or auto")
 
 
-def _why_not_fused(settings: EvaluateConfig) -> str | None:
+def _why_not_fused(model: ModelConfig, device: Literal["auto", "cpu", "cuda"]) -> str | None:
     """What stands against fused kernels, if anything does."""
-    family = family_of(_base(settings).family)
+    family = family_of(model.family)
     if not family.llama_operators:
         return f"models of family {family.name} have other formulas than LLaMA's"
-    return None if uses_cuda(settings.device) else "this is a CPU"
+    return None if uses_cuda(device) else "this is a CPU"
 
 
 def _base(settings: EvaluateConfig) -> ModelConfig:
@@ -341,7 +343,8 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
     dtype = usual if settings.dtype == "auto" else settings.dtype
     fused = settings.fused_kernels
     if fused == "auto":
-        fused = dtype == "bfloat16" and _why_not_fused(settings) is None
+        against = _why_not_fused(candidates[0].model, settings.device)
+        fused = dtype == "bfloat16" and against is None
     return Evaluation(
         candidates=candidates,
         data=data,

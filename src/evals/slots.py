@@ -23,11 +23,11 @@ from src.models.shapes import attention_sizes
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-# Names of attention implementations.
+# Names of one attention: by counts it is flash attention, or the kernel for one token.
 GROUPED, CACHED = "grouped_sdpa", "cached_attention"
 
 
-def _grouped_attention(
+def _one_tokens_attention(
     module: torch.nn.Module,
     query: Tensor,
     key: Tensor,
@@ -46,7 +46,10 @@ def _grouped_attention(
     rows, heads = query.shape[:2]
     query_bghd = query.reshape(rows, key.shape[1], -1, query.shape[-1])
     if attention_mask.dtype == torch.int32:
-        mixed = _flash_attention(query_bghd, key, value, attention_mask, scaling, sliding_window)
+        config: Any = module.config
+        cached = config._attn_implementation == CACHED
+        by_counts = _kernel_attention if cached else _flash_attention
+        mixed = by_counts(query_bghd, key, value, attention_mask, scaling, sliding_window)
     else:
         mixed = torch.nn.functional.scaled_dot_product_attention(
             query_bghd, key, value, attn_mask=attention_mask, scale=scaling
@@ -54,33 +57,8 @@ def _grouped_attention(
     return mixed.reshape(rows, 1, heads, -1), None
 
 
-def _cached_attention(
-    module: torch.nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
-    scaling: float | None = None,
-    sliding_window: int | None = None,
-    **_: Any,
-) -> tuple[Tensor, None]:
-    """What `_grouped_attention` computes from counts, by a kernel for one token."""
-    from kernels.cached_attention import cached_attention
-
-    rows, heads = query.shape[:2]
-    mixed = cached_attention(
-        query.reshape(rows * key.shape[1], -1, query.shape[-1]),
-        key.flatten(0, 1),
-        value.flatten(0, 1),
-        attention_mask[0, :-1, 0, 0],
-        scale=scaling,
-        window=sliding_window,
-    )
-    return mixed.reshape(rows, 1, heads, -1), None
-
-
-AttentionInterface.register(GROUPED, _grouped_attention)
-AttentionInterface.register(CACHED, _cached_attention)
+AttentionInterface.register(GROUPED, _one_tokens_attention)
+AttentionInterface.register(CACHED, _one_tokens_attention)
 
 
 def key_counts(at_b1: Tensor, heads: int, slots: int) -> Tensor:
@@ -122,6 +100,27 @@ def _flash_attention(
         seqused_k=counts[0, :-1, 0, 0],
         **seen,
     )[0]
+
+
+def _kernel_attention(
+    query_bghd: Tensor,
+    key_bgsd: Tensor,
+    value_bgsd: Tensor,
+    counts: Tensor,
+    scale: float | None,
+    window: int | None,
+) -> Tensor:
+    """What `_flash_attention` computes, by a kernel for one token."""
+    from kernels.cached_attention import cached_attention
+
+    return cached_attention(
+        query_bghd.flatten(0, 1),
+        key_bgsd.flatten(0, 1),
+        value_bgsd.flatten(0, 1),
+        counts[0, :-1, 0, 0],
+        scale=scale,
+        window=window,
+    )
 
 
 class Slots(DynamicLayer):

@@ -89,7 +89,7 @@ def render(context: PageContext, live: Live | None = None) -> str:
         data=page_data(context, context.link),
         live=live,
         style=Markup(_asset("style.css")),  # noqa: S704  # a file of ours
-        scripts=[Markup(script) for script in scripts],  # noqa: S704
+        scripts=[Markup(script) for script in scripts],  # noqa: S704  # ours, and Plotly
         script_hashes=[_csp_hash(script) for script in scripts],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from itertools import pairwise
 
 import numpy as np
@@ -25,14 +26,15 @@ def copies(tokens_t: np.ndarray, made_t: np.ndarray) -> list[tuple[int, int, int
     share=st.floats(0.05, 0.9),
     shortest=st.integers(2, 20),
     more=st.integers(0, 40),
+    forks=st.sampled_from([0.0, 0.2, 0.9]),
     length=st.integers(1, 400),
     key=st.text(max_size=5),
 )
 def test_every_changed_token_is_an_earlier_one(
-    share: float, shortest: int, more: int, length: int, key: str
+    share: float, shortest: int, more: int, forks: float, length: int, key: str
 ) -> None:
     tokens_t = np.arange(length)
-    repeats = Repeats(share, shortest, shortest + more)
+    repeats = Repeats(share, shortest, shortest + more, forks)
     made_t = repeated(tokens_t, repeats, key)
     assert np.array_equal(tokens_t, np.arange(length))
     assert np.array_equal(made_t, repeated(tokens_t, repeats, key))
@@ -40,9 +42,10 @@ def test_every_changed_token_is_an_earlier_one(
     assert np.array_equal(made_t[: repeats.longest], tokens_t[: repeats.longest])
 
 
+@pytest.mark.parametrize("forks", [0.0, 0.25])
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.5])
-def test_the_share_is_that_of_the_setting(share: float) -> None:
-    repeats, tokens_t = Repeats(share, 8, 32), np.arange(4096)
+def test_the_share_is_that_of_the_setting(share: float, forks: float) -> None:
+    repeats, tokens_t = Repeats(share, 8, 32, forks), np.arange(4096)
     changed = [(repeated(tokens_t, repeats, f"{i}") != tokens_t)[32:].mean() for i in range(100)]
     assert np.mean(changed) == pytest.approx(share, rel=0.05)
 
@@ -58,6 +61,25 @@ def test_passages_have_the_lengths_and_distances_of_the_setting() -> None:
     assert distances.min() > 0
     assert distances.mean() == pytest.approx(0.55, abs=0.06)
     assert all(a[0] < b[0] for block in blocks for a, b in pairwise(block))
+
+
+def both_copied(made_t: np.ndarray, tokens: int) -> int:
+    """How many beginnings of so many tokens are followed by two others, each more than once."""
+    after: dict[bytes, Counter[int]] = defaultdict(Counter)
+    for place in range(len(made_t) - tokens):
+        after[made_t[place : place + tokens].tobytes()][int(made_t[place + tokens])] += 1
+    return sum(sum(times > 1 for times in then.values()) > 1 for then in after.values())
+
+
+def test_forks_begin_alike_and_both_ways_on_are_copied() -> None:
+    tokens_t, forks = np.arange(8192), 0.25
+    plain, forked = (
+        np.mean([both_copied(repeated(tokens_t, repeats, f"{i}"), 8) for i in range(5)])
+        for repeats in (Repeats(0.5, 8, 64), Repeats(0.5, 8, 64, forks))
+    )
+    # Half of the tokens are repeats of 22 tokens on average, and a quarter of these are forks.
+    made = 8192 * 0.5 / (forks * 8 + (1 - forks) * 56 / np.log(8)) * forks
+    assert plain < 0.6 * made < forked < 1.6 * made
 
 
 def test_keys_differ() -> None:

@@ -11,31 +11,44 @@ from collections.abc import Iterator, Mapping, Sequence
 from benchmarks.study.grid import Grid
 
 Tables = Mapping[str, Sequence[str]]
+_PICTURES = {
+    "tokens": "By tokens",
+    "rates": "By learning rate",
+    "scalings": "By scaling",
+    "drift": "Drift by layer",
+}
 _SECTIONS = {
     "headline": "Test half, in percent with 95% intervals. RULER has all 13 tasks:",
     "comparison": "Test half, in percent with 95% intervals. RULER has all 13 tasks:",
     "differences": "Minus {rival}, in points; bold is more than noise:",
     "goals": "In percent of the native model:",
-    "tasks": "RULER by task:",
+    "tasks": "RULER by task, where a scaled model answers anything:",
     "first": "Validation half, each method's best run:",
     "untrained": "Validation half, every scaling without training:",
+    "validation tasks": "RULER by task on validation, the largest number first; *copied* is the "
+    "share of answers in variable tracking (vt) that are the worked example's:",
     "search": "Every search and whole run:",
     "measures": "LongPPL, and drift from the native model on short text (KL in nats; cosine):",
     "ablations": "With a part left out, validation half:",
 }
 
 
-def regions(grid: Grid, tables: Tables) -> dict[str, list[str]]:
+def regions(
+    grid: Grid, tables: Tables, pictures: Mapping[str, Sequence[str]]
+) -> dict[str, list[str]]:
     """The regions of further models, by name; empty without rows.
 
     Args:
         grid: the whole study.
         tables: of all models, by `MODEL TABLE`.
+        pictures: kinds that there are, by model.
     """
-    later = list(grid.models)[1:]
+    _, *later = grid.models
     return {
-        "further first": [line for model in later for line in _answer(grid, model, tables)],
-        "further models": [line for model in later for line in _whole(grid, model, tables)],
+        "further first": [line for model in grid.further for line in _answer(grid, model, tables)],
+        "further models": [
+            line for model in later for line in _whole(grid, model, tables, pictures[model])
+        ],
     }
 
 
@@ -50,7 +63,7 @@ def _answer(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
             return
 
 
-def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
+def _whole(grid: Grid, model: str, tables: Tables, pictures: Sequence[str]) -> Iterator[str]:
     there = {
         kind: t for kind in _SECTIONS if kind != "headline" and (t := tables.get(f"{model} {kind}"))
     }
@@ -62,12 +75,7 @@ def _whole(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
         yield _SECTIONS[kind].format(rival=grid.methods[grid.rival].label)
         yield ""
         yield from lines
-    shown: dict[str, str] = {}
-    if "first" in there:
-        shown |= {"rates": "By learning rate", "scalings": "By scaling"}
-    if "measures" in there:
-        shown["drift"] = "Drift by layer"
-    for picture, about in shown.items():
+    for kind in pictures:
         yield ""
-        yield f"![{about}, {grid.heading(model)}](images/study_{model}_{picture}.png)"
+        yield f"![{_PICTURES[kind]}, {grid.heading(model)}](images/study_{model}_{kind}.png)"
     yield ""

@@ -131,6 +131,7 @@ class Grid:
         settings: of every training run.
         ablations: by name; a name is not a method's.
         measured: methods whose best model's LongPPL and drift by layer are measured.
+        further: models beside the first that README.md shows.
     """
 
     models: Mapping[str, Model]
@@ -147,6 +148,7 @@ class Grid:
     settings: Settings = ()
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
     measured: Settings = ()
+    further: Settings = ()
 
     def __post_init__(self) -> None:
         named = {self.floor, *(s for m in self.methods.values() for s in m.scalings)}
@@ -155,6 +157,8 @@ class Grid:
             raise ValueError(f"scalings: {sorted(unknown)} are named and not listed")
         if len({len(method.points) for method in self.methods.values()}) > 1:
             raise ValueError("methods: all must have the same number of points, to be fair")
+        if unknown := set(self.further) - self.models.keys():
+            raise ValueError(f"further: {sorted(unknown)} are named and not listed")
         if both := self.methods.keys() & self.ablations.keys():
             raise ValueError(f"ablations: {sorted(both)} are names of methods")
         for name, about in self.models.items():
@@ -194,11 +198,9 @@ class Grid:
             shown = about.headline and tuple(n for n in about.headline if n in kept)
             return replace(about, methods=own, headline=shown)
 
-        return replace(
-            self,
-            models={name: narrowed(self.models[name]) for name in models or self.models},
-            methods=kept,
-        )
+        shown = {name: narrowed(self.models[name]) for name in models or self.models}
+        further = tuple(name for name in self.further if name in shown)
+        return replace(self, models=shown, methods=kept, further=further)
 
     def of(self, model: str) -> Grid:
         """The study of one model, with what is its own."""
@@ -220,7 +222,7 @@ class Grid:
                 for name, change in about.methods.items()
             }
         nothing = dict.fromkeys(("scalings", "methods", *_IN_PLACE))
-        return replace(self, models={model: replace(about, **nothing)}, **own)
+        return replace(self, models={model: replace(about, **nothing)}, further=(), **own)
 
     def heading(self, model: str) -> str:
         """A model's name in headings."""

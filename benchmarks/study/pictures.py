@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from benchmarks.study.grid import Grid
-from benchmarks.study.scores import Row, best, choice, trained, untrained
+from benchmarks.study.scores import Row, best, choice, pictured, rate, trained, untrained
 from benchmarks.study.tables import measured_models
 from src.report.charts import DASHES, Axis, Chart, Heatmap, Point, Series, token_ticks
 from src.report.to_matplotlib import pictures
@@ -17,34 +17,25 @@ Picture = tuple[Chart | Heatmap, str]  # and its title
 
 
 def made(grid: Grid, rows: Sequence[Row]) -> Iterator[tuple[str, Picture]]:
-    """Name and picture of every model that has trained runs."""
+    """Name and picture of every model."""
     for model in grid.models:
-        if runs := trained(rows, model):
-            if len({row["budget"] for row in runs}) > 1:
-                yield f"study_{model}_tokens", by_tokens(grid, model, rows, runs)
-            yield f"study_{model}_rates", by_rate(grid, model, rows, runs)
-            yield f"study_{model}_scalings", by_scaling(grid, model, rows, runs)
-        if any((row["phase"], row["model"]) == ("measure", model) for row in rows):
-            yield f"study_{model}_drift", by_layer(grid, model, rows)
+        for kind in pictured(rows, model):
+            yield f"study_{model}_{kind}", _KINDS[kind](grid, model, rows)
 
 
-def by_tokens(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
+def by_tokens(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
     """Each method's best number at each budget, on the scaling that most methods were tried on."""
+    runs = trained(rows, model)
     ticks = token_ticks([row["tokens"] for row in runs])
     axis = Axis("tokens of training", log=True, ticks=ticks)
     return _lines(grid, model, rows, runs, axis, lambda row: row["tokens"])
 
 
-def by_rate(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
+def by_rate(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
     """Each method's best number in the search by learning rate, that of its last stage."""
-    searched = [row for row in runs if row["phase"] == "search"]
+    searched = [row for row in trained(rows, model) if row["phase"] == "search"]
     axis = Axis("learning rate of the last stage", log=True)
-    return _lines(grid, model, rows, searched, axis, _rate)
-
-
-def _rate(row: Row) -> float:
-    """The learning rate of the last stage that was searched: stages are searched in their order."""
-    return [value for key, value in row["params"].items() if key.endswith(".lr")][-1]
+    return _lines(grid, model, rows, searched, axis, rate)
 
 
 def _lines(
@@ -81,9 +72,9 @@ def _top(grid: Grid, rows: Sequence[Row], among: Iterable[Row]) -> float | None:
     return None if row is None else choice(rows, row, grid.floor)
 
 
-def by_scaling(grid: Grid, model: str, rows: Sequence[Row], runs: Sequence[Row]) -> Picture:
+def by_scaling(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
     """The best number of every scaling and method that was tried, over all budgets."""
-    known = untrained(rows, model)
+    known, runs = untrained(rows, model), trained(rows, model)
     columns = sorted((row["scaling"] for row in known), key=lambda s: s not in _scalings(runs))
     by_label: dict[str, list[Row]] = {"untrained": list(known)}
     for row in runs:
@@ -131,6 +122,9 @@ def _scalings(runs: Sequence[Row]) -> list[str]:
     for row in runs:
         methods.setdefault(row["scaling"], set()).add(row["method"])
     return sorted(methods, key=lambda scaling: -len(methods[scaling]))
+
+
+_KINDS = {"tokens": by_tokens, "rates": by_rate, "scalings": by_scaling, "drift": by_layer}
 
 
 def draw(grid: Grid, rows: Sequence[Row], folder: Path) -> None:

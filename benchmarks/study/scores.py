@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -14,6 +15,8 @@ from src.results import DriftResults, Role, RulerResults, ShortResults, SuiteRes
 
 Row = Mapping[str, Any]
 Split = Literal["validation", "test"]
+# In RULER's variable tracking, the worked example's variables have three letters, those asked five.
+EXAMPLE_VARIABLE = re.compile(r"\b(?!VAR\b)[A-Z]{3}\b")
 
 
 def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
@@ -25,8 +28,8 @@ def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
         split: the half of the items.
 
     Returns:
-        `short` by task, `ruler` by length in tokens as text, and `tasks` of RULER by name and
-        length; None where an evaluation is missing.
+        `short` by task, `ruler` by length in tokens as text, `tasks` of RULER by name and length,
+        and `copied` by length (`example_copied`); None where an evaluation is missing.
 
     Raises:
         ResultsError: a file cannot be read.
@@ -42,7 +45,27 @@ def evaluated(folder: Path, role: Role, split: Split) -> dict[str, Any] | None:
         "short": {name: task.value for name, task in one.results.items()},
         "ruler": {str(length): mean.value for length, mean in other.by_length.items()},
         "tasks": {name: task.value for name, task in other.results.items()},
+        "copied": example_copied(folder / f"ruler.{split}.items.jsonl", other.name),
     }
+
+
+def example_copied(file: Path, model: str) -> dict[str, float]:
+    """The share of answers in variable tracking that are the worked example's, by length.
+
+    An answer is the example's if its first line names three or more of the example's five
+    variables.
+
+    Args:
+        file: items of RULER.
+        model: its name in them.
+    """
+    copied: dict[str, list[bool]] = {}
+    for line in _lines(file):
+        task, _, length = line["task"].rpartition("_")
+        if line["model"] == model and task == "ruler_vt":
+            first, *_ = line["answer"].strip().splitlines() or [""]
+            copied.setdefault(length, []).append(len(EXAMPLE_VARIABLE.findall(first)) >= 3)
+    return {length: fmean(shares) for length, shares in copied.items()}
 
 
 def measured(folder: Path) -> dict[str, Any] | None:
@@ -167,6 +190,23 @@ def untrained(rows: Iterable[Row], model: str) -> list[Row]:
 def trained(rows: Iterable[Row], model: str) -> list[Row]:
     """The runs of a model that a method's settings and budget are chosen from."""
     return [row for row in rows if row["model"] == model and row["phase"] in ("search", "whole")]
+
+
+def pictured(rows: Sequence[Row], model: str) -> list[str]:
+    """The pictures that a model's rows give: of budgets, rates, scalings and drift."""
+    runs = trained(rows, model)
+    made = {
+        "tokens": len({row["budget"] for row in runs}) > 1,
+        "rates": len({rate(row) for row in runs}) > 1,
+        "scalings": len({row["scaling"] for row in runs}) > 1,
+        "drift": any((row["phase"], row["model"]) == ("measure", model) for row in rows),
+    }
+    return [name for name, there in made.items() if there]
+
+
+def rate(row: Row) -> float:
+    """The learning rate of the last stage that was searched: stages are searched in their order."""
+    return [value for key, value in row["params"].items() if key.endswith(".lr")][-1]
 
 
 def best(rows: Sequence[Row], among: Iterable[Row], floor: str) -> Row | None:

@@ -14,10 +14,11 @@ from typing import Any
 from benchmarks.study import further
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
-from benchmarks.study.scores import Row, best, choice, parts_of, trained, untrained
+from benchmarks.study.scores import Row, best, choice, parts_of, pictured, trained, untrained
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
 
+_HEAD = 2  # lines of a table that say nothing yet
 RULER = re.compile(r"ruler_(?P<task>.+)_(?P<length>\d+)")
 
 
@@ -156,12 +157,18 @@ class Comparison:
             yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
 
     def by_task(self) -> Iterator[str]:
-        """RULER's tasks by length, in percent; a column for each line."""
+        """RULER's tasks by length, in percent; a column for each line.
+
+        A task that no scaled model answers at a length is left out.
+        """
         heads = [f"{line.label} {line.scaling}".strip() for line in self.lines]
         yield f"| task | tokens | {' | '.join(heads)} |"
         yield "|---|--:|" + "--:|" * len(heads)
+        scaled = self.lines[1:]
         for length in self.lengths:
             for task in self.ruler_tasks(length):
+                if not any(line.tested.mean([task])[0] for line in scaled if line.able([task])):
+                    continue
                 match = RULER.fullmatch(task)
                 assert match is not None
                 cells = [
@@ -316,18 +323,30 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
 
 
 def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """RULER's tasks of validation, of all runs that have them, the largest number first."""
+    """RULER's tasks of validation, of all runs that have them, the largest number first.
+
+    The last columns are the shares of answers that are the worked example's.
+    """
     mine = [r for r in rows if r["model"] == model and (r["validation"] or {}).get("tasks")]
     ranked = sorted(mine, key=lambda row: -(choice(rows, row, grid.floor) or 0.0))
     tasks = sorted(ranked[0]["validation"]["tasks"], key=_by_length)
-    yield f"| method | settings | tokens | {' | '.join(map(_short_name, tasks))} |"
-    yield "|---|---|--:|" + "--:|" * len(tasks)
+    lengths = sorted({n for row in ranked for n in row["validation"].get("copied", {})}, key=int)
+    heads = [*map(_short_name, tasks), *(f"copied {int(n) // 1024}K" for n in lengths)]
+    yield f"| method | settings | tokens | {' | '.join(heads)} |"
+    yield "|---|---|--:|" + "--:|" * len(heads)
+
+    def cells(values: Mapping[str, Any]) -> str:
+        shares = [values["tasks"].get(task) for task in tasks]
+        shares += [values.get("copied", {}).get(length) for length in lengths]
+        return " | ".join("-" if share is None else f"{100 * share:.0f}" for share in shares)
+
+    if native := next((row["native"] for row in ranked if row.get("native")), None):
+        yield f"| native | | 0 | {cells(native)} |"
     for row in ranked:
         label = "untrained" if row["method"] == "untrained" else grid.trained(row["method"]).label
-        cells = [f"{100 * row['validation']['tasks'][task]:.0f}" for task in tasks]
         yield (
             f"| {label} {row['scaling']} | {_settings(row)} | {row['budget'] or 0} "
-            f"| {' | '.join(cells)} |"
+            f"| {cells(row['validation'])} |"
         )
 
 
@@ -358,7 +377,8 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
         if "search" in phases:
             made[f"{model} first"] = list(first_table(grid, model, rows))
-            if any((r["validation"] or {}).get("tasks") for r in rows if r["model"] == model):
+            scaled = [(r["validation"] or {}).get("tasks", {}) for r in rows if r["model"] == model]
+            if any(value for tasks in scaled for value in tasks.values()):
                 made[f"{model} validation tasks"] = list(validation_tasks_table(grid, model, rows))
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if "measure" in phases:
@@ -373,9 +393,11 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             rival = grid.methods[grid.rival].label
             if any(line.label == rival for line in compared.lines):
                 made[f"{model} differences"] = list(compared.against(rival))
-            made[f"{model} tasks"] = list(compared.by_task())
+            if len(by_task := list(compared.by_task())) > _HEAD:
+                made[f"{model} tasks"] = by_task
             made[f"{model} goals"] = list(compared.goals(about.native_window))
-    return made | further.regions(grid, made)
+    drawn = {model: pictured(rows, model) for model in grid.models}
+    return made | further.regions(grid, made, drawn)
 
 
 def _items(folder: Path, name: str) -> Items:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from benchmarks.study import further, tables
 from tests.benchmarks.study.test_phases import grid
 
@@ -13,24 +15,37 @@ MODELS: dict[str, Any] = {
     "n": {"settings": [], "native_window": 1024, "label": "N, 1K to 2K"},
     "o": {"settings": [], "native_window": 1024},
 }
+NONE: dict[str, list[str]] = {model: [] for model in MODELS}
+
+
+def test_the_front_page_shows_the_models_that_are_named() -> None:
+    tables = {"n first": ["| n |"], "o first": ["| o |"]}
+    made = further.regions(grid(models=MODELS, further=["o"]), tables, NONE)
+    assert [line for line in made["further first"] if "|" in line] == ["| o |"]
+    assert [line for line in made["further models"] if "|" in line] == ["| n |", "| o |"]
+    with pytest.raises(ValueError, match=r"further: \['x'\] are named and not listed"):
+        grid(further=["x"])
+    assert grid(models=MODELS, further=["o"]).only(["n"], None).further == ()
 
 
 def test_without_rows_there_is_nothing() -> None:
-    made = further.regions(grid(models=MODELS), {"m first": ["| a |"]})
+    made = further.regions(grid(models=MODELS, further=["n"]), {"m first": ["| a |"]}, NONE)
     assert made == {"further first": [], "further models": []}
 
 
 def test_tables_stand_under_headings_in_one_order() -> None:
     tables = {"n untrained": ["| u |"], "n first": ["| f |"], "o untrained": ["| o |"]}
-    made = further.regions(grid(models=MODELS), tables)
+    drawn = NONE | {"n": ["rates", "drift"]}
+    made = further.regions(grid(models=MODELS, further=["n"]), tables, drawn)
     assert made["further first"] == [
         *("", "N, 1K to 2K. Validation half, each method's best run:", "", "| f |")
     ]
     text = "\n".join(made["further models"])
     assert text.startswith("## N, 1K to 2K\n\nValidation half, each method's best run:\n\n| f |\n")
-    assert text.index("| f |") < text.index("| u |") < text.index("study_n_rates.png")
+    pictures = [text.index(f"study_n_{kind}.png") for kind in ("rates", "drift")]
+    assert text.index("| f |") < text.index("| u |") < pictures[0] < pictures[1]
     assert "## o\n\nValidation half, every scaling without training:\n\n| o |\n" in text
-    assert "study_o" not in text, "pictures are of trained runs"
+    assert "study_o" not in text
 
 
 def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
@@ -51,7 +66,7 @@ def test_what_is_not_defined_is_a_dash(tmp_path: Path) -> None:
 
 def test_what_was_tested_comes_before_what_was_validated() -> None:
     tables = {"n first": ["| f |"], "n headline": ["| c |"], "n differences": ["| d |"]}
-    made = further.regions(grid(models=MODELS), tables)
+    made = further.regions(grid(models=MODELS, further=["n"]), tables, NONE)
     assert "| c |" in made["further first"]
     assert "| f |" not in made["further first"]
     assert "Minus a method, in points" in "\n".join(made["further models"])

@@ -209,7 +209,8 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert len(list(tables.search_table(grid, "tiny", again.rows))) == 2 + 3
     by_task = list(tables.validation_tasks_table(grid, "tiny", again.rows))
     assert by_task[0] == "| method | settings | tokens | single_1 1K | single_1 2K |"
-    assert len(by_task) == 2 + 2 + 3 + 2, "untrained, searched and whole, final"
+    assert len(by_task) == 2 + 1 + 2 + 3 + 2, "native, untrained, searched and whole, final"
+    assert by_task[2] == "| native | | 0 | 80 | 80 |"
     assert "| Long-CPT yarn | cpt.lr 0.001 | 16384 | 70 | 70 |" in by_task
 
 

@@ -172,9 +172,11 @@ def _finals(
             # Until its whole run has ended, a smaller budget is not known to be better.
             if row is not None and row["scaling"] in whole:
                 chosen[row["scaling"], method] = row
+    # The methods of the first table come first.
+    ranked = sorted(chosen.items(), key=lambda item: item[0][1] not in grid.headline)
     first, *others = grid.seeds
     for seed in (first, *others):
-        for (scaling, method), row in chosen.items():
+        for (scaling, method), row in ranked:
             yield Job("final", model, scaling, method, row["budget"], row["params"], seed)
         if seed == first:
             yield from _ablations(grid, model, rows, chosen)

@@ -117,6 +117,15 @@ def test_every_phase_follows_from_the_one_before() -> None:
     assert budgets == {("a", "4M"), ("b", "1M")}
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_what_the_first_table_shows_is_tested_first(first: str) -> None:
+    methods = {"a": method(1e-4, 3e-4), "b": method(1e-4, 3e-4)}
+    rows = played(grid(methods=methods, headline=[first]), score)
+    (other,) = {"a", "b"} - {first}
+    tested = [(name, seed) for _, name, _, seed in of_phase(rows, "final")]
+    assert tested == [(first, 0), (other, 0), (first, 1), (other, 1)]
+
+
 def test_the_best_scalings_are_kept_wherever_they_stand() -> None:
     untrained = {"llama3": 0.2, "ntk": 0.45, "linear": 0.1, "yarn": 0.4, "abf": 0.3}
     of = grid(scalings={name: [f"rope={name}"] for name in untrained}, scalings_kept=2)

@@ -161,7 +161,6 @@ def step_picture(result: Mapping[str, Any]) -> Picture:
     measured = [Point(m["tokens_per_second"], m["peak_gib"], label=m["case"]) for m in cases]
     planned = [Point(_planned_speed(m), m["planned_gib"]) for m in cases]
     chart = Chart(
-        "Step",
         Axis("tokens a second", from_zero=True),
         Axis("peak memory a rank (GiB)", from_zero=True),
         (
@@ -260,7 +259,7 @@ def _memory_by_tokens(rows: Rows, device: str) -> Picture:
     y = Axis("kilobytes a token", log=len(series) > 1, from_zero=len(series) == 1)
     missing = "" if len(series) > 1 else "\n(dense torch was not measured)"
     title = f"Memory beyond the inputs, one head of {measured[0]['D']}, {device}{missing}"
-    return Chart("Memory", x, y, series), title
+    return Chart(x, y, series), title
 
 
 def _time_beside_dense(rows: Rows, device: str) -> Picture:
@@ -296,7 +295,7 @@ def _by_shape(title: str, bars: Sequence[Bars]) -> Chart:
             for row, height, label in zip(one.rows, one.heights, one.labels, strict=True)
         )
         series.append(Series(one.name, points, one.slot, mode="bars"))
-    return Chart(title, Axis("", categories=shapes), Axis(title), tuple(series))
+    return Chart(Axis("", categories=shapes), Axis(title), tuple(series))
 
 
 def _shape(row: Mapping[str, Any]) -> str:
@@ -319,7 +318,7 @@ def curve_picture(result: Mapping[str, Any]) -> Picture:
         Series(name, points[side], slot, DASHES[2 * slot])
         for slot, (side, name) in enumerate(names.items())
     )
-    chart = Chart("Loss", Axis("optimizer step"), Axis("relation loss (nats)"), series)
+    chart = Chart(Axis("optimizer step"), Axis("relation loss (nats)"), series)
     return chart, f"The reference's loop, step by step: {result['model']}, {result['dtype']}"
 
 

@@ -62,7 +62,7 @@ def _lines(
             series.append(Series(about.label, points, place, dash))
     floor = next(row for row in untrained(rows, model) if row["scaling"] == scaling)
     level = choice(rows, floor, grid.floor)
-    chart = Chart("Number", axis, Axis("number (native: 1)"), tuple(series), level=level)
+    chart = Chart(axis, Axis("number (native: 1)"), tuple(series), level=level)
     return chart, f"{grid.heading(model)}, on {scaling}; the dotted line is untrained"
 
 
@@ -87,7 +87,6 @@ def by_scaling(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
     ranked = sorted(values, key=lambda label: -max((v for v in values[label] if v), default=0.0))
     numbers = [v for line in values.values() for v in line if v is not None and math.isfinite(v)]
     heat = Heatmap(
-        "Number by scaling and method",
         "scaling",
         "method",
         tuple(columns),
@@ -113,7 +112,7 @@ def by_layer(grid: Grid, model: str, rows: Sequence[Row]) -> Picture:
     )
     axes = Axis("layer"), Axis("KL of attention rows (nats)", from_zero=True)
     title = f"{grid.heading(model)}: drift from the native model on short text"
-    return Chart("Drift by layer", *axes, series), title
+    return Chart(*axes, series), title
 
 
 def _scalings(runs: Sequence[Row]) -> list[str]:

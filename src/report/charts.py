@@ -94,7 +94,6 @@ class Axis:
 class Chart:
     """Series over two axes."""
 
-    title: str
     x: Axis
     y: Axis
     series: tuple[Series, ...]
@@ -144,7 +143,6 @@ class Chart:
 class Heatmap:
     """Values over two axes of distinct names: `values[row][column]`, rows from top to bottom."""
 
-    title: str
     x_title: str
     y_title: str
     columns: tuple[str, ...]

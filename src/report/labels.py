@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from src.report import formatting
 from src.report.charts import binary_tokens
@@ -23,7 +23,6 @@ _MAX_NAMED_DIFFERENCES = 3
 _RELATIONS = {"qq": "Q", "kk": "K", "vv": "V", "qk": "QKᵀ", "av": "AV"}
 
 Settings = Mapping[str, Any]
-_Item = TypeVar("_Item")
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -201,4 +201,4 @@ def _chart(metric: Metric, kin: Sequence[Group], slots: Mapping[str, int]) -> Ch
         series.append(Series(name, points, GRAY, dash))
     marked = tuple(mark for mark in PAPERS_BUDGETS if budgets[0] <= mark[0] <= budgets[-1])
     x = Axis("training tokens", log=True, ticks=token_ticks(budgets))
-    return Chart(metric.label, x, Axis(metric.title), tuple(series), marked)
+    return Chart(x, Axis(metric.title), tuple(series), marked)

@@ -69,7 +69,7 @@ def _bars(content: ResultContent, name: str) -> Chart | None:
     title = formatting.text(_in_words(name) + (f" ({unit})" if unit else ""))
     x, y, series = Axis("", categories=labels), Axis(title), (Series(title, points, mode="bars"),)
     level = 1.0 if unit in ("ratio", "fraction") else None
-    return Chart(title, x, y, series, level=level, horizontal=True)
+    return Chart(x, y, series, level=level, horizontal=True)
 
 
 def _setting_labels(rows: Sequence[ResultRow]) -> tuple[str, ...]:

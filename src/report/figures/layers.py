@@ -41,7 +41,6 @@ def layer_map(metrics: Metrics, key: str, *, runs: tuple[int, ...] = ()) -> Heat
     if not depth:
         return None
     return Heatmap(
-        formatting.text(key),
         "training tokens",
         "layer",
         numbered(short_number(metrics.tokens[i]) for i in kept),
@@ -62,7 +61,7 @@ def _distance(data: ReportData) -> Iterator[Choice]:
         if run.drift and any(model.relation_kl for model in run.drift.models):
             y = Axis("KL (nats)", log=True)
             series = tuple(_distance_lines(run.drift))
-            chart = Chart("Relation KL", Axis("layer"), y, series, of_runs=(index,))
+            chart = Chart(Axis("layer"), y, series, of_runs=(index,))
             yield (data.labels[index],), chart
 
 

@@ -60,7 +60,7 @@ def _ruler_chart(groups: Sequence[Group], slots: Mapping[str, int]) -> Chart:
             series.append(Series(f"{scaling}, untrained", points, GRAY, dashes[scaling]))
     ticks = tuple((float(length), short_length(length)) for length in lengths(groups))
     x = Axis("length (tokens)", log=True, ticks=ticks)
-    return Chart("RULER by length", x, Axis("RULER (%)"), tuple(series))
+    return Chart(x, Axis("RULER (%)"), tuple(series))
 
 
 def _baseline(name: str, groups: Sequence[Group]) -> tuple[Point, ...]:
@@ -91,7 +91,6 @@ def _needle_map(group: Group) -> Heatmap:
     rows = sorted({depth for _, depth in group.needles})
     percent = {place: 100 * share for place, share in group.needles.items()}
     return Heatmap(
-        "Needles found",
         "length (tokens)",
         "depth (%)",
         tuple(map(short_length, columns)),

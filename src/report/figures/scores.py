@@ -39,7 +39,7 @@ def _weights(data: ReportData) -> Iterator[Choice]:
         )
         if series:
             x = Axis("aligned", categories=tuple(labels))
-            yield (metric.label,), Chart(metric.label, x, Axis(metric.title), series)
+            yield (metric.label,), Chart(x, Axis(metric.title), series)
 
 
 def _ablations(groups: Sequence[Group]) -> list[list[Group]]:
@@ -79,7 +79,7 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
                 factors = sorted({p.x for one in series for p in one.points})
                 x = Axis("scaling factor", log=True, ticks=tuple((f, f"{f:g}x") for f in factors))
                 name = formatting.text(f"{model}, {binary_tokens(tokens)} tokens")
-                chart = Chart(metric.label, x, Axis(metric.title), tuple(series))
+                chart = Chart(x, Axis(metric.title), tuple(series))
                 yield (name, metric.label), chart
 
 

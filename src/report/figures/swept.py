@@ -103,7 +103,7 @@ def _chart(
         series.append(
             line(name, one, metric, lambda g: place[_text(g.settings.get(key))], slot, mode=mode)
         )
-    return Chart(metric.label, axis, Axis(metric.title), tuple(series))
+    return Chart(axis, Axis(metric.title), tuple(series))
 
 
 def _common_label(group: Group, key: str) -> str:
@@ -149,7 +149,7 @@ def _seeds(data: ReportData, groups: Sequence[Group], metric: Metric) -> Chart |
     if not series:
         return None
     axis = Axis("seed", categories=tuple(seeds))
-    return Chart(metric.label, axis, Axis(metric.title), tuple(series))
+    return Chart(axis, Axis(metric.title), tuple(series))
 
 
 def _seed(data: ReportData, run: int) -> str:

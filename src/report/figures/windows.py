@@ -22,7 +22,6 @@ def perplexity_chart(report: PerplexityResults) -> Chart:
     wide = bool(values) and max(values) >= _WIDE * min(values)
     x = tuple((float(window), short_length(window)) for window in windows)
     return Chart(
-        "Perplexity by window",
         Axis("window (tokens)", log=True, ticks=x),
         Axis("perplexity", log=wide, ticks=log_ticks(values) if wide else ()),
         series,

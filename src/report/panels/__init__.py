@@ -1,7 +1,7 @@
 """The panels of the page. A panel is a function `(PageContext) -> Panel` and a template.
 
 To add one: write `panels/NAME.py` with the function and `templates/NAME.html`, put the function
-into `page.PANELS`; a panel that needs the browser names a script of `assets/`.
+into a `Tab` of `page.TABS`; a panel that needs the browser names a script of `assets/`.
 """
 
 from __future__ import annotations

@@ -67,22 +67,22 @@ def test_a_method_keeps_its_colour_whichever_others_there_are() -> None:
 
 def test_a_chart_as_csv_guards_against_formulas() -> None:
     series = Series("=1+1", (Point(1, 2.5, note="a,b"),))
-    chart = Chart("t", Axis("x"), Axis("y"), (series,))
+    chart = Chart(Axis("x"), Axis("y"), (series,))
     assert chart.csv() == 'series,x,y,low,high,note\n\'=1+1,1,2.5,,,"a,b"\n'
 
 
 def test_a_map_as_csv_has_a_line_for_each_cell() -> None:
-    chart = Heatmap("t", "x", "y", ("a", "b"), ("r",), ((1.5, None),), "v")
+    chart = Heatmap("x", "y", ("a", "b"), ("r",), ((1.5, None),), "v")
     assert chart.csv() == "y,x,v\nr,a,1.5\nr,b,\n"
 
 
 @pytest.mark.parametrize("mode", ["dots", "bars"])
 def test_series_at_one_category_stand_side_by_side(mode: Literal["dots", "bars"]) -> None:
     series = tuple(Series(name, (Point(0, 1),), mode=mode) for name in "abc")
-    chart = Chart("t", Axis("", categories=("c",)), Axis(""), series)
+    chart = Chart(Axis("", categories=("c",)), Axis(""), series)
     first, second, third = map(chart.shift, range(3))
     assert first < second == 0 < third < 0.5
-    assert Chart("t", Axis(""), Axis(""), (Series("s", ()), Series("t", ()))).shift(1) == 0
+    assert Chart(Axis(""), Axis(""), (Series("s", ()), Series("t", ()))).shift(1) == 0
 
 
 def test_logarithmic_ticks_are_closer_for_a_narrow_span() -> None:
@@ -96,5 +96,5 @@ def test_logarithmic_ticks_are_closer_for_a_narrow_span() -> None:
 
 def test_a_chart_is_of_the_runs_behind_its_points() -> None:
     series = (Series("a", (Point(1, 1, runs=(3, 1)), Point(2, 1))), Series("b", (Point(1, 1),)))
-    assert Chart("t", Axis(""), Axis(""), series).runs == (1, 3)
-    assert Chart("t", Axis(""), Axis(""), series, of_runs=(7,)).runs == (7,)
+    assert Chart(Axis(""), Axis(""), series).runs == (1, 3)
+    assert Chart(Axis(""), Axis(""), series, of_runs=(7,)).runs == (7,)

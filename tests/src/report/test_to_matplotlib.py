@@ -12,8 +12,8 @@ from src.report.to_matplotlib import PIXELS, SIZE, pictures
 from tests.src.report.synthetic import INJECTION
 
 POINTS = tuple(Point(x, 10 * x, 9 * x, 12 * x, label=f"at {x}") for x in (1, 5, 9))
-LINE = Chart("t", Axis("x"), Axis("y"), (Series("s", POINTS),))
-MAP = Heatmap("t", "x", "y", ("a", "b"), ("r",), ((90.0, None),), "v", limits=(0, 100), text=True)
+LINE = Chart(Axis("x"), Axis("y"), (Series("s", POINTS),))
+MAP = Heatmap("x", "y", ("a", "b"), ("r",), ((90.0, None),), "v", limits=(0, 100), text=True)
 
 
 def svg(chart: Chart | Heatmap, title: str = "t") -> str:
@@ -34,7 +34,7 @@ def test_a_chart_has_one_file_for_each_format(chart: Chart | Heatmap) -> None:
 
 def test_texts_stay_texts() -> None:
     series = (Series(f"$x$ {INJECTION}", POINTS),) * 2
-    drawing = svg(Chart("t", Axis(INJECTION), Axis("y"), series), INJECTION)
+    drawing = svg(Chart(Axis(INJECTION), Axis("y"), series), INJECTION)
     root = ElementTree.fromstring(drawing)
     assert not [element for element in root.iter() if element.tag.endswith(("script", "img"))]
     assert f"$x$ {INJECTION}" in "".join(root.itertext())
@@ -55,19 +55,19 @@ def test_a_point_is_where_its_values_say() -> None:
 def test_bars_marks_and_levels_are_drawn(horizontal: bool) -> None:
     series = tuple(Series(name, (Point(0, 5), Point(1, 7)), mode="bars") for name in ("one", "two"))
     x = Axis("", categories=("first", "second"))
-    text = svg(Chart("t", x, Axis("y"), series, ((0.5, "mark"),), 1.0, horizontal=horizontal))
+    text = svg(Chart(x, Axis("y"), series, ((0.5, "mark"),), 1.0, horizontal=horizontal))
     assert {"one", "two", "first", "second", "mark"} <= set(re.findall(r">([^<>]+)</text>", text))
 
 
 def test_only_ticks_within_the_values_are_labelled() -> None:
     ticks = tuple((10.0**power, f"e{power}") for power in range(7))
     series = Series("s", (Point(50, 0.2), Point(5000, 30)))
-    text = svg(Chart("t", Axis("x", log=True, ticks=ticks), Axis("y", log=True), (series,)))
+    text = svg(Chart(Axis("x", log=True, ticks=ticks), Axis("y", log=True), (series,)))
     labels = set(re.findall(r">([^<>]+)</text>", text))
     assert {"e2", "e3", "10"} <= labels
     assert not {"e0", "e6", "100"} & labels
 
 
 def test_a_map_without_values_is_still_drawn() -> None:
-    empty = Heatmap("t", "x", "y", ("a",), ("b",), ((None,),), "v", log=True)
+    empty = Heatmap("x", "y", ("a",), ("b",), ((None,),), "v", log=True)
     ElementTree.fromstring(svg(empty))

@@ -20,7 +20,7 @@ RUNS = Series(
 
 
 def test_a_point_brings_its_interval_runs_text_and_line() -> None:
-    (trace,) = to_plotly(Chart("t", Axis("a"), Axis("b"), (RUNS,)))["data"]
+    (trace,) = to_plotly(Chart(Axis("a"), Axis("b"), (RUNS,)))["data"]
     assert (trace["x"], trace["y"]) == ([1, 1, 2], [2.5, 9, 3])
     assert trace["error_y"]["array"] == [1, 0, 0]
     assert trace["error_y"]["arrayminus"] == [0.5, 0, 0]
@@ -33,13 +33,13 @@ def test_a_point_brings_its_interval_runs_text_and_line() -> None:
 
 @pytest.mark.parametrize(("count", "shown"), [(1, False), (2, True)])
 def test_several_series_have_a_legend(count: int, shown: bool) -> None:
-    drawn = to_plotly(Chart("t", Axis("a"), Axis("b"), (RUNS,) * count))
+    drawn = to_plotly(Chart(Axis("a"), Axis("b"), (RUNS,) * count))
     assert drawn["layout"]["showlegend"] is shown
 
 
 def test_points_without_notes_need_no_text_of_their_own() -> None:
     series = Series("a,b", (Point(1, 2), Point(2, float("nan"))), slot=-1)
-    drawn = to_plotly(Chart("t", Axis("layer"), Axis("y"), (series,), of_runs=(3,)))
+    drawn = to_plotly(Chart(Axis("layer"), Axis("y"), (series,), of_runs=(3,)))
     (trace,) = drawn["data"]
     assert not {"text", "customdata"} & trace.keys()
     assert trace["y"] == [2, None]
@@ -51,8 +51,8 @@ def test_points_without_notes_need_no_text_of_their_own() -> None:
 
 def test_texts_are_escaped() -> None:
     series = Series(TAG, (Point(0, 1, note=TAG),), mode="dots")
-    chart = Chart(TAG, Axis(TAG, categories=(TAG,)), Axis(TAG), (series,) * 2, ((0, TAG),))
-    heat = Heatmap(TAG, TAG, TAG, (TAG,), (TAG,), ((1.0,),), TAG)
+    chart = Chart(Axis(TAG, categories=(TAG,)), Axis(TAG), (series,) * 2, ((0, TAG),))
+    heat = Heatmap(TAG, TAG, (TAG,), (TAG,), ((1.0,),), TAG)
     for drawn in (to_plotly(chart), to_plotly(heat)):
         csv_lines = drawn.pop("csv")
         assert TAG in csv_lines
@@ -67,7 +67,7 @@ def test_texts_are_escaped() -> None:
 def test_bars_stand_or_lie_side_by_side(horizontal: bool) -> None:
     series = tuple(Series(name, (Point(0, 5), Point(1, 7)), mode="bars") for name in "ab")
     axis = Axis("", categories=("p", "q"))
-    drawn = to_plotly(Chart("t", axis, Axis("y"), series, level=1.0, horizontal=horizontal))
+    drawn = to_plotly(Chart(axis, Axis("y"), series, level=1.0, horizontal=horizontal))
     along, across = ("y", "x") if horizontal else ("x", "y")
     first, second = drawn["data"]
     assert first[across] == [5, 7]
@@ -78,14 +78,14 @@ def test_bars_stand_or_lie_side_by_side(horizontal: bool) -> None:
 
 
 def test_marks_stand_at_their_value_on_a_logarithmic_axis() -> None:
-    chart = Chart("t", Axis("x", log=True), Axis("y"), (RUNS,), ((1000.0, "1k"),))
+    chart = Chart(Axis("x", log=True), Axis("y"), (RUNS,), ((1000.0, "1k"),))
     layout = to_plotly(chart)["layout"]
     assert (layout["shapes"][0]["x0"], layout["annotations"][0]["x"]) == (1000.0, 3.0)
 
 
 def test_colours_of_a_map_follow_the_logarithm_and_its_texts_the_values() -> None:
     values = ((0.1, None), (10.0, 0.0))
-    drawn = to_plotly(Heatmap("t", "x", "y", ("a", "b"), ("r", "q"), values, "v", log=True))
+    drawn = to_plotly(Heatmap("x", "y", ("a", "b"), ("r", "q"), values, "v", log=True))
     (trace,) = drawn["data"]
     assert trace["z"] == [[-1, None], [1, None]]
     assert trace["text"] == [[0.1, None], [10, 0]]
@@ -94,17 +94,17 @@ def test_colours_of_a_map_follow_the_logarithm_and_its_texts_the_values() -> Non
 
 
 def test_a_map_without_values_has_no_data() -> None:
-    empty = Heatmap("t", "x", "y", ("a",), ("b",), ((None,),), "v", log=True)
+    empty = Heatmap("x", "y", ("a",), ("b",), ((None,),), "v", log=True)
     assert to_plotly(empty)["data"] == []
 
 
 def test_plotly_knows_every_property() -> None:
-    heat = Heatmap("t", "x", "y", ("a",), ("b",), ((1.0,),), "v", limits=(0.0, 2.0), text=True)
+    heat = Heatmap("x", "y", ("a",), ("b",), ((1.0,),), "v", limits=(0.0, 2.0), text=True)
     bars = Series("b", (Point(0, 1),), mode="bars")
     for chart in (
         heat,
-        Chart("t", Axis("x"), Axis("y"), (RUNS,), ((1, "m"),), unified=True),
-        Chart("t", Axis("", categories=("c",)), Axis("y"), (bars,), horizontal=True),
+        Chart(Axis("x"), Axis("y"), (RUNS,), ((1, "m"),), unified=True),
+        Chart(Axis("", categories=("c",)), Axis("y"), (bars,), horizontal=True),
     ):
         drawn = to_plotly(chart)
         go.Figure(drawn["data"], drawn["layout"]).update_layout(template=TEMPLATE)

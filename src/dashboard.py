@@ -25,6 +25,7 @@ from rich.console import Console
 from src import command, tracking
 from src.assets.cache import UserPath
 from src.models.config import PositiveInt
+from src.progress import widen
 from src.report import paper
 from src.report.compare import compare_tables, find_run
 from src.report.files import read_results
@@ -33,7 +34,7 @@ from src.report.panels import PageContext
 from src.report.runs import ReportError, Run, count_corrupt, read_runs
 from src.report.runs_table import run_notes, runs_table
 from src.report.server import LiveReport, serve
-from src.report.tables import terminal, widen
+from src.report.tables import terminal
 from src.settings import loading
 from src.settings.strict import STRICT
 

@@ -26,6 +26,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rounded % 60:02d} s" if minutes else f"{seconds:.1f} s"
 
 
+def widen(console: Console, columns: int = 160) -> Console:
+    """Make a console whose output is not a terminal wide enough for every column of a table."""
+    if not console.is_terminal:
+        console.width = max(console.width, columns)
+    return console
+
+
 class Laps:
     """Seconds of parts that follow each other, by name."""
 

@@ -29,11 +29,11 @@ class Blocks:
     piece again. Without packing these tokens are not read. `segments` tells where one document ends
     and the next one begins.
 
-    `len(blocks)` is the number of blocks in an epoch. `packable` is the number of packed blocks
-    that the documents give, wanted or not. `blocks[i]` exists for every i >= 0: each
-    epoch has its own order of all blocks, fixed by (seed, stream, epoch). Accesses leave no state,
-    so a run that resumes at i, or a rank that reads a share of the blocks, sees the same blocks as
-    an uninterrupted single process.
+    `len(blocks)` is the number of blocks in an epoch, of which `packed` are packed ones. `packable`
+    is the number of packed blocks that the documents give, wanted or not. `blocks[i]` exists for
+    every i >= 0: each epoch has its own order of all blocks, fixed by (seed, stream, epoch).
+    Accesses leave no state, so a run that resumes at i, or a rank that reads a share of the blocks,
+    sees the same blocks as an uninterrupted single process.
 
     Args:
         documents: (name, tokens) of the training documents, at least one.
@@ -98,12 +98,12 @@ class Blocks:
         self._pieces, self._starts = pieces, cut[pieces]
         self._piece_ends = np.cumsum(rest[pieces])
         total = int(self._piece_ends[-1]) if len(pieces) else 0
-        self._packed = self.packable = -(-total // self.length)
+        self.packed = self.packable = -(-total // self.length)
         if wanted is not None:
-            self._packed = min(self._packed, max(0, wanted - self._whole))
+            self.packed = min(self.packed, max(0, wanted - self._whole))
 
     def __len__(self) -> int:
-        return self._whole + self._packed
+        return self._whole + self.packed
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Block `index`: int64 [length]."""
@@ -119,20 +119,15 @@ class Blocks:
         return (self[index] for index in range(len(self)))
 
     @property
-    def packed(self) -> int:
-        """Blocks that are wanted and made of pieces of documents."""
-        return self._packed
-
-    @property
     def recipe(self) -> str:
         """What makes these blocks others than whole ones of the same documents; else empty."""
         order = ", the longest pieces first" if self._longest_first else ""
-        return f"{self._packed} packed{order}" if self._packed else ""
+        return f"{self.packed} packed{order}" if self.packed else ""
 
     @property
     def marked(self) -> bool:
         """Whether blocks have several segments, or tokens that a loss does not count."""
-        return self._packed > 0 or self._learnt is not None
+        return self.packed > 0 or self._learnt is not None
 
     def segments(self, index: int) -> list[int]:
         """Tokens of each segment of a block; a segment is of one document."""
@@ -148,12 +143,12 @@ class Blocks:
     @property
     def most_segments(self) -> int:
         """The largest number of segments of a block."""
-        if not self._packed:
+        if not self.packed:
             return 1
-        firsts = np.arange(self._packed, dtype=np.int64) * self.length
+        firsts = np.arange(self.packed, dtype=np.int64) * self.length
         lasts = np.minimum(firsts + self.length, self._piece_ends[-1]) - 1
         first, last = (np.searchsorted(self._piece_ends, x, side="right") for x in (firsts, lasts))
-        final = len(self._spans(self._whole + self._packed - 1))
+        final = len(self._spans(self._whole + self.packed - 1))
         return max(int((last - first).max()) + 1, final)
 
     @property

@@ -11,8 +11,9 @@ from src.multirun.composition import Job, Sweep
 from src.multirun.local import Outcome
 from src.planning.devices import gib
 from src.planning.plan import Plan
+from src.progress import widen
 from src.report.noise import Mark
-from src.report.tables import Cell, Column, Section, Table, row, terminal, widen
+from src.report.tables import Cell, Column, Section, Table, row, terminal
 
 
 def show(sweep: Sweep, at_once: int | None, console: Console) -> None:

@@ -11,20 +11,20 @@ from __future__ import annotations
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from src.models.families import LayerParts
-from src.passes.skipping import known_parts
+from src.passes.skipping import known_parts, own_forward
 
 
-def fuse(decoder: nn.Module, parts: LayerParts) -> None:
+def fuse(decoder: nn.Module) -> None:
     """Let the norms, RoPE and gated activations of all layers run as fused kernels.
 
-    Call it before anything else wraps the layers' modules.
+    Call it before anything else wraps the layers' modules. They are those of a listed family.
     """
-    layers: Any = decoder.layers
+    parts, layers = known_parts(decoder), cast("Any", decoder).layers
+    assert parts is not None
     for layer in layers:
         _fuse_rope(layer.get_submodule(parts.attention))
         _fuse_mlp(layer.mlp)
@@ -36,18 +36,9 @@ def fuse(decoder: nn.Module, parts: LayerParts) -> None:
 @contextmanager
 def fused(decoder: nn.Module) -> Iterator[None]:
     """Inside the block, the layers of a listed family run as `fuse` makes them."""
-    parts = known_parts(decoder)
-    assert parts is not None
-    before = [(module, vars(module).get("forward")) for module in decoder.modules()]
-    fuse(decoder, parts)
-    try:
+    with own_forward(*decoder.modules()):
+        fuse(decoder)
         yield
-    finally:
-        for module, forward in before:
-            if forward is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = forward
 
 
 def _fuse_norm(module: Any) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from src.passes.fused import fuse
 from src.passes.layer_pass import show_layer_inputs
-from src.passes.skipping import known_parts, skip_unwanted
+from src.passes.skipping import skip_unwanted
 
 
 def prepare_decoder(
@@ -22,9 +22,7 @@ def prepare_decoder(
         ends: layers that passes may stop at; None for passes that run to the end.
     """
     if fused:
-        parts = known_parts(decoder)
-        assert parts is not None
-        fuse(decoder, parts)
+        fuse(decoder)
     if compiled:
         layers: Any = getattr(decoder, "layers", ())
         for index, layer in enumerate(layers):

@@ -71,12 +71,19 @@ def _zeros(module: nn.Module, x: Tensor) -> Tensor:
 @contextmanager
 def left_out(module: nn.Module) -> Iterator[None]:
     """Inside the block, the module gives zeros."""
-    replaced = vars(module).get("forward")
-    module.forward = lambda x, *args, **kwargs: _zeros(module, x)
+    with own_forward(module):
+        module.forward = lambda x, *args, **kwargs: _zeros(module, x)
+        yield
+
+
+@contextmanager
+def own_forward(*modules: nn.Module) -> Iterator[None]:
+    """After the block, the modules run as before, whatever was set in it."""
+    before = [(module, vars(module).get("forward")) for module in modules]
     try:
         yield
     finally:
-        if replaced is None:
-            del module.forward
-        else:
-            module.forward = replaced
+        for module, forward in before:
+            vars(module).pop("forward", None)
+            if forward is not None:
+                module.forward = forward

@@ -20,7 +20,7 @@ from src.planning.advice import misfit, typed
 from src.planning.devices import ACCELERATORS, gib
 from src.planning.fitting import OPEN
 from src.planning.plan import Plan
-from src.progress import duration
+from src.progress import duration, widen
 from src.settings.config import RunConfig
 
 
@@ -32,8 +32,7 @@ def show(plan: Plan, config: RunConfig, console: Console) -> None:
     """
     chosen = _chosen(plan, config)
     config = replace(config, engine=plan.engine)
-    if not console.is_terminal:
-        console.width = max(console.width, 110)
+    widen(console, 110)
     window, rope = config.model.native_window, config.rope
     console.print(
         environment.redacted(
@@ -73,8 +72,7 @@ def _chosen(plan: Plan, config: RunConfig) -> str:
 
 def show_texts(use: TextUse, console: Console) -> None:
     """Print how much of the training text of each length each stream uses."""
-    if not console.is_terminal:
-        console.width = max(console.width, 110)
+    widen(console, 110)
     held_out = f" and {use.held_out:,} held out" if use.held_out else ""
     title = f"Texts: {use.documents:,} training documents{held_out}, {use.tokens:,} tokens"
     table = Table(title=title, title_justify="left")

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from rich import box
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from src.report.noise import Mark
 
-_PLAIN_WIDTH = 160
 _FORMULA_SIGNS = frozenset("=+-@\N{MINUS SIGN}")
 _BEFORE = {Mark.NEAR: "≈ ", Mark.UNKNOWN: "? "}
 _LATEX = str.maketrans(
@@ -126,13 +124,6 @@ def terminal(table: Table) -> RichTable:
 def _rich(cell: Cell) -> Text:
     text = Text(cell.text, "bold" if cell.mark is Mark.BEST else "")
     return text.append(f" {cell.fault}", "red") if cell.fault else text
-
-
-def widen(console: Console) -> Console:
-    """Make a console whose output is not a terminal wide enough for every column."""
-    if not console.is_terminal:
-        console.width = max(console.width, _PLAIN_WIDTH)
-    return console
 
 
 def csv_text(rows: Sequence[Sequence[Any]]) -> str:

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
+from src.progress import widen
+
 # Steps that run before the profile: kernels are compiled and graphs recorded in them.
 WARM_UP = 5
 PROFILED = 3
@@ -77,9 +79,7 @@ class StepProfile:
         profiler.stop()
         self._file.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(self._file))
-        console = Console(file=sys.stdout)
-        if not console.is_terminal:
-            console.width = max(console.width, 100)
+        console = widen(Console(file=sys.stdout), 100)
         for line in self._lines(profiler.events(), seconds):
             console.print(line, highlight=False)
 

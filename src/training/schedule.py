@@ -288,9 +288,8 @@ class StageSchedule:
 
     def accumulation(self, *, world_size: int, micro_batch: int) -> int:
         """Micro-steps that each rank accumulates in a full step."""
-        return len(
-            list(self.micro_steps(0, rank=0, world_size=world_size, micro_batch=micro_batch))
-        )
+        steps = self.micro_steps(0, rank=0, world_size=world_size, micro_batch=micro_batch)
+        return sum(1 for _ in steps)
 
     def blocks_read(self) -> dict[str, int]:
         """Number of blocks that the stage reads of each stream; the last may be cut short."""

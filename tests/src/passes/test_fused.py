@@ -8,7 +8,6 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from src.models.families import FAMILIES
 from src.passes.fused import fuse, fused
-from src.passes.skipping import known_parts
 from tests.conftest import by_default
 from tests.interpreted import liger_kernels
 
@@ -44,9 +43,7 @@ def test_gemmas_norms_and_gates_are_others() -> None:
 def test_every_norm_gate_and_rotation_is_replaced_in_this_model_alone(family: str) -> None:
     fused, other = (network(family, torch.float32, "cpu") for _ in range(2))
     decoder = fused.get_decoder()
-    parts = known_parts(decoder)
-    assert parts is not None
-    fuse(decoder, parts)
+    fuse(decoder)
     replaced = [name for name, m in decoder.named_modules() if "forward" in vars(m)]
     norms = [name for name, m in decoder.named_modules() if "Norm" in type(m).__name__]
     assert set(norms) <= set(replaced)
@@ -74,9 +71,7 @@ def test_logits_and_gradients_are_as_near_to_float64_as_those_of_plain_modules(f
     for dtype in (torch.float32, torch.bfloat16):
         plain = run(network(family, dtype, "cuda"))
         made = network(family, dtype, "cuda")
-        parts = known_parts(made.get_decoder())
-        assert parts is not None
-        fuse(made.get_decoder(), parts)
+        fuse(made.get_decoder())
         for truth, one, two in zip(exact, plain, run(made), strict=True):
             size = truth.norm()
             assert (two - truth).norm() <= 2 * (one - truth).norm() + 1e-5 * size

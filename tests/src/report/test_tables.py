@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
+from src.progress import widen
 from src.report.noise import Mark
 from src.report.tables import (
     Cell,
@@ -15,7 +16,6 @@ from src.report.tables import (
     row,
     terminal,
     to_csv,
-    widen,
 )
 
 TABLE = Table(

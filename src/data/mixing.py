@@ -40,7 +40,6 @@ class MixedBlocks:
         self._number = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        """Block `index`: int64 [length]."""
         blocks, number = self._locate(index)
         return blocks[number]
 
@@ -61,46 +60,37 @@ class MixedBlocks:
 
     @property
     def packable(self) -> int:
-        """Packed blocks that the documents of all sources give."""
         return sum(blocks.packable for blocks in self._list)
 
     @property
     def available(self) -> int:
-        """Blocks that the documents of all sources give."""
         return sum(blocks.available for blocks in self._list)
 
     def used(self) -> np.ndarray:
-        """Tokens of each document that are in the available blocks, int64 [documents]."""
         return np.concatenate([blocks.used() for blocks in self._list])
 
     def read(self, blocks: int) -> np.ndarray:
-        """Tokens of each document that are in the first `blocks` blocks, int64 [documents]."""
         counts = self.counts(blocks)
         return np.concatenate([part.read(counts[name]) for name, part in self.parts.items()])
 
     @property
     def marked(self) -> bool:
-        """Whether blocks have several segments, or tokens that a loss does not count."""
         return any(blocks.marked for blocks in self._list)
 
     def documents(self, index: int) -> list[str]:
-        """The names of the documents in block `index`."""
         blocks, number = self._locate(index)
         return blocks.documents(number)
 
     def segments(self, index: int) -> list[int]:
-        """Tokens of each segment of a block; a segment is of one document."""
         blocks, number = self._locate(index)
         return blocks.segments(number)
 
     def learnt(self, index: int) -> np.ndarray | None:
-        """Which tokens of a block a next-token loss counts, bool [length]; None for all."""
         blocks, number = self._locate(index)
         return blocks.learnt(number)
 
     @property
     def most_segments(self) -> int:
-        """The largest number of segments of a block."""
         return max(blocks.most_segments for blocks in self._list)
 
     def counts(self, blocks: int) -> dict[str, int]:

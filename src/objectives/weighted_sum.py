@@ -49,7 +49,6 @@ class WeightedSum(Objective):
         )
 
     def flops(self, tokens: int, facts: ModelFacts) -> float:
-        """The sum over the parts."""
         return sum(part.flops(tokens, facts) for _, part, _ in self.parts)
 
     def layer(
@@ -77,11 +76,9 @@ class WeightedSum(Objective):
 
     @property
     def awaits_drift(self) -> bool:
-        """Whether any part does."""
         return any(part.awaits_drift for _, part, _ in self.parts)
 
     def with_drift(self, kl_by_layer: Sequence[float]) -> WeightedSum:
-        """The sum with its parts' layers chosen."""
         return WeightedSum(
             tuple((name, part.with_drift(kl_by_layer), weight) for name, part, weight in self.parts)
         )

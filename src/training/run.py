@@ -36,7 +36,6 @@ from src.training.interim import Interim
 from src.training.launch import World
 from src.training.loop import StageRun, StepRecord
 from src.training.publishing import push
-from src.training.schedule import StageSchedule
 from src.training.signals import Stopped
 from src.training.texts import Data, prepare_data
 from src.training.watch import Watch
@@ -116,9 +115,8 @@ def _hand_over(
 
     record = folder.record()
     totals = {key: record[key] for key in ("tokens", "seconds", "step")}
-    flops = sum(stage.flops for stage in planned.stages)
     tracker.summarize({f"total/{key}": value for key, value in totals.items()})
-    tracker.summarize({"total/flops": flops})
+    tracker.summarize({"total/flops": planned.flops})
     tracker.log_figures(run_figures(folder.path))
     tracker.log_model(folder.export(), name=f"{config.experiment}-{record['run_id']}")
 
@@ -164,7 +162,6 @@ class _Run:
         self.saver = saver
         self.plan = plan.make(config, world_size=world.size)
         self.names = list(config.recipe.stages)
-        self.schedules = {n: StageSchedule(s) for n, s in config.recipe.training.items()}
         self.seconds_before = float(folder.record()["seconds"])
         self.began = time.perf_counter()
         self.saving = 0.0  # seconds that the stage has waited for its saves
@@ -288,7 +285,7 @@ class _Run:
                 trained, parameters, weights=weights, seed=config.seed
             )
         except ExportError as error:
-            step = self.schedules[name].steps
+            step = self.plan.stage(name).steps
             raise ExportError(f"stage {name}, step {step}: {error}") from error
 
     def _around(self, name: str, start: int) -> Callable[[int], AbstractContextManager[None]]:
@@ -370,7 +367,7 @@ class _Run:
     def _saves_after(self, name: str, step: int) -> bool:
         """Whether a checkpoint is written after this step of the stage, counted from 1."""
         every = self.config.checkpoint.every_steps
-        return step == self.schedules[name].steps or (self._before(name)[0] + step) % every == 0
+        return step == self.plan.stage(name).steps or (self._before(name)[0] + step) % every == 0
 
     def _looks_after(self, name: str, step: int) -> bool:
         """Whether the student is scored after this step of the stage, counted from 1."""
@@ -379,25 +376,25 @@ class _Run:
 
     def _before(self, name: str) -> tuple[int, int]:
         """Steps and tokens of the stages before this one."""
-        training, earlier = self.config.recipe.training, self._trained_before(name)
-        steps = sum(self.schedules[n].steps for n in earlier)
-        return steps, sum(training[n].tokens for n in earlier)
+        earlier = self._earlier(name)
+        return sum(stage.steps for stage in earlier), sum(stage.tokens for stage in earlier)
 
-    def _trained_before(self, name: str) -> list[str]:
+    def _earlier(self, name: str) -> list[plan.StagePlan]:
         """The stages before this one that train."""
-        return [n for n in self.names[: self.names.index(name)] if n in self.schedules]
+        names = self.names[: self.names.index(name)]
+        return [stage for stage in self.plan.stages if stage.name in names]
 
     def _flops(self, name: str, tokens: int) -> float:
         """Planned floating-point operations up to this many tokens of a stage."""
-        earlier = [self.plan.stage(n) for n in self._trained_before(name)]
         here = self.plan.stage(name)
-        return sum(stage.flops for stage in earlier) + here.flops * tokens / here.tokens
+        earlier = sum(stage.flops for stage in self._earlier(name))
+        return earlier + here.flops * tokens / here.tokens
 
     def _record_stage(self, name: str, measured: Mapping[str, float]) -> None:
         """Record a finished stage. `seconds` counts from its first step to its export."""
         tokens = steps = 0
-        if (trained := self.config.recipe.training.get(name)) is not None:
-            tokens, steps = trained.tokens, self.schedules[name].steps
+        if name in self.config.recipe.training:
+            tokens, steps = self.plan.stage(name).tokens, self.plan.stage(name).steps
         stages = [s for s in self.folder.record()["stages"] if s["name"] != name]
         entry: dict[str, Any] = {"name": name, "tokens": tokens, "steps": steps}
         entry |= {key: round(value, 3) for key, value in measured.items()}

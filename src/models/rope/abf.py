@@ -23,7 +23,6 @@ class BaseFrequencyScaling(Scaling):
     theta: Annotated[float, Field(gt=1)]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """The frequencies of the larger base."""
         return native.inverse_frequencies(self.theta, length)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:

@@ -23,7 +23,6 @@ class DynamicScaling(FactorScaling):
     type: Literal["dynamic"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """The frequencies of the base for the sequence's length."""
         tokens = max(length or self.target_length, native.window)
         factor = self.resolved_factor(native.window)
         grown = factor * tokens / native.window - (factor - 1)

@@ -17,11 +17,9 @@ class LinearScaling(FactorScaling):
     type: Literal["linear"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """The native frequencies divided by the factor."""
         return native.inverse_frequencies(length=length) / self.resolved_factor(native.window)
 
     def multiplied_length(self, native: NativeRope) -> int:
-        """The target divided by the factor."""
         return self.divided_target(native)
 
 

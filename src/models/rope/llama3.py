@@ -32,7 +32,6 @@ class Llama3Scaling(FactorScaling):
             )
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """A blend of native frequencies and of those divided by the factor."""
         frequencies = native.inverse_frequencies(length=length)
         turns = native.window * frequencies / (2 * math.pi)
         span = self.high_freq_factor - self.low_freq_factor
@@ -40,7 +39,6 @@ class Llama3Scaling(FactorScaling):
         return frequencies * (kept + (1 - kept) / self.resolved_factor(native.window))
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """`llama3` with its factors."""
         return super().rope_parameters(native) | {
             "original_max_position_embeddings": native.window,
             "low_freq_factor": float(self.low_freq_factor),

@@ -38,14 +38,12 @@ class LongRopeScaling(FactorScaling):
     attention_factor: Positive | None = None
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """The native frequencies divided by the table for the sequence's length."""
         short, long = self._tables(native)
         beyond = (length or self.target_length) > native.window
         table = long if beyond else short
         return native.inverse_frequencies(length=length) / table
 
     def changes_at(self, native: NativeRope) -> int:
-        """The native window."""
         return native.window
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
@@ -56,7 +54,6 @@ class LongRopeScaling(FactorScaling):
         return longrope_attention(factor, native.window)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """`longrope` with both tables."""
         short, long = (table.tolist() for table in self._tables(native))
         attention = self.resolved_attention_factor(native)
         stated = longrope_tables(

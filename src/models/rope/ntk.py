@@ -22,7 +22,6 @@ class NtkScaling(FactorScaling):
     type: Literal["ntk"]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """The frequencies of the larger base."""
         return native.inverse_frequencies(self._theta(native), length)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:

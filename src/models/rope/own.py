@@ -23,23 +23,18 @@ class OwnScaling(Scaling):
     parameters: dict[str, Any]
 
     def base(self, native: NativeRope) -> NativeRope:
-        """The RoPE without the model's own scaling."""
         return native.unscaled()
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Those that the checkpoint's config gives."""
         return self._rope(native).inverse_frequencies(length=length or self.target_length)
 
     def resolved_attention_factor(self, native: NativeRope) -> float:
-        """The one that the checkpoint's config gives."""
         return self._rope(native).attention_factor
 
     def changes_at(self, native: NativeRope) -> int | None:
-        """As the checkpoint's own scaling."""
         return self._rope(native).changes_at()
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
-        """Those of the checkpoint's config."""
         return dict(self.parameters)
 
     def _rope(self, native: NativeRope) -> NativeRope:

@@ -23,7 +23,6 @@ class PerFrequencyScaling(Scaling):
     factors: Annotated[tuple[Positive, ...], Field(min_length=1)]
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """Native ones divided by the table."""
         factors = checked_table("factors", self.factors, native)
         return native.inverse_frequencies(length=length) / factors
 

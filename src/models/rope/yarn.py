@@ -44,7 +44,6 @@ class YarnScaling(FactorScaling):
             raise ValueError("attention_factor and mscale exclude each other: leave one out")
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
-        """A blend of native frequencies and of those divided by the factor."""
         low, high = self._bounds(native)
         pairs = np.arange(native.head_dim // 2, dtype=np.float64)
         interpolated = np.clip((pairs - low) / (high - low), 0, 1)

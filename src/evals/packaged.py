@@ -137,6 +137,8 @@ _READERS: dict[str, Callable[[Path], Documents]] = {
         by_choice=True,
     ),
 }
+# Sets whose prompts hold worked examples, as the package made them.
+WITH_EXAMPLES = frozenset({"squad", "gsm8k", "humaneval", "mbpp"})
 _SHA256 = {
     "mmlu": "aad013e917f746c4b2afee5c4572848caa372317f37726a6107e178df538ba66",
     "hellaswag": "ae167e75669a41bf0ce3558eb1ea763cd7bdb6682f78c04168d17945f1ac1630",

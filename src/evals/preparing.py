@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -66,6 +67,11 @@ class Questions:
             raise ValueError(
                 "allow_unsandboxed=true is for execute_code=true: add it, or leave this one out"
             )
+
+    @property
+    def examples(self) -> int | None:
+        """Worked examples before each item; None: as many as the task has by itself."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -175,7 +181,43 @@ def _prepare(name: str, questions: Questions) -> Prepared:
         documents = packaged.documents(task.documents)
     else:
         documents = _own_documents(Path(questions.folder) / f"{task.documents}.jsonl")
+    if questions.examples is not None:
+        task, documents = _with_examples(task, documents, questions.examples)
     return Prepared(task, documents, questions.split)
+
+
+def _with_examples(
+    task: TaskDefinition, documents: Sequence[Mapping[str, Any]], shots: int
+) -> tuple[TaskDefinition, Sequence[Mapping[str, Any]]]:
+    """A task that shows its first examples before each item.
+
+    A task without examples takes its last items, and they are not asked. They are the same for
+    every item. lm-eval would draw them anew for each one, which makes an item's prompt depend on
+    the number of processes, and for some tasks it would show the item itself.
+    """
+    if task.documents in packaged.WITH_EXAMPLES:
+        raise EvaluationError(
+            f"eval.few_shot.shots={shots}: the prompts of {task.name!r} hold worked examples "
+            "already; leave it out"
+        )
+    own = task.config.get("fewshot_split")
+    if own is None:
+        examples = [{**document, "split": "examples"} for document in documents[-shots:]]
+        documents, there = [*documents[:-shots], *examples], len(documents) - 1
+    else:
+        subjects = Counter(row.get("subject") for row in documents if row["split"] == own)
+        there = min(subjects.values(), default=0)
+    if shots > there:
+        raise EvaluationError(
+            f"eval.few_shot.shots={shots}: {task.name!r} has {there} examples to show; give at "
+            "most that, or leave it out"
+        )
+    shown = {
+        "num_fewshot": shots,
+        "fewshot_split": own or "examples",
+        "fewshot_config": {"sampler": "first_n"},
+    }
+    return replace(task, config={**task.config, **shown}), documents
 
 
 def _sandbox(questions: Questions) -> Kind:

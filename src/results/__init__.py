@@ -259,6 +259,14 @@ class ShortResults(TaskResults):
     source: str | None = None
 
 
+class FewShotResults(ShortResults):
+    """`evals/few_shot.json`: the short suite's tasks after `shots` worked examples."""
+
+    suite: ClassVar[str] = "few_shot"
+    title: ClassVar[str] = "Few-shot tasks"
+    shots: PositiveInt | None = None
+
+
 class LongTasksResults(ShortResults):
     """`evals/long_tasks.json`: lm-eval's own tasks on long text."""
 

@@ -62,7 +62,7 @@ class ShortSuite(Questions):
             device=evaluation.device,
             resamples=self.resamples,
             seed=self.seed,
-            **({"fused_kernels": evaluation.fused} if self._writes() else {}),
+            **self._about(evaluation),
         )
         # A line for each model and task, with a list entry for each item.
         items = [
@@ -72,10 +72,11 @@ class ShortSuite(Questions):
         ]
         return Outcome(record, items)
 
-    def _writes(self) -> bool:
-        """Whether models write their answers to some task."""
+    def _about(self, evaluation: Evaluation) -> dict[str, Any]:
+        """What else the results say of how they were made."""
         known = definitions() | LONG_TASKS
-        return any(known[name].generates for name in self.tasks if name in known)
+        writes = any(known[name].generates for name in self.tasks if name in known)
+        return {"fused_kernels": evaluation.fused} if writes else {}
 
     def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:
         facts = [

@@ -100,7 +100,7 @@ def test_a_task_of_validation_items_alone_is_halved_too() -> None:
     "name",
     [
         *("all", "short", "inheritance", "ruler", "needle_depth", "papers", "positions"),
-        *("perplexity", "longppl", "long_tasks"),
+        *("perplexity", "longppl", "long_tasks", "few_shot"),
     ],
 )
 @by_default(lambda name: name == "all")

@@ -309,7 +309,6 @@ class Result:
     """A result file; `content` is None where it could not be read, for the reason `problem`."""
 
     name: str
-    path: Path
     content: ResultContent | None
     problem: str = ""
 
@@ -320,7 +319,7 @@ def read_results(folder: Path) -> list[Result]:
     # The user has named this folder, which may be a link.
     for path in sorted(Path(os.path.realpath(folder)).glob("*.json")):
         try:
-            results.append(Result(path.stem, path, read_json(path, ResultContent)))
+            results.append(Result(path.stem, read_json(path, ResultContent)))
         except UnreadableFile as error:
-            results.append(Result(path.stem, path, None, str(error)))
+            results.append(Result(path.stem, None, str(error)))
     return results

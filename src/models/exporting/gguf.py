@@ -100,11 +100,11 @@ def write_gguf(
     f16 = quantization == "f16"
     writer.add_file_type(LlamaFileType.MOSTLY_F16 if f16 else LlamaFileType.MOSTLY_Q8_0)
     writer.add_quantization_version(2)
-    _add_sizes(writer, config, model, shape)
+    _add_sizes(writer, config, shape)
     writer.add_context_length(scaling.target_length)
     _add_rope(writer, rope, shape)
     add_vocabulary(writer, folder, vocabulary)
-    for name, tensor in _tensors(folder, architecture, config, shape):
+    for name, tensor in _tensors(folder, architecture, shape):
         data, kind = _stored(name, tensor, quantization)
         writer.add_tensor(name, data, raw_dtype=kind)
     try:
@@ -115,9 +115,7 @@ def write_gguf(
         writer.close()
 
 
-def _add_sizes(
-    writer: GGUFWriter, config: dict[str, Any], model: ModelConfig, shape: ModelShape
-) -> None:
+def _add_sizes(writer: GGUFWriter, config: dict[str, Any], shape: ModelShape) -> None:
     writer.add_vocab_size(shape.vocabulary)
     writer.add_embedding_length(shape.hidden)
     writer.add_block_count(shape.layers)
@@ -158,9 +156,7 @@ def _add_rope(writer: GGUFWriter, rope: GgufRope, shape: ModelShape) -> None:
             writer.add_tensor(name, table.astype(np.float32))
 
 
-def _tensors(
-    folder: Path, architecture: str, config: dict[str, Any], shape: ModelShape
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(folder: Path, architecture: str, shape: ModelShape) -> Iterator[tuple[str, Tensor]]:
     """All weights in float32, by llama.cpp's names and in its layout."""
     from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, get_tensor_name_map
     from safetensors import safe_open

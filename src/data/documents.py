@@ -34,5 +34,5 @@ def refuse_idle_patterns(key: str, patterns: Sequence[str], names: Sequence[str]
             near = get_close_matches(pattern, names, n=3, cutoff=0.0)
             raise DataError(
                 f"{key}: pattern {pattern!r} matches none of {len(names)} documents; near it: "
-                f"{', '.join(near)}"
+                f"{', '.join(near)}; give a pattern that matches, or leave it out"
             )

@@ -76,7 +76,10 @@ def _matches(entry: str) -> list[Path]:
         if path.is_dir():
             files = sorted(f for f in _walk(path) if f.suffix.lower() in _READERS)
             if not files:
-                raise DataError(f"folder {entry!r} holds no {', '.join(sorted(_READERS))} file")
+                raise DataError(
+                    f"folder {entry!r} of paths holds no {', '.join(sorted(_READERS))} file: give "
+                    "another folder, or files"
+                )
             return files
         if os.path.lexists(path):
             return [path]
@@ -86,9 +89,16 @@ def _matches(entry: str) -> list[Path]:
         matches = sorted(Path(match) for match in glob.glob(str(path), recursive=True))
         files = [file for file in matches if not file.is_dir()]
         if not files:
-            raise DataError(f"paths entry {entry!r} matches no file (below {Path.cwd()})")
+            raise DataError(f"paths entry {entry!r} matches no file{_below(path)}: {_ALLOWED}")
         return files
-    raise DataError(f"paths entry {entry!r} does not exist (below {Path.cwd()})")
+    raise DataError(f"paths entry {entry!r} does not exist{_below(path)}: {_ALLOWED}")
+
+
+_ALLOWED = "give files, folders or globs that are there"
+
+
+def _below(path: Path) -> str:
+    return "" if path.is_absolute() else f" (below {Path.cwd()})"
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -192,7 +202,7 @@ def text_of(record: dict[str, Any], text_field: str, where: str) -> str:
     """A record's text; a null one is empty."""
     if text_field not in record:
         raise DataError(
-            f"{where}: no field {text_field!r}; there are: {', '.join(record)} (set text_field)"
+            f"{where}: no field {text_field!r}; there are: {', '.join(record)}; set text_field"
         )
     text = record[text_field]
     if text is None:
@@ -215,8 +225,8 @@ def content_of(record: dict[str, Any], source: TextFiles | HubDataset, where: st
         return text_of(record, source.text_field, where)
     if source.messages_field not in record:
         raise DataError(
-            f"{where}: no field {source.messages_field!r}; there are: {', '.join(record)} (set "
-            "messages_field)"
+            f"{where}: no field {source.messages_field!r}; there are: {', '.join(record)}; set "
+            "messages_field"
         )
     messages = record[source.messages_field]
     if messages is None or messages == []:
@@ -248,7 +258,7 @@ def _read_parquet(path: Path, source: TextFiles) -> Rows:
             if field not in columns:
                 setting = "text_field" if source.messages_field is None else "messages_field"
                 raise DataError(
-                    f"{path}: no column {field!r}; there are: {', '.join(columns)} (set {setting})"
+                    f"{path}: no column {field!r}; there are: {', '.join(columns)}; set {setting}"
                 )
             batches = file.iter_batches(batch_size=64, columns=[field])
             for row, value in enumerate(value for batch in batches for value in batch.column(0)):
@@ -256,7 +266,9 @@ def _read_parquet(path: Path, source: TextFiles) -> Rows:
                 record = {field: _of_arrow(value, where)}
                 yield f"/{row}", content_of(record, source, where)
     except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a readable parquet file: {error}") from error
+        raise DataError(
+            f"{path} is not a readable parquet file ({error}): write it again, or leave it out"
+        ) from error
 
 
 def _of_arrow(value: Any, where: str) -> Any:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -134,7 +135,8 @@ class _Survey:
                 self.complete = False
                 self.entries.append([_facts(source), hub_identity(source), split, config.held_out])
             else:
-                self._read(label, source, split, config.held_out)
+                with _faults_of(config, label):
+                    self._read(source, split, config.held_out)
         self.held_out = config.held_out
         if self.complete:
             _check_names(self.names, config)
@@ -153,7 +155,7 @@ class _Survey:
                 entry[2] = "held_out"
         self.held_out = tuple(glob.escape(name) for name in chosen)
 
-    def _read(self, label: str, source: Source, split: Split, patterns: Sequence[str]) -> None:
+    def _read(self, source: Source, split: Split, patterns: Sequence[str]) -> None:
         documents = survey(source)
         for document in documents:
             self.names.append(document.name)
@@ -162,7 +164,7 @@ class _Survey:
             split_here = _split(document.name, split, patterns)
             self.entries.append([document.name, document.sha256, split_here])
         if not documents:
-            raise DataError(f"source {label!r} holds no text: all its documents are empty")
+            raise DataError("it holds no text, all its documents are empty: give other texts")
 
 
 def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
@@ -171,6 +173,16 @@ def _sources(config: DataConfig) -> Iterator[tuple[str, Source, Split]]:
         yield label, source, "train"
     for label, source in config.held_out_sources.items():
         yield label, source, "held_out"
+
+
+@contextmanager
+def _faults_of(config: DataConfig, label: str) -> Iterator[None]:
+    """Inside the block, the message of a DataError begins with the setting of this source."""
+    group = "sources" if label in config.sources else "held_out_sources"
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"data.{group}.{label}: {error}") from error
 
 
 def _split(name: str, default: Split, patterns: Sequence[str]) -> Split:
@@ -204,7 +216,7 @@ def _check_names(names: Sequence[str], config: DataConfig) -> None:
             raise DataError(
                 f"two documents are named {name!r}; keep each text in one source, or rename a file"
             )
-    refuse_idle_patterns("held_out", config.held_out, names)
+    refuse_idle_patterns("data.held_out", config.held_out, names)
 
 
 def _build(
@@ -220,8 +232,8 @@ def _build(
         _check_names([info.name for info in infos], config)
         if not any(info.split == "train" for info in infos):
             raise DataError(
-                f"corpus {config.name!r} has no document to train on: of {len(infos)} with text, "
-                f"all are held out (held_out {list(config.held_out)})"
+                f"data.held_out={list(config.held_out)}: no document to train on: of {len(infos)} "
+                "with text, all are held out: give patterns that match fewer, or more texts"
             )
         tokens = np.memmap(raw, dtype=token_dtype(tokenizer), mode="r")
         save_corpus(staging, key, infos, tokens, sources=writer.sources, learnt=writer.learnt)
@@ -244,9 +256,10 @@ def _tokenize_into(
             else:
                 answers_only = source.answers_only
                 tokenized = tokenize_chats(documents, tokenizer, answers_only=answers_only)
-            for document, ids, learnt in tokenized:
-                writer.add(document, ids, _split(document.name, split, survey.held_out), learnt)
-                shown.advance(len(ids) if config.max_tokens else len(document.text))
+            with _faults_of(config, label):
+                for document, ids, learnt in tokenized:
+                    writer.add(document, ids, _split(document.name, split, survey.held_out), learnt)
+                    shown.advance(len(ids) if config.max_tokens else len(document.text))
     return writer
 
 

@@ -204,7 +204,8 @@ class TokenBudgetLM(_HFLM):
         longest = max(self._of_all(max(lengths, default=0)))
         if longest > self._window:
             raise EvaluationError(
-                f"a text of {longest} tokens does not fit the model's window of {self._window}"
+                f"a text of {longest} tokens does not fit the model's window of {self._window}: "
+                "leave the task out (tasks), or evaluate a model with a larger window"
             )
 
     def _of_all(self, value: int) -> list[int]:

@@ -63,6 +63,11 @@ class Questions:
                 f"source={self.source}, folder={self.folder}: source=folder and folder=DIR go "
                 "together; give both or neither"
             )
+        for name in self.tasks:
+            try:
+                definition(name)
+            except EvaluationError as error:
+                raise ValueError(f"tasks={list(self.tasks)}: {error}") from error
         if self.allow_unsandboxed and not self.execute_code:
             raise ValueError(
                 "allow_unsandboxed=true is for execute_code=true: add it, or leave this one out"
@@ -145,7 +150,14 @@ def _documents_digest(tasks: Mapping[str, Task]) -> str:
 
 
 def prepare(questions: Questions) -> tuple[list[Prepared], dict[str, str]]:
-    """Tasks with their documents, and errors of the others; SandboxError if one needs a sandbox."""
+    """Tasks with their documents, and errors of the others.
+
+    Raises SandboxError if a task needs a sandbox, EvaluationError without the folder of the texts.
+    """
+    if questions.folder is not None and not Path(questions.folder).is_dir():
+        raise EvaluationError(
+            f"folder={questions.folder}: no such folder; give the one that holds NAME.jsonl files"
+        )
     failures: dict[str, str] = {}
     makers = ((n, partial(_prepare, n, questions)) for n in dict.fromkeys(questions.tasks))
     return list(made(makers, failures).values()), failures
@@ -235,7 +247,9 @@ def _sandbox(questions: Questions) -> Kind:
 
 def _own_documents(file: Path) -> list[dict[str, Any]]:
     if not file.is_file():
-        raise EvaluationError(f"{file} is missing: one JSON object a line is expected there")
+        raise EvaluationError(
+            f"{file} is missing: put one JSON object a line there, or leave the task out"
+        )
     documents: list[dict[str, Any]] = []
     for where, document in json_rows(file):
         documents.append(document)

@@ -105,7 +105,8 @@ def retrieve(
     if needed > room:
         raise EvaluationError(
             f"instruction and question have {needed} tokens, more than the {room} that a "
-            "prompt may have: raise eval.long.retrieval.budget"
+            "prompt may have: raise retrieval.budget, up to the native window, or set "
+            "retrieval=null, or leave the task out"
         )
     chunks = chunks_of(tokenizer, context, config.chunk_tokens)
     order = ranked(chunks, query)

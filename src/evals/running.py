@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # The folder for results of models by name.
 BY_NAME = Path("outputs") / "evals"
+# Among a suite's failures, the name of one that left nothing to evaluate.
+_WHOLE = "all"
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,21 @@ class Evaluated:
             tracker.summarize(_tracked(SUITES[name].summary(record), record))
 
     def check(self) -> None:
-        """Raise an EvaluationError with a line for each failure, if anything failed."""
-        lines = [
-            f"eval {suite}: {what}: {message}"
-            for suite, failed in self.failures.items()
-            for what, message in failed.items()
-        ]
-        if lines:
+        """Raise an EvaluationError with a line for each failure, if anything failed.
+
+        What failed for the same reason shares a line.
+        """
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for suite, failed in self.failures.items():
+            for what, message in failed.items():
+                reasons.setdefault((suite, message), []).append(what)
+        if reasons:
+            lines = [
+                ": ".join(
+                    (f"eval {suite}", *(["; ".join(what)] if what != [_WHOLE] else ()), message)
+                )
+                for (suite, message), what in reasons.items()
+            ]
             raise EvaluationError("\n".join(lines))
 
 
@@ -272,7 +282,7 @@ def _work(settings: EvaluateConfig, world: World) -> Evaluated:
             with SECONDS.of(f"{suite.name}: the rest"):
                 outcome = suite.run(evaluation)
         except (EvaluationError, DataError, AssetError) as error:
-            failures[suite.name] = {"all": str(error)}
+            failures[suite.name] = {_WHOLE: str(error)}
             continue
         if (record := outcome.record) is not None:
             records[suite.name] = record

@@ -305,25 +305,27 @@ def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
 
 
 def chosen_lengths(
-    wanted: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
+    suite: str, wanted: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
 ) -> list[int]:
-    """The lengths of the settings, or the default ones, that some model's window holds.
+    """The lengths of a suite's settings, or the default ones, that some model's window holds.
 
     `failures` gets the others.
     """
+    key = f"eval.{suite}.lengths"
+    key = key if suite == "longppl" else f"{key} (eval.long.lengths with eval=long)"
     longest = max(reader.window for reader in readers)
     if wanted is None:
         usual = [length for length in LENGTHS if length <= longest]
         if not usual:
             failures["lengths"] = (
                 f"the longest window of the models, {longest}, is below all of {list(LENGTHS)}, "
-                "which are asked where none are given: set eval.long.lengths to at most that"
+                f"which are asked where none are given: set {key} to at most that"
             )
         return usual
     for length in sorted(set(wanted)):
         if length > longest:
             failures[f"length {length}"] = (
-                f"it is beyond the longest window of the models, {longest}: set eval.long.lengths "
-                "to at most that, or evaluate a model that is scaled to more"
+                f"it is beyond the longest window of the models, {longest}: set {key} to "
+                "at most that, or evaluate a model that is scaled to more"
             )
     return [length for length in sorted(set(wanted)) if length <= longest]

@@ -15,6 +15,8 @@ from rich.console import Console
 
 from src import results
 from src.evals import running
+from src.evals.running import Evaluated
+from src.evals.suite import EvaluationError
 from src.results import PerplexityResults, ShortResults, TaskModel
 from src.settings import loading, strict
 from src.settings.config import EvaluateConfig
@@ -141,15 +143,40 @@ def test_processes_share_the_work_and_find_the_same(
 def test_what_fails_is_named_after_the_results_of_the_rest(
     tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
 ) -> None:
-    asked = [*SHORT, "eval.short.tasks=[arc_easy,lambadda]", f"out={tmp_path}"]
+    asked = [*SHORT, "eval.short.tasks=[arc_easy,lambada,humaneval,mbpp]", f"out={tmp_path}"]
     done = run_here("src.evaluate", "model=tiny", *asked)
     assert done.returncode == 2
-    assert "eval short: lambadda: unknown task 'lambadda'; did you mean 'lambada'" in done.stderr
+    assert "eval short: humaneval: 'humaneval' runs generated code: allow it" in done.stderr
     assert "Traceback" not in done.stderr
     results = json.loads((tmp_path / "short.json").read_text())
-    assert set(results["models"][0]["results"]) == {"arc_easy"}
-    assert set(results["failures"]) == {"lambadda"}
+    assert set(results["models"][0]["results"]) == {"arc_easy", "lambada"}
+    assert set(results["failures"]) == {"humaneval", "mbpp"}
     assert "arc_easy" in done.stdout
+
+
+def test_a_misspelt_task_is_one_error_and_leaves_nothing(
+    tmp_path: Path, run_here: Callable[..., subprocess.CompletedProcess]
+) -> None:
+    asked = [*SHORT, "eval.short.tasks=[arc_easy,lambadda]", f"out={tmp_path / 'out'}"]
+    done = run_here("src.evaluate", "model=tiny", *asked)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "error: eval.short: tasks=['arc_easy', 'lambadda']: unknown task 'lambadda'; did you mean "
+        "'lambada'? there are: "
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_equal_failures_share_a_line() -> None:
+    failures = {"short": {"mmlu, a": "too long", "mmlu, b": "too long", "piqa": "no file"}}
+    with pytest.raises(EvaluationError) as refusal:
+        Evaluated({}, {**failures, "ruler": {"all": "no length"}}).check()
+    assert str(refusal.value).splitlines() == [
+        "eval short: mmlu, a; mmlu, b: too long",
+        "eval short: piqa: no file",
+        "eval ruler: no length",
+    ]
 
 
 def everything(*more: str) -> list[str]:

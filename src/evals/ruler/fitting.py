@@ -54,7 +54,7 @@ class Ruler:
         if not self.length * (1 - TOLERANCE) <= total <= self.length:
             raise RulerError(
                 f"{self.task} cannot be made {self.length} tokens long with this tokenizer: the "
-                f"nearest is {total}; choose a longer length"
+                f"nearest is {total}; choose a longer length, or leave the task out"
             )
 
     def sample(
@@ -156,7 +156,7 @@ def most(
         raise RulerError(
             f"{ruler.task} at length {ruler.length}: the smallest sample has "
             f"{floor_tokens + ruler.max_new_tokens} tokens, {ruler.max_new_tokens} of them to be "
-            "generated; choose a longer length"
+            "generated; choose a longer length, or leave the task out"
         )
     # Tokens are nearly linear in n. So steps beyond what fits are aimed a little too far, and those
     # between a number that fits and one that does not land next to the answer; halving in every

@@ -108,15 +108,15 @@ class Niah:
     def _check(self, name: str, material: Material) -> None:
         if "sentences" in self.uses and not material.sentences:
             raise RulerError(
-                f"{name} has no prose to hide anything in: give eval.long.ruler.material.prose "
-                "texts that are not empty"
+                f"{name} has no prose to hide anything in: give material.prose texts that "
+                "are not empty"
             )
         adjectives, nouns = len(material.adjectives), len(material.nouns)
         if "nouns" in self.uses and adjectives * nouns < LEAST_PAIRS:
             raise RulerError(
                 f"{name} draws different pairs of an adjective and a noun, but "
-                f"eval.long.ruler.material.words has {adjectives} and {nouns} of them: give at "
-                f"least {LEAST_PAIRS} pairs"
+                f"material.words has {adjectives} and {nouns} of them: give at least "
+                f"{LEAST_PAIRS} pairs"
             )
 
     def _pairs(self, draw: random.Random, material: Material) -> list[tuple[str, list[str]]]:

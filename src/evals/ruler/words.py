@@ -56,8 +56,8 @@ def common_words(index: int, draw: random.Random, ruler: Ruler, material: Materi
     shown, *often = (20, 3, 1) if short else (40, 10, 3)
     if len(material.words) < shown:
         raise RulerError(
-            f"{ruler.task} needs {shown} different words, but "
-            f"eval.long.ruler.material.words has {len(material.words)}: give longer lists"
+            f"{ruler.task} needs {shown} different words, but material.words has "
+            f"{len(material.words)}: give longer lists"
         )
     head = _example(draw, draw.sample(material.words, shown), *often) + COMMON_HEAD
     words = draw.sample(material.words, len(material.words))
@@ -123,7 +123,7 @@ def frequent_words(index: int, draw: random.Random, ruler: Ruler, material: Mate
     if not counts(words)[3] > counts(words)[4]:
         raise RulerError(
             f"{ruler.task} at length {ruler.length}: the third most frequent word would be as "
-            "frequent as the fourth; choose a longer length"
+            "frequent as the fourth; choose a longer length, or leave the task out"
         )
     query = "What are the three most frequently appeared words in the above coded text?"
     parts = (FREQUENT_HEAD, context(words, dots), FREQUENT_TAIL)

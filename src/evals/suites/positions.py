@@ -126,7 +126,7 @@ class PositionsSuite(ProbeSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """One probe of all lengths; none if there are no lengths or no text."""
-        lengths = chosen_lengths(self.lengths, readers, failures)
+        lengths = chosen_lengths(self.name, self.lengths, readers, failures)
         if not lengths:
             return []
         make = partial(self._probe, evaluation, lengths)
@@ -153,7 +153,7 @@ class PositionsSuite(ProbeSuite):
             half_of_texts(corpus.held_out_documents(), self.split),
             needed,
             min(self.segments, self.limit or self.segments),
-            needed_by="perplexity by position",
+            needed_by=f"perplexity by position, lengths={list(lengths)}, sliding={self.sliding},",
         )
         text = f"{corpus.fingerprint(needed)}/{len(segments_nt)}"
         settings = settings_of(self, "segments", "limit")

@@ -15,7 +15,7 @@ from src.evals.probed import Asked, task_models
 from src.evals.restoration import UNKNOWN_ERROR, TaskFacts, stderr_of_mean
 from src.evals.ruler.asking import SampleSuite
 from src.evals.ruler.sample import RulerError
-from src.evals.ruler.tasks import ALL_TASKS, TASKS, check_names
+from src.evals.ruler.tasks import TASKS, check_names
 from src.evals.scoring import Count, Probe, Reader, chosen_lengths
 from src.evals.suite import LIMITED, Evaluation, ResultTable
 from src.results import Mean, RulerResults, TaskResult
@@ -35,6 +35,10 @@ class RulerSuite(SampleSuite):
     record: ClassVar[type[RulerResults]] = RulerResults
 
     def __post_init__(self) -> None:
+        try:
+            check_names(self.tasks or ())
+        except RulerError as error:
+            raise ValueError(f"tasks={list(self.tasks or ())}: {error}") from error
         if isinstance(self.samples, tuple) and len(self.samples) != len(self.lengths or ()):
             raise ValueError(
                 f"samples={list(self.samples)}: give one number, or `lengths` beside it and a "
@@ -45,14 +49,9 @@ class RulerSuite(SampleSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """A probe for each task and length."""
-        lengths = chosen_lengths(self.lengths, readers, failures)
+        lengths = chosen_lengths(self.name, self.lengths, readers, failures)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
-        for task in tasks:
-            try:
-                check_names([task])
-            except RulerError as error:
-                failures[f"ruler_{task}"] = str(error)
-        asked = [(task, length) for task in tasks if task in ALL_TASKS for length in lengths]
+        asked = [(task, length) for task in tasks for length in lengths]
         store, numbers = self.store(evaluation), self._numbers(lengths)
         if evaluation.is_main:
             store.prepare(asked, numbers)
@@ -138,12 +137,32 @@ def _means(record: RulerResults) -> ResultTable:
         rows.append((model.name, *(mean and 100 * mean.value for mean in means), largest))
     return ResultTable(
         name=record.marked("ruler", "_limit_"),
-        title=f"RULER, mean over tasks by length (0 to 100{record.marked('', LIMITED)})",
+        title=f"RULER, mean over tasks by length in tokens (0 to 100{record.marked('', LIMITED)})",
         columns=("model", *map(str, record.lengths), "largest stderr"),
         rows=tuple(rows),
         formats=("", *(".1f" for _ in record.lengths), ".1f"),
-        notes=("- where a length is beyond the model's window.", UNKNOWN_ERROR),
+        notes=(
+            "- where a length is beyond the model's window.",
+            UNKNOWN_ERROR,
+            *_unequal_means(record),
+        ),
     )
+
+
+def _unequal_means(record: RulerResults) -> list[str]:
+    """A line that counts the tasks in each mean, if the means are not over the same tasks."""
+    models: dict[tuple[int, frozenset[str]], list[str]] = {}
+    for model in record.models:
+        for length, mean in model.by_length.items():
+            tasks = frozenset(task.removesuffix(f"_{length}") for task in mean.tasks)
+            models.setdefault((length, tasks), []).append(model.name)
+    if len({tasks for _, tasks in models}) < 2:
+        return []
+    counts = [
+        f"{', '.join(names)} at {length} tokens: {len(tasks)}"
+        for (length, tasks), names in models.items()
+    ]
+    return [f"The means are over different tasks. Tasks of {'; '.join(counts)}."]
 
 
 def _tasks(record: RulerResults, length: int) -> ResultTable:

@@ -36,10 +36,10 @@ class ShortSuite(Questions):
     results: ClassVar[type[ShortResults]] = ShortResults
 
     def problems(self, evaluation: Evaluation) -> Sequence[str]:
-        """Unknown tasks, documents that cannot be fetched, code without a sandbox, long answers."""
+        """Documents that cannot be fetched, code without a sandbox, long answers."""
         try:
             prepared, failures = prepare(self)
-        except SandboxError as error:
+        except (SandboxError, EvaluationError) as error:
             return [f"eval.{self.name}.{error}"]
         failures |= too_long(prepared, evaluation)
         return [f"eval.{self.name}.tasks: {message}" for message in failures.values()]

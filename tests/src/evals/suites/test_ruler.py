@@ -119,15 +119,14 @@ def test_one_task_that_fails_leaves_the_others(
     chosen = replace(
         suite,
         lengths=(NATIVE, 65_536),
-        tasks=("niah_singel_1", "cwe", "fwe", "qa_squad", "qa_hotpot"),
+        tasks=("cwe", "fwe", "qa_squad", "qa_hotpot"),
         samples=1,
         material=replace(material_config, squad=str(broken)),
     )
     record = record_of(chosen, evaluation)
     assert list(record.models[0].results) == [f"ruler_fwe_{NATIVE}"]
     expected = {
-        "ruler_niah_singel_1": "did you mean 'niah_single_1'",
-        f"ruler_cwe_{NATIVE}": "choose a longer length",
+        f"ruler_cwe_{NATIVE}": "choose a longer length, or leave the task out",
         f"ruler_qa_squad_{NATIVE}": "not squad's own JSON",
         f"ruler_qa_hotpot_{NATIVE}": "hotpotqa=FILE",
         "length 65536": "beyond the longest window of the models, 2048",
@@ -138,6 +137,26 @@ def test_one_task_that_fails_leaves_the_others(
         assert "\n" not in record.failures[what]
     problems = "\n".join(chosen.problems(evaluation))
     assert all(message in problems for message in expected.values())
+
+
+def test_means_over_different_tasks_say_so(evaluation: Evaluation, suite: RulerSuite) -> None:
+    record = record_of(replace(suite, samples=1), evaluation)
+    notes = RulerSuite.tables(record)[0].notes
+    assert not any("different tasks" in note for note in notes)
+    *others, last = record.models
+    mean = last.by_length[SCALED].model_copy(update={"tasks": (f"ruler_fwe_{SCALED}",)})
+    cut = last.model_copy(update={"by_length": {**last.by_length, SCALED: mean}})
+    notes = RulerSuite.tables(record.model_copy(update={"models": (*others, cut)}))[0].notes
+    assert notes[-1] == (
+        "The means are over different tasks. Tasks of "
+        f"native, scaled, after ard, native + BM25 at {NATIVE} tokens: 2; "
+        f"scaled, after ard at {SCALED} tokens: 2; native + BM25 at {SCALED} tokens: 1."
+    )
+
+
+def test_a_misspelt_task_is_refused_before_anything_is_asked() -> None:
+    with pytest.raises(ValueError, match=r"tasks=\['cwe', 'niah_singel_1'\]: .* 'niah_single_1'"):
+        RulerSuite(tasks=("cwe", "niah_singel_1"))
 
 
 def test_samples_by_length_need_the_lengths() -> None:
@@ -158,7 +177,7 @@ def test_a_window_below_all_default_lengths_is_named(evaluation: Evaluation) -> 
     ):
         suite.run(evaluation)
     (problem,) = suite.problems(evaluation)
-    assert "set eval.long.lengths" in problem
+    assert "set eval.ruler.lengths (eval.long.lengths with eval=long) to" in problem
 
 
 def test_a_model_that_has_diverged_is_named(

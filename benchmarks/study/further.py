@@ -28,7 +28,8 @@ _SECTIONS = {
     "validation tasks": "RULER by task on validation, the largest number first; *copied* is the "
     "share of answers in variable tracking (vt) that are the worked example's:",
     "search": "Every search and whole run:",
-    "measures": "LongPPL, and drift from the native model on short text (KL in nats; cosine):",
+    "measures": "LongPPL, drift from the native model on short text (KL in nats; cosine), and the "
+    "mean of five short tasks after five worked examples:",
     "ablations": "With a part left out, validation half:",
 }
 

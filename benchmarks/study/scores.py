@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 from src import results
 from src.evals.suites.longppl import LongPplResults
-from src.results import DriftResults, Role, RulerResults, ShortResults, SuiteResults, TaskModel
+from src.results import (
+    DriftResults,
+    FewShotResults,
+    Role,
+    RulerResults,
+    ShortResults,
+    SuiteResults,
+    TaskModel,
+)
 
 Row = Mapping[str, Any]
 Split = Literal["validation", "test"]
@@ -69,24 +77,25 @@ def example_copied(file: Path, model: str) -> dict[str, float]:
 
 
 def measured(folder: Path) -> dict[str, Any] | None:
-    """LongPPL by role and length, and drift from the native model by role and layer.
+    """LongPPL by role and length, drift by role and layer, and scores after worked examples.
 
     Args:
-        folder: with the results of both suites.
+        folder: with the results of the suites.
 
     Returns:
-        `longppl`, `keys` (key tokens by length) and `drift`; None where a suite is missing. Drift
-        is in nats: `attention_kl` and `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by
-        layer.
+        `longppl`, `keys` (key tokens by length), `drift` and `few_shot` (by role and task); None
+        where a suite is missing. Drift is from the native model and in nats: `attention_kl` and
+        `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by layer.
 
     Raises:
         ResultsError: a file cannot be read.
         ValueError: something was not evaluated.
     """
     longppl, drift = results.read(folder, LongPplResults), results.read(folder, DriftResults)
-    if longppl is None or drift is None:
+    few_shot = results.read(folder, FewShotResults, split="test")
+    if longppl is None or drift is None or few_shot is None:
         return None
-    _complete(folder, longppl, drift)
+    _complete(folder, longppl, drift, few_shot)
     return {
         "longppl": {
             str(model.role): {str(n): score.longppl for n, score in model.by_length.items()}
@@ -101,6 +110,10 @@ def measured(folder: Path) -> dict[str, Any] | None:
                 "logit_kl": model.logit_kl,
             }
             for model in drift.models
+        },
+        "few_shot": {
+            str(model.role): {name: task.value for name, task in model.results.items()}
+            for model in few_shot.models
         },
     }
 

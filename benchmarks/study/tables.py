@@ -296,7 +296,7 @@ def measured_models(
 
 
 def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """LongPPL by length, with the number of key tokens, and drift from the native model.
+    """LongPPL by length, with the number of key tokens, drift from the native model, few-shot mean.
 
     Drift is KL in nats, of the attention as a mean over layers, and the last layer's cosine.
     """
@@ -305,8 +305,11 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
     keys = measured[0][3]["keys"]
     heads = [f"LongPPL {int(n) // 1024}K, {keys[n]} keys" for n in lengths]
     heads += ["logits", "attention"]
-    yield f"| method | scaling | {' | '.join([*heads, 'hidden states'])} |"
-    yield "|---|---|" + "--:|" * (len(heads) + 1)
+    heads.append("hidden states")
+    if asked := any("few_shot" in of for *_, of in measured):
+        heads.append("after examples")
+    yield f"| method | scaling | {' | '.join(heads)} |"
+    yield "|---|---|" + "--:|" * len(heads)
     for label, scaling, role, of in measured:
         scores, drift = of["longppl"][role], of["drift"].get(role)
         cells = [f"{scores[n]:.2f}" if n in scores else "-" for n in lengths]
@@ -319,6 +322,9 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
                 f"{drift['hidden_cosine'][-1]:.3f}",
             ]
         )
+        if asked:
+            values = of.get("few_shot", {}).get(role)
+            cells.append(f"{100 * fmean(values.values()):.1f}" if values else "-")
         yield f"| {label} | {scaling} | {' | '.join(cells)} |"
 
 

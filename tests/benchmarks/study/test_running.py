@@ -25,6 +25,7 @@ from src.report.charts import Chart
 from src.results import (
     DriftModel,
     DriftResults,
+    FewShotResults,
     Mean,
     Role,
     RulerResults,
@@ -98,6 +99,12 @@ def write_measures(folder: Path) -> None:
     )
     write_json(folder / "longppl.json", LongPplResults(models=models, keys={2048: 40}).plain())
     write_json(folder / "drift.json", DriftResults(models=(drifted,)).plain())
+    shown = tuple(
+        TaskModel(name=f"the {r}", role=r, results={"sciq": TaskResult(value=v, n=4)}, by_length={})
+        for r, v in zip(roles, (0.5, 0.25), strict=True)
+    )
+    few_shot = FewShotResults(split="test", shots=5, models=shown)
+    write_json(folder / "few_shot.test.json", few_shot.plain())
 
 
 class Play:
@@ -236,6 +243,7 @@ def test_the_best_models_of_some_methods_are_measured(play: Play, tmp_path: Path
     [row] = [row for row in results.rows if row["phase"] == "measure"]
     assert row["measures"]["longppl"] == {"native": {"2048": 3.0}, "final": {"2048": 3.0}}
     assert row["measures"]["drift"]["final"]["attention_kl"] == (0.1, 0.2)
+    assert row["measures"]["few_shot"] == {"native": {"sciq": 0.5}, "final": {"sciq": 0.25}}
     assert row["config_hash"]
     [command] = [command for command in play.commands if "eval=measures" in command]
     assert "stages=last" in command
@@ -244,12 +252,15 @@ def test_the_best_models_of_some_methods_are_measured(play: Play, tmp_path: Path
     assert len(list((tmp_path / "work").glob("*/export"))) == 1, "the whole run's is left"
     lines = list(tables.measures_table(grid, "tiny", results.rows))
     assert lines[0] == (
-        "| method | scaling | LongPPL 2K, 40 keys | logits | attention | hidden states |"
+        "| method | scaling | LongPPL 2K, 40 keys | logits | attention | hidden states "
+        "| after examples |"
     )
     assert lines[2:] == [
-        "| native | - | 3.00 | - | - | - |",
-        "| Long-CPT | yarn | 3.00 | 0.050 | 0.150 | 0.800 |",
+        "| native | - | 3.00 | - | - | - | 50.0 |",
+        "| Long-CPT | yarn | 3.00 | 0.050 | 0.150 | 0.800 | 25.0 |",
     ]
+    del row["measures"]["few_shot"]
+    assert "examples" not in next(tables.measures_table(grid, "tiny", results.rows))
     layers, _ = dict(pictures.made(grid, results.rows))["study_tiny_drift"]
     assert isinstance(layers, Chart)
     [series] = layers.series

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import ValidationError, ValidatorFunctionWrapHandler
 
@@ -15,19 +15,18 @@ if TYPE_CHECKING:
     from torch import Tensor, device
 
 
-class QKV(Protocol):
-    """Attention inputs of one layer: q [b, h, t, d], k and v [b, g, t, d] (g key-value heads)."""
+class QKV(NamedTuple):
+    """Attention inputs of one layer, after RoPE: q [b, h, t, d], k and v [b, g, t, d].
 
-    @property
-    def q_bhtd(self) -> Tensor: ...
-    @property
-    def k_bgtd(self) -> Tensor: ...
-    @property
-    def v_bgtd(self) -> Tensor: ...
-    @property
-    def segment_ids_bt(self) -> Tensor | None:
-        """Which document each token of whole blocks belongs to; None if each block is of one."""
-        ...
+    Attributes:
+        segment_ids_bt: which document each token of whole blocks belongs to; None if each block is
+            of one.
+    """
+
+    q_bhtd: Tensor
+    k_bgtd: Tensor
+    v_bgtd: Tensor
+    segment_ids_bt: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -56,13 +56,6 @@ class LayerRelations(NamedTuple):
     each: Tensor
 
 
-class _Scaled(NamedTuple):
-    q_bhtd: Tensor
-    k_bgtd: Tensor
-    v_bgtd: Tensor
-    segment_ids_bt: Tensor | None
-
-
 @dataclass(frozen=True)
 class Relation(Objective):
     """Relation KL on chosen layers.
@@ -284,9 +277,7 @@ class Relation(Objective):
         if self.student_factor == 1.0:
             return student
         root = math.sqrt(self.student_factor)
-        return _Scaled(
-            root * student.q_bhtd, root * student.k_bgtd, student.v_bgtd, student.segment_ids_bt
-        )
+        return student._replace(q_bhtd=root * student.q_bhtd, k_bgtd=root * student.k_bgtd)
 
     def _terms(self) -> list[str]:
         return [n for n in ("qq", "kk", "vv", "qk", "av") if getattr(self.weights, n) > 0]

@@ -13,7 +13,6 @@ from torch import Tensor
 from kernels.relation_kl import attention_kl
 from src.models.facts import ModelFacts
 from src.passes.capture import QKVCapture
-from src.passes.layer_pass import LayerQKV
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,5 +53,5 @@ def _queries_and_keys(
     with torch.no_grad(), capture.running():
         network.get_decoder()(input_ids=ids_bt.to(device), use_cache=False)
     network.to(home)  # type: ignore[arg-type]  # as above
-    taken: dict[int, LayerQKV] = capture.take()
+    taken = capture.take()
     return [(taken[i].q_bhtd.cpu(), taken[i].k_bgtd.cpu()) for i in range(facts.layers)]

@@ -19,11 +19,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from src.objectives.base import QKV
 from src.passes.layer_pass import (
     CaptureError,
     LayerPass,
-    LayerQKV,
-    PackedQKV,
     active_pass,
     visit_layer,
 )
@@ -40,16 +39,16 @@ class QKVCapture(LayerPass):
     """
 
     def __init__(self, layers: Iterable[int], **options: Any) -> None:
-        recorded: dict[int, LayerQKV] = {}
+        recorded: dict[int, QKV] = {}
 
-        def record(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
+        def record(layer: int, qkv: QKV, *, again: bool) -> None:
             if not again:
-                recorded[layer] = LayerQKV(qkv.q_bhtd, qkv.k_bgtd, qkv.v_bgtd)
+                recorded[layer] = qkv
 
         super().__init__(layers, record, **options)
         self._recorded = recorded
 
-    def take(self) -> dict[int, LayerQKV]:
+    def take(self) -> dict[int, QKV]:
         """Hand over the tensors by layer, and keep no reference to them."""
         taken = dict(self._recorded)
         self._recorded.clear()
@@ -76,7 +75,7 @@ def _capturing(implementation: str) -> Attention:
             layer = module.layer_idx
             if not isinstance(layer, int):
                 raise CaptureError(f"{type(module).__name__} has no integer layer_idx: {layer!r}")
-            if visit_layer(layer, LayerQKV(query, key, value)):
+            if visit_layer(layer, QKV(query, key, value)):
                 return query.transpose(1, 2), None
         ordinary = _ordinary_attention(implementation, module)
         if running is not None and running.packed is not None:

@@ -17,37 +17,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from src.objectives.base import Segments
+from src.objectives.base import QKV, Segments
 from src.passes.packed import PackedAttention
 
 
 class CaptureError(RuntimeError):
     """A layer's tensors were captured twice or not at all."""
-
-
-class LayerQKV(NamedTuple):
-    """Attention inputs of one layer.
-
-    Q [b, h, t, d] and k [b, g, t, d] after RoPE, v [b, g, t, d].
-    """
-
-    q_bhtd: Tensor
-    k_bgtd: Tensor
-    v_bgtd: Tensor
-
-    @property
-    def segment_ids_bt(self) -> Tensor | None:
-        """None: each row is one text."""
-        return None
-
-
-class PackedQKV(NamedTuple):
-    """Attention inputs of one layer in packed rows, and the segment of each token [b, t]."""
-
-    q_bhtd: Tensor
-    k_bgtd: Tensor
-    v_bgtd: Tensor
-    segment_ids_bt: Tensor | None
 
 
 class LayerInput(NamedTuple):
@@ -60,7 +35,7 @@ class LayerInput(NamedTuple):
 class Visit(Protocol):
     """What is done at a wanted layer; `again` where checkpointing runs it for the backward pass."""
 
-    def __call__(self, layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None: ...
+    def __call__(self, layer: int, qkv: QKV, *, again: bool) -> None: ...
 
 
 class _Active(NamedTuple):
@@ -156,7 +131,7 @@ class LayerPass:
                 raise CaptureError(f"layer {layer} was entered twice in one forward pass")
             self._inputs[layer] = given
 
-    def visit(self, layer: int, qkv: LayerQKV, *, again: bool) -> None:
+    def visit(self, layer: int, qkv: QKV, *, again: bool) -> None:
         """Call `visit` at a wanted layer."""
         if layer not in self._layers:
             return
@@ -164,10 +139,11 @@ class LayerPass:
             if layer in self._visited:
                 raise CaptureError(f"layer {layer} was captured twice in one forward pass")
             self._visited.add(layer)
-        seen = qkv if self.packed is None else PackedQKV(*qkv, self.packed.segments.ids_bt)
+        if self.packed is not None:
+            qkv = qkv._replace(segment_ids_bt=self.packed.segments.ids_bt)
         # `visit` may run a layer of the teacher, which is not part of this pass.
         with _activated(None):
-            self._visit(layer, seen, again=again)
+            self._visit(layer, qkv, again=again)
 
 
 @contextmanager
@@ -185,7 +161,7 @@ def active_pass() -> LayerPass | None:
     return active.layer_pass if active else None
 
 
-def visit_layer(layer: int, qkv: LayerQKV) -> bool:
+def visit_layer(layer: int, qkv: QKV) -> bool:
     """Show a layer's attention inputs to the active pass, if there is one.
 
     Returns:

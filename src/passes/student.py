@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 
 from src.models.adapters import causal_model, output_head
 from src.models.facts import ModelFacts
-from src.objectives.base import Batch, Needs, Objective, Outputs
+from src.objectives.base import QKV, Batch, Needs, Objective, Outputs
 from src.passes.graphs import MicroStepGraphs
-from src.passes.layer_pass import LayerPass, LayerQKV, PackedQKV, run_decoder
+from src.passes.layer_pass import LayerPass, run_decoder
 from src.passes.teacher import TeacherPass
 
 # Tokens whose logits are made at a time.
@@ -114,7 +114,7 @@ class StudentModule(nn.Module):
         model = causal_model(self.network)
         values: dict[int, Any] = {}
 
-        def visit(layer: int, qkv: LayerQKV | PackedQKV, *, again: bool) -> None:
+        def visit(layer: int, qkv: QKV, *, again: bool) -> None:
             value = objective.layer(
                 layer, teacher.qkv[layer]() if teacher else None, qkv, self.facts
             )

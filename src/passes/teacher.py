@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from src.models.adapters import causal_model
-from src.objectives.base import Batch, Needs, Outputs
+from src.objectives.base import QKV, Batch, Needs, Outputs
 from src.passes.capture import QKVCapture
 from src.passes.chunks import Chunks
-from src.passes.layer_pass import LayerInput, LayerQKV, run_decoder
+from src.passes.layer_pass import LayerInput, run_decoder
 from src.passes.skipping import known_parts, left_out
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class TeacherPass:
         """Entered while one layer computes its q, k and v again."""
         return nullcontext()
 
-    def _from_input(self, index: int, given: LayerInput) -> Callable[[], LayerQKV]:
+    def _from_input(self, index: int, given: LayerInput) -> Callable[[], QKV]:
         """Compute a layer's q, k, v from its input, by its own norm, projections and RoPE."""
         assert self._parts is not None
         layer = self._decoder.layers[index]
@@ -93,7 +93,7 @@ class TeacherPass:
         attention = layer.get_submodule(self._parts.attention)
         output = attention.get_submodule(self._parts.output)
 
-        def compute() -> LayerQKV:
+        def compute() -> QKV:
             capture = QKVCapture([index], stops_at=index)
             with (
                 torch.no_grad(),
@@ -107,14 +107,14 @@ class TeacherPass:
         return compute
 
 
-def _kept(qkv: LayerQKV) -> Callable[[], LayerQKV]:
+def _kept(qkv: QKV) -> Callable[[], QKV]:
     return lambda: qkv
 
 
-def _joined(chunks: Chunks, compute: Callable[[], LayerQKV]) -> Callable[[], LayerQKV]:
+def _joined(chunks: Chunks, compute: Callable[[], QKV]) -> Callable[[], QKV]:
     if len(chunks.starts) == 1:
         return compute
-    return lambda: LayerQKV(*(chunks.joined(x, 2) for x in compute()))
+    return lambda: QKV(*(chunks.joined(x, 2) for x in compute()[:3]))
 
 
 def _positions(batch: Batch, chunks: Chunks) -> Tensor | None:

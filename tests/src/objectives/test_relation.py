@@ -20,10 +20,9 @@ from src.models.hf_config import native_config, scaled_config
 from src.models.loading import load_model
 from src.models.rope import LinearScaling, NativeRope
 from src.models.shapes import facts_of
-from src.objectives.base import Batch, Outputs
+from src.objectives.base import QKV, Batch, Outputs
 from src.objectives.relation import Relation, RelationWeights
 from src.passes.capture import QKVCapture
-from src.passes.layer_pass import LayerQKV
 from src.settings import strict
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -36,7 +35,7 @@ RELATIONS = ("qq", "kk", "vv")
 Normalization = Literal["own_heads", "reference"]
 
 
-def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> dict[int, LayerQKV]:
+def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> dict[int, QKV]:
     """Captured tensors of every layer, normally distributed."""
     generator = torch.Generator().manual_seed(seed)
 
@@ -45,13 +44,13 @@ def draw(seed: int, facts: ModelFacts, dtype: torch.dtype = torch.float64) -> di
         return x_bhtd.to(dtype).requires_grad_()
 
     kv = facts.kv_heads
-    return {i: LayerQKV(side(facts.heads), side(kv), side(kv)) for i in range(facts.layers)}
+    return {i: QKV(side(facts.heads), side(kv), side(kv)) for i in range(facts.layers)}
 
 
 def loss_of(
     objective: Relation,
-    student: dict[int, LayerQKV],
-    teacher: dict[int, LayerQKV],
+    student: dict[int, QKV],
+    teacher: dict[int, QKV],
     facts: ModelFacts = FACTS,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """What the objective gives for two models, layer by layer as the engine calls it."""
@@ -81,8 +80,8 @@ def row_divergences(
 
 
 def by_the_formula(
-    student: dict[int, LayerQKV],
-    teacher: dict[int, LayerQKV],
+    student: dict[int, QKV],
+    teacher: dict[int, QKV],
     *,
     weights: Sequence[float] = (1.0, 1.0, 1.0),
     layers: Sequence[int] = (0, 1, 2),
@@ -94,15 +93,15 @@ def by_the_formula(
     total = torch.zeros((), dtype=torch.float64)
     for layer in layers:
         query_rows = student[layer].q_bhtd.shape[:3].numel()
-        for weight, s, t in zip(weights, student[layer], teacher[layer], strict=True):
+        for weight, s, t in zip(weights, student[layer][:3], teacher[layer][:3], strict=True):
             rows = row_divergences(s, t.detach(), window=windows[layer], temperature=temperature)
             count = query_rows if divide_by_query_heads else rows.numel()
             total = total + weight * rows.sum() / count / len(layers)
     return total
 
 
-def leaves(qkv: dict[int, LayerQKV]) -> list[Tensor]:
-    return [x for layer in qkv.values() for x in layer]
+def leaves(qkv: dict[int, QKV]) -> list[Tensor]:
+    return [x for layer in qkv.values() for x in layer[:3]]
 
 
 def gradients(loss: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
@@ -175,7 +174,7 @@ def test_a_factor_on_the_students_scores_leaves_values_alone() -> None:
     factor = 0.77
     loss, _ = loss_of(Relation("relation", weights, student_factor=factor), student, teacher)
     root = math.sqrt(factor)
-    scaled = {i: LayerQKV(root * q, root * k, v) for i, (q, k, v) in student.items()}
+    scaled = {i: QKV(root * q, root * k, v) for i, (q, k, v, _) in student.items()}
     expected, _ = loss_of(Relation("relation", weights), scaled, teacher)
     torch.testing.assert_close(loss, expected, rtol=1e-12, atol=0)
     ours, theirs = gradients(loss, leaves(student)), gradients(expected, leaves(student))
@@ -241,8 +240,8 @@ def attention_probabilities(
 
 
 def attention_terms(
-    student: dict[int, LayerQKV],
-    teacher: dict[int, LayerQKV],
+    student: dict[int, QKV],
+    teacher: dict[int, QKV],
     *,
     qk: float,
     av: float,
@@ -252,7 +251,7 @@ def attention_terms(
     """Mean over layers of qk * KL(attention rows) + av * |A V - teacher's|^2 / |teacher's|^2."""
     total = torch.zeros((), dtype=torch.float64)
     for layer, window in enumerate(windows):
-        (qs, ks, vs), (qt, kt, vt) = student[layer], (x.detach() for x in teacher[layer])
+        (qs, ks, vs), (qt, kt, vt) = student[layer][:3], (x.detach() for x in teacher[layer][:3])
         p, q = (
             attention_probabilities(*side, window=window, temperature=temperature)
             for side in ((qt, kt), (qs, ks))
@@ -328,7 +327,7 @@ def test_relation_heads_are_concatenated_and_split_again(
     Teacher with 8 query heads of half the size: widths agree, heads do not."""
     student = draw(1, FACTS)
     teacher = {
-        i: LayerQKV(*(x.detach().unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for x in qkv))
+        i: QKV(*(x.detach().unflatten(-1, (2, -1)).transpose(2, 3).flatten(1, 2) for x in qkv[:3]))
         for i, qkv in draw(2, FACTS).items()
     }
 
@@ -341,7 +340,7 @@ def test_relation_heads_are_concatenated_and_split_again(
 
     objective = Relation("relation", relation_heads=relation_heads)
     loss, _ = loss_of(objective, student, teacher, replace(FACTS, scale=scale))
-    sides = [{i: LayerQKV(*map(regrouped, x)) for i, x in m.items()} for m in (student, teacher)]
+    sides = [{i: QKV(*map(regrouped, x[:3])) for i, x in m.items()} for m in (student, teacher)]
     expected = by_the_formula(*sides)
     torch.testing.assert_close(loss, expected, rtol=1e-10, atol=0)
     ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))
@@ -451,10 +450,10 @@ def rotated(x_bhtd: Tensor, factor: float) -> Tensor:
 def test_scaled_rope_alone_gives_a_loss_on_queries_and_keys() -> None:
     unrotated = draw(1, FACTS)
 
-    def model(factor: float) -> dict[int, LayerQKV]:
+    def model(factor: float) -> dict[int, QKV]:
         return {
-            i: LayerQKV(rotated(q, factor), rotated(k, factor), v)
-            for i, (q, k, v) in unrotated.items()
+            i: QKV(rotated(q, factor), rotated(k, factor), v)
+            for i, (q, k, v, _) in unrotated.items()
         }
 
     def metrics(factor: float) -> dict[str, float]:
@@ -473,7 +472,7 @@ def tiny(compose_run: Callable[..., RunConfig]) -> ModelConfig:
     return compose_run("model=tiny").model
 
 
-def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, LayerQKV]:
+def captured(tiny: ModelConfig, factor: float, ids_bt: Tensor) -> dict[int, QKV]:
     """q, k, v of a real model with random weights of usual size, under linear scaling."""
     scaling = LinearScaling("linear", target_length=8 * tiny.native_window, factor=factor)
     network = load_model(tiny, scaled_config(tiny, scaling), dtype=torch.float32, capture=True)
@@ -507,7 +506,7 @@ def test_captured_models_differ_by_their_rope_alone(tiny: ModelConfig, backend: 
     scaled.backward()
 
 
-def references_loss(student: dict[int, LayerQKV], teacher: dict[int, LayerQKV]) -> Tensor:
+def references_loss(student: dict[int, QKV], teacher: dict[int, QKV]) -> Tensor:
     """The public reference's loss, by its own steps: all layers, causal, no padding, weights 1.
 
     Each relation's KL is summed over rows and its own heads and divided by batch times *query*
@@ -516,7 +515,7 @@ def references_loss(student: dict[int, LayerQKV], teacher: dict[int, LayerQKV]) 
     sums = dict.fromkeys(RELATIONS, torch.zeros(()))
     for layer in student:
         denominator = student[layer].q_bhtd.shape[:3].numel()
-        for name, s, t in zip(RELATIONS, student[layer], teacher[layer], strict=True):
+        for name, s, t in zip(RELATIONS, student[layer][:3], teacher[layer][:3], strict=True):
             scale = s.shape[-1] ** -0.5
             hidden = torch.ones(s.shape[2], s.shape[2], dtype=torch.bool).triu(1)
             s_log, t_log = (
@@ -538,7 +537,7 @@ def test_reference_normalization_is_the_public_reference(
     facts = facts_of(native_config(tiny))
     assert facts.heads != facts.kv_heads, "the normalizations differ under grouped heads alone"
     student = {
-        i: LayerQKV(*(x.detach().requires_grad_() for x in qkv))
+        i: QKV(*(x.detach().requires_grad_() for x in qkv[:3]))
         for i, qkv in captured(tiny, 8.0, ids_bt).items()
     }
     teacher = captured(tiny, 1.0, ids_bt)
@@ -548,11 +547,11 @@ def test_reference_normalization_is_the_public_reference(
     assert loss.item() > 1e-3
     torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
     wide = {
-        i: LayerQKV(*(x.detach().double().requires_grad_() for x in qkv))
+        i: QKV(*(x.detach().double().requires_grad_() for x in qkv[:3]))
         for i, qkv in student.items()
     }
     exact = gradients(
-        references_loss(wide, {i: LayerQKV(*(x.double() for x in t)) for i, t in teacher.items()}),
+        references_loss(wide, {i: QKV(*(x.double() for x in t[:3])) for i, t in teacher.items()}),
         leaves(wide),
     )
     ours, theirs = (gradients(x, leaves(student)) for x in (loss, expected))

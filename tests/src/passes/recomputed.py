@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from src.passes.layer_pass import LayerQKV
+from src.objectives.base import QKV
 
 
 def attention_output(
-    layer: LayerQKV,
+    layer: QKV,
     *,
     scale: float | None = None,
     window: int | None = None,

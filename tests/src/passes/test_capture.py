@@ -25,9 +25,10 @@ from src.models.loading import load_model, load_tokenizer
 from src.models.rope.yarn import YarnScaling
 from src.models.shapes import facts_of
 from src.models.sources import check_available
+from src.objectives.base import QKV
 from src.passes import capture
 from src.passes.capture import QKVCapture, attention_name
-from src.passes.layer_pass import CaptureError, LayerPass, LayerQKV
+from src.passes.layer_pass import CaptureError, LayerPass
 from tests.conftest import by_default
 from tests.src.passes.recomputed import attention_output
 
@@ -225,7 +226,7 @@ def test_sdpa_and_eager_capture_the_same(
         taken.append(capture.take())
     real = torch.ones(2, TOKENS, dtype=torch.bool) if mask is None else mask.bool()
     for layer in range(facts.layers):
-        for ours, theirs in zip(taken[0][layer], taken[1][layer], strict=True):
+        for ours, theirs in zip(taken[0][layer][:3], taken[1][layer][:3], strict=True):
             ours, theirs = ours.transpose(1, 2)[real], theirs.transpose(1, 2)[real]
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -261,9 +262,7 @@ class Watched:
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.02)
 
-    def checked(
-        self, ids: torch.Tensor, padding: torch.Tensor | None = None
-    ) -> dict[int, LayerQKV]:
+    def checked(self, ids: torch.Tensor, padding: torch.Tensor | None = None) -> dict[int, QKV]:
         """The captured tensors. Errors are relative to a layer's largest number."""
         capture = QKVCapture(range(self.facts.layers))
         with capture.running():
@@ -273,7 +272,7 @@ class Watched:
         taken = capture.take()
         for layer, qkv in taken.items():
             ours = attention_output(
-                LayerQKV(*(x.detach() for x in qkv)),
+                QKV(*(x.detach() for x in qkv[:3])),
                 scale=self.facts.scale,
                 window=self.facts.windows[layer],
                 key_mask_bt=padding,
@@ -308,7 +307,7 @@ def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
     ids = torch.tensor([text, text[::-1]])
     mask = torch.ones_like(ids)
     mask[1, : tokens // 3] = 0
-    plain: list[dict[int, LayerQKV]] = []
+    plain: list[dict[int, QKV]] = []
     for attention in ("sdpa", "eager"):
         watched = Watched(model, attention)
         with torch.no_grad():
@@ -321,7 +320,7 @@ def test_attention_of_real_models_is_recomputed_from_their_captured_tensors(
         inside.gradient_checkpointing_enable({"use_reentrant": False})
         watched.checked(ids, mask)
     for layer, qkv in plain[0].items():
-        for ours, theirs in zip(qkv, plain[1][layer], strict=True):
+        for ours, theirs in zip(qkv[:3], plain[1][layer][:3], strict=True):
             assert (ours - theirs).abs().max() / theirs.abs().max() < 1e-3
 
 
@@ -362,7 +361,8 @@ def test_gradients_through_captured_tensors(checkpointing: bool) -> None:
         with capture.running():
             model.get_decoder()(input_ids=ids, use_cache=False)
         loss = sum(
-            (x.square().sum() for qkv in capture.take().values() for x in qkv), torch.zeros(())
+            (x.square().sum() for qkv in capture.take().values() for x in qkv[:3]),
+            torch.zeros(()),
         )
         loss.backward()
         return [p.grad for p in model.parameters() if p.grad is not None]

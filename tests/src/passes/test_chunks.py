@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
-from src.objectives.base import Batch, Needs
+from src.objectives.base import QKV, Batch, Needs
 from src.passes.capture import QKVCapture, attention_name
 from src.passes.chunks import Chunks
-from src.passes.layer_pass import LayerQKV
 from src.passes.preparation import prepare_decoder
 from src.passes.teacher import Keep, TeacherPass
 
@@ -67,7 +66,7 @@ def network() -> PreTrainedModel:
     return made
 
 
-def by_hand(network: PreTrainedModel, ids_bt: Tensor) -> tuple[Tensor, dict[int, LayerQKV]]:
+def by_hand(network: PreTrainedModel, ids_bt: Tensor) -> tuple[Tensor, dict[int, QKV]]:
     """Last hidden states, and q, k and v, of one chunk by itself, at positions from 0."""
     capture = QKVCapture(range(LAYERS))
     with torch.no_grad(), capture.running():

@@ -31,7 +31,6 @@ from src.objectives.longred import LongRed
 from src.objectives.relation import Relation
 from src.passes.capture import QKVCapture, attention_name
 from src.passes.checkpointing import checkpoint_layers
-from src.passes.layer_pass import LayerQKV
 from src.passes.preparation import prepare_decoder
 from src.passes.skipping import known_parts
 from src.passes.student import StudentModule
@@ -187,7 +186,7 @@ def whole(family: str, parameters: LoraParameters | FullParameters) -> tuple[Ten
     """The same loss from q, k, v of both whole models, and its gradients."""
     made = pair(family=family, parameters=parameters)
 
-    def captured(model: nn.Module) -> dict[int, LayerQKV]:
+    def captured(model: nn.Module) -> dict[int, QKV]:
         capture = QKVCapture((0, 2))
         with capture.running():
             causal_model(model).get_decoder()(input_ids=IDS, use_cache=False)
@@ -197,8 +196,8 @@ def whole(family: str, parameters: LoraParameters | FullParameters) -> tuple[Ten
     student, teacher = captured(made.student.network), captured(made.teacher.network)
     losses = [
         relation_kl_set(
-            student[i],
-            teacher[i],
+            student[i][:3],
+            teacher[i][:3],
             [1.0] * 3,
             window=made.facts.windows[i],
             scale=made.facts.scale,
@@ -298,7 +297,7 @@ class Watching(Objective):
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Tensor:
         assert teacher is not None
         pairs = zip((student.q_bhtd,), (teacher.q_bhtd,), strict=True)
-        self.alive.extend(weakref.ref(x) for x in (*student, *teacher))  # type: ignore[misc]
+        self.alive.extend(weakref.ref(x) for x in (*student[:3], *teacher[:3]))  # type: ignore[misc]
         return torch.stack([(s - t).square().mean() for s, t in pairs]).sum()
 
     def loss(

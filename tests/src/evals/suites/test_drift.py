@@ -86,7 +86,8 @@ def test_figures_are_those_of_dense_formulas(text: np.ndarray) -> None:
     for row in text:
         (teacher, out), (student, own) = captured(native, row), captured(scaled, row)
         for layer in range(2):
-            for relation, x, y in zip(RELATIONS, student[layer], teacher[layer], strict=True):
+            pairs = zip(RELATIONS, student[layer][:3], teacher[layer][:3], strict=True)
+            for relation, x, y in pairs:
                 rows[relation].append(dense_kl(alpha * x[0] @ x[0].mT, alpha * y[0] @ y[0].mT))
             scores = [
                 alpha * s[layer].q_bhtd[0] @ s[layer].k_bgtd[0].repeat_interleave(2, 0).mT

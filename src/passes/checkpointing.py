@@ -33,12 +33,12 @@ def _contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any
     if running is None:
         return nullcontext(), nullcontext()
     kept: deque[Any] = deque()
-    return _Keeping(kept), _second_run(running, kept)
+    return _Keeping(kept, again=False), _second_run(running, kept)
 
 
 @contextmanager
 def _second_run(layer_pass: LayerPass, kept: deque[Any]) -> Iterator[None]:
-    with _GivingBack(kept), layer_pass.again():
+    with _Keeping(kept, again=True), layer_pass.again():
         yield
 
 
@@ -47,27 +47,20 @@ def _second_run(layer_pass: LayerPass, kept: deque[Any]) -> Iterator[None]:
 
 
 class _Keeping(TorchDispatchMode):
-    """Keeps the results of relation operators, in the order of their calls."""
+    """Keeps the results of relation operators, in the order of their calls.
 
-    def __init__(self, kept: deque[Any]) -> None:
+    `again` returns the kept results instead of computing them again.
+    """
+
+    def __init__(self, kept: deque[Any], *, again: bool) -> None:
         super().__init__()
-        self._kept = kept
+        self._kept, self._again = kept, again
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keeps = func.namespace == "relation_kl"
+        if keeps and self._again:
+            return self._kept.popleft()
         results = func(*args, **(kwargs or {}))
-        if func.namespace == "relation_kl":
+        if keeps:
             self._kept.append(tree_map_only(Tensor, Tensor.detach, results))
         return results
-
-
-class _GivingBack(TorchDispatchMode):
-    """Returns the kept results instead of computing them again."""
-
-    def __init__(self, kept: deque[Any]) -> None:
-        super().__init__()
-        self._kept = kept
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace == "relation_kl":
-            return self._kept.popleft()
-        return func(*args, **(kwargs or {}))

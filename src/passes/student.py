@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,13 +67,9 @@ class StudentModule(nn.Module):
             teach: runs a teacher with weights of its own; None if it shares the student's, or if no
                 objective has a teacher.
         """
-
         if stream is None:
             return self.predictions(batch.input_ids_bt)
-
-        def compute(given: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-            return self._compute(given, stream, teach)
-
+        compute = partial(self._compute, stream=stream, teach=teach)
         return compute(batch) if self._graphs is None else self._graphs.run(stream, batch, compute)
 
     def predictions(self, ids_bt: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import plotly.graph_objects as go
@@ -26,12 +27,10 @@ def run_figures(folder: Path) -> dict[str, go.Figure]:
     charts: dict[str, Chart | Heatmap | None] = {}
     if report := results.read(folder / "evals", PerplexityResults):
         charts["plots/perplexity"] = perplexity_chart(report)
-    try:
+    with suppress(AbsentFile):  # nothing logged
         metrics = read_metrics(folder / "metrics.jsonl")
         if _BY_LAYER in metrics.layers:
             charts["plots/relation_by_layer"] = layer_map(metrics, _BY_LAYER)
-    except AbsentFile:  # nothing logged
-        pass
     drawn = {name: to_plotly(chart) for name, chart in charts.items() if chart}
     return {
         name: go.Figure(parts["data"], parts["layout"]).update_layout(template=TEMPLATE)

@@ -193,7 +193,9 @@ class Pool:
             ]
         # Untrained models have rows of their own; drift is measured from the native one.
         asked = [f"run={folder.path}", "stages=last_alone"]
-        if not scores.evaluated(folder.evals, "final", "validation"):
+        # Further seeds of what was chosen are tested alone.
+        further = job.phase == "final" and job.seed != grid.seeds[0]
+        if not further and not scores.evaluated(folder.evals, "final", "validation"):
             return ["-m", "src.evaluate", *asked, "eval=validation", *model.validation]
         if job.phase == "final" and not scores.evaluated(folder.evals, "final", "test"):
             return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
@@ -245,9 +247,10 @@ class Pool:
         for bulk in {folder.checkpoints, *folder.path.glob("export*")} - kept:
             shutil.rmtree(bulk, ignore_errors=True)
         value = "evaluated"
-        if job.method != "untrained":
-            number = scores.choice(self.results.rows, row, self.grid.floor)
-            value = "diverged" if number is None else f"{number:.4f}"
+        if row.get("error"):
+            value = "diverged"
+        elif job.method != "untrained" and row["validation"]:
+            value = f"{scores.choice(self.results.rows, row, self.grid.floor):.4f}"
         print(f"{job.name}: {value} after {seconds:.0f} s", flush=True)
 
 

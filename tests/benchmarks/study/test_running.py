@@ -176,9 +176,9 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert len(tested) == 4, "the finalists, and untrained models"
     assert all("eval=validation" not in command for command in tested)
     final = results.rows[-1]
-    first, further = (row["validation"] for row in results.rows if row["phase"] == "final")
-    assert first["short"] == {"lambada": 0.7}
-    assert further is None, "nothing is chosen by a further seed"
+    validated = {r["seed"]: r["validation"] for r in results.rows if r["phase"] == "final"}
+    assert validated[0]["short"] == {"lambada": 0.7}
+    assert validated[1] is None, "nothing is chosen by a further seed"
     assert final["budget"] == "16384", "of equal numbers the first one"
     assert set(final["test"]) == {play_name(final)}
     [baseline] = [r for r in results.rows if (r["phase"], r["scaling"]) == ("baseline", "yarn")]

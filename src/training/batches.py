@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -34,6 +33,7 @@ class Batches:
     device: torch.device
     seed: int
     window: int
+    _shares: dict[tuple[str, int], float] = field(default_factory=dict, init=False)
 
     def of(self, micro: MicroStep, step: int) -> Batch:
         """The batch of a micro-step of optimizer step `step`."""
@@ -119,10 +119,6 @@ class Batches:
             self._shares.clear()
             self._shares[stream, step] = self._count_predicted(stream, step)
         return self._shares[stream, step]
-
-    @cached_property
-    def _shares(self) -> dict[tuple[str, int], float]:
-        return {}
 
     def _count_predicted(self, stream: str, step: int) -> float:
         blocks = self.blocks[stream]

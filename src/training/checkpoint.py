@@ -32,7 +32,7 @@ from src.training.launch import LaunchError
 from src.training.tensor_files import Part, SavedState, total_bytes, write
 
 if TYPE_CHECKING:
-    from src.training.engines import StudentEngine
+    from src.training.engine.student import Student
 
 _Made = TypeVar("_Made")
 # Settings that a user may change between two parts of a run: they do not decide what is trained.
@@ -102,7 +102,7 @@ class Saver:
             self.wait()
 
     def save(
-        self, student: StudentEngine, position: Position, saved: Callable[[], None] = lambda: None
+        self, student: Student, position: Position, saved: Callable[[], None] = lambda: None
     ) -> None:
         """Write a checkpoint and drop the oldest beyond `keep`; all ranks call it.
 

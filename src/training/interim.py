@@ -19,10 +19,11 @@ from src.data.corpus import Corpus
 from src.data.documents import DataError
 from src.models.loading import load_tokenizer
 from src.settings.config import RunConfig
-from src.training.engines import StudentEngine
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from src.training.engine.student import Student
 
 # The longest window, in tokens, the windows of held-out text, and the needles.
 _LONGEST, _WINDOWS, _NEEDLES = 4096, 8, 8
@@ -60,7 +61,7 @@ class Interim:
         made = (_needle(tokenizer, held_out, length, city, draw) for city in _CITIES[:_NEEDLES])
         return cls(windows, tuple(needle for needle in made if needle is not None), device)
 
-    def figures(self, student: StudentEngine) -> dict[str, float]:
+    def figures(self, student: Student) -> dict[str, float]:
         """Perplexity of the windows, and the share of needles found; a collective call.
 
         A needle is found if each token of its answer is the most likely one.
@@ -73,7 +74,7 @@ class Interim:
             figures["eval/needles"] = sum(answered) / len(answered)
         return figures
 
-    def _asked(self, student: StudentEngine, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _asked(self, student: Student, ids: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
         ids_bt = torch.from_numpy(ids)[None].to(self.device)
         losses_bt, right_bt = student.predictions(ids_bt)
         return losses_bt[0], right_bt[0]

@@ -30,7 +30,7 @@ from src.settings.config import RunConfig
 from src.training import checkpoint, launch, profiling, signals, stage
 from src.training.card import add_scores, model_card
 from src.training.checkpoint import Checkpoint, Position, Saver
-from src.training.engines import StudentEngine
+from src.training.engine.student import Student
 from src.training.export import Export
 from src.training.interim import Interim
 from src.training.launch import World
@@ -320,7 +320,7 @@ class _Run:
         return drift
 
     def _after_step(
-        self, loop: StageRun, student: StudentEngine, record: StepRecord, interim: Interim | None
+        self, loop: StageRun, student: Student, record: StepRecord, interim: Interim | None
     ) -> None:
         name = loop.name
         if interim is not None and self._looks_after(name, record.step):

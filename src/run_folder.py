@@ -181,16 +181,24 @@ class RunFolder:
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
-        """An existing run's folder.
+    def open(cls, path: Path, key: str | None = None) -> RunFolder:
+        """An existing run's folder; `key` is the setting that names it, for messages.
 
         Raises:
             RunFolderError: the path has no readable config.yaml and run.json.
         """
-        folder = cls(path)
+        folder, named = cls(path), f"{key}={path}" if key else str(path)
+        if not path.is_dir():
+            raise RunFolderError(
+                f"{named} is not a run folder: there is no such folder; give the one that a run's "
+                "last line names"
+            )
         for file in (folder.config_file, folder.record_file):
             if not file.is_file():
-                raise RunFolderError(f"{path} is not a run folder: it has no {file.name}")
+                raise RunFolderError(
+                    f"{named} is not a run folder: it has no {file.name}; give the folder that a "
+                    "run's last line names"
+                )
         folder.record()
         return folder
 

@@ -199,9 +199,9 @@ def _check(settings: EvaluateConfig) -> None:
     if not settings.eval.suites():
         raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
     if settings.run is not None:
-        run = _exported(Path(settings.run))
+        run = _exported(Path(settings.run), "run")
         for other in settings.compare:
-            _check_base(run, _exported(Path(other)))
+            _check_base(run, _exported(Path(other), "compare"))
     if settings.fused_kernels is True:
         against = _why_not_fused(_base(settings), settings.device)
         if against is not None:
@@ -253,10 +253,10 @@ def _same_weights(*configs: ModelConfig) -> bool:
         return False
 
 
-def _exported(path: Path) -> RunFolder:
-    folder = RunFolder.open(path)
+def _exported(path: Path, key: str) -> RunFolder:
+    folder = RunFolder.open(path, key)
     if not folder.export().is_dir():
-        raise RunFolderError(f"run={path} has no exported model: finish it with resume=")
+        raise RunFolderError(f"{key}={path} has no exported model: finish it with resume={path}")
     return folder
 
 

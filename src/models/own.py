@@ -45,8 +45,8 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
         key = "path=DIR" if source.get("type") == "folder" else "repo=ORG/NAME"
         raise ModelError(f"model.{key} is missing: say where the model is")
     settings["name"] = settings.get("name") or named(str(place))
-    facts = (settings.get("family"), settings.get("native_window"))
-    if None not in (*facts, *tuning.values()):
+    family, window = settings.get("family"), settings.get("native_window")
+    if None not in (family, window, *tuning.values()):
         return settings
     # Loads transformers, which takes seconds.
     from src.models.sources import read_config
@@ -55,8 +55,10 @@ def completed(model: Mapping[str, Any]) -> dict[str, Any]:
         config = read_config(FolderWeights("folder", str(place)))
     else:
         config = read_config(HubWeights("hub", str(place), source.get("revision")))
-    settings["family"] = facts[0] or family_of_type(config.model_type).name
-    settings["native_window"] = facts[1] or judged_window(config)[0]
+    if family is None:
+        settings["family"] = family_of_type(config.model_type).name
+    if window is None:
+        settings["native_window"] = judged_window(config)[0]
     suggested = suggested_tuning(config)
     settings["tuning"] = suggested | {k: v for k, v in tuning.items() if v is not None}
     return settings

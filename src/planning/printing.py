@@ -144,13 +144,19 @@ def _notes(plan: Plan, config: RunConfig) -> Iterator[str]:
     tokens = " + ".join(f"{stage.tokens:,}" for stage in plan.stages)
     steps = " + ".join(f"{stage.steps:,}" for stage in plan.stages)
     total = f" = {plan.tokens:,}" if len(plan.stages) > 1 else ""
-    yield f"tokens: {tokens}{total} in {steps} optimizer steps"
+    yield f"tokens: {tokens}{total} in {steps} optimizer step{'' if steps == '1' else 's'}"
     for name, stage in config.recipe.stages.items():
         if isinstance(stage, MergeConfig):
             yield f"{name} merges with the native model: {stage}; it reads no tokens"
     if config.budget is not None:
         yield f"budget: {config.budget} = {plan.tokens:,} tokens over all stages"
     for stage in plan.stages:
+        if stage.tokens < stage.tokens_per_step:
+            yield (
+                f"[yellow]{stage.name}: {stage.tokens:,} tokens are fewer than a step's "
+                f"{stage.tokens_per_step:,}, so it takes a single shorter step: raise budget or "
+                f"recipe.stages.{stage.name}.tokens[/yellow]"
+            )
         streams = ", ".join(f"{name} {count:,}" for name, count in stage.stream_tokens.items())
         yield f"expected tokens of {stage.name} by stream: {streams}"
         if stage.busy < 1:
@@ -217,13 +223,15 @@ def _unscaled(config: RunConfig) -> Iterator[str]:
 
 
 def _memory(plan: Plan) -> Table:
-    title = f"Memory a rank at the peak, estimated (GiB), on {plan.device.name}"
+    # Models of a test are far smaller than a hundredth of a GiB.
+    scale, unit = (1024, "MiB") if max(stage.peak for stage in plan.stages) < 2**30 else (1, "GiB")
+    title = f"Memory a rank at the peak, estimated ({unit}), on {plan.device.name}"
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     for stage in plan.stages:
         table.add_column(stage.name, justify="right")
     for part in dict.fromkeys(part for stage in plan.stages for part in stage.memory):
         sizes = (stage.memory.get(part) for stage in plan.stages)
-        table.add_row(part, *("-" if size is None else gib(size) for size in sizes))
-    table.add_row("[bold]all[/bold]", *(gib(stage.peak) for stage in plan.stages))
+        table.add_row(part, *("-" if size is None else gib(scale * size) for size in sizes))
+    table.add_row("[bold]all[/bold]", *(gib(scale * stage.peak) for stage in plan.stages))
     return table

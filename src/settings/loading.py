@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
 from src import environment
@@ -41,7 +41,8 @@ _LONGEST_NAME = 255
 
 def _block(limit: int, tokens: int) -> int:
     """The largest power of two that neither number is below: blocks of it fill any step."""
-    return 2 ** int(math.log2(min(limit, tokens)))
+    shortest = min(limit, tokens)
+    return shortest if shortest < 1 else 2 ** int(math.log2(shortest))
 
 
 def _target(window: int) -> int:
@@ -69,10 +70,19 @@ def _variable(name: str, *default: Any) -> Any:
     return value
 
 
+def _of_numbers(resolver: Callable[..., Any]) -> Callable[..., Any]:
+    """The resolver, which gives a value that is no number back: it is refused where it is typed."""
+
+    def resolved(*values: Any) -> Any:
+        wrong = [value for value in values if not isinstance(value, int | float)]
+        return wrong[0] if wrong else resolver(*values)
+
+    return resolved
+
+
 # Arithmetic in settings: `${times:4,${model.native_window}}`; and `${every:2,N}` for the indices of
 # every second of N layers, counted back from the last one.
 _RESOLVERS: dict[str, Callable[..., Any]] = {
-    "oc.env": _variable,
     "times": operator.mul,
     "plus": operator.add,
     "larger": max,
@@ -83,16 +93,23 @@ _RESOLVERS: dict[str, Callable[..., Any]] = {
     "every": lambda step, count: list(range((count - 1) % step, min(count, MOST_LAYERS), step)),
 }
 for _name, _resolver in _RESOLVERS.items():
-    OmegaConf.register_new_resolver(_name, _resolver, replace=True)
+    OmegaConf.register_new_resolver(_name, _of_numbers(_resolver), replace=True)
+OmegaConf.register_new_resolver("oc.env", _variable, replace=True)
 
 
 def completed(overrides: Sequence[str]) -> list[str]:
     """The overrides of a command, with the group that `model.path` or `model.repo` needs.
 
     Raises:
-        ConfigError: both are given, or another model is chosen too.
+        ConfigError: both are given, another model is chosen too, or texts are chosen for a run.
     """
     keys = [line.partition("=")[0].lstrip("+") for line in overrides]
+    texts = [line for line, key in zip(overrides, keys, strict=True) if key.split(".")[0] == "data"]
+    if texts and "run" in keys:
+        raise ConfigError(
+            f"{texts[0]} is for model=NAME: a run is evaluated on its own held-out text; leave it "
+            "out"
+        )
     if "student.weights" in keys and "rope" not in keys:
         overrides = ["rope=own", *overrides]
     named = [key for key in ("model.path", "model.repo") if key in keys]
@@ -192,10 +209,24 @@ def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
         ConfigError: anything refused; one line for each fault.
     """
     try:
-        return load_plain(cls, to_plain(config))
+        return load_plain(cls, to_plain(config), lambda: _interpolated(config))
     except ConfigError as error:
         message = environment.redacted(str(error))
         raise ConfigError(message) from (error if message == str(error) else None)
+
+
+def _interpolated(config: DictConfig | Mapping[str, Any]) -> set[str]:
+    """The keys of a composed config whose values are interpolations, by dotted path."""
+
+    def below(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, str) and "${" in value:
+            yield path
+        elif isinstance(value, Mapping | list):
+            items = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for key, inner in items:
+                yield from below(inner, f"{path}.{key}" if path else str(key))
+
+    return set(below(OmegaConf.to_container(OmegaConf.create(config)), ""))  # type: ignore[arg-type]
 
 
 def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
@@ -212,6 +243,8 @@ def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:
         plain = OmegaConf.to_container(created, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "config"
+        if isinstance(error, MissingMandatoryValue):
+            raise ConfigError(f"{key}: a value is missing; give {key}=VALUE") from error
         reason = str(error).splitlines()[0]
         raise ConfigError(f"{key}: {reason}; give it a value") from error
     assert isinstance(plain, dict)

@@ -9,9 +9,10 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import re
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
@@ -25,6 +26,7 @@ T = typing.TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 # A list of thousands of wrong values is one mistake.
 _MOST_FAULTS = 50
+_SHOULD_BE = re.compile(r"(\S+: input should be )(.*)( \(got .*\))", re.DOTALL)
 
 
 class ConfigError(ValueError):
@@ -44,8 +46,18 @@ def refused_at(path: str = "") -> Iterator[None]:
         raise ConfigError(f"{path}{error}") from error
 
 
-def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
+def load_plain(
+    cls: type[T],
+    plain: Mapping[str, Any],
+    derived: Callable[[], Collection[str]] = frozenset,
+) -> T:
     """Turn a plain mapping, such as a run folder's config.yaml, into the frozen dataclass `cls`.
+
+    Args:
+        cls: the dataclass.
+        plain: its fields, as YAML has them.
+        derived: gives the keys whose values follow from other keys. A fault of such a key is not
+            named beside the fault that it follows from.
 
     Raises:
         ConfigError: anything refused; one line for each fault.
@@ -60,14 +72,29 @@ def load_plain(cls: type[T], plain: Mapping[str, Any]) -> T:
         details = error.errors()[:_MOST_FAULTS]
         paths = [_locate(cls, detail["loc"])[0] for detail in details]
         # For a union pydantic lists the fault inside one member and "is not" of all the others.
-        lines = [
-            _explain(cls, detail)
+        faults = [
+            (".".join(path), _explain(cls, detail))
             for detail, path in zip(details, paths, strict=True)
             if not any(len(p) > len(path) > 0 and p[: len(path)] == path for p in paths)
         ]
+        follows = derived()
+        typed = [line for key, line in faults if key not in follows]
+        lines = _alternatives(typed or [line for _, line in faults])
         if more := error.error_count() - len(details):
             lines.append(f"and {more} more faults")
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from error
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _alternatives(lines: Sequence[str]) -> list[str]:
+    """Lines about one key that name a kind of value each, as one line that names all kinds."""
+    allowed: dict[tuple[str, str], list[str]] = {}
+    for line in lines:
+        match = _SHOULD_BE.fullmatch(line)
+        key, kind, got = match.groups() if match else (line, "", "")
+        kinds = allowed.setdefault((key, got), [])
+        if kind not in kinds:
+            kinds.append(kind)
+    return [f"{key}{' or '.join(kinds)}{got}" for (key, got), kinds in allowed.items()]
 
 
 def to_containers(settings: Any) -> dict[str, Any]:
@@ -119,6 +146,8 @@ def _explain(cls: type, detail: Any) -> str:
         return f"{name}.type: {context['tag']!r} is not one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
         return f"{name}.type: a value is missing"
+    if kind == "too_short":
+        message = f"at least {detail['ctx']['min_length']} is needed"
     got = repr(detail["input"])
     return f"{name}: {message[0].lower()}{message[1:]} (got {got[:200]})"
 

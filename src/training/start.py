@@ -105,7 +105,7 @@ def resume(run_dir: Path, world: World | None, ranks: LaunchConfig | None = None
     """
     main = world is None or world.is_main
     restored = checkpoint.restore_records(RunFolder(run_dir)) if main else []
-    folder = RunFolder.open(run_dir)
+    folder = RunFolder.open(run_dir, "resume")
     settings = strict.load_plain(RunConfig, folder.config())
     if ranks is not None:
         settings = replace(settings, launch=ranks)
@@ -162,7 +162,9 @@ def _held(path: Path) -> Iterator[None]:
         # The witness of a killed process holds it for a moment.
         lock.acquire(timeout=_PATIENCE)
     except Timeout:
-        raise RunFolderError(f"{path} is being run by another process") from None
+        raise RunFolderError(
+            f"{path} is being run by another process: wait until it ends, or name another folder"
+        ) from None
     with witnessed(path):
         try:
             yield

@@ -231,7 +231,8 @@ def test_a_model_by_name_is_evaluated_with_a_scaling_too(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        pytest.param(["run=/no/such/run"], "/no/such/run is not a run folder", id="no-run"),
+        pytest.param(["run=/no/such/run"], "run=/no/such/run is not a run folder", id="no-run"),
+        pytest.param(["run=R", "data=sotu"], "data=sotu is for model=NAME", id="texts"),
         pytest.param([], "give either run=RUN_DIR or model=NAME", id="neither"),
         pytest.param(["model=tiny", "eval=drift"], "give run=RUN_DIR instead", id="needs-a-run"),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),

@@ -66,8 +66,9 @@ def test_a_folder_without_config_or_record_is_no_run(folder: RunFolder, missing:
 
 
 def test_a_path_that_is_not_there_is_no_run(tmp_path: Path) -> None:
-    with pytest.raises(RunFolderError, match="is not a run folder"):
-        RunFolder.open(tmp_path / "nothing")
+    message = r"^resume=.*/nothing is not a run folder: there is no such folder; give the one"
+    with pytest.raises(RunFolderError, match=message):
+        RunFolder.open(tmp_path / "nothing", "resume")
 
 
 @pytest.mark.parametrize("content", [b'{"state": "runn', b"\xff\xfe"], ids=["cut", "no_utf8"])

@@ -34,6 +34,8 @@ def test_what_is_typed_wins(tmp_path: Path, compose_run: ComposeRun) -> None:
     typed = ["model.native_window=512", "model.tuning.lora_rank=4", "model.name=mine"]
     model = compose_run(f"model.path={tmp_path}", *typed).model
     assert (model.name, model.native_window, model.tuning.lora_rank) == ("mine", 512, 4)
+    with pytest.raises(ConfigError, match=r"^model\.native_window: .* than 0 \(got 0\)"):
+        compose_run(f"model.path={tmp_path}", "model.native_window=0")
 
 
 @pytest.mark.parametrize("experiment", ["linearard_32k", "longred_c_32k", "cpt_mix_32k"])

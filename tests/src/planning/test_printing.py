@@ -30,6 +30,23 @@ def test_it_is_printed(compose_run: Callable[..., RunConfig]) -> None:
         assert expected in shown
 
 
+def test_a_small_model_takes_mebibytes_and_a_small_budget_one_short_step(
+    compose_run: Callable[..., RunConfig],
+) -> None:
+    def shown(*overrides: str) -> str:
+        run = compose_run("+experiment=quickstart", "model=tiny", *overrides)
+        console = Console(file=io.StringIO(), width=300)
+        show(plan.make(run, world_size=1), run, console)
+        return console.file.getvalue()  # type: ignore[attr-defined]  # a StringIO
+
+    usual = shown()
+    assert "estimated (MiB)" in usual
+    assert "fewer than" not in usual
+    small = shown("budget=100")
+    assert "100 in 1 optimizer step\n" in small
+    assert "ard: 100 tokens are fewer than a step's 512, so it takes a single" in small
+
+
 def test_a_device_of_unknown_speed_is_named(compose_run: Callable[..., RunConfig]) -> None:
     run = compose_run(*BASE)
     unknown = DeviceFacts("NVIDIA B1", 200 * 2**30)

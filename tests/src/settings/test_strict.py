@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from src.models.adapters import LoraParameters
-from src.settings import strict
+from src.settings import loading, strict
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 
@@ -90,6 +90,48 @@ def test_refused_with_path_and_remedy(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         compose_run(BASE, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        pytest.param(
+            "model.native_window=abc",
+            "model.native_window: input should be a valid integer (got 'abc')",
+            id="by-a-function",
+        ),
+        pytest.param(
+            "model.tuning.lora_rank=abc",
+            "model.tuning.lora_rank: input should be a valid integer (got 'abc')",
+            id="as-it-is",
+        ),
+        pytest.param(
+            "rope.target_length=0",
+            "rope.target_length: input should be greater than 0 (got 0)",
+            id="no-logarithm",
+        ),
+        pytest.param(
+            "data.packing=maybe",
+            "data.packing: input should be 'auto' or a valid boolean (got 'maybe')",
+            id="of-several-kinds",
+        ),
+        pytest.param("tags=x", "tags: input should be a valid array (got 'x')", id="no-list"),
+        pytest.param(
+            "+eval.ruler.lengths=[]",
+            "eval.ruler.lengths: at least 1 is needed (got [])",
+            id="empty",
+        ),
+        pytest.param(
+            "rope=per_frequency",
+            "rope.factors: a value is missing; give rope.factors=VALUE",
+            id="missing",
+        ),
+    ],
+)
+def test_one_mistake_is_one_line_about_the_key_that_was_typed(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        loading.compose(RunConfig, "train", [BASE, "model=tiny", override])
+    assert str(refused.value) == message
 
 
 def test_every_fault_is_named_at_once(compose_run: Callable[..., RunConfig]) -> None:

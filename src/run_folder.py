@@ -126,10 +126,8 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-@functools.lru_cache(maxsize=2)
-def _parsed(config: str) -> Any:
-    """A config's values. Each checkpoint asks for those of its run, which take a while to parse."""
-    return yaml.safe_load(config)
+# Each checkpoint asks for its run's config, which takes a while to parse.
+_parsed = functools.lru_cache(maxsize=2)(yaml.safe_load)
 
 
 class RunFolder:

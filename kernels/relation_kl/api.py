@@ -80,10 +80,8 @@ def relation_kl(
         ValueError: an argument is not as above; the message names it.
         RuntimeError: the chosen backend cannot run here.
     """
-    visibility = Visibility(causal, window, segment_ids, key_mask)
-    options = _Options(
-        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
-    )
+    visible = Visibility(causal, window, segment_ids, key_mask)
+    options = _Options(scale, teacher_scale, visible, temperature, reduction, backend, allow_tf32)
     names = [("student_bhtd", "teacher_bhtd")]
     return _relation_losses([student_bhtd], [teacher_bhtd], names, options)[0]
 
@@ -125,10 +123,8 @@ def relation_kl_set(
         ``[R]``; float32 (float64 where a relation is float64).
     """
     _check_set(students, teachers, weights, reduction)
-    visibility = Visibility(causal, window, segment_ids, key_mask)
-    options = _Options(
-        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
-    )
+    visible = Visibility(causal, window, segment_ids, key_mask)
+    options = _Options(scale, teacher_scale, visible, temperature, reduction, backend, allow_tf32)
     names = [(f"students[{r}]", f"teachers[{r}]") for r in range(len(students))]
     losses = _relation_losses(students, teachers, names, options)
     weighted = torch.stack([w * loss for w, loss in zip(weights, losses, strict=True)]).sum()
@@ -165,10 +161,8 @@ def attention_kl(
     ``q_student`` and ``k_student``, the latter summed over the group.
     """
     _check_attention_shapes(q_student, k_student, q_teacher, k_teacher)
-    visibility = Visibility(causal, window, segment_ids, key_mask)
-    options = _Options(
-        scale, teacher_scale, visibility, temperature, reduction, backend, allow_tf32
-    )
+    visible = Visibility(causal, window, segment_ids, key_mask)
+    options = _Options(scale, teacher_scale, visible, temperature, reduction, backend, allow_tf32)
     options.check(q_student)
     tensors = [q_student, k_student, q_teacher, k_teacher]
     rows_bht = _implementation(backend, tensors).attention_rows(
@@ -177,7 +171,7 @@ def attention_kl(
         q_teacher.detach(),
         k_teacher.detach(),
         options.scales(q_student, q_teacher),
-        visibility,
+        visible,
         allow_tf32=allow_tf32,
     )
     return options.reduced(rows_bht)

@@ -19,8 +19,7 @@ class LinearScaling(FactorScaling):
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         return native.inverse_frequencies(length=length) / self.resolved_factor(native.window)
 
-    def multiplied_length(self, native: NativeRope) -> int:
-        return self.divided_target(native)
+    multiplied_length = FactorScaling.divided_target
 
 
 SCALING = LinearScaling

@@ -11,7 +11,7 @@ import math
 import operator
 import os
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from src import environment
 from src.models import own
 from src.models.config import MOST_LAYERS, ModelError
 from src.models.student import own_rope
-from src.settings.strict import ConfigError, T, load_plain
+from src.settings.strict import ConfigError, T, leaves, load_plain
 
 _CONF = Path(__file__).resolve().parents[2] / "conf"
 
@@ -217,16 +217,8 @@ def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
 
 def _interpolated(config: DictConfig | Mapping[str, Any]) -> set[str]:
     """The keys of a composed config whose values are interpolations, by dotted path."""
-
-    def below(value: Any, path: str) -> Iterator[str]:
-        if isinstance(value, str) and "${" in value:
-            yield path
-        elif isinstance(value, Mapping | list):
-            items = value.items() if isinstance(value, Mapping) else enumerate(value)
-            for key, inner in items:
-                yield from below(inner, f"{path}.{key}" if path else str(key))
-
-    return set(below(OmegaConf.to_container(OmegaConf.create(config)), ""))  # type: ignore[arg-type]
+    values = leaves(OmegaConf.to_container(OmegaConf.create(config)))  # type: ignore[arg-type]
+    return {path for path, value in values if isinstance(value, str) and "${" in value}
 
 
 def to_plain(config: DictConfig | Mapping[str, Any]) -> dict[str, Any]:

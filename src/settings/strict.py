@@ -62,8 +62,10 @@ def load_plain(
     Raises:
         ConfigError: anything refused; one line for each fault.
     """
-    if (huge := _too_large(plain)) is not None:
-        raise ConfigError(f"{huge}: a number of this size; give one between -2**63 and 2**63")
+    for path, value in leaves(plain):
+        # Arithmetic in floating point could not hold it.
+        if isinstance(value, int) and abs(value) > 2**63:
+            raise ConfigError(f"{path}: a number of this size; give one between -2**63 and 2**63")
     adapter = _adapter(cls)
     try:
         # Strict validation of JSON takes a list for a tuple, and is as strict as ever otherwise.
@@ -102,17 +104,14 @@ def to_containers(settings: Any) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(settings)))
 
 
-def _too_large(value: Any, path: str = "") -> str | None:
-    """The path of an integer that arithmetic in floating point could not hold; None without one."""
-    if isinstance(value, int):
-        return path if abs(value) > 2**63 else None
-    inner: Any = ()
-    if isinstance(value, Mapping):
-        inner = value.items()
-    elif isinstance(value, (list, tuple)):
-        inner = enumerate(value)
-    paths = (_too_large(item, f"{path}.{key}" if path else str(key)) for key, item in inner)
-    return next((path for path in paths if path is not None), None)
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The values in nested containers, by dotted path."""
+    if isinstance(value, (Mapping, list, tuple)):
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for key, inner in items:
+            yield from leaves(inner, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, value
 
 
 def no_boolean(value: Any) -> Any:

@@ -19,7 +19,7 @@ from src.models.checks import check_weights
 from src.models.config import ModelConfig, ModelError
 from src.models.families import FAMILIES
 from src.models.hf_config import native_config, resolved_shape
-from src.models.shapes import FULL, SLIDING
+from src.models.shapes import ropes_of
 from src.models.sources import in_words, label_of, local_folder, location, read_config, reported
 from src.models.student import StudentConfig, differences
 
@@ -222,13 +222,8 @@ def _of_length_alone(network: PreTrainedModel) -> PreTrainedModel:
     """
     decoder: Any = network.get_decoder()
     rotary: Any = getattr(decoder, "rotary_emb", None)
-    parameters = network.config.rope_parameters
-    kinds = [kind for kind in (FULL, SLIDING) if kind in parameters]
-    prefixes = {
-        f"{kind}_" if kind else "": (parameters[kind] if kind else parameters)["rope_type"]
-        for kind in kinds or [""]
-    }
-    dynamic = [prefix for prefix, rope_type in prefixes.items() if rope_type == "dynamic"]
+    ropes = ropes_of(network.config).items()
+    dynamic = [kind and f"{kind}_" for kind, rope in ropes if rope["rope_type"] == "dynamic"]
 
     def forget(module: Any, args: Any) -> None:
         for prefix in dynamic:

@@ -33,7 +33,8 @@ def shape_of(config: PretrainedConfig) -> ModelShape:
         )
     heads, kv_heads, head_dim = attention_sizes(config)
     family = family_of_type(config.model_type)
-    full, sliding = _by_kind(config)
+    ropes = ropes_of(config)
+    full, sliding = ropes.get(FULL) or ropes[""], ropes.get(SLIDING)
     native_scaling = scaling_of(full, config.max_position_embeddings)
     turned = full.get("partial_rotary_factor", 1.0)
     scalar = getattr(config, "query_pre_attn_scalar", None)
@@ -84,12 +85,11 @@ def attention_sizes(config: PretrainedConfig) -> tuple[int, int, int]:
     )
 
 
-def _by_kind(config: PretrainedConfig) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """RoPE parameters of full-attention layers, and of sliding ones that have their own."""
-    parameters = config.rope_parameters
-    if FULL in parameters:
-        return parameters[FULL], parameters[SLIDING]
-    return parameters, None
+def ropes_of(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """RoPE parameters by kind of layer; under the empty name if all layers share them."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    by_kind = {kind: parameters[kind] for kind in (FULL, SLIDING) if kind in parameters}
+    return by_kind or {"": parameters}
 
 
 def facts_of(config: PretrainedConfig) -> ModelFacts:
@@ -117,9 +117,7 @@ def frequency_class(config: PretrainedConfig, tokens: int, *, room: int = 0) -> 
     Args:
         room: tokens that are added one at a time; the same for texts that are compared.
     """
-    parameters = getattr(config, "rope_parameters", None) or {}
-    by_layer = [parameters[kind] for kind in (FULL, SLIDING) if kind in parameters]
-    for rope in by_layer or [parameters]:
+    for rope in ropes_of(config).values():
         kind = rope.get("rope_type")
         if kind not in ("dynamic", "longrope"):
             continue

@@ -96,8 +96,8 @@ FAULTS = (
     ),
     Fault(
         "src/training/run.py",
-        "self._train_stage(index, data, start if index == first else 0, here)",
-        "self._train_stage(index, data, 0, here)",
+        "start = resumed.position.stage_step if resumed else 0",
+        "start = 0",
         "tests/src/training/test_run.py",
     ),
     Fault(

@@ -23,7 +23,6 @@ from torch.nn.modules.module import (
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-_META = torch.device("meta")
 _INDEX = "model.safetensors.index.json"
 
 
@@ -59,7 +58,7 @@ def drawing(sharding: Sharding) -> Iterator[None]:
             return
         for attribute, parameter in list(child.named_parameters(recurse=False)):
             if id(parameter) not in handed_on:
-                setattr(child, attribute, _on(parameter, _META))
+                setattr(child, attribute, _emptied(parameter))
 
     def one_by_one(model: Any, module: nn.Module, *args: Any, **kwargs: Any) -> None:
         waiting = [name for name, p in module.named_parameters(recurse=False) if p.is_meta]
@@ -95,7 +94,7 @@ def read(
     from safetensors import safe_open
 
     def forget(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
-        return None if parameter.is_meta else _on(parameter, _META)
+        return None if parameter.is_meta else _emptied(parameter)
 
     hook = register_module_parameter_registration_hook(forget)  # type: ignore[arg-type]  # torch takes what it returns
     try:
@@ -164,8 +163,8 @@ def adding_adapters(sharding: Sharding) -> Iterator[None]:
         hook.remove()
 
 
-def _on(parameter: nn.Parameter, device: torch.device) -> nn.Parameter:
-    return nn.Parameter(parameter.to(device), requires_grad=parameter.requires_grad)
+def _emptied(parameter: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
 
 def _places(network: nn.Module) -> list[tuple[list[str], list[tuple[nn.Module, str]]]]:

@@ -169,10 +169,7 @@ class _Run:
     def train(self) -> None:
         """Train all unfinished stages."""
         resumed = self._resumed()
-        first, start = 0, 0
-        if resumed is not None:
-            first = self.names.index(resumed.position.stage)
-            start = resumed.position.stage_step
+        first = self.names.index(resumed.position.stage) if resumed else 0
         key = self.folder.record()["corpus"]
         data = prepare_data(self.config, key=key)
         if data.corpus.key != key:
@@ -181,12 +178,11 @@ class _Run:
                 f"{data.corpus.key[:12]}, not {key[:12]}): copy them, or share their folder"
             )
         for index in range(first, len(self.names)):
-            here = resumed if index == first else None
             asked = self.config.recipe.stages[self.names[index]]
             if isinstance(asked, MergeConfig):
                 self._merge_stage(index, asked)
-                continue
-            self._train_stage(index, data, start if index == first else 0, here)
+            else:
+                self._train_stage(index, data, resumed if index == first else None)
 
     def _resumed(self) -> Checkpoint | None:
         """The checkpoint to go on from: rank 0's choice. It drops metrics of steps after it."""
@@ -199,8 +195,9 @@ class _Run:
                 print(said, file=sys.stderr)
         return launch.agreed(chosen)
 
-    def _train_stage(self, index: int, data: Data, start: int, resumed: Checkpoint | None) -> None:
+    def _train_stage(self, index: int, data: Data, resumed: Checkpoint | None) -> None:
         config, name = self.config, self.names[index]
+        start = resumed.position.stage_step if resumed else 0
         weights = self.folder.export(self.names[index - 1]) if index else config.student.folder
         building = time.perf_counter()
         cuda = uses_cuda(config.engine.device)

@@ -101,15 +101,19 @@
     return [...ends].map(([end, names]) => [end, [...names].join(", ")]);
   }
 
-  /** 1, 2 and 5 times powers of ten within the shown values; where they are too few, Plotly chooses. */
+  /** Powers of ten within the shown values, six at most, and 2 and 5 times these where they are few. Where even these
+   * are too few, Plotly chooses. */
   function logTicks(plot) {
     const series = shownCurves().flatMap((index) => Object.keys(plot.labels).map((key) => curves[index].series[key] ?? []));
     const values = series.flat().filter((value) => value > 0);
     const low = values.reduce((a, b) => Math.min(a, b), Infinity);
     const high = values.reduce((a, b) => Math.max(a, b), 0);
     const ticks = [];
+    const decades = high > 0 ? Math.log10(high / low) : 0;
+    const steps = decades > 2.5 ? [1] : [1, 2, 5];
+    const every = Math.max(1, Math.ceil(decades / 6));
     for (let power = Math.floor(Math.log10(low)); high > 0 && power <= Math.log10(high); power += 1) {
-      ticks.push(...[1, 2, 5].map((step) => Number(`${step}e${power}`)).filter((at) => low <= at && at <= high));
+      if (power % every === 0) ticks.push(...steps.map((step) => Number(`${step}e${power}`)).filter((at) => low <= at && at <= high));
     }
     return ticks.length > 1 ? { tickvals: ticks } : {};
   }

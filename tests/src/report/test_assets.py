@@ -7,6 +7,7 @@ import csv
 import json
 import re
 from collections.abc import Awaitable, Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -546,6 +547,41 @@ def test_the_curves_follow_their_controls(window: Window, page: Path) -> None:
     assert smooth == pytest.approx([1, (0.5 * 0.5 * 1 + 0.5 * 0.5) / 0.75])
     assert gap is None
     assert after == pytest.approx(3)
+
+
+def test_labels_do_not_overlap_and_words_stay_whole(
+    window: Window, outputs: Path, make_run: MakeRun
+) -> None:
+    row = {"lr": 1e-3, "grad_norm": 1.0, "stage": "ard"}
+    rows = [
+        {"step": i, "tokens": 512 * i, "loss/total": 1 / i, "loss/relation/qq": 10.0**-i, **row}
+        for i in range(1, 13)
+    ]
+    for name in ("one", "two"):
+        make_run(f"a_long_name_of_an_experiment/20251120-{name}", metrics=rows, model="a (weights)")
+    page = write_page(
+        PageContext(runs=tuple(read_runs(outputs)), target=outputs / "dashboard" / "index.html")
+    )
+    ticks = """
+      const labels = [...document.querySelectorAll('[data-curve="parts"] .ytick text')];
+      const boxes = labels.map((label) => label.getBoundingClientRect());
+      return boxes.map((box) => [box.top, box.bottom]);
+    """
+    boxes = sorted(window.see(page, ticks, tabs=("training",)))
+    assert len(boxes) > 2
+    assert all(above[1] <= below[0] for above, below in pairwise(boxes))
+    words = """
+      const lines = (cell) => {
+        const range = document.createRange();
+        range.selectNodeContents(cell);
+        return new Set([...range.getClientRects()].map((box) => box.top)).size;
+      };
+      const cells = [...document.querySelectorAll("#run-list tbody td:not(:has(*))")];
+      return cells.map((cell) => [cell.textContent.trim(), lines(cell)]);
+    """
+    found = window.see(page, words, tabs=("runs",))
+    assert any(text == "a (weights)" for text, _ in found)
+    assert [text for text, lines in found if lines > len(text.split())] == []
 
 
 def test_the_filter_and_the_theme(window: Window, page: Path) -> None:

@@ -8,7 +8,7 @@ r rows and c columns of a chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import lcm
@@ -221,12 +221,6 @@ class _Problem:
             buffers=(first, second, third),
         )
 
-    def scratch(self, chunk: _Chunk) -> tuple[Tensor, Tensor, Tensor]:
-        """The three buffers in the chunk's shape."""
-        n, r, c = chunk.shape
-        first, second, third = (buffer[: n * r * c].view(n, r, c) for buffer in self.buffers)
-        return first, second, third
-
 
 def _forward(problem: _Problem) -> Tensor:
     """KL by row, ``[batch * heads, tokens]``."""
@@ -234,14 +228,9 @@ def _forward(problem: _Problem) -> Tensor:
     q_mgtd = problem.student.q_mgtd
     kl_nt = first.new_empty(q_mgtd.shape[:3]).flatten(0, 1)
     for chunk in problem.chunks:
-        scores, student, teacher = problem.scratch(chunk)
-        penalties = list(_penalties(problem, chunk))
         # Log-probabilities are subtracted, which log_softmax centres on each row's maximum. Raw
         # scores of +-300 and their log-sum-exps would cancel.
-        _scores(problem.student, chunk, penalties, out=scores)
-        torch.log_softmax(scores, -1, out=student)
-        _scores(problem.teacher, chunk, penalties, out=scores)
-        torch.log_softmax(scores, -1, out=teacher)
+        student, teacher = _both_sides(problem, chunk, torch.log_softmax)
         gap = torch.sub(teacher, student, out=student)
         kl_nt[chunk.heads, chunk.rows] = gap.mul_(teacher.exp_()).sum(-1)
     return kl_nt
@@ -260,12 +249,7 @@ def _backward(
     gradient_k = gradient_q[:, 0] if self_relation else first.new_zeros(k_mtd.shape)
     weight_nt, peak = _normalised(row_gradient_nt)
     for chunk in problem.chunks:
-        scores, student, teacher = problem.scratch(chunk)
-        penalties = list(_penalties(problem, chunk))
-        _scores(problem.student, chunk, penalties, out=scores)
-        torch.softmax(scores, -1, out=student)
-        _scores(problem.teacher, chunk, penalties, out=scores)
-        torch.softmax(scores, -1, out=teacher)
+        student, teacher = _both_sides(problem, chunk, torch.softmax)
         weight = weight_nt[chunk.heads, chunk.rows, None]
         difference = student.sub_(teacher).mul_(weight)
         _accumulate(problem.student, chunk, difference, gradient_q, gradient_k)
@@ -285,6 +269,19 @@ def _normalised(row_gradient_nt: Tensor) -> tuple[Tensor, Tensor]:
     tiny = torch.finfo(row_gradient_nt.dtype).tiny
     peak = row_gradient_nt.abs().amax().clamp_min(tiny)
     return row_gradient_nt / peak, peak
+
+
+def _both_sides(
+    problem: _Problem, chunk: _Chunk, normalise: Callable[..., Tensor]
+) -> tuple[Tensor, Tensor]:
+    """The student's and the teacher's normalised scores of a chunk, in the shared buffers."""
+    n, r, c = chunk.shape
+    scores, student, teacher = (buffer[: n * r * c].view(n, r, c) for buffer in problem.buffers)
+    penalties = list(_penalties(problem, chunk))
+    for side, out in ((problem.student, student), (problem.teacher, teacher)):
+        _scores(side, chunk, penalties, out=scores)
+        normalise(scores, -1, out=out)
+    return student, teacher
 
 
 def _scores(side: _Side, chunk: _Chunk, penalties: Sequence[_Penalty], *, out: Tensor) -> None:

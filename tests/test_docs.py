@@ -280,3 +280,26 @@ def test_the_table_of_commands_by_gpu_is_what_the_plans_say() -> None:
         stale = "python -m benchmarks.figures writes the table anew"
         assert made.peak / 2**30 == pytest.approx(float(gib), rel=0.1), stale
         assert made.seconds / 60 == pytest.approx(float(minutes), rel=0.25, abs=1), stale
+
+
+# Messages that are not the project's own, or hold a value.
+NOT_OURS = {"CUDA out of memory", "No space left on device", "loss nan"}
+
+
+def test_messages_to_look_up_are_those_that_are_printed() -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `([^`]+)`", page, flags=re.MULTILINE)
+    files = [*(ROOT / "src").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    # A message goes over several lines of code.
+    code = re.sub(r'"\n\s*f?"', "", code)
+
+    def said(message: str) -> bool:
+        words = message.replace("...", " ... ").split()
+        runs = [words[n : n + 3] for n in range(max(1, len(words) - 2))]
+        return any("..." not in run and " ".join(run) in code for run in runs) or any(
+            len(part.split()) < 3 and part.strip(" ';") in code for part in message.split("...")
+        )
+
+    assert len(shown) > 10
+    assert [message for message in shown if message not in NOT_OURS and not said(message)] == []

@@ -239,8 +239,8 @@ class LongPplSuite:
         return [
             ResultTable(
                 name=record.marked("longppl", "_limit_"),
-                title="LongPPL: perplexity of the tokens that need long context (lower is better"
-                f"{record.marked('', ', limit=')})",
+                title="LongPPL: perplexity of tokens that need long context, by length in tokens "
+                f"(lower is better{record.marked('', ', limit=')})",
                 columns=("model", "of", *map(str, lengths)),
                 rows=tuple(rows),
                 formats=("", "", *(".2f" for _ in lengths)),

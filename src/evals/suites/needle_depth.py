@@ -65,7 +65,7 @@ class NeedleDepthSuite(SampleSuite):
         return [
             ResultTable(
                 name=record.marked("needle_depth", "_limit_"),
-                title="One needle by its depth in percent (found, 0 to 100"
+                title="One needle by length in tokens and depth in percent (found, 0 to 100"
                 f"{record.marked('', LIMITED)})",
                 columns=("model", "length", *(f"{depth:g}" for depth in depths)),
                 rows=tuple(rows),

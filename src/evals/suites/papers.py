@@ -117,7 +117,8 @@ class PapersSuite(ProbeSuite):
         return [
             ResultTable(
                 name=record.marked(TASK, "_limit_"),
-                title=f"Yes-or-no questions on whole papers (accuracy{record.marked('', LIMITED)})",
+                title="Yes-or-no questions on whole papers (accuracy, 0 to 1"
+                f"{record.marked('', LIMITED)})",
                 columns=("model", "acc", "stderr", "papers cut"),
                 rows=tuple(
                     (name, r.value, r.stderr, f"{r.truncated} of {r.n}")

@@ -188,12 +188,15 @@ class PerplexitySuite:
         ]
         notes = []
         if record.final and (recovery := record.final.score(headline).recovery) is not None:
-            notes.append(f"recovery at window {headline}: {recovery:.1f}% of the native model")
+            notes.append(
+                f"recovery in windows of {headline} tokens: {recovery:.1f}% of the native model"
+            )
+        number = len(record.dataset.documents)
         return [
             ResultTable(
                 name="perplexity",
-                title=f"Perplexity of held-out {record.dataset.name} text "
-                f"({len(record.dataset.documents)} documents, lower is better)",
+                title=f"Perplexity of held-out {record.dataset.name} text by window in tokens "
+                f"({number} document{'' if number == 1 else 's'}, lower is better)",
                 columns=("model", *(f"ppl {n}" for n in record.windows), f"gap closed @{headline}"),
                 rows=tuple(rows),
                 formats=("", *(".2f" for _ in record.windows), ".1%"),

@@ -210,7 +210,7 @@ class PositionsSuite(ProbeSuite):
         return [
             ResultTable(
                 name=record.marked("long_perplexity", "_limit_"),
-                title="Perplexity of the same tokens after longer contexts (lower is better"
+                title="Perplexity of the same tokens by tokens of the context (lower is better"
                 f"{record.marked('', LIMITED)})",
                 columns=("model", "scored", *map(str, record.lengths)),
                 rows=tuple(rows),

@@ -384,7 +384,9 @@ def results(gap_closed: float | None = 0.915) -> PerplexityResults:
 
 def test_the_table_has_a_row_a_model() -> None:
     (table,) = SUITE.tables(results())
-    assert table.title.startswith("Perplexity of held-out sotu text (3 documents")
+    assert table.title.startswith(
+        "Perplexity of held-out sotu text by window in tokens (3 documents,"
+    )
     assert table.columns == ("model", "ppl 128", "ppl 512", "gap closed @512")
     assert table.rows == (
         ("native", 40.0, 33.456, None),
@@ -393,7 +395,7 @@ def test_the_table_has_a_row_a_model() -> None:
     )
     assert table.cells(table.rows[0]) == ["native", "40.00", "33.46", "-"]
     assert table.cells(table.rows[2])[-1] == "91.5%"
-    assert table.notes == ("recovery at window 512: 84.7% of the native model",)
+    assert table.notes == ("recovery in windows of 512 tokens: 84.7% of the native model",)
 
 
 def test_a_gap_that_is_not_there_is_a_dash() -> None:

@@ -118,9 +118,8 @@ class StudentModule(nn.Module):
             if not again:
                 values[layer] = value
 
-        positions_bt = batch.position_ids_bt
-        if positions_bt is None:
-            positions_bt = batch.contiguous_bt
+        given_bt = batch.position_ids_bt
+        positions_bt = batch.contiguous_bt if given_bt is None else given_bt
         stops_at = None if self._reaches_all else needs.stops_at
         layer_pass = LayerPass(
             needs.qkv_layers,

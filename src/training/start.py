@@ -147,9 +147,8 @@ def _going_on(folder: RunFolder, chosen: Checkpoint | None, size: int) -> str:
     if chosen is None:
         return f"resuming {folder.path} from the start: it has no whole checkpoint"
     position = chosen.position
-    ranks = ""
-    if position.world_size != size:
-        ranks = f", on {size} ranks instead of {position.world_size}"
+    same = position.world_size == size
+    ranks = "" if same else f", on {size} ranks instead of {position.world_size}"
     return f"resuming {folder.path} from step {position.step}{ranks}"
 
 
@@ -206,9 +205,9 @@ def _run_ranks(settings: RunConfig, folder: RunFolder) -> None:
             folder.end("failed", reason)
             if restarts == most:
                 raise
-            said = [f"{reason}: restart {restarts + 1} of {most}"]
+            said = f"{reason}: restart {restarts + 1} of {most}"
             chosen, skipped = checkpoint.verified(folder)
-            for line in (*said, *skipped, _going_on(folder, chosen, settings.launch.nproc)):
+            for line in (said, *skipped, _going_on(folder, chosen, settings.launch.nproc)):
                 print(line, file=sys.stderr)
             folder.update(state="running", error=None, finished_at=None, restarts=restarts + 1)
         except KeyboardInterrupt as stopped:

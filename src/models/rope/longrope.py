@@ -39,8 +39,7 @@ class LongRopeScaling(FactorScaling):
 
     def inverse_frequencies(self, native: NativeRope, length: int | None = None) -> np.ndarray:
         short, long = self._tables(native)
-        beyond = (length or self.target_length) > native.window
-        table = long if beyond else short
+        table = long if (length or self.target_length) > native.window else short
         return native.inverse_frequencies(length=length) / table
 
     def changes_at(self, native: NativeRope) -> int:
@@ -50,8 +49,7 @@ class LongRopeScaling(FactorScaling):
         """As given, or as the paper has it."""
         if self.attention_factor is not None:
             return float(self.attention_factor)
-        factor = self.resolved_factor(native.window)
-        return longrope_attention(factor, native.window)
+        return longrope_attention(self.resolved_factor(native.window), native.window)
 
     def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
         short, long = (table.tolist() for table in self._tables(native))

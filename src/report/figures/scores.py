@@ -79,8 +79,7 @@ def _scaling(data: ReportData) -> Iterator[Choice]:
                 factors = sorted({p.x for one in series for p in one.points})
                 x = Axis("scaling factor", log=True, ticks=tuple((f, f"{f:g}x") for f in factors))
                 name = formatting.text(f"{model}, {binary_tokens(tokens)} tokens")
-                chart = Chart(x, Axis(metric.title), tuple(series))
-                yield (name, metric.label), chart
+                yield (name, metric.label), Chart(x, Axis(metric.title), tuple(series))
 
 
 def _scaling_series(kin: Sequence[Group], metric: Metric, slots: dict[str, int]) -> list[Series]:

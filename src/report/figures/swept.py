@@ -148,8 +148,7 @@ def _seeds(data: ReportData, groups: Sequence[Group], metric: Metric) -> Chart |
         series.append(Series(formatting.text(name), ordered, slot, mode="dots"))
     if not series:
         return None
-    axis = Axis("seed", categories=tuple(seeds))
-    return Chart(axis, Axis(metric.title), tuple(series))
+    return Chart(Axis("seed", categories=tuple(seeds)), Axis(metric.title), tuple(series))
 
 
 def _seed(data: ReportData, run: int) -> str:

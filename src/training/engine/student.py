@@ -154,8 +154,7 @@ class Student:
             skip_unless_finite(self._adamw, norm)
         elif not norm.isfinite():
             # DeepSpeed clips first, which it cannot do without gradients.
-            hook = self._adamw.register_step_pre_hook(_without_gradients)
-            self._once.append(hook)
+            self._once.append(self._adamw.register_step_pre_hook(_without_gradients))
 
     def trained_parameters(self) -> dict[str, Tensor]:
         """Unsharded trained parameters by name, on rank 0's CPU; empty on other ranks.

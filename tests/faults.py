@@ -222,7 +222,7 @@ FAULTS = (
     ),
     Fault(
         "src/multirun/folder.py",
-        'return "running" if _held(run_dir) else "interrupted"',
+        'return "running" if _held(self.run_dir) else "interrupted"',
         'return "running"',
         "tests/src/multirun/test_folder.py",
     ),

@@ -150,8 +150,17 @@ class Task:
 
     @property
     def state(self) -> State:
-        """Its state so far."""
-        return state_of(self.run_dir)
+        """Its state in the run folder; a run whose folder is not locked is not running."""
+        folder = RunFolder(self.run_dir)
+        if not folder.record_file.is_file():
+            return "missing"
+        try:
+            state = folder.record()["state"]
+        except (RunFolderError, KeyError):
+            return "failed"
+        if state == "running":
+            return "running" if _held(self.run_dir) else "interrupted"
+        return state
 
     @property
     def name(self) -> str:
@@ -183,20 +192,6 @@ def best_tasks(jobs: Sequence[Job], folders: Sequence[SweepFolder]) -> Mapping[s
             finished = (task for task in tasks if task.state == "finished")
             best[job.hash] = next(finished, tasks[0])
     return best
-
-
-def state_of(run_dir: Path) -> State:
-    """The state in the run folder; a run whose folder is not locked is not running."""
-    folder = RunFolder(run_dir)
-    if not folder.record_file.is_file():
-        return "missing"
-    try:
-        state = folder.record()["state"]
-    except (RunFolderError, KeyError):
-        return "failed"
-    if state == "running":
-        return "running" if _held(run_dir) else "interrupted"
-    return state
 
 
 def settled(task: Task) -> State:

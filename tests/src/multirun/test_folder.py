@@ -10,15 +10,7 @@ import pytest
 from filelock import FileLock
 
 from src.multirun.composition import Job
-from src.multirun.folder import (
-    SweepError,
-    SweepFolder,
-    Task,
-    best_tasks,
-    earlier,
-    failure_of,
-    state_of,
-)
+from src.multirun.folder import SweepError, SweepFolder, Task, best_tasks, earlier, failure_of
 from src.run_folder import LOCK
 from src.settings.config import RunConfig
 
@@ -90,7 +82,7 @@ def test_states(tmp_path: Path, jobs: list[Job]) -> None:
         assert task.state == "running"
     for state in ("finished", "failed", "interrupted"):
         (task.run_dir / "run.json").write_text(json.dumps({"state": state}))
-        assert state_of(task.run_dir) == state
+        assert task.state == state
     (task.run_dir / "run.json").write_text("{")
     assert task.state == "failed"
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
@@ -72,6 +73,14 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
             _exit(explain_hydra(error, boundary), USAGE_ERROR)
         except ConfigError as error:
             _exit(str(error), USAGE_ERROR)
+        except yaml.YAMLError as error:
+            chosen = "a file of conf/ or sweeps/ that this command chooses"
+            _exit(f"{chosen} is not YAML: {one_line(error)}; mend the file", USAGE_ERROR)
+
+
+def one_line(error: Exception) -> str:
+    """An error's message without its line ends."""
+    return " ".join(str(error).split())
 
 
 def _is_users(error: Exception) -> bool:

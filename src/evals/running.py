@@ -82,17 +82,18 @@ class Evaluated:
 
         What failed for the same reason shares a line.
         """
-        reasons: dict[tuple[str, str], list[str]] = {}
+        # By message: what failed, in which suite; nothing where a whole suite did.
+        places: dict[str, dict[str, list[str]]] = {}
         for suite, failed in self.failures.items():
             for what, message in failed.items():
-                reasons.setdefault((suite, message), []).append(what)
-        if reasons:
-            lines = [
-                ": ".join(
-                    (f"eval {suite}", *(["; ".join(what)] if what != [_WHOLE] else ()), message)
-                )
-                for (suite, message), what in reasons.items()
-            ]
+                parts = places.setdefault(message, {}).setdefault(f"eval {suite}", [])
+                if what != _WHOLE:
+                    parts[:] = ["; ".join([*parts, what])]
+        if places:
+            lines = []
+            for message, suites in places.items():
+                failed_here = [": ".join((suite, *what)) for suite, what in suites.items()]
+                lines.append(f"{'; '.join(failed_here)}: {message}")
             raise EvaluationError("\n".join(lines))
 
 
@@ -202,6 +203,12 @@ def _check(settings: EvaluateConfig) -> None:
         run = _exported(Path(settings.run), "run")
         for other in settings.compare:
             _check_base(run, _exported(Path(other), "compare"))
+    chosen = settings.eval.suites()
+    if settings.model is not None and settings.rope is None and all(s.needs_run for s in chosen):
+        raise ConfigError(
+            f"eval={chosen[0].name}: it compares a run's models with the native one, and "
+            f"model={settings.model.name} is one model: give run=RUN_DIR instead"
+        )
     if settings.fused_kernels is True:
         against = _why_not_fused(_base(settings), settings.device)
         if against is not None:
@@ -296,7 +303,7 @@ def _suited(settings: EvaluateConfig) -> tuple[list[Suite], list[str]]:
     """The suites that can be run, and a note for each other one.
 
     A model alone has no run, so suites that need one are left out if other suites are chosen
-    (`eval=all`). If none is, they run and say what they need.
+    (`eval=all`). If none is, they compare a model with itself under another scaling.
     """
     chosen = settings.eval.suites()
     able = [suite for suite in chosen if settings.run is not None or not suite.needs_run]

@@ -305,14 +305,13 @@ def gathered(probe: Probe, session: Session) -> tuple[list[Any], str | None]:
 
 
 def chosen_lengths(
-    suite: str, wanted: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
+    wanted: Sequence[int] | None, readers: Sequence[Reader], failures: dict[str, str]
 ) -> list[int]:
-    """The lengths of a suite's settings, or the default ones, that some model's window holds.
+    """The lengths of the settings, or the default ones, that some model's window holds.
 
     `failures` gets the others.
     """
-    key = f"eval.{suite}.lengths"
-    key = key if suite == "longppl" else f"{key} (eval.long.lengths with eval=long)"
+    key = "eval.SUITE.lengths (eval.long.lengths with eval=long)"
     longest = max(reader.window for reader in readers)
     if wanted is None:
         usual = [length for length in LENGTHS if length <= longest]

@@ -113,22 +113,18 @@ def names() -> list[str]:
 
 
 def register() -> None:
-    """Make `+sweeps=NAME` known to Hydra; the files lie beside `conf/`, not in it.
-
-    Raises:
-        ConfigError: a file has another form than a sweep's file.
-    """
+    """Make `+sweeps=NAME` known to Hydra; the files lie beside `conf/`, not in it."""
     store = ConfigStore.instance()
     # Hydra copies the store, with all of its configs, for each group that `--help` lists. Nothing
     # changes a copy, and the store itself copies a config that it hands out.
     store.__deepcopy__ = lambda memo: store  # type: ignore[attr-defined]
     for name in names():
-        store.store(
-            group="sweeps",
-            name=name,
-            node={"hydra": {"sweeper": {"params": parameters(name)}}},
-            package="_global_",
-        )
+        try:
+            swept = parameters(name)
+        except ConfigError:
+            swept = {}  # a file that is still being written: `expand` refuses it, if it is chosen
+        node = {"hydra": {"sweeper": {"params": swept}}}
+        store.store(group="sweeps", name=name, node=node, package="_global_")
 
 
 def wanted(argv: Sequence[str]) -> list[str] | None:
@@ -161,7 +157,12 @@ def parameters(name: str) -> dict[str, str]:
     path = SWEEPS / f"{name}.yaml"
     if not path.is_file():
         raise ConfigError(f"+sweeps={name}: no such sweep; there are {', '.join(names())}")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"{path} is not YAML: {command.one_line(error)}; mend the file"
+        ) from error
     match content:
         case {"hydra": {"sweeper": {"params": dict(params)}}} if params:
             return {str(key): str(value) for key, value in params.items()}

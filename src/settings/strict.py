@@ -145,6 +145,8 @@ def _explain(cls: type, detail: Any) -> str:
         return f"{name}.type: {context['tag']!r} is not one of {context['expected_tags']}"
     if kind == "union_tag_not_found":
         return f"{name}.type: a value is missing"
+    if kind in ("list_type", "tuple_type") and isinstance(detail["input"], str):
+        message = f"input should be a list; write {name}=[{detail['input'][:80]}]"
     if kind == "too_short":
         message = f"at least {detail['ctx']['min_length']} is needed"
     got = repr(detail["input"])

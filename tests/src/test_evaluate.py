@@ -170,12 +170,13 @@ def test_a_misspelt_task_is_one_error_and_leaves_nothing(
 
 def test_equal_failures_share_a_line() -> None:
     failures = {"short": {"mmlu, a": "too long", "mmlu, b": "too long", "piqa": "no file"}}
+    failures |= {"positions": {"all": "no length"}}
     with pytest.raises(EvaluationError) as refusal:
         Evaluated({}, {**failures, "ruler": {"all": "no length"}}).check()
     assert str(refusal.value).splitlines() == [
         "eval short: mmlu, a; mmlu, b: too long",
         "eval short: piqa: no file",
-        "eval ruler: no length",
+        "eval positions; eval ruler: no length",
     ]
 
 
@@ -235,6 +236,11 @@ def test_a_model_by_name_is_evaluated_with_a_scaling_too(
         pytest.param(["run=R", "data=sotu"], "data=sotu is for model=NAME", id="texts"),
         pytest.param([], "give either run=RUN_DIR or model=NAME", id="neither"),
         pytest.param(["model=tiny", "eval=drift"], "give run=RUN_DIR instead", id="needs-a-run"),
+        pytest.param(
+            ["model=tiny", "eval=inheritance"],
+            "eval=inheritance: it compares a run's models with the native one, and model=tiny",
+            id="also-needs-a-run",
+        ),
         pytest.param(["model=tiny", "eval=none"], "no suite is chosen", id="no-suite"),
         pytest.param(["model=tiny", "compare=[x]"], "compare is for run=RUN_DIR", id="compare"),
         pytest.param(["run=R", "rope=yarn"], "rope=yarn is for model=NAME: run=R has", id="rope"),

@@ -133,7 +133,7 @@ class LongPplSuite:
 
     def _lengths(self, evaluation: Evaluation, failures: dict[str, str]) -> list[int]:
         readers = [Reader(candidate) for candidate in evaluation.candidates]
-        chosen = chosen_lengths(self.name, self.lengths, readers, failures)
+        chosen = chosen_lengths(self.lengths, readers, failures)
         longer = [length for length in chosen if length > self.short]
         if not longer and not failures:
             failures["lengths"] = (

@@ -39,7 +39,7 @@ class NeedleDepthSuite(SampleSuite):
         number = self.number(self.samples)
         makers = [
             (f"needle_depth_{length}", partial(store.depths, length, depths, number))
-            for length in chosen_lengths(self.name, self.lengths, readers, failures)
+            for length in chosen_lengths(self.lengths, readers, failures)
         ]
         return self.probes_of(makers, failures)
 

@@ -126,7 +126,7 @@ class PositionsSuite(ProbeSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """One probe of all lengths; none if there are no lengths or no text."""
-        lengths = chosen_lengths(self.name, self.lengths, readers, failures)
+        lengths = chosen_lengths(self.lengths, readers, failures)
         if not lengths:
             return []
         make = partial(self._probe, evaluation, lengths)

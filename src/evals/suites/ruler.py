@@ -49,7 +49,7 @@ class RulerSuite(SampleSuite):
         self, evaluation: Evaluation, readers: Sequence[Reader], failures: dict[str, str]
     ) -> list[Probe]:
         """A probe for each task and length."""
-        lengths = chosen_lengths(self.name, self.lengths, readers, failures)
+        lengths = chosen_lengths(self.lengths, readers, failures)
         tasks = tuple(dict.fromkeys(self.tasks or TASKS))
         asked = [(task, length) for task in tasks for length in lengths]
         store, numbers = self.store(evaluation), self._numbers(lengths)

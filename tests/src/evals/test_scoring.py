@@ -86,11 +86,11 @@ def test_a_probe_that_fails_leaves_the_others(evaluation: Evaluation) -> None:
 def test_lengths_follow_the_windows(evaluation: Evaluation) -> None:
     failures: dict[str, str] = {}
     readers = readers_of(evaluation, None)
-    assert scoring.chosen_lengths("ruler", None, readers, failures) == []
+    assert scoring.chosen_lengths(None, readers, failures) == []
     assert failures.keys() == {"lengths"}
     longer = replace(evaluation.candidates[1], scaling=LinearScaling("linear", 16_384))
-    assert scoring.chosen_lengths("ruler", None, [Reader(longer)], {}) == [4096, 8192, 16384]
-    assert scoring.chosen_lengths("ruler", (1024, 512, 512), readers, {}) == [512, 1024]
+    assert scoring.chosen_lengths(None, [Reader(longer)], {}) == [4096, 8192, 16384]
+    assert scoring.chosen_lengths((1024, 512, 512), readers, {}) == [512, 1024]
 
 
 def test_processes_share_the_items_in_turn(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 from hydra.errors import HydraException
 
-from src.multirun.composition import Sweep, axes_of, expand, identity, parameters
+from src.multirun.composition import Sweep, axes_of, expand, identity, parameters, register
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 
@@ -142,8 +143,17 @@ def test_a_file_of_another_form_is_refused(
     folder = Path(str(tmp_path))
     (folder / "bad.yaml").write_text("seed: 1,2\n")
     monkeypatch.setattr("src.multirun.composition.SWEEPS", folder)
+    (folder / "cut.yaml").write_text("hydra: [\n")
     with pytest.raises(ConfigError, match=r"hydra\.sweeper\.params"):
         parameters("bad")
+    with pytest.raises(ConfigError, match=r"cut\.yaml is not YAML: .*; mend the file$"):
+        parameters("cut")
+    # Commands that choose neither go on.
+    stored: list[str] = []
+    store = SimpleNamespace(store=lambda name, **_: stored.append(name))
+    monkeypatch.setattr("src.multirun.composition.ConfigStore.instance", lambda: store)
+    register()
+    assert stored == ["bad", "cut"]
 
 
 @pytest.mark.parametrize(

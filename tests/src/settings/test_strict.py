@@ -115,7 +115,9 @@ def test_refused_with_path_and_remedy(
             "data.packing: input should be 'auto' or a valid boolean (got 'maybe')",
             id="of-several-kinds",
         ),
-        pytest.param("tags=x", "tags: input should be a valid array (got 'x')", id="no-list"),
+        pytest.param(
+            "tags=x", "tags: input should be a list; write tags=[x] (got 'x')", id="no-list"
+        ),
         pytest.param(
             "+eval.ruler.lengths=[]",
             "eval.ruler.lengths: at least 1 is needed (got [])",

@@ -177,7 +177,7 @@ def test_a_window_below_all_default_lengths_is_named(evaluation: Evaluation) -> 
     ):
         suite.run(evaluation)
     (problem,) = suite.problems(evaluation)
-    assert "set eval.ruler.lengths (eval.long.lengths with eval=long) to" in problem
+    assert "set eval.SUITE.lengths (eval.long.lengths with eval=long) to" in problem
 
 
 def test_a_model_that_has_diverged_is_named(

@@ -114,6 +114,8 @@ def show(settings: DashboardConfig) -> None:
     )
     runs = context.runs
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {count_corrupt(runs)} corrupt"
+    if not runs:
+        count += f"; no run is below outputs={outputs}: name another, or start a run"
     if settings.compare:
         first, second = (find_run(runs, name) for name in settings.compare)
         widen(Console()).print(*compare_tables(first, second), sep="\n")

@@ -205,10 +205,12 @@ def test_the_operators_readme() -> None:
     run_blocks(ROOT / "kernels" / "relation_kl" / "README.md", {**names, **more})
 
 
-def test_the_scaling_of_contributing() -> None:
+def test_the_objective_and_the_scaling_of_contributing() -> None:
     import numpy as np
+    import torch
 
     from src.models.rope import NativeRope
+    from src.objectives.base import Batch, Outputs
 
     names: dict[str, Any] = {}
     run_blocks(ROOT / "CONTRIBUTING.md", names)
@@ -216,6 +218,11 @@ def test_the_scaling_of_contributing() -> None:
     divided = native.inverse_frequencies() / scaling.inverse_frequencies(native)
     np.testing.assert_allclose(divided, [1.0] * 16 + [8.0] * 16)
     assert scaling.rope_parameters(native)["rope_type"] == "longrope"
+    head = torch.nn.Linear(8, 16, bias=False)
+    torch.nn.init.zeros_(head.weight)
+    student, batch = Outputs(torch.randn(2, 6, 8), head=head), Batch(torch.zeros(2, 6).long())
+    loss, _ = names["OBJECTIVE"]("entropy", chunk=5).loss(batch, None, student, None)
+    assert loss.item() == pytest.approx(-np.log(16))
 
 
 def test_every_python_block_is_run() -> None:

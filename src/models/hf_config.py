@@ -110,6 +110,10 @@ def planned_facts(model: ModelConfig) -> ModelFacts:
     return model.shape.facts(stated_windows(model))
 
 
+# Types of RoPE that transformers loads. Its own list comes with torch, which takes seconds to load.
+_KNOWN_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
+
+
 def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     """The model's config with the scaling written into it as transformers 5 reads it.
 
@@ -128,6 +132,12 @@ def scaled_config(model: ModelConfig, scaling: RopeScaling) -> PretrainedConfig:
     rope = native_rope(model, shape_of(config))
     native = config.rope_parameters
     parameters = scaling.exported(rope)
+    if (kind := parameters["rope_type"]) not in _KNOWN_TYPES:
+        raise ModelError(
+            f"rope.type={scaling.type}: its rope_parameters have the rope_type {kind!r}, which "
+            f"transformers does not know; there are {', '.join(_KNOWN_TYPES)}: return one of them, "
+            "as src/models/rope/per_frequency.py does"
+        )
     if rope.by_layer_type:
         config.rope_parameters = {**native, FULL: {**_unscaled(native[FULL]), **parameters}}
     else:

@@ -57,6 +57,13 @@ def test_it_writes_the_page_and_no_hydra_folder(outputs: Path) -> None:
     assert not new & {".hydra", "multirun", "dashboard.log", "dashboard"}
 
 
+def test_a_folder_without_runs_is_said(tmp_path: Path, run_here: RunHere) -> None:
+    done = run_here("src.dashboard", f"outputs={tmp_path}", "view=table")
+    assert done.stdout.splitlines()[-1] == (
+        f"0 runs, 0 corrupt; no run is below outputs={tmp_path}: name another, or start a run"
+    )
+
+
 def test_help_names_every_key(run_here: RunHere) -> None:
     done = run_here("src.dashboard", "--help")
     assert done.returncode == 0

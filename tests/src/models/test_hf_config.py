@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from src.models.config import ModelConfig, stated_windows
-from src.models.hf_config import native_config, planned_facts, scaled_config
+from src.models.config import ModelConfig, ModelError, stated_windows
+from src.models.hf_config import _KNOWN_TYPES, native_config, planned_facts, scaled_config
 from src.models.loading import load_model
 from src.models.rope import BaseFrequencyScaling, LinearScaling, NativeRope
 from src.models.rope.longrope import LongRopeScaling
@@ -27,6 +29,17 @@ from tests.src.models.examples import (
     rotations,
     saved_as,
 )
+
+
+def test_a_scaling_that_transformers_cannot_load_is_refused(tiny: ModelConfig) -> None:
+    assert set(_KNOWN_TYPES) == {"default", *ROPE_INIT_FUNCTIONS}
+
+    class OwnScaling(LinearScaling):
+        def rope_parameters(self, native: NativeRope) -> dict[str, Any]:
+            return super().rope_parameters(native) | {"rope_type": "own_kind"}
+
+    with pytest.raises(ModelError, match=r"^rope\.type=linear: .* 'own_kind', which transformers"):
+        scaled_config(tiny, OwnScaling("linear", LINEAR.target_length))
 
 
 @pytest.mark.parametrize("scaling", [LINEAR, ABF], ids=lambda s: s.type)

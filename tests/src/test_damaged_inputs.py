@@ -220,7 +220,7 @@ def test_damaged_run_folders(train_fake: Callable[..., Path], tmp_path: Path, nu
         opened = RunFolder.open(here)
         strict.load_plain(RunConfig, opened.config())
         opened.metrics()
-        running._exported(here)
+        running._exported(here, "run")
         return "used"
 
     outcomes = try_cases(case, number, tmp_path)

@@ -130,7 +130,7 @@ class Grid:
         scalings_kept: how many scalings all methods are tried on.
         settings: of every training run.
         ablations: by name; a name is not a method's.
-        measured: methods whose best model's LongPPL and drift by layer are measured.
+        measured: methods whose best model is asked `eval=measures`.
         further: models beside the first that README.md shows.
     """
 

@@ -82,18 +82,21 @@ class Evaluated:
 
         What failed for the same reason shares a line.
         """
-        # By message: what failed, in which suite; nothing where a whole suite did.
+        # By message: what failed, by suite; nothing where a whole suite did.
         places: dict[str, dict[str, list[str]]] = {}
         for suite, failed in self.failures.items():
             for what, message in failed.items():
-                parts = places.setdefault(message, {}).setdefault(f"eval {suite}", [])
+                parts = places.setdefault(message, {}).setdefault(suite, [])
                 if what != _WHOLE:
-                    parts[:] = ["; ".join([*parts, what])]
-        if places:
-            lines = []
-            for message, suites in places.items():
-                failed_here = [": ".join((suite, *what)) for suite, what in suites.items()]
-                lines.append(f"{'; '.join(failed_here)}: {message}")
+                    parts.append(what)
+        lines: list[str] = []
+        for message, suites in places.items():
+            failed_here = [
+                f"eval {suite}: {'; '.join(parts)}" if parts else f"eval {suite}"
+                for suite, parts in suites.items()
+            ]
+            lines.append(f"{'; '.join(failed_here)}: {message}")
+        if lines:
             raise EvaluationError("\n".join(lines))
 
 
@@ -197,13 +200,13 @@ def _in_ranks(settings: EvaluateConfig, nproc: int) -> Evaluated:
 
 
 def _check(settings: EvaluateConfig) -> None:
-    if not settings.eval.suites():
+    chosen = settings.eval.suites()
+    if not chosen:
         raise ConfigError(f"eval: no suite is chosen; allowed: {', '.join(SUITES)}")
     if settings.run is not None:
         run = _exported(Path(settings.run), "run")
         for other in settings.compare:
             _check_base(run, _exported(Path(other), "compare"))
-    chosen = settings.eval.suites()
     if settings.model is not None and settings.rope is None and all(s.needs_run for s in chosen):
         raise ConfigError(
             f"eval={chosen[0].name}: it compares a run's models with the native one, and "

@@ -224,14 +224,15 @@ def _unscaled(config: RunConfig) -> Iterator[str]:
 
 def _memory(plan: Plan) -> Table:
     # Models of a test are far smaller than a hundredth of a GiB.
-    scale, unit = (1024, "MiB") if max(stage.peak for stage in plan.stages) < 2**30 else (1, "GiB")
+    small = max(stage.peak for stage in plan.stages) < 2**30
+    size, unit = (2**20, "MiB") if small else (2**30, "GiB")
     title = f"Memory a rank at the peak, estimated ({unit}), on {plan.device.name}"
     table = Table(title=title, title_justify="left")
     table.add_column("part")
     for stage in plan.stages:
         table.add_column(stage.name, justify="right")
     for part in dict.fromkeys(part for stage in plan.stages for part in stage.memory):
-        sizes = (stage.memory.get(part) for stage in plan.stages)
-        table.add_row(part, *("-" if size is None else gib(scale * size) for size in sizes))
-    table.add_row("[bold]all[/bold]", *(gib(scale * stage.peak) for stage in plan.stages))
+        parts = (stage.memory.get(part) for stage in plan.stages)
+        table.add_row(part, *("-" if held is None else f"{held / size:.2f}" for held in parts))
+    table.add_row("[bold]all[/bold]", *(f"{stage.peak / size:.2f}" for stage in plan.stages))
     return table

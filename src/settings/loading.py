@@ -217,7 +217,8 @@ def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
 
 def _interpolated(config: DictConfig | Mapping[str, Any]) -> set[str]:
     """The keys of a composed config whose values are interpolations, by dotted path."""
-    values = leaves(OmegaConf.to_container(OmegaConf.create(config)))  # type: ignore[arg-type]
+    created = OmegaConf.create(config)  # type: ignore[arg-type]  # a DictConfig is accepted too
+    values = leaves(OmegaConf.to_container(created))
     return {path for path, value in values if isinstance(value, str) and "${" in value}
 
 

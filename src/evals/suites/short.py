@@ -17,7 +17,7 @@ from src.evals.preparing import Questions, prepare, too_long
 from src.evals.restoration import MIN_ITEMS, Restoration, TaskFacts
 from src.evals.sandbox import SandboxError
 from src.evals.suite import Evaluation, EvaluationError, Outcome, ResultTable
-from src.evals.tasks import LONG_TASKS, definitions
+from src.evals.tasks import LONG_TASKS, definition, definitions
 from src.results import Interval, Mean, Score, ShortResults, SuiteResults, TaskModel, TaskResult
 
 UNKNOWN_ERROR = f"?: unknown, of fewer than {MIN_ITEMS} items."
@@ -74,8 +74,7 @@ class ShortSuite(Questions):
 
     def _about(self, evaluation: Evaluation) -> dict[str, Any]:
         """What else the results say of how they were made."""
-        known = definitions() | LONG_TASKS
-        writes = any(known[name].generates for name in self.tasks if name in known)
+        writes = any(definition(name).generates for name in self.tasks)
         return {"fused_kernels": evaluation.fused} if writes else {}
 
     def _models(self, evaluation: Evaluation, measured: Measured) -> tuple[TaskModel, ...]:

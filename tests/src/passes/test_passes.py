@@ -296,9 +296,8 @@ class Watching(Objective):
 
     def layer(self, layer: int, teacher: QKV | None, student: QKV, facts: ModelFacts) -> Tensor:
         assert teacher is not None
-        pairs = zip((student.q_bhtd,), (teacher.q_bhtd,), strict=True)
-        self.alive.extend(weakref.ref(x) for x in (*student[:3], *teacher[:3]))  # type: ignore[misc]
-        return torch.stack([(s - t).square().mean() for s, t in pairs]).sum()
+        self.alive.extend(weakref.ref(x) for x in (*student[:3], *teacher[:3]))
+        return (student.q_bhtd - teacher.q_bhtd).square().mean()
 
     def loss(
         self, batch: Batch, teacher: Outputs | None, student: Outputs, facts: ModelFacts

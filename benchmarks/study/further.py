@@ -28,8 +28,10 @@ _SECTIONS = {
     "validation tasks": "RULER by task on validation, the largest number first; *copied* is the "
     "share of answers in variable tracking (vt) that are the worked example's:",
     "search": "Every search and whole run:",
-    "measures": "LongPPL, drift from the native model on short text (KL in nats; cosine), and the "
-    "mean of five short tasks after five worked examples:",
+    "measures": "LongPPL, and drift from the native model on short text (KL in nats; cosine):",
+    "answers": "The mean of five short tasks after five worked examples, needles found at any "
+    "depth, questions on papers, and the share of the native model's mistakes that are repeated, "
+    "all in percent:",
     "ablations": "With a part left out, validation half:",
 }
 

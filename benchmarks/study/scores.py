@@ -10,10 +10,14 @@ from statistics import fmean
 from typing import Any, Literal
 
 from src import results
+from src.evals.suites.inheritance import InheritanceResults
 from src.evals.suites.longppl import LongPplResults
 from src.results import (
     DriftResults,
     FewShotResults,
+    NeedleCell,
+    NeedleDepthResults,
+    PapersResults,
     Role,
     RulerResults,
     ShortResults,
@@ -77,15 +81,17 @@ def example_copied(file: Path, model: str) -> dict[str, float]:
 
 
 def measured(folder: Path) -> dict[str, Any] | None:
-    """LongPPL by role and length, drift by role and layer, and scores after worked examples.
+    """What `eval=measures` found, by role.
 
     Args:
         folder: with the results of the suites.
 
     Returns:
-        `longppl`, `keys` (key tokens by length), `drift` and `few_shot` (by role and task); None
-        where a suite is missing. Drift is from the native model and in nats: `attention_kl` and
-        `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by layer.
+        `longppl` by length, `keys` (key tokens by length), `drift`, `few_shot` by task,
+        `needle_depth` (the share of needles found, by length), `papers` (accuracy) and
+        `inheritance` (of the native model's mistakes, the share repeated with the same answer);
+        None where a suite is missing. Drift is from the native model and in nats: `attention_kl`
+        and `relation_kl` by layer, `logit_kl`; `hidden_cosine` is by layer.
 
     Raises:
         ResultsError: a file cannot be read.
@@ -93,9 +99,14 @@ def measured(folder: Path) -> dict[str, Any] | None:
     """
     longppl, drift = results.read(folder, LongPplResults), results.read(folder, DriftResults)
     few_shot = results.read(folder, FewShotResults, split="test")
+    inheritance = results.read(folder, InheritanceResults, split="test")
+    needles = results.read(folder, NeedleDepthResults)
+    papers = results.read(folder, PapersResults)
     if longppl is None or drift is None or few_shot is None:
         return None
-    _complete(folder, longppl, drift, few_shot)
+    if inheritance is None or needles is None or papers is None:
+        return None
+    _complete(folder, longppl, drift, few_shot, inheritance, needles, papers)
     return {
         "longppl": {
             str(model.role): {str(n): score.longppl for n, score in model.by_length.items()}
@@ -115,7 +126,19 @@ def measured(folder: Path) -> dict[str, Any] | None:
             str(model.role): {name: task.value for name, task in model.results.items()}
             for model in few_shot.models
         },
+        "inheritance": {str(model.role): model.all.same for model in inheritance.models},
+        "needle_depth": {str(model.role): _found(model.cells) for model in needles.models},
+        "papers": {
+            str(model.role): fmean(task.value for task in model.results.values())
+            for model in papers.models
+        },
     }
+
+
+def _found(cells: Sequence[NeedleCell]) -> dict[str, float]:
+    """The share of needles found at any depth, by length."""
+    lengths = sorted({cell.length for cell in cells})
+    return {str(n): fmean(cell.value for cell in cells if cell.length == n) for n in lengths}
 
 
 def _complete(folder: Path, *records: SuiteResults[Any]) -> None:

@@ -296,7 +296,7 @@ def measured_models(
 
 
 def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
-    """LongPPL by length, with the number of key tokens, drift from the native model, few-shot mean.
+    """LongPPL by length, with the number of key tokens, and drift from the native model.
 
     Drift is KL in nats, of the attention as a mean over layers, and the last layer's cosine.
     """
@@ -304,10 +304,7 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
     lengths = sorted({n for _, _, role, of in measured for n in of["longppl"][role]}, key=int)
     keys = measured[0][3]["keys"]
     heads = [f"LongPPL {int(n) // 1024}K, {keys[n]} keys" for n in lengths]
-    heads += ["logits", "attention"]
-    heads.append("hidden states")
-    if asked := any("few_shot" in of for *_, of in measured):
-        heads.append("after examples")
+    heads += ["logits", "attention", "hidden states"]
     yield f"| method | scaling | {' | '.join(heads)} |"
     yield "|---|---|" + "--:|" * len(heads)
     for label, scaling, role, of in measured:
@@ -322,9 +319,24 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
                 f"{drift['hidden_cosine'][-1]:.3f}",
             ]
         )
-        if asked:
-            values = of.get("few_shot", {}).get(role)
-            cells.append(f"{100 * fmean(values.values()):.1f}" if values else "-")
+        yield f"| {label} | {scaling} | {' | '.join(cells)} |"
+
+
+def answers_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Short tasks after worked examples, needles at any depth, papers, mistakes repeated."""
+    measured = list(measured_models(grid, model, rows))
+    found = [of["needle_depth"].get(role, {}) for _, _, role, of in measured]
+    lengths = sorted({n for values in found for n in values}, key=int)
+    needles = (f"needles {int(n) // 1024}K" for n in lengths)
+    heads = ["after examples", *needles, "papers", "native mistakes repeated"]
+    yield f"| method | scaling | {' | '.join(heads)} |"
+    yield "|---|---|" + "--:|" * len(heads)
+    for (label, scaling, role, of), values in zip(measured, found, strict=True):
+        few_shot = of["few_shot"].get(role)
+        shares = [fmean(few_shot.values()) if few_shot else None]
+        shares += [values.get(n) for n in lengths]
+        shares += [of["papers"].get(role), of["inheritance"].get(role)]
+        cells = ("-" if share is None else f"{100 * share:.1f}" for share in shares)
         yield f"| {label} | {scaling} | {' | '.join(cells)} |"
 
 
@@ -389,6 +401,10 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             made[f"{model} search"] = list(search_table(grid, model, rows))
         if "measure" in phases:
             made[f"{model} measures"] = list(measures_table(grid, model, rows))
+            # Earlier rows have no answers.
+            answered = [row for row in rows if "papers" in row.get("measures", ())]
+            if any(row["model"] == model for row in answered):
+                made[f"{model} answers"] = list(answers_table(grid, model, answered))
         if "ablation" in phases:
             made[f"{model} ablations"] = list(ablation_table(grid, model, rows))
         tested = [row["method"] for row in rows if row["model"] == model and row.get("test")]

@@ -160,9 +160,12 @@ def test_tensors_do_not_pile_up_over_steps(
 
     trained(compose_run(*tiny_overrides, *tokens, *overrides), "ard", count)
     assert len(counted) == 10
+    # What piles up is at least a number a step. The process may make one of its own meanwhile.
+    tensors, sizes = zip(*counted, strict=True)
+    assert max(tensors) - min(tensors) < steps / 2, counted
+    assert max(sizes[:-1]) - min(sizes[:-1]) < steps / 2 * 4, counted
     # After the last step no batch waits for the next one.
-    assert len(set(counted[:-1])) == 1, counted
-    assert counted[-1] <= counted[0]
+    assert sizes[-1] - min(sizes[:-1]) < steps / 2 * 4, counted
 
 
 ONE_STAGE = {"linearard_32k": "ard", "longred_c_32k": "mix", "cpt_long_32k": "cpt"}

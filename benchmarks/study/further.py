@@ -20,6 +20,7 @@ _PICTURES = {
 _SECTIONS = {
     "headline": "Test half, in percent with 95% intervals. RULER has all 13 tasks:",
     "comparison": "Test half, in percent with 95% intervals. RULER has all 13 tasks:",
+    "gains": "Minus the untrained model, in points; bold is more than noise:",
     "differences": "Minus {rival}, in points; bold is more than noise:",
     "goals": "In percent of the native model:",
     "tasks": "RULER by task, where a scaled model answers anything:",

@@ -18,7 +18,7 @@ Settings = tuple[str, ...]
 Params = Mapping[str, float]
 Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation", "measure"]
 # What a model may have in place of the grid's.
-_IN_PLACE = ("search_budget", "budget", "proposed", "seeds", "headline")
+_IN_PLACE = ("search_budget", "budget", "proposed", "seeds", "headline", "halved")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Model:
         scalings: names of the only ones that it is tried with; null: all.
         methods: the only ones, in the order in which they run, with what it changes of them,
             and without ablations; null: all as they are.
-        search_budget, budget, proposed, seeds, headline: in place of the grid's.
+        search_budget, budget, proposed, seeds, headline, halved: in place of the grid's.
     """
 
     settings: Settings
@@ -111,6 +111,7 @@ class Model:
     proposed: Annotated[int, Field(ge=0)] | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     headline: Settings | None = None
+    halved: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,8 @@ class Grid:
         proposed: settings that Optuna proposes after the listed points.
         seeds: of the final runs; the search has the first.
         scalings_kept: how many scalings all methods are tried on.
+        halved: only the better half of what was searched runs with the whole budget, and no
+            method must; the others' best searches are their finalists.
         settings: of every training run.
         ablations: by name; a name is not a method's.
         measured: methods whose best model is asked `eval=measures`.
@@ -145,6 +148,7 @@ class Grid:
     proposed: Annotated[int, Field(ge=0)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     scalings_kept: Annotated[int, Field(ge=1)]
+    halved: bool = False
     settings: Settings = ()
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
     measured: Settings = ()

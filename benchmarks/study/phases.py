@@ -34,8 +34,9 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     kept = kept_scalings(grid, model, rows)
     yield from (Job("baseline", model, scaling) for scaling in kept)
     searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
-    yield from _wholes(grid, model, cells, searched, rows)
-    yield from _finals(grid, model, searched, rows)
+    wholes = list(_wholes(grid, model, cells, searched, rows))
+    yield from wholes
+    yield from _finals(grid, model, cells, searched, wholes, rows)
     # The floor keeps nothing, so that its test tells the least.
     if grid.floor not in kept:
         yield Job("baseline", model, grid.floor)
@@ -124,7 +125,8 @@ def _wholes(
     """Best settings at the whole budget: each method's best cell, the floor's, and the upper half.
 
     A method goes on when all its cells are searched, so that no GPU waits for the slowest search.
-    Searches at the whole budget are whole runs already.
+    Searches at the whole budget are whole runs already. If the study is halved, the upper half
+    alone goes on.
     """
     if grid.budget == grid.search_budget:
         return
@@ -142,7 +144,8 @@ def _wholes(
     ]
     for cell, number in sorted(numbers.items(), key=lambda pair: -pair[1]):
         # The floor's cells are those of the paper, whatever they give.
-        if number >= middle or cell in tops or cell[0] == grid.floor:
+        anyway = not grid.halved and (cell in tops or cell[0] == grid.floor)
+        if number >= middle or anyway:
             row = bests[cell]
             assert row is not None
             yield Job("whole", model, *cell, grid.budget, row["params"], grid.seeds[0])
@@ -154,7 +157,12 @@ def _best_search(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[R
 
 
 def _finals(
-    grid: Grid, model: str, searched: Sequence[tuple[str, str]], rows: Sequence[Row]
+    grid: Grid,
+    model: str,
+    cells: Sequence[tuple[str, str]],
+    searched: Sequence[tuple[str, str]],
+    wholes: Sequence[Job],
+    rows: Sequence[Row],
 ) -> Iterator[Job]:
     """Each method's best settings, and the floor's, with all seeds: all methods at the first seed.
 
@@ -167,6 +175,9 @@ def _finals(
         whole = {row["scaling"] for row in mine if row["phase"] == "whole"}
         if grid.budget == grid.search_budget:
             whole = {scaling for scaling, of in searched if of == method}
+        elif grid.halved and len(searched) == len(cells):
+            going = {job.scaling for job in wholes if job.method == method}
+            whole |= {scaling for scaling, of in searched if of == method} - going
         for group in (mine, [row for row in mine if row["scaling"] == grid.floor]):
             row = best(rows, group, grid.floor)
             # Until its whole run has ended, a smaller budget is not known to be better.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,23 +58,27 @@ class Comparison:
         self.model = model
         self.native = Scored("native", (_items(folder, f"{model}-native"),))
         self.lines = [Line("native", "native", "", self.native)]
-        cells: dict[tuple[str, str], list[Row]] = defaultdict(list)
+        cells: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
         for row in rows:
             if row["model"] != model or not row.get("test"):
                 continue
             if row["method"] != "untrained":
-                cells[row["scaling"], row["method"]].append(row)
+                cells[row["scaling"], row["method"], row["budget"]].append(row)
                 continue
             items = (_items(folder, f"{model}-{row['scaling']}-untrained"),)
             tested = Scored(f"untrained {row['scaling']}", items)
             self.lines.append(Line("untrained", "untrained", row["scaling"], tested))
-        for (scaling, method), runs in cells.items():
+        times = Counter((scaling, method) for scaling, method, _ in cells)
+        for (scaling, method, budget), runs in cells.items():
             names = [next(iter(run["test"])) for run in runs]
-            tested = Scored(f"{method} {scaling}", tuple(_items(folder, n) for n in names))
+            label, drawn = grid.methods[method].label, f"{method} {scaling}"
+            if times[scaling, method] > 1:
+                label, drawn = f"{label}, {budget}", f"{drawn} {budget}"
+            tested = Scored(drawn, tuple(_items(folder, n) for n in names))
             self.lines.append(
                 Line(
                     method,
-                    grid.methods[method].label,
+                    label,
                     scaling,
                     tested,
                     runs[0]["tokens"],
@@ -139,9 +143,8 @@ class Comparison:
             cells += [*cost, str(len(line.tested.seeds))]
             yield f"| {line.label} | {line.scaling or '-'} | {' | '.join(cells)} |"
 
-    def against(self, label: str) -> Iterator[str]:
-        """Every line minus a method's, in percentage points; bold is more than noise."""
-        base = next(line for line in self.lines if line.label == label)
+    def against(self, base: Line) -> Iterator[str]:
+        """Every other line minus this one, in percentage points; bold is more than noise."""
         yield f"| method | scaling | {' | '.join(self.parts)} |"
         yield "|---|---|" + "--:|" * len(self.parts)
         for line in self.lines:
@@ -412,9 +415,12 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             compared = Comparison(grid, model, rows, folder)
             made[f"{model} headline"] = list(compared.table(compared.headline(grid)))
             made[f"{model} comparison"] = list(compared.table(compared.lines))
-            rival = grid.methods[grid.rival].label
-            if any(line.label == rival for line in compared.lines):
-                made[f"{model} differences"] = list(compared.against(rival))
+            # Of a rival tested at two budgets, the larger.
+            for line in sorted(compared.lines, key=lambda line: line.tokens):
+                if line.method == grid.rival:
+                    made[f"{model} differences"] = list(compared.against(line))
+                if line.method == "untrained" and line.scaling != grid.floor:
+                    made[f"{model} gains"] = list(compared.against(line))
             if len(by_task := list(compared.by_task())) > _HEAD:
                 made[f"{model} tasks"] = by_task
             made[f"{model} goals"] = list(compared.goals(about.native_window))

@@ -260,6 +260,27 @@ def test_a_model_has_its_own_study() -> None:
     ), "the first final is the searched run"
 
 
+def test_the_better_half_alone_goes_on() -> None:
+    rates = [3e-4 * (1 + i / 100) for i in range(2)]
+    names = "abcd"
+    methods = {name: method(*rates) for name in names}
+    of = grid(methods=methods, halved=True, proposed=0, seeds=[0])
+
+    def by_name(job: Job) -> float:
+        if job.method == "untrained":
+            return {"linear": 0.1, "yarn": 0.4}[job.scaling]
+        # With more tokens one of the better half gets better, the other worse.
+        more = {"c": 0.1, "d": -0.1}[job.method] if job.phase == "whole" else 0
+        return 0.2 + names.index(job.method) / 100 + more
+
+    rows = played(of, by_name)
+    assert sorted(name for _, name, *_ in of_phase(rows, "whole")) == ["c", "d"]
+    finals = {row["method"]: row["budget"] for row in rows if row["phase"] == "final"}
+    assert finals == {"a": "1M", "b": "1M", "c": "4M", "d": "1M"}
+    order = list(dict.fromkeys(row["phase"] for row in rows))
+    assert order == ["untrained", "search", "baseline", "whole", "final"], "halved at the end"
+
+
 def test_a_call_may_name_models_and_methods() -> None:
     of = grid(models={"m": {"settings": [], "native_window": 1}} | own()["models"])
     assert list(of.only(None, ["b"]).of("m").methods) == ["b"]

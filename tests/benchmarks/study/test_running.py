@@ -222,12 +222,18 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     ]
     goals = list(comparison.goals(native_window=1024))
     assert goals[-1].startswith("| Long-CPT | yarn | 87.5 [")
-    native, linear, untrained = sorted(list(comparison.against("Long-CPT"))[2:])
+    native, linear, untrained = sorted(list(comparison.against(comparison.lines[-1]))[2:])
     assert native.startswith("| native | - | 10.0 [")
     assert linear.startswith("| untrained | linear | **-50.0 [")
     assert untrained.startswith("| untrained | yarn | -10.0 [")
     made = tables.regions(grid, again.rows, tmp_path / "results")
+    both = [*again.rows, *({**r, "budget": "9M"} for r in again.rows if r["phase"] == "final")]
+    labels = [
+        line.label for line in tables.Comparison(grid, "tiny", both, tmp_path / "results").lines
+    ]
+    assert labels[-2:] == ["Long-CPT, 16384", "Long-CPT, 9M"]
     assert sorted(made["tiny differences"][2:]) == [native, linear, untrained]
+    assert made["tiny gains"][-1].startswith("| Long-CPT | yarn | 10.0 [")
     assert list(tables.untrained_table(grid, "tiny", again.rows))[-1].endswith("| 0.708 |")
     assert len(list(tables.search_table(grid, "tiny", again.rows))) == 2 + 3
     by_task = list(tables.validation_tasks_table(grid, "tiny", again.rows))

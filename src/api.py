@@ -48,6 +48,17 @@ def plan(*overrides: str) -> Plan:
     return planning.make(settings, world_size=settings.launch.ranks)
 
 
+def prepare(*overrides: str) -> None:
+    """Fetch the weights, tokenize the texts and make the questions of a run; starts nothing.
+
+    Raises:
+        ConfigError, DataError, ModelError, AssetError: a user's mistake, or no network.
+    """
+    from src.training import preparing
+
+    preparing.prepare([compose(*overrides)])
+
+
 def run(*overrides: str) -> Path:
     """Train, export and evaluate; returns the run folder. With several ranks it starts them.
 
@@ -57,10 +68,10 @@ def run(*overrides: str) -> Path:
         LaunchError: a rank has failed.
     """
     settings = compose(*overrides)
-    if settings.dry_run or settings.resume:
+    if settings.dry_run or settings.prepare or settings.resume:
         raise ConfigError(
-            "dry_run and resume are not for run(): use plan() for the one, and "
-            "src.training.start.resume(Path(RUN_DIR), None) for the other"
+            "dry_run, prepare and resume are not for run(): use plan(), prepare() or "
+            "src.training.start.resume(Path(RUN_DIR), None)"
         )
     check_launch(settings.launch, None, dry_run=False)
     # Imported here because torch takes seconds to load, and a plan does without it.

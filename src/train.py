@@ -3,6 +3,7 @@
 python -m src.train +experiment=linearard_32k            the paper's run
 python -m src.train +experiment=quickstart               the main job, small, on a CPU
 python -m src.train +experiment=... dry_run=true         print the plan and stop
+python -m src.train +experiment=... prepare=true         fetch what the run reads and stop
 python -m src.train resume=RUN_DIR                       go on from the newest checkpoint
 python -m src.train -m +experiment=... +sweeps=NAME      a sweep (src/multirun/)
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import hydra
@@ -52,6 +54,12 @@ def _resume(composed: DictConfig, world: launch.World | None) -> None:
     start.resume(Path(os.path.expanduser(composed.resume)), world, chosen)
 
 
+def _prepare(runs: Iterable[RunConfig]) -> None:
+    from src.training import preparing  # loads torch, which a sweep does without
+
+    preparing.prepare(runs)
+
+
 @hydra.main(version_base="1.3", config_path="../conf", config_name="train")
 @command.job
 def _app(composed: DictConfig) -> None:
@@ -62,6 +70,9 @@ def _app(composed: DictConfig) -> None:
     if (name := HydraConfig.get().runtime.choices.get("sweeps")) is not None:
         raise ConfigError(f"+sweeps={name} is many runs: add -m")
     settings = loading.load(RunConfig, composed)
+    if settings.prepare:
+        _prepare([settings])
+        return
     checks.check_launch(settings.launch, world.size if world else None, dry_run=settings.dry_run)
     checks.check_machine(settings)
     _check_sweep(settings)
@@ -86,7 +97,7 @@ def _typed(arguments: list[str]) -> None:
     else:
         from src.multirun import driver
 
-        sys.exit(driver.run(overrides))
+        sys.exit(driver.run(overrides, _prepare))
 
 
 def main() -> None:

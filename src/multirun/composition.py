@@ -39,12 +39,12 @@ MOST_JOBS = 1000
 # The name of a sweep without a file.
 AD_HOC = "multirun"
 # Settings of the whole sweep; the driver sets them for each job.
-_OF_THE_SWEEP = ("sweeps", "dry_run", "sweep_resume", "run_dir")
+_OF_THE_SWEEP = ("sweeps", "dry_run", "prepare", "sweep_resume", "run_dir")
 
 # Settings that do not make a run another one: its place, its launcher, its tracking. What follows
 # from the budget is in the recipe.
 _NOT_IDENTITY = ("run_dir", "resume", "dry_run", "allow_oversubscribe", "plan_for", "budget")
-_NOT_IDENTITY += ("tags", "tracking", "sweep", "sweep_resume")
+_NOT_IDENTITY += ("prepare", "tags", "tracking", "sweep", "sweep_resume")
 # Hydra's name for a launcher, and the file with its settings.
 _SLURM = ("hydra/launcher=submitit_slurm", "hydra/launcher=slurm")
 
@@ -83,6 +83,7 @@ class Sweep:
     launcher: Mapping[str, Any]  # the composed `hydra.launcher`
     notes: tuple[str, ...]  # lines about what the user may not expect
     dry_run: bool  # only the plan is printed
+    prepare: bool  # what the jobs read is fetched, and none runs
     resume: bool  # only jobs that are not finished run
     folder: Path | None  # `run_dir` of the command
 
@@ -182,15 +183,16 @@ def expand(arguments: Sequence[str]) -> Sweep:
     of_runs = [o for o in overrides if not o.is_hydra_override()]
     of_hydra = [_line(o).replace(*_SLURM) for o in overrides if o.is_hydra_override()]
     options = {key: _fixed(of_runs, key) for key in _OF_THE_SWEEP}
-    dry_run, folder = _flag(options, "dry_run"), options["run_dir"]
+    folder = options["run_dir"]
     if (resumed := _fixed(of_runs, "resume")) is not None:
         raise ConfigError(
             f"resume={resumed} is for one run; a sweep is resumed by sweep_resume=true"
         )
     name = options["sweeps"]
     axes, notes = _axes(name, [o for o in of_runs if o.key_or_group not in _OF_THE_SWEEP])
-    if dry_run:
-        axes.append(Axis("dry_run", ("dry_run=true",), swept=False))
+    for key in ("dry_run", "prepare"):
+        if _flag(options, key):
+            axes.append(Axis(key, (f"{key}=true",), swept=False))
     jobs, more = _jobs(axes)
     launcher = _launcher(jobs, of_hydra)
     return Sweep(
@@ -199,7 +201,8 @@ def expand(arguments: Sequence[str]) -> Sweep:
         jobs=jobs,
         launcher=launcher,
         notes=(*notes, *more),
-        dry_run=dry_run,
+        dry_run=_flag(options, "dry_run"),
+        prepare=_flag(options, "prepare"),
         resume=_flag(options, "sweep_resume"),
         folder=None if folder is None else Path(folder),
     )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from rich.console import Console
@@ -19,16 +20,22 @@ from src.multirun.process import Share
 from src.planning import plan
 from src.planning.advice import check_fits
 from src.run_folder import check_writable
+from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 from src.training.launch import world_from_environment
 from src.training.signals import stoppable
 
 # An exit code is a byte, and shells use those from 126 on.
 MOST_FAILED = 100
+Prepare = Callable[[Iterable[RunConfig]], None]
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], prepare: Prepare) -> int:
     """Plan and run the sweep of a command line.
+
+    Args:
+        arguments: overrides.
+        prepare: gathers what runs read; with `prepare=true` no more is done.
 
     Returns:
         The number of failed jobs, 100 at most: the exit code.
@@ -47,6 +54,12 @@ def run(arguments: Sequence[str]) -> int:
     if not sweep.able:
         reasons = dict.fromkeys(job.refusal or "" for job in sweep.refused)
         raise ConfigError("\n".join(["every job of the sweep is refused:", *reasons]))
+    if sweep.prepare:
+        for job in sweep.refused:
+            print(f"refused: {job.label}: {job.refusal}", file=sys.stderr)
+        # The machine that will run them may be another, so that devices do not matter.
+        prepare(job.settings for job in sweep.able if job.settings is not None)
+        return _code(len(sweep.refused))
     if sweep.folder is not None:
         check_writable(sweep.folder, f"run_dir={sweep.folder}")
     parts = _parts(sweep)
@@ -63,7 +76,7 @@ def _planned(job: Job, sweep: Sweep) -> Job:
         return job
     try:
         made = plan.make(job.settings, world_size=job.settings.launch.ranks)
-        if not sweep.dry_run:
+        if not (sweep.dry_run or sweep.prepare):
             check_fits(made, job.settings)
     except ConfigError as error:
         return replace(job, refusal=str(error))

@@ -227,6 +227,8 @@ class RunConfig:
         budget: tokens of all stages together; null keeps the recipe's tokens. It is applied to
             `recipe` when the config is made.
         allow_oversubscribe: start a run even if the plan says that it does not fit.
+        prepare: fetch the weights, tokenize the texts, make the questions of the evaluation, and
+            stop: for a machine that has no network.
         plan_for: the device that a dry run plans for.
         sweep: the sweep's job that this run is; null outside sweeps.
         profile: trace a few steps of each stage, and print where their time goes.
@@ -253,6 +255,7 @@ class RunConfig:
     tags: tuple[str, ...] = ()
     run_dir: UserPath | None = None
     dry_run: bool = False
+    prepare: bool = False
     resume: UserPath | None = None
     allow_oversubscribe: bool = False
     plan_for: Literal["this_machine", "a100", "h100", "h200"] = "this_machine"
@@ -267,6 +270,11 @@ class RunConfig:
         if self.plan_for != "this_machine" and not self.dry_run:
             raise ValueError(
                 f"plan_for={self.plan_for} is for dry runs: add dry_run=true, or leave it out"
+            )
+        if self.prepare and self.dry_run:
+            raise ValueError(
+                "prepare=true, dry_run=true: the one fetches what the run reads, the other starts "
+                "nothing at all; leave one out"
             )
         if self.sweep_resume:
             raise ValueError("sweep_resume=true is for sweeps: add -m, or use resume=RUN_DIR")

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _Made = TypeVar("_Made")
 # Settings that a user may change between two parts of a run: they do not decide what is trained.
 _FREE = ("run_dir", "resume", "launch", "checkpoint", "tracking", "eval", "tags", "profile")
-_FREE += ("allow_oversubscribe", "dry_run", "plan_for", "sweep", "sweep_resume")
+_FREE += ("allow_oversubscribe", "dry_run", "prepare", "plan_for", "sweep", "sweep_resume")
 # Room for the manifest and the file system's own tables beside the files of a checkpoint.
 _SPARE = 2**20
 

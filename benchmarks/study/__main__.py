@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import benchmarks.study
 from benchmarks.merging import commit_of
-from benchmarks.study import phases, pictures, tables
+from benchmarks.study import phases, pictures, running, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
 
@@ -39,6 +41,11 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--quick", action="store_true", help="a tiny model, in minutes of a CPU")
     made.add_argument(
         "--docs", action="store_true", help="put tables and pictures into the documents"
+    )
+    made.add_argument(
+        "--prepare",
+        action="store_true",
+        help="fetch what the models read and stop: for a machine without a network",
     )
     made.add_argument("--plan", action="store_true", help="print what can be run next")
     made.add_argument("--commit", help="commit of the code, where there is no repository")
@@ -71,6 +78,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))
+        return
+    if given.prepare:
+        for command in running.preparations(grid):
+            subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
         return
     pool = Pool(grid, results, given.work or ROOT / "outputs" / name, jobs=given.jobs)
     pool.run(given.time_limit)

@@ -19,6 +19,7 @@ Params = Mapping[str, float]
 Phase = Literal["untrained", "search", "baseline", "whole", "final", "ablation", "measure"]
 # What a model may have in place of the grid's.
 _IN_PLACE = ("search_budget", "budget", "larger", "proposed", "seeds", "headline", "halved")
+_IN_PLACE += ("untrained_only",)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Model:
         scalings: names of the only ones that it is tried with; null: all.
         methods: the only ones, in the order in which they run, with what it changes of them,
             and without ablations; null: all as they are.
-        search_budget, budget, larger, proposed, seeds, headline, halved: in place of the grid's.
+        search_budget, budget, larger, proposed, seeds, headline, halved, untrained_only: in place
+            of the grid's.
     """
 
     settings: Settings
@@ -113,6 +115,7 @@ class Model:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     headline: Settings | None = None
     halved: bool | None = None
+    untrained_only: Settings | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,8 @@ class Grid:
         scalings_kept: how many scalings all methods are tried on.
         halved: only the better half of what was searched runs with the whole budget, and no
             method must; the others' best searches are their finalists.
+        untrained_only: scalings that are scored, and on which nothing is trained. If the best of
+            them beats the best other one, it is tested too.
         settings: of every training run.
         ablations: by name; a name is not a method's.
         measured: methods whose best model is asked `eval=measures`.
@@ -153,6 +158,7 @@ class Grid:
     scalings_kept: Annotated[int, Field(ge=1)]
     larger: str | None = None
     halved: bool = False
+    untrained_only: Settings = ()
     settings: Settings = ()
     ablations: Mapping[str, Ablation] = field(default_factory=dict)
     measured: Settings = ()
@@ -161,6 +167,7 @@ class Grid:
     def __post_init__(self) -> None:
         named = {self.floor, *(s for m in self.methods.values() for s in m.scalings)}
         named |= {about.scaling for about in self.ablations.values() if about.scaling}
+        named |= set(self.untrained_only)
         if unknown := named - self.scalings.keys():
             raise ValueError(f"scalings: {sorted(unknown)} are named and not listed")
         if len({len(method.points) for method in self.methods.values()}) > 1:
@@ -178,6 +185,7 @@ class Grid:
         """Refuse names of a model that the grid does not have."""
         named = {
             "scalings": (about.scalings or (), self.scalings),
+            "untrained_only": (about.untrained_only or (), self.scalings),
             "methods": (about.methods or (), self.methods),
             "headline": (about.headline or (), self.methods),
         }
@@ -217,7 +225,8 @@ class Grid:
             key: value for key in _IN_PLACE if (value := getattr(about, key)) is not None
         }
         if about.scalings is not None:
-            own["scalings"] = {name: self.scalings[name] for name in about.scalings}
+            names = (*about.scalings, *(about.untrained_only or self.untrained_only))
+            own["scalings"] = {name: self.scalings[name] for name in names}
         if about.methods is not None:
             own["ablations"] = {}
             own["methods"] = {
@@ -231,6 +240,11 @@ class Grid:
             }
         nothing = dict.fromkeys(("scalings", "methods", *_IN_PLACE))
         return replace(self, models={model: replace(about, **nothing)}, further=(), **own)
+
+    @property
+    def tried(self) -> list[str]:
+        """The scalings that methods may be tried on."""
+        return [name for name in self.scalings if name not in self.untrained_only]
 
     def heading(self, model: str) -> str:
         """A model's name in headings."""

@@ -23,7 +23,7 @@ def ready(grid: Grid, rows: Sequence[Row]) -> Iterator[Job]:
 
 
 def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
-    scaled = [Job("untrained", model, scaling) for scaling in grid.scalings]
+    scaled = [Job("untrained", model, scaling) for scaling in grid.tried]
     yield from scaled
     if not all(_row(rows, job) for job in scaled):
         return
@@ -36,6 +36,7 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
     wholes = list(_wholes(grid, model, cells, searched, rows))
     yield from wholes
+    yield from _untrained_only(grid, model, kept[0], rows)
     yield from _finals(grid, model, cells, searched, wholes, rows)
     # The floor keeps nothing, so that its test tells the least.
     if grid.floor not in kept:
@@ -44,9 +45,20 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
 
 def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:
     """The scalings that all methods are tried on: the best untrained ones, best first."""
-    known = untrained(rows, model)
+    known = [row for row in untrained(rows, model) if row["scaling"] in grid.tried]
     ranked = sorted(known, key=lambda row: choice(rows, row, grid.floor) or -math.inf)
     return [row["scaling"] for row in reversed(ranked)][: grid.scalings_kept]
+
+
+def _untrained_only(grid: Grid, model: str, kept: str, rows: Sequence[Row]) -> Iterator[Job]:
+    """Scalings that nothing is trained on, and a test of the best one if it beats the kept one."""
+    jobs = [Job("untrained", model, scaling) for scaling in grid.untrained_only]
+    yield from jobs
+    asked = {kept, *grid.untrained_only}
+    known = [row for row in untrained(rows, model) if row["scaling"] in asked]
+    top = best(rows, known, grid.floor)
+    if len(known) == len(asked) and top is not None and top["scaling"] != kept:
+        yield Job("baseline", model, top["scaling"])
 
 
 def _cells(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:

@@ -254,6 +254,24 @@ class Pool:
         print(f"{job.name}: {value} after {seconds:.0f} s", flush=True)
 
 
+def preparations(grid: Grid) -> Iterator[list[str]]:
+    """Commands that fetch and make what the models of a grid read, and start nothing."""
+    for name, model in grid.models.items():
+        of = grid.of(name)
+        method = next(iter(of.methods.values()))
+        asked = {"validation": model.validation, "test": model.test}
+        if of.measured:
+            asked["measures"] = model.measures
+        for suites, items in asked.items():
+            yield [
+                *("-m", "src.train", *method.settings, *model.settings, *of.scalings[of.tried[-1]]),
+                *(*of.settings, f"eval={suites}"),
+                # Others are of src.evaluate alone.
+                *(item for item in items if item.startswith("eval.")),
+                "prepare=true",
+            ]
+
+
 def row_of(job: Job, folder: RunFolder) -> tuple[dict[str, Any], dict[str, Any]]:
     """The row of a job that has ended, and the items of its tests by name of their file."""
     row: dict[str, Any] = {**job.about, "validation": None}

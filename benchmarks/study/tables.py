@@ -419,8 +419,9 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
             for line in sorted(compared.lines, key=lambda line: line.tokens):
                 if line.method == grid.rival:
                     made[f"{model} differences"] = list(compared.against(line))
+                # The scaling that methods are tried on is tested first.
                 if line.method == "untrained" and line.scaling != grid.floor:
-                    made[f"{model} gains"] = list(compared.against(line))
+                    made.setdefault(f"{model} gains", list(compared.against(line)))
             if len(by_task := list(compared.by_task())) > _HEAD:
                 made[f"{model} tasks"] = by_task
             made[f"{model} goals"] = list(compared.goals(about.native_window))

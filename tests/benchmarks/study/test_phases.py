@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from benchmarks.study import phases, scores
+from benchmarks.study import phases, running, scores
 from benchmarks.study.grid import Grid, Job
 from src.settings.strict import ConfigError, load_plain
 from tests.conftest import ROOT
@@ -115,6 +115,25 @@ def test_every_phase_follows_from_the_one_before() -> None:
     )
     budgets = {(r["method"], r["budget"]) for r in rows if r["phase"] == "final"}
     assert budgets == {("a", "4M"), ("b", "1M")}
+
+
+@pytest.mark.parametrize(
+    ("sharp", "tested"), [(0.45, ["yarn", "sharp", "linear"]), (0.3, ["yarn", "linear"])]
+)
+def test_nothing_is_trained_on_some_scalings(sharp: float, tested: list[str]) -> None:
+    scalings = {name: [f"rope={name}"] for name in ("linear", "sharp", "yarn")}
+    of = grid(scalings=scalings, untrained_only=["sharp"])
+
+    def scored(job: Job) -> float:
+        return sharp if job.scaling == "sharp" else score(job)
+
+    rows = played(of, scored)
+    assert {s for s, m, *_ in of_phase(rows, "search") if m != "untrained"} == {"yarn", "linear"}
+    assert [scaling for scaling, *_ in of_phase(rows, "baseline")] == tested
+    model = own(scalings=["linear", "yarn"], untrained_only=["sharp"])
+    assert played(grid(scalings=scalings, **model), scored) == rows
+    with pytest.raises(ConfigError, match=r"scalings: \['flat'\] are named and not listed"):
+        grid(untrained_only=["flat"])
 
 
 @pytest.mark.parametrize("first", ["a", "b"])
@@ -369,6 +388,10 @@ def test_every_run_of_the_grids_composes(
         for split in ("validation", "test"):
             asked = model.validation if split == "validation" else model.test
             compose_plain("run=R", f"eval={split}", *asked, name="evaluate")
+    for _, _, *settings in running.preparations(whole):
+        plain = compose_plain(*settings)
+        assert plain["prepare"]
+        assert ("ruler" in plain["eval"]) != ("eval=measures" in settings)
     for split in ("validation", "test"):
         suites = yaml.safe_load((ROOT / f"conf/eval/{split}.yaml").read_text())
         assert [suites[suite]["split"] for suite in ("short", "ruler")] == [split, split]

@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf.errors import OmegaConfBaseException
 
 from src import environment
 from src.assets.pins import AssetError
-from src.settings import strict
+from src.settings import loading, strict
 from src.settings.strict import ConfigError
 from src.training.launch import LaunchError
 from src.training.signals import Stopped
@@ -66,6 +65,7 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
     os.environ["HYDRA_FULL_ERROR"] = "1"
     with environment.redacting_output():
         try:
+            loading.refuse_broken_parts()
             if takes_overrides:
                 check_arguments(sys.argv[1:], boundary)
             app()
@@ -73,14 +73,10 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
             _exit(explain_hydra(error, boundary), USAGE_ERROR)
         except ConfigError as error:
             _exit(str(error), USAGE_ERROR)
-        except yaml.YAMLError as error:
-            chosen = "a file of conf/ or sweeps/ that this command chooses"
-            _exit(f"{chosen} is not YAML: {one_line(error)}; mend the file", USAGE_ERROR)
-
-
-def one_line(error: Exception) -> str:
-    """An error's message without its line ends."""
-    return " ".join(str(error).split())
+        except loading.UNREADABLE as error:
+            if (message := loading.explain_unreadable(error)) is None:
+                raise
+            _exit(message, USAGE_ERROR)
 
 
 def _is_users(error: Exception) -> bool:
@@ -155,14 +151,15 @@ _HYDRAS_SIGNS = "= , : ( ) [ ] { } $ ' and \""
 
 def explain_hydra(error: Exception, boundary: type) -> str:
     """The message of a refusal by Hydra or OmegaConf: key, value, what is allowed, remedy."""
-    message = str(error).partition("Config search path:")[0].strip()
+    message = loading.hydra_message(error)
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         asked = error.missing_cfg_file.split("/")
         depth = max(n for n in range(len(asked)) if _CONF.joinpath(*asked[:n]).is_dir())
         group, name = "/".join(asked[:depth]), "/".join(asked[depth:])
         near = difflib.get_close_matches(name, error.options or (), n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        return f"{group}={name}: no such choice; {hint}allowed: {', '.join(error.options or ())}"
+        allowed = error.options or [path.stem for path in sorted((_CONF / group).glob("*.yaml"))]
+        return f"{group}={name}: no such choice; {hint}allowed: {', '.join(allowed)}"
     if match := re.search(r"Could not override '([^']+)'", message):
         return _unknown(match.group(1).lstrip("+"), message, boundary)
     if match := re.search(r"Multiple values for (\S+?)\. ", message):

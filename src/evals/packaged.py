@@ -183,6 +183,11 @@ def file_of(name: str) -> Path:
 
 def documents(name: str) -> Documents:
     """A set's documents, from the cache or the package; raises EvaluationError without either."""
+    if name not in SETS:
+        raise EvaluationError(
+            f"no set of documents is called {name!r}; there are: {', '.join(SETS)}; name one as "
+            "`documents` in the task's file, or add a set to src/evals/packaged.py"
+        )
     file = file_of(name)
     if not file.is_file():
         _convert(name, file)

@@ -110,7 +110,7 @@ def identity(settings: RunConfig) -> str:
 
 def names() -> list[str]:
     """The sweeps that have a file."""
-    return sorted(path.stem for path in SWEEPS.glob("*.yaml"))
+    return sorted(path.stem for path in SWEEPS.glob("*.yaml") if path.is_file())
 
 
 def register() -> None:
@@ -159,15 +159,21 @@ def parameters(name: str) -> dict[str, str]:
     if not path.is_file():
         raise ConfigError(f"+sweeps={name}: no such sweep; there are {', '.join(names())}")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.safe_load(_text(path))
     except yaml.YAMLError as error:
-        raise ConfigError(
-            f"{path} is not YAML: {command.one_line(error)}; mend the file"
-        ) from error
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"{path} is not YAML: {reason}; mend the file") from error
     match content:
         case {"hydra": {"sweeper": {"params": dict(params)}}} if params:
             return {str(key): str(value) for key, value in params.items()}
     raise ConfigError(f"{path}: a sweep's file holds hydra.sweeper.params, a mapping of keys")
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not UTF-8: {error}; save it as UTF-8") from error
 
 
 def expand(arguments: Sequence[str]) -> Sweep:
@@ -223,7 +229,7 @@ def axes_of(name: str, arguments: Sequence[str]) -> tuple[list[Axis], list[str]]
 
 def question(name: str) -> str:
     """The question in the header of a sweep's file."""
-    lines = (SWEEPS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    lines = _text(SWEEPS / f"{name}.yaml").splitlines()
     said = itertools.takewhile(lambda line: line.startswith("#"), lines)
     words = [line.lstrip("# ") for line in said]
     return " ".join(w for w in words if not w.startswith(("@package", "python -m")))
@@ -269,7 +275,13 @@ class Axis:
 def _axes(name: str | None, typed: Sequence[Override]) -> tuple[list[Axis], list[str]]:
     """One axis for each key; typed values replace those of the file."""
     file = {} if name is None else parameters(name)
-    from_file = _parsed(f"{key}={value}" for key, value in file.items())
+    try:
+        from_file = _parsed(f"{key}={value}" for key, value in file.items())
+    except HydraException as error:
+        raise ConfigError(
+            f"{SWEEPS / f'{name}.yaml'}: {command.explain_hydra(error, RunConfig)}; each key of "
+            "hydra.sweeper.params has its values as they are typed, such as seed: 1,2"
+        ) from error
     axes = {axis.key: axis for axis in map(_axis, from_file)}
     notes = []
     for axis in map(_axis, typed):

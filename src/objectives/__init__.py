@@ -9,15 +9,22 @@ blocks chunk by chunk; `weighted_sum` puts several objectives on one stream.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
-
+from src import discovery
 from src.objectives.base import Objective
 
-_SHARED = ("base", "chunks", "weighted_sum")
-_MODULES = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name not in _SHARED)
+
+def _problem(part: object) -> str | None:
+    return discovery.class_problem(part, Objective, ("needs", "loss"), named_by_type=True)
+
 
 # The class of every objective, in the order of file names.
 OBJECTIVES: tuple[type[Objective], ...] = tuple(
-    importlib.import_module(f"{__name__}.{name}").OBJECTIVE for name in _MODULES
+    discovery.parts(
+        __name__,
+        __path__,
+        "OBJECTIVE",
+        _problem,
+        key=discovery.type_of,
+        besides=("base", "chunks", "weighted_sum"),
+    ).values()
 )

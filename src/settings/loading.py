@@ -10,11 +10,13 @@ import functools
 import math
 import operator
 import os
+import traceback
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -26,7 +28,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from omegaconf.resolvers import oc
 
-from src import environment
+from src import discovery, environment
 from src.models import own
 from src.models.config import MOST_LAYERS, ModelError
 from src.models.student import own_rope
@@ -127,6 +129,41 @@ def completed(overrides: Sequence[str]) -> list[str]:
     return list(overrides) if chosen else [f"model={group}", *overrides]
 
 
+def refuse_broken_parts() -> None:
+    """Refuse files of objectives, scalings, families and suites that define none.
+
+    Raises:
+        ConfigError: there are some; one line for each.
+    """
+    if discovery.faults:
+        raise ConfigError("\n".join(discovery.faults))
+
+
+# What Hydra, OmegaConf and PyYAML raise at files that they cannot read or merge, beside Hydra's and
+# OmegaConf's own errors.
+UNREADABLE = (yaml.YAMLError, ValueError, TypeError, RecursionError)
+
+
+def explain_unreadable(error: Exception) -> str | None:
+    """The message of such an error; None if our own code has raised it."""
+    frames = traceback.walk_tb(error.__traceback__)
+    names = [frame.f_globals["__name__"].partition(".")[0] for frame, _ in frames]
+    readers = [name for name in names if name in ("src", "hydra", "omegaconf", "yaml")]
+    if readers[-1:] in ([], ["src"]):
+        return None
+    loops = isinstance(error, RecursionError)
+    reason = "it contains itself" if loops else " ".join(str(error).split())
+    return (
+        "a file of conf/ or sweeps/ that this command chooses cannot be read: "
+        f"{reason}; mend the file"
+    )
+
+
+def hydra_message(error: Exception) -> str:
+    """What an error of Hydra's or OmegaConf's says, or else its cause."""
+    return (str(error) or str(error.__cause__)).partition("Config search path:")[0].strip()
+
+
 class Composer:
     """Composes configs of one command as Hydra does: what they share is read once.
 
@@ -165,7 +202,14 @@ class Composer:
                 values.append(override)
             else:
                 files.append(str(override.input_line))
-        config = copy.deepcopy(self._of_files(*files))
+        try:
+            config = copy.deepcopy(self._of_files(*files))
+        except (HydraException, OmegaConfBaseException):
+            raise
+        except UNREADABLE as error:
+            if (message := explain_unreadable(error)) is None:
+                raise
+            raise ConfigError(message) from error
         self._loader._apply_overrides_to_config(values, config)
         return config
 
@@ -196,10 +240,11 @@ def compose(cls: type[T], command: str, overrides: Sequence[str]) -> T:
     Raises:
         ConfigError: anything refused.
     """
+    refuse_broken_parts()
     try:
         return load(cls, Composer(command)(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError(str(error).partition("Config search path:")[0].strip()) from error
+        raise ConfigError(hydra_message(error)) from error
 
 
 def load(cls: type[T], config: DictConfig | Mapping[str, Any]) -> T:
@@ -304,7 +349,7 @@ def _complete(config: DictConfig) -> None:
         raise ConfigError(f"student.weights: a text is expected (got {str(weights)[:80]})")
     _check_names(weights, "student.weights")
     rope = config.get("rope")
-    stated = rope if rope is not None and rope.get("type") == "own" else None
+    stated = rope if isinstance(rope, DictConfig) and rope.get("type") == "own" else None
     if stated is not None and weights is None and stated.get("parameters") is None:
         raise ConfigError(
             "rope=own is the RoPE of the student's own checkpoint: give student.weights=DIR, or "

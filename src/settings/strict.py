@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, fields, is_dataclass
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 T = typing.TypeVar("T")
 
@@ -66,7 +66,16 @@ def load_plain(
         # Arithmetic in floating point could not hold it.
         if isinstance(value, int) and abs(value) > 2**63:
             raise ConfigError(f"{path}: a number of this size; give one between -2**63 and 2**63")
-    adapter = _adapter(cls)
+        if isinstance(value, bytes):
+            raise ConfigError(f"{path}: binary data; give a number or a text, without !!binary")
+    try:
+        adapter = _adapter(cls)
+    except PydanticSchemaGenerationError as error:
+        reason = error.message.partition(". ")[0]
+        raise ConfigError(
+            f"a class of settings has a field of a type that YAML cannot hold: {reason}; use "
+            "bool, int, float, str, Literal, or tuples, mappings and frozen dataclasses of these"
+        ) from error
     try:
         # Strict validation of JSON takes a list for a tuple, and is as strict as ever otherwise.
         return adapter.validate_json(json.dumps(plain))

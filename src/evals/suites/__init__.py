@@ -7,16 +7,19 @@ it. Nothing else has to know about it.
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from operator import attrgetter
 
+from src import discovery
 from src.evals.suite import Suite
 
-_MODULES = sorted(m.name for m in pkgutil.iter_modules(__path__))
+_MEMBERS = ("name", "needs_run", "record", "problems", "run", "tables", "summary")
+
+
+def _problem(part: object) -> str | None:
+    return discovery.class_problem(part, Suite, _MEMBERS)
+
 
 # Every suite's class by its name, in the order of their files' names.
-SUITES: dict[str, type[Suite]] = {
-    suite.name: suite
-    for name in _MODULES
-    for suite in [importlib.import_module(f"{__name__}.{name}").SUITE]
-}
+SUITES: dict[str, type[Suite]] = discovery.parts(
+    __name__, __path__, "SUITE", _problem, key=attrgetter("name")
+)

@@ -156,10 +156,19 @@ def definitions() -> dict[str, TaskDefinition]:
 
 
 def _read(path: Path) -> TaskDefinition:
-    config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    facts = {"documents": config["task"]} | config["metadata"]
-    del facts["version"]
-    return TaskDefinition(name=config["task"], config=config, **facts)
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        facts = {"documents": config["task"]} | config["metadata"]
+        del facts["version"]
+        task = TaskDefinition(name=config["task"], config=config, **facts)
+        if task.category not in CATEGORIES:
+            raise ValueError(f"{task.category!r} is not in {', '.join(CATEGORIES)}")
+    except (ValueError, yaml.YAMLError, KeyError, TypeError) as error:
+        raise EvaluationError(
+            f"{path}: it is no task ({type(error).__name__}: {' '.join(str(error).split())}); "
+            "CONTRIBUTING.md says what it holds: mend the file, or move it away"
+        ) from error
+    return task
 
 
 def definition(name: str) -> TaskDefinition:

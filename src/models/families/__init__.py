@@ -6,18 +6,20 @@ discovered, and `model.family` accepts its name. A family without a file is `unl
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
+from operator import attrgetter
 
+from src import discovery
 from src.models.families.base import Family, LayerParts, parts_of
 
-_MODULES = sorted(m.name for m in pkgutil.iter_modules(__path__) if m.name != "base")
+
+def _problem(part: object) -> str | None:
+    return None if isinstance(part, Family) else f"{part!r} is given; a Family is expected"
+
 
 # Every listed family by its name.
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (importlib.import_module(f"{__name__}.{name}").FAMILY for name in _MODULES)
-}
+FAMILIES: dict[str, Family] = discovery.parts(
+    __name__, __path__, "FAMILY", _problem, key=attrgetter("name"), besides=("base",)
+)
 
 # Families whose layers can be run in part (src/passes/skipping.py).
 PLAIN_LAYER_FAMILIES = tuple(name for name, family in FAMILIES.items() if family.parts)

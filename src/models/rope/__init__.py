@@ -8,25 +8,33 @@ discovered, and configs accept its `type`.
 from __future__ import annotations
 
 import functools
-import importlib
 import operator
-import pkgutil
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
+from src import discovery
 from src.models.rope.abf import BaseFrequencyScaling
 from src.models.rope.base import NativeRope, Scaling
 from src.models.rope.linear import LinearScaling
 from src.models.rope.native import NATIVE_TYPES, scaling_of
 
-_MODULES = sorted(
-    m.name for m in pkgutil.iter_modules(__path__) if m.name not in ("base", "native")
-)
+
+def _problem(part: object) -> str | None:
+    methods = ("inverse_frequencies", "rope_parameters")
+    return discovery.class_problem(part, Scaling, methods, named_by_type=True)
+
 
 # Every scaling's class, in the order of their files' names.
 SCALINGS: tuple[type[Scaling], ...] = tuple(
-    importlib.import_module(f"{__name__}.{name}").SCALING for name in _MODULES
+    discovery.parts(
+        __name__,
+        __path__,
+        "SCALING",
+        _problem,
+        key=discovery.type_of,
+        besides=("base", "native"),
+    ).values()
 )
 
 # The set is known at run time only, so type checkers see the class that all scalings share.

@@ -8,7 +8,15 @@ from types import SimpleNamespace
 import pytest
 from hydra.errors import HydraException
 
-from src.multirun.composition import Sweep, axes_of, expand, identity, parameters, register
+from src.multirun.composition import (
+    Sweep,
+    axes_of,
+    expand,
+    identity,
+    parameters,
+    question,
+    register,
+)
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
 
@@ -148,12 +156,20 @@ def test_a_file_of_another_form_is_refused(
         parameters("bad")
     with pytest.raises(ConfigError, match=r"cut\.yaml is not YAML: .*; mend the file$"):
         parameters("cut")
-    # Commands that choose neither go on.
+    (folder / "latin.yaml").write_bytes("# größer\n".encode("latin-1"))
+    for read in (parameters, question):
+        with pytest.raises(ConfigError, match=r"latin\.yaml is not UTF-8: .*; save it as UTF-8$"):
+            read("latin")
+    (folder / "open.yaml").write_text('hydra: {sweeper: {params: {seed: "1,("}}}\n')
+    with pytest.raises(ConfigError, match=r"open\.yaml: mismatched input .* such as seed: 1,2$"):
+        axes_of("open", [])
+    (folder / "a_folder.yaml").mkdir()
+    # Commands that choose none of them go on.
     stored: list[str] = []
     store = SimpleNamespace(store=lambda name, **_: stored.append(name))
     monkeypatch.setattr("src.multirun.composition.ConfigStore.instance", lambda: store)
     register()
-    assert stored == ["bad", "cut"]
+    assert stored == ["bad", "cut", "latin", "open"]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from src.settings import loading
+from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from tests.conftest import ROOT
 
 
@@ -74,3 +76,8 @@ def test_what_a_caller_has_composed_stays_in_hydra() -> None:
         before = GlobalHydra.instance().hydra
         loading.Composer("train")(["seed=4"])
         assert GlobalHydra.instance().hydra is before
+
+
+def test_a_scaling_that_is_a_text_is_refused(compose_plain: Callable[..., dict]) -> None:
+    with pytest.raises(ConfigError, match=r"^rope: input should be"):
+        loading.load(RunConfig, compose_plain("model=tiny") | {"rope": "yarn"})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
@@ -162,3 +164,17 @@ def test_thousands_of_faults_are_a_short_message(compose_plain: Callable[..., di
     with pytest.raises(ConfigError, match="and 19950 more faults") as refused:
         strict.load_plain(RunConfig, plain)
     assert len(str(refused.value).splitlines()) == 51
+
+
+def test_binary_data_is_refused(compose_plain: Callable[..., dict]) -> None:
+    with pytest.raises(ConfigError, match=r"^tags\.0: binary data; give a number or a text"):
+        strict.load_plain(RunConfig, compose_plain("model=tiny") | {"tags": [b"x"]})
+
+
+def test_a_class_with_a_field_that_yaml_cannot_hold_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Mine:
+        text: io.StringIO
+
+    with pytest.raises(ConfigError, match=r"_io\.StringIO'>; use bool, int, float"):
+        strict.load_plain(Mine, {})

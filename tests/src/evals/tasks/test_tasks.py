@@ -18,7 +18,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from src.assets.cache import cache_dir
 from src.assets.pins import ASSETS
-from src.evals import packaged
+from src.evals import packaged, tasks
 from src.evals.suite import EvaluationError
 from src.evals.tasks import CATEGORIES, definition, definitions
 
@@ -204,3 +204,40 @@ def test_mmlus_requests_are_those_of_lm_evals_own_tasks() -> None:
         compared += len(splits["test"])
     assert len(built) == 57
     assert compared >= ITEMS
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        pytest.param(b"task: [", "ParserError: while parsing", id="yaml"),
+        pytest.param(b"\xff", "UnicodeDecodeError", id="encoding"),
+        pytest.param(b"mine", "TypeError", id="text"),
+        pytest.param(b"task: mine", "KeyError: 'metadata'", id="no_facts"),
+        pytest.param(
+            b"{task: mine, metadata: {version: 1, category: Math}}",
+            "missing 1 required positional argument: 'score'",
+            id="no_score",
+        ),
+        pytest.param(
+            b"{task: mine, metadata: {version: 1, category: Fun, score: acc}}",
+            "'Fun' is not in",
+            id="category",
+        ),
+    ],
+)
+def test_a_file_that_is_no_task_is_refused(
+    content: bytes, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_bytes(content)
+    monkeypatch.setattr(tasks, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(EvaluationError) as refused:
+        definitions.__wrapped__()
+    said = str(refused.value)
+    assert said.startswith(f"{tmp_path / 'mine.yaml'}: it is no task (")
+    assert message in said
+    assert "\n" not in said
+
+
+def test_documents_that_no_package_has_are_refused() -> None:
+    with pytest.raises(EvaluationError, match="no set of documents is called 'mine'; there are: "):
+        packaged.documents("mine")

@@ -116,6 +116,7 @@ def show(settings: DashboardConfig) -> None:
     count = f"{len(runs)} run{'' if len(runs) == 1 else 's'}, {count_corrupt(runs)} corrupt"
     if not runs:
         count += f"; no run is below outputs={outputs}: name another, or start a run"
+        _refuse_to_write_into(outputs, settings)
     if settings.compare:
         first, second = (find_run(runs, name) for name in settings.compare)
         widen(Console()).print(*compare_tables(first, second), sep="\n")
@@ -129,6 +130,18 @@ def show(settings: DashboardConfig) -> None:
         print(f"{folder}: {len(files)} files from {count}")
     else:
         print(f"{write_page(context)}: {count}")
+
+
+def _refuse_to_write_into(outputs: Path, settings: DashboardConfig) -> None:
+    """A folder without runs may be any folder: only what is named itself is written then."""
+    key = "target_path" if settings.export is None else "export_path"
+    target = Path(getattr(settings, key))
+    writes = settings.compare is None and settings.view == "page"
+    if writes and target.parent == outputs / "dashboard":
+        raise ReportError(
+            f"outputs={outputs}: no run is below this folder, so nothing is written into it; name "
+            f"the one that holds the runs, start a run, or give another {key}"
+        )
 
 
 def _chosen(runs: Sequence[Run], only: OnlyConfig) -> list[Run]:

@@ -64,6 +64,28 @@ def test_a_folder_without_runs_is_said(tmp_path: Path, run_here: RunHere) -> Non
     )
 
 
+@pytest.mark.parametrize("more", [[], ["export=paper"]], ids=["page", "paper"])
+def test_nothing_is_written_into_a_folder_without_runs(
+    tmp_path: Path, run_here: RunHere, more: list[str]
+) -> None:
+    (tmp_path / "holiday.jpg").touch()
+    done = run_here("src.dashboard", f"outputs={tmp_path}", *more)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"error: outputs={tmp_path}: no run is below this folder")
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.jpg"]
+
+
+def test_a_page_without_runs_is_written_where_it_is_asked_for(
+    tmp_path: Path, run_here: RunHere
+) -> None:
+    (tmp_path / "runs").mkdir()
+    page = tmp_path / "page.html"
+    done = run_here("src.dashboard", f"outputs={tmp_path / 'runs'}", f"target_path={page}")
+    assert done.stdout.startswith(f"{page}: 0 runs, 0 corrupt; no run is below outputs=")
+    assert "No runs yet" in page.read_text()
+
+
 def test_help_names_every_key(run_here: RunHere) -> None:
     done = run_here("src.dashboard", "--help")
     assert done.returncode == 0

@@ -204,6 +204,8 @@ def load_corpus(name: str, folder: Path) -> Corpus:
     except DamageError as error:
         raise DataError(f"the token cache {folder} is damaged: {error}") from error
     index = json.loads((folder / INDEX_FILE).read_text(encoding="utf-8"))
+    if "sources" not in index:
+        raise DataError(f"the token cache {folder} is of an earlier version")
     documents = tuple(DocumentInfo(*entry) for entry in index["documents"])
     overlaps = {name: Overlap(*entry) for name, entry in index["overlaps"].items()}
     return Corpus(
@@ -212,8 +214,7 @@ def load_corpus(name: str, folder: Path) -> Corpus:
         documents,
         overlaps,
         _mapped(folder / TOKENS_FILE),
-        # Caches from before sources had weights do not say it.
-        sources=index.get("sources", {}),
+        sources=index["sources"],
         learnt=_mapped(folder / LEARNT_FILE) if LEARNT_FILE in listed else None,
     )
 

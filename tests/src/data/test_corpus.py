@@ -10,6 +10,7 @@ import pytest
 
 from src.data.corpus import INDEX_FILE, TOKENS_FILE, DocumentInfo, load_corpus, save_corpus
 from src.data.documents import DataError
+from src.manifest import MANIFEST, seal_folder
 
 INFOS = [
     DocumentInfo("a", 3, "sha a", "train"),
@@ -34,6 +35,16 @@ def test_a_saved_corpus_is_loaded(folder: Path) -> None:
         ("c", [5, 6, 7, 8, 9]),
     ]
     assert [(name, ids.tolist()) for name, ids in corpus.held_out_documents()] == [("é", [3, 4])]
+
+
+def test_a_cache_from_before_sources_were_counted_is_refused(folder: Path) -> None:
+    index = json.loads((folder / INDEX_FILE).read_text())
+    del index["sources"]
+    (folder / INDEX_FILE).write_text(json.dumps(index))
+    (folder / MANIFEST).unlink()
+    seal_folder(folder)
+    with pytest.raises(DataError, match="is of an earlier version"):
+        load_corpus("name", folder)
 
 
 def test_tokens_are_read_only(folder: Path) -> None:

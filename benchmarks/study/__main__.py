@@ -8,11 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
 import benchmarks.study
 from benchmarks.merging import commit_of
-from benchmarks.study import phases, pictures, running, tables
+from benchmarks.study import own, phases, pictures, running, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
+from src import command
+from src.settings.config import RunConfig
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
@@ -28,6 +33,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawTextHelpFormatter,
     )
     made.add_argument("--grid", type=Path, help="YAML file; default: grid.yaml beside the code")
+    made.add_argument(
+        "--own",
+        nargs="+",
+        metavar="SETTING",
+        help="your own model and text: settings of src.train, such as model.path=DIR data=files",
+    )
+    made.add_argument("--lengths", help="with --own: of RULER's prompts in tests, by commas")
     made.add_argument("--out", type=Path, help="folder of the results")
     made.add_argument("--work", type=Path, help="folder of the runs")
     made.add_argument("--models", help="only these, separated by commas")
@@ -59,6 +71,9 @@ def _names(given: str | None) -> list[str] | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, or print what is next."""
     given = parser().parse_args(arguments)
+    if given.own:
+        _own(given)
+        return
     name = "quick" if given.quick else "study"
     grid = Grid.load(given.grid or HERE / ("quick.yaml" if given.quick else "grid.yaml"))
     results = Results(
@@ -80,11 +95,52 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(job.name, dict(job.params))
         return
     if given.prepare:
-        for command in running.preparations(grid):
-            subprocess.run([sys.executable, *command], cwd=ROOT, check=True)
+        _prepare(grid)
         return
     pool = Pool(grid, results, given.work or ROOT / "outputs" / name, jobs=given.jobs)
     pool.run(given.time_limit)
+    if pool.failed:
+        raise SystemExit("\n".join(pool.failed.values()))
+
+
+def _prepare(grid: Grid, *, quiet: bool = False) -> None:
+    for words in running.preparations(grid):
+        said = subprocess.DEVNULL if quiet else None
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False, stdout=said)
+        code = done.returncode
+        if code:
+            raise SystemExit(code)
+
+
+def _own(given: argparse.Namespace) -> None:
+    """The study of a model and a text of the user's own."""
+    if given.quick or given.docs or given.models:
+        parser().error("--own is a study of its own: leave out --quick, --docs and --models")
+    lengths = given.lengths and [int(length) for length in given.lengths.split(",")]
+    try:
+        grid = own.own(given.own, lengths, given.grid or own.TEMPLATE)
+        grid = grid.only(None, _names(given.methods))
+        print(own.cost(grid), flush=True)
+    except (HydraException, OmegaConfBaseException) as error:
+        parser().error(command.explain_hydra(error, RunConfig))
+    except ValueError as error:
+        parser().error(str(error))
+    [model] = grid.models
+    results = Results(given.out or ROOT / "outputs" / "study_own" / model, commit_of(given.commit))
+    if given.plan:
+        for job in phases.ready(grid, results.rows):
+            print(job.name, dict(job.params))
+        return
+    # What is refused is refused here, and not by several processes in their logs.
+    _prepare(grid, quiet=not given.prepare)
+    if given.prepare:
+        return
+    pool = Pool(grid, results, given.work or results.folder / "work", jobs=given.jobs)
+    try:
+        pool.run(given.time_limit)
+    finally:
+        if results.rows:
+            print(f"report: {own.report(grid, results)}", flush=True)
     if pool.failed:
         raise SystemExit("\n".join(pool.failed.values()))
 

@@ -51,7 +51,7 @@ def regions(
     return {
         "further first": [line for model in grid.further for line in _answer(grid, model, tables)],
         "further models": [
-            line for model in later for line in _whole(grid, model, tables, pictures[model])
+            line for model in later for line in whole(grid, model, tables, pictures[model])
         ],
     }
 
@@ -67,7 +67,8 @@ def _answer(grid: Grid, model: str, tables: Tables) -> Iterator[str]:
             return
 
 
-def _whole(grid: Grid, model: str, tables: Tables, pictures: Sequence[str]) -> Iterator[str]:
+def whole(grid: Grid, model: str, tables: Tables, pictures: Sequence[str]) -> Iterator[str]:
+    """All tables and pictures of a model, under a heading; nothing without tables."""
     there = {
         kind: t for kind in _SECTIONS if kind != "headline" and (t := tables.get(f"{model} {kind}"))
     }

@@ -1,0 +1,162 @@
+"""A study of a user's own model: its grid follows from the settings, and its report answers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from benchmarks.study import __main__ as study
+from benchmarks.study import own, phases
+from benchmarks.study.grid import Grid
+from benchmarks.study.running import Pool, Results
+from src.settings.strict import ConfigError
+from tests.benchmarks.study.test_running import Play
+
+SMOL = ["model=smollm2_135m", "data=books"]
+
+
+@pytest.fixture
+def play(monkeypatch: pytest.MonkeyPatch, compose_plain: Any) -> Play:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    return Play(compose_plain("+experiment=quickstart", "model=tiny"))
+
+
+@pytest.fixture
+def template(tmp_path: Path) -> Path:
+    """The template with few tokens, one method, and budgets as numbers."""
+    plain = yaml.safe_load(own.TEMPLATE.read_text(encoding="utf-8"))
+    plain |= {"search_budget": "16384", "budget": "16384", "proposed": 0, "seeds": [0, 1]}
+    plain["methods"] = {"cpt_long": plain["methods"]["cpt_long"]}
+    plain["headline"] = ["cpt_long"]
+    file = tmp_path / "template.yaml"
+    file.write_text(yaml.safe_dump(plain), encoding="utf-8")
+    return file
+
+
+def test_rates_and_lengths_are_the_models() -> None:
+    grid = own.own([*SMOL, "engine.compile=true"])
+    [(name, model)] = grid.models.items()
+    assert (name, model.native_window) == ("smollm2_135m", 8192)
+    assert model.label == "smollm2_135m, 8,192 to 32,768 tokens"
+    assert list(model.settings) == SMOL
+    assert grid.settings[-1] == "engine.compile=true"
+    assert "eval.ruler.lengths=[4096,16384]" in model.validation
+    assert "eval.ruler.samples=[160,40]" in model.validation
+    assert "eval.ruler.lengths=[4096,16384,32768]" in model.test
+    ard, cpt = "recipe.stages.ard.lr", "recipe.stages.cpt.lr"
+    linearard, repeat = grid.methods["linearard"], grid.methods["restore_repeat"]
+    assert linearard.points == ({ard: 1e-3, cpt: 1e-4}, {ard: 5e-3, cpt: 3e-4})
+    assert linearard.range == {ard: (1e-4, 3e-2), cpt: (1e-5, 3e-3)}
+    share = "+recipe.stages.cpt.streams.long.repeats.share"
+    assert repeat.points == ({cpt: 1e-4, share: 0.5}, {cpt: 3e-4, share: 0.25})
+    assert repeat.range[share] == (0.1, 0.8)
+    larger = own.own(["model=qwen2_5_coder_0_5b", "data=code"])
+    assert larger.methods["cpt_long"].points[0] == {cpt: 3e-6}
+    [about] = larger.models.values()
+    assert "eval.ruler.lengths=[8192,65536,131072]" in about.test
+
+
+def test_every_run_composes(compose_plain: Any) -> None:
+    grid = own.own(SMOL, [4096, 32768])
+    [model] = grid.models.values()
+    assert "eval.ruler.samples=[100,40]" in model.test
+    pool = Pool(grid, Results(Path("nowhere"), None), Path("nowhere"))
+    jobs = list(phases.ready(grid, []))
+    assert [job.scaling for job in jobs] == ["linear", "yarn", "ntk"]
+    for job in jobs:
+        command = pool.command(job)
+        assert command is not None
+        compose_plain(*command[2:], name="evaluate")
+    assert own.cost(grid).startswith(
+        "18 searches of 1M tokens, of which the best of 6 go on with 3 seeds"
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "lengths", "message"),
+    [
+        (["rope=yarn"], None, "--own rope=yarn: the study sets rope itself"),
+        (["budget=4M"], None, "the study sets budget itself"),
+        (["+experiment=linearard_32k"], None, "sets experiment itself"),
+        (["eval.short.limit=10"], None, "sets eval.short.limit itself"),
+        (["model.path=/nowhere"], None, "model.path=/nowhere has no config.json"),
+        (["rope.target_length=4096"], None, "below the model's native window"),
+        ([], [65536], "--lengths: 65536 is beyond the target of 32768 tokens"),
+    ],
+)
+def test_what_is_no_setting_of_a_study_is_refused(
+    settings: list[str], lengths: list[int] | None, message: str
+) -> None:
+    model = [] if any(s.startswith("model") for s in settings) else ["model=smollm2_135m"]
+    with pytest.raises(ConfigError, match=message):
+        own.own([*model, *settings], lengths)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--own", "model=tiny", "--quick"], "leave out --quick"),
+        (["--own", "model=tiny", "dta=files"], "dta: unknown key 'dta'; did you mean 'data'?"),
+        (["--own", "model=tiny", "seed=1"], "the study sets seed itself"),
+        (["--own", "model=tiny", "--methods", "none"], "--methods=none: give some of cpt_long"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        study.main([*arguments, "--plan"])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
+def played(template: Path, play: Play, folder: Path) -> tuple[Grid, Results]:
+    grid = own.own(["model=tiny", "data=sotu"], [1024, 2048], template)
+    results = Results(folder, "abc")
+    Pool(grid, results, folder / "work", start=play).run()
+    return grid, results
+
+
+def test_the_report_answers(template: Path, play: Play, tmp_path: Path) -> None:
+    grid, results = played(template, play, tmp_path / "out")
+    text = own.report(grid, results).read_text(encoding="utf-8")
+    assert text.startswith("# Which recipe for tiny\n\nBest scaling without training on validation")
+    assert "Best trained model on validation: Long-CPT on `yarn`" in text
+    [command] = [line.strip() for line in text.splitlines() if "src.train" in line]
+    assert "model=tiny data=sotu rope=yarn" in command
+    assert command.endswith("budget=16384")
+    assert "No training is above" not in text
+    assert "Test half, in percent with 95% intervals" in text
+    assert (tmp_path / "out" / "images" / "study_tiny_rates.png").is_file()
+
+
+def test_where_training_gains_nothing_the_report_says_so(
+    template: Path, play: Play, tmp_path: Path
+) -> None:
+    grid, results = played(template, play, tmp_path / "out")
+    for row in results.rows:
+        if row["phase"] == "search":
+            row["validation"]["short"]["lambada"] = 0.1
+    assert any(line.startswith("No training is above") for line in own.answer(grid, results.rows))
+    unscored = [row for row in results.rows if row["scaling"] != "ntk"]
+    assert list(own.answer(grid, unscored)) == [
+        "Not all scalings are scored yet; the same command goes on."
+    ]
+
+
+def test_what_cannot_be_prepared_ends_the_command(
+    template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failed:
+        returncode = 2
+
+    monkeypatch.setattr(study.subprocess, "run", lambda *_, **__: Failed())
+    monkeypatch.setattr(study, "Pool", lambda *_, **__: pytest.fail("it was started"))
+    arguments = ["--grid", str(template), "--out", str(tmp_path / "out")]
+    with pytest.raises(SystemExit) as ended:
+        study.main([*arguments, "--own", "model=tiny", "data=sotu"])
+    assert ended.value.code == 2
+    assert not (tmp_path / "out").exists()

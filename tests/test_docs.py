@@ -135,10 +135,10 @@ def test_a_command_is_accepted(
     assert words[1] == "-m"
     module, given = words[2], words[3:]
     assert importlib.util.find_spec(module), block
-    # The tutorial's model and texts.
-    given = [
-        word.replace("my_model", str(own_model)).replace("[my_texts]", "[docs]") for word in given
-    ]
+    # The tutorial's model and texts, also in place of other folders and the hub's.
+    given = [re.sub(r"my_model|long_model", str(own_model), w) for w in given]
+    given = [re.sub(r"model\.repo=.*", f"model.path={own_model}", w) for w in given]
+    given = [w.replace("[my_texts]", "[docs]") for w in given if w != "prepare=true"]
     if module == "src.train" and "-m" in given:
         from src.multirun import composition
 
@@ -287,6 +287,18 @@ def test_the_table_of_commands_by_gpu_is_what_the_plans_say() -> None:
         stale = "python -m benchmarks.figures writes the table anew"
         assert made.peak / 2**30 == pytest.approx(float(gib), rel=0.1), stale
         assert made.seconds / 60 == pytest.approx(float(minutes), rel=0.25, abs=1), stale
+
+
+def test_the_limits_name_the_seeds_of_the_tables() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    regions = r"<!-- study: (?:smollm2_135m headline|further first) -->(.*?)<!-- end -->"
+    said: list[str] = []
+    for table in re.findall(regions, text, re.DOTALL):
+        rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("|")]
+        trained = [row for row in rows if row[1].strip() == "yarn" and row[-3].strip() != "0"]
+        seeds = sorted({int(row[-1]) for row in trained})
+        said.append(" to ".join(("no", "one", "two", "three")[n] for n in seeds))
+    assert f"have {said[0]} seeds on YaRN, on Qwen2.5-Coder {said[1]}.\n" in text
 
 
 # Messages that are not the project's own, or hold a value.

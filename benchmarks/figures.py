@@ -246,7 +246,7 @@ def _memory_by_tokens(rows: Rows, device: str) -> Picture:
         Series(
             name,
             tuple(
-                Point(row["T"], row["value"] / 1024, label=f"{_short(row['value'] / 1024)} KB")
+                Point(row["T"], row["value"] / 1000, label=f"{_short(row['value'] / 1000)} KB")
                 for row in rows[key]
             ),
             slot,

@@ -199,9 +199,12 @@ def _heatmap(chart: Heatmap, figure: Figure, axes: Axes) -> None:
         bar.ax.yaxis.set_major_formatter(lambda level, _: f"{10**level:.2g}")
     for which, names, most in (("x", chart.columns, 8), ("y", chart.rows, 12)):
         axis = axes.xaxis if which == "x" else axes.yaxis
-        every = max(1, math.ceil(len(names) / most))
+        # Where cells have values, each is looked up by its names.
+        every = 1 if chart.text else max(1, math.ceil(len(names) / most))
         axis.set_ticks(range(0, len(names), every), names[::every])
         axis.set_tick_params(length=0)
+        if which == "x" and chart.text and len(names) > most:
+            axis.set_tick_params(rotation=90)
     axes.set(xlabel=chart.x_title, ylabel=chart.y_title)
     axes.spines[:].set_visible(False)
     if chart.text:

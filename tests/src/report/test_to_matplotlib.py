@@ -68,6 +68,12 @@ def test_only_ticks_within_the_values_are_labelled() -> None:
     assert not {"e0", "e6", "100"} & labels
 
 
+def test_every_row_and_column_of_a_map_with_values_is_named() -> None:
+    columns, rows = tuple(f"column {n}" for n in range(11)), tuple(f"row {n}" for n in range(22))
+    full = Heatmap("x", "y", columns, rows, ((1.0,) * 11,) * 22, "v", text=True)
+    assert {*columns, *rows} <= set(re.findall(r">([^<>]+)</text>", svg(full)))
+
+
 def test_a_map_without_values_is_still_drawn() -> None:
     empty = Heatmap("x", "y", ("a",), ("b",), ((None,),), "v", log=True)
     ElementTree.fromstring(svg(empty))

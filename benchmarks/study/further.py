@@ -34,6 +34,7 @@ _SECTIONS = {
     "depth, questions on papers, and the share of the native model's mistakes that are repeated, "
     "all in percent:",
     "ablations": "With a part left out, validation half:",
+    "missing": "Not run yet:",
 }
 
 

@@ -33,7 +33,7 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
     # What a trained model's test is compared with comes first.
     kept = kept_scalings(grid, model, rows)
     yield from (Job("baseline", model, scaling) for scaling in kept)
-    searched = [cell for cell in cells if _searched(grid, model, cell, rows)]
+    searched = [cell for cell, (done, of) in progress(grid, model, rows).items() if done == of]
     wholes = list(_wholes(grid, model, cells, searched, rows))
     yield from wholes
     yield from _untrained_only(grid, model, kept[0], rows)
@@ -121,10 +121,15 @@ def proposed(method: Method, known: Sequence[tuple[Params, float | None]]) -> di
     return {key: float(f"{value:.2g}") for key, value in study.ask(dict(where)).params.items()}
 
 
-def _searched(grid: Grid, model: str, cell: tuple[str, str], rows: Sequence[Row]) -> bool:
-    jobs = list(_searches(grid, model, *cell, rows))
-    number = len(grid.methods[cell[1]].points) + grid.proposed
-    return len(jobs) == number and all(_row(rows, job) for job in jobs)
+def progress(grid: Grid, model: str, rows: Sequence[Row]) -> dict[tuple[str, str], tuple[int, int]]:
+    """By scaling and method: how many settings were searched, and of how many."""
+
+    def of_cell(scaling: str, method: str) -> tuple[int, int]:
+        jobs = _searches(grid, model, scaling, method, rows)
+        done = sum(_row(rows, job) is not None for job in jobs)
+        return done, len(grid.methods[method].points) + grid.proposed
+
+    return {cell: of_cell(*cell) for cell in _cells(grid, model, rows)}
 
 
 def _wholes(

@@ -14,6 +14,7 @@ from typing import Any
 from benchmarks.study import further
 from benchmarks.study.grid import Grid
 from benchmarks.study.intervals import Items, Scored, difference, mean, relative
+from benchmarks.study.missing import missing
 from benchmarks.study.scores import Row, best, choice, parts_of, pictured, trained, untrained
 from src.evals.restoration import Answers
 from src.evals.tasks import definitions
@@ -396,6 +397,7 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
         phases = {row["phase"] for row in rows if row["model"] == model}
         if "untrained" in phases:
             made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
+            made[f"{model} missing"] = list(missing(grid, model, rows))
         if "search" in phases:
             made[f"{model} first"] = list(first_table(grid, model, rows))
             scaled = [(r["validation"] or {}).get("tasks", {}) for r in rows if r["model"] == model]

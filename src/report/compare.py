@@ -138,13 +138,19 @@ def _suite_figures(run: Run) -> dict[str, str]:
             mark = limit["short"] if key == "short" else long_limit
             figures[f"{label}, {name}{mark}"] = f"{estimate.value:.1f}%"
         for suite, model in zip(run.task_suites, models, strict=True):
-            for task, result in model.results.items() if suite and model else ():
-                figures[f"{task}, {name}{_limit(suite)}"] = f"{100 * result.value:.1f}%"
+            if suite is None or model is None:
+                continue
+            for task, result in model.results.items():
+                shown = f"{100 * result.value:.1f}%" if result.higher_is_better else None
+                figures[f"{task}, {name}{_limit(suite)}"] = shown or f"{result.value:.3f}"
     return figures
 
 
-def _limit(suite: TaskResults | None) -> str:
-    return "" if suite is None or suite.limit is None else f" (limit={suite.limit})"
+def _limit(suite: TaskResults) -> str:
+    """Which of its items a suite scored, if not all."""
+    half = [] if suite.split is None else [f"half={suite.split}"]
+    limit = [] if suite.limit is None else [f"limit={suite.limit}"]
+    return f" ({', '.join([*half, *limit])})" if half or limit else ""
 
 
 def _scores(score: Score, suite: str) -> dict[str, str]:

@@ -372,7 +372,10 @@ def _scores(report: ShortResults) -> Figures:
 def suite_figures(
     short_suite: TaskModel | None, ruler_suite: TaskModel | None, papers_suite: TaskModel | None
 ) -> dict[str, Estimate]:
-    """A model's averages and its RULER means by length, in percent."""
+    """A model's averages and its RULER means by length, in percent.
+
+    The average of a short suite that only has bits per byte is no percentage, and left out.
+    """
     named = [(SHORT.key, short_suite and short_suite.average)]
     named.append((LONG.key, long_average(ruler_suite, papers_suite)))
     if ruler_suite:
@@ -380,7 +383,7 @@ def suite_figures(
     return {
         key: noise.around(100 * mean.value, None if mean.stderr is None else 100 * mean.stderr)
         for key, mean in named
-        if mean and mean.value is not None
+        if mean and mean.higher_is_better
     }
 
 

@@ -13,9 +13,21 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom; 1.96 beyond.
+# Two-sided 95% quantiles of Student's t for 1, 2, ... degrees of freedom.
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 NORMAL = 1.96
+
+
+def _student(freedom: int) -> float:
+    """The quantile for any number of degrees of freedom.
+
+    Beyond the table: two terms of Cornish and Fisher's expansion (Abramowitz and Stegun, 26.7.5).
+    """
+    if freedom <= len(_T):
+        return _T[freedom - 1]
+    first = (NORMAL**3 + NORMAL) / 4
+    second = (5 * NORMAL**5 + 16 * NORMAL**3 + 3 * NORMAL) / 96
+    return NORMAL + first / freedom + second / freedom**2
 
 
 @dataclass(frozen=True)
@@ -60,8 +72,7 @@ def over_seeds(estimates: Sequence[Estimate]) -> Estimate | None:
     values = [estimate.value for estimate in estimates]
     mean = statistics.fmean(values)
     count = len(values)
-    t = _T[count - 2] if count - 2 < len(_T) else NORMAL
-    seeds = t * statistics.stdev(values) / math.sqrt(count)
+    seeds = _student(count - 1) * statistics.stdev(values) / math.sqrt(count)
     halves = [half for estimate in estimates if (half := estimate.half) is not None]
     half = math.hypot(seeds, statistics.fmean(halves)) if halves else seeds
     return Estimate(mean, mean - half, mean + half, count)

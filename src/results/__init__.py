@@ -85,8 +85,8 @@ class SuiteResults(Record, Generic[_Model]):
 
     @property
     def final(self) -> _Model | None:
-        """The run's own last model."""
-        return next(iter(self.of_role(*TRAINED)[::-1]), None)
+        """What the run's last stage made; None if it could not be evaluated."""
+        return next(iter(self.of_role("final")), None)
 
     def marked(self, text: str, mark: str) -> str:
         """Text about figures, marked with the half and the limit if they are of some items only.

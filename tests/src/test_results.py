@@ -41,14 +41,14 @@ def test_a_record_is_read_as_it_was_written(tmp_path: Path, kind: Any) -> None:
     assert read(tmp_path, record.plain(), kind, kind.suite) == record
 
 
-def test_an_earlier_stages_model_is_the_final_one_until_the_last_stage_has_ended(
+def test_an_earlier_stages_model_never_stands_for_a_last_one_that_could_not_be_evaluated(
     tmp_path: Path,
 ) -> None:
     content = content_of("short")
     for roles, expected in (
         (("stage", "final"), "final"),
         (("final",), "final"),
-        (("stage",), "stage"),
+        (("stage",), None),
         ((), None),
     ):
         trained = next(m for m in content["models"] if m["role"] == "final")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -36,6 +37,24 @@ def test_configs_and_figures_stand_side_by_side(outputs: Path) -> None:
     assert re.search(r"recovery, short suite +9\d\.\d% \(.* to .*\) +7\d\.\d%", text)
     assert re.search(r"long RULER 32768, after cpt +\d", text)
     assert re.search(r"perplexity 4,096, native +7\.35 +7\.35", text)
+
+
+def test_a_part_of_the_items_is_said_and_bits_are_no_percentage(outputs: Path) -> None:
+    synthetic.write_run(outputs / "one", Job(), 1)
+    synthetic.write_run(outputs / "two", Job(), 2)
+    file = outputs / "one" / "evals" / "short.json"
+    content = json.loads(file.read_text()) | {"split": "test", "limit": 9}
+    lower = {"higher_is_better": False}
+    for model in content["models"]:
+        model["results"] = {"gsm8k_bpb": {"value": 0.8731, "metric": "bits_per_byte", **lower}}
+        model["average"] = {"value": 0.8731, **lower}
+    file.with_name("short.test.json").write_text(json.dumps(content))
+    file.unlink()
+    text = printed(outputs, "one", "two")
+    assert re.search(r"gsm8k_bpb, native \(half=test, limit=9\) +0\.873 ", text)
+    assert re.search(r"recovery, short suite \(half=test, limit=9\) +\d", text)
+    assert "short average, native (half" not in text
+    assert re.search(r"short average, native +– +\d", text)
 
 
 def test_equal_configs_are_said_to_be(outputs: Path, make_run: MakeRun) -> None:

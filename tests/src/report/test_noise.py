@@ -15,14 +15,17 @@ def test_one_seed_keeps_its_own_interval() -> None:
     assert one.half == 1.0
 
 
-def test_seeds_give_students_interval_of_the_mean() -> None:
-    values = [95.0, 96.0, 97.5]
+@pytest.mark.parametrize(
+    ("seeds", "t"), [(2, 12.706), (3, 4.303), (11, 2.228), (12, 2.201), (31, 2.042), (121, 1.980)]
+)
+def test_seeds_give_students_interval_of_the_mean(seeds: int, t: float) -> None:
+    values = [95.0 + number**1.5 for number in range(seeds)]
     found = over_seeds([Estimate(value) for value in values])
     assert found is not None
-    half = 4.303 * statistics.stdev(values) / math.sqrt(3)  # t with 2 degrees of freedom
+    half = t * statistics.stdev(values) / math.sqrt(seeds)
     assert found.value == pytest.approx(statistics.fmean(values))
-    assert found.high == pytest.approx(found.value + half)
-    assert found.seeds == 3
+    assert found.half == pytest.approx(half, rel=1e-3)
+    assert found.seeds == seeds
 
 
 def test_the_items_noise_does_not_shrink_with_seeds() -> None:

@@ -1,7 +1,6 @@
 """Speed and memory of a training step, and how well the plan foresees them.
 
     python -m benchmarks.step                                    all cases of one GPU
-    python -m benchmarks.step --rows peak_gib                    cases that these rows need
     python -m benchmarks.step --cases stored-shared,plain        these cases
     python -m benchmarks.step --cases launched,auto --profile    where their steps' time goes
     python -m benchmarks.step --quick                            a smoke run: the tiny model
@@ -85,7 +84,6 @@ class Case:
             LoRA step without teacher or head; `teacher`, its forward pass alone; `cpt`, a LoRA step
             of next-token prediction.
         length: tokens of a block.
-        rows: that it is for, beside the plan's errors.
         per_step: tokens of an optimizer step.
         steps: that warm up, and that are timed.
         shared: all ranks share each block.
@@ -94,7 +92,6 @@ class Case:
     overrides: tuple[str, ...]
     kind: str = "ard"
     length: int = 4096
-    rows: tuple[str, ...] = ()
     per_step: int = 16384
     steps: tuple[int, int] = (2, 5)
     shared: bool = False
@@ -121,11 +118,7 @@ def _engine(**settings: Any) -> tuple[str, ...]:
     )
 
 
-_FAST = ("ard_tokens_per_second", "mfu")
 _LEAN = {"again": True, "keep": "layer_inputs", "sum_in": "bfloat16"}
-_SHARED = ("ard_tokens_per_second", "mfu", "relation_share", "ard_time_over_plain")
-_RATIO = ("ard_time_over_plain",)
-
 
 # Rows of lengths that one rank does not hold.
 _SHARED_ROWS = {n: f"sequence_parallel_{n}" for n in (131072, 262144)}
@@ -140,78 +133,47 @@ def _long(kind: str, length: int, *, steps: tuple[int, int] = (1, 2)) -> Case:
     )
     if kind == "cpt":
         long += (f"recipe.stages.{STAGE}.streams.{STREAM}.objective=language_modeling",)
-    row = _SHARED_ROWS.get(length, "sequence_parallel_loss")
     overrides = (*long, *_engine(share=kind == "ard", **_LEAN))
-    return Case(overrides, kind, length, (row,), length, steps, shared=True)
+    return Case(overrides, kind, length, length, steps, shared=True)
 
 
+# Both models sharded over the ranks.
+_SHARDED = (
+    *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
+    *(*_engine(again=True), "engine.student.micro_batch=4"),
+)
 # Next-token prediction that trains all weights, as the second stage does.
 _CPT = (
     f"recipe.stages.{STAGE}.streams.{STREAM}.objective=language_modeling",
     f"parameters@recipe.stages.{STAGE}.parameters=full",
 )
-_LONG_ROWS = ("cpt_tokens_per_second",)
 
 CASES: dict[str, Case] = {
-    "stored-two": Case(_engine(share=False, again=False), rows=_SHARED),
-    "stored-shared": Case(_engine(share=True, again=False), rows=_FAST),
-    "compiled-two": Case(_engine(share=False, again=False, compile=True), rows=_SHARED),
-    "compiled-shared": Case(_engine(share=True, again=False, compile=True), rows=_FAST),
-    "sums-stored": Case(_engine(share=False, again=False), "sums", rows=("relation_share",)),
-    "sums-compiled": Case(
-        _engine(share=False, again=False, compile=True), "sums", rows=("relation_share",)
-    ),
-    "plain-stored": Case(_engine(again=False), "plain", rows=_RATIO),
-    "plain-compiled": Case(_engine(again=False, compile=True), "plain", rows=_RATIO),
-    "teacher-stored": Case(_engine(), "teacher", rows=_RATIO),
-    "teacher-compiled": Case(_engine(again=False, compile=True), "teacher", rows=_RATIO),
-    "lean-two": Case(_engine(share=False, **_LEAN), rows=("peak_gib",)),
-    "lean-shared": Case(_engine(share=True, **_LEAN), rows=("peak_gib",)),
-    "lean-two-32k": Case(
-        _engine(share=False, **_LEAN),
-        length=32768,
-        per_step=32768,
-        steps=(1, 2),
-        rows=("peak_gib",),
-    ),
+    "stored-two": Case(_engine(share=False, again=False)),
+    "stored-shared": Case(_engine(share=True, again=False)),
+    "compiled-two": Case(_engine(share=False, again=False, compile=True)),
+    "sums-stored": Case(_engine(share=False, again=False), "sums"),
+    "plain-stored": Case(_engine(again=False), "plain"),
+    "teacher-stored": Case(_engine(), "teacher"),
+    "lean-two": Case(_engine(share=False, **_LEAN)),
+    "lean-shared": Case(_engine(share=True, **_LEAN)),
+    "lean-two-32k": Case(_engine(share=False, **_LEAN), length=32768, per_step=32768, steps=(1, 2)),
     "lean-shared-32k": Case(
-        _engine(share=True, **_LEAN), length=32768, per_step=32768, steps=(1, 2), rows=("peak_gib",)
+        _engine(share=True, **_LEAN), length=32768, per_step=32768, steps=(1, 2)
     ),
-    "zero3": Case(
-        (
-            *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
-            *(*_engine(again=True), "engine.student.micro_batch=4"),
-        ),
-        per_step=32768,
-        steps=(1, 3),
-        rows=("weights_gib_per_rank", "throughput_over_one"),
-    ),
+    "zero3": Case(_SHARDED, per_step=32768, steps=(1, 3)),
     # So many blocks that eight ranks have four each, as one rank has at once: all weights on each
     # rank, and both models sharded.
-    "replicated": Case(
-        ("engine.student.micro_batch=4",),
-        per_step=131072,
-        steps=(3, 3),
-        rows=("throughput_over_one",),
-    ),
-    "sharded": Case(
-        (
-            *("engine.student.zero_stage=3", "engine.teacher.zero_stage=3"),
-            *(*_engine(again=True), "engine.student.micro_batch=4"),
-        ),
-        per_step=131072,
-        steps=(1, 3),
-        rows=("weights_gib_per_rank", "throughput_over_one"),
-    ),
+    "replicated": Case(("engine.student.micro_batch=4",), per_step=131072, steps=(3, 3)),
+    "sharded": Case(_SHARDED, per_step=131072, steps=(1, 3)),
     # What `auto` decides, and the same with less of it. Graphs are recorded in the third step.
-    "auto": Case((), rows=_FAST, steps=(4, 10)),
-    "auto-shared": Case(("engine.teacher.share_base=true",), rows=_FAST, steps=(4, 10)),
-    "auto-unfused": Case(("engine.fused_kernels=false",), rows=_FAST, steps=(4, 10)),
-    "auto-compiled": Case(("engine.compile=true",), rows=_FAST, steps=(4, 10)),
-    "launched": Case(_LAUNCHED, rows=_FAST, steps=(2, 5)),
-    "launched-together": Case(_LAUNCHED[1:], rows=_FAST, steps=(2, 5)),
-    "cpt-auto": Case(_CPT, "cpt", 32768, _LONG_ROWS, 32768, (4, 6)),
-    "cpt-launched": Case((*_CPT, *_LAUNCHED), "cpt", 32768, _LONG_ROWS, 32768, (2, 4)),
+    "auto": Case((), steps=(4, 10)),
+    "auto-shared": Case(("engine.teacher.share_base=true",), steps=(4, 10)),
+    "auto-compiled": Case(("engine.compile=true",), steps=(4, 10)),
+    "launched": Case(_LAUNCHED, steps=(2, 5)),
+    "launched-together": Case(_LAUNCHED[1:], steps=(2, 5)),
+    "cpt-auto": Case(_CPT, "cpt", 32768, 32768, (4, 6)),
+    "cpt-launched": Case((*_CPT, *_LAUNCHED), "cpt", 32768, 32768, (2, 4)),
     # A step of over a minute needs no other to warm up.
     "sequence-131072-ard": _long("ard", 131072, steps=(0, 1)),
     "sequence-131072-cpt": _long("cpt", 131072, steps=(1, 1)),
@@ -740,33 +702,16 @@ def replanned(of: Measurement) -> Measurement:
     return replace(of, planned_gib=planned.peak / 2**30, planned_seconds=planned.seconds_per_step)
 
 
-def chosen(names: str | None, wanted: str | None) -> list[str]:
-    """Cases by name, or those that the wanted rows need; without both, all of one GPU.
-
-    Those of ranks that share blocks come only where they or their rows are named.
+def chosen(names: str | None) -> list[str]:
+    """Cases by name; without names, all but those of ranks that share blocks.
 
     Raises:
-        SystemExit: an unknown case or row.
+        SystemExit: an unknown case.
     """
-    if names:
-        found = names.split(",")
-        unknown = [n for n in found if n not in CASES]
-    else:
-        known = {row for case in CASES.values() for row in case.rows} | {
-            "plan_error_memory",
-            "plan_error_time",
-        }
-        asked = set(wanted.split(",")) if wanted else known
-        unknown = sorted(asked - known)
-        plans = {"plan_error_memory", "plan_error_time"} & asked
-        named = set(wanted.split(",")) if wanted else set()
-        found = [
-            name
-            for name, case in CASES.items()
-            if named & set(case.rows)
-            or (not case.shared and (asked & set(case.rows) or (plans and case.kind == "ard")))
-        ]
-    if unknown:
+    if names is None:
+        return [name for name, case in CASES.items() if not case.shared]
+    found = names.split(",")
+    if unknown := [name for name in found if name not in CASES]:
         sys.exit(f"error: {', '.join(unknown)} unknown; cases: {', '.join(CASES)}")
     return found
 
@@ -814,7 +759,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--rows", help="names of rows, by commas")
     parser.add_argument("--cases", help="names of cases, by commas")
     parser.add_argument("--model", default="llama2_7b", help="a model whose shape is known")
     parser.add_argument("--ranks", default="1", help="numbers of ranks of this machine, by commas")
@@ -843,11 +787,11 @@ def main() -> None:
         return
     world = launch.world_from_environment(os.environ)
     if given.case or world:
-        names = [given.case] if given.case else chosen(given.cases, given.rows)
+        names = [given.case] if given.case else chosen(given.cases)
         for name in names:
             _here(name, given, world or World())
         return
-    names = chosen(given.cases, given.rows)
+    names = chosen(given.cases)
     failed = [
         f"{name} on {ranks}"
         for name in names

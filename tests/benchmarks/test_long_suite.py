@@ -1,83 +1,69 @@
-"""Rows are the suite's figures."""
+"""Rows are the suites' figures."""
 
 from __future__ import annotations
 
-import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import long_suite
-from src.evals.suite import Evaluation
-from src.evals.suites.positions import PositionBins, PositionsModel, PositionsResults, TextScore
-from src.results import (
-    Intervals,
-    Mean,
-    NeedleCell,
-    NeedleDepthResults,
-    NeedleModel,
-    PapersResults,
-    RulerResults,
-    Score,
-    StudentScores,
-    SuiteResults,
-    TaskModel,
-    TaskResult,
+from benchmarks import long_suite, short_suite
+from src.results import Mean, PapersResults, RulerResults, SuiteResults, TaskModel, TaskResult
+
+IDENTITY: dict[str, Any] = {"name": "after ard", "role": "final"}
+RULER = RulerResults(
+    models=(
+        TaskModel(
+            **IDENTITY,
+            results={
+                "ruler_niah_single_1_4096": TaskResult(value=0.5, stderr=0.05, n=10, length=4096)
+            },
+            by_length={4096: Mean(value=0.5, stderr=0.05)},
+        ),
+    )
+)
+PAPERS = PapersResults(
+    models=(
+        TaskModel(
+            **IDENTITY,
+            results={
+                "qasper_yesno": TaskResult(value=0.7, stderr=0.02, n=319, chance=0.674, truncated=3)
+            },
+        ),
+    )
 )
 
 
-def test_rows_name_task_length_model_and_error() -> None:
-    identity: dict[str, Any] = {"name": "after ard", "role": "final"}
-    score = Score(recovery=80.0, interval=Intervals(recovery=(70.0, 90.0)))
-    records: list[SuiteResults[Any]] = [
-        RulerResults(
-            models=(
-                TaskModel(
-                    **identity,
-                    results={
-                        "ruler_niah_single_1_4096": TaskResult(
-                            value=0.5, stderr=0.05, n=10, length=4096
-                        )
-                    },
-                    by_length={4096: Mean(value=0.5, stderr=0.05)},
-                ),
-            )
+def test_rows_name_task_length_model_and_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[tuple[str, ...]] = []
+
+    def run(*arguments: str) -> int:
+        commands.append(arguments)
+        record: SuiteResults[Any] = RULER if "eval=ruler" in arguments else PAPERS
+        file = tmp_path / "evals" / f"{record.suite}.limit_9.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(record.plain()))
+        return 0
+
+    monkeypatch.setattr(short_suite, "run", run)
+    out = tmp_path / "long.json"
+    typed = ["--run", str(tmp_path), "--out", str(out), "--commit", "a", "--limit", "9"]
+    monkeypatch.setattr("sys.argv", ["long_suite", *typed, "--samples", "20"])
+    long_suite.main()
+    assert commands == [
+        (
+            *("src.evaluate", "eval=ruler", f"run={tmp_path}", "limit=9"),
+            *("eval.ruler.lengths=[4096,8192]", "eval.ruler.samples=20"),
         ),
-        PapersResults(
-            models=(
-                TaskModel(
-                    **identity,
-                    results={
-                        "qasper_yesno": TaskResult(
-                            value=0.7, stderr=0.02, n=319, chance=0.674, truncated=3
-                        )
-                    },
-                    scores=StudentScores(tasks={"qasper_yesno": score}),
-                ),
-            )
-        ),
-        PositionsResults(
-            models=(
-                PositionsModel(
-                    **identity,
-                    by_position=PositionBins(edges=(1, 64), perplexity=(90.0, 30.0)),
-                    last_k={4096: TextScore(nll=3.0, perplexity=20.0, tokens=256)},
-                ),
-            )
-        ),
-        NeedleDepthResults(
-            models=(
-                NeedleModel(
-                    **identity,
-                    cells=(NeedleCell(length=4096, depth=50.0, value=0.9, stderr=0.1, n=10),),
-                ),
-            )
-        ),
+        ("src.evaluate", "eval=papers", f"run={tmp_path}", "limit=9"),
     ]
-    rows = [row for record in records for row in long_suite.long_rows(record)]
-    found = {row["name"]: row for row in rows}
-    assert [r for r in rows if r["name"] == "ruler"] == [
+    written = json.loads(out.read_text())
+    assert (written["commit"], written["limit"]) == ("a", 9)
+    *ruler, papers = written["rows"]
+    assert ruler == [
         {
             "name": "ruler",
             "value": 50.0,
@@ -89,12 +75,7 @@ def test_rows_name_task_length_model_and_error() -> None:
         }
         for task in ("niah_single_1", "mean")
     ]
-    assert found["qasper_yesno"]["truncated"] == 3
-    assert found["perplexity_last_k"]["value"] == 20.0
-    assert [r["from"] for r in rows if r["name"] == "perplexity_at"] == [1, 64]
-    assert found["needle_depth"]["value"] == 90.0
-    assert found["recovery"]["interval"] == [70.0, 90.0]
-    assert "gap_closed" not in found
+    assert (papers["name"], papers["value"], papers["truncated"]) == ("qasper_yesno", 0.7, 3)
 
 
 def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
@@ -124,58 +105,3 @@ def test_the_table_has_a_line_a_model_and_a_column_a_length() -> None:
     assert long_suite.table({"rows": rows, "limit": 5}).splitlines()[2] == (
         "| native | 50.0 ± ? | - |"
     )
-
-
-def test_times_are_kept_for_the_same_code_device_and_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given = argparse.Namespace(
-        out=tmp_path / "long.json", commit="a", lengths=[4096], samples=5, limit=None
-    )
-    timed: list[bool] = []
-
-    class Ruler:
-        def problems(self, whole: Evaluation) -> list[str]:
-            assert [c.name for c in whole.candidates] == ["native"], "the others have its shape"
-            timed.append(True)
-            return ["enough"]
-
-    monkeypatch.setattr(long_suite, "ruler_of", lambda options: Ruler())
-    given.run, given.work = None, tmp_path
-    whole = long_suite.evaluation(given)
-
-    def asked() -> list[dict[str, Any]] | None:
-        known = long_suite.measured_before(given.out, given.commit)
-        try:
-            return long_suite.timed_rows(given, whole, known)
-        except SystemExit:
-            return None
-
-    assert asked() is None
-    about = {"lengths": [4096], "samples": 5, "limit": None, "model": "native", "unit": "s"}
-    rows = [
-        {"name": "ruler_seconds", "value": 9.0, **about},
-        {"name": "samples_seconds", "value": 1.0, **about},
-        {"name": "drift_x", "value": 2.0, "unit": "", "model": "native"},
-    ]
-    long_suite.write(given, rows)
-    assert asked() == rows[:2]
-    given.limit = 2
-    assert asked() is None
-    given.limit, given.commit = None, "b"
-    assert asked() is None
-    assert len(timed) == 3
-
-
-def test_code_without_a_known_commit_is_not_the_same_code(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("benchmarks.merging.git_state", lambda root: {"git_commit": None})
-    given = argparse.Namespace(
-        out=tmp_path / "long.json", commit=None, lengths=[4096], samples=5, limit=None, run=None
-    )
-    long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
-    assert long_suite.measured_before(given.out, given.commit) == []
-    monkeypatch.setattr("benchmarks.merging.git_state", lambda root: {"git_commit": "a"})
-    long_suite.write(given, [{"name": "ruler_seconds", "value": 9.0}])
-    assert len(long_suite.measured_before(given.out, given.commit)) == 1

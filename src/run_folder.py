@@ -373,8 +373,9 @@ def device_name() -> str:
 def _clear(folder: RunFolder) -> None:
     """Remove the files that a run writes, and no others."""
     folder.remove_partials()
-    for folders in (folder.checkpoints, folder.logs, folder.evals, folder.path / "wandb"):
-        shutil.rmtree(folders, ignore_errors=True)
+    ours = ("checkpoints", "logs", "evals", "replay", "profile", "wandb", "tensorboard")
+    for name in ours:
+        shutil.rmtree(folder.path / name, ignore_errors=True)
     for export in folder.path.glob("export-*/"):
         shutil.rmtree(export)
     for file in (folder.config_file, folder.record_file, folder.metrics_file):

@@ -339,10 +339,10 @@ def publish_report(project: str, entity: str | None = None) -> list[str]:
         api = wandb.Api()
         entity = entity or api.default_entity
         if not entity:
-            raise TrackingError("entity: your login has no default entity; set entity=")
+            raise TrackingError("entity: your login has no default entity; set entity=NAME")
         runs = api.runs(f"{entity}/{project}")
         keys = sorted({key for run in runs for key in run.summary.keys()})  # noqa: SIM118
-        scores = [key for key in keys if key.startswith(_SCORES)]
+        scores = [key for key in keys if _SCORES & {*key.split("/")}]
         view, text = workspace(project, entity, scores), report(project, entity, scores)
         return [view.save().url, text.save().url]
     except UsageError as error:
@@ -350,12 +350,14 @@ def publish_report(project: str, entity: str | None = None) -> list[str]:
             "target=wandb needs a login: type `wandb login`, or set WANDB_API_KEY. Without one, "
             "`python -m src.dashboard` writes the page"
         ) from error
+    except TrackingError:
+        raise
     except (CommError, ValueError) as error:
         raise TrackingError(f"W&B refuses {entity}/{project}: {error}") from error
 
 
-# Scores by window or task, one summary value each.
-_SCORES = ("eval/recovery", "eval/gap_closed", "eval/recovery_vs_best")
+# Parts of the names of scores, such as eval/gap_closed/2048 and eval/final/short/average/recovery.
+_SCORES = {"recovery", "gap_closed", "recovery_vs_best"}
 
 
 def workspace(project: str, entity: str, scores: Sequence[str]) -> Workspace:

@@ -217,7 +217,8 @@ def test_a_finished_run_is_refused(folder: RunFolder) -> None:
 def test_a_rerun_without_a_checkpoint_starts_anew_beside_foreign_files(folder: RunFolder) -> None:
     folder.log({"step": 1})
     folder.end("failed", "OSError")
-    for made in ("checkpoints/step-5.partial", "logs", "evals", "export-ard", "wandb/offline-run"):
+    ours = ("checkpoints/step-5.partial", "logs", "evals", "export-ard", "wandb/offline-run")
+    for made in (*ours, "tensorboard", "replay", "profile"):
         (folder.path / made).mkdir(parents=True)
         (folder.path / made / "file").write_text("old")
     (folder.path / "notes.md").write_text("mine")

@@ -229,6 +229,43 @@ def test_a_workspace_and_a_report_are_built_offline() -> None:
     assert len(tracking.report("a-project", "a-team", []).blocks) == 2
 
 
+@pytest.fixture
+def online(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """W&B's interface to a project with one run, and what is made of its scores."""
+    summary = dict.fromkeys(
+        [
+            "eval/gap_closed/512",
+            "eval/final/short/average/recovery",
+            "eval/final/short/sciq",
+            "train/loss",
+        ]
+    )
+    api = SimpleNamespace(
+        default_entity="a-team", runs=lambda path: [SimpleNamespace(summary=summary)], made=[]
+    )
+
+    def build(project: str, entity: str, scores: list[str]) -> SimpleNamespace:
+        api.made.append((project, entity, scores))
+        return SimpleNamespace(save=lambda: SimpleNamespace(url="https://there"))
+
+    monkeypatch.setattr("wandb.Api", lambda: api)
+    monkeypatch.setattr(tracking, "workspace", build)
+    monkeypatch.setattr(tracking, "report", build)
+    return api
+
+
+def test_a_report_shows_scores_of_every_suite(online: SimpleNamespace) -> None:
+    assert tracking.publish_report("a-project") == ["https://there"] * 2
+    scores = ["eval/final/short/average/recovery", "eval/gap_closed/512"]
+    assert online.made == [("a-project", "a-team", scores)] * 2
+
+
+def test_a_login_without_an_entity_is_told_what_to_do(online: SimpleNamespace) -> None:
+    online.default_entity = None
+    with pytest.raises(tracking.TrackingError, match=r"^entity: your login has no default entity"):
+        tracking.publish_report("a-project")
+
+
 def test_publishing_without_a_login_says_what_to_do(tmp_path: Path) -> None:
     program = (
         "from src import tracking\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -11,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ from src.run_folder import (
     write_json,
     write_whole,
 )
-from src.settings import strict
-from src.settings.config import RunConfig
+from src.settings import loading, strict
+from src.settings.config import EvaluateConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
@@ -173,9 +174,7 @@ class Pool:
             split = "validation" if job.phase == "untrained" else "test"
             if scores.evaluated(folder.evals, "native", split):
                 return None
-            items = model.validation if job.phase == "untrained" else model.test
-            asked = [*model.settings, *scaling, f"eval={split}", *items]
-            return ["-m", "src.evaluate", *asked, f"out={folder.evals}"]
+            return ["-m", "src.evaluate", *asked_untrained(grid, job), f"out={folder.evals}"]
         if not _trained(folder) or self._lost(job, folder):
             if whole_checkpoints(folder):
                 return ["-m", "src.train", f"resume={folder.path}"]
@@ -235,6 +234,11 @@ class Pool:
     def _finished(self, job: Job, seconds: float) -> None:
         folder = RunFolder(self.work / job.run)
         row, items = row_of(job, folder)
+        if job.method == "untrained":
+            asked = asked_untrained(self.grid.of(job.model), job)
+            settings = asdict(loading.compose(EvaluateConfig, "evaluate", asked))
+            text = json.dumps(settings, sort_keys=True)
+            row["config_hash"] = hashlib.sha256(text.encode()).hexdigest()
         # Runs that share a GPU take longer than one alone.
         row |= {"at_once": self._jobs, "job_seconds": round(seconds, 1)}
         self.results.add(row, items)
@@ -252,6 +256,15 @@ class Pool:
         elif job.method != "untrained" and row["validation"]:
             value = f"{scores.choice(self.results.rows, row, self.grid.floor):.4f}"
         print(f"{job.name}: {value} after {seconds:.0f} s", flush=True)
+
+
+def asked_untrained(grid: Grid, job: Job) -> list[str]:
+    """The settings of `src.evaluate` for a job that trains nothing; `grid` is of its model."""
+    model = grid.models[job.model]
+    split, items = "test", model.test
+    if job.phase == "untrained":
+        split, items = "validation", model.validation
+    return [*model.settings, *grid.scalings[job.scaling], f"eval={split}", *items]
 
 
 def preparations(grid: Grid) -> Iterator[list[str]]:

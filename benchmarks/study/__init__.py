@@ -6,14 +6,8 @@
     python -m benchmarks.study --plan                 what is still to be run
     python -m benchmarks.study --docs                 tables and figures from the results
 
-`grid.yaml` says what is run. Four phases follow from the rows that there are (`phases.py`):
-
-1. `untrained`: the native model and every scaling without training.
-2. `search`: for every method the same number of settings at a small budget. The first ones are
-   listed; Optuna proposes the others from their values.
-3. `whole`: a method's best settings at the whole budget. Half of the cells go on, by their search.
-   A model that is searched at its whole budget has no such runs.
-4. `final`: for every method its best cell, with several seeds, and only these runs are tested.
+`grid.yaml` says what is run, and `phases.py` what follows from the rows that there are;
+docs/study.md tells it in words.
 
 Runs are chosen on validation by one number, the mean of two (`scores.py`):
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+from benchmarks.study.__main__ import DOCUMENTS, RESULTS
+from benchmarks.study.grid import Grid
 from benchmarks.study.missing import missing
+from benchmarks.study.running import Results
 from tests.benchmarks.study.test_phases import grid, method, played, score
+from tests.conftest import ROOT
 
 METHODS = {
     "a": method(1e-4, 3e-4, label="A"),
@@ -48,3 +53,16 @@ def test_a_scaling_without_a_score_is_named() -> None:
     assert list(missing(more, "m", played(GRID, score))) == [
         "- Scalings that were not scored: sharp."
     ]
+
+
+def test_what_documents_call_untested_is_not_tested() -> None:
+    """The method named last before such words, of a model that README.md shows beside the first."""
+    of = Grid.load(ROOT / "benchmarks" / "study" / "grid.yaml")
+    rows = Results(RESULTS, None).rows
+    lines = [line for model in of.further for line in missing(of, model, rows)]
+    untested = "".join(line for line in lines if line.startswith("- Searched and not tested: "))
+    labels = "|".join(re.escape(about.label) for about in of.methods.values())
+    for document in DOCUMENTS:
+        for before in document.read_text(encoding="utf-8").split("not tested yet")[:-1]:
+            *_, named = re.findall(labels, before)
+            assert re.search(rf"[:;] {re.escape(named)}[;.]", untested), f"{document}: {named}"

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # The folder for results of models by name.
 BY_NAME = Path("outputs") / "evals"
+# The name of the model that is scaled and not trained.
+SCALED = "scaled"
 # Among a suite's failures, the name of one that left nothing to evaluate.
 _WHOLE = "all"
 
@@ -207,6 +209,14 @@ def _check(settings: EvaluateConfig) -> None:
         run = _exported(Path(settings.run), "run")
         for other in settings.compare:
             _check_base(run, _exported(Path(other), "compare"))
+    folders = [Path(other).resolve() for other in settings.compare]
+    if twice := [str(folder) for folder in folders if folders.count(folder) > 1]:
+        raise ConfigError(f"compare: {twice[0]} is given twice; leave one of them out")
+    if settings.model is not None and settings.rope is not None and settings.model.name == SCALED:
+        raise ConfigError(
+            f"model.name={SCALED}: results call the model with another scaling so; give the model "
+            "another name with model.name=NAME"
+        )
     if settings.model is not None and settings.rope is None and all(s.needs_run for s in chosen):
         raise ConfigError(
             f"eval={chosen[0].name}: it compares a run's models with the native one, and "
@@ -351,7 +361,7 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
         check_available(settings.model)
         candidates = (Candidate(settings.model.name, "native", settings.model),)
         if settings.rope is not None:
-            candidates += (Candidate("scaled", "scaled", settings.model, settings.rope),)
+            candidates += (Candidate(SCALED, "scaled", settings.model, settings.rope),)
     else:
         folder = RunFolder.open(Path(settings.run))
         run = strict.load_plain(RunConfig, folder.config())
@@ -380,7 +390,7 @@ def _evaluation(settings: EvaluateConfig, world: World) -> Evaluation:
 def _source_candidates(run: RunConfig) -> tuple[Candidate, ...]:
     return (
         Candidate("native", "native", run.model),
-        Candidate("scaled", "scaled", run.model, run.rope, run.student.folder),
+        Candidate(SCALED, "scaled", run.model, run.rope, run.student.folder),
     )
 
 
@@ -403,10 +413,13 @@ def _run_candidates(
 
 
 def _other_run(path: Path, taken: set[str]) -> Candidate:
-    """Another run's final model, under its method's name, with its id if that name is taken."""
+    """Another run's final model, under its method's name.
+
+    If that name is taken, the run's id follows; of a copy of the run, which has its id, the folder.
+    """
     folder = RunFolder.open(path)
     run = strict.load_plain(RunConfig, folder.config())
-    name = run.recipe.name
-    if name in taken:
-        name = f"{name} {folder.record()['run_id']}"
+    method = run.recipe.name
+    names = (method, f"{method} {folder.record()['run_id']}", f"{method} {path}")
+    name = next(name for name in names if name not in taken)
     return Candidate(name, "comparison", run.model, run.rope, folder.export())

@@ -247,6 +247,11 @@ def test_a_model_by_name_is_evaluated_with_a_scaling_too(
         pytest.param(
             ["model=tiny", "rope=yarn", "rope.target_length=8"], "give at least that", id="target"
         ),
+        pytest.param(
+            ["model=tiny", "model.name=scaled", "rope=yarn"],
+            "model.name=scaled: results call the model with another scaling so",
+            id="name",
+        ),
         pytest.param(["run=R", "out=x"], "out=x is for model=NAME: results of run=R", id="out"),
         pytest.param(
             ["model=tiny", "eval=perplexty"],
@@ -298,6 +303,9 @@ def test_a_run_of_another_model_is_not_compared(
     other = _with_model(finished, tmp_path / "other", name="tiny_too", weights_seed=7)
     with pytest.raises(ConfigError, match=r"'tiny_too'.*'tiny'.*differ in weights_seed"):
         running.evaluate(asked(other))
+    one = Path(shutil.copytree(finished, tmp_path / "one"))
+    with pytest.raises(ConfigError, match=r"compare: .*/one is given twice; leave one"):
+        running._check(replace(asked(one), compare=(str(one), f"{one}/../one")))
     renamed = _with_model(finished, tmp_path / "renamed", name="tiny_too", attention="eager")
     running._check(asked(renamed))
     moved = []
@@ -391,3 +399,14 @@ def test_what_this_machine_cannot_do_is_refused(
     )
     with pytest.raises(ValueError, match=said):
         running.evaluate(settings)
+
+
+def test_models_that_are_compared_have_names_of_their_own(finished: Path, tmp_path: Path) -> None:
+    """Copies of a run have its method and its id."""
+    others = [shutil.copytree(finished, tmp_path / name) for name in ("one", "two", "three")]
+    typed = [f"run={finished}", "stages=last_alone", f"compare=[{','.join(map(str, others))}]"]
+    settings = loading.compose(EvaluateConfig, "evaluate", [*typed, "eval=perplexity"])
+    names = [candidate.name for candidate in running._evaluation(settings, World()).candidates]
+    run_id = json.loads((finished / "run.json").read_text())["run_id"]
+    expected = ["after cpt", "linearard", f"linearard {run_id}", f"linearard {others[2]}"]
+    assert names == expected

@@ -190,7 +190,10 @@ class TokenBudgetLM(_HFLM):
         # The choices of a question share its context.
         self._cut += len({tuple(c) for c, n in zip(contexts, rooms, strict=True) if len(c) > n})
         ends = [(c, n - n // 2, n // 2) for c, n in zip(contexts, rooms, strict=True)]
-        return [c if len(c) <= first + last else c[:first] + c[-last:] for c, first, last in ends]
+        return [
+            c if len(c) <= first + last else c[:first] + c[len(c) - last :]
+            for c, first, last in ends
+        ]
 
     def take_cut(self) -> int | None:
         """How many texts all processes have cut since the last call; None if none may be cut."""

@@ -189,6 +189,7 @@ def run_task(
             task.set_config("num_fewshot", 0)
         task.set_fewshot_seed(_FEWSHOT_SEED)
         task._instances = None  # of the model before
+    lm.take_cut()  # those of a task that has failed
     evaluated = evaluator.evaluate(
         cast("Any", lm),
         {"tasks": dict(tasks), "groups": {}, "group_map": {}},
@@ -218,7 +219,8 @@ def _samples(
     samples = []
     for name in tasks:
         scored = [sample for sample in figures["samples"][name] if score in sample]
-        # With several answer filters lm-eval lists each item for each: the first one's are kept.
+        # With several answer filters lm-eval lists each item for each. The last one's are kept: of
+        # GSM8K's that is any number at the end, as in our own task.
         first = [sample for sample in scored if sample["filter"] == scored[-1]["filter"]]
         samples += sorted(first, key=lambda sample: sample["doc_id"])
     return samples

@@ -45,7 +45,9 @@ def network(settings: EvaluateConfig) -> Any:
     return load_model(settings.model, native, dtype=torch.float32)
 
 
-def wrapped(network: Any, *, window: int = 2048, batch_tokens: int = 700) -> TokenBudgetLM:
+def wrapped(
+    network: Any, *, window: int = 2048, batch_tokens: int = 700, cut_middle: bool = False
+) -> TokenBudgetLM:
     return TokenBudgetLM(
         network,
         byte_tokenizer(),
@@ -53,6 +55,7 @@ def wrapped(network: Any, *, window: int = 2048, batch_tokens: int = 700) -> Tok
         batch_tokens=batch_tokens,
         generation_tokens=1024,
         name="test",
+        cut_middle=cut_middle,
     )
 
 
@@ -295,3 +298,18 @@ def test_smollm2_gets_30_of_the_first_80_arc_easy_questions_right_by_characters(
     assert figures["arc_easy"]["acc_characters"] * count == pytest.approx(by_characters)
     # lm-eval's acc_norm leaves the blank before the answer out of its length.
     assert sum(answers.score) == by_lm_eval
+
+
+def test_a_text_loses_as_much_of_its_middle_as_must_go(network: Any) -> None:
+    lm = wrapped(network, cut_middle=True)
+    context = list(range(8))
+    assert lm._within([context] * 4, [8, 5, 2, 1]) == [context, [0, 1, 2, 6, 7], [0, 7], [0]]
+    assert (lm.take_cut(), lm.take_cut()) == (1, 0), "the choices of a question share its context"
+
+
+def test_texts_that_a_failed_task_has_cut_are_not_counted_for_the_next(network: Any) -> None:
+    lm = wrapped(network, cut_middle=True)
+    lm._within([[1, 2, 3]], [2])  # then its model was not finite
+    scored = run_task(lm, definition("sciq").build(documents("sciq")), score="acc_norm", limit=2)
+    assert scored is not None
+    assert scored[1]["sciq"]["texts_cut"] == 0

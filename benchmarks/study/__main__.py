@@ -18,6 +18,7 @@ from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
 from src import command
 from src.settings.config import RunConfig
+from src.training.signals import Stopped, stoppable
 
 HERE = Path(__file__).resolve().parent
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "study.md")
@@ -39,7 +40,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="SETTING",
         help="your own model and text: settings of src.train, such as model.path=DIR data=files",
     )
-    made.add_argument("--lengths", help="with --own: of RULER's prompts in tests, by commas")
+    made.add_argument(
+        "--lengths",
+        type=_numbers,
+        metavar="N,N",
+        help="with --own: of RULER's prompts in tests, in tokens",
+    )
     made.add_argument("--out", type=Path, help="folder of the results")
     made.add_argument("--work", type=Path, help="folder of the runs")
     made.add_argument("--models", help="only these, separated by commas")
@@ -64,6 +70,13 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _numbers(given: str) -> list[int]:
+    numbers = given.split(",")
+    if not all(number.isdecimal() and int(number) for number in numbers):
+        raise argparse.ArgumentTypeError(f"{given}: give numbers of tokens, separated by commas")
+    return [int(number) for number in numbers]
+
+
 def _names(given: str | None) -> list[str] | None:
     return given.split(",") if given else None
 
@@ -71,9 +84,16 @@ def _names(given: str | None) -> list[str] | None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the study, or print what is next."""
     given = parser().parse_args(arguments)
-    if given.own:
-        _own(given)
-        return
+    try:
+        with stoppable():
+            _own(given) if given.own else _ours(given)
+    except Stopped as stopped:
+        print(f"{stopped}; the same command goes on", file=sys.stderr)
+        raise SystemExit(stopped.code) from stopped
+
+
+def _ours(given: argparse.Namespace) -> None:
+    """The project's own study."""
     name = "quick" if given.quick else "study"
     grid = Grid.load(given.grid or HERE / ("quick.yaml" if given.quick else "grid.yaml"))
     results = Results(
@@ -116,9 +136,8 @@ def _own(given: argparse.Namespace) -> None:
     """The study of a model and a text of the user's own."""
     if given.quick or given.docs or given.models:
         parser().error("--own is a study of its own: leave out --quick, --docs and --models")
-    lengths = given.lengths and [int(length) for length in given.lengths.split(",")]
     try:
-        grid = own.own(given.own, lengths, given.grid or own.TEMPLATE)
+        grid = own.own(given.own, given.lengths, given.grid or own.TEMPLATE)
         grid = grid.only(None, _names(given.methods))
         print(own.cost(grid), flush=True)
     except (HydraException, OmegaConfBaseException) as error:

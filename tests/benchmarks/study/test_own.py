@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,7 @@ def test_what_is_no_setting_of_a_study_is_refused(
         (["--own", "model=tiny", "--quick"], "leave out --quick"),
         (["--own", "model=tiny", "dta=files"], "dta: unknown key 'dta'; did you mean 'data'?"),
         (["--own", "model=tiny", "seed=1"], "the study sets seed itself"),
+        (["--own", "model=tiny", "--lengths", "8k"], "8k: give numbers of tokens"),
         (["--own", "model=tiny", "--methods", "none"], "--methods=none: give some of cpt_long"),
     ],
 )
@@ -145,6 +148,30 @@ def test_where_training_gains_nothing_the_report_says_so(
     assert list(own.answer(grid, unscored)) == [
         "Not all scalings are scored yet; the same command goes on."
     ]
+
+
+def test_what_is_stopped_leaves_a_report_and_goes_on(
+    template: Path,
+    play: Play,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(pool: Pool, time_limit: float | None) -> None:
+        assert time_limit is None
+        Pool(pool.grid, pool.results, tmp_path / "work", start=play).run()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(study.running, "preparations", lambda _: [])
+    monkeypatch.setattr(study, "Pool", type("Stopping", (Pool,), {"run": run}))
+    command = ["--grid", str(template), "--out", str(tmp_path / "out"), "--lengths", "1024,2048"]
+    with pytest.raises(SystemExit) as ended:
+        study.main([*command, "--own", "model=tiny", "data=sotu"])
+    assert ended.value.code == 128 + signal.SIGTERM
+    said = capsys.readouterr()
+    assert f"report: {tmp_path / 'out' / 'report.md'}" in said.out
+    assert said.err.endswith("interrupted by SIGTERM; the same command goes on\n")
+    assert (tmp_path / "out" / "report.md").is_file()
 
 
 def test_what_cannot_be_prepared_ends_the_command(

@@ -210,8 +210,8 @@ FAULTS = (
     ),
     Fault(
         "src/multirun/composition.py",
-        '_NOT_IDENTITY += ("tags", ',
-        "_NOT_IDENTITY += (",
+        '_NOT_IDENTITY += ("prepare", "tags", ',
+        '_NOT_IDENTITY += ("prepare", ',
         "tests/src/multirun/test_composition.py -k hash",
     ),
     Fault(

@@ -15,7 +15,7 @@ from src.report.runs import Run
 # Settings that do not change what is trained, by their first key.
 _NOT_TRAINING = {
     *("seed", "run_dir", "resume", "sweep_resume", "dry_run", "prepare", "plan_for"),
-    "allow_oversubscribe",
+    *("allow_oversubscribe", "profile"),
     *("tags", "tracking", "launch", "checkpoint", "eval", "experiment", "sweep"),
 }
 # Settings with their own columns; `model.tuning` holds values that other settings take.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from rich.text import Text
 from src.report.noise import Mark
 
 _FORMULA_SIGNS = frozenset("=+-@\N{MINUS SIGN}")
+_NUMBER = re.compile(r"-?[0-9]+(\.[0-9]+)?")
 _BEFORE = {Mark.NEAR: "≈ ", Mark.UNKNOWN: "? "}
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
@@ -130,7 +132,7 @@ def csv_text(rows: Sequence[Sequence[Any]]) -> str:
     """Comma-separated values; None is an empty cell.
 
     A text that a spreadsheet would read as a formula gets an apostrophe before it, also where its
-    first sign is a full-width one or follows blanks.
+    first sign is a full-width one or follows blanks. A number stays a number.
     """
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows([map(_no_formula, row) for row in rows])
@@ -138,7 +140,7 @@ def csv_text(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def _no_formula(cell: Any) -> Any:
-    if not isinstance(cell, str):
+    if not isinstance(cell, str) or _NUMBER.fullmatch(cell):
         return cell
     # Compatibility forms of a sign are read as the sign; blanks and invisible characters are not.
     shown = unicodedata.normalize("NFKC", cell)

@@ -251,7 +251,7 @@ def test_unchanged_folders_are_not_listed_again(
 @pytest.mark.parametrize(
     "cell",
     [
-        *("=1", "+1", "-1", "@x", "\u2212x", " =1", "\t=1", "\r=1", "\n=1", "\t1"),
+        *("=1", "+1", "-1+1", "@x", "\u2212x", " =1", "\t=1", "\r=1", "\n=1", "\t1"),
         *(
             "\uff1d1",
             "\uff0b1",
@@ -270,6 +270,8 @@ def test_cells_that_begin_like_formulas_are_texts(cell: str) -> None:
 
 def test_other_cells_stay_as_they_are() -> None:
     assert csv_text([["a=1", "1+1", -1.5, None, "", "–"]]) == "a=1,1+1,-1.5,,,–\n"
+    # A gap that was widened, as a table has it.
+    assert csv_text([["-12.3", "-7", "-12.3 to 4.0"]]) == "-12.3,-7,'-12.3 to 4.0\n"
 
 
 def test_the_command_answers_over_hostile_folders(hostile: dict[str, Path], outputs: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from src.report.groups import group_runs
 from src.report.labels import flat, run_labels, weights_label
 from src.report.runs import read_runs
 from tests.src.report import synthetic
@@ -36,6 +37,16 @@ def test_an_unusual_setting_is_named(outputs: Path) -> None:
 
 def test_runs_that_differ_in_nothing_get_their_folder(outputs: Path, make_run: MakeRun) -> None:
     assert list(labels_of(outputs, Job(), Job()).values()) == ["run-0", "run-1"]
+
+
+def test_what_does_not_train_makes_no_difference(outputs: Path) -> None:
+    labels_of(outputs, Job(), Job(seed=1))
+    file = outputs / "run-1" / "config.yaml"
+    file.write_text(f"{file.read_text()}profile: true\n")
+    runs = read_runs(outputs)
+    assert [run.config.values.get("profile") for run in runs] == [True, None]
+    assert set(run_labels(runs)) == {"seed 0", "seed 1"}
+    assert [group.seeds for group in group_runs(runs)] == [2]
 
 
 def test_random_weights_are_named(outputs: Path) -> None:

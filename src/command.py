@@ -6,7 +6,9 @@ import difflib
 import functools
 import os
 import re
+import select
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -69,6 +71,13 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
             if takes_overrides:
                 check_arguments(sys.argv[1:], boundary)
             app()
+            sys.stdout.flush()
+        except BrokenPipeError:
+            if not _has_no_reader(1):
+                raise
+            # `... --help | head`. Python would flush once more, and complain.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            sys.exit(128 + signal.SIGPIPE)
         except (HydraException, OmegaConfBaseException) as error:
             _exit(explain_hydra(error, boundary), USAGE_ERROR)
         except ConfigError as error:
@@ -77,6 +86,13 @@ def run(app: Callable[[], None], boundary: type, *, takes_overrides: bool = True
             if (message := loading.explain_unreadable(error)) is None:
                 raise
             _exit(message, USAGE_ERROR)
+
+
+def _has_no_reader(descriptor: int) -> bool:
+    """Whether a descriptor is a pipe whose other end is closed."""
+    polled = select.poll()
+    polled.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in polled.poll(0))
 
 
 def _is_users(error: Exception) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from src import command
 from src.settings import loading
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
+from tests.conftest import ROOT
 
 READ = "a file of conf/ or sweeps/ that this command chooses cannot be read: "
 # What a file of conf/ may hold, with what is said of it.
@@ -105,3 +108,19 @@ def test_a_fault_of_our_own_code_keeps_its_traceback(error: Exception, conf: Pat
     with pytest.raises(type(error)) as raised:
         command.run(app, RunConfig)
     assert raised.value is error
+
+
+def test_a_reader_that_leaves_early_is_no_fault() -> None:
+    shown = f"{sys.executable} -m src.train --help | head -n 1"
+    done = subprocess.run(shown, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("python -m src.train: ")
+    assert done.stderr == ""
+
+
+def test_other_broken_pipes_keep_their_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def app() -> None:
+        raise BrokenPipeError("of a child")
+
+    monkeypatch.setattr("sys.argv", ["train"])
+    with pytest.raises(BrokenPipeError, match="of a child"):
+        command.run(app, RunConfig)

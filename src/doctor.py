@@ -26,7 +26,7 @@ try:
     from rich.table import Table
 
     from src import tracking
-    from src.assets.cache import CACHE_VARIABLE, cache_dir
+    from src.assets.cache import CACHE_VARIABLE, CacheError, cache_dir
     from src.planning.devices import gib, gpus
 except ModuleNotFoundError as error:
     sys.exit(
@@ -154,8 +154,9 @@ def caches() -> Finding:
     """The folder of downloads and tokens."""
     try:
         folder = cache_dir()
-    except OSError as error:
-        return Finding("missing", f"{error}", f"{CACHE_VARIABLE}=DIR names another folder")
+    except CacheError as error:
+        reason, _, remedy = str(error).partition("; ")
+        return Finding("missing", reason, remedy)
     free = shutil.disk_usage(folder).free
     text = f"{folder}, {gib(free)} GiB free"
     if not os.access(folder, os.W_OK):

@@ -18,15 +18,28 @@ APPLICATION = "linearard-lab"
 CACHE_VARIABLE = "LINEARARD_CACHE"
 
 
+class CacheError(ValueError):
+    """The folder for downloads and derived data cannot be made."""
+
+
 def cache_dir() -> Path:
     """The folder for downloads and derived data. It is made on demand, never inside a checkout.
 
     `LINEARARD_CACHE` names it; otherwise it is the platform's cache folder of the user.
+
+    Raises:
+        CacheError: it cannot be made.
     """
     chosen = os.environ.get(CACHE_VARIABLE)
     folder = Path(chosen) if chosen else Path(platformdirs.user_cache_dir(APPLICATION))
     folder = folder.expanduser().resolve()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CacheError(
+            f"the cache {folder} cannot be made ({error.strerror}); {CACHE_VARIABLE}=DIR names "
+            "another"
+        ) from error
     return folder
 
 

@@ -6,13 +6,24 @@ from pathlib import Path
 
 import pytest
 
-from src.assets.cache import cache_dir, content_digest
+from src.assets.cache import CacheError, cache_dir, content_digest
 
 
 def test_cache_dir_follows_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "a" / "b"))
     assert cache_dir() == tmp_path / "a" / "b"
     assert cache_dir().is_dir()
+
+
+def test_a_folder_that_cannot_be_made_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("LINEARARD_CACHE", str(tmp_path / "file"))
+    with pytest.raises(
+        CacheError, match=r"^the cache .* cannot be made \(File exists\); LINEARARD_CACHE="
+    ):
+        cache_dir()
 
 
 def test_cache_dir_is_outside_the_checkout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

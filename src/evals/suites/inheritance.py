@@ -73,7 +73,12 @@ class InheritanceSuite(ShortSuite):
             return Outcome(None)
         answered = [c for c in evaluation.candidates if c.name in measured.answers]
         natives = [candidate for candidate in answered if candidate.role == "native"]
-        others = [candidate for candidate in answered if candidate not in natives]
+        both = {task for each in natives for task in measured.answers[each.name]}
+        others = [
+            candidate
+            for candidate in answered
+            if candidate not in natives and both & measured.answers[candidate.name].keys()
+        ]
         if not natives or not others:
             why = "; ".join(measured.failures.values()) or "give run=RUN_DIR"
             raise EvaluationError(f"there is nothing to compare the native model with: {why}")

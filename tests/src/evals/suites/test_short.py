@@ -397,6 +397,26 @@ def test_inheritance_needs_choices_and_a_second_model(evaluation: Evaluation) ->
         asked.run(alone)
 
 
+def test_inheritance_needs_a_task_that_both_models_have_answered(
+    evaluation: Evaluation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = InheritanceSuite(
+        tasks=("piqa", "sciq"), source="folder", folder=str(FIXTURES), resamples=100
+    )
+    given = Answers([0.0] * 3, [1.0] * 3, [1] * 3, [0] * 3)
+    names = [candidate.name for candidate in evaluation.candidates]
+    answers = {names[0]: {"piqa": given}, **{name: {"sciq": given} for name in names[1:]}}
+    failures = {"piqa, scaled": "a text does not fit"}
+    measured = measuring.Measured(answers, failures=failures)
+    monkeypatch.setattr("src.evals.suites.inheritance.measure", lambda *_: measured)
+    with pytest.raises(EvaluationError, match="the native model with: a text does not fit"):
+        asked.run(evaluation)
+    answers[names[1]]["piqa"] = given
+    record = asked.run(evaluation).record
+    assert record is not None
+    assert [(model.name, list(model.tasks)) for model in record.models] == [(names[1], ["piqa"])]
+
+
 def test_a_score_reaches_the_page_as_lm_eval_gave_it(
     evaluation: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

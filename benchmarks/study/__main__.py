@@ -17,7 +17,9 @@ from benchmarks.study import own, phases, pictures, running, tables
 from benchmarks.study.grid import Grid
 from benchmarks.study.running import ROOT, Pool, Results
 from src import command
+from src.run_folder import RunFolderError, check_writable
 from src.settings.config import RunConfig
+from src.settings.strict import ConfigError
 from src.training.signals import Stopped, stoppable
 
 HERE = Path(__file__).resolve().parent
@@ -50,7 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--work", type=Path, help="folder of the runs")
     made.add_argument("--models", help="only these, separated by commas")
     made.add_argument("--methods", help="only these, separated by commas")
-    made.add_argument("--jobs", type=int, default=1, help="runs at a time on each GPU")
+    made.add_argument("--jobs", type=_number, default=1, help="runs at a time on each GPU")
     made.add_argument(
         "--time-limit",
         type=float,
@@ -70,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def _number(given: str) -> int:
+    if not (given.isdecimal() and int(given)):
+        raise argparse.ArgumentTypeError(f"{given}: give a number of at least 1")
+    return int(given)
+
+
 def _numbers(given: str) -> list[int]:
     numbers = given.split(",")
     if not all(number.isdecimal() and int(number) for number in numbers):
@@ -78,7 +86,7 @@ def _numbers(given: str) -> list[int]:
 
 
 def _names(given: str | None) -> list[str] | None:
-    return given.split(",") if given else None
+    return None if given is None else given.split(",")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -90,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Stopped as stopped:
         print(f"{stopped}; the same command goes on", file=sys.stderr)
         raise SystemExit(stopped.code) from stopped
+    except (HydraException, OmegaConfBaseException) as error:
+        parser().error(command.explain_hydra(error, RunConfig))
+    except (ConfigError, RunFolderError) as error:
+        parser().error(str(error))
 
 
 def _ours(given: argparse.Namespace) -> None:
@@ -106,10 +118,7 @@ def _ours(given: argparse.Namespace) -> None:
             document.write_text(tables.fill(document, regions), encoding="utf-8")
         pictures.draw(grid, results.rows, IMAGES)
         return
-    try:
-        grid = grid.only(_names(given.models), _names(given.methods))
-    except ValueError as error:
-        parser().error(str(error))
+    grid = grid.only(_names(given.models), _names(given.methods))
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))
@@ -136,30 +145,30 @@ def _own(given: argparse.Namespace) -> None:
     """The study of a model and a text of the user's own."""
     if given.quick or given.docs or given.models:
         parser().error("--own is a study of its own: leave out --quick, --docs and --models")
-    try:
-        grid = own.own(given.own, given.lengths, given.grid or own.TEMPLATE)
-        grid = grid.only(None, _names(given.methods))
-        print(own.cost(grid), flush=True)
-    except (HydraException, OmegaConfBaseException) as error:
-        parser().error(command.explain_hydra(error, RunConfig))
-    except ValueError as error:
-        parser().error(str(error))
+    whole = own.own(given.own, given.lengths, given.grid or own.TEMPLATE)
+    grid = whole.only(None, _names(given.methods))
+    print(own.cost(grid), flush=True)
     [model] = grid.models
     results = Results(given.out or ROOT / "outputs" / "study_own" / model, commit_of(given.commit))
     if given.plan:
         for job in phases.ready(grid, results.rows):
             print(job.name, dict(job.params))
         return
+    check_writable(results.folder, f"--out={results.folder}")
     # What is refused is refused here, and not by several processes in their logs.
     _prepare(grid, quiet=not given.prepare)
     if given.prepare:
         return
+    own.begin(whole, results)
     pool = Pool(grid, results, given.work or results.folder / "work", jobs=given.jobs)
     try:
         pool.run(given.time_limit)
     finally:
         if results.rows:
-            print(f"report: {own.report(grid, results)}", flush=True)
+            # Earlier calls may have asked for other methods.
+            there = grid.methods.keys() | {row["method"] for row in results.rows}
+            shown = whole.only(None, [name for name in whole.methods if name in there])
+            print(f"report: {own.report(shown, results)}", flush=True)
     if pool.failed:
         raise SystemExit("\n".join(pool.failed.values()))
 

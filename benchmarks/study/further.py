@@ -76,9 +76,10 @@ def whole(grid: Grid, model: str, tables: Tables, pictures: Sequence[str]) -> It
     if not there:
         return
     yield f"## {grid.heading(model)}"
+    rival = grid.methods[grid.rival].label if grid.rival in grid.methods else grid.rival
     for kind, lines in there.items():
         yield ""
-        yield _SECTIONS[kind].format(rival=grid.methods[grid.rival].label)
+        yield _SECTIONS[kind].format(rival=rival)
         yield ""
         yield from lines
     for kind in pictures:

@@ -7,12 +7,13 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from src.settings import strict
+from src.settings.strict import ConfigError
 
 Settings = tuple[str, ...]
 Params = Mapping[str, float]
@@ -145,6 +146,8 @@ class Grid:
         further: models beside the first that README.md shows.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = strict.STRICT
+
     models: Mapping[str, Model]
     scalings: Mapping[str, Settings]
     methods: Mapping[str, Method]
@@ -199,12 +202,12 @@ class Grid:
         """The study of some models and methods; None for all.
 
         Raises:
-            ValueError: a name that the grid does not have.
+            ConfigError: a name that the grid does not have.
         """
         asked = (("models", models, self.models), ("methods", methods, self.methods))
         for key, names, known in asked:
             if unknown := set(names or ()) - known.keys():
-                raise ValueError(
+                raise ConfigError(
                     f"--{key}={','.join(sorted(unknown))}: give some of {', '.join(known)}"
                 )
         kept = self.methods if methods is None else {n: self.methods[n] for n in methods}
@@ -261,7 +264,40 @@ class Grid:
         Raises:
             ConfigError: anything refused.
         """
-        return strict.load_plain(cls, yaml.safe_load(path.read_text(encoding="utf-8")))
+        return cls.of_plain(read(path))
+
+    @classmethod
+    def of_plain(cls, plain: Mapping[str, Any]) -> Grid:
+        """The grid of a file's content.
+
+        Raises:
+            ConfigError: anything refused.
+        """
+        made = strict.load_plain(cls, plain)
+        named = {"rival": [made.rival], "headline": made.headline, "measured": made.measured}
+        for key, names in named.items():
+            if unknown := set(names) - made.methods.keys():
+                raise ConfigError(
+                    f"{key}: {', '.join(sorted(unknown))}: no such method; there are: "
+                    f"{', '.join(made.methods)}"
+                )
+        return made
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The content of a grid's YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, or is no mapping.
+    """
+    try:
+        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"--grid {path} cannot be read: {reason}") from error
+    if not isinstance(plain, dict):
+        raise ConfigError(f"--grid {path} holds no settings: begin with a copy of own.yaml")
+    return plain
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,24 @@ study. `report.md` has the tables, and the command that trains the winner.
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
-import yaml
+from pydantic import ConfigDict, Field
 
-from benchmarks.study import further, pictures, tables
-from benchmarks.study.grid import Grid, Method, Model
+from benchmarks.study import further, phases, pictures, tables
+from benchmarks.study.grid import Grid, Method, Model, Settings, read
 from benchmarks.study.running import Results
-from benchmarks.study.scores import Row, best, choice, pictured, trained, untrained
+from benchmarks.study.scores import Row, Split, best, choice, parts_of, pictured, trained, untrained
+from src import command
+from src.models.sources import identity
 from src.planning import plan
 from src.planning.advice import check_fits
+from src.run_folder import write_json
 from src.settings import loading, strict
 from src.settings.config import RunConfig
 from src.settings.strict import ConfigError
@@ -32,6 +37,21 @@ _OF_MODELS = ("model", "data", "rope")
 _TAKEN = ("rope", "budget", "seed", "run_dir", "resume", "dry_run", "prepare", "plan_for")
 _TAKEN_GROUPS = ("eval", "experiment", "recipe", "objective", "sweeps")
 _LARGE_WINDOW = 32_768
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a template says of the evaluations: items by length, and settings, of both halves."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = strict.STRICT
+
+    samples: Mapping[Split, Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]]
+    validation: Settings
+    test: Settings
+
+    def __post_init__(self) -> None:
+        if missing := {"validation", "test"} - self.samples.keys():
+            raise ValueError(f"samples: {', '.join(sorted(missing))} is missing")
 
 
 def own(
@@ -49,6 +69,7 @@ def own(
         ConfigError: a setting that is refused, or that the study sets itself.
         HydraException, OmegaConfBaseException: one that Hydra refuses.
     """
+    command.check_arguments(settings, RunConfig)
     for setting in settings:
         key = setting.partition("=")[0].lstrip("+~")
         if key in _TAKEN or key.split(".")[0] in _TAKEN_GROUPS:
@@ -57,11 +78,17 @@ def own(
                 "target (rope.target_length), or change a copy of benchmarks/study/own.yaml and "
                 "name it with --grid"
             )
-    plain = yaml.safe_load(template.read_text(encoding="utf-8"))
+        if key.split(".")[0] == "student":
+            raise ConfigError(
+                f"--own {setting}: scalings without training are scored on the model's own "
+                "weights, so that nothing would be compared; give the weights as the model"
+            )
+    plain, questions = _read(template)
     of_model = [setting for setting in settings if _first(setting) in _OF_MODELS]
-    plain["settings"] += [setting for setting in settings if _first(setting) not in _OF_MODELS]
-    samples = plain.pop("samples")
-    asked = {split: plain.pop(split) for split in ("validation", "test")}
+    plain["settings"] = [
+        *plain.get("settings", ()),
+        *(setting for setting in settings if _first(setting) not in _OF_MODELS),
+    ]
     *_, scaling = plain["scalings"].values()
     run, composer = None, loading.Composer("train")
     for method in plain["methods"].values():
@@ -84,8 +111,20 @@ def own(
             f"--lengths: {tested[-1]} is beyond the target of {target} tokens; give shorter ones, "
             "or another rope.target_length"
         )
-    for split, chosen in (("validation", tested[:2]), ("test", tested)):
-        number = [*samples[split], *[samples[split][-1]] * len(chosen)][: len(chosen)]
+    inside, beyond = ([n for n in tested if (n <= native) == i] for i in (True, False))
+    if not inside:
+        raise ConfigError(
+            f"--lengths: all are beyond the native window of {native} tokens, where the native "
+            "model has no scores to compare with; add one that is not"
+        )
+    asked = {"validation": list(questions.validation), "test": list(questions.test)}
+    halves: list[tuple[Split, list[int]]] = [
+        ("validation", [*inside[-1:], *beyond[:1]]),
+        ("test", tested),
+    ]
+    for split, chosen in halves:
+        samples = questions.samples[split]
+        number = [*samples, *[samples[-1]] * len(chosen)][: len(chosen)]
         asked[split] += [
             f"eval.ruler.lengths=[{','.join(map(str, chosen))}]",
             f"eval.ruler.samples=[{','.join(map(str, number))}]",
@@ -96,7 +135,27 @@ def own(
         "native_window": native,
         **asked,
     }
-    return strict.load_plain(Grid, plain | {"models": {run.model.name: about}})
+    return Grid.of_plain(plain | {"models": {run.model.name: about}})
+
+
+def _read(template: Path) -> tuple[dict[str, Any], Asked]:
+    """The content of a template: the grid without a model, and what is asked.
+
+    Raises:
+        ConfigError: anything refused.
+    """
+    plain = read(template)
+    if "models" in plain:
+        raise ConfigError(f"--grid {template}: models: the settings of --own give it; leave it out")
+    try:
+        of_asked = {key: plain.pop(key) for key in ("samples", "validation", "test")}
+        questions = strict.load_plain(Asked, of_asked)
+        Grid.of_plain(plain | {"models": {}})
+    except KeyError as error:
+        raise ConfigError(f"--grid {template}: {error.args[0]}: it is missing") from error
+    except ConfigError as error:
+        raise ConfigError(f"--grid {template}: {error}") from error
+    return plain, questions
 
 
 def _first(setting: str) -> str:
@@ -156,6 +215,44 @@ def _typed(
     ]
 
 
+def begin(grid: Grid, results: Results) -> None:
+    """Write what the rows of a folder are of, or compare: rows of two studies are never mixed.
+
+    Args:
+        grid: with all methods of the template.
+        results: of the folder.
+
+    Raises:
+        ConfigError: the folder has rows of another model, text, scaling, method or evaluation.
+    """
+    [model] = grid.models.values()
+    run = loading.compose(RunConfig, "train", model.settings)
+    mine: dict[str, Any] = {
+        "model and text": list(model.settings),
+        "weights": identity(run.model),
+        "settings of all runs": list(grid.settings),
+        "validation": list(model.validation),
+        "test": list(model.test),
+    }
+    mine |= {f"scaling {name}": list(settings) for name, settings in grid.scalings.items()}
+    mine |= {f"method {name}": list(about.settings) for name, about in grid.methods.items()}
+    file, earlier = results.folder / "study.json", dict[str, Any]()
+    if file.is_file():
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+    elif results.rows:
+        raise ConfigError(f"--out: {results.file} has rows of another study; give another folder")
+    used = {f"scaling {row['scaling']}" for row in results.rows}
+    used |= {f"method {row['method']}" for row in results.rows if row["method"] != "untrained"}
+    for key, value in earlier.items():
+        if mine.get(key, value if key not in used else None) != value and results.rows:
+            raise ConfigError(
+                f"--out: {results.folder} has rows of another study, with other settings ({key}: "
+                f"{value}): give these, or another folder with --out"
+            )
+    results.folder.mkdir(parents=True, exist_ok=True)
+    write_json(file, earlier | mine)
+
+
 def report(grid: Grid, results: Results) -> Path:
     """Write `report.md` with the answer, all tables and pictures; returns its path."""
     [model] = grid.models
@@ -175,34 +272,54 @@ def answer(grid: Grid, rows: Sequence[Row]) -> Iterator[str]:
     """The best run on validation beside the best untrained scaling, and how to train it."""
     [(name, model)] = grid.models.items()
     known = untrained(rows, name)
-    if {row["scaling"] for row in known} < set(grid.scalings):
+    if not {grid.floor, *grid.tried} <= {row["scaling"] for row in known}:
         yield "Not all scalings are scored yet; the same command goes on."
         return
     alone = best(rows, known, grid.floor)
     assert alone is not None
+    parts = zip(("short tasks", "RULER"), parts_of(rows, alone, grid.floor), strict=True)
+    measures = [part for part, share in parts if share is not None]
+    if not measures:
+        yield "The native model is no better than the floor, so that nothing can be compared."
+        return
+    number = "The number is the mean of two shares of the native model, in short tasks and in RULER"
+    if len(measures) == 1:
+        number = f"The number is the share of the native model in {measures[0]}, the only part "
+        number += "that it does anything in"
     yield (
         f"Best scaling without training on validation: `{alone['scaling']}`, "
-        f"{_number(grid, rows, alone)}. The number is the mean of two shares of the native model, "
-        "in short tasks and in RULER; 1 is as good as native."
+        f"{_number(grid, rows, alone)}. {number}; 1 is as good as native."
     )
-    top = best(rows, trained(rows, name), grid.floor)
+    runs = trained(rows, name)
+    searches = phases.progress(grid, name, rows).values()
+    going = any(done < of for done, of in searches)
+    going |= any(job.phase == "whole" for job in phases.ready(grid, rows))
+    top = best(rows, runs, grid.floor)
     if top is None:
+        if runs and not going:
+            yield ""
+            yield (
+                "Every trained model diverged: take the scaling alone, or give smaller rates "
+                "(`points` in a copy of benchmarks/study/own.yaml)."
+            )
         return
     method, scaling = grid.methods[top["method"]], grid.scalings[top["scaling"]]
     yield ""
     yield (
-        f"Best trained model on validation: {method.label} on `{top['scaling']}`, "
-        f"{_number(grid, rows, top)}. To train it:"
+        f"Best trained model on validation{' so far' if going else ''}: {method.label} on "
+        f"`{top['scaling']}`, {_number(grid, rows, top)}. To train it:"
     )
     yield ""
     typed = _typed(grid, model, method, scaling, top["budget"], top["params"])
     yield f"    {shlex.join(['python', '-m', 'src.train', *typed])}"
-    if (choice(rows, top, grid.floor) or 0.0) <= (choice(rows, alone, grid.floor) or 0.0):
+    if not going and (choice(rows, top, grid.floor) or 0.0) <= (
+        choice(rows, alone, grid.floor) or 0.0
+    ):
         yield ""
-        yield (
-            "No training is above the scaling alone: take that, or more and other text. The table "
-            "of the test half says what is more than noise."
-        )
+        yield "No training is above the scaling alone: take that, or more and other text."
+    if any(row.get("test") for row in rows if row["method"] != "untrained"):
+        yield ""
+        yield "The tables of the test half say what is more than noise."
 
 
 def _number(grid: Grid, rows: Sequence[Row], row: Row) -> str:

@@ -46,8 +46,13 @@ def _of_model(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[Job]:
 def kept_scalings(grid: Grid, model: str, rows: Sequence[Row]) -> list[str]:
     """The scalings that all methods are tried on: the best untrained ones, best first."""
     known = [row for row in untrained(rows, model) if row["scaling"] in grid.tried]
-    ranked = sorted(known, key=lambda row: choice(rows, row, grid.floor) or -math.inf)
+    ranked = sorted(known, key=lambda row: _number(rows, row, grid.floor))
     return [row["scaling"] for row in reversed(ranked)][: grid.scalings_kept]
+
+
+def _number(rows: Sequence[Row], row: Row, floor: str) -> float:
+    number = choice(rows, row, floor)
+    return -math.inf if number is None else number
 
 
 def _untrained_only(grid: Grid, model: str, kept: str, rows: Sequence[Row]) -> Iterator[Job]:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from benchmarks.study import phases, scores
 from benchmarks.study.grid import Grid, Job
@@ -34,20 +37,34 @@ from src.run_folder import (
 )
 from src.settings import loading, strict
 from src.settings.config import EvaluateConfig, RunConfig
+from src.settings.strict import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = 1
+_PLAIN = re.compile(r"[A-Za-z0-9_/.-]+")
 
 
 class Results:
     """The rows of a study, as `runs.json` holds them, and the items of the tests beside it."""
 
     def __init__(self, folder: Path, commit: str | None) -> None:
+        """Read the rows that there are.
+
+        Raises:
+            ConfigError: the file is damaged.
+        """
         self.folder = folder
         self._commit = commit
         self.rows: list[dict[str, Any]] = []
-        if self.file.is_file():
+        if not self.file.is_file():
+            return
+        try:
             self.rows = json.loads(self.file.read_text(encoding="utf-8"))["rows"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"--out: {self.file} cannot be read ({type(error).__name__}: {error}): restore it, "
+                "or give another folder"
+            ) from error
 
     @property
     def file(self) -> Path:
@@ -119,7 +136,22 @@ class Pool:
         Args:
             time_limit: in seconds. What would not end in time, by the longest job of its phase so
                 far, is not started; what runs when the time is over is stopped.
+
+        Raises:
+            ConfigError: another call runs in the same folder.
         """
+        self.work.mkdir(parents=True, exist_ok=True)
+        try:
+            held = FileLock(self.work / "lock").acquire(timeout=0)
+        except Timeout:
+            raise ConfigError(
+                f"--work: {self.work} is being run by another call: wait until it ends, or name "
+                "other folders with --out and --work"
+            ) from None
+        with held:
+            self._run_all(time_limit)
+
+    def _run_all(self, time_limit: float | None) -> None:
         ends = math.inf if time_limit is None else time.monotonic() + time_limit
         try:
             while (waiting := list(self._ready())) or self._running:
@@ -174,10 +206,10 @@ class Pool:
             split = "validation" if job.phase == "untrained" else "test"
             if scores.evaluated(folder.evals, "native", split):
                 return None
-            return ["-m", "src.evaluate", *asked_untrained(grid, job), f"out={folder.evals}"]
+            return ["-m", "src.evaluate", *asked_untrained(grid, job), _place("out", folder.evals)]
         if not _trained(folder) or self._lost(job, folder):
             if whole_checkpoints(folder):
-                return ["-m", "src.train", f"resume={folder.path}"]
+                return ["-m", "src.train", _place("resume", folder.path)]
             # Later ones win: an experiment names a scaling.
             return [
                 *("-m", "src.train", *grid.trained(job.method).settings),
@@ -186,12 +218,12 @@ class Pool:
                 *(
                     f"budget={job.budget}",
                     f"seed={job.seed}",
-                    f"run_dir={folder.path}",
+                    _place("run_dir", folder.path),
                     "eval=none",
                 ),
             ]
         # Untrained models have rows of their own; drift is measured from the native one.
-        asked = [f"run={folder.path}", "stages=last_alone"]
+        asked = [_place("run", folder.path), "stages=last_alone"]
         # Further seeds of what was chosen are tested alone.
         further = job.phase == "final" and job.seed != grid.seeds[0]
         if not further and not scores.evaluated(folder.evals, "final", "validation"):
@@ -199,7 +231,7 @@ class Pool:
         if job.phase == "final" and not scores.evaluated(folder.evals, "final", "test"):
             return ["-m", "src.evaluate", *asked, "eval=test", *model.test]
         if job.phase == "measure" and not scores.measured(folder.evals):
-            asked = [f"run={folder.path}", "stages=last"]
+            asked = [_place("run", folder.path), "stages=last"]
             return ["-m", "src.evaluate", *asked, "eval=measures", *model.measures]
         return None
 
@@ -353,6 +385,12 @@ def parts(jobs: int, devices: Sequence[str]) -> list[Share]:
             own[GPU_SHARE] = repr(1 / jobs)
         made.append(Share(own, share.cores))
     return made
+
+
+def _place(key: str, folder: Path) -> str:
+    """A setting that names a folder, in quotes if Hydra would not read it."""
+    text = str(folder)
+    return f"{key}={text if _PLAIN.fullmatch(text) else process.quoted(text)}"
 
 
 def _trained(folder: RunFolder) -> bool:

@@ -116,7 +116,7 @@ class Comparison:
     def parts(self) -> dict[str, list[str]]:
         """What is compared: heads of columns, with the tasks that are averaged there."""
         short = {"short average": self.short_tasks} if self.short_tasks else {}
-        return short | {f"RULER {n // 1024}K": self.ruler_tasks(n) for n in self.lengths}
+        return short | {f"RULER {thousands(n)}": self.ruler_tasks(n) for n in self.lengths}
 
     def headline(self, grid: Grid) -> list[Line]:
         """Of the first table: native, scalings untrained but the floor, the headline methods."""
@@ -179,7 +179,7 @@ class Comparison:
                     f"{100 * line.tested.mean([task])[0]:.0f}" if line.able([task]) else "-"
                     for line in self.lines
                 ]
-                yield f"| {match['task']} | {length // 1024}K | {' | '.join(cells)} |"
+                yield f"| {match['task']} | {thousands(length)} | {' | '.join(cells)} |"
 
     def goals(self, native_window: int) -> Iterator[str]:
         """Every line in percent of the native model: short, and RULER within the native window."""
@@ -237,7 +237,7 @@ def first_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
 def _columns(row: Row) -> tuple[list[str], list[str], list[str]]:
     """What the validation of a row has: short tasks, RULER's lengths, and the heads of both."""
     tasks, lengths = list(row["validation"]["short"]), list(row["validation"]["ruler"])
-    return tasks, lengths, [*tasks, *(f"RULER {int(length) // 1024}K" for length in lengths)]
+    return tasks, lengths, [*tasks, *(f"RULER {thousands(int(length))}" for length in lengths)]
 
 
 def _values(values: Mapping[str, Any], tasks: Any, lengths: Any) -> str:
@@ -307,7 +307,7 @@ def measures_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]
     measured = list(measured_models(grid, model, rows))
     lengths = sorted({n for _, _, role, of in measured for n in of["longppl"][role]}, key=int)
     keys = measured[0][3]["keys"]
-    heads = [f"LongPPL {int(n) // 1024}K, {keys[n]} keys" for n in lengths]
+    heads = [f"LongPPL {thousands(int(n))}, {keys[n]} keys" for n in lengths]
     heads += ["logits", "attention", "hidden states"]
     yield f"| method | scaling | {' | '.join(heads)} |"
     yield "|---|---|" + "--:|" * len(heads)
@@ -331,7 +331,7 @@ def answers_table(grid: Grid, model: str, rows: Sequence[Row]) -> Iterator[str]:
     measured = list(measured_models(grid, model, rows))
     found = [of["needle_depth"].get(role, {}) for _, _, role, of in measured]
     lengths = sorted({n for values in found for n in values}, key=int)
-    needles = (f"needles {int(n) // 1024}K" for n in lengths)
+    needles = (f"needles {thousands(int(n))}" for n in lengths)
     heads = ["after examples", *needles, "papers", "native mistakes repeated"]
     yield f"| method | scaling | {' | '.join(heads)} |"
     yield "|---|---|" + "--:|" * len(heads)
@@ -353,7 +353,7 @@ def validation_tasks_table(grid: Grid, model: str, rows: Sequence[Row]) -> Itera
     ranked = sorted(mine, key=lambda row: -(choice(rows, row, grid.floor) or 0.0))
     tasks = sorted(ranked[0]["validation"]["tasks"], key=_by_length)
     lengths = sorted({n for row in ranked for n in row["validation"].get("copied", {})}, key=int)
-    heads = [*map(_short_name, tasks), *(f"copied {int(n) // 1024}K" for n in lengths)]
+    heads = [*map(_short_name, tasks), *(f"copied {thousands(int(n))}" for n in lengths)]
     yield f"| method | settings | tokens | {' | '.join(heads)} |"
     yield "|---|---|--:|" + "--:|" * len(heads)
 
@@ -380,7 +380,12 @@ def _by_length(task: str) -> tuple[int, str]:
 
 def _short_name(task: str) -> str:
     length, name = _by_length(task)
-    return f"{name.removeprefix('niah_')} {length // 1024}K"
+    return f"{name.removeprefix('niah_')} {thousands(length)}"
+
+
+def thousands(tokens: int) -> str:
+    """A length as tables have it: `4K`, or in full where that would not be exact."""
+    return f"{tokens:,}" if tokens % 1024 else f"{tokens // 1024}K"
 
 
 def _settings(row: Row) -> str:
@@ -395,7 +400,7 @@ def regions(grid: Grid, rows: Sequence[Row], folder: Path) -> dict[str, list[str
     made: dict[str, list[str]] = {}
     for model, about in grid.models.items():
         phases = {row["phase"] for row in rows if row["model"] == model}
-        if "untrained" in phases:
+        if grid.floor in {row["scaling"] for row in untrained(rows, model)}:
             made[f"{model} untrained"] = list(untrained_table(grid, model, rows))
             made[f"{model} missing"] = list(missing(grid, model, rows))
         if "search" in phases:

@@ -30,11 +30,11 @@ class Share:
 def arguments(task: Task) -> list[str]:
     """The arguments of `python -m src.train`; a run with a complete checkpoint is resumed."""
     if whole_checkpoints(RunFolder(task.run_dir)):
-        return [f"resume={_quoted(str(task.run_dir))}"]
+        return [f"resume={quoted(str(task.run_dir))}"]
     sweep = {f"+sweep.{key}": value for key, value in vars(task.sweep).items()}
     settings = {"run_dir": str(task.run_dir), **sweep}
-    quoted = {key: _quoted(v) if isinstance(v, str) else v for key, v in settings.items()}
-    return [*task.overrides, *(f"{key}={value}" for key, value in quoted.items())]
+    typed = {key: quoted(v) if isinstance(v, str) else v for key, v in settings.items()}
+    return [*task.overrides, *(f"{key}={value}" for key, value in typed.items())]
 
 
 def start(task: Task, share: Share) -> subprocess.Popen[bytes]:
@@ -78,7 +78,7 @@ class Binding:
             os.sched_setaffinity(0, self._cores)
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
     """A quoted string, so that Hydra does not parse it."""
     escaped = text.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"

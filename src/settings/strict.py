@@ -197,7 +197,7 @@ def _locate(cls: type, loc: Sequence[str | int]) -> tuple[list[str], Any]:
         member = isinstance(part, str) and len(kinds) > 1
         if member or not (
             isinstance(part, int)
-            or any(is_dataclass(k) or typing.get_origin(k) is dict for k in kinds)
+            or any(is_dataclass(k) or typing.get_origin(k) in (dict, Mapping) for k in kinds)
         ):
             # pydantic's name for a member of a union, such as dict[str,int].
             named = str(part).partition("[")[0]
@@ -225,7 +225,7 @@ def _children(kind: Any, part: str | int) -> list[Any]:
     if isinstance(kind, type) and is_dataclass(kind):
         hint = typing.get_type_hints(kind, include_extras=True).get(str(part))
         return _variants(hint) if hint is not None else []
-    if typing.get_origin(kind) is dict:
+    if typing.get_origin(kind) in (dict, Mapping):
         return _variants(typing.get_args(kind)[1])
     if typing.get_origin(kind) is tuple:
         return _variants(typing.get_args(kind)[0])

@@ -158,6 +158,15 @@ def test_the_best_scalings_are_kept_wherever_they_stand() -> None:
     assert searched == {("ntk", "a"), ("ntk", "b"), ("yarn", "a"), ("yarn", "b"), ("linear", "b")}
 
 
+def test_a_number_of_nothing_is_above_one_below() -> None:
+    rows = [
+        {**done(Job("untrained", "m", "linear"), 0.1, 0.0), "native": NATIVE},
+        {**done(Job("untrained", "m", "yarn"), 0.0, 0.0), "native": NATIVE},
+    ]
+    assert scores.choice(rows, rows[0], "linear") == 0.0
+    assert phases.kept_scalings(grid(), "m", rows) == ["linear"]
+
+
 def test_a_method_goes_on_with_its_best_cell_and_the_upper_half_with_all() -> None:
     at = {("ntk", "a"): 0.45, ("ntk", "b"): 0.2, ("yarn", "a"): 0.25, ("yarn", "b"): 0.15}
     of = grid(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 from benchmarks.study import pictures, running, tables
 from benchmarks.study.__main__ import DOCUMENTS, RESULTS, main
@@ -39,6 +40,7 @@ from src.results import (
     TaskResult,
 )
 from src.run_folder import RunFolder, write_json
+from src.settings.strict import ConfigError
 from tests.conftest import ROOT
 
 GRID = ROOT / "benchmarks" / "study" / "quick.yaml"
@@ -368,6 +370,39 @@ def test_a_run_that_was_cut_off_is_resumed(tmp_path: Path, tiny_config: dict[str
     assert pool.command(job) is None
     folder.export().rmdir()
     assert pool.command(job) == typed, "a model that is gone is trained again"
+
+
+def test_folders_that_hydra_would_not_read_are_quoted(tmp_path: Path, compose_plain: Any) -> None:
+    work = tmp_path / "two words, é"
+    pool = Pool(Grid.load(GRID), Results(tmp_path, None), work)
+    untrained = pool.command(running.Job("untrained", "tiny", "yarn"))
+    trained = pool.command(
+        running.Job("search", "tiny", "yarn", "cpt_long", "16384", {"recipe.stages.cpt.lr": 0.001})
+    )
+    assert untrained is not None
+    assert trained is not None
+    assert compose_plain(*untrained[2:], name="evaluate")["out"].startswith(str(work))
+    assert compose_plain(*trained[2:])["run_dir"].startswith(str(work))
+
+
+def test_damaged_rows_and_a_second_call_are_refused(play: Play, tmp_path: Path) -> None:
+    (tmp_path / "runs.json").write_text('{"rows": [')
+    with pytest.raises(ConfigError, match=r"--out: .*runs.json cannot be read"):
+        Results(tmp_path, None)
+    (tmp_path / "runs.json").unlink()
+    pool = Pool(Grid.load(GRID), Results(tmp_path, None), tmp_path / "work", start=play)
+    with (
+        FileLock(tmp_path / "work" / "lock"),
+        pytest.raises(ConfigError, match="is being run by another call"),
+    ):
+        pool.run()
+    assert play.commands == []
+    pool.run()
+    assert play.commands
+
+
+def test_lengths_that_are_no_multiple_are_told_apart() -> None:
+    assert [tables.thousands(n) for n in (4096, 1500, 1024, 512)] == ["4K", "1,500", "1K", "512"]
 
 
 def test_the_parts_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
